@@ -1,6 +1,7 @@
 """The fine-tuning program: an encoder and labels in, a classifier and figures out."""
 
 import dataclasses
+import hashlib
 import time
 from typing import Any
 
@@ -8,12 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from afterimage import runtime
-from afterimage.data import eval_batches
-from afterimage.data.augment import make_augment
-from afterimage.errors import UserError
+from afterimage.data import ImageSet, Preprocessing, eval_batches
 from afterimage.evaluation.classification import classification_report
 from afterimage.manifest import encoder_manifest
-from afterimage.models import abstract_encoder
+from afterimage.models import ModelConfig, abstract_encoder
 from afterimage.runs import Run, write_json
 from afterimage.training.feed import Feed
 from afterimage.training.loop import Fit
@@ -27,19 +26,20 @@ from checkpoints.inspect import list_steps
 from checkpoints.store import Store
 from checkpoints.transfer import Report
 from checkpoints.trees import flatten, unflatten
+from finetune import anchors, shift, streams
 from finetune.artefact import head_entry
 from finetune.classifier import Classifier, HeadConfig, standardise
 from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
-from finetune.modes import Recipe, make_phases
+from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
 from finetune.scoring import Scorer, measures
+from finetune.selection import ORACLE, choose_rule, label_free
 from finetune.source import Source, adapt, load_weights, open_for
-from finetune.stage import Stage, describe
+from finetune.stage import describe
+from finetune.streams import Target, open_target
 from finetune.summary import FinetuneResult, write_run_report
-from finetune.terms import balanced_weights, cross_entropy
 from finetune.trainer import Trainer
 
-HEAD = "classes"
 _MOST_TO_STANDARDISE = 20_000
 _MOST_TRAIN_SCORED = 2_000
 
@@ -61,27 +61,43 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     source = Source.read(config.from_)
     splits = open_for(config, source.preprocessing)
     chosen = choose(config, splits)
+    target = open_target(config, source.preprocessing, chosen.class_names)
     with Run(config.out, kind="finetune", config=config) as run:
-        run.check_data(splits.train.name, splits.train.fingerprint)
+        run.check_data(*_identity(splits.train, target))
         run.write_skipped(splits.train.skipped)
         model, preprocessing = adapt(source.model, source.preprocessing, splits)
-        return _Program(config, run, source, chosen, model, preprocessing).run()
+        program = _Program(config, run, source, chosen, target, model, preprocessing)
+        return program.run()
 
 
 class _Program:
     """The pieces of one run, in the order they depend on each other."""
 
-    def __init__(self, config, run, source, chosen: Chosen, model, preprocessing):
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        run: Run,
+        source: Source,
+        chosen: Chosen,
+        target: Target | None,
+        model: ModelConfig,
+        preprocessing: Preprocessing,
+    ):
         self.config, self.folder, self.source = config, run, source
-        self.chosen, self.model = chosen, model
+        self.chosen, self.target, self.model = chosen, target, model
+        self.rule = choose_rule(config, chosen, target)
         self.info = abstract_encoder(model).feature_info
         self.mesh = make_mesh(config.devices)
         check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(chosen.train))
         self.head = HeadConfig(len(chosen.class_names), config.head, config.features)
+        source_head = anchors.source_head(config)
+        heads = {HEAD: self.head}
+        if source_head is not None:
+            heads[anchors.SOURCE_HEAD] = source_head[0]
         self.classifier, self.params, self.stats = Classifier.create(
             dataclasses.replace(model, remat=config.remat),
-            {HEAD: self.head},
+            heads,
             preprocessing,
             seed=config.seed,
             dtype=config.precision,
@@ -89,41 +105,36 @@ class _Program:
         )
         sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
         self.scorer = Scorer(self.classifier, HEAD, sweep)
-        self.stage = self._stage()
+        streams.check_statistics(config, self.stats["encoder"])
+        self._extend(source_head)
+        self.stage = make_stage(
+            config, self.classifier, self.params, self.terms, self.total
+        )
         self.stage.check(self.params, self.stats, self._batch_shapes())
         self.trainer = Trainer(
             self.stage, self.params, mesh=self.mesh, images=len(chosen.train)
         )
 
-    def _stage(self) -> Stage:
-        config, classes = self.config, len(self.chosen.class_names)
-        term = cross_entropy(
-            classes,
-            label_smoothing=config.label_smoothing,
-            class_weights=_class_weights(config, self.chosen),
-            head=HEAD,
-        )
-        recipe = Recipe(
-            encoder_lr=config.encoder_lr,
-            layer_decay=config.layer_decay,
-            unfreeze_stages=config.unfreeze_stages,
-            unfreeze=config.unfreeze,
-            head_steps=config.head_steps or max(1, self.total // 3),
-            head_lr=config.head_lr,
-        )
-        phases = make_phases(
-            config.mode, list(flatten(self.params)), (term,), self.total, config, recipe
-        )
-        supply = self.classifier.supply(make_augment(config.augment))
-        return Stage(phases=phases, supply=supply)
+    def _extend(self, source_head: Any) -> None:
+        """Parameters of the terms, the anchor, and the weights of examples."""
+        config = self.config
+        width = self.stats["heads"][HEAD]["mean"].size
+        self.terms = make_terms(config, self.chosen, self.head, width)
+        self.params |= own_params(self.terms)
+        if config.anchors:
+            kept = anchors.make_anchors(config, self.source, source_head)
+            self.stats["anchors"] = kept
+        if config.density_ratio != "none":
+            self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
 
     def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.config.batch_size // self.config.accumulate
-        shape = (size, *self.chosen.train.shape)
-        return {
-            "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        }
+        images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
+        number = jax.ShapeDtypeStruct((size,), jnp.int32)
+        shapes = {"image": images, "index": number, "label": number}
+        for stream in stream_names(self.config)[1:]:
+            shapes |= {f"{stream}/image": images, f"{stream}/index": number}
+        return shapes
 
     def run(self) -> FinetuneResult:
         config, run = self.config, self.folder
@@ -131,7 +142,7 @@ class _Program:
             run.path,
             keep_last=config.keep_last,
             keep_best=config.keep_best,
-            best="min" if config.select_by == "loss" else "max",
+            best="min" if self.rule.direction == "min" else "max",
             warn=self._say,
         )
         with store:
@@ -180,7 +191,33 @@ class _Program:
             self.stats,
             eval_batches(some, self.config.batch_size),
         )
+        self._prepare()
         return self._fresh()
+
+    def _prepare(self) -> None:
+        """What terms need of whole data sets before the first step."""
+        config, kept = self.config, self.stats.get("anchors")
+        if kept is not None and "heads" in kept["params"]:
+            # The source's head goes on from where it was, on its own features.
+            name = anchors.SOURCE_HEAD
+            for tree, part in ((self.params, "params"), (self.stats, "stats")):
+                tree["heads"][name] = jax.tree.map(jnp.copy, kept[part]["heads"][name])
+        if config.l2_sp_fisher:
+            assert kept is not None
+            kept["fisher"] = anchors.measure_fisher(
+                self.classifier, kept, self.chosen.train
+            )
+        if config.density_ratio != "none":
+            assert self.target is not None
+            weights = shift.example_weights(
+                config,
+                self.scorer,
+                (self.params, self.stats),
+                self.chosen.train,
+                self.target.images,
+            )
+            self._say(shift.describe_weights(config, weights))
+            self.stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
 
     def _train(self, state: State, store: Store, stop: StopSignal) -> State:
         config = self.config
@@ -192,9 +229,12 @@ class _Program:
             total=self.total,
             evaluate=self._evaluate,
             artefact=self._encoder,
-            best=config.select_by if self.chosen.validation is not None else None,
+            best=self.rule.metric,
         )
-        feed = Feed(self.chosen.train, options=config, mesh=self.mesh)
+        extra = {}
+        if self.target is not None and config.align:
+            extra[streams.TARGET] = self.target.images
+        feed = Feed(self.chosen.train, options=config, mesh=self.mesh, streams=extra)
         try:
             state = self.trainer.train(state, plan, feed, stop)
         finally:
@@ -209,7 +249,8 @@ class _Program:
         return averaged_params(state, partition), state["stats"], step
 
     def _evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
-        """Validation measures; without validation, those of the training images."""
+        """Validation measures; without validation, those of the training images. With
+        a target domain, what its predictions say without labels."""
         params, stats, _ = self._weights(state)
         images, prefix = self.chosen.validation, ""
         if images is None:
@@ -217,7 +258,18 @@ class _Program:
         logits = self.scorer.logits(params, stats, images, stop.check)
         assert images.labels is not None
         found = measures(logits, images.labels)
-        return {prefix + name: value for name, value in found.items()}
+        found = {prefix + name: value for name, value in found.items()}
+        if self.target is not None:
+            some = spaced(self.target.images, _MOST_TRAIN_SCORED)
+            found |= label_free(self.scorer.logits(params, stats, some, stop.check))
+        if self.rule.metric == ORACLE:
+            assert self.target is not None
+            assert self.target.oracle is not None
+            some = spaced(self.target.oracle, _MOST_TRAIN_SCORED)
+            logits = self.scorer.logits(params, stats, some, stop.check)
+            assert some.labels is not None
+            found[ORACLE] = measures(logits, some.labels)["accuracy"]
+        return found
 
     def _manifest(self, step: int) -> dict[str, Any]:
         trained = {
@@ -241,7 +293,7 @@ class _Program:
 
     def _selected(self, state: State, store: Store) -> tuple[Any, Any, int]:
         """(params, stats, step) of the step that the rule chooses."""
-        if self.chosen.validation is None:
+        if self.rule.metric is None:
             return self._weights(state)
         best = next((row for row in list_steps(self.folder.path) if row.best), None)
         if best is None or best.step == int(state["step"]):
@@ -252,54 +304,80 @@ class _Program:
         return unflatten(averaged), stats, step
 
     def _finish(self, state: State, store: Store) -> FinetuneResult:
-        run, chosen, config = self.folder, self.chosen, self.config
         params, stats, step = self._selected(state, store)
-        results: dict[str, Any] = {
+        results = self._results(step)
+        if self.config.label_shift != "none":
+            assert self.target is not None
+            params, results["label_shift"] = shift.correct_labels(
+                self.config, self.scorer, (params, stats), self.chosen, self.target
+            )
+        scored = {"validation": self.chosen.validation, "test": self.chosen.test}
+        if self.target is not None:
+            scored = {**scored, "test": self.target.test, "source": self.chosen.test}
+        for name, images in scored.items():
+            if images is not None:
+                logits = self.scorer.logits(params, stats, images)
+                results[name] = classification_report(
+                    logits,
+                    images.labels,
+                    self.chosen.class_names,
+                    seed=self.config.seed,
+                )
+        if self.folder.first:
+            self._write(params, stats, step, results)
+        return FinetuneResult.of(self.folder, complete=False, results=results)
+
+    def _results(self, step: int) -> dict[str, Any]:
+        """results.json without the scores."""
+        config = self.config
+        found: dict[str, Any] = {
             "mode": config.mode,
             "from": self.source.describe(),
             "seed": config.seed,
-            "training_images": len(chosen.train),
-            "classes": list(chosen.class_names),
+            "training_images": len(self.chosen.train),
+            "classes": list(self.chosen.class_names),
             "steps": self.total,
-            "selection": {"rule": chosen.rule, "step": step},
+            "selection": {"rule": self.rule.text, "step": step},
             "validation": None,
             "test": None,
             "runtime": runtime.fingerprint(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        for name in ("validation", "test"):
-            images = getattr(chosen, name)
-            if images is not None:
-                logits = self.scorer.logits(params, stats, images)
-                results[name] = classification_report(
-                    logits, images.labels, chosen.class_names, seed=config.seed
-                )
-        if run.first:
-            manifest = self._manifest(step)
-            write_encoder(
-                run.path / "encoder", params["encoder"], stats["encoder"], manifest
-            )
-            heads = {HEAD: head_entry(self.head, chosen.class_names)}
-            write_classifier(
-                run.path / "classifier", params, stats, {**manifest, "heads": heads}
-            )
-            run.metrics.flush()
-            write_run_report(
-                run, config, results, description=describe(self.stage, self.params)
-            )
-            # Last: its presence says that the run is complete.
-            write_json(run.path / "results.json", results)
-        return FinetuneResult.of(run, complete=False, results=results)
+        if self.target is not None:
+            found |= {"target": self.target.name, "source": None}
+        return found
+
+    def _write(self, params: Any, stats: Any, step: int, results: Any) -> None:
+        run, manifest = self.folder, self._manifest(step)
+        write_encoder(
+            run.path / "encoder", params["encoder"], stats["encoder"], manifest
+        )
+        heads = {HEAD: head_entry(self.head, self.chosen.class_names)}
+        kept = [
+            {"encoder": tree["encoder"], "heads": {HEAD: tree["heads"][HEAD]}}
+            for tree in (params, stats)
+        ]
+        write_classifier(run.path / "classifier", *kept, {**manifest, "heads": heads})
+        run.metrics.flush()
+        write_run_report(
+            run, self.config, results, description=describe(self.stage, self.params)
+        )
+        # Last: its presence says that the run is complete.
+        write_json(run.path / "results.json", results)
 
     def _introduce(self, began: int) -> None:
         chosen = self.chosen
-        test = f"{len(chosen.test):,} test images" if chosen.test else "no test images"
+        scored = chosen.test if self.target is None else self.target.test
+        test = f"{len(scored):,} test images" if scored else "no test images"
         lines = [
             f"{chosen.train.name}: {len(chosen.train):,} labelled training images of "
             f"{len(chosen.class_names)} classes, {test}",
-            f"step chosen by: {chosen.rule}",
+            f"step chosen by: {self.rule.text}",
             describe(self.stage, self.params),
         ]
+        if self.target is not None:
+            count = len(self.target.images)
+            lines.insert(1, f"target {self.target.name}: {count:,} unlabelled images")
         if began:
             lines.append(f"Continuing after step {began:,}")
         self._say("\n".join(lines))
@@ -322,17 +400,9 @@ def _transferred(report: Report) -> str:
     return "\n".join(line for line in lines if not line.startswith("loaded "))
 
 
-def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] | None:
-    if config.class_weights == "none":
-        return None
-    names, labels = chosen.class_names, chosen.train.labels
-    assert labels is not None
-    if config.class_weights == "balanced":
-        return balanced_weights(labels, len(names))
-    weights = tuple(float(w) for w in config.class_weights.split(","))
-    if len(weights) != len(names):
-        raise UserError(
-            f"class_weights has {len(weights)} numbers for {len(names)} classes: give "
-            f"one each, in the order {', '.join(names)}"
-        )
-    return weights
+def _identity(images: ImageSet, target: Target | None) -> tuple[str, str]:
+    """(name, fingerprint) of all images of a run."""
+    if target is None:
+        return images.name, images.fingerprint
+    both = f"{images.fingerprint} {target.fingerprint}".encode()
+    return f"{images.name} with {target.name}", hashlib.sha256(both).hexdigest()

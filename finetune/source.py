@@ -53,8 +53,10 @@ class Source:
         }
 
 
-def open_for(config: FinetuneConfig, stored: Preprocessing) -> Splits:
-    """The data at the size and channels the encoder was trained with.
+def open_for(
+    config: FinetuneConfig, stored: Preprocessing, spec: str | None = None
+) -> Splits:
+    """The data (or `spec`) at the size and channels the encoder was trained with.
 
     `config.image_size` and `config.channels` ask for others. Raises DataError where the
     images cannot be had so.
@@ -65,7 +67,7 @@ def open_for(config: FinetuneConfig, stored: Preprocessing) -> Splits:
         size = height
     channels = config.channels or stored.channels
     splits = open_data(
-        config.data,
+        spec or config.data,
         image_size=size,
         # 1 and 3 can be made from each other; other counts must be the data's own.
         channels=channels if channels in (1, 3) else None,
