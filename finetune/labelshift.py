@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from afterimage.errors import DataError
 
-Probabilities = Float[np.ndarray, "n c"]
+Probabilities = Float[np.ndarray, "_n c"]
 Frequencies = Float[np.ndarray, " c"]
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from afterimage import runtime
 from afterimage.data import ImageSet, Preprocessing, eval_batches
-from afterimage.evaluation.classification import classification_report
 from afterimage.manifest import encoder_manifest
 from afterimage.models import ModelConfig, abstract_encoder
 from afterimage.runs import Run, write_json
@@ -20,19 +19,17 @@ from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State, averaged_params
 from afterimage.training.sweep import Sweep, spaced
-from checkpoints.classifier import write_classifier
-from checkpoints.encoder import write_encoder
 from checkpoints.inspect import list_steps
 from checkpoints.store import Store
 from checkpoints.transfer import Report
 from checkpoints.trees import flatten, unflatten
 from finetune import anchors, shift, streams
-from finetune.artefact import head_entry
+from finetune.artefact import head_entry, write_artefacts
 from finetune.classifier import Classifier, HeadConfig, standardise
 from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
 from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
-from finetune.scoring import Scorer, measures
+from finetune.scoring import Scorer, measures, reports
 from finetune.selection import ORACLE, choose_rule, label_free
 from finetune.source import Source, adapt, load_weights, open_for
 from finetune.stage import describe
@@ -314,18 +311,18 @@ class _Program:
         scored = {"validation": self.chosen.validation, "test": self.chosen.test}
         if self.target is not None:
             scored = {**scored, "test": self.target.test, "source": self.chosen.test}
-        for name, images in scored.items():
-            if images is not None:
-                logits = self.scorer.logits(params, stats, images)
-                results[name] = classification_report(
-                    logits,
-                    images.labels,
-                    self.chosen.class_names,
-                    seed=self.config.seed,
-                )
-        if self.folder.first:
-            self._write(params, stats, step, results)
-        return FinetuneResult.of(self.folder, complete=False, results=results)
+        names, seed = self.chosen.class_names, self.config.seed
+        results |= reports(self.scorer, (params, stats), scored, names, seed=seed)
+        run = self.folder
+        if run.first:
+            entry = {HEAD: head_entry(self.head, names)}
+            write_artefacts(run.path, params, stats, self._manifest(step), entry)
+            run.metrics.flush()
+            description = describe(self.stage, self.params)
+            write_run_report(run, self.config, results, description=description)
+            # Last: its presence says that the run is complete.
+            write_json(run.path / "results.json", results)
+        return FinetuneResult.of(run, complete=False, results=results)
 
     def _results(self, step: int) -> dict[str, Any]:
         """results.json without the scores."""
@@ -338,32 +335,12 @@ class _Program:
             "classes": list(self.chosen.class_names),
             "steps": self.total,
             "selection": {"rule": self.rule.text, "step": step},
-            "validation": None,
-            "test": None,
             "runtime": runtime.fingerprint(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
         if self.target is not None:
-            found |= {"target": self.target.name, "source": None}
+            found["target"] = self.target.name
         return found
-
-    def _write(self, params: Any, stats: Any, step: int, results: Any) -> None:
-        run, manifest = self.folder, self._manifest(step)
-        write_encoder(
-            run.path / "encoder", params["encoder"], stats["encoder"], manifest
-        )
-        heads = {HEAD: head_entry(self.head, self.chosen.class_names)}
-        kept = [
-            {"encoder": tree["encoder"], "heads": {HEAD: tree["heads"][HEAD]}}
-            for tree in (params, stats)
-        ]
-        write_classifier(run.path / "classifier", *kept, {**manifest, "heads": heads})
-        run.metrics.flush()
-        write_run_report(
-            run, self.config, results, description=describe(self.stage, self.params)
-        )
-        # Last: its presence says that the run is complete.
-        write_json(run.path / "results.json", results)
 
     def _introduce(self, began: int) -> None:
         chosen = self.chosen

@@ -1,13 +1,17 @@
 """Logits of whole image sets, and what they are worth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
-from afterimage.evaluation.classification import confusion_matrix, macro_f1
+from afterimage.evaluation.classification import (
+    classification_report,
+    confusion_matrix,
+    macro_f1,
+)
 from afterimage.training.sweep import Sweep
 from finetune.classifier import Classifier
 
@@ -52,6 +56,26 @@ class Scorer:
             parts.append((function(params, stats, batch["image"]), mask))
             poll()
         return np.concatenate([np.asarray(out)[mask] for out, mask in parts])
+
+
+def reports(
+    scorer: Scorer,
+    model: tuple[Any, Any],
+    sets: Mapping[str, ImageSet | None],
+    class_names: Sequence[str],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """{name: `classification_report` of the set, or None where there is none}."""
+    found: dict[str, Any] = dict.fromkeys(sets)
+    for name, images in sets.items():
+        if images is not None:
+            assert images.labels is not None
+            logits = scorer.logits(*model, images)
+            found[name] = classification_report(
+                logits, images.labels, class_names, seed=seed
+            )
+    return found
 
 
 def measures(

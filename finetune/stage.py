@@ -111,13 +111,14 @@ class Stage:
         partitions: list[Partition | None] = []
         for phase in self.phases:
             try:
-                partitions.append(phase.partition(params))
+                partition = phase.partition(params)
             except UserError as error:
                 partitions.append(None)
                 problems.append(f"phase {phase.name!r}: {error}")
                 continue
-            problems += _conflicts(phase, partitions[-1], params)
-            problems += self._check_terms(phase, partitions[-1], params, stats, batch)
+            partitions.append(partition)
+            problems += _conflicts(phase, partition, params)
+            problems += self._check_terms(phase, partition, params, stats, batch)
         for (before, after), (old, new) in zip(
             pairwise(self.phases), pairwise(partitions)
         ):
