@@ -9,6 +9,7 @@ folder it came from.
 with heads where the source has a classifier that is asked for.
 """
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ from afterimage import runtime
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
 from afterimage.training.sweep import spaced
-from checkpoints.classifier import read_classifier
-from checkpoints.errors import CheckpointError, UsageError
+from checkpoints.classifier import FOLDER, read_classifier
+from checkpoints.errors import CheckpointError
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.context import Context
@@ -41,7 +42,9 @@ def source_head(config: FinetuneConfig) -> tuple[HeadConfig, Tree, Tree] | None:
         return None
     try:
         params, stats, manifest = read_classifier(config.from_)
-    except UsageError as error:
+    except CheckpointError as error:
+        if (pathlib.Path(config.from_) / FOLDER).is_dir():
+            raise  # there is one, and it is damaged
         wanted = " and ".join(config.needs_source_head)
         raise UserError(
             f"from={config.from_} has no classifier, and {wanted} compares with the "

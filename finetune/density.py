@@ -54,7 +54,9 @@ def effective_size(weights: Weights) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def _principal(source: Features, target: Features) -> tuple[Features, Features]:
+def _principal(
+    source: Features, target: Features
+) -> tuple[Float[np.ndarray, "_n k"], Float[np.ndarray, "_m k"]]:
     both = np.concatenate([source, target]).astype(np.float64)
     mean = both.mean(0)
     _, scale, basis = np.linalg.svd(

@@ -110,8 +110,13 @@ def load_weights(
     in `may_differ`.
     """
     expected = ("^heads/", *may_differ)
-    params, of_params = transfer(
-        {"encoder": source.params}, params, may_differ=expected
-    )
-    stats, of_stats = transfer({"encoder": source.stats}, stats, may_differ=expected)
-    return params, stats, {"params": of_params, "stats": of_stats}
+    loaded, reports = [], {}
+    for name, stored, tree in (
+        ("params", source.params, params),
+        ("stats", source.stats, stats),
+    ):
+        # What terms keep beside the model is none of the source's.
+        model = {part: tree[part] for part in ("encoder", "heads")}
+        model, reports[name] = transfer({"encoder": stored}, model, may_differ=expected)
+        loaded.append({**tree, **model})
+    return loaded[0], loaded[1], reports

@@ -16,9 +16,9 @@ from afterimage.training.state import init_state
 from afterimage.training.step import make_step
 from checkpoints.trees import flatten
 from finetune.boundary import migrate, moving_parts
+from finetune.context import Context
 from finetune.modes import Recipe, make_phases
 from finetune.stage import Stage, describe
-from finetune.context import Context
 from finetune.terms import Term, cross_entropy
 from finetune.terms.adversarial import cdan, dann
 from finetune.terms.anchored import l2, l2_sp

@@ -86,6 +86,7 @@ def test_everything_together_resumes_exactly(home, tmp_path):
     assert set(load_classifier(str(result.run)).params) == {"encoder", "heads"}
 
 
+@pytest.mark.slow
 def test_the_sources_own_head_is_an_anchor(home, tmp_path):
     """From a fine-tuned source: a strong hold on its outputs keeps them."""
     first = finetune(config(home, tmp_path / "first", mode="full", steps=6, lr=3e-3))
@@ -146,18 +147,27 @@ def test_decay_beside_l2_sp_is_refused(home, tmp_path):
         finetune(config(home, tmp_path / "run", mode="full", l2_sp=0.1))
 
 
-def test_batch_norm_needs_a_choice_and_joint_is_one_batch(home, tmp_path):
+def batch_normalised(home, folder):
+    """Settings of one aligned step from an encoder with BatchNorm."""
     model = ModelConfig("conv", (8, 8), 1, norm="batch", width=0.25)
-    source = make_encoder(tmp_path / "batch", model)
-    settings = {
-        "from_": source,
+    return {
+        "from_": make_encoder(folder / "batch", model),
         "mode": "full",
         "steps": 1,
         "target": dark(home),
         "align": ("coral",),
     }
+
+
+def test_batch_norm_between_two_domains_needs_a_choice(home, tmp_path):
     with pytest.raises(UserError, match="give --domain-statistics source"):
-        finetune(config(home, tmp_path / "none", **settings))
+        finetune(config(home, tmp_path / "run", **batch_normalised(home, tmp_path)))
+
+
+@pytest.mark.slow
+def test_each_choice_of_statistics_keeps_its_moments(home, tmp_path):
+    settings = batch_normalised(home, tmp_path)
+    source = settings["from_"]
     moments = {}
     for choice in ("source", "target", "joint", "frozen"):
         run = finetune(
