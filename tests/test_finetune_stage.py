@@ -387,7 +387,7 @@ def test_weights_of_examples_multiply_any_term_by_example():
     plain, term = cross_entropy(3), cross_entropy(3, examples="train/weight")
     params, stats = network()
     args = (params, stats, batch(0), jax.random.key(0), jnp.int32(0))
-    each, _ = plain.fn(Context(weighted(*args, ())).only(plain.reads, "each"))
+    each, _ = plain.fn(Context(weighted(*args, {"encoder"})).only(plain.reads, "each"))
     phase = dataclasses.replace(stage.phases[0], terms=(term,))
     total, (metrics, _) = Stage(phases=(phase,), supply=weighted).loss(0, params)(*args)
     assert float(total) == pytest.approx(float(jnp.mean(weights * each)), rel=1e-5)
