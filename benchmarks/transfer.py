@@ -101,7 +101,10 @@ def pretrained(run: Transfer, out: pathlib.Path, seed: int) -> str:
         epochs=None,
         tensorboard=False,
     )
-    with contextlib.redirect_stdout(io.StringIO()):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         pretrain(config)
     return str(folder)
 
@@ -132,7 +135,10 @@ def adapted(
         tensorboard=False,
         **settings,
     )
-    with contextlib.redirect_stdout(io.StringIO()):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         return dict(finetune(config).results)
 
 
