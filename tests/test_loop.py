@@ -132,7 +132,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_before_its_checkpoint(
         train(tmp_path / "run", images, evaluate=evaluate)
     assert Store(tmp_path / "run").steps() == [4, 8]
     with pytest.raises(Diverged, match="No checkpoint was saved yet"):
-        train(tmp_path / "first", images, evaluate=lambda *_: {"mse": float("inf")})
+        train(tmp_path / "first", images, loss=_nan_from(0), max_bad_steps=3)
 
 
 def test_no_checkpoint_amid_steps_that_are_not_finite(tmp_path, images):
