@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 import afterimage
 from afterimage import runtime
+from afterimage.data.sets import BadImage
 from afterimage.errors import UserError
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
@@ -185,11 +186,17 @@ class Run:
                 "added, removed or changed. Restore them, or start a new --out"
             )
 
-    def write_skipped(self, skipped: Any) -> None:
+    def write_skipped(self, skipped: Sequence[BadImage]) -> None:
         """Lists images that were left out, one line each: path, tab, reason."""
-        if skipped and self.first:
+        if not skipped:
+            return
+        path = self.path / "skipped.txt"
+        self.notes.append(
+            f"{len(skipped)} images were skipped; they are listed in {path}"
+        )
+        if self.first:
             lines = [f"{bad.path}\t{bad.reason}\n" for bad in skipped]
-            (self.path / "skipped.txt").write_text("".join(lines))
+            path.write_text("".join(lines))
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "--wandb needs the package: pip install 'afterimage[wandb]'"
+            "--wandb needs the package: pip install wandb (the [wandb] extra)"
         ) from error
     return wandb.init(
         project="afterimage",
