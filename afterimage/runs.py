@@ -147,16 +147,21 @@ class Run:
                 + "\nRepeat the command with the folder's settings to continue it, or "
                 "name another --out"
             )
-        self._note_machine(stored.get("runtime", {}))
+        self._note_machine(stored.get("runtime", {}), old)
 
-    def _note_machine(self, old: Mapping[str, Any]) -> None:
+    def _note_machine(self, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         now = runtime.fingerprint()
-        moved = [k for k in now if k in old and old[k] != now[k]]
+        moved = [(k, old[k], now[k]) for k in now if k in old and old[k] != now[k]]
+        moved += [
+            (f"--{k.replace('_', '-')}", config.get(k), self.config.get(k))
+            for k in ("devices", "steps_per_dispatch")
+            if config.get(k) != self.config.get(k)
+        ]
         if moved:
-            what = ", ".join(f"{k} {old[k]} -> {now[k]}" for k in moved)
+            what = ", ".join(f"{k} {before} -> {after}" for k, before, after in moved)
             self.notes.append(
-                f"This machine differs from the one that began the run ({what}): it "
-                "continues with the same batches, but not bit for bit"
+                "This machine, or its use, differs from that which began the run "
+                f"({what}): it continues with the same batches, but not bit for bit"
             )
 
     def _write_config(self, data: Mapping[str, Any] | None) -> None:

@@ -1,5 +1,6 @@
 """metrics.jsonl always, TensorBoard beside it, Weights & Biases where asked for."""
 
+import hashlib
 import json
 import math
 import os
@@ -130,9 +131,12 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
         raise UserError(
             "--wandb needs the package: pip install wandb (the [wandb] extra)"
         ) from error
+    # Two runs of one name in different folders are two runs.
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return wandb.init(
         project="afterimage",
-        id=folder.name,
+        id=f"{folder.name}-{place}",
+        name=folder.name,
         dir=str(folder),
         resume="allow",
         config=dict(config),
