@@ -42,7 +42,7 @@ def _shapes(config, build):
 
 
 def _models(*slow):
-    """Every model but VGG, whose maps are floored (test_known); large ones at leisure."""
+    """Every model but VGG (see test_known); large ones at leisure."""
     return [
         pytest.param(name, marks=pytest.mark.slow) if name in slow else name
         for name in models()
