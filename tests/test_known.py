@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 SIZES = ((32, 32), (65, 65), (96, 64))
 MODELS = (
     "resnet18",
-    "vgg11",
+    pytest.param("vgg11", marks=pytest.mark.slow),
     "vgg11_bn",
     pytest.param("resnet34", marks=pytest.mark.slow),
     pytest.param("resnet50", marks=pytest.mark.slow),
