@@ -93,7 +93,7 @@ def import_encoder(
     size = config.image_size
     content = {
         "model": config.to_dict(),
-        "preprocessing": Preprocessing(size, mean, std, len(mean)).to_dict(),
+        "preprocessing": Preprocessing(size, mean, std, config.channels).to_dict(),
         "feature_info": [
             dataclasses.asdict(info) for info in abstract_encoder(config).feature_info
         ],
@@ -119,8 +119,12 @@ def export_encoder(
     wrong = [] if config.name in KNOWN else [f"model {config.name}"]
     if "resnet" in config.name and config.stem_stride != 4:
         wrong.append(f"stem_stride={config.stem_stride}, not 4")
-    if config.norm not in ("frozen", "batch", "none"):
-        wrong.append(f"norm={config.norm}, not BatchNorm")
+    # VGG is published with and without BatchNorm, ResNet only with.
+    norms = ("frozen", "batch", *(() if "resnet" in config.name else ("none",)))
+    if config.norm not in norms:
+        wrong.append(f"norm={config.norm}, not one of {', '.join(norms)}")
+    if config.width != 1:
+        wrong.append(f"width={config.width}, not 1")
     if config.bottleneck is not None:
         wrong.append("a bottleneck")
     if pathlib.Path(out).suffix != ".safetensors":

@@ -1,30 +1,35 @@
 """The same network in PyTorch and here gives the same features, both ways."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from afterimage import load_encoder
+from afterimage import known, load_encoder
 from afterimage.__main__ import main
 from afterimage.errors import UserError
-from afterimage.known import export_encoder, import_encoder, read_weights
-from afterimage.models import ModelConfig, Network, build_encoder
+from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
+from afterimage.models.layers import Context
+from afterimage.models.norms import FrozenBatchNorm
 from checkpoints import tensors
+from tests import encoder_artefact
 from tests.encoder_artefact import pictures
-from tests.torchvision_models import build, feature_maps
+from tests.torchvision_models import (
+    NARROW,
+    SHAPES,
+    build,
+    feature_maps,
+    make_narrow,
+)
 
 torch = pytest.importorskip("torch")
 
-SIZES = ((32, 32), (65, 65), (96, 64))
-MODELS = (
-    "resnet18",
-    pytest.param("vgg11", marks=pytest.mark.slow),
-    "vgg11_bn",
-    pytest.param("resnet34", marks=pytest.mark.slow),
-    pytest.param("resnet50", marks=pytest.mark.slow),
-    pytest.param("vgg16", marks=pytest.mark.slow),
-    pytest.param("vgg16_bn", marks=pytest.mark.slow),
-)
+SIZES = ((65, 67), (96, 64))
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    make_narrow(monkeypatch)
 
 
 def _write(model, path):
@@ -46,21 +51,31 @@ def _assert_same_maps(model, encoder, sizes=SIZES):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_same_features_both_ways(name, tmp_path):
-    model = build(name, seed=0)
+def _assert_parity_both_ways(name, shapes, tmp_path, sizes=SIZES):
+    model = build(name, 0, shapes)
     path = _write(model, tmp_path / "x.safetensors")
     import_encoder(path, name, tmp_path / "encoder")
     encoder = load_encoder(tmp_path / "encoder")
-    _assert_same_maps(model, encoder)
+    _assert_same_maps(model, encoder, sizes)
     export_encoder(tmp_path / "encoder", tmp_path / "back.safetensors")
     back = tensors.decode((tmp_path / "back.safetensors").read_bytes(), "back")
-    other = build(name, seed=1)
+    other = build(name, 1, shapes)
     state = {k: torch.from_numpy(v.copy()) for k, v in back.items()}
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(key.startswith(("fc.", "classifier.")) for key in missing)
-    _assert_same_maps(other, encoder, SIZES[:1])
+    _assert_same_maps(other, encoder, sizes[:1])
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_the_same_features_both_ways(name, narrow, tmp_path):
+    _assert_parity_both_ways(name, NARROW, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_same_features_both_ways_as_published(name, tmp_path):
+    _assert_parity_both_ways(name, SHAPES, tmp_path, ((64, 64), (65, 33)))
 
 
 @pytest.mark.slow
@@ -70,34 +85,63 @@ def test_resnet50_at_its_own_size(tmp_path):
     _assert_same_maps(model, load_encoder(tmp_path / "e"), [(224, 224)])
 
 
-def test_frozen_batchnorm_has_no_parameter_and_does_not_move(tmp_path):
-    config = ModelConfig("resnet18", image_size=(32, 32), norm="frozen", stem_stride=4)
-    network, params, stats = Network.create(build_encoder(config, rngs=nnx.Rngs(0)))
-    assert "norm" not in params["stem"]
-    images = pictures(2, (32, 32)).astype(np.float32)
-    _, after = network.apply(params, stats, images, train=True)
-    np.testing.assert_array_equal(
-        after["stem"]["norm"]["mean"], stats["stem"]["norm"]["mean"]
-    )
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"name": "conv"}, "model conv"),
+        ({"name": "resnet18", "stem_stride": 1}, "stem_stride=1, not 4"),
+        ({"name": "resnet18", "norm": "none"}, "norm=none, not one of frozen, batch"),
+        ({"name": "resnet18", "norm": "rms"}, "norm=rms, not one of"),
+        ({"name": "resnet18", "norm": "batch", "width": 0.5}, "width=0.5, not 1"),
+        ({"name": "resnet18", "norm": "batch", "bottleneck": 3}, "a bottleneck"),
+    ],
+)
+def test_what_torchvision_lacks_is_not_exported(narrow, tmp_path, settings, complaint):
+    settings = {"width": 1.0, "image_size": (32, 32), "stem_stride": 4} | settings
+    encoder_artefact.write(tmp_path / "e", **settings)
+    with pytest.raises(UserError, match=complaint):
+        export_encoder(tmp_path / "e", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_the_commands(tmp_path, capsys):
-    path = _write(build("resnet18", seed=0), tmp_path / "x.pth")
+def test_frozen_batchnorm_is_a_constant_affine_map_in_training_too():
+    norm, rng = FrozenBatchNorm(3), np.random.default_rng(0)
+    scale, bias, mean = rng.normal(size=(3, 3)).astype(np.float32)
+    var = rng.uniform(0.5, 2, 3).astype(np.float32)
+    leaves = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+    for name, value in leaves.items():
+        getattr(norm, name)[...] = value
+    assert not nnx.state(norm, nnx.Param)
+    x = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
+    want = (x - mean) / np.sqrt(var + 1e-5)
+    want = want * scale + bias
+    for train in (True, False):
+        found = norm(jnp.asarray(x), Context(train=train))
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+    for name, value in leaves.items():
+        np.testing.assert_array_equal(getattr(norm, name)[...], value)
+
+
+def test_the_commands(narrow, tmp_path, capsys):
+    path = _write(build("resnet18", 0, NARROW), tmp_path / "x.pth")
     folder, back = str(tmp_path / "e"), str(tmp_path / "b.safetensors")
     arguments = ["checkpoints", "import", str(path), "--model", "resnet18"]
     main([*arguments, "--out", folder, "--image-size", "64"])
     assert "left out the classification head: fc.bias" in capsys.readouterr().out
     encoder = load_encoder(folder)
     assert encoder.preprocessing.mean == (0.485, 0.456, 0.406)
-    assert encoder.features(pictures(2, (80, 90))).shape == (2, 512)
+    assert encoder.features(pictures(2, (80, 90))).shape == (2, 16)
     main(["checkpoints", "export", folder, "--out", back])
     theirs = read_weights(path)
     for name, array in read_weights(back).items():
         np.testing.assert_array_equal(array, theirs[name])
 
 
-def test_every_mismatch_is_listed_and_the_right_model_named(tmp_path):
-    state = build("resnet18", seed=0).state_dict()
+def test_every_mismatch_is_listed_and_the_right_model_named(
+    narrow, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(known, "KNOWN", ("resnet18", "resnet34"))
+    state = build("resnet18", 0, NARROW).state_dict()
     weights = {k: v.numpy() for k, v in state.items()}
     path = tmp_path / "x.safetensors"
     path.write_bytes(tensors.encode(weights))
@@ -108,13 +152,17 @@ def test_every_mismatch_is_listed_and_the_right_model_named(tmp_path):
     path.write_bytes(tensors.encode(weights))
     with pytest.raises(UserError) as error:
         import_encoder(path, "resnet18", tmp_path / "e")
-    for part in ("missing bn1.bias", "unexpected odd", "conv1.weight is (64, 3, 3, 3)"):
+    for part in (
+        "missing bn1.bias",
+        "unexpected odd",
+        "conv1.weight is (64, 3, 3, 3), not (8, 3, 7, 7)",
+    ):
         assert part in str(error.value)
     assert not (tmp_path / "e").exists()
 
 
-def test_timms_vgg_heads_are_left_out(tmp_path):
-    state = build("vgg11", seed=0).state_dict()
+def test_timms_vgg_heads_are_left_out(narrow, tmp_path):
+    state = build("vgg11", 0, NARROW).state_dict()
     weights = {k: v.numpy() for k, v in state.items() if k.startswith("features.")}
     weights |= {n: np.zeros(2) for n in ("pre_logits.fc1.weight", "head.fc.weight")}
     path = tmp_path / "x.safetensors"

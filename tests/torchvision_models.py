@@ -1,6 +1,10 @@
 """torchvision's ResNet (v1.5) and VGG, with its names; random weights and moments."""
 
+import dataclasses
+
 import numpy as np
+
+from afterimage.models.config import PRESETS
 
 try:
     import torch
@@ -8,19 +12,38 @@ try:
 except ImportError:  # test_known skips itself
     torch = None
 
-DEPTHS = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
+_RESNET, _VGG = (64, 128, 256, 512), (64, 128, 256, 512, 512)
+# (widths, depths) as published.
+SHAPES = {
+    "resnet18": (_RESNET, (2, 2, 2, 2)),
+    "resnet34": (_RESNET, (3, 4, 6, 3)),
+    "resnet50": (_RESNET, (3, 4, 6, 3)),
+    "vgg11": (_VGG, (1, 1, 2, 2, 2)),
+    "vgg11_bn": (_VGG, (1, 1, 2, 2, 2)),
+    "vgg16": (_VGG, (2, 2, 3, 3, 3)),
+    "vgg16_bn": (_VGG, (2, 2, 3, 3, 3)),
+}
+# The same kinds of layers in the same places, in two narrow stages: every kind of block
+# and shortcut is there.
+NARROW = {
+    "resnet18": ((8, 16), (1, 2)),
+    "resnet50": ((8, 16), (2, 1)),
+    "vgg11": ((8, 16), (1, 2)),
+    "vgg16_bn": ((8, 16), (2, 1)),
 }
 
 
-def build(name, seed):
+def make_narrow(patch):
+    """Our models of these names are as narrow as `build(name, seed, NARROW)`'s."""
+    for name, (widths, depths) in NARROW.items():
+        narrow = dataclasses.replace(PRESETS[name], widths=widths, depths=depths)
+        patch.setitem(PRESETS, name, narrow)
+
+
+def build(name, seed, shapes=SHAPES):
     """A model in evaluation mode, its running moments drawn at random too."""
     torch.manual_seed(seed)
-    model = _resnet(name) if name.startswith("resnet") else _vgg(name)
+    model = (_resnet if name.startswith("resnet") else _vgg)(name, *shapes[name])
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
@@ -41,9 +64,10 @@ def feature_maps(model, images):
                     maps.append(x)
         else:
             x = nn.functional.max_pool2d(torch.relu(model.bn1(model.conv1(x))), 3, 2, 1)
-            for n in range(1, 5):
-                x = getattr(model, f"layer{n}")(x)
-                maps.append(x)
+            for name, layer in model.named_children():
+                if name.startswith("layer"):
+                    x = layer(x)
+                    maps.append(x)
     return [y.permute(0, 2, 3, 1).numpy() for y in maps]
 
 
@@ -73,13 +97,13 @@ def _block(i, width, stride, bottleneck):
     return block
 
 
-def _resnet(name):
-    bottleneck, i = name == "resnet50", 64
+def _resnet(name, widths, depths):
+    bottleneck, i = name == "resnet50", widths[0]
     model = nn.Module()
-    model.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-    model.bn1 = nn.BatchNorm2d(64)
-    for n, depth in enumerate(DEPTHS[name]):
-        width, blocks = 64 * 2**n, []
+    model.conv1 = nn.Conv2d(3, i, 7, 2, 3, bias=False)
+    model.bn1 = nn.BatchNorm2d(i)
+    for n, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        blocks = []
         for j in range(depth):
             blocks.append(_block(i, width, 2 if n and not j else 1, bottleneck))
             i = 4 * width if bottleneck else width
@@ -88,11 +112,9 @@ def _resnet(name):
     return model
 
 
-def _vgg(name):
+def _vgg(name, widths, depths):
     layers, i = [], 3
-    for o, depth in zip(
-        (64, 128, 256, 512, 512), DEPTHS[name.removesuffix("_bn")], strict=True
-    ):
+    for o, depth in zip(widths, depths, strict=True):
         for _ in range(depth):
             layers.append(nn.Conv2d(i, o, 3, padding=1))
             layers += [nn.BatchNorm2d(o)] if name.endswith("_bn") else []
