@@ -177,7 +177,7 @@ def test_a_config_that_cannot_work_says_why(wrong, says):
 
 def test_every_mismatch_is_reported_at_once():
     with pytest.raises(UserError, match=r"image_size.*channels.*norm"):
-        ModelConfig(image_size=(4, 4), channels=0, norm="none")
+        ModelConfig(image_size=(4, 4), channels=0, norm="odd")
 
 
 def test_unknown_config_fields_are_named():
