@@ -64,7 +64,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     chosen = choose(config, splits)
     with Run(config.out, kind="finetune", config=config) as run:
         run.check_data(splits.train.name, splits.train.fingerprint)
-        run.write_skipped(splits.train.skipped)
+        run.write_skipped(splits.skipped)
         model, preprocessing = adapt(source.model, source.preprocessing, splits)
         return _Program(config, run, source, chosen, model, preprocessing).run()
 
