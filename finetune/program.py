@@ -31,7 +31,7 @@ from finetune.labels import Chosen, choose
 from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
 from finetune.scoring import Scorer, measures, reports
 from finetune.selection import ORACLE, choose_rule, label_free
-from finetune.source import Source, adapt, load_weights, open_for
+from finetune.source import Source, adapt, check_scratch, load_weights, open_for
 from finetune.stage import describe
 from finetune.streams import Target, open_target
 from finetune.summary import FinetuneResult, write_run_report
@@ -56,12 +56,13 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     runtime.enable_compile_cache()
     source = Source.read(config.from_)
+    check_scratch(config, source.model)
     splits = open_for(config, source.preprocessing)
     chosen = choose(config, splits)
     target = open_target(config, source.preprocessing, chosen.class_names)
     with Run(config.out, kind="finetune", config=config) as run:
         run.check_data(*_identity(splits.train, target))
-        run.write_skipped(splits.train.skipped)
+        run.write_skipped(splits.skipped)
         model, preprocessing = adapt(source.model, source.preprocessing, splits)
         program = _Program(config, run, source, chosen, target, model, preprocessing)
         return program.run()

@@ -1,5 +1,6 @@
 """What a run is worth so far: loss, pictures and probes, the same way each time."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,10 +87,13 @@ class Evaluation:
 
         `loss` and `relative_loss` of the held-out images, corrupted as in training by
         the same draws every time; `effective_rank` of their features; where there are
-        labels `knn` and `ridge`, each beside `_raw_pixels` and `_untrained`.
+        labels `knn` and `ridge`, each beside `_raw_pixels` and `_untrained`. A loss
+        that is not finite comes alone.
         """
         loss = self.loss(params, stats, check)
         results = {"loss": loss, "relative_loss": loss / self.mean_image_loss}
+        if not math.isfinite(loss):  # the run has diverged: the loop ends it
+            return results
         if self.config.pictures:
             self._picture(params, stats, step)
 

@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from afterimage.errors import UserError
 from afterimage.models import layers, ops
 from afterimage.models.blocks import BasicBlock, ConvNeXtBlock, run_blocks
 from afterimage.models.config import FeatureInfo, ModelConfig
@@ -205,10 +206,21 @@ class Autoencoder(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
-        """The reconstruction, in the input's own scale."""
+        """The reconstruction, in the input's own scale.
+
+        Raises:
+            UserError: the encoder drops pixels at this size (VGG).
+        """
         context = Context(train=train)
         maps, switches = self.encoder.encode(images, context)
         code = maps[-1]
+        stride = self.encoder.feature_info[-1].stride
+        if code.shape[1:3] != tuple(-(-n // stride) for n in images.shape[1:3]):
+            raise UserError(
+                f"images of {images.shape[1:3]} px: {self.encoder.config.name} drops"
+                f" the pixels beyond multiples of {stride}, which no decoder can give"
+                " back; resize the images"
+            )
         if self.encoder.bottleneck is not None:
             code = self.encoder.vector(code)
         _, height, width, _ = images.shape

@@ -5,13 +5,13 @@ batch, and nothing moves when frozen. `batch` is for imported weights and refere
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from afterimage.models import ops
 from afterimage.models.layers import Context, constant
 
 EPSILON = 1e-6
@@ -33,7 +33,10 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         power = jnp.square(wide).mean(-1, keepdims=True)
         wide = wide * lax.rsqrt(power + EPSILON)
-        return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
+        return (
+            wide * ops.per_channel(self.scale[...], x)
+            + ops.per_channel(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -49,7 +52,10 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + EPSILON)
-        return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
+        return (
+            wide * ops.per_channel(self.scale[...], x)
+            + ops.per_channel(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -71,7 +77,10 @@ class GroupNorm(nnx.Module):
         wide = wide - wide.mean((1, 3), keepdims=True)
         wide = wide * lax.rsqrt(jnp.square(wide).mean((1, 3), keepdims=True) + EPSILON)
         wide = wide.reshape(x.shape)
-        return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
+        return (
+            wide * ops.per_channel(self.scale[...], x)
+            + ops.per_channel(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -101,16 +110,58 @@ class BatchNorm(nnx.Module):
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         shift = self.bias[...] - mean * factor
-        y = x.astype(jnp.float32) * _row(factor, x) + _row(shift, x)
+        y = x.astype(jnp.float32) * ops.per_channel(factor, x) + ops.per_channel(
+            shift, x
+        )
         return y.astype(x.dtype)
 
 
-def _row(vector: Any, x: Array) -> Array:
-    """A vector of channels, shaped to multiply x without rank promotion."""
-    return vector[...].reshape((1,) * (x.ndim - 1) + (-1,))
+class FrozenBatchNorm(nnx.Module):
+    """y = scale (x - mean) / sqrt(var + 1e-5) + bias, all four constants.
+
+    As torchvision's FrozenBatchNorm2d: nothing learns and nothing moves, in training
+    too. For imported weights; freshly made it is the identity.
+    """
+
+    def __init__(self, c: int, *, scale: float = 1.0):
+        # A constant zero could never be learned away from, so `scale` is not heeded.
+        del scale
+        self.scale = nnx.BatchStat(constant(1.0, c))
+        self.bias = nnx.BatchStat(constant(0.0, c))
+        self.mean = nnx.BatchStat(constant(0.0, c))
+        self.var = nnx.BatchStat(constant(1.0, c))
+
+    def __call__(
+        self, x: Float[Array, "*n c"], context: Context
+    ) -> Float[Array, "*n c"]:
+        del context
+        factor = self.scale[...] * lax.rsqrt(self.var[...] + 1e-5)
+        shift = self.bias[...] - self.mean[...] * factor
+        y = x.astype(jnp.float32) * ops.per_channel(factor, x) + ops.per_channel(
+            shift, x
+        )
+        return y.astype(x.dtype)
 
 
-KINDS = {"rms": RMSNorm, "layer": LayerNorm, "group": GroupNorm, "batch": BatchNorm}
+class NoNorm(nnx.Module):
+    """The identity: VGG as first published."""
+
+    def __init__(self, c: int, *, scale: float = 1.0):
+        del c, scale
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        del context
+        return x
+
+
+KINDS = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "group": GroupNorm,
+    "batch": BatchNorm,
+    "frozen": FrozenBatchNorm,
+    "none": NoNorm,
+}
 
 
 def make_norm(kind: str, c: int, *, scale: float = 1.0) -> nnx.Module:
