@@ -124,6 +124,9 @@ class _Program:
             self.stats["anchors"] = kept
         if config.density_ratio != "none":
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
+        if config.label_shift != "none":
+            # Raises before the first step what would else be found after the last.
+            shift.source_frequencies(self.chosen)
 
     def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.config.batch_size // self.config.accumulate
@@ -140,7 +143,7 @@ class _Program:
             run.path,
             keep_last=config.keep_last,
             keep_best=config.keep_best,
-            best="min" if self.rule.direction == "min" else "max",
+            best=self.rule.direction,
             warn=self._say,
         )
         with store:

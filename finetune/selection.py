@@ -13,6 +13,7 @@ last        the last step
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from finetune.labels import Chosen
 from finetune.labelshift import softmax
 from finetune.streams import Target
 
-LABEL_FREE = {
+LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
     "entropy": ("min", "lowest mean entropy"),
     "infomax": ("max", "highest mutual information"),
     "snd": ("max", "highest soft neighbourhood density"),
@@ -38,7 +39,7 @@ class Rule:
 
     metric: str | None
     """The evaluation metric by which a step is best; None takes the last."""
-    direction: str
+    direction: Literal["min", "max"]
     text: str
 
 

@@ -50,6 +50,12 @@ def describe_weights(config: FinetuneConfig, weights: np.ndarray) -> str:
     )
 
 
+def source_frequencies(chosen: Chosen) -> Float[np.ndarray, " c"]:
+    """The training images' class frequencies; DataError where one has none."""
+    assert chosen.train.labels is not None
+    return frequencies(chosen.train.labels, len(chosen.class_names))
+
+
 def correct_labels(
     config: FinetuneConfig,
     scorer: Scorer,
@@ -63,12 +69,10 @@ def correct_labels(
     the training images, which flatters the classifier: the record says which.
     """
     params, stats = model
-    train = chosen.train
-    assert train.labels is not None
-    known = frequencies(train.labels, len(chosen.class_names))
+    known = source_frequencies(chosen)
     some = spaced(target.images, _MOST_TARGET)
     of_target = softmax(scorer.logits(params, stats, some))
-    held = chosen.validation if chosen.validation is not None else train
+    held = chosen.validation if chosen.validation is not None else chosen.train
     if config.label_shift == "bbse":
         assert held.labels is not None
         of_source = softmax(scorer.logits(params, stats, held))

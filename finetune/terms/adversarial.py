@@ -38,7 +38,7 @@ def _reversed(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def ramp(progress: Array) -> Array:
-    """λ = 2 / (1 + e^(−10p)) − 1 in [0, 1), p in [0, 1] (Ganin et al. 2016, §5.2).
+    """λ = 2 / (1 + e^(−10p)) − 1 in [0, 1), p in [0, 1] (Ganin et al. 2016).
 
     What the reversed gradient is multiplied by; the discriminator learns at full rate.
     """
@@ -85,8 +85,8 @@ def dann(
 
     D is a `Discriminator` on what the head reads (`width` features), R_λ the reversal
     with λ by `ramp` over the phase, so that the encoder climbs what D descends (Ganin
-    et al. 2016, "Domain-adversarial training", Eq. 9 and §5.2). Two examples of chance:
-    the value log 2, the metric `dann_told` 0.5.
+    et al. 2016, "Domain-adversarial training of neural networks"). At chance the value
+    is log 2, and the metric `dann_told` (the share of domains it tells) 0.5.
     """
     name = "dann"
     network, params, _ = Network.create(
