@@ -22,7 +22,6 @@ from afterimage.models import (
     ModelConfig,
     Network,
     abstract_encoder,
-    build_autoencoder,
 )
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
@@ -38,6 +37,7 @@ from checkpoints.encoder import write_encoder
 from checkpoints.store import Store
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import Evaluation
+from pretrain.objectives import make_objective
 from pretrain.reconstruction import Reconstruction
 from pretrain.summary import PretrainResult, write_run_report
 
@@ -81,7 +81,8 @@ class _Program:
         # Of all training images, whatever part is held out: the same for every seed.
         self.preprocessing = _preprocessing(self.source)
         self.model = _model_config(config, self.train)
-        module = build_autoencoder(self.model, rngs=nnx.Rngs(config.seed))
+        objective = make_objective(config, self.model)
+        module = objective.build(nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.partition = split_groups(params)
         self.optimiser = make_optimiser(config, self.partition)
@@ -96,7 +97,9 @@ class _Program:
             ),
             self.mesh,
         )
-        self.reconstruction = Reconstruction(config, network, self.preprocessing)
+        self.reconstruction = Reconstruction(
+            config, objective, network, self.preprocessing
+        )
         self.encoder, self.info = _encoder_network(self.model, config.precision)
 
     def run(self) -> PretrainResult:
@@ -166,7 +169,8 @@ class _Program:
 
         def relative(metrics: Mapping[str, Any]) -> Mapping[str, float]:
             """1 is no better than predicting the training images' mean, 0 perfect."""
-            return {"relative_loss": metrics["loss"] / evaluation.mean_image_loss}
+            loss = metrics.get("reconstruction", metrics["loss"])
+            return {"relative_loss": loss / evaluation.mean_image_loss}
 
         plan = Fit(
             run=self.folder,
@@ -198,7 +202,8 @@ class _Program:
             "steps": int(state["step"]),
             "of": self.total,
             "images": int(state["step"]) * config.batch_size,
-            "objective": config.loss,
+            "objective": config.objective,
+            "loss": config.loss,
             "target": config.target,
             "corruption": config.corruption,
             "corruption_strength": config.strength,
@@ -287,14 +292,7 @@ def _preprocessing(train: ImageSet) -> Preprocessing:
 def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
     height, width, channels = train.shape
     return ModelConfig(
-        name=config.model,
-        image_size=(height, width),
-        channels=channels,
-        norm=config.norm or "",
-        decoder=config.decoder or "",
-        bottleneck=config.bottleneck,
-        width=config.width,
-        remat=config.remat,
+        image_size=(height, width), channels=channels, **config.model_settings()
     )
 
 

@@ -2,6 +2,7 @@
 
 `rms`, `layer` and `group` keep no state: an image's result does not depend on its
 batch, and nothing moves when frozen. `batch` is for imported weights and references.
+`rms` and `layer` do not mix sites; `group` and `batch` do, and leave masked ones out.
 """
 
 import math
@@ -67,10 +68,10 @@ class GroupNorm(nnx.Module):
         self, x: Float[Array, "b h w c"], context: Context
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        wide = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
-        wide = wide - wide.mean((1, 3), keepdims=True)
-        wide = wide * lax.rsqrt(jnp.square(wide).mean((1, 3), keepdims=True) + EPSILON)
-        wide = wide.reshape(x.shape)
+        wide = x.astype(jnp.float32).reshape(b, h, w, self.groups, c // self.groups)
+        wide = wide - context.mean(wide, (1, 2, 4))
+        variance = context.mean(jnp.square(wide), (1, 2, 4))
+        wide = (wide * lax.rsqrt(variance + EPSILON)).reshape(x.shape)
         return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
 
 
@@ -93,11 +94,13 @@ class BatchNorm(nnx.Module):
         mean, var = self.mean[...], self.var[...]
         if context.train:
             wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-            n = x.size // x.shape[-1]
+            mean = context.mean(wide, axes).ravel()
+            square = context.mean(jnp.square(wide), axes).ravel()
+            var = jnp.maximum(square - jnp.square(mean), 0)
+            visible = context.visible(x)
+            n = x.size // x.shape[-1] if visible is None else visible.sum()
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * lax.stop_gradient(mean)
-            unbiased = lax.stop_gradient(var) * (n / max(n - 1, 1))
+            unbiased = lax.stop_gradient(var) * (n / jnp.maximum(n - 1, 1))
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         shift = self.bias[...] - mean * factor
