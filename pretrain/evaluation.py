@@ -66,6 +66,7 @@ class Evaluation:
 
         # One function for loss and pictures: compiling is most of a short run.
         self._look, self._features = sweep.jit(look), sweep.jit(features)
+        self._samples = sweep.jit(reconstruction.samples)
         self.mean_image_loss = self._mean_image_loss(spaced(train, _MEAN_IMAGES))
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
@@ -147,7 +148,11 @@ class Evaluation:
             _, found = self._look(params, stats, batch, self._key(number))
             views.append([np.asarray(view)[mask] for view in found])
         columns = [np.concatenate(view) for view in zip(*views)]
-        picture = draw_rows(dict(zip(self.reconstruction.rows, columns, strict=True)))
+        rows = dict(zip(self.reconstruction.rows, columns, strict=True))
+        samples = self._samples(params, stats, columns[0], self._key(0))
+        if samples is not None:
+            rows["samples"] = np.asarray(samples)
+        picture = draw_rows(rows)
         if self.run.first:
             write_png(picture, self.run.pictures / f"step-{step:07d}.png")
         self.run.metrics.picture(step, "reconstruction", picture)

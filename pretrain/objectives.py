@@ -4,10 +4,21 @@ from collections.abc import Mapping
 
 from afterimage.models import ModelConfig
 from pretrain.config import PretrainConfig
+from pretrain.contractive import Contractive
 from pretrain.masked import Masked
 from pretrain.plain import Plain
+from pretrain.quantised import Quantised
+from pretrain.sparse import Sparse
+from pretrain.variational import Variational
 
-OBJECTIVES: Mapping[str, type[Plain]] = {"plain": Plain, "masked": Masked}
+OBJECTIVES: Mapping[str, type[Plain]] = {
+    "plain": Plain,
+    "masked": Masked,
+    "variational": Variational,
+    "sparse": Sparse,
+    "vq": Quantised,
+    "contractive": Contractive,
+}
 
 
 def make_objective(config: PretrainConfig, model: ModelConfig) -> Plain:

@@ -95,6 +95,15 @@ class Reconstruction:
             return "input", "corrupted", "reconstruction"
         return "input", "reconstruction"
 
+    def samples(self, params: Tree, stats: Tree, pixels: Array, key: Array):
+        """As many pictures as `pixels` without an input; None where there are none.
+
+        What the loss leaves open (brightness, contrast) is that of `pixels`.
+        """
+        count = len(pixels)
+        output = self.objective.samples(self.network, params, stats, key, count)
+        return None if output is None else self.loss.pictures(output, pixels)
+
     def summarise(self, means: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics from the means of the measures; scalars."""
         means = dict(means)

@@ -20,6 +20,16 @@ from pretrain.program import pretrain
 EXTRA = {
     "plain": set(),
     "masked": {"visible_loss"},
+    "variational": {
+        "reconstruction",
+        "kl",
+        "kl_channel_max",
+        "kl_channel_median",
+        "active_channels",
+    },
+    "sparse": {"reconstruction", "active_share", "dead_channels"},
+    "vq": {"reconstruction", "commitment", "perplexity", "dead_codes"},
+    "contractive": {"reconstruction", "jacobian"},
 }
 
 
@@ -113,6 +123,23 @@ def test_masked_settings_train(tmp_path, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "changes"),
+    [
+        ("variational", {"bottleneck": 8, "loss": "bce", "free_bits": 0.1}),
+        ("variational", {"model": "conv-classic", "beta_warmup": 2}),
+        ("sparse", {"sparsity": "top-k", "precision": "bfloat16"}),
+        ("vq", {"model": "resnet18", "norm": "batch", "accumulate": 2}),
+        ("contractive", {"bottleneck": 4, "model": "conv-classic"}),
+        ("contractive", {"model": "convnext-atto", "remat": True}),
+    ],
+)
+def test_settings_of_the_others_train(tmp_path, objective, changes):
+    result = pretrain(config(tmp_path / "run", objective, steps=2, **changes))
+    assert np.isfinite(list(result.metrics.values())).all()
+
+
+@pytest.mark.slow
 def test_masked_pretraining_learns_what_is_not_seen(tmp_path):
     """Better than the mean image at masked pixels, which nothing but context tells."""
     changes = {"steps": 300, "eval_every": 300, "lr": 4e-3, "width": 0.5}
@@ -136,6 +163,10 @@ def test_settings_of_another_objective_are_refused_by_name():
         ("masked", {"mask_ratio": 1.0}, "mask_ratio=1.0"),
         ("masked", {"mask_ratio_max": 0.5}, "at least mask_ratio"),
         ("masked", {"mask_patch": 0}, "mask_patch=0"),
+        ("variational", {"beta": -1.0}, "beta=-1"),
+        ("variational", {"codes": 9}, "objective='vq'"),
+        ("sparse", {"sparsity_k": 0}, "sparsity_k=0"),
+        ("vq", {"codes": 1}, "codes=1"),
     ],
 )
 def test_settings_that_cannot_work_say_why(objective, changes, says):

@@ -25,6 +25,11 @@ class Encoded:
     size: tuple[int, int]
     """Height and width of the images."""
 
+    def with_code(self, code: Array) -> "Encoded":
+        """The same with another code in its place."""
+        # Decoders read the code, never the last map.
+        return dataclasses.replace(self, code=code)
+
 
 class NearestConv(nnx.Module):
     """Nearest up-sampling by r, then a 3x3 convolution."""

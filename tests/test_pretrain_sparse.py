@@ -1,0 +1,58 @@
+"""Sparse codes: exactly k channels a site, or an L1 that pulls to zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from afterimage.errors import UserError
+from afterimage.models import ModelConfig, Network
+from pretrain.config import PretrainConfig
+from pretrain.objectives import make_objective
+from pretrain.sparse import keep_largest
+
+MODEL = ModelConfig(image_size=(8, 8), channels=1, width=0.25, bottleneck=12)
+IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+
+
+def objective(**changes):
+    settings = {"data": "digits", "out": "x", "objective": "sparse"}
+    return make_objective(PretrainConfig(**settings | changes), MODEL)
+
+
+def test_the_largest_stay_and_carry_the_gradient():
+    code = jnp.array([[3.0, -9.0, 5.0, 1.0], [0.0, 2.0, -1.0, -2.0]])
+    kept = jnp.array([[3.0, 0.0, 5.0, 0.0], [0.0, 2.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(keep_largest(code, 2), kept)
+    slope = jax.grad(lambda code: keep_largest(code, 2).sum())(code)
+    expected = [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(slope, np.array(expected))
+
+
+def test_top_k_leaves_k_of_the_code():
+    sparse = objective(sparsity="top-k", sparsity_k=3)
+    network, params, stats = Network.create(sparse.build(nnx.Rngs(0)))
+    found = sparse.forward(network, params, stats, IMAGES, jax.random.key(0), None)
+    assert found.penalty is None
+    np.testing.assert_allclose(found.measures["share"].sum(1), 3 * np.ones(4))
+
+
+def test_l1_is_the_mean_size_of_the_code():
+    sparse = objective(sparsity_weight=0.5)
+    network, params, stats = Network.create(sparse.build(nnx.Rngs(0)))
+    found = sparse.forward(network, params, stats, IMAGES, jax.random.key(0), None)
+    (_, code), _ = network.apply(params, stats, IMAGES, method="coded")
+    assert code.shape == (4, 12)
+    np.testing.assert_allclose(found.penalty, 0.5 * np.abs(code).mean(1), rtol=1e-6)
+
+
+def test_metrics_count_the_silent():
+    found = objective().summarise({"share": np.array([0.5, 0.0, 0.25, 0.0])})
+    assert float(found["active_share"]) == 0.1875
+    assert int(found["dead_channels"]) == 2
+
+
+def test_more_channels_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"sparsity_k=13.*12"):
+        objective(sparsity="top-k", sparsity_k=13).build(nnx.Rngs(0))
