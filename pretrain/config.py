@@ -54,6 +54,17 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     huber: of its standard deviation; bce: nats, for pixels as probabilities; ssim: 84 %
     structural dissimilarity, 16 % l1 of pixels in [0, 1]."""
 
+    gradient_weight: float = 0.0
+    """Adds the mean size of the differences of neighbouring pixels of the error, times
+    this: edges count more."""
+
+    laplacian_weight: float = 0.0
+    """Adds the mean size of the error at every scale (a Laplacian pyramid), times
+    this."""
+
+    ssim_weight: float = 0.0
+    """Adds the structural dissimilarity, times this."""
+
     target: Literal["data", "image", "patch"] = "data"
     """What is reconstructed: images normalised by the data's statistics, or each image,
     or with objective=masked each patch, by its own mean and spread, so that brightness
@@ -95,13 +106,16 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
         from pretrain.corruptions import corruption_mistakes
         from pretrain.losses import loss_mistakes
 
-        found = loss_mistakes(self.loss, self.target)
+        found = loss_mistakes(self.loss, self.target, self.ssim_weight)
         found += corruption_mistakes(self.corruption, self.strength)
         if self.corruption == "none" and self.corruption_strength is not None:
             found.append(
                 f"corruption_strength={self.corruption_strength} without a corruption: "
                 "choose one, e.g. corruption='gaussian'"
             )
+        for name in ("gradient_weight", "laplacian_weight", "ssim_weight"):
+            if not getattr(self, name) >= 0:
+                found.append(f"{name}={getattr(self, name)}: at least 0")
         for name in ("probe_images", "pictures"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)}: at least 0")

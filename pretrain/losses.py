@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.models import ops
+from pretrain.multiscale import gradient, laplacian
 
 Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
 Target = Literal["data", "image", "patch"]
@@ -145,7 +146,9 @@ class ReconstructionLoss:
     """A reconstruction loss with its target space.
 
     `preprocessing` standardises the network's input; targets use the same statistics.
-    `patch` is the side of the squares that `target="patch"` normalises.
+    `patch` is the side of the squares that `target="patch"` normalises. The weighted
+    terms are added: of neighbouring differences and of a Laplacian pyramid of the
+    error, in units of the target (of pixels with `bce`), and 1 - SSIM of pixels.
     Raises UserError when loss and target do not go together.
     """
 
@@ -153,9 +156,12 @@ class ReconstructionLoss:
     target: str
     preprocessing: Preprocessing
     patch: int = 1
+    gradient_weight: float = 0.0
+    laplacian_weight: float = 0.0
+    ssim_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        mistakes = loss_mistakes(self.loss, self.target)
+        mistakes = loss_mistakes(self.loss, self.target, self.ssim_weight)
         if mistakes:
             raise UserError("\n".join(mistakes))
 
@@ -177,17 +183,32 @@ class ReconstructionLoss:
     def per_image(self, output: Images, target: Images, mask: Mask = None) -> PerImage:
         """Network output and target, [B,H,W,C] each -> loss of each image, [B].
 
-        With a mask only its pixels count; for `ssim`, which compares windows, the
-        others are taken from the target.
+        With a mask only its pixels count; for what compares more than single pixels,
+        the others are taken from the target.
         """
+        said = jax.nn.sigmoid(output) if self.loss == "bce" else output
+        if mask is not None:
+            said = jnp.where(mask[..., None], said, target)
+        total = self._loss(output, said, target, mask)
+        if self.gradient_weight:
+            total = total + self.gradient_weight * gradient(said - target)
+        if self.laplacian_weight:
+            total = total + self.laplacian_weight * laplacian(said - target)
+        if self.ssim_weight:
+            x, y = self._pixels(said), self._pixels(target)
+            total = total + self.ssim_weight * (1 - ssim(x, y))
+        return total
+
+    def _loss(self, output: Images, said: Images, target: Images, mask: Mask):
         if self.loss == "ssim":
-            if mask is not None:
-                output = jnp.where(mask[..., None], output, target)
-            x = self.preprocessing.denormalise(output)
-            y = self.preprocessing.denormalise(target)
+            x, y = self._pixels(said), self._pixels(target)
             return SSIM_WEIGHT * (1 - ssim(x, y)) + (1 - SSIM_WEIGHT) * l1(x, y)
         function = {"mse": mse, "l1": l1, "huber": huber, "bce": bce}[self.loss]
         return function(output, target, mask)
+
+    def _pixels(self, images: Images) -> Images:
+        """The target's space -> pixels in [0, 1], where it is not theirs already."""
+        return images if self.loss == "bce" else self.preprocessing.denormalise(images)
 
     def pictures(self, output: Images, pixels: Images) -> Images:
         """Network output -> pixels in [0, 1].
@@ -211,8 +232,8 @@ class ReconstructionLoss:
         return jnp.log(chance) - jnp.log1p(-chance)
 
 
-def loss_mistakes(loss: str, target: str) -> list[str]:
-    """What is wrong with this pair of settings, one sentence each; empty if nothing."""
+def loss_mistakes(loss: str, target: str, ssim_weight: float = 0.0) -> list[str]:
+    """What is wrong with these settings, one sentence each; empty if nothing."""
     mistakes = []
     if loss not in LOSSES:
         mistakes.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
@@ -222,6 +243,11 @@ def loss_mistakes(loss: str, target: str) -> list[str]:
         mistakes.append(
             f"loss={loss!r} compares pixels in [0, 1], which target={target!r} does "
             "away with. Use target='data', or loss 'mse', 'l1' or 'huber'."
+        )
+    if target in ("image", "patch") and ssim_weight:
+        mistakes.append(
+            f"ssim_weight={ssim_weight} compares pixels in [0, 1], which "
+            f"target={target!r} does away with. Use target='data'."
         )
     return mistakes
 

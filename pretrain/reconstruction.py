@@ -46,6 +46,9 @@ class Reconstruction:
             target=self.config.target,
             preprocessing=self.preprocessing,
             patch=patch_size(self.config, size) if masked else 1,
+            gradient_weight=self.config.gradient_weight,
+            laplacian_weight=self.config.laplacian_weight,
+            ssim_weight=self.config.ssim_weight,
         )
 
     def corrupt(self, key: Array, pixels: Array) -> Array:
