@@ -11,6 +11,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import numpy as np
 
@@ -44,6 +45,33 @@ def memory_set(count: int = 60_000) -> ImageSet:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
     return array_set(images, None, None, "random")
+
+
+def bare_gather(images: np.ndarray, size: int, count: int) -> float:
+    """The floor beneath the rows above: NumPy's gather of random rows, no pipeline."""
+    order = np.random.default_rng(0).permutation(len(images))
+    starts = [(step * size) % (len(images) - size) for step in range(count)]
+    began = time.perf_counter()
+    for start in starts:
+        images[order[start : start + size]]
+    return size * count / (time.perf_counter() - began)
+
+
+def bare_jpeg(files: list[pathlib.Path]) -> float:
+    """The same for JPEGs: libjpeg-turbo and a linear resize on all cores."""
+    import cv2
+    import simplejpeg
+
+    def decode(path: pathlib.Path) -> np.ndarray:
+        pixels = simplejpeg.decode_jpeg(path.read_bytes())
+        return cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_LINEAR)
+
+    cv2.setNumThreads(1)
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        began = time.perf_counter()
+        for _ in pool.map(decode, files * 4):
+            pass
+        return 4 * len(files) / (time.perf_counter() - began)
 
 
 def write_jpegs(folder: pathlib.Path) -> float:
@@ -86,15 +114,21 @@ def main() -> None:
         pictures.mkdir()
         bytes_each = write_jpegs(pictures)
         spec = f"folder:{pictures}"
+        files = sorted(pictures.iterdir())
         memory = memory_set()
+        pixels = np.ascontiguousarray(memory.images[:])
         lazy = open_data(spec, image_size=224, cache=False).train
         cached = open_data(spec, image_size=224).train
+        decoded = np.ascontiguousarray(cached.images[:])
         measures: dict[str, Callable[[], float]] = {
             "memory 32x32x3, batch 256": lambda: batches_rate(memory, 256, 3000, False),
+            "memory 32x32x3, bare NumPy": lambda: bare_gather(pixels, 256, 3000),
             "resident (indices only), batch 256": lambda: batches_rate(
                 memory, 256, 3000, True
             ),
             "JPEG 500x375 to 224, batch 64": lambda: batches_rate(lazy, 64, 60, False),
+            "JPEG 500x375 to 224, bare decoder": lambda: bare_jpeg(files),
+            "cache 224x224x3, bare NumPy": lambda: bare_gather(decoded, 64, 500),
             "cache 224x224x3, batch 64": lambda: batches_rate(cached, 64, 2000, False),
         }
         for name in ("shift", "crop-flip", "light"):

@@ -102,6 +102,12 @@ def row(
     }
 
 
+def read_results(name: str, *, folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
+    """The rows of NAME.json; none where it does not exist yet."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def write_results(
     name: str,
     rows: Sequence[Mapping[str, Any]],

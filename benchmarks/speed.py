@@ -1,6 +1,6 @@
 """Time of a training step against PyTorch and against plain Flax.
 
-    python -m benchmarks.speed            # every preset, batch 256 and 32
+    python -m benchmarks.speed            # every preset, batch 256 and 32: an hour
     python -m benchmarks.speed --only conv --rounds 3 --no-compile
 
 One process, rounds interleaved: each round times every variant once, so that a host
@@ -208,20 +208,26 @@ def main() -> None:
     parser.add_argument("--plain", action=flag, default=True, help="plain Flax")
     parser.add_argument("--write", action=flag, default=True, help="write results")
     args = parser.parse_args()
-    rows = [
-        row
-        for config in CASES
-        if not args.only or config.name in args.only
-        for batch in args.batch
-        for row in run_case(config, batch, args)
-    ]
-    if args.write:
-        notes = (
-            "One training step (forward, backward, AdamW) of the same network."
-            " `time_ratio_to_best_torch`: below 1 is faster than PyTorch."
-        )
-        path = results.write_results("speed", rows, title="Speed", notes=notes)
-        print(f"written: {path}")
+    for config in CASES:
+        if args.only and config.name not in args.only:
+            continue
+        for batch in args.batch:
+            rows = run_case(config, batch, args)
+            if args.write:
+                _write(rows)
+
+
+def _write(rows: list[dict[str, Any]]) -> None:
+    """In place of earlier rows of the same case on the same device; others stay."""
+    new = {(entry["row"], entry["device"]) for entry in rows}
+    earlier = results.read_results("speed")
+    kept = [e for e in earlier if (e["row"], e["device"]) not in new]
+    notes = (
+        "One training step (forward, backward, AdamW) of the same network."
+        " `time_ratio_to_best_torch`: below 1 is faster than PyTorch."
+    )
+    path = results.write_results("speed", kept + rows, title="Speed", notes=notes)
+    print(f"written: {path}", flush=True)
 
 
 if __name__ == "__main__":
