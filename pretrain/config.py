@@ -121,6 +121,8 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
                 found.append(f"{name}={getattr(self, name)}: at least 0")
         if self.target == "patch" and self.objective != "masked":
             found.append("target='patch' is for the patches of objective='masked'")
+        if self.target == "patch" and self.mask_patch == 1:
+            found.append("target='patch' leaves nothing of patches of mask_patch=1")
         if self.probe_k < 1:
             found.append(f"probe_k={self.probe_k}: at least 1")
         return found + self._model_problems()

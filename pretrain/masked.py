@@ -15,6 +15,15 @@ class Masked(Plain):
     FCMAE), section 3.1, where masked dense layers stand in for sparse ones, as here.
     """
 
+    def mistakes(self) -> list[str]:
+        patch, (height, width) = self.config.mask_patch, self.model.image_size
+        if patch is None or patch < max(height, width):
+            return []
+        return [
+            f"mask_patch={patch}: images of {height}x{width} pixels would be one "
+            "patch; take less than the longer side"
+        ]
+
     def forward(
         self,
         network: Network,

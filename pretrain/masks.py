@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from afterimage.errors import UserError
 from afterimage.models import ops
 from pretrain.options import ObjectiveOptions
 
@@ -20,17 +19,9 @@ def patch_size(options: ObjectiveOptions, image_size: tuple[int, int]) -> int:
 
     The default is a power of two, at least 2: 4 for 28 and 32 pixels, 32 for 224, where
     it is what SparK and MAE-like methods use.
-
-    Raises UserError where a patch leaves the image no other.
     """
-    if options.mask_patch is None:
-        return max(2, 2 ** int(math.log2(min(image_size) / 7)))
-    if options.mask_patch >= max(image_size):
-        raise UserError(
-            f"mask_patch={options.mask_patch}: images of {image_size[0]}x"
-            f"{image_size[1]} pixels would be one patch; take less than the longer side"
-        )
-    return options.mask_patch
+    usual = max(2, 2 ** int(math.log2(min(image_size) / 7)))
+    return options.mask_patch or usual
 
 
 def draw_mask(

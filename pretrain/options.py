@@ -99,6 +99,13 @@ class ObjectiveOptions:
                 found.append(f"{name}={getattr(self, name)}: at least 0")
         if self.sparsity_k < 1:
             found.append(f"sparsity_k={self.sparsity_k}: at least 1")
+        unread = {"l1": "sparsity_k", "top-k": "sparsity_weight"}.get(self.sparsity)
+        if unread is None:
+            found.append(f"sparsity={self.sparsity!r} is neither 'l1' nor 'top-k'")
+        elif getattr(self, unread) != getattr(ObjectiveOptions, unread):
+            found.append(f"sparsity={self.sparsity!r} does not read {unread}")
+        if self.mask not in ("random", "block"):
+            found.append(f"mask={self.mask!r} is neither 'random' nor 'block'")
         if self.codes < 2:
             found.append(f"codes={self.codes}: at least 2")
         return found

@@ -46,6 +46,10 @@ class Plain:
     config: PretrainConfig
     model: ModelConfig
 
+    def mistakes(self) -> list[str]:
+        """What cannot work with this model and size of images, one sentence each."""
+        return []
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """What is trained: has an `encoder`, that of `model`."""
         return Autoencoder(self.model, rngs=rngs)
@@ -65,7 +69,7 @@ class Plain:
         output, stats = network.apply(params, stats, inputs, train=train)
         return Pass(output, stats)
 
-    def summarise(self, means: Mapping[str, Array]) -> dict[str, Array]:
+    def summarise(self, means: Tree) -> dict[str, Any]:
         """Metrics from the means of the measures over images; scalars."""
         return dict(means)
 

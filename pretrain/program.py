@@ -16,6 +16,7 @@ from afterimage.data import (
     hold_out,
     open_data,
 )
+from afterimage.errors import UserError
 from afterimage.manifest import encoder_manifest
 from afterimage.models import (
     FeatureInfo,
@@ -29,6 +30,7 @@ from afterimage.training.groups import count_parameters, split_groups
 from afterimage.training.loop import Fit, fit
 from afterimage.training.mesh import check_batch, make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State, abstract, averaged_params, init_state
 from afterimage.training.step import make_step
@@ -62,6 +64,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         on_bad_image=config.on_bad_image,
         cache=config.cache,
     )
+    _check_data(config, splits)
     with Run(config.out, kind="pretrain", config=config) as run:
         run.check_data(splits.train.name, splits.train.fingerprint)
         run.write_skipped(splits.train.skipped)
@@ -76,7 +79,6 @@ class _Program:
         self.source = splits.train
         self.train, self.validation = _held_out(config, splits)
         self.mesh = make_mesh(config.devices)
-        check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(self.train))
         # Of all training images, whatever part is held out: the same for every seed.
         self.preprocessing = _preprocessing(self.source)
@@ -270,6 +272,21 @@ class _Program:
     def _say(self, text: str) -> None:
         if self.folder.first:
             print(text, flush=True)
+
+
+def _check_data(config: PretrainConfig, splits: Splits) -> None:
+    """Raises UserError, before there is a folder, for what this data cannot train."""
+    found = []
+    try:
+        check_batch(config.batch_size, config.accumulate, make_mesh(config.devices))
+    except UserError as error:
+        found.append(str(error))
+    try:
+        model = _model_config(config, splits.train)
+        found += make_objective(config, model).mistakes()
+    except UserError as error:
+        found.append(str(error))
+    check(found)
 
 
 def _held_out(

@@ -3,7 +3,7 @@
 van den Oord et al., "Neural Discrete Representation Learning" (2017).
 """
 
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ class Quantised(Plain):
         measures = {"use": use, "commitment": commitment}
         return Pass(output, stats, penalty=penalty, measures=measures)
 
-    def summarise(self, means: Mapping[str, Array]) -> dict[str, Array]:
+    def summarise(self, means: Tree) -> dict[str, Any]:
         """Perplexity of the use of codes (at most their number), codes not used."""
         use = means["use"]
         logs = jnp.log(jnp.maximum(use, 1e-12))

@@ -1,14 +1,13 @@
 """Sparse autoencoding: few channels of the code speak at a time."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.errors import UserError
-from afterimage.models import Autoencoder, ModelConfig, Network
+from afterimage.models import Autoencoder, ModelConfig, Network, abstract_encoder
 from afterimage.models.layers import Context
 from pretrain.plain import Pass, Plain, Tree
 
@@ -50,15 +49,20 @@ class Sparse(Plain):
     not cut: its features are dense, as Makhzani & Frey use them.
     """
 
+    @property
+    def k(self) -> int | None:
+        return self.config.sparsity_k if self.config.sparsity == "top-k" else None
+
+    def mistakes(self) -> list[str]:
+        width = abstract_encoder(self.model).num_features
+        if self.k is None or self.k <= width:
+            return []
+        return [
+            f"sparsity_k={self.k}: the code has {width} channels; keep fewer of them"
+        ]
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        k = self.config.sparsity_k if self.config.sparsity == "top-k" else None
-        module = SparseAutoencoder(self.model, k, rngs=rngs)
-        width = module.encoder.num_features
-        if k is not None and k > width:
-            raise UserError(
-                f"sparsity_k={k}: the code has {width} channels; keep fewer of them"
-            )
-        return module
+        return SparseAutoencoder(self.model, self.k, rngs=rngs)
 
     def forward(
         self,
@@ -82,7 +86,7 @@ class Sparse(Plain):
         share = jnp.mean(size > _SILENT, sites, dtype=jnp.float32)
         return Pass(output, stats, penalty=penalty, measures={"share": share})
 
-    def summarise(self, means: Mapping[str, Array]) -> dict[str, Array]:
+    def summarise(self, means: Tree) -> dict[str, Any]:
         """The share of the code that is not zero, and channels that always are."""
         share = means["share"]
         return {"active_share": share.mean(), "dead_channels": (share == 0).sum()}

@@ -4,7 +4,7 @@ Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), section 3 and append
 """
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ class Variational(Plain):
         }
         return Pass(output, stats, penalty=penalty, measures=measures)
 
-    def summarise(self, means: Mapping[str, Array]) -> dict[str, Array]:
+    def summarise(self, means: Tree) -> dict[str, Any]:
         """KL in nats an image, in all and of single channels; active channels.
 
         A channel is active where its posterior mean varies over the images by more

@@ -1,5 +1,8 @@
 """Masks: what stands at a masked site changes nothing anywhere else, bit for bit."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +21,26 @@ from afterimage.models import (
     layers,
     norms,
 )
+from afterimage.models.config import PRESETS
 from afterimage.models.layers import Context
 from checkpoints.trees import flatten
 
+
+@pytest.fixture(autouse=True)
+def one_block_a_stage(monkeypatch):
+    """The same layers, a third of the time to compile."""
+    for name in FAMILIES[1:]:
+        shallow = dataclasses.replace(
+            PRESETS[name], depths=(1,) * len(PRESETS[name].depths)
+        )
+        monkeypatch.setitem(PRESETS, name, shallow)
+
+
 FAMILIES = ["conv", "conv-classic", "resnet18", "convnext-atto"]
-KEY = jax.random.key(0)
+# Compiling is nearly all of the time here.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def random(seed, *shape):
@@ -70,8 +88,14 @@ def encoded(name, norm, seed=0, train=True, size=(13, 10), **kwargs):
     module = build_encoder(config, rngs=nnx.Rngs(seed))
     network, params, stats = Network.create(module)
     params = shaken(params)
-    run = jax.jit(lambda x, m: network.apply(params, stats, x, mask=m, train=train))
+    run = quick_jit(lambda x, m: network.apply(params, stats, x, mask=m, train=train))
     return run, module.feature_info
+
+
+def cases(every, quick):
+    """All of them; those that are not quick are marked slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(*case, marks=() if case in quick else slow) for case in every]
 
 
 NORMS = {
@@ -83,7 +107,11 @@ NORMS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [(name, norm) for name in FAMILIES for norm in NORMS[name]]
+    ("name", "norm"),
+    cases(
+        [(name, norm) for name in FAMILIES for norm in NORMS[name]],
+        quick=list(zip(FAMILIES, ("group", "batch", "batch", "layer"), strict=True)),
+    ),
 )
 def test_masked_pixels_change_no_map_and_no_statistic(name, norm):
     """In training too, where moments are of the batch; for any size of patch."""
@@ -91,7 +119,7 @@ def test_masked_pixels_change_no_map_and_no_statistic(name, norm):
     images = random(1, 3, 13, 10, 3)
     for seed, patch in enumerate((1, 3, 4)):
         mask = patches(seed, (3, 13, 10), patch, 0.6)
-        noise = np.asarray(1e3 * random(seed + 5, 3, 13, 10, 3))
+        noise = np.array(1e3 * random(seed + 5, 3, 13, 10, 3))
         noise[0, 0, 0] = np.nan
         other = jnp.where(mask[..., None], noise, images)
         (maps, stats), (again, moved) = run(images, mask), run(other, mask)
@@ -106,13 +134,18 @@ def test_masked_pixels_change_no_map_and_no_statistic(name, norm):
         assert np.any(np.asarray(seen[-1]) != np.asarray(maps[-1]))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", cases([(name,) for name in FAMILIES], [("conv",), ("resnet18",)])
+)
 def test_without_a_mask_and_with_an_empty_one_maps_are_the_same(name):
     run, _ = encoded(name, "group")
     images = random(1, 2, 13, 10, 3)
     open_eyes = run(images, jnp.zeros((2, 13, 10), bool))[0]
     for one, two in zip(run(images, None)[0], open_eyes, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)
+
+
+PAIRS = [(name, kind) for name in FAMILIES for kind in ("hierarchical", "block")]
 
 
 def mixers():
@@ -180,8 +213,10 @@ def test_a_masked_half_is_as_if_it_were_not_there():
     np.testing.assert_allclose(one.var[...], two.var[...], atol=1e-6)
 
 
-@pytest.mark.parametrize("decoder", ["hierarchical", "block"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    cases(PAIRS, [("conv-classic", "hierarchical"), ("resnet18", "block")]),
+)
 def test_every_parameter_of_the_masked_autoencoder_learns(name, decoder):
     config = ModelConfig(name, image_size=(12, 9), width=0.25, decoder=decoder)
     module = build_autoencoder(config, rngs=nnx.Rngs(0))
@@ -190,7 +225,7 @@ def test_every_parameter_of_the_masked_autoencoder_learns(name, decoder):
     images, mask = random(0, 3, 12, 9, 3), jnp.asarray(patches(0, (3, 12, 9), 3, 0.6))
     mask = mask.at[0].set(True)  # a token at every stage, whatever the strides
 
-    @jax.jit
+    @quick_jit
     @jax.grad
     def gradients(params):
         out, _ = network.apply(params, stats, images, mask=mask)
@@ -202,8 +237,10 @@ def test_every_parameter_of_the_masked_autoencoder_learns(name, decoder):
         assert np.any(gradient != 0), path
 
 
-@pytest.mark.parametrize("decoder", ["hierarchical", "block"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    cases(PAIRS, [("conv", "hierarchical"), ("convnext-atto", "block")]),
+)
 def test_the_reconstruction_does_not_see_masked_pixels(name, decoder):
     bottleneck = 5 if name == "conv" else None
     config = ModelConfig(
@@ -213,7 +250,7 @@ def test_the_reconstruction_does_not_see_masked_pixels(name, decoder):
     network, params, stats = Network.create(module)
     params = shaken(params)
     images, mask = random(0, 3, 12, 9, 3), jnp.asarray(patches(1, (3, 12, 9), 3, 0.6))
-    run = jax.jit(lambda x: network.apply(params, stats, x, mask=mask)[0])
+    run = quick_jit(lambda x: network.apply(params, stats, x, mask=mask)[0])
     other = jnp.where(mask[..., None], 7.0, images)
     np.testing.assert_array_equal(run(images), run(other))
     assert np.any(np.asarray(run(images)) != np.asarray(run(images + 1)))

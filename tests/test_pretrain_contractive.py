@@ -45,6 +45,7 @@ def test_the_norm_is_that_of_the_encoder(bottleneck):
     network, params, stats = Network.create(contractive.build(nnx.Rngs(0)))
     images = jax.random.normal(KEY, (2, 8, 8, 1))
 
+    @jax.jit
     def code(images):
         return network.apply(params, stats, images, method="code")[0]
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage.errors import UserError
 from afterimage.models import ops
 from pretrain.masks import draw_mask, patch_size
 from pretrain.options import ObjectiveOptions
@@ -92,9 +91,3 @@ def test_lowest_takes_as_many_as_asked_in_each_row():
 )
 def test_the_usual_patch_is_near_a_seventh_of_the_image(side, patch):
     assert patch_size(options(), (side, side)) == patch
-
-
-def test_one_patch_for_the_whole_image_is_refused():
-    assert patch_size(options(mask_patch=8), (8, 12)) == 8
-    with pytest.raises(UserError, match="mask_patch=12"):
-        patch_size(options(mask_patch=12), (8, 12))

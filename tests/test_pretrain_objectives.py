@@ -166,7 +166,9 @@ def test_settings_of_another_objective_are_refused_by_name():
         ("masked", {"mask_patch": 0}, "mask_patch=0"),
         ("variational", {"beta": -1.0}, "beta=-1"),
         ("variational", {"codes": 9}, "objective='vq'"),
+        ("masked", {"target": "patch", "mask_patch": 1}, "mask_patch=1"),
         ("sparse", {"sparsity_k": 0}, "sparsity_k=0"),
+        ("sparse", {"sparsity_k": 5}, "'l1' does not read sparsity_k"),
         ("vq", {"codes": 1}, "codes=1"),
     ],
 )
@@ -175,6 +177,19 @@ def test_settings_that_cannot_work_say_why(objective, changes, says):
         config("x", objective, **changes)
 
 
-def test_a_mask_of_the_whole_image_is_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(UserError, match="mask_patch=8"):
-        pretrain(config(tmp_path / "run", "masked", mask_patch=8))
+@pytest.mark.parametrize(
+    ("objective", "changes", "says"),
+    [
+        ("masked", {"mask_patch": 8}, "mask_patch=8: images of 8x8 pixels"),
+        ("sparse", {"sparsity": "top-k", "sparsity_k": 99}, "has 32 channels"),
+    ],
+)
+def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(
+    tmp_path, objective, changes, says
+):
+    changes |= {"batch_size": 33, "accumulate": 2}
+    with pytest.raises(UserError) as caught:
+        pretrain(config(tmp_path / "run", objective, **changes))
+    assert says in str(caught.value)
+    assert "batch_size=33" in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -49,19 +49,23 @@ class Context:
         visible = self.visible(x)
         return x if visible is None else jnp.where(visible, x, 0)
 
-    def mean(self, x: Float[Array, "b ..."], axes: tuple[int, ...]) -> Array:
-        """Mean over these axes, of visible sites alone; the axes stay, with length 1.
 
-        With a mask, `x` is [b, h, w, ...]; 0 where no site is visible.
-        """
-        if self.mask is None:
-            return x.mean(axes, keepdims=True)
-        visible = self.visible(x.reshape(*x.shape[:3], -1))
-        assert visible is not None
-        visible = visible.reshape(*x.shape[:3], *(1 for _ in x.shape[3:]))
-        total = jnp.where(visible, x, 0).sum(axes, keepdims=True)
-        count = jnp.broadcast_to(visible, x.shape).sum(axes, keepdims=True)
-        return total / jnp.maximum(count, 1)
+def mean_of(
+    x: Float[Array, "..."],
+    axes: tuple[int, ...],
+    visible: Bool[Array, "..."] | None,
+    *,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    """Mean over these axes, of visible sites alone; 0 where no site is visible.
+
+    `visible` has as many axes as `x`, and length 1 where all are alike.
+    """
+    if visible is None:
+        return x.mean(axes, keepdims=keepdims)
+    total = jnp.where(visible, x, 0).sum(axes, keepdims=keepdims)
+    count = jnp.broadcast_to(visible, x.shape).sum(axes, keepdims=keepdims)
+    return total / jnp.maximum(count, 1)
 
 
 DENSE = Context()

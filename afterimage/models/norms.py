@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from afterimage.models.layers import Context, constant
+from afterimage.models.layers import Context, constant, mean_of
 
 EPSILON = 1e-6
 
@@ -68,10 +68,14 @@ class GroupNorm(nnx.Module):
         self, x: Float[Array, "b h w c"], context: Context
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        wide = x.astype(jnp.float32).reshape(b, h, w, self.groups, c // self.groups)
-        wide = wide - context.mean(wide, (1, 2, 4))
-        variance = context.mean(jnp.square(wide), (1, 2, 4))
-        wide = (wide * lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+        visible = context.visible(x)
+        if visible is not None:
+            visible = visible.reshape(b, h * w, 1, 1)
+        wide = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
+        wide = wide - mean_of(wide, (1, 3), visible, keepdims=True)
+        power = mean_of(jnp.square(wide), (1, 3), visible, keepdims=True)
+        wide = wide * lax.rsqrt(power + EPSILON)
+        wide = wide.reshape(x.shape)
         return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
 
 
@@ -94,13 +98,18 @@ class BatchNorm(nnx.Module):
         mean, var = self.mean[...], self.var[...]
         if context.train:
             wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-            mean = context.mean(wide, axes).ravel()
-            square = context.mean(jnp.square(wide), axes).ravel()
-            var = jnp.maximum(square - jnp.square(mean), 0)
             visible = context.visible(x)
-            n = x.size // x.shape[-1] if visible is None else visible.sum()
+            mean = mean_of(wide, axes, visible)
+            square = mean_of(jnp.square(wide), axes, visible)
+            var = jnp.maximum(square - jnp.square(mean), 0)
+            if visible is None:
+                n = x.size // x.shape[-1]
+                correction = n / max(n - 1, 1)
+            else:
+                n = visible.sum()
+                correction = n / jnp.maximum(n - 1, 1)
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * lax.stop_gradient(mean)
-            unbiased = lax.stop_gradient(var) * (n / jnp.maximum(n - 1, 1))
+            unbiased = lax.stop_gradient(var) * correction
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         shift = self.bias[...] - mean * factor
