@@ -86,7 +86,14 @@ class ObjectiveOptions:
         """Every setting that cannot work, in one list."""
         if self.objective not in OPTIONS:
             return [f"objective={self.objective!r} is none of {', '.join(OPTIONS)}"]
-        found = self._strangers()
+        changed = self._changed()
+        found = [
+            f"{name}={getattr(self, name)} belongs to objective={owner!r}, and this is "
+            f"objective={self.objective!r}"
+            for owner, names in OPTIONS.items()
+            for name in names
+            if name in changed and name not in OPTIONS[self.objective]
+        ]
         if not 0 < self.mask_ratio < 1:
             found.append(f"mask_ratio={self.mask_ratio}: between 0 and 1")
         high = self.mask_ratio_max
@@ -102,7 +109,7 @@ class ObjectiveOptions:
         unread = {"l1": "sparsity_k", "top-k": "sparsity_weight"}.get(self.sparsity)
         if unread is None:
             found.append(f"sparsity={self.sparsity!r} is neither 'l1' nor 'top-k'")
-        elif getattr(self, unread) != getattr(ObjectiveOptions, unread):
+        elif self.objective == "sparse" and unread in changed:
             found.append(f"sparsity={self.sparsity!r} does not read {unread}")
         if self.mask not in ("random", "block"):
             found.append(f"mask={self.mask!r} is neither 'random' nor 'block'")
@@ -110,14 +117,8 @@ class ObjectiveOptions:
             found.append(f"codes={self.codes}: at least 2")
         return found
 
-    def _strangers(self) -> list[str]:
-        """Settings of objectives that are not the one chosen."""
+    def _changed(self) -> set[str]:
+        """Settings of any objective that are not their default."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        return [
-            f"{name}={getattr(self, name)} belongs to objective={owner!r}, and this is "
-            f"objective={self.objective!r}"
-            for owner, names in OPTIONS.items()
-            for name in names
-            if name not in OPTIONS[self.objective]
-            and getattr(self, name) != defaults[name]
-        ]
+        names = {name for some in OPTIONS.values() for name in some}
+        return {name for name in names if getattr(self, name) != defaults[name]}

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +19,7 @@ from pretrain.config import PretrainConfig
 Tree = Mapping[str, Any]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """What one pass of a batch of b images gave."""

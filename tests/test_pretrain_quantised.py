@@ -1,11 +1,14 @@
 """The codebook by hand: nearest vectors, running means, restart of dead codes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from afterimage import runtime
 from afterimage.models import ModelConfig, Network
 from checkpoints.trees import flatten
 from pretrain.config import PretrainConfig
@@ -63,14 +66,14 @@ def test_the_first_step_takes_its_codes_from_the_batch(bottleneck):
     )
     vq = objective(model)
     network, params, stats = Network.create(vq.build(nnx.Rngs(0)))
-    run = vq.forward
-    found = run(network, params, stats, IMAGES, KEY, jnp.asarray(0))
+    run = runtime.jit(functools.partial(vq.forward, network))
+    found = run(params, stats, IMAGES, KEY, jnp.asarray(0))
     vectors = flatten(found.stats)["codebook/vectors"]
     assert vectors.shape == (5, bottleneck or 32)
     assert np.abs(vectors).max() > 0
     use = found.measures["use"]
     np.testing.assert_allclose(use.sum(1), np.ones(4), rtol=1e-6)
-    still = run(network, params, found.stats, IMAGES, KEY, None)
+    still = run(params, found.stats, IMAGES, KEY, None)
     jax.tree.map(np.testing.assert_array_equal, still.stats, found.stats)
     np.testing.assert_allclose(
         still.penalty, 0.25 * still.measures["commitment"], rtol=1e-6
@@ -90,7 +93,7 @@ def test_the_encoder_is_given_the_decoders_gradient():
     def plain(params):
         return network.apply(params, stats, image)[0].sum()
 
-    one, two = (jax.jit(jax.grad(f))(params) for f in (quantised, plain))
+    one, two = (runtime.jit(jax.grad(f))(params) for f in (quantised, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, two)
     assert np.abs(one["encoder"]["bottleneck"]["kernel"]).max() > 0
 

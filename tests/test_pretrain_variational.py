@@ -1,11 +1,14 @@
 """KL, free bits and the warm-up of beta by hand; what a collapsed code looks like."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from afterimage import runtime
 from afterimage.models import ModelConfig, Network
 from pretrain.config import PretrainConfig
 from pretrain.objectives import make_objective
@@ -69,15 +72,15 @@ def test_the_penalty_is_beta_times_the_divergence_per_value(bottleneck):
     variational = objective(model, beta=3.0, free_bits=0.5)
     network, params, stats = built(variational)
     images = jax.random.normal(KEY, (4, 8, 8, 1))
-    run = variational.forward
-    found = run(network, params, stats, images, KEY, None)
+    run = runtime.jit(functools.partial(variational.forward, network))
+    found = run(params, stats, images, KEY, None)
     kl = found.measures["kl"]
     assert kl.shape == (4, bottleneck or 32)
     np.testing.assert_allclose(found.penalty, 3 * kl.sum(1) / 64, rtol=1e-5)
-    in_training = run(network, params, stats, images, KEY, jnp.asarray(3))
+    in_training = run(params, stats, images, KEY, jnp.asarray(3))
     paid = freed(kl, 0.5).sum(1)
     np.testing.assert_allclose(in_training.penalty, 3 * paid / 64, rtol=1e-4)
-    other = run(network, params, stats, images, jax.random.key(1), None)
+    other = run(params, stats, images, jax.random.key(1), None)
     assert np.any(np.asarray(other.output) != np.asarray(found.output))
 
 
