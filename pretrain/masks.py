@@ -67,4 +67,4 @@ def _block_scores(key: Array, batch: int, rows: int, columns: int) -> Array:
     across = away(jnp.arange(columns).reshape(1, 1, 1, -1), draws[2], columns) * stretch
     distance = jnp.maximum(down, across).min(1).reshape(batch, -1)
     farthest = 2.0 * max(rows, columns)
-    return (distance / farthest * 2**31).astype(jnp.uint32)
+    return (distance / farthest * 2.0**31).astype(jnp.uint32)
