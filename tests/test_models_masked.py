@@ -78,6 +78,7 @@ def test_a_site_is_visible_where_any_of_its_pixels_is():
     for stride in (1, 2, 4, 8, 16):
         h, w = -(-9 // stride), -(-14 // stride)
         found = context.visible(jnp.zeros((3, h, w, 5)))
+        assert found is not None
         expected = site_visible(mask, stride, h, w)
         np.testing.assert_array_equal(found[..., 0], expected)
     assert Context().visible(jnp.zeros((1, 2, 2, 1))) is None
