@@ -187,9 +187,7 @@ def test_settings_that_cannot_work_say_why(objective, changes, says):
 def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(
     tmp_path, objective, changes, says
 ):
-    changes |= {"batch_size": 33, "accumulate": 2}
     with pytest.raises(UserError) as caught:
         pretrain(config(tmp_path / "run", objective, **changes))
     assert says in str(caught.value)
-    assert "batch_size=33" in str(caught.value)
     assert not (tmp_path / "run").exists()
