@@ -111,12 +111,18 @@ def max_unpool(y: Any, switches: Any, size: tuple[int, int]) -> Any:
     return out[:, : size[0], : size[1]]
 
 
+def per_channel(v: Any, x: Any) -> Any:
+    """Broadcasting."""
+    return jnp.broadcast_to(v.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
+
+
 FORMS = {
     "conv2d": conv,
     "patchify": patchify,
     "conv_transpose_patch": conv_transpose,
     "conv_transpose_4x4": conv_transpose_4x4,
     "depthwise_conv": depthwise_conv,
+    "per_channel": per_channel,
     "max_pool": max_pool,
     "max_pool_3x3": max_pool_3x3,
     "mean_pool": mean_pool,

@@ -105,6 +105,19 @@ def test_conv2d_on_tiny_maps(side, stride):
     )
 
 
+@pytest.mark.parametrize(("size", "dtype"), CASES)
+def test_per_channel_equals_broadcasting(size, dtype):
+    x = _normal(0, 2, *SIZES[size], 3, dtype=dtype)
+    v = _normal(1, 3, dtype=dtype)
+    _check(
+        lambda v, x: ops.per_channel(v, x) * x,
+        lambda v, x: plain.per_channel(v, x) * x,
+        v,
+        x,
+        tolerance=DTYPES[dtype],
+    )
+
+
 POOLS = {
     "max": (ops.max_pool, plain.max_pool),
     "max 3x3": (ops.max_pool_3x3, plain.max_pool_3x3),
@@ -222,6 +235,13 @@ GUARDS = {
     "up 2": (*KERNELS["up 2"][:2], (64, 8, 8, 64), (2, 2, 64, 32), 1.3),
     "conv 2x2": (*KERNELS["conv 3x3"][:2], (64, 2, 2, 64), (3, 3, 64, 64), 2.0),
     "depthwise 7": (*KERNELS["depthwise 7"][:2], (64, 16, 16, 32), (7, 7, 1, 32), 2.0),
+    "scale": (
+        lambda x, v: x * ops.per_channel(v, x),
+        lambda x, v: x * plain.per_channel(v, x),
+        (64, 16, 16, 64),
+        (64,),
+        1.3,
+    ),
     "max": (*POOLS["max"], (64, 16, 16, 64), None, 2.0),
     "max 3x3": (*POOLS["max 3x3"], (64, 16, 16, 64), None, 1.2),
     "nearest 2": (*POOLS["nearest 2"], (64, 16, 16, 64), None, 1.5),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.models import layers
+from afterimage.models import layers, ops
 from afterimage.models.layers import Context, constant
 from afterimage.models.norms import make_norm
 
@@ -93,8 +93,8 @@ class GlobalResponseNorm(nnx.Module):
         energy = jnp.sqrt(square + 1e-12)
         response = energy / (energy.mean(-1, keepdims=True) + 1e-6)
         factor = 1 + self.scale[...].reshape(1, 1, 1, -1) * response
-        bias = self.bias[...].reshape(1, 1, 1, -1)
-        return x * factor.astype(x.dtype) + bias.astype(x.dtype)
+        bias = ops.per_channel(self.bias[...].astype(x.dtype), x)
+        return x * factor.astype(x.dtype) + bias
 
 
 class ConvNeXtBlock(nnx.Module):

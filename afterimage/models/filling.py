@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.models import layers
+from afterimage.models import layers, ops
 from afterimage.models.blocks import run_blocks
 from afterimage.models.config import FeatureInfo, ModelConfig
 from afterimage.models.decoders import Decoder, Encoded, make_block
@@ -33,7 +33,7 @@ class Fill(nnx.Module):
         x = self.norm(x, context)
         visible = context.visible(x)
         if visible is not None:
-            token = self.token[...].astype(x.dtype).reshape(1, 1, 1, -1)
+            token = ops.per_channel(self.token[...].astype(x.dtype), x)
             x = jnp.where(visible, x, token)
         return self.project(x)
 

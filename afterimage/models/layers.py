@@ -196,4 +196,4 @@ class Dense(nnx.Module):
 def _add_bias(x: Array, bias: nnx.Param | None) -> Array:
     if bias is None:
         return x
-    return x + bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return x + ops.per_channel(bias[...].astype(x.dtype), x)

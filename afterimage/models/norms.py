@@ -6,13 +6,13 @@ batch, and nothing moves when frozen. `batch` is for imported weights and refere
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from afterimage.models import ops
 from afterimage.models.layers import Context, constant, mean_of
 
 EPSILON = 1e-6
@@ -34,7 +34,10 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         power = jnp.square(wide).mean(-1, keepdims=True)
         wide = wide * lax.rsqrt(power + EPSILON)
-        return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
+        return (
+            wide * ops.per_channel(self.scale[...], x)
+            + ops.per_channel(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -50,7 +53,10 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + EPSILON)
-        return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
+        return (
+            wide * ops.per_channel(self.scale[...], x)
+            + ops.per_channel(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -76,7 +82,10 @@ class GroupNorm(nnx.Module):
         power = mean_of(jnp.square(wide), (1, 3), visible, keepdims=True)
         wide = wide * lax.rsqrt(power + EPSILON)
         wide = wide.reshape(x.shape)
-        return (wide * _row(self.scale, x) + _row(self.bias, x)).astype(x.dtype)
+        return (
+            wide * ops.per_channel(self.scale[...], x)
+            + ops.per_channel(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -113,13 +122,10 @@ class BatchNorm(nnx.Module):
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         shift = self.bias[...] - mean * factor
-        y = x.astype(jnp.float32) * _row(factor, x) + _row(shift, x)
+        y = x.astype(jnp.float32) * ops.per_channel(factor, x) + ops.per_channel(
+            shift, x
+        )
         return y.astype(x.dtype)
-
-
-def _row(vector: Any, x: Array) -> Array:
-    """A vector of channels, shaped to multiply x without rank promotion."""
-    return vector[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 KINDS = {"rms": RMSNorm, "layer": LayerNorm, "group": GroupNorm, "batch": BatchNorm}

@@ -176,8 +176,8 @@ def depthwise_conv(
     """Each channel with its own k x k kernel (k odd), stride 1, 'SAME'.
 
     On CPU: k*k shifted multiply-adds forward, the same with the flipped kernel for dX,
-    and XLA's grouped convolution for dK only. XLA:CPU's own forward and dX are 10-40
-    times slower at 7 x 7. GPU and TPU have native kernels, so they run the plain form.
+    and matmuls over rows for dK. XLA:CPU's own forward and dX are 10-40 times slower at
+    7 x 7. GPU and TPU have native kernels, so they run the plain form.
     """
     if jax.default_backend() == "cpu":
         return _depthwise_shift(x, kernel)
@@ -197,12 +197,31 @@ def _shifted_sum(x: Array, kernel: Array) -> Array:
         padded[:, i : i + h, j : j + w] * kernel[i, j][None, None]
         for i, j in itertools.product(range(k), repeat=2)
     )
-    return functools.reduce(jnp.add, terms)
+    # Behind a barrier: XLA:CPU would make the sum anew in every fusion that reads it.
+    return lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
 @jax.custom_vjp
 def _depthwise_shift(x: Array, kernel: Array) -> Array:
     return _shifted_sum(x, kernel)
+
+
+def _depthwise_dk(x: Array, g: Array, k: int) -> Array:
+    """dK[i, j, c] = sum_bhw x[b, h + i, w + j, c] g[b, h, w, c], x padded by k // 2.
+
+    For every i and c one matmul gives all pairs of columns; a second sums those j
+    apart. The barriers keep XLA:CPU from reading transposed values again and again.
+    """
+    (b, h, w, c), half = x.shape, k // 2
+    x = lax.optimization_barrier(x.transpose(3, 2, 0, 1))
+    x = jnp.pad(x, ((0, 0), (half, half), (0, 0), (half, half)))
+    rows = jnp.stack([x[..., i : i + h] for i in range(k)], 1)
+    rows = lax.optimization_barrier(rows).reshape(c, -1, b * h)
+    columns = lax.optimization_barrier(g.transpose(3, 0, 1, 2)).reshape(c, b * h, w)
+    pairs = lax.optimization_barrier(rows @ columns).reshape(c * k, -1)
+    apart = [jnp.eye(w + 2 * half, w, -j, g.dtype) for j in range(k)]
+    sums = pairs @ jnp.stack(apart, -1).reshape(-1, k)
+    return sums.reshape(c, k, k).transpose(1, 2, 0)[:, :, None]
 
 
 def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
@@ -211,11 +230,25 @@ def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
 
 def _depthwise_backward(saved: tuple, g: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    _, pull = jax.vjp(functools.partial(_depthwise_lax, x), kernel)
-    return _shifted_sum(g, jnp.flip(kernel, (0, 1))), pull(g)[0]
+    return _shifted_sum(g, jnp.flip(kernel, (0, 1))), _depthwise_dk(x, g, len(kernel))
 
 
 _depthwise_shift.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def per_channel(
+    v: Shaped[Array, " c"], x: Shaped[Array, "*n c"]
+) -> Shaped[Array, "*n c"]:
+    """A value a channel, repeated over the shape of x: what a bias or a scale does.
+
+    On CPU as a product with ones, which costs nothing forward and makes the gradient a
+    matmul: XLA:CPU sums over all axes but the last at a quarter of that speed. Maps
+    beyond the caches gain nothing, since the matmul reads them once more.
+    """
+    if jax.default_backend() != "cpu" or x.size > 2**20:
+        return jnp.broadcast_to(v.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
+    ones = jnp.ones((x.size // x.shape[-1], 1), v.dtype)
+    return (ones @ v[None]).reshape(x.shape)
 
 
 def _windows(x: Array, fill: float) -> Array:
