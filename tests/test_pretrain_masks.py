@@ -4,16 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from afterimage import runtime
 from afterimage.models import ops
 from pretrain.masks import draw_mask, patch_size
 from pretrain.options import ObjectiveOptions
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 
 def options(**changes):
     return ObjectiveOptions(objective="masked", **changes)
+
+
+def drawn(seed, batch, size, chosen):
+    return runtime.jit(lambda key: draw_mask(key, batch, size, chosen))(
+        jax.random.key(seed)
+    )
 
 
 def grids(mask, patch):
@@ -25,7 +34,11 @@ def grids(mask, patch):
     return grid
 
 
-@settings(deadline=None, max_examples=8)
+@settings(
+    deadline=None,
+    max_examples=5,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     size=st.tuples(st.integers(8, 20), st.integers(8, 20)),
     patch=st.integers(1, 5),
@@ -35,7 +48,7 @@ def grids(mask, patch):
 )
 def test_every_image_has_exactly_its_share(size, patch, ratio, kind, seed):
     chosen = options(mask=kind, mask_ratio=ratio, mask_patch=patch)
-    mask = draw_mask(jax.random.key(seed), 4, size, chosen)
+    mask = drawn(seed, 4, size, chosen)
     assert mask.shape == (4, *size)
     grid = grids(mask, patch)
     n = grid[0].size
@@ -46,7 +59,7 @@ def test_every_image_has_exactly_its_share(size, patch, ratio, kind, seed):
 @pytest.mark.parametrize("kind", ["random", "block"])
 def test_ratios_of_single_images_fill_their_range(kind):
     chosen = options(mask=kind, mask_ratio=0.2, mask_ratio_max=0.8, mask_patch=1)
-    mask = draw_mask(jax.random.key(0), 2000, (10, 10), chosen)
+    mask = drawn(0, 2000, (10, 10), chosen)
     shares = np.asarray(mask).mean((1, 2))
     assert shares.min() == pytest.approx(0.2, abs=0.01)
     assert shares.max() == pytest.approx(0.8, abs=0.01)
@@ -55,7 +68,7 @@ def test_ratios_of_single_images_fill_their_range(kind):
 
 
 def test_random_patches_are_uniform_and_independent_of_each_other():
-    mask = draw_mask(jax.random.key(1), 4000, (6, 6), options(mask_patch=2))
+    mask = drawn(1, 4000, (6, 6), options(mask_patch=2))
     grid = grids(mask, 2)
     # Deviation 0.008; round(0.6 * 9) = 5 of 9.
     np.testing.assert_allclose(grid.mean(0), np.full((3, 3), 5 / 9), atol=0.035)
@@ -70,9 +83,8 @@ def _borders(grid):
 
 
 def test_blocks_hang_together_and_lie_anywhere():
-    key, size = jax.random.key(2), (16, 16)
-    block = draw_mask(key, 500, size, options(mask="block", mask_patch=1))
-    scattered = draw_mask(key, 500, size, options(mask_patch=1))
+    block = drawn(2, 500, (16, 16), options(mask="block", mask_patch=1))
+    scattered = drawn(2, 500, (16, 16), options(mask_patch=1))
     assert _borders(np.asarray(block)) < 0.4 * _borders(np.asarray(scattered))
     share = np.asarray(block).mean(0)
     assert share.min() > 0.15
@@ -81,7 +93,7 @@ def test_blocks_hang_together_and_lie_anywhere():
 
 def test_lowest_takes_as_many_as_asked_in_each_row():
     scores = jnp.asarray([[4, 0, 9, 2], [7, 7, 7, 7], [1, 2, 3, 4]], jnp.uint32) << 8
-    found = ops.lowest(scores, jnp.asarray([2, 3, 0], jnp.int32))
+    found = runtime.jit(ops.lowest)(scores, jnp.asarray([2, 3, 0], jnp.int32))
     expected = [[0, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(found, np.array(expected, bool))
 

@@ -4,10 +4,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage import runtime
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from pretrain.losses import ReconstructionLoss, l1, mse, ssim
-from pretrain.multiscale import gradient, laplacian
+from pretrain import losses, multiscale
+from pretrain.losses import ReconstructionLoss
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def compiled(function):
+    """As one program, made when it is first called."""
+    return lambda *args: runtime.jit(function)(*args)
+
+
+gradient, laplacian = compiled(multiscale.gradient), compiled(multiscale.laplacian)
+mse, l1, ssim = map(compiled, (losses.mse, losses.l1, losses.ssim))
 
 
 def random(*shape):
@@ -37,18 +49,19 @@ def test_a_shift_is_in_the_smallest_map_alone(size):
 def loss(name="mse", **weights):
     preprocessing = Preprocessing((12, 12), (0.4,), (0.2,), 1)
     target = weights.pop("target", "data")
-    return ReconstructionLoss(
+    made = ReconstructionLoss(
         loss=name, target=target, preprocessing=preprocessing, **weights
     )
+    return compiled(made.per_image)
 
 
 def test_terms_add_up():
     output, target = random(2, 12, 12, 1), jnp.zeros((2, 12, 12, 1))
-    both = loss(gradient_weight=0.5, laplacian_weight=2.0).per_image(output, target)
+    both = loss(gradient_weight=0.5, laplacian_weight=2.0)(output, target)
     expected = mse(output, target) + 0.5 * gradient(output) + 2 * laplacian(output)
     np.testing.assert_allclose(both, expected, rtol=1e-6)
     pixels, mean = 0.2 * output + 0.4, jnp.full(target.shape, 0.4)
-    found = loss("l1", ssim_weight=3.0).per_image(output, target)
+    found = loss("l1", ssim_weight=3.0)(output, target)
     expected = l1(output, target) + 3 * (1 - ssim(pixels, mean))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -59,8 +72,8 @@ def test_with_a_mask_visible_pixels_cost_nothing(name):
     output, target = random(2, 12, 12, 1), jnp.full((2, 12, 12, 1), 0.5)
     mask = jnp.zeros((2, 12, 12), bool).at[:, :4].set(True)
     other = jnp.where(mask[..., None], output, 9.0)
-    found = terms.per_image(output, target, mask)
-    np.testing.assert_array_equal(found, terms.per_image(other, target, mask))
+    found = terms(output, target, mask)
+    np.testing.assert_array_equal(found, terms(other, target, mask))
     assert np.all(np.asarray(found) > 0.1)
 
 

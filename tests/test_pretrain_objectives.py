@@ -2,20 +2,28 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import pretrain.program as program
 from afterimage import load_encoder
+from afterimage.data import Preprocessing
 from afterimage.errors import Interrupted, UserError
+from afterimage.models import ModelConfig, Network
 from afterimage.training.signals import StopSignal
 from checkpoints.store import Store
 from checkpoints.trees import flatten
 from pretrain.config import PretrainConfig
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import OBJECTIVES, make_objective
 from pretrain.options import OPTIONS
 from pretrain.program import pretrain
+from pretrain.reconstruction import Reconstruction
+
+pytestmark = pytest.mark.usefixtures("tiny")
 
 EXTRA = {
     "plain": set(),
@@ -39,9 +47,9 @@ def config(out, objective, **changes):
         "out": str(out),
         "objective": objective,
         "width": 0.25,
-        "steps": 6,
+        "steps": 4,
         "batch_size": 32,
-        "eval_every": 3,
+        "eval_every": 2,
         "log_every": 1,
         "probe_images": 0,
         "tensorboard": False,
@@ -58,12 +66,12 @@ def rows(run):
     ]
 
 
-class StopAfterFour(StopSignal):
+class StopAfterThree(StopSignal):
     steps = 0
 
     def requested(self):
         type(self).steps += 1
-        if self.steps >= 4:
+        if self.steps >= 3:
             self.name = self.name or "SIGTERM"
         return bool(self.name)
 
@@ -73,6 +81,39 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_what_every_objective_measures(objective):
+    """By shapes: one loss, the metrics it promises, a loss and pictures an image."""
+    options = config("x", objective)
+    decoder = "hierarchical" if objective == "masked" else ""
+    model = ModelConfig(image_size=(8, 8), channels=1, width=0.25, decoder=decoder)
+    chosen = make_objective(options, model)
+    network, params, stats = Network.create(chosen.build(nnx.Rngs(0)))
+    preprocessing = Preprocessing((8, 8), (0.4,), (0.2,), 1)
+    reconstruction = Reconstruction(options, chosen, network, preprocessing)
+    images, key = np.zeros((4, 8, 8, 1), np.uint8), jax.random.key(0)
+
+    def both(images):
+        images, step = jnp.asarray(images), jnp.asarray(0)
+        train = reconstruction.training_loss()
+        trained = train(params, stats, {"image": images}, key, step)
+        return trained, reconstruction.look(params, stats, images, key)
+
+    (loss, (metrics, moved)), (looked, pictures) = jax.eval_shape(both, images)
+    assert loss.shape == ()
+    assert set(metrics) == EXTRA[objective]
+    assert all(metric.shape == () for metric in metrics.values())
+    assert jax.tree.structure(moved) == jax.tree.structure(stats)
+    assert looked["loss"].shape == (4,)
+    assert [row.shape for row in pictures] == [images.shape] * len(reconstruction.rows)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        name if name == "vq" else pytest.param(name, marks=pytest.mark.slow)
+        for name in OBJECTIVES
+    ],
+)
 def test_it_trains_and_an_interrupted_run_ends_the_same(
     tmp_path, monkeypatch, objective
 ):
@@ -91,9 +132,9 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
     assert vectors.shape == (2, encoder.num_features)
     assert encoder.manifest["trained"]["objective"] == objective
 
-    StopAfterFour.steps = 0
+    StopAfterThree.steps = 0
     with monkeypatch.context() as patch:
-        patch.setattr(program, "StopSignal", StopAfterFour)
+        patch.setattr(program, "StopSignal", StopAfterThree)
         with pytest.raises(Interrupted):
             pretrain(config(stopped, objective))
     pretrain(config(stopped, objective))
@@ -181,7 +222,7 @@ def test_settings_that_cannot_work_say_why(objective, changes, says):
     ("objective", "changes", "says"),
     [
         ("masked", {"mask_patch": 8}, "mask_patch=8: images of 8x8 pixels"),
-        ("sparse", {"sparsity": "top-k", "sparsity_k": 99}, "has 32 channels"),
+        ("sparse", {"sparsity": "top-k", "sparsity_k": 99}, "has 16 channels"),
     ],
 )
 def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(

@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from afterimage import runtime
 from afterimage.models import ModelConfig, Network
 from pretrain.config import PretrainConfig
 from pretrain.objectives import make_objective
 from pretrain.sparse import keep_largest
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 MODEL = ModelConfig(image_size=(8, 8), channels=1, width=0.25, bottleneck=12)
-IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
 
 
 def objective(**changes):
@@ -28,19 +32,27 @@ def test_the_largest_stay_and_carry_the_gradient():
     np.testing.assert_array_equal(slope, np.array(expected))
 
 
-def test_top_k_leaves_k_of_the_code():
-    sparse = objective(sparsity="top-k", sparsity_k=3)
+def passed(sparse):
+    """What one pass gave, and the code."""
     network, params, stats = Network.create(sparse.build(nnx.Rngs(0)))
-    found = sparse.forward(network, params, stats, IMAGES, jax.random.key(0), None)
+
+    @runtime.jit
+    def run(images):
+        key = jax.random.key(0)
+        found = sparse.forward(network, params, stats, images, key, None)
+        return found, network.apply(params, stats, images, method="coded")[0][1]
+
+    return run(IMAGES)
+
+
+def test_top_k_leaves_k_of_the_code():
+    found, _ = passed(objective(sparsity="top-k", sparsity_k=3))
     assert found.penalty is None
     np.testing.assert_allclose(found.measures["share"].sum(1), 3 * np.ones(4))
 
 
 def test_l1_is_the_mean_size_of_the_code():
-    sparse = objective(sparsity_weight=0.5)
-    network, params, stats = Network.create(sparse.build(nnx.Rngs(0)))
-    found = sparse.forward(network, params, stats, IMAGES, jax.random.key(0), None)
-    (_, code), _ = network.apply(params, stats, IMAGES, method="coded")
+    found, code = passed(objective(sparsity_weight=0.5))
     assert code.shape == (4, 12)
     np.testing.assert_allclose(found.penalty, 0.5 * np.abs(code).mean(1), rtol=1e-6)
 
