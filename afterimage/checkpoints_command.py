@@ -1,8 +1,8 @@
-"""`afterimage checkpoints list|show|verify|prune RUN`."""
+"""`afterimage checkpoints list|show|verify|prune RUN`, `import FILE`, `export RUN`."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, subcommand
@@ -52,6 +52,37 @@ class Prune:
     """Only say what would be deleted."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """torchvision's or timm's weights into an encoder folder; the file's code is not
+    run, and its classification head is left out."""
+
+    file: Annotated[Positional[str], tyro.conf.arg(metavar="FILE")]
+    """A .safetensors, .pth, .pt or .bin file."""
+    model: str
+    """resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg16 or vgg16_bn."""
+    out: str
+    """The encoder folder to write."""
+    image_size: int = 224
+    """Pixels a side that images are scaled to."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of the channels, images in [0, 1]. Default: ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of the channels, images in [0, 1]. Default: ImageNet's."""
+    norm: Literal["frozen", "batch"] = "frozen"
+    """BatchNorm: frozen keeps all of it constant; batch lets it learn and move."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """An encoder as safetensors under torchvision's names, without a head."""
+
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+    """A run folder, a checkpoints/STEP folder or an encoder folder."""
+    out: str
+    """The .safetensors file to write."""
+
+
 def main(argv: Sequence[str], *, prog: str = "afterimage checkpoints") -> None:
     """Parses, does, prints; raises `CheckpointError` when verification fails."""
     kinds = (
@@ -59,14 +90,18 @@ def main(argv: Sequence[str], *, prog: str = "afterimage checkpoints") -> None:
         | Annotated[Show, subcommand("show")]
         | Annotated[Verify, subcommand("verify")]
         | Annotated[Prune, subcommand("prune")]
+        | Annotated[Import, subcommand("import")]
+        | Annotated[Export, subcommand("export")]
     )
     choice = tyro.cli(
         kinds,  # pyright: ignore[reportArgumentType]
         prog=prog,
         args=list(argv),
-        description="What a run has saved: list, show, verify, prune.",
+        description="What a run has saved: list, show, verify, prune; known encoders.",
     )
-    if isinstance(choice, List):
+    if isinstance(choice, Import | Export):
+        _convert(choice)
+    elif isinstance(choice, List):
         print(inspect.format_list(inspect.list_steps(choice.run)))
     elif isinstance(choice, Show):
         print(inspect.format_show(inspect.show(choice.run, choice.step)))
@@ -80,3 +115,16 @@ def main(argv: Sequence[str], *, prog: str = "afterimage checkpoints") -> None:
         print(inspect.format_verify(findings))
         if any(finding.fatal for finding in findings):
             raise CheckpointError(f"{choice.run} is damaged; see above")
+
+
+def _convert(choice: Import | Export) -> None:
+    # Lazy: the other commands need no JAX.
+    from afterimage.known import export_encoder, import_encoder
+
+    if isinstance(choice, Import):
+        options = dataclasses.asdict(choice)
+        path = options.pop("file")
+        print(f"{import_encoder(path, **options)}\nwrote {choice.out}")
+    else:
+        config = export_encoder(choice.run, choice.out)
+        print(f"wrote {choice.out}: {config.name} under torchvision's names, no head")

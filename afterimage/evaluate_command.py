@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,6 +181,12 @@ def main(
         text = probe_table(figures)
     print(text)
     if config.out is not None:
-        out = Path(config.out)
+        _write(Path(config.out), figures)
+
+
+def _write(out: Path, figures: Mapping[str, Any]) -> None:
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(figures, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"out={out} was not written: {error}") from error

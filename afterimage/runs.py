@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 import afterimage
 from afterimage import runtime
+from afterimage.data.sets import BadImage
 from afterimage.errors import UserError
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
@@ -146,16 +147,21 @@ class Run:
                 + "\nRepeat the command with the folder's settings to continue it, or "
                 "name another --out"
             )
-        self._note_machine(stored.get("runtime", {}))
+        self._note_machine(stored.get("runtime", {}), old)
 
-    def _note_machine(self, old: Mapping[str, Any]) -> None:
+    def _note_machine(self, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         now = runtime.fingerprint()
-        moved = [k for k in now if k in old and old[k] != now[k]]
+        moved = [(k, old[k], now[k]) for k in now if k in old and old[k] != now[k]]
+        moved += [
+            (f"--{k.replace('_', '-')}", config.get(k), self.config.get(k))
+            for k in ("devices", "steps_per_dispatch")
+            if config.get(k) != self.config.get(k)
+        ]
         if moved:
-            what = ", ".join(f"{k} {old[k]} -> {now[k]}" for k in moved)
+            what = ", ".join(f"{k} {before} -> {after}" for k, before, after in moved)
             self.notes.append(
-                f"This machine differs from the one that began the run ({what}): it "
-                "continues with the same batches, but not bit for bit"
+                "This machine, or its use, differs from that which began the run "
+                f"({what}): it continues with the same batches, but not bit for bit"
             )
 
     def _write_config(self, data: Mapping[str, Any] | None) -> None:
@@ -185,11 +191,17 @@ class Run:
                 "added, removed or changed. Restore them, or start a new --out"
             )
 
-    def write_skipped(self, skipped: Any) -> None:
+    def write_skipped(self, skipped: Sequence[BadImage]) -> None:
         """Lists images that were left out, one line each: path, tab, reason."""
-        if skipped and self.first:
+        if not skipped:
+            return
+        path = self.path / "skipped.txt"
+        self.notes.append(
+            f"{len(skipped)} images were skipped; they are listed in {path}"
+        )
+        if self.first:
             lines = [f"{bad.path}\t{bad.reason}\n" for bad in skipped]
-            (self.path / "skipped.txt").write_text("".join(lines))
+            path.write_text("".join(lines))
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

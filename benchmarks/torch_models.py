@@ -1,7 +1,8 @@
 """The networks of `afterimage.models` written in PyTorch, as a PyTorch user would.
 
-Layer by layer the same function of the same number of parameters
-(`tests/test_torch_models.py` compares them), for the presets that `speed.py` measures.
+Layer by layer the same architecture, for the presets that `speed.py` measures.
+`tests/test_torch_models.py` compares the sizes of all parameters and the output's
+shape, not values.
 """
 
 import itertools

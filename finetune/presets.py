@@ -53,6 +53,20 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="30 epochs; of 50,000 images: 1.5 million images, 5,859 steps of 256",
     ),
+    "resnet50-two-phase": Preset(
+        about="an imported ResNet-50: a new head at 1e-3, then everything at 1e-4",
+        command=(
+            "afterimage finetune --preset resnet50-two-phase --from encoders/resnet50 "
+            "--data folder:labelled --out runs/resnet50"
+        ),
+        settings={
+            "mode": "two-phase",
+            "head_lr": 1e-3,
+            "lr": 1e-4,
+            "augment": "crop-flip",
+        },
+        cost="100 epochs, at least 300 steps of 64",
+    ),
     "probe": Preset(
         about="what the frozen features are worth: a linear layer on them",
         command=(

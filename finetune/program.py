@@ -33,7 +33,7 @@ from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
 from finetune.modes import Recipe, make_phases
 from finetune.scoring import Scorer, measures
-from finetune.source import Source, adapt, load_weights, open_for
+from finetune.source import Source, adapt, check_scratch, load_weights, open_for
 from finetune.stage import Stage, describe
 from finetune.summary import FinetuneResult, write_run_report
 from finetune.terms import balanced_weights, cross_entropy
@@ -59,11 +59,12 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     runtime.enable_compile_cache()
     source = Source.read(config.from_)
+    check_scratch(config, source.model)
     splits = open_for(config, source.preprocessing)
     chosen = choose(config, splits)
     with Run(config.out, kind="finetune", config=config) as run:
         run.check_data(splits.train.name, splits.train.fingerprint)
-        run.write_skipped(splits.train.skipped)
+        run.write_skipped(splits.skipped)
         model, preprocessing = adapt(source.model, source.preprocessing, splits)
         return _Program(config, run, source, chosen, model, preprocessing).run()
 

@@ -44,7 +44,8 @@ def measures(
     """Accuracy, macro-F1 and cross-entropy (nats) of labelled examples."""
     logits = logits.astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
-    log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+    with np.errstate(invalid="ignore"):  # logits of a diverged run: the loss says so
+        log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
     right = logits[np.arange(len(labels)), labels]
     predicted = logits.argmax(axis=1)
     counts = confusion_matrix(labels, predicted, logits.shape[1])

@@ -53,6 +53,17 @@ class Source:
         }
 
 
+def check_scratch(config: FinetuneConfig, model: ModelConfig) -> None:
+    """Raises UserError where mode scratch would train without any normalisation."""
+    if config.mode == "scratch" and model.norm == "frozen":
+        raise UserError(
+            f"mode='scratch': the encoder in {config.from_} has norm 'frozen', which "
+            "on random weights is the identity and never learns: a control too weak to "
+            "compare with. Import its file again with --norm batch into another "
+            "folder, and give that as --from"
+        )
+
+
 def open_for(config: FinetuneConfig, stored: Preprocessing) -> Splits:
     """The data at the size and channels the encoder was trained with.
 

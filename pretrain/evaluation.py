@@ -1,5 +1,6 @@
 """What a run is worth so far: loss, pictures and probes, the same way each time."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,9 +89,12 @@ class Evaluation:
         `loss` and `relative_loss` of the held-out images, corrupted or masked as in
         training by the same draws every time, and what the objective measures;
         `effective_rank` of their features; where there are labels `knn` and `ridge`,
-        each beside `_raw_pixels` and `_untrained`.
+        each beside `_raw_pixels` and `_untrained`. Losses that are not finite come
+        alone.
         """
         results = self.losses(params, stats, check)
+        if not math.isfinite(results["loss"]):  # diverged: the loop ends the run
+            return results
         if self.config.pictures:
             self._picture(params, stats, step)
 

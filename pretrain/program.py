@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     _check_data(config, splits)
     with Run(config.out, kind="pretrain", config=config) as run:
         run.check_data(splits.train.name, splits.train.fingerprint)
-        run.write_skipped(splits.train.skipped)
+        run.write_skipped(splits.skipped)
         return _Program(config, run, splits).run()
 
 
@@ -261,10 +261,6 @@ class _Program:
             f"{self.mesh.size} {jax.devices()[0].device_kind} device"
             f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.path}",
         ]
-        skipped = len(self.source.skipped)
-        if skipped:
-            where = self.folder.path / "skipped.txt"
-            lines.append(f"{skipped} images were skipped; they are listed in {where}")
         if began:
             lines.append(f"Continuing after step {began:,}")
         return "\n".join(lines)

@@ -231,6 +231,12 @@ def test_npz_images_that_make_no_sense(tmp_path, images, message):
         open_data(f"npz:{tmp_path}/a.npz")
 
 
+def test_npz_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8))
+    assert len(open_data("npz:~/a.npz").train) == 2
+
+
 def test_float_npz_is_scaled(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.full((2, 8, 8, 3), 0.5))
     assert open_data(f"npz:{tmp_path}/a.npz").train.gather([0]).max() == 128

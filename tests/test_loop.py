@@ -121,6 +121,26 @@ def test_lines_evaluations_and_checkpoints_come_when_due(tmp_path, images):
     assert losses[-1] < losses[0]
 
 
+def test_an_evaluation_that_is_not_finite_ends_the_run_before_its_checkpoint(
+    tmp_path, images
+):
+    def evaluate(state, step, stop):
+        return {"mse": float("nan") if step == 12 else 1.0}
+
+    said = r"after step 12 gave mse nan\. The last good checkpoint is that of step 8"
+    with pytest.raises(Diverged, match=said):
+        train(tmp_path / "run", images, evaluate=evaluate)
+    assert Store(tmp_path / "run").steps() == [4, 8]
+    with pytest.raises(Diverged, match="No checkpoint was saved yet"):
+        train(tmp_path / "first", images, loss=_nan_from(0), max_bad_steps=3)
+
+
+def test_no_checkpoint_amid_steps_that_are_not_finite(tmp_path, images):
+    with pytest.raises(Diverged, match="checkpoint is that of step 4"):
+        train(tmp_path / "run", images, loss=_nan_from(7))
+    assert Store(tmp_path / "run").steps() == [4]
+
+
 @pytest.mark.parametrize("stop_at", [3, 6, 8])
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, images, stop_at):
     whole, _, _ = train(tmp_path / "whole", images)

@@ -14,7 +14,7 @@ from afterimage.data import (
     hold_out,
     open_data,
 )
-from afterimage.errors import DataError, Interrupted, UserError
+from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.training.signals import StopSignal
 from checkpoints.encoder import read_encoder
@@ -255,6 +255,12 @@ def test_every_kind_of_setting_trains(tmp_path, changes):
     result = run_program(config(tmp_path / "run", **settings | changes))
     assert np.isfinite(list(result.metrics.values())).all()
     assert 0 < result.metrics["relative_loss"] < 3
+
+
+def test_a_rate_far_too_high_ends_as_diverged(tmp_path):
+    settings = {"steps": 8, "eval_every": 1, "ema": 0.0, "max_bad_steps": 100}
+    with pytest.raises(Diverged, match="Try a lower --lr"):
+        run_program(config(tmp_path / "run", lr=1e30, warmup_steps=0, **settings))
 
 
 @pytest.mark.slow

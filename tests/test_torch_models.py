@@ -1,4 +1,4 @@
-"""PyTorch's side of the speed comparison is the same network."""
+"""PyTorch's side of the speed comparison has the same parameters and shapes."""
 
 import jax
 import pytest

@@ -79,10 +79,11 @@ def open_npz(
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
-    if not pathlib.Path(path).is_file():
+    where = pathlib.Path(path).expanduser()
+    if not where.is_file():
         raise DataError(f"npz:{path}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(where, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise DataError(

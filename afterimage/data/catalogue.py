@@ -177,7 +177,7 @@ def _missing(builder: Any, error: BaseException) -> str:
     if re.search(r"ModuleNotFoundError.*tensorflow", said):
         return (
             "TensorFlow, which its builder needs, is not installed; "
-            "pip install 'afterimage[tensorflow]'"
+            "pip install tensorflow-cpu (the [tensorflow] extra)"
         )
     if re.search("ConnectionError|resolve|URLError|DownloadError|timed out", said):
         return _no_network(builder)

@@ -1,4 +1,4 @@
-"""Size and channels of images in NumPy, antialiased."""
+"""Size and channels of images in NumPy."""
 
 import numpy as np
 from jaxtyping import Num
@@ -21,9 +21,10 @@ def cover_and_crop(
 ) -> Num[np.ndarray, "hh ww c"]:
     """Scale until `size` is covered and crop the centre: nothing is distorted.
 
-    Shrinking to half or less averages over area, by less interpolates linearly (every
-    pixel still weighs in; the average costs five times as much and shows no
-    difference there); enlarging is bicubic, clipped to the range of the input's type.
+    Shrinking to half or less averages over area; by less it interpolates linearly
+    between neighbours, without an antialiasing filter, so fine patterns may alias there
+    (the average costs five times as much); enlarging is bicubic, clipped to the range
+    of the input's type.
     """
     import cv2
 

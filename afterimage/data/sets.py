@@ -125,6 +125,13 @@ class Splits:
     validation: ImageSet | None = None
     test: ImageSet | None = None
 
+    @property
+    def skipped(self) -> tuple[BadImage, ...]:
+        """What was left out of any split, each once."""
+        sets = (self.train, self.validation, self.test)
+        found = (bad for images in sets if images for bad in images.skipped)
+        return tuple(dict.fromkeys(found))
+
 
 def content_fingerprint(
     pixels: Sequence[bytes] | np.ndarray,

@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from afterimage.errors import UserError
 from afterimage.models.config import ModelConfig
 from afterimage.models.decoders import Decoder, Encoded, UnpoolDecoder, UpDecoder
 from afterimage.models.encoders import Encoder, build_encoder
@@ -28,6 +29,13 @@ class Autoencoder(nnx.Module):
         """The code, and what else a decoder may use."""
         maps, switches = self.encoder.encode(images, context)
         code = maps[-1]
+        stride = self.encoder.feature_info[-1].stride
+        if code.shape[1:3] != tuple(-(-n // stride) for n in images.shape[1:3]):
+            raise UserError(
+                f"images of {images.shape[1:3]} px: {self.encoder.config.name} drops"
+                f" the pixels beyond multiples of {stride}, which no decoder can give"
+                " back; resize the images"
+            )
         if self.encoder.bottleneck is not None:
             code = self.encoder.vector(code)
         _, height, width, _ = images.shape
@@ -40,7 +48,11 @@ class Autoencoder(nnx.Module):
         mask: Bool[Array, "b h w"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
-        """The reconstruction, in the input's own scale; masked pixels are not seen."""
+        """The reconstruction, in the input's own scale; masked pixels are not seen.
+
+        Raises:
+            UserError: the encoder drops pixels at this size (VGG).
+        """
         context = Context(train=train, mask=mask)
         return self.decoder(self.encode(images, context), context)
 

@@ -7,7 +7,7 @@ from typing import Any
 from afterimage.errors import UserError, did_you_mean
 
 MIN_IMAGE_SIZE = 8
-NORMS = ("rms", "layer", "group", "batch")
+NORMS = ("rms", "layer", "group", "batch", "frozen", "none")
 MASKED_DECODERS = ("hierarchical", "block")
 """Decoders that fill masked sites by a learned token."""
 DECODERS = ("light", "symmetric", "transposed", "nearest", "unpool", *MASKED_DECODERS)
@@ -46,7 +46,12 @@ def _resnet(depths: tuple[int, ...], block: str, about: str) -> Preset:
     return Preset(about, "resnet", (64, 128, 256, 512), depths, "rms", block=block)
 
 
-# Sizes: Woo et al. 2023 (ConvNeXt V2), appendix; He et al. 2015 (ResNet), Table 1.
+def _vgg(convs: tuple[int, ...], norm: str, about: str) -> Preset:
+    return Preset(about, "vgg", (64, 128, 256, 512, 512), convs, norm)
+
+
+# Sizes: Simonyan & Zisserman 2014 (VGG), Table 1;
+# Woo et al. 2023 (ConvNeXt V2), appendix; He et al. 2015 (ResNet), Table 1.
 PRESETS: Mapping[str, Preset] = {
     "conv": Preset(
         "patchify down, residual 3x3 blocks; the fast default",
@@ -66,6 +71,10 @@ PRESETS: Mapping[str, Preset] = {
     "resnet18": _resnet((2, 2, 2, 2), "basic", "ResNet-18, basic blocks"),
     "resnet34": _resnet((3, 4, 6, 3), "basic", "ResNet-34, basic blocks"),
     "resnet50": _resnet((3, 4, 6, 3), "bottleneck", "ResNet-50, bottleneck blocks"),
+    "vgg11": _vgg((1, 1, 2, 2, 2), "none", "VGG-11 without a norm"),
+    "vgg16": _vgg((2, 2, 3, 3, 3), "none", "VGG-16 without a norm"),
+    "vgg11_bn": _vgg((1, 1, 2, 2, 2), "batch", "VGG-11 with BatchNorm"),
+    "vgg16_bn": _vgg((2, 2, 3, 3, 3), "batch", "VGG-16 with BatchNorm"),
     "convnext-atto": _convnext((40, 80, 160, 320), (2, 2, 6, 2), "ConvNeXt V2 atto"),
     "convnext-femto": _convnext((48, 96, 192, 384), (2, 2, 6, 2), "ConvNeXt V2 femto"),
     "convnext-pico": _convnext((64, 128, 256, 512), (2, 2, 6, 2), "ConvNeXt V2 pico"),
@@ -85,6 +94,7 @@ def _stem_stride(family: str, image_size: tuple[int, int]) -> int:
     small, large = {
         "conv": (2, 4),
         "classic": (1, 1),
+        "vgg": (1, 1),
         "resnet": (1, 4),
         "convnext": (1 if side <= 16 else 2, 4),
     }[family]
@@ -152,6 +162,11 @@ class ModelConfig:
             wrong.append(
                 "decoder='unpool' needs the max-pooling of 'conv-classic';"
                 " take decoder='light' or that model"
+            )
+        if self.preset.family == "vgg" and any(n < 32 or n % 32 for n in size):
+            wrong.append(
+                f"image_size={size} must be multiples of 32: VGG halves five times"
+                " and drops the odd pixel"
             )
         if self.bottleneck is not None and self.bottleneck < 1:
             wrong.append(f"bottleneck={self.bottleneck} must be None or at least 1")

@@ -181,6 +181,54 @@ class ClassicEncoder(Encoder):
         return maps, switches
 
 
+class VGGStage(nnx.Module):
+    """3x3 convolutions with bias, norm and relu after each; 2x2 max-pooling."""
+
+    def __init__(self, i: int, o: int, depth: int, norm: str, rngs: nnx.Rngs):
+        self.convs = nnx.List(
+            [layers.Conv(o if n else i, o, rngs=rngs) for n in range(depth)]
+        )
+        self.norms = nnx.List([make_norm(norm, o) for _ in range(depth)])
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.relu(norm(conv(x, context), context))
+        x, (h, w) = context.hide(x), x.shape[1:3]
+        # PyTorch drops the odd row or column.
+        return ops.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
+
+
+class VGG(Encoder):
+    """VGG (Simonyan & Zisserman 2014, Table 1); maps after each pooling.
+
+    A map of stride s is floor(H / s) high, as in PyTorch, unlike other encoders' ceil.
+    """
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        ins = (config.channels, *config.widths[:-1])
+        self.stages = nnx.List(
+            [
+                VGGStage(i, o, depth, config.norm, rngs)
+                for i, o, depth in zip(
+                    ins, config.widths, config.preset.depths, strict=True
+                )
+            ]
+        )
+        self.feature_info = _feature_info(config, 2, config.widths)
+
+    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+        if min(images.shape[1:3]) < 32:
+            raise UserError(
+                f"images of {images.shape[1:3]} px; VGG takes 32 px and more, as it "
+                "halves them five times"
+            )
+        maps, x = [], images
+        for stage in self.stages:
+            x = stage(x, context)
+            maps.append(x)
+        return maps, []
+
+
 class ResNetStem(nnx.Module):
     """7x7 stride 2 and 3x3 max-pooling; 3x3 stride 1 alone for small images."""
 
@@ -303,6 +351,7 @@ class ConvNeXt(StagedEncoder):
 FAMILIES = {
     "conv": ConvEncoder,
     "classic": ClassicEncoder,
+    "vgg": VGG,
     "resnet": ResNet,
     "convnext": ConvNeXt,
 }

@@ -107,7 +107,8 @@ class BatchNorm(nnx.Module):
         mean, var = self.mean[...], self.var[...]
         if context.train:
             wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-            visible = context.visible(x)
+            # Vectors have no sites to mask.
+            visible = context.visible(x) if x.ndim == 4 else None
             mean = mean_of(wide, axes, visible)
             square = mean_of(jnp.square(wide), axes, visible)
             var = jnp.maximum(square - jnp.square(mean), 0)
@@ -128,7 +129,52 @@ class BatchNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
-KINDS = {"rms": RMSNorm, "layer": LayerNorm, "group": GroupNorm, "batch": BatchNorm}
+class FrozenBatchNorm(nnx.Module):
+    """y = scale (x - mean) / sqrt(var + 1e-5) + bias, all four constants.
+
+    As torchvision's FrozenBatchNorm2d: nothing learns and nothing moves, in training
+    too. For imported weights; freshly made it is the identity.
+    """
+
+    def __init__(self, c: int, *, scale: float = 1.0):
+        # A constant zero could never be learned away from, so `scale` is not heeded.
+        del scale
+        self.scale = nnx.BatchStat(constant(1.0, c))
+        self.bias = nnx.BatchStat(constant(0.0, c))
+        self.mean = nnx.BatchStat(constant(0.0, c))
+        self.var = nnx.BatchStat(constant(1.0, c))
+
+    def __call__(
+        self, x: Float[Array, "*n c"], context: Context
+    ) -> Float[Array, "*n c"]:
+        del context
+        factor = self.scale[...] * lax.rsqrt(self.var[...] + 1e-5)
+        shift = self.bias[...] - self.mean[...] * factor
+        y = x.astype(jnp.float32) * ops.per_channel(factor, x) + ops.per_channel(
+            shift, x
+        )
+        return y.astype(x.dtype)
+
+
+class NoNorm(nnx.Module):
+    """The identity: VGG as first published."""
+
+    def __init__(self, c: int, *, scale: float = 1.0):
+        del c, scale
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        del context
+        return x
+
+
+KINDS = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "group": GroupNorm,
+    "batch": BatchNorm,
+    "frozen": FrozenBatchNorm,
+    "none": NoNorm,
+}
 
 
 def make_norm(kind: str, c: int, *, scale: float = 1.0) -> nnx.Module:

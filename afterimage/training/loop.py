@@ -1,6 +1,7 @@
 """The one loop: both stages call `fit`, a phase at a time."""
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -72,6 +73,8 @@ class _Pending:
         self.fit, self.feed = fit, feed
         self.rows: deque[tuple[int, int, np.ndarray, Any]] = deque()
         self.flight: deque[Any] = deque()
+        self.bad_row = 0
+        """Non-finite steps in a row, as far as metrics were read."""
 
     def add(self, step: int, length: int, index: np.ndarray, metrics: Any) -> None:
         """Metrics of the `length` steps up to `step`; waits for old dispatches."""
@@ -100,7 +103,8 @@ class _Pending:
             row = {f"train/{k}": v for k, v in metrics.items()} | timing
             fit.run.metrics.write(step, row)
             fit.progress.show(step, metrics)
-        if metrics["bad_row"]:
+        self.bad_row = metrics["bad_row"]
+        if self.bad_row:
             self._report_bad(step, metrics, index)
 
     def _report_bad(
@@ -118,12 +122,25 @@ class _Pending:
             f"images are listed in {path}"
         )
         if metrics["bad_row"] >= self.fit.training.max_bad_steps:
-            raise Diverged(
+            raise _diverged(
+                self.fit,
                 f"{metrics['bad_row']} steps in a row, up to step {step}, were not "
-                f"finite. The last checkpoint in {self.fit.store.folder} is good; the "
-                f"images are listed in {path.parent}. Try a lower --lr, a longer "
-                "--warmup-steps, or --precision float32, in a new --out"
+                f"finite; their images are listed in {path.parent}",
             )
+
+
+def _diverged(fit: Fit, what: str) -> Diverged:
+    fit.store.wait()
+    steps = fit.store.steps()
+    stands = (
+        f"The last good checkpoint is that of step {steps[-1]} in {fit.store.folder}"
+        if steps
+        else "No checkpoint was saved yet"
+    )
+    return Diverged(
+        f"{what}. {stands}. Try a lower --lr, a longer --warmup-steps, or --precision "
+        "float32, in a new --out"
+    )
 
 
 def _lengths(fit: Fit, feed: Feed, start: int, end: int) -> Iterator[int]:
@@ -143,6 +160,11 @@ def _evaluate(fit: Fit, state: State, step: int, stop: StopSignal) -> None:
     fit.last = {k: float(v) for k, v in results.items() if not isinstance(v, str)}
     fit.run.metrics.write(step, {f"eval/{k}": v for k, v in results.items()})
     fit.progress.evaluated(step, results)
+    wrong = [f"{k} {v}" for k, v in fit.last.items() if not math.isfinite(v)]
+    if wrong:  # before the checkpoint: it would not be a good one
+        raise _diverged(
+            fit, f"The evaluation after step {step} gave {', '.join(wrong)}"
+        )
 
 
 def _save(fit: Fit, state: State, step: int, *, evaluated: bool) -> None:
@@ -183,7 +205,8 @@ def fit(
 
     Raises:
       Interrupted: after a signal, with everything saved.
-      Diverged: after `max_bad_steps` non-finite steps in a row.
+      Diverged: after `max_bad_steps` non-finite steps in a row, or an evaluation that
+        is not finite; neither leaves a checkpoint.
       UserError: the device ran out of memory; the message says what to change.
     """
     now = int(state["step"])
@@ -228,7 +251,8 @@ def _at_boundary(
         if evaluate:
             stop.check()
             _evaluate(plan, state, now, stop)
-        if save:
+        # Amid steps that are not finite a checkpoint would push out a good one.
+        if save and (now == end or not pending.bad_row):
             _save(plan, state, now, evaluated=evaluate)
     except StopRequested as request:
         raise _stopped(plan, state, now, stop) from request

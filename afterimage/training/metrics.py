@@ -1,5 +1,6 @@
 """metrics.jsonl always, TensorBoard beside it, Weights & Biases where asked for."""
 
+import hashlib
 import json
 import math
 import os
@@ -128,11 +129,14 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "--wandb needs the package: pip install 'afterimage[wandb]'"
+            "--wandb needs the package: pip install wandb (the [wandb] extra)"
         ) from error
+    # Two runs of one name in different folders are two runs.
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return wandb.init(
         project="afterimage",
-        id=folder.name,
+        id=f"{folder.name}-{place}",
+        name=folder.name,
         dir=str(folder),
         resume="allow",
         config=dict(config),

@@ -201,6 +201,7 @@ class RunOptions:
 # Settings that do not change what a run computes: they may differ when it continues.
 FREE_TO_CHANGE = frozenset(
     {"out", "save_every", "log_every", "keep_last", "keep_best", "tensorboard", "wandb"}
+    | {"devices", "steps_per_dispatch", "resident", "cache"}
 )
 
 

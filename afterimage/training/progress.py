@@ -1,6 +1,7 @@
 """Progress with images/s and time left: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 
 _LINE_SECONDS = 5.0
+_OVERDUE_SECONDS = 60.0
 
 
 def clock(seconds: float) -> str:
@@ -29,6 +31,7 @@ class Progress:
         self.stream = stream if stream is not None else sys.stderr
         self.quiet = jax.process_index() != 0
         self._bar: Any = None
+        self._since: float | None = None
         self._last_line = 0.0
         self.step = 0
         self._reset()
@@ -53,15 +56,38 @@ class Progress:
             print("Compiling the training step ...", file=self.stream, flush=True)
 
     def waiting(self, blocks: Iterator[Any]) -> Iterator[Any]:
-        """Passes blocks through and measures how long they were waited for."""
-        while True:
-            before = time.perf_counter()
-            block = next(blocks, None)
-            if block is None:
-                return
-            if self._warm:
-                self._stalled += time.perf_counter() - before
-            yield block
+        """Passes blocks through and measures how long they were waited for.
+
+        One that does not come within a minute is told of: a drive that hangs looks
+        like slow training otherwise.
+        """
+        done = threading.Event()
+        threading.Thread(target=self._watch, args=(done,), daemon=True).start()
+        try:
+            while True:
+                self._since = before = time.perf_counter()
+                block = next(blocks, None)
+                self._since = None
+                if block is None:
+                    return
+                if self._warm:
+                    self._stalled += time.perf_counter() - before
+                yield block
+        finally:
+            done.set()
+
+    def _watch(self, done: threading.Event) -> None:
+        told = None
+        while not done.wait(_OVERDUE_SECONDS / 10):
+            since = self._since
+            late = since is not None and time.perf_counter() - since > _OVERDUE_SECONDS
+            if late and since != told:
+                told = since
+                self.note(
+                    f"No batch for {_OVERDUE_SECONDS:.0f} s: reading the images hangs "
+                    "or is very slow (a network drive?). Still waiting; Ctrl-C twice "
+                    "stops at once, and the same command continues later"
+                )
 
     def add(self, steps: int) -> None:
         """`steps` more were dispatched."""

@@ -104,3 +104,16 @@ def test_a_refused_folder_ends_every_process(tmp_path, caches):
     assert "thesis.txt" in said[0]
     assert "refused by the first process" in said[1]
     assert (out / "thesis.txt").exists()
+
+
+def test_begun_on_one_device_continued_on_two(tmp_path, caches, alone):
+    out, flag = tmp_path / "run", "--xla_force_host_platform_device_count="
+    begun = launch(out, caches | {"XLA_FLAGS": f"{flag}1"}, "--devices", "1")
+    wait_for_step(out, begun, 6)
+    begun.send_signal(signal.SIGTERM)
+    finish(begun, expected=75)
+    two = launch(out, caches | {"XLA_FLAGS": f"{flag}2"}, "--devices", "2")
+    said = finish(two)
+    assert "--devices 1 -> 2" in said
+    assert "on 2 cpu devices" in said
+    assert_alike(out, alone)

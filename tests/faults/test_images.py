@@ -14,6 +14,7 @@ from PIL import Image
 from afterimage.data import open_data
 from afterimage.data.decode import NotAnImage, decode, read_header, strict
 from afterimage.errors import DataError
+from afterimage.runs import Run
 
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], -1)
@@ -203,6 +204,23 @@ def test_bad_files_fail_with_their_names_or_are_skipped_and_listed(tmp_path, cac
         np.testing.assert_array_equal(
             found.gather([4])[0], see(GOOD["b/1.png"], 3, (16, 16))
         )
+
+
+def test_skipped_files_of_every_split_are_listed(tmp_path):
+    bad = {"val/a/1.png": b"", "test/b/2.png": b"text"}
+    good = {
+        f"{split}/{name}": data
+        for split in ("train", "val", "test")
+        for name, data in GOOD.items()
+    }
+    found = open_data(folder_of(tmp_path, good | bad), on_bad_image="skip")
+    assert sorted(bad.path for bad in found.skipped) == ["test/b/2.png", "val/a/1.png"]
+    with Run(tmp_path / "run", kind="test", config={}) as run:
+        run.write_skipped(found.skipped)
+    listed = (tmp_path / "run" / "skipped.txt").read_text()
+    assert "val/a/1.png\t" in listed
+    assert "test/b/2.png\t" in listed
+    assert "2 images were skipped" in run.notes[0]
 
 
 def test_nothing_but_bad_files_is_an_error_even_when_skipping(tmp_path):

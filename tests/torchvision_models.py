@@ -1,0 +1,127 @@
+"""torchvision's ResNet (v1.5) and VGG, with its names; random weights and moments."""
+
+import dataclasses
+
+import numpy as np
+
+from afterimage.models.config import PRESETS
+
+try:
+    import torch
+    from torch import nn
+except ImportError:  # test_known skips itself
+    torch = None
+
+_RESNET, _VGG = (64, 128, 256, 512), (64, 128, 256, 512, 512)
+# (widths, depths) as published.
+SHAPES = {
+    "resnet18": (_RESNET, (2, 2, 2, 2)),
+    "resnet34": (_RESNET, (3, 4, 6, 3)),
+    "resnet50": (_RESNET, (3, 4, 6, 3)),
+    "vgg11": (_VGG, (1, 1, 2, 2, 2)),
+    "vgg11_bn": (_VGG, (1, 1, 2, 2, 2)),
+    "vgg16": (_VGG, (2, 2, 3, 3, 3)),
+    "vgg16_bn": (_VGG, (2, 2, 3, 3, 3)),
+}
+# The same kinds of layers in the same places, in two narrow stages: every kind of block
+# and shortcut is there.
+NARROW = {
+    "resnet18": ((8, 16), (1, 2)),
+    "resnet50": ((8, 16), (2, 1)),
+    "vgg11": ((8, 16), (1, 2)),
+    "vgg16_bn": ((8, 16), (2, 1)),
+}
+
+
+def make_narrow(patch):
+    """Our models of these names are as narrow as `build(name, seed, NARROW)`'s."""
+    for name, (widths, depths) in NARROW.items():
+        narrow = dataclasses.replace(PRESETS[name], widths=widths, depths=depths)
+        patch.setitem(PRESETS, name, narrow)
+
+
+def build(name, seed, shapes=SHAPES):
+    """A model in evaluation mode, its running moments drawn at random too."""
+    torch.manual_seed(seed)
+    model = (_resnet if name.startswith("resnet") else _vgg)(name, *shapes[name])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def feature_maps(model, images):
+    """Maps of normalised NHWC images: after each ResNet layer or VGG pooling."""
+    x, maps = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2), []
+    with torch.no_grad():
+        if hasattr(model, "features"):
+            for layer in model.features:
+                x = layer(x)
+                if isinstance(layer, nn.MaxPool2d):
+                    maps.append(x)
+        else:
+            x = nn.functional.max_pool2d(torch.relu(model.bn1(model.conv1(x))), 3, 2, 1)
+            for name, layer in model.named_children():
+                if name.startswith("layer"):
+                    x = layer(x)
+                    maps.append(x)
+    return [y.permute(0, 2, 3, 1).numpy() for y in maps]
+
+
+def _block(i, width, stride, bottleneck):
+    o = 4 * width if bottleneck else width
+    shapes = [(i, width, 3, stride), (width, width, 3, 1)]
+    if bottleneck:
+        shapes = [(i, width, 1, 1), (width, width, 3, stride), (width, o, 1, 1)]
+    block = nn.Module()
+    for n, (a, b, k, s) in enumerate(shapes, 1):
+        block.add_module(f"conv{n}", nn.Conv2d(a, b, k, s, k // 2, bias=False))
+        block.add_module(f"bn{n}", nn.BatchNorm2d(b))
+    if stride != 1 or i != o:
+        block.downsample = nn.Sequential(
+            nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)
+        )
+
+    def forward(x):
+        y = x
+        for n in range(1, len(shapes) + 1):
+            y = getattr(block, f"bn{n}")(getattr(block, f"conv{n}")(y))
+            y = torch.relu(y) if n < len(shapes) else y
+        skip = block.downsample(x) if hasattr(block, "downsample") else x
+        return torch.relu(y + skip)
+
+    block.forward = forward
+    return block
+
+
+def _resnet(name, widths, depths):
+    bottleneck, i = name == "resnet50", widths[0]
+    model = nn.Module()
+    model.conv1 = nn.Conv2d(3, i, 7, 2, 3, bias=False)
+    model.bn1 = nn.BatchNorm2d(i)
+    for n, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        blocks = []
+        for j in range(depth):
+            blocks.append(_block(i, width, 2 if n and not j else 1, bottleneck))
+            i = 4 * width if bottleneck else width
+        model.add_module(f"layer{n + 1}", nn.Sequential(*blocks))
+    model.fc = nn.Linear(i, 10)
+    return model
+
+
+def _vgg(name, widths, depths):
+    layers, i = [], 3
+    for o, depth in zip(widths, depths, strict=True):
+        for _ in range(depth):
+            layers.append(nn.Conv2d(i, o, 3, padding=1))
+            layers += [nn.BatchNorm2d(o)] if name.endswith("_bn") else []
+            layers.append(nn.ReLU())
+            i = o
+        layers.append(nn.MaxPool2d(2, 2))
+    model = nn.Module()
+    model.features = nn.Sequential(*layers)
+    model.classifier = nn.Sequential(nn.Linear(8, 4))
+    return model
