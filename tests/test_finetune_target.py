@@ -17,8 +17,8 @@ from finetune.program import finetune
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
+@pytest.fixture
+def home(tmp_path_factory, tiny):
     """An encoder, source images, and darker target images with a labelled test."""
     folder = tmp_path_factory.mktemp("target")
     make_encoder(folder / "encoder")

@@ -17,10 +17,13 @@ from tests.helpers import run_python
 from tests.test_finetune_program import draw, make_encoder, write_npz
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
+@pytest.fixture
+def home(tmp_path_factory, tiny):
+    return prepared(tmp_path_factory.mktemp("adaptation"))
+
+
+def prepared(folder):
     """An encoder, labelled images, and darker ones."""
-    folder = tmp_path_factory.mktemp("adaptation")
     make_encoder(folder / "encoder")
     write_npz(folder / "data.npz")
     np.savez(folder / "dark.npz", images=draw(2, 40)[0] // 3)
@@ -80,10 +83,12 @@ TWO_DEVICES = """
 import json, sys
 import jax
 import numpy as np
+from afterimage import runtime
 from checkpoints.store import Store
 from finetune.config import FinetuneConfig
 from finetune.program import finetune
 
+runtime.compiler_options = lambda: {"xla_backend_optimization_level": 0}
 found = []
 for devices in (1, 2):
     given = json.loads(sys.argv[1])
@@ -102,8 +107,8 @@ print("same")
 """
 
 
-def test_two_devices_adapt_as_one(home, tmp_path):
-    given = settings(home, tmp_path / "run", steps=2)
+def test_two_devices_adapt_as_one(tmp_path):
+    given = settings(prepared(tmp_path), tmp_path / "run", steps=2)
     assert "same" in run_python(TWO_DEVICES, json.dumps(given), devices=2)
 
 
