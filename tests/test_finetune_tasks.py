@@ -96,7 +96,8 @@ def test_a_missing_label_contributes_nothing():
     some, none = jnp.array([2, -1, 0, -1]), jnp.full(4, -1)
     value, metrics = of_term(COLOUR, some, logits)
     logp = jax.nn.log_softmax(logits)
-    assert value == pytest.approx(-(logp[0, 2] + logp[2, 0]) / 2, rel=1e-6)
+    expected = -float(logp[0, 2] + logp[2, 0]) / 2
+    assert value == pytest.approx(expected, rel=1e-6)
     assert set(metrics) == {"cross_entropy_colour", "accuracy_colour"}
     slopes = jax.grad(lambda x: of_term(COLOUR, some, x)[0])(logits)
     assert not slopes[1].any()
@@ -111,16 +112,17 @@ def test_a_missing_label_contributes_nothing():
 
 def test_uncertainty_weighs_by_half_the_inverse_loss():
     logits, labels = jax.random.normal(KEY, (4, 3)), jnp.array([2, 1, 0, 1])
-    plain, _ = of_term(COLOUR, labels, logits)
+    plain = float(of_term(COLOUR, labels, logits)[0])
     slope = jax.grad(lambda s: of_term(uncertain(COLOUR), labels, logits, s)[0])
     assert slope(0.0) == pytest.approx(0.5 - plain, rel=1e-5)
-    assert slope(jnp.log(2 * plain)) == pytest.approx(0.0, abs=1e-6)
-    value, metrics = of_term(uncertain(COLOUR), labels, logits, jnp.log(2 * plain))
+    best = float(np.log(2 * plain))
+    assert slope(best) == pytest.approx(0.0, abs=1e-6)
+    value, metrics = of_term(uncertain(COLOUR), labels, logits, best)
     assert metrics["cross_entropy_colour_weight"] == pytest.approx(1 / (2 * plain))
-    assert value == pytest.approx(0.5 + jnp.log(2 * plain) / 2, rel=1e-5)
+    assert value == pytest.approx(0.5 + best / 2, rel=1e-5)
 
 
-OPTIONS = TrainingOptions(lr=2e-2, weight_decay=0.0, schedule="constant")
+OPTIONS = TrainingOptions(lr=2e-2, weight_decay=0.0, schedule="constant", clip=0.0)
 
 
 def supply(params, stats, batch, key, step, moving):
@@ -208,7 +210,7 @@ def test_pcgrad_is_of_the_whole_batch_and_sums_where_nothing_is_shared():
     a, b, c = map(first_moments, (plain, one, two))
     for path, leaf in a.items():
         if "heads" in path:
-            np.testing.assert_allclose(b[path], leaf, rtol=1e-5)
+            np.testing.assert_allclose(b[path], leaf, rtol=1e-4)
         # The random orders differ with the count, but do not matter for two tasks.
         np.testing.assert_allclose(c[path], b[path], rtol=1e-4, atol=1e-7)
 
@@ -242,10 +244,8 @@ def home(tiny, tmp_path):
     return tmp_path
 
 
-def test_several_tasks_sources_and_methods_are_a_config(home):
-    """Two tasks, two sources with an adversary each, L2-SP, layer-wise decay: settings.
-    Cut back and repeated, it ends as it did; every head can be scored."""
-    wanted = {
+def everything(home):
+    return {
         "mode": "full",
         "steps": 3,
         "save_every": 1,
@@ -262,23 +262,40 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
         "weight_decay": 0.0,
         "layer_decay": 0.7,
     }
-    result = finetune(config(home, home / "run", **wanted))
-    found = result.results
-    assert list(found["sources"].values()) == [60, 40]
-    assert found["tasks"]["light"]["source"]["examples"] == 30
-    assert found["source"]["examples"] == 30
-    _, expected, _ = Store(result.run).restore(step=3)
-    weights = np.asarray(expected["stats"]["examples"]["weight"])
-    np.testing.assert_allclose(weights[60:] / weights[0], 3.0, rtol=1e-6)
-    assert weights.mean() == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [{}, {"task_weighting": "uncertainty", "mode": "two-phase"}]
+)
+def test_all_of_it_resumes_exactly(home, more):
+    """Cut back and repeated, a run ends as it did."""
+    wanted = everything(home) | {"feature_selection": "fisher", "keep_features": 9}
+    wanted |= more
+    whole = finetune(config(home, home / "run", **wanted)).run
+    _, expected, _ = Store(whole).restore(step=3)
     again = home / "again"
-    shutil.copytree(result.run, again)
+    shutil.copytree(whole, again)
     for step in (2, 3):
         shutil.rmtree(again / "checkpoints" / str(step))
     (again / "results.json").unlink()
     finetune(config(home, again, **wanted))
     _, repeated, _ = Store(again).restore(step=3)
     jax.tree.map(np.testing.assert_array_equal, repeated, expected)
+
+
+def test_several_tasks_sources_and_methods_are_a_config(home):
+    """Two tasks, two sources with an adversary each, L2-SP, layer-wise decay: settings.
+    Every head can be scored."""
+    result = finetune(config(home, home / "run", **everything(home)))
+    found = result.results
+    assert list(found["sources"].values()) == [60, 40]
+    assert found["tasks"]["light"]["source"]["examples"] == 30
+    assert found["source"]["examples"] == 30
+    _, state, _ = Store(result.run).restore(step=3)
+    weights = np.asarray(state["stats"]["examples"]["weight"])
+    np.testing.assert_allclose(weights[60:] / weights[0], 3.0, rtol=1e-6)
+    assert weights.mean() == pytest.approx(1.0)
     loaded = load_classifier(str(result.run))
     assert loaded.class_names == {
         "classes": ("bars", "dots", "rings"),
