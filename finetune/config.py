@@ -189,6 +189,8 @@ class FinetuneConfig(
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")
+        if len({self.data, *self.sources}) <= len(self.sources):
+            found.append(f"data={self.data!r}, sources={self.sources}: each once")
         if "mdan" in self.align and not self.sources:
             found.append("align='mdan' needs several sources: give sources, or dann")
         if self.label_shift != "none" and self.label_smoothing:

@@ -54,8 +54,19 @@ class Chosen:
             "labels_per_class": config.labels_per_class,
             "rule": self.rule,
             "classes": list(self.class_names),
-            "train": _listed(self.train, self.class_names),
-            "validation": _listed(self.validation, self.class_names),
+            **self._used(HEAD),
+            **(
+                {"tasks": {t: self._used(t) for t in config.tasks}}
+                if config.tasks
+                else {}
+            ),
+        }
+
+    def _used(self, head: str) -> dict[str, dict[str, list[str]]]:
+        """The images whose labels one head learns from, and is chosen by."""
+        return {
+            "train": _listed(of_head(self.train, head)),
+            "validation": _listed(of_head(self.validation, head)),
         }
 
 
@@ -144,13 +155,13 @@ def _validation(
     return kept, held, rule
 
 
-def _listed(images: ImageSet | None, names: tuple[str, ...]) -> dict[str, list[str]]:
+def _listed(images: ImageSet | None) -> dict[str, list[str]]:
     """{class: ids}."""
-    listed: dict[str, list[str]] = {name: [] for name in names}
-    if images is not None and images.labels is not None:
-        for label, name in zip(images.labels.tolist(), images.ids):
-            if label >= 0:
-                listed[names[label]].append(name)
+    if images is None or images.labels is None or images.class_names is None:
+        return {}
+    listed: dict[str, list[str]] = {name: [] for name in images.class_names}
+    for label, name in zip(images.labels.tolist(), images.ids, strict=True):
+        listed[images.class_names[label]].append(name)
     return listed
 
 

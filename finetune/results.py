@@ -93,6 +93,8 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
     results |= found.pop(HEAD)
     if found:
         results["tasks"] = found
+    if parts.config.sources:
+        results["sources"] = _by_source(parts, (params, stats))
     if run.first:
         entry = {head: head_entry(parts.heads[head], names[head]) for head in names}
         write_artefacts(run.path, params, stats, parts.manifest(step), entry)
@@ -146,8 +148,29 @@ def _results(parts: Parts, step: int) -> dict[str, Any]:
     }
     if parts.target is not None:
         found["target"] = parts.target.name
-    if parts.config.sources:
-        sources = parts.chosen.train.tasks[SOURCE]
-        counts = np.bincount(sources.values, minlength=len(sources.class_names))
-        found["sources"] = dict(zip(sources.class_names, counts.tolist(), strict=True))
     return found
+
+
+def _by_source(parts: Parts, model: tuple[Any, Any]) -> dict[str, Any]:
+    """{source: its training images, the report on its own test images}."""
+    found = {}
+    for number, name in enumerate((parts.config.data, *parts.config.sources)):
+        test = _of_source(parts.chosen.test, number)
+        report = reports(
+            parts.scorer,
+            model,
+            {"test": of_head(test, HEAD)},
+            parts.chosen.class_names,
+            seed=parts.config.seed,
+        )
+        train = _of_source(parts.chosen.train, number)
+        found[name] = {"training_images": len(train) if train else 0, **report}
+    return found
+
+
+def _of_source(images: ImageSet | None, number: int) -> ImageSet | None:
+    """The images of one source; None where it has none."""
+    if images is None:
+        return None
+    rows = np.flatnonzero(images.tasks[SOURCE].values == number)
+    return images.subset(rows) if len(rows) else None

@@ -66,8 +66,9 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
         ({"tasks": ("a", "a")}, "each name once"),
         ({"tasks": ("classes",)}, "'classes' cannot be a name"),
         ({"tasks": ("a/b",)}, "'a/b' cannot be a name"),
-        ({"sources": ("digits",), "source_weights": (1.0,)}, "1 numbers for 2 sources"),
+        ({"sources": ("npz:a",), "source_weights": (1.0,)}, "1 numbers for 2 sources"),
         ({"source_weights": (0.0,)}, "more than 0"),
+        ({"sources": ("digits",)}, "sources=.'digits',.: each once"),
         ({"mdan_gamma": 0.0}, "mdan_gamma=0.0"),
         ({"target": "digits", "align": ("mdan",)}, "needs several sources"),
     ],
@@ -88,7 +89,7 @@ def test_all_mistakes_at_once():
 def test_presets_work(name):
     given = PRESETS[name].settings
     needed = {"target": "digits"} if "align" in given else {}
-    needed |= {"sources": ("digits",)} if "mdan" in given.get("align", ()) else {}
+    needed |= {"sources": ("npz:a",)} if "mdan" in given.get("align", ()) else {}
     needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}
     config = preset_config(name, **NEEDED, **needed)
     for field, value in PRESETS[name].settings.items():

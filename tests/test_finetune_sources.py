@@ -141,7 +141,7 @@ def drawn(rng, count, side):
     return np.stack([first, second], 1).astype(np.float32), labels.astype(np.int32)
 
 
-STEPS, SIDES = 300, (-1.0, -0.2)
+STEPS, SIDES = 300, (-1.0, -0.7)
 
 
 def adapted(aligned):

@@ -289,13 +289,19 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
     Every head can be scored."""
     result = finetune(config(home, home / "run", **everything(home)))
     found = result.results
-    assert list(found["sources"].values()) == [60, 40]
+    first, second = found["sources"].values()
+    assert (first["training_images"], second["training_images"]) == (60, 40)
+    assert first["test"]["confusion"] == found["source"]["confusion"]
+    assert second["test"] is None
     assert found["tasks"]["light"]["source"]["examples"] == 30
     assert found["source"]["examples"] == 30
     _, state, _ = Store(result.run).restore(step=3)
     weights = np.asarray(state["stats"]["examples"]["weight"])
     np.testing.assert_allclose(weights[60:] / weights[0], 3.0, rtol=1e-6)
     assert weights.mean() == pytest.approx(1.0)
+    listed = json.loads((result.run / "labels.json").read_text())
+    assert sum(map(len, listed["train"].values())) == 100
+    assert sum(map(len, listed["tasks"]["light"]["train"].values())) == 40
     loaded = load_classifier(str(result.run))
     assert loaded.class_names == {
         "classes": ("bars", "dots", "rings"),
