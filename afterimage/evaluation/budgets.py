@@ -9,7 +9,7 @@ from jaxtyping import Int32, Int64, Integer
 from afterimage.data import choose_labels
 from afterimage.data.sets import ImageSet
 
-_FOLDS, _ALL_FOLDS_UP_TO = 5, 1000
+_FOLDS, _ALL_FOLDS_UP_TO = 5, 500
 FOLD_RULE = (
     f"C: highest accuracy over {_FOLDS} stratified folds of the budget's own labels "
     f"(above {_ALL_FOLDS_UP_TO:,} labels: on one of the {_FOLDS}), then refitted to "
@@ -69,7 +69,7 @@ def folds_of(
     """The fold 0 … 4 that holds each example out, stratified; -1 if none does.
 
     No more folds than the largest class has examples; none where that is 1. Above
-    1,000 examples only fold 0 is held out, all else is -1.
+    500 examples only fold 0 is held out, all else is -1.
     """
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(labels, return_counts=True)

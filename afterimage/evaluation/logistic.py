@@ -80,25 +80,21 @@ def _choose(x, labels, folds, strengths) -> tuple[np.ndarray, float]:
     for strength, solution in zip(strengths, _path(x, labels, held, strengths)):
         score = _validation(x, labels, held[:, :-1], solution)
         if score > best[0]:
-            best = score, solution[:, -1], strength
+            best = score, solution[-1], strength
     return best[1:]
 
 
 def _validation(x, labels, held, solution) -> tuple[float, float]:
     """(how many held-out examples are right, minus their cross-entropy)."""
-    right = loss = 0.0
+    right = log_likelihood = 0.0
     for fold, rows in enumerate(held.T):
-        weights = solution[:, fold].astype(np.float32)
+        weights = solution[fold].astype(np.float32)
         logits = x[rows] @ weights[:-1] + weights[-1]
+        logits -= logits.max(axis=1, keepdims=True)
         right += float(np.sum(logits.argmax(axis=1) == labels[rows]))
-        loss += float(np.sum(_log_probability(logits, labels[rows])))
-    return right, loss
-
-
-def _log_probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return own - np.log(np.exp(logits).sum(axis=-1))
+        own = np.take_along_axis(logits, labels[rows][:, None], axis=1)[:, 0]
+        log_likelihood += float(np.sum(own - np.log(np.exp(logits).sum(axis=1))))
+    return right, log_likelihood
 
 
 def _path(
@@ -106,7 +102,7 @@ def _path(
     labels: Integer[np.ndarray, " n"],
     held: Bool[np.ndarray, "n problems"],
     strengths: Sequence[float],
-) -> Iterator[Float[np.ndarray, "d_and_1 problems classes"]]:
+) -> Iterator[Float[np.ndarray, "problems d_and_1 classes"]]:
     """Solutions [weights; intercept] for each C, each the start of the next.
 
     Problem p is fitted to the examples that `held[:, p]` does not hold out. The sum of
@@ -115,33 +111,32 @@ def _path(
     from scipy.optimize import minimize
 
     (n, d), problems, classes = x.shape, held.shape[1], int(labels.max()) + 1
-    shape = d + 1, problems, classes
-    # The mean over examples: the tolerance then means the same for any number.
     fitted = np.sum(~held, axis=0)
-    share = (~held / fitted).astype(np.float32)[:, :, None]
-    rows, which = np.arange(n)[:, None], np.arange(problems)
+    # The mean over examples: the tolerance then means the same for any number.
+    share = (~held / fitted).T.astype(np.float32)
+    own = labels, np.arange(problems)[:, None], np.arange(n)
 
     def objective(flat: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
-        solution = flat.reshape(d + 1, -1)
-        weights = solution[:-1]
-        logits = (x @ weights.astype(np.float32)).reshape(n, problems, classes)
-        logits += solution[-1].reshape(problems, classes).astype(np.float32)
-        logits -= logits.max(axis=2, keepdims=True)
-        own = logits[rows, which, labels[:, None]]
-        slope = np.exp(logits)
-        total = slope.sum(axis=2, keepdims=True)
-        each = (np.log(total[..., 0]) - own) * share[..., 0]
-        slope /= total
-        slope[rows, which, labels[:, None]] -= 1
-        slope = (slope * share).reshape(n, -1)
+        # Examples come last: NumPy then reduces over classes at full width.
+        solution = flat.reshape(classes, problems, d + 1)
+        narrow = solution.reshape(-1, d + 1).astype(np.float32)
+        logits = narrow[:, :-1] @ x.T + narrow[:, -1:]
+        logits = logits.reshape(classes, problems, n)
+        logits -= logits.max(axis=0, keepdims=True)
+        loss = -logits[own]
+        slope = np.exp(logits, out=logits)
+        total = slope.sum(axis=0)
+        loss += np.log(total)
+        slope *= (share / total)[None]
+        slope[own] -= share
+        pull = solution[..., :-1] / (strength * fitted)[None, :, None]
         gradient = np.empty(solution.shape)
-        pull = weights * np.repeat(1 / (strength * fitted), classes)[None]
-        gradient[:-1] = x.T @ slope + pull
-        gradient[-1] = slope.sum(axis=0)
-        loss = each.sum(dtype=np.float64) + np.sum(weights * pull) / 2
-        return float(loss), gradient.reshape(-1)
+        gradient[..., :-1] = (slope.reshape(-1, n) @ x).reshape(pull.shape) + pull
+        gradient[..., -1] = slope.sum(axis=2)
+        value = np.sum(loss * share, dtype=np.float64)
+        return value + np.sum(solution[..., :-1] * pull) / 2, gradient.reshape(-1)
 
-    flat = np.zeros(shape[0] * problems * classes)
+    flat = np.zeros(classes * problems * (d + 1))
     for strength in strengths:
         flat = minimize(
             objective,
@@ -151,4 +146,4 @@ def _path(
             method="L-BFGS-B",
             options={"maxiter": _MOST_ITERATIONS, "gtol": _TOLERANCE, "ftol": 1e-9},
         ).x
-        yield flat.reshape(shape)
+        yield flat.reshape(classes, problems, d + 1).transpose(1, 2, 0)
