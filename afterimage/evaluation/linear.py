@@ -26,7 +26,7 @@ class LinearProbe:
     def scores(self, features: Num[Array, "m d"]) -> Float[np.ndarray, "m classes"]:
         """Ridge: regression scores, near 1 for the class. Logistic: logits."""
         features = np.asarray(features)
-        # One product of the features as they are: nothing as large as they is copied.
+        # Standardising is folded into the weights, not done to every vector.
         weights = self.weights / self.scale[:, None]
         shift = self.intercept - self.mean @ weights
         return features.astype(np.float64, copy=False) @ weights + shift

@@ -10,7 +10,6 @@ from afterimage.evaluation.checks import Array, check_labelled
 from afterimage.evaluation.linear import (
     LinearProbe,
     principal,
-    single_thread,
     usable_scale,
 )
 
@@ -53,12 +52,11 @@ def fit_logistic(
     mean, deviation = moments or (x.mean(0, np.float64), x.std(0, dtype=np.float64))
     scale = usable_scale(np.asarray(mean), np.asarray(deviation))
     x = (x - mean.astype(np.float32)) / scale.astype(np.float32)
-    with single_thread(x.size):
-        basis = None
-        if x.shape[0] < x.shape[1]:
-            _, x, basis = principal(x)
-        solution, chosen = _choose(x, labels, folds, strengths)
-        weights = solution[:-1] if basis is None else basis @ solution[:-1]
+    basis = None
+    if x.shape[0] < x.shape[1]:
+        _, x, basis = principal(x)
+    solution, chosen = _choose(x, labels, folds, strengths)
+    weights = solution[:-1] if basis is None else basis @ solution[:-1]
     return LinearProbe(
         np.asarray(mean, np.float64),
         scale,

@@ -1,7 +1,5 @@
 """Mean and covariance of vectors that come in batches: all that streaming needs."""
 
-from typing import Self
-
 import numpy as np
 from jaxtyping import Float, Num
 
@@ -29,9 +27,9 @@ class Moments:
         x = x - mean
         self._merge(len(x), mean, x.T @ x)
 
-    def __add__(self, other: "Moments") -> Self:
+    def __add__(self, other: "Moments") -> "Moments":
         """The moments of both sets together."""
-        both = type(self)(len(self.mean))
+        both = Moments(len(self.mean))
         for one in (self, other):
             if one.count:
                 both._merge(one.count, one.mean, one.scatter)

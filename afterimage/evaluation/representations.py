@@ -22,7 +22,7 @@ from afterimage.evaluation.layers import (
     collect,
     dimensions,
 )
-from afterimage.evaluation.linear import LinearProbe
+from afterimage.evaluation.linear import LinearProbe, single_thread
 from afterimage.evaluation.logistic import fit_logistic
 from afterimage.evaluation.ridge import StreamedRidge, fit_ridge
 from afterimage.evaluation.spectrum import spectrum_report
@@ -86,7 +86,8 @@ def representation_report(
         layers, levels = collect(representation, sets, batch_size=protocol.batch_size)
         probes, report["layers"][name] = {}, []
         for layer, known in layers.items():
-            probes[layer], measured = _score_layer(known, sets)
+            with single_thread(known.fit.scatter.size):
+                probes[layer], measured = _score_layer(known, sets)
             report["layers"][name].append({"layer": layer} | measured)
         # max keeps the first of equal ones.
         best = max(report["layers"][name], key=lambda row: row["validation"])["layer"]
@@ -178,7 +179,7 @@ def _score_budgets(
         probe = fit_logistic(x, y, folds=folds, moments=moments)
         return probe.predict(layer.test), probe.chosen
 
-    def near(x: Any, y: Any, folds: Any) -> tuple[Any, float]:
+    def near(x: Any, y: Any, folds: Any) -> tuple[Any, int]:
         k = choose_k(x, y)
         return knn_predict(x, y, layer.test, k=k), k
 
@@ -196,7 +197,8 @@ def _score_budgets(
                 values, chosen = [], []
                 for rows, folds in zip(budget.draws, budget.folds, strict=True):
                     x, y = layer.sample[rows], labels[rows]
-                    predicted, choice = score(x, y, folds)
+                    with single_thread(x.size):
+                        predicted, choice = score(x, y, folds)
                     values.append(_right(predicted, sets) / len(sets.truth))
                     chosen.append(choice)
                     progress.add(1)
@@ -204,7 +206,7 @@ def _score_budgets(
     return found
 
 
-def _summary(values: list[float], chosen: list[float]) -> dict[str, Any]:
+def _summary(values: list[float], chosen: list[Any]) -> dict[str, Any]:
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {
         "mean": float(np.mean(values)),

@@ -60,24 +60,23 @@ class StreamedRidge:
     """The same probe from moments alone, for data that never is in memory together.
 
     `moments` are of [features, one-hot labels] side by side: they hold the normal
-    equations. One eigendecomposition serves every penalty.
+    equations, which are solved by a Cholesky factorisation for each penalty.
     """
 
     def __init__(self, moments: Moments, classes: int):
         d = len(moments.mean) - classes
-        self.moments, self.classes = moments, classes
+        self._count = moments.count
         self._mean, self._intercept = moments.mean[:d], moments.mean[d:]
         self._scale = usable_scale(self._mean, moments.deviation[:d])
-        normal = moments.scatter[:d, :d] / np.outer(self._scale, self._scale)
-        self._energy, self._basis = np.linalg.eigh(normal)
-        self._energy = np.maximum(self._energy, 0)
-        across = moments.scatter[:d, d:] / self._scale[:, None]
-        self._projected = self._basis.T @ across
+        self._normal = moments.scatter[:d, :d] / np.outer(self._scale, self._scale)
+        self._targets = moments.scatter[:d, d:] / self._scale[:, None]
 
     def probe(self, penalty: float) -> LinearProbe:
         """The minimiser for λ = `penalty`, as `fit_ridge` defines it."""
-        shrunk = self._energy + penalty * self.moments.count
-        weights = self._basis @ (self._projected / shrunk[:, None])
+        from scipy.linalg import cho_factor, cho_solve
+
+        shifted = self._normal + penalty * self._count * np.eye(len(self._mean))
+        weights = cho_solve(cho_factor(shifted, overwrite_a=True), self._targets)
         return LinearProbe(self._mean, self._scale, weights, self._intercept, penalty)
 
     def choose(
