@@ -40,11 +40,13 @@ def planted(images):
     """Layers of noise, of brightness beside a constant, of brightness alone."""
     for batch in images:
         x = batch.reshape(len(batch), -1).astype(np.float32)
+        mid = x.mean(1) - 90
         yield {
             "noise": x[:, :3] - x.mean(1, keepdims=True),
-            # As an angle: cosines do not see length.
-            "bright": np.stack([x.mean(1) - 90, 0 * x[:, 0] + 40], axis=1),
-            "bright too": x.mean(1, keepdims=True),
+            # As an angle, since cosines do not see length; its size, since no line
+            # through three classes in a row is highest in the middle.
+            "bright": np.stack([mid, np.abs(mid), 0 * mid + 40], axis=1),
+            "bright too": np.stack([mid, np.abs(mid)], axis=1),
         }
 
 
@@ -67,7 +69,7 @@ def test_the_planted_layer_is_best_and_has_its_own_row():
         assert better["all"]["std"] is None
     bright = report["layers"]["planted"][1]
     assert bright["layer"] == "bright"
-    assert bright["dimensions"] == 2
+    assert bright["dimensions"] == 3
     assert bright["collapsed"] == 1
     cka = np.array(report["alignment"]["planted"]["cka"])
     np.testing.assert_allclose(np.diag(cka), 1)

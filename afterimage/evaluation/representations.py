@@ -140,6 +140,7 @@ def _some(size: int, most: int, seed: int) -> Integer[np.ndarray, " n"]:
 
 def _settings(sets: Sets, protocol: Protocol) -> dict[str, Any]:
     return dataclasses.asdict(protocol) | {
+        "per_class": list(protocol.per_class),
         "train": sets.train.name,
         "train_images": len(sets.train),
         "test": sets.test.name,
