@@ -1,7 +1,9 @@
 """Masked autoencoding with a latent target: features of the image that a teacher saw.
 
 Baevski et al., "data2vec: A General Framework for Self-supervised Learning in Speech,
-Vision and Language" (2022), sections 3.3 and 3.4. Pixels are predicted besides.
+Vision and Language" (2022): "Teacher parameterization" and "Training targets". There the
+targets are the mean of several layers of a Transformer; here they are the last map, and
+pixels are predicted besides.
 """
 
 import jax
@@ -48,7 +50,7 @@ class LatentAutoencoder(Autoencoder):
 
 
 def normalised(x: Float[Array, "b i j d"]) -> Float[Array, "b i j d"]:
-    """Each site's features with mean 0 and variance 1: section 3.3, "Targets"."""
+    """Each site's features with mean 0 and variance 1, so that a target of no scale cannot win."""
     x = x - x.mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
 
@@ -90,7 +92,7 @@ class Latent(Masked):
         return {**stats, "teacher": jax.tree.map(np.array, params["encoder"])}
 
     def decay(self, step: Array) -> Array:
-        """Up in a line over `teacher_warmup` steps: section 3.3."""
+        """Up in a line over `teacher_warmup` steps, then constant."""
         low, high = self.config.teacher_decay, self.config.teacher_decay_end
         steps = max(self.config.teacher_warmup, 1)
         return low + (high - low) * jnp.minimum(1.0, step / steps)
