@@ -1,9 +1,9 @@
 """Masked autoencoding with a latent target: features of the image that a teacher saw.
 
 Baevski et al., "data2vec: A General Framework for Self-supervised Learning in Speech,
-Vision and Language" (2022): "Teacher parameterization" and "Training targets". There the
-targets are the mean of several layers of a Transformer; here they are the last map, and
-pixels are predicted besides.
+Vision and Language" (2022): "Teacher parameterization" and "Training targets". There
+the targets are the mean of several layers of a Transformer; here they are the last map,
+and pixels are predicted besides.
 """
 
 import jax
@@ -50,7 +50,7 @@ class LatentAutoencoder(Autoencoder):
 
 
 def normalised(x: Float[Array, "b i j d"]) -> Float[Array, "b i j d"]:
-    """Each site's features with mean 0 and variance 1, so that a target of no scale cannot win."""
+    """Each site's features with mean 0 and variance 1: a shrinking target is no way."""
     x = x - x.mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
 
