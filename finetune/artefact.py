@@ -1,12 +1,14 @@
 """What a fine-tuning run leaves behind to be loaded: `encoder/` and `classifier/`."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.data import Preprocessing
 from afterimage.models import ModelConfig
-from checkpoints.classifier import read_classifier
+from checkpoints.classifier import read_classifier, write_classifier
+from checkpoints.encoder import write_encoder
 from checkpoints.errors import CheckpointError, TransferError
 from checkpoints.transfer import transfer
 from finetune.classifier import Classifier, HeadConfig
@@ -17,6 +19,27 @@ Tree = dict[str, Any]
 def head_entry(head: HeadConfig, class_names: Sequence[str]) -> dict[str, Any]:
     """One head in a classifier's manifest."""
     return {**head.to_dict(), "class_names": list(class_names)}
+
+
+def write_artefacts(
+    run: pathlib.Path,
+    params: Tree,
+    stats: Tree,
+    manifest: Mapping[str, Any],
+    heads: Mapping[str, Any],
+) -> None:
+    """`encoder/` and `classifier/` in a run folder: the encoder, and it with these
+    heads. What else a stage trained (a discriminator, an anchor) stays behind."""
+    write_encoder(run / "encoder", params["encoder"], stats["encoder"], manifest)
+    kept = [
+        {
+            "encoder": tree["encoder"],
+            "heads": {name: tree["heads"][name] for name in heads},
+        }
+        for tree in (params, stats)
+    ]
+    manifest = {**manifest, "heads": dict(heads)}
+    write_classifier(run / "classifier", kept[0], kept[1], manifest)
 
 
 @dataclasses.dataclass(frozen=True)

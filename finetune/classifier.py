@@ -9,7 +9,8 @@ in `stats`: a rate that suits one encoder's head then suits another's.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,13 +124,16 @@ class Classifier:
         )
         return vector
 
+    def head_features(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
+        """[b, d] that one head reads: its features, standardised."""
+        known = stats["heads"][head]
+        features = self.features(params, stats, maps, self.heads[head][0].features)
+        return (features - known["mean"][None]) / known["std"][None]
+
     def logits(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
         """[b, classes] of one head."""
-        config, network = self.heads[head]
-        known = stats["heads"][head]
-        features = self.features(params, stats, maps, config.features)
-        features = (features - known["mean"][None]) / known["std"][None]
-        return network.apply(params["heads"][head], {}, features)[0]
+        features = self.head_features(params, stats, maps, head)
+        return self.heads[head][1].apply(params["heads"][head], {}, features)[0]
 
     def predict(self, params: Tree, stats: Tree, images: Array, head: str) -> Array:
         """Logits of uint8 images of the trained size, in evaluation mode."""
@@ -139,12 +143,19 @@ class Classifier:
     def supply(
         self, augment: Callable[[Array, Array], Array], stream: str = "train"
     ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
-        """What one stream of images supplies to the terms of a stage."""
+        """What one stream of images supplies to the terms of a stage.
+
+        The labelled stream `train` has its images in `batch["image"]`, another one in
+        `batch["NAME/image"]`, and draws its own augmentation.
+        """
+        prefix = "" if stream == "train" else f"{stream}/"
 
         def rules(params, stats, batch, key, step, moving):
             def image(_: Context) -> Array:
-                pixels = batch["image"].astype(jnp.float32) / 255
-                return self.preprocessing.normalise(augment(key, pixels))
+                pixels = batch[f"{prefix}image"].astype(jnp.float32) / 255
+                own = jax.random.fold_in(key, zlib.crc32(prefix.encode()))
+                drawn = augment(own if prefix else key, pixels)
+                return self.preprocessing.normalise(drawn)
 
             def forward(ctx: Context) -> tuple[Maps, Tree]:
                 train = "encoder" in moving
@@ -155,22 +166,31 @@ class Classifier:
                     return stats
                 return {**stats, "encoder": ctx[f"{stream}/forward"][1]}
 
-            def logits(head: str) -> Callable[[Context], Array]:
-                return lambda ctx: self.logits(
+            def features(head: str) -> Callable[[Context], Array]:
+                return lambda ctx: self.head_features(
                     params, stats, ctx[f"{stream}/maps"], head
                 )
 
+            def logits(head: str) -> Callable[[Context], Array]:
+                network, own = self.heads[head][1], params["heads"][head]
+                return lambda ctx: network.apply(
+                    own, {}, ctx[f"{stream}/features/{head}"]
+                )[0]
+
+            labels = f"{prefix}label"
+            given = {f"{stream}/label": lambda _: batch[labels]}
             return {
+                **(given if labels in batch else {}),
                 "params": lambda _: params,
                 "step": lambda _: step,
                 "stats/next": following,
                 f"{stream}/image": image,
-                f"{stream}/label": lambda _: batch["label"],
                 f"{stream}/forward": forward,
                 f"{stream}/maps": lambda ctx: ctx[f"{stream}/forward"][0],
                 f"{stream}/features": lambda ctx: self.features(
                     params, stats, ctx[f"{stream}/maps"]
                 ),
+                **{f"{stream}/features/{head}": features(head) for head in self.heads},
                 **{f"{stream}/logits/{head}": logits(head) for head in self.heads},
             }
 
@@ -182,13 +202,14 @@ def standardise(
     params: Tree,
     stats: Tree,
     batches: Iterable[Mapping[str, np.ndarray]],
+    heads: Sequence[str],
 ) -> Tree:
-    """`stats` with each head's feature mean and deviation over these batches.
+    """`stats` with the feature mean and deviation of `heads` over these batches.
 
     Batches have `image` (uint8) and `mask`. A deviation below a hundredth of the
     largest counts as that: a feature that hardly moves is not blown up.
     """
-    kinds = {name: config.features for name, (config, _) in classifier.heads.items()}
+    kinds = {name: classifier.heads[name][0].features for name in heads}
 
     @runtime.jit
     def moments(params, stats, images, mask):
@@ -210,13 +231,13 @@ def standardise(
         total = found if total is None else jax.tree.map(np.add, total, found)
         count += int(np.asarray(batch["mask"]).sum())
     assert total is not None
-    heads = {}
+    found = dict(stats["heads"])
     for name, (first, second) in total.items():
         mean = first / count
         std = np.sqrt(np.maximum(second / count - mean**2, 0.0))
         std = np.maximum(std, 0.01 * std.max()) if std.max() > 0 else np.ones_like(std)
-        heads[name] = {
+        found[name] = {
             "mean": jnp.asarray(mean, jnp.float32),
             "std": jnp.asarray(std, jnp.float32),
         }
-    return {**stats, "heads": heads}
+    return {**stats, "heads": found}

@@ -5,22 +5,28 @@ import re
 from typing import Literal
 
 from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
+from finetune.options import AnchorOptions, TargetOptions
 
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
+class FinetuneConfig(
+    AnchorOptions, TargetOptions, TrainingOptions, RunOptions, DataOptions
+):
     """Train a classifier on a pretrained encoder, from as many labels as there are."""
 
     from_: str
     """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
     encoder/ folder. Its architecture and preprocessing are used as they are stored."""
 
-    mode: Literal["probe", "partial", "two-phase", "full", "scratch"] = "two-phase"
+    mode: Literal["probe", "partial", "two-phase", "gradual", "full", "scratch"] = (
+        "two-phase"
+    )
     """probe: the encoder is frozen, the head learns. partial: the last stages learn
-    too. two-phase: the head first, then everything. full: everything at once. scratch:
-    everything, from random weights (what a transfer is compared with)."""
+    too. two-phase: the head first, then everything. gradual: the head first, then one
+    stage more after the other. full: everything at once. scratch: everything, from
+    random weights (what a transfer is compared with)."""
 
     labels: int | None = None
     """Use so many labels in all, balanced over the classes, chosen by seed. Default:
@@ -52,14 +58,16 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     layer_decay: float | None = None
     """Layer-wise learning-rate decay d: layer l of L learns at lr · encoder_lr ·
-    d^(L - l); 0.75 is customary for deep encoders. Default: none."""
+    d^(L - l); 0.75 is customary for deep encoders. Default: none; in mode gradual
+    1/2.6."""
 
     head_lr: float | None = None
-    """Learning rate while the head learns alone (probe, first phase of two-phase).
+    """Learning rate while the head learns alone (probe, first phase of the rest).
     Default: ten times lr; a head on standardised features bears it."""
 
     head_steps: int | None = None
-    """Steps of two-phase's first phase. Default: a third of the run."""
+    """Steps of the head's own phase in two-phase and gradual. Default: a third of the
+    run; in gradual as many as each other phase."""
 
     unfreeze_stages: int | None = None
     """partial: so many of the encoder's last stages learn."""
@@ -79,10 +87,14 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     """Random changes of the training images. shift: small translations; crop-flip:
     crops and mirroring; light: both with brightness and contrast."""
 
-    select: Literal["auto", "validation", "last"] = "auto"
+    select: Literal[
+        "auto", "validation", "last", "entropy", "infomax", "snd", "oracle"
+    ] = "auto"
     """Which step is kept: the best on validation, or the last. auto: validation, unless
     it had to be cut from so few labels that it would have under 100 images. Where
-    labels are limited, a validation split of the data is not used."""
+    labels are limited, a validation split of the data is not used. With --target also
+    by its predictions without labels: entropy, infomax, snd; oracle: by its labels, an
+    upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """The validation measure by which a step is best."""
@@ -95,6 +107,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     def __post_init__(self) -> None:
         check(
             DataOptions.problems(self),
+            AnchorOptions.problems(self),
+            TargetOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self._mistakes(),
@@ -125,7 +139,28 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
             found.append("select='validation' needs validation above 0")
         if self.select != "last" and self.keep_best < 1:
             found.append("keep_best=0: the best step would be deleted; keep at least 1")
+        found += self._encoder_mistakes()
         return found + self._mode_mistakes() + self._weight_mistakes()
+
+    def _encoder_mistakes(self) -> list[str]:
+        """Settings that act on the encoder, where the mode leaves them no meaning."""
+        found = []
+        for name in self.anchors:
+            if self.mode == "scratch":
+                found.append(f"{name}: mode='scratch' has no source to stay near")
+        if self.mode == "probe":
+            used = [*self.anchors, *(["align"] if self.align else [])]
+            found += [f"{name}: a probe's encoder does not learn" for name in used]
+        if self.target is None and self.select in (
+            "entropy",
+            "infomax",
+            "snd",
+            "oracle",
+        ):
+            found.append(f"select={self.select!r} looks at a target: give target")
+        if self.label_shift != "none" and self.label_smoothing:
+            found.append("label_shift reads probabilities: leave label_smoothing at 0")
+        return found
 
     def _mode_mistakes(self) -> list[str]:
         found = []
@@ -136,9 +171,11 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
             )
         if self.mode != "partial" and thaws:
             found.append(f"unfreeze and unfreeze_stages: not in mode={self.mode!r}")
-        if self.mode != "two-phase" and self.head_steps is not None:
-            found.append(f"head_steps={self.head_steps}: only in mode='two-phase'")
-        if self.mode not in ("two-phase", "probe") and self.head_lr is not None:
+        if self.mode not in ("two-phase", "gradual") and self.head_steps is not None:
+            found.append(
+                f"head_steps={self.head_steps}: only in mode='two-phase' and 'gradual'"
+            )
+        if self.mode in ("partial", "full", "scratch") and self.head_lr is not None:
             found.append(f"head_lr={self.head_lr}: only where the head learns alone")
         if self.mode == "probe" and self.layer_decay is not None:
             found.append("layer_decay: a probe's encoder does not learn")

@@ -22,6 +22,13 @@ class UnknownName(KeyError):
 def near_misses(name: str, known: Iterable[str]) -> str:
     """That `name` is not supplied, with the nearest name, or the whole list."""
     known = sorted(known)
+    stream, slash, _ = name.partition("/")
+    streams = sorted({other.split("/")[0] for other in known if "/" in other})
+    if slash and stream not in streams:
+        return (
+            f"{name!r} is not supplied: nothing here is called {stream!r}, only "
+            f"{', '.join(streams)}; an unlabelled target stream is given by --target"
+        )
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"{name!r} is not supplied; did you mean {close[0]!r}?"

@@ -90,7 +90,7 @@ def _validation(
         rule = f"best {config.select_by} on the data's {len(given)} validation images"
         return train, given, rule
     count = round(config.validation * len(train))
-    if config.select == "auto" and count < FEWEST_TO_CHOOSE_BY:
+    if config.select != "validation" and count < FEWEST_TO_CHOOSE_BY:
         why = f"{count} validation images cut from {len(train)} labels would be too few"
         return train, None, f"last step ({why})"
     kept, held = hold_out(train, config.validation, config.seed)

@@ -6,6 +6,8 @@ one, its bottleneck.
 probe       the encoder is frozen, the head learns
 partial     the last stages, or what path rules name, learn with the head
 two-phase   first the head alone, then everything (Kumar et al. 2022, LP-FT)
+gradual     first the head, then one stage more a phase, the last stage first, each
+            layer at a lower rate than the one above (Howard & Ruder 2018, ULMFiT)
 full        everything learns from the first step
 scratch     as full, from random weights: the control every transfer needs
 """
@@ -21,11 +23,13 @@ from afterimage.training.options import TrainingOptions
 from finetune.stage import Phase
 from finetune.terms import Term
 
-Mode = Literal["probe", "partial", "two-phase", "full", "scratch"]
+Mode = Literal["probe", "partial", "two-phase", "gradual", "full", "scratch"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 HEADS = Group("heads", "^heads/")
 FROZEN = Group("frozen", "^(?!heads/)", freeze=True)
+DISCRIMINATIVE = 1 / 2.6
+"""ULMFiT's factor from one layer's rate to the next below."""
 _UNIT = re.compile(r"^encoder/stages/(\d+)/(?:blocks/(\d+)/)?")
 _STEM = re.compile(r"^encoder/(stem[^/]*/)")
 
@@ -36,14 +40,15 @@ class Recipe:
 
     `encoder_lr` multiplies the learning rate for all of it, `layer_decay` d once more
     by d^(L−l) for layer l; `unfreeze_stages` and `unfreeze` say what `partial` thaws;
-    a head alone learns at `head_lr` (by default ten times the rate).
+    a head alone learns at `head_lr` (by default ten times the rate), for `head_steps`
+    (by default a third of two-phase, one of gradual's equal parts).
     """
 
     encoder_lr: float = 1.0
     layer_decay: float | None = None
     unfreeze_stages: int | None = None
     unfreeze: tuple[str, ...] = ()
-    head_steps: int = 0
+    head_steps: int | None = None
     head_lr: float | None = None
 
 
@@ -57,35 +62,87 @@ def make_phases(
 ) -> tuple[Phase, ...]:
     """The phases of a mode over parameters with these paths, `steps` in all.
 
+    Terms that act through the encoder alone stay out of phases in which it is frozen;
+    their own parameters begin to learn with the encoder.
+
     Raises:
       UserError: a rule matches nothing, more stages than there are, or a first phase
         as long as the whole run.
     """
-    encoder = [path for path in paths if not path.startswith("heads/")]
-    head_options = dataclasses.replace(options, lr=recipe.head_lr or 10 * options.lr)
+    encoder = [path for path in paths if not path.startswith(("heads/", "terms/"))]
+    own = (HEADS, *term_groups(paths))
 
-    def phase(name: str, groups: Iterable[Group], steps: int, options) -> Phase:
+    def head_phase(name: str, steps: int) -> Phase:
+        rate = recipe.head_lr or 10 * options.lr
         return Phase(
-            name=name, terms=terms, groups=tuple(groups), steps=steps, options=options
+            name=name,
+            terms=tuple(term for term in terms if not term.encoder_only),
+            groups=(HEADS, FROZEN),
+            steps=steps,
+            options=dataclasses.replace(options, lr=rate),
+        )
+
+    def phase(name: str, groups: Iterable[Group], steps: int) -> Phase:
+        groups = (*own, *groups)
+        return Phase(
+            name=name, terms=terms, groups=groups, steps=steps, options=options
         )
 
     if mode == "probe":
-        return (phase("probe", (HEADS, FROZEN), steps, head_options),)
+        return (head_phase("probe", steps),)
     if mode == "partial":
-        groups = (HEADS, *partial_groups(encoder, recipe))
-        return (phase("partial", groups, steps, options),)
-    everything = (HEADS, *layer_groups(encoder, recipe))
-    if mode != "two-phase":
-        return (phase(mode, everything, steps, options),)
-    if not 0 < recipe.head_steps < steps:
+        return (phase("partial", partial_groups(encoder, recipe), steps),)
+    if mode in ("full", "scratch"):
+        return (phase(mode, layer_groups(encoder, recipe), steps),)
+    thaws = [("all", layer_groups(encoder, recipe))]
+    if mode == "gradual":
+        thaws = gradual_groups(encoder, recipe)
+    head_steps = recipe.head_steps
+    if head_steps is None:
+        head_steps = max(1, steps // max(3, len(thaws) + 1))
+    lengths = _shares(steps - head_steps, len(thaws))
+    if head_steps < 1 or lengths[0] < 1:
         raise UserError(
-            f"head_steps={recipe.head_steps} of {steps} steps: the head's phase needs "
-            "at least one step and must leave some for the second phase"
+            f"head_steps={head_steps} of {steps} steps: the head's phase needs at "
+            f"least one step and must leave some for the {len(thaws)} after it"
         )
-    return (
-        phase("head", (HEADS, FROZEN), recipe.head_steps, head_options),
-        phase("all", everything, steps - recipe.head_steps, options),
-    )
+    later = [phase(name, groups, n) for (name, groups), n in zip(thaws, lengths)]
+    return (head_phase("head", head_steps), *later)
+
+
+def _shares(steps: int, count: int) -> list[int]:
+    """`steps` in `count` equal parts, the remainder in the last."""
+    each = steps // count
+    return [each] * (count - 1) + [steps - each * (count - 1)]
+
+
+def term_groups(paths: Iterable[str]) -> tuple[Group, ...]:
+    """Groups for the terms' own parameters: what is fixed, and what learns at lr."""
+    own = [path for path in paths if path.startswith("terms/")]
+    groups = []
+    if any("/fixed/" in path for path in own):
+        groups.append(Group("terms, fixed", "^terms/.*/fixed/", freeze=True))
+    if own:
+        groups.append(Group("terms", "^terms/"))
+    return tuple(groups)
+
+
+def gradual_groups(
+    encoder: Sequence[str], recipe: Recipe
+) -> list[tuple[str, tuple[Group, ...]]]:
+    """(name, groups) of each phase after the head's: one stage more learns in each.
+
+    Layer l of L learns at lr · encoder_lr · 2.6^−(L−l), or by `layer_decay`. A stage
+    keeps its groups from phase to phase, and with them moments and count.
+    """
+    decay = DISCRIMINATIVE if recipe.layer_decay is None else recipe.layer_decay
+    recipe = dataclasses.replace(recipe, layer_decay=decay, unfreeze=())
+    stages = len({m[1] for path in encoder if (m := _UNIT.match(path))})
+    phases = []
+    for count in range(1, stages):
+        some = dataclasses.replace(recipe, unfreeze_stages=count)
+        phases.append((f"last {count}", partial_groups(encoder, some)))
+    return [*phases, ("all", layer_groups(encoder, recipe))]
 
 
 def partial_groups(encoder: Sequence[str], recipe: Recipe) -> tuple[Group, ...]:

@@ -53,6 +53,65 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="30 epochs; of 50,000 images: 1.5 million images, 5,859 steps of 256",
     ),
+    "gradual": Preset(
+        about="a related source and few labels: thaw one stage after the other",
+        command=(
+            "afterimage finetune --preset gradual --from runs/photos "
+            "--data folder:labelled --out runs/cls"
+        ),
+        settings={"mode": "gradual", "label_smoothing": 0.1},
+        cost="100 epochs, at least 300 steps of 64, in equal phases",
+    ),
+    "l2-sp": Preset(
+        about="few labels, and the source close by: stay near where it began",
+        command=(
+            "afterimage finetune --preset l2-sp --from runs/photos "
+            "--data folder:labelled --out runs/cls"
+        ),
+        settings={
+            "mode": "two-phase",
+            "l2_sp": 0.01,
+            "l2_head": 0.01,
+            "weight_decay": 0.0,
+        },
+        cost="as two-phase; a second copy of the encoder in memory",
+    ),
+    "keep-source": Preset(
+        about="a fine-tuned source whose own predictions must last (distilled on)",
+        command=(
+            "afterimage finetune --preset keep-source --from runs/cls "
+            "--data folder:others --out runs/cls-2"
+        ),
+        settings={"mode": "two-phase", "kl": 1.0},
+        cost="as two-phase, and one more forward pass a step",
+    ),
+    "delta": Preset(
+        about="few labels: feature maps stay near the source's",
+        command=(
+            "afterimage finetune --preset delta --from runs/photos "
+            "--data folder:labelled --out runs/cls"
+        ),
+        settings={"mode": "two-phase", "delta": 0.1},
+        cost="as two-phase, and one more forward pass a step",
+    ),
+    "adapt": Preset(
+        about="labels in one domain, none in another: CDAN+E, step by source labels",
+        command=(
+            "afterimage finetune --preset adapt --from runs/photos --data "
+            "folder:labelled --target folder:others --out runs/adapted"
+        ),
+        settings={"mode": "two-phase", "align": ("cdan-e",), "weight_decay": 0.01},
+        cost="100 epochs of 64 + 64 images: twice a step without a target",
+    ),
+    "adapt-mmd": Preset(
+        about="the same by a distance in place of an adversary: steadier",
+        command=(
+            "afterimage finetune --preset adapt-mmd --from runs/photos --data "
+            "folder:labelled --target folder:others --out runs/adapted"
+        ),
+        settings={"mode": "two-phase", "align": ("jmmd",), "weight_decay": 0.01},
+        cost="100 epochs of 64 + 64 images: twice a step without a target",
+    ),
     "resnet50-two-phase": Preset(
         about="an imported ResNet-50: a new head at 1e-3, then everything at 1e-4",
         command=(

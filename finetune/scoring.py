@@ -1,19 +1,23 @@
 """Logits of whole image sets, and what they are worth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
-from afterimage.evaluation.classification import confusion_matrix, macro_f1
+from afterimage.evaluation.classification import (
+    classification_report,
+    confusion_matrix,
+    macro_f1,
+)
 from afterimage.training.sweep import Sweep
 from finetune.classifier import Classifier
 
 
 class Scorer:
-    """One head's logits of an image set, jitted once for every set."""
+    """One head's logits and features of an image set, jitted once for every set."""
 
     def __init__(self, classifier: Classifier, head: str, sweep: Sweep):
         self._sweep = sweep
@@ -23,6 +27,13 @@ class Scorer:
             )
         )
 
+        def features(params, stats, images):
+            pixels = classifier.preprocessing.normalise(images)
+            maps, _ = classifier.maps(params, stats, pixels)
+            return classifier.head_features(params, stats, maps, head)
+
+        self._features = sweep.jit(features)
+
     def logits(
         self,
         params: Any,
@@ -31,11 +42,40 @@ class Scorer:
         poll: Callable[[], None] = lambda: None,
     ) -> Float[np.ndarray, "n classes"]:
         """Logits in the order of `images`; `poll` is called between batches."""
+        return self._over(self._predict, params, stats, images, poll)
+
+    def features(
+        self, params: Any, stats: Any, images: ImageSet
+    ) -> Float[np.ndarray, "n d"]:
+        """What the head reads, standardised, in the order of `images`."""
+        return self._over(self._features, params, stats, images, lambda: None)
+
+    def _over(self, function, params, stats, images, poll) -> np.ndarray:
         parts = []
         for _, batch, mask in self._sweep.batches(images):
-            parts.append((self._predict(params, stats, batch["image"]), mask))
+            parts.append((function(params, stats, batch["image"]), mask))
             poll()
         return np.concatenate([np.asarray(out)[mask] for out, mask in parts])
+
+
+def reports(
+    scorer: Scorer,
+    model: tuple[Any, Any],
+    sets: Mapping[str, ImageSet | None],
+    class_names: Sequence[str],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """{name: `classification_report` of the set, or None where there is none}."""
+    found: dict[str, Any] = dict.fromkeys(sets)
+    for name, images in sets.items():
+        if images is not None:
+            assert images.labels is not None
+            logits = scorer.logits(*model, images)
+            found[name] = classification_report(
+                logits, images.labels, class_names, seed=seed
+            )
+    return found
 
 
 def measures(

@@ -5,6 +5,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
 from afterimage.errors import DataError, UserError
 from afterimage.models import ModelConfig
@@ -64,8 +67,10 @@ def check_scratch(config: FinetuneConfig, model: ModelConfig) -> None:
         )
 
 
-def open_for(config: FinetuneConfig, stored: Preprocessing) -> Splits:
-    """The data at the size and channels the encoder was trained with.
+def open_for(
+    config: FinetuneConfig, stored: Preprocessing, spec: str | None = None
+) -> Splits:
+    """The data (or `spec`) at the size and channels the encoder was trained with.
 
     `config.image_size` and `config.channels` ask for others. Raises DataError where the
     images cannot be had so.
@@ -76,7 +81,7 @@ def open_for(config: FinetuneConfig, stored: Preprocessing) -> Splits:
         size = height
     channels = config.channels or stored.channels
     splits = open_data(
-        config.data,
+        spec or config.data,
         image_size=size,
         # 1 and 3 can be made from each other; other counts must be the data's own.
         channels=channels if channels in (1, 3) else None,
@@ -115,12 +120,23 @@ def load_weights(
 ) -> tuple[Tree, Tree, dict[str, Report]]:
     """(params, stats, reports): the encoder's leaves from the source, heads fresh.
 
+    The source's own head, where the anchors keep it, goes on from where it was.
+
     Raises TransferError, listing all, for every leaf that does not fit and is not named
     in `may_differ`.
     """
     expected = ("^heads/", *may_differ)
-    params, of_params = transfer(
-        {"encoder": source.params}, params, may_differ=expected
-    )
-    stats, of_stats = transfer({"encoder": source.stats}, stats, may_differ=expected)
-    return params, stats, {"params": of_params, "stats": of_stats}
+    loaded, reports = [], {}
+    anchors = stats.get("anchors", {})
+    for name, encoder, tree in (
+        ("params", source.params, params),
+        ("stats", source.stats, stats),
+    ):
+        # Copies: the state is donated, and one buffer cannot be donated twice.
+        heads = jax.tree.map(jnp.copy, anchors.get(name, {}).get("heads", {}))
+        stored = {"encoder": encoder, "heads": heads}
+        # What terms keep beside the model is none of the source's.
+        model = {part: tree[part] for part in ("encoder", "heads")}
+        model, reports[name] = transfer(stored, model, may_differ=expected)
+        loaded.append({**tree, **model})
+    return loaded[0], loaded[1], reports

@@ -6,6 +6,7 @@ crosses the boundary again. Every mistake a stage can hold is found before the f
 step, from shapes alone, and all of them are reported at once.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from afterimage.errors import UserError
 from afterimage.training.groups import Group, Partition, split_groups
+from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
 from checkpoints.trees import flatten
 from finetune.boundary import changed_groups, moving_parts
@@ -25,7 +27,8 @@ from finetune.terms import Term
 
 Supply = Callable[..., Mapping[str, Callable[[Context], Any]]]
 """supply(params, stats, batch, key, step, moving) -> rules of a context; the rule
-`stats/next` gives the normalisation statistics after whatever was computed."""
+`stats/next` gives the normalisation statistics after whatever was computed. The stage
+adds `progress`, the share of the phase that is done, in [0, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,9 @@ class Stage:
         moving = moving_parts(phase.partition(params))
 
         def loss(params, stats, batch, key, step):
-            context = Context(self.supply(params, stats, batch, key, step, moving))
+            rules = self.supply(params, stats, batch, key, step, moving)
+            progress = (step - start) / phase.steps
+            context = Context({**rules, "progress": lambda _: progress})
             values = [term.value(context, step - start) for term in phase.terms]
             metrics = {name: v for _, found in values for name, v in found.items()}
             total = sum((value for value, _ in values), jnp.zeros(()))
@@ -106,12 +111,14 @@ class Stage:
         partitions: list[Partition | None] = []
         for phase in self.phases:
             try:
-                partitions.append(phase.partition(params))
+                partition = phase.partition(params)
             except UserError as error:
                 partitions.append(None)
                 problems.append(f"phase {phase.name!r}: {error}")
                 continue
-            problems += self._check_terms(phase, partitions[-1], params, stats, batch)
+            partitions.append(partition)
+            problems += _conflicts(phase, partition, params)
+            problems += self._check_terms(phase, partition, params, stats, batch)
         for (before, after), (old, new) in zip(
             pairwise(self.phases), pairwise(partitions)
         ):
@@ -145,9 +152,11 @@ class Stage:
         def value(term: Term):
             def run(params, stats, batch, step):
                 key = jax.random.key(0)
-                rules = self.supply(params, stats, batch, key, step, moving)
+                rules = dict(self.supply(params, stats, batch, key, step, moving))
+                rules["progress"] = lambda _: step / phase.steps
                 context = Context(rules)
-                unknown = [name for name in term.reads if name not in context]
+                wanted = (*term.reads, *((term.examples,) if term.examples else ()))
+                unknown = [name for name in wanted if name not in context]
                 if unknown:
                     raise UnknownName(
                         "; ".join(near_misses(name, rules) for name in unknown)
@@ -162,7 +171,7 @@ class Stage:
             where = f"phase {phase.name!r}, term {term.name!r}"
             try:
                 each, extra = value(term)
-            except UnknownName as error:
+            except (UnknownName, UserError) as error:
                 problems.append(f"{where}: {error}")
                 continue
             metrics += [term.name, *extra]
@@ -172,7 +181,47 @@ class Stage:
                     f"{where}: gives a loss of shape {each.shape}; expected one value "
                     f"an example, ({size},), or a scalar"
                 )
+            elif term.examples is not None and each.shape == ():
+                problems.append(
+                    f"{where}: a loss of the whole batch cannot take the weights of "
+                    f"examples {term.examples!r}; leave `examples` out"
+                )
         return problems + _twice(f"metrics of phase {phase.name!r}", metrics)
+
+
+def _conflicts(phase: Phase, partition: Partition, params: Any) -> list[str]:
+    """Terms of one phase that work against each other, or against the optimiser."""
+    where, problems = f"phase {phase.name!r}", []
+    attacked = Counter(term.adversary_of for term in phase.terms if term.adversary_of)
+    for stream, count in attacked.items():
+        if count > 1:
+            names = [t.name for t in phase.terms if t.adversary_of == stream]
+            problems.append(
+                f"{where}: {count} adversaries on the stream {stream!r} "
+                f"({', '.join(names)}); keep one of them"
+            )
+    decay = {
+        group.name: phase.options.weight_decay
+        if group.weight_decay is None
+        else group.weight_decay
+        for group in partition.groups
+        if not group.freeze
+    }
+    decayed = [
+        path
+        for path, leaf in flatten(params).items()
+        if decay.get(partition.of[path], 0.0) and decays(path, leaf)
+    ]
+    pulls = {term.name: term.penalises for term in phase.terms if term.penalises}
+    for name, rule in pulls.items():
+        both = [path for path in decayed if re.search(rule, path)]
+        if both:
+            problems.append(
+                f"{where}: weight decay and the term {name!r} both pull on "
+                f"{len(both)} leaves, e.g. {both[0]}, to different places; give "
+                "--weight-decay 0, and --l2-head for the heads"
+            )
+    return problems
 
 
 def _twice(what: str, names: Sequence[str]) -> list[str]:

@@ -30,6 +30,22 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
         ({"class_weights": "1,-2"}, "numbers from 0"),
         ({"select": "validation", "validation": 0.0}, "needs validation above 0"),
         ({"keep_best": 0}, "best step would be deleted"),
+        ({"align": ("dann",)}, "needs images of the target domain"),
+        ({"density_ratio": "kmm"}, "needs images of the target domain"),
+        ({"select": "entropy"}, "looks at a target"),
+        ({"target": "digits", "align": ("mmd", "mmd")}, "each method once"),
+        ({"target": "digits", "align_weight": (1.0,)}, "1 numbers for 0 methods"),
+        ({"target": "digits", "align": ("mmd",), "mode": "probe"}, "align: a probe's"),
+        ({"l2_sp": 0.1, "mode": "probe"}, "l2_sp: a probe's encoder"),
+        ({"kl": 0.1, "mode": "scratch"}, "has no source to stay near"),
+        ({"l2_sp_fisher": True}, "which is 0"),
+        ({"l2_sp": -1.0}, "l2_sp=-1.0"),
+        ({"kl_temperature": 0.0}, "kl_temperature=0.0"),
+        ({"density_cap": 0.5}, "density_cap=0.5"),
+        (
+            {"target": "digits", "label_shift": "em", "label_smoothing": 0.1},
+            "leave label_smoothing",
+        ),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )
@@ -47,7 +63,8 @@ def test_all_mistakes_at_once():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
-    config = preset_config(name, **NEEDED)
+    target = {"target": "digits"} if "align" in PRESETS[name].settings else {}
+    config = preset_config(name, **NEEDED, **target)
     for field, value in PRESETS[name].settings.items():
         if field not in NEEDED:
             assert getattr(config, field) == value

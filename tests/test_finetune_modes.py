@@ -1,6 +1,7 @@
 """Modes as phases: who learns, who is frozen, and at which rate."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from afterimage.errors import UserError
@@ -9,6 +10,7 @@ from afterimage.training.options import TrainingOptions
 from checkpoints.trees import unflatten
 from finetune.modes import MODES, Recipe, depths, make_phases
 from finetune.terms import cross_entropy
+from finetune.terms.anchored import l2_sp
 
 PATHS = [
     "encoder/stem/conv/kernel",
@@ -136,3 +138,43 @@ def test_partial_rules_that_cannot_work(recipe, message):
 def test_two_phase_needs_both_phases(head_steps):
     with pytest.raises(UserError, match="head_steps"):
         phases("two-phase", head_steps=head_steps)
+
+
+def test_gradual_thaws_one_stage_after_the_other():
+    head, last, everything = phases("gradual", head_steps=4)
+    assert [p.steps for p in (head, last, everything)] == [4, 3, 3]
+    assert learning(head) == {"heads/classes/kernel"}
+    assert learning(last) == learning(*phases("partial", unfreeze_stages=1))
+    assert learning(everything) == set(PATHS)
+    # ULMFiT's factor from layer to layer, and one rate for a layer in every phase.
+    assert rates(everything)["encoder/stem/conv/kernel"] == pytest.approx(2.6**-5)
+    for path, rate in rates(last).items():
+        assert rate is None or rate == rates(everything)[path], path
+
+
+def test_gradual_shares_the_steps_alike_where_none_are_named():
+    assert [p.steps for p in phases("gradual", head_steps=None)] == [3, 3, 4]
+    with pytest.raises(UserError, match="some for the 2 after it"):
+        phases("gradual", head_steps=9)
+
+
+def test_terms_of_the_encoder_wait_for_it_and_bring_their_parameters():
+    paths = [*PATHS, "terms/cdan/first/kernel", "terms/cdan/fixed/features"]
+    terms = (*TERMS, l2_sp(0.1))
+    head, everything = make_phases(
+        "two-phase", paths, terms, 10, OPTIONS, Recipe(head_steps=3)
+    )
+    assert [term.name for term in head.terms] == ["cross_entropy"]
+    assert [term.name for term in everything.terms] == ["cross_entropy", "l2_sp"]
+    tree = unflatten(dict.fromkeys(paths, np.zeros(1)))
+    frozen = [
+        {p for p, g in part.of.items() if g in part.frozen_names}
+        for part in (head.partition(tree), everything.partition(tree))
+    ]
+    assert frozen[0] == set(paths) - {"heads/classes/kernel"}
+    assert frozen[1] == {"terms/cdan/fixed/features"}
+    (partial,) = make_phases(
+        "partial", paths, terms, 10, OPTIONS, Recipe(unfreeze_stages=1)
+    )
+    of = partial.partition(tree).of
+    assert of["terms/cdan/first/kernel"] == "terms"

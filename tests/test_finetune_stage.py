@@ -16,9 +16,12 @@ from afterimage.training.state import init_state
 from afterimage.training.step import make_step
 from checkpoints.trees import flatten
 from finetune.boundary import migrate, moving_parts
+from finetune.context import Context
 from finetune.modes import Recipe, make_phases
 from finetune.stage import Stage, describe
 from finetune.terms import Term, cross_entropy
+from finetune.terms.adversarial import cdan, dann
+from finetune.terms.anchored import l2, l2_sp
 
 OPTIONS = TrainingOptions(weight_decay=0.1, clip=1.0, schedule="constant", lr=1e-2)
 WIDE = 64
@@ -332,3 +335,77 @@ def test_description_counts_frozen_and_trainable():
     text = describe(make_stage("two-phase"), network()[0])
     assert "phase head: 3 steps at 0.1, 192 of 8,384 parameters learn" in text
     assert "phase all: 3 steps at 0.01, 8,384 of 8,384 parameters learn, 0 are" in text
+
+
+def test_conflicts_of_terms_are_all_found_before_the_first_step():
+    """Two adversaries, decay beside L2-SP, an anchor of another shape, weights on a
+    loss of pairs, a stream that nobody supplies."""
+    start = {"encoder": {"stages": {"0": {"kernel": jnp.zeros((2, 2))}}}}
+
+    def anchored(*args):
+        return {
+            **supply(*args),
+            "anchors/source": lambda _: start,
+            "train/weight": lambda _: jnp.ones(8),
+            "train/features/classes": lambda ctx: ctx["train/features"],
+        }
+
+    pairs = Term(
+        name="pairs",
+        fn=lambda view: (jnp.sum(view["train/features"]), {}),
+        reads=("train/features",),
+        examples="train/weight",
+    )
+    one, other = dann(WIDE, head="classes"), cdan(WIDE, 3, head="classes")
+    stage = make_stage("full")
+    terms = (cross_entropy(3), l2_sp(0.1), l2(0.1), pairs, one, other)
+    phase = dataclasses.replace(stage.phases[0], terms=terms)
+    with pytest.raises(UserError) as caught:
+        check(Stage(phases=(phase,), supply=anchored))
+    message = str(caught.value)
+    for part in (
+        "2 adversaries on the stream 'target' (dann, cdan); keep one",
+        "weight decay and the term 'l2_sp' both pull on 2 leaves",
+        "weight decay and the term 'l2_head' both pull on 1 leaves",
+        "--weight-decay 0",
+        "encoder/stages/0/kernel is (64, 64) and its anchor is (2, 2)",
+        "encoder/stages/1/kernel is (64, 64) and its anchor is not there",
+        "cannot take the weights of examples 'train/weight'",
+        "'target/features/classes' is not supplied: nothing here is called 'target'",
+        "--target",
+    ):
+        assert part in message, part
+
+
+def test_weights_of_examples_multiply_any_term_by_example():
+    weights = jnp.arange(8.0)
+
+    def weighted(*args):
+        return {**supply(*args), "train/weight": lambda _: weights}
+
+    stage = make_stage("full")
+    plain, term = cross_entropy(3), cross_entropy(3, examples="train/weight")
+    params, stats = network()
+    args = (params, stats, batch(0), jax.random.key(0), jnp.int32(0))
+    each, _ = plain.fn(Context(weighted(*args, {"encoder"})).only(plain.reads, "each"))
+    phase = dataclasses.replace(stage.phases[0], terms=(term,))
+    total, (metrics, _) = Stage(phases=(phase,), supply=weighted).loss(0, params)(*args)
+    assert float(total) == pytest.approx(float(jnp.mean(weights * each)), rel=1e-5)
+    assert float(metrics["cross_entropy"]) == pytest.approx(float(each.mean()))
+
+
+def test_progress_runs_over_the_phase():
+    told = Term(
+        name="told", fn=lambda view: (view["progress"], {}), reads=("progress",)
+    )
+    stage = make_stage("two-phase")
+    stage = Stage(
+        phases=tuple(dataclasses.replace(p, terms=(told,)) for p in stage.phases),
+        supply=supply,
+    )
+    params, stats = network()
+    found = [
+        float(stage.loss(i, params)(params, stats, batch(0), None, jnp.int32(s))[0])
+        for i, s in ((0, 0), (0, 2), (1, 3), (1, 5))
+    ]
+    assert found == pytest.approx([0, 2 / 3, 0, 2 / 3])

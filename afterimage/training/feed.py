@@ -1,7 +1,9 @@
 """From an image set to batches on devices, one step or a stretch of steps at a time."""
 
+import contextlib
+import zlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +19,9 @@ _CPU_RESIDENT_BYTES = 512 * 2**20
 _ACCELERATOR_SHARE = 0.25
 
 
-def _fits(images: ImageSet) -> bool:
+def _fits(sets: Iterable[ImageSet]) -> bool:
     """Whether the images fit in the share of device memory they may take."""
-    size = len(images) * int(np.prod(images.shape))
+    size = sum(len(images) * int(np.prod(images.shape)) for images in sets)
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return size <= _CPU_RESIDENT_BYTES
@@ -30,19 +32,33 @@ def _fits(images: ImageSet) -> bool:
 class Feed:
     """Batches of `images` for a run, a pure function of (images, seed, step, host).
 
-    `data` is what stays on the devices: `{"image", "label"}`, or empty. A step takes
-    (state, batch, data) and reads images from whichever has them.
+    Further `streams`, by name, give as many images a step, each in an order of its own;
+    their entries are `NAME/image`, `NAME/index`, `NAME/label` where labelled. `data`
+    is what stays on the devices: `{"image", "label"}` of each stream, or empty. A step
+    takes (state, batch, data) and reads images from whichever has them.
     """
 
-    def __init__(self, images: ImageSet, *, options: TrainingOptions, mesh: Mesh):
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        options: TrainingOptions,
+        mesh: Mesh,
+        streams: Mapping[str, ImageSet] | None = None,
+    ):
         check_batch(options.batch_size, options.accumulate, mesh)
         self.images, self.options, self.mesh = images, options, mesh
-        resident = _fits(images) if options.resident is None else options.resident
+        self._sets = {"": images}
+        self._sets |= {f"{name}/": other for name, other in (streams or {}).items()}
+        resident = options.resident
+        resident = _fits(self._sets.values()) if resident is None else resident
         self.data: dict[str, Any] = {}
         if resident:
-            arrays = {"image": images.gather(np.arange(len(images)))}
-            if images.labels is not None:
-                arrays["label"] = np.asarray(images.labels, np.int32)
+            arrays = {}
+            for prefix, part in self._sets.items():
+                arrays[f"{prefix}image"] = part.gather(np.arange(len(part)))
+                if part.labels is not None:
+                    arrays[f"{prefix}label"] = np.asarray(part.labels, np.int32)
             self.data = replicate(arrays, mesh)
 
     @property
@@ -54,17 +70,34 @@ class Feed:
             return 1
         return 32 if self.data else 4
 
-    def host_batches(self, start: int) -> Batches:
-        """This host's batches from step `start` on, without end."""
+    def host_batches(self, start: int, prefix: str = "") -> Batches:
+        """This host's batches of one stream from step `start` on, without end."""
+        # The name enters the seed: sets of one size must not come in one order.
+        apart = zlib.crc32(prefix.encode()) if prefix else 0
         return Batches(
-            self.images,
+            self._sets[prefix],
             batch_size=self.options.batch_size,
-            seed=self.options.seed,
+            seed=self.options.seed + apart,
             start=start,
             host=jax.process_index(),
             hosts=jax.process_count(),
             resident=bool(self.data),
         )
+
+    def _rows(self, start: int) -> Generator[dict[str, Any]]:
+        """Batches of all streams from step `start` on, joined by prefixed names."""
+        with contextlib.ExitStack() as stack:
+            sources: dict[str, Any] = {}
+            for prefix in self._sets:
+                sources[prefix] = iter(self.host_batches(start, prefix))
+                stack.callback(sources[prefix].close)
+            while True:
+                yield {
+                    prefix + key: value
+                    for prefix, source in sources.items()
+                    for key, value in next(source).items()
+                    if key != "step"
+                }
 
     def blocks(
         self, start: int, lengths: Iterator[int]
@@ -74,17 +107,16 @@ class Feed:
         A block of one step is a plain batch; of several, stacked along a first axis.
         The next block is on its way to the device while the caller works on this one.
         """
-        source: Any = iter(self.host_batches(start))
+        source = self._rows(start)
         ready: deque = deque()
         try:
             for length in lengths:
                 rows = [next(source) for _ in range(length)]
                 index = np.stack([row["index"] for row in rows])
-                keys = [key for key in rows[0] if key != "step"]
                 if length == 1:
-                    host = {key: rows[0][key] for key in keys}
+                    host = rows[0]
                 else:
-                    host = {key: np.stack([r[key] for r in rows]) for key in keys}
+                    host = {key: np.stack([r[key] for r in rows]) for key in rows[0]}
                 ready.append(
                     (length, index, place(host, self.mesh, stacked=length > 1))
                 )

@@ -52,6 +52,15 @@ def _gradients(
     return value, metrics, stats, grads
 
 
+def _resident_rows(batch: Batch, data: Batch) -> dict[str, Array]:
+    """This batch's rows of what lies on the devices; `target/image` is indexed by
+    `target/index`."""
+    return {
+        name: jnp.take(rows, batch[name[: name.rfind("/") + 1] + "index"], axis=0)
+        for name, rows in data.items()
+    }
+
+
 def make_step(
     loss: Loss,
     *,
@@ -68,11 +77,7 @@ def make_step(
     """
 
     def step(state: State, batch: Batch, data: Batch):
-        if data:
-            batch = {
-                **batch,
-                **{k: jnp.take(v, batch["index"], axis=0) for k, v in data.items()},
-            }
+        batch = {**batch, **_resident_rows(batch, data)}
         value, metrics, stats, grads = _gradients(
             loss, partition, state, batch, options.accumulate
         )

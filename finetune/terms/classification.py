@@ -1,12 +1,6 @@
-"""Terms: what a phase minimises, each a loss per example over a shared context.
-
-A phase's loss is Σ_t w_t(s) · mean_i ℓ_t(i), with s the steps since the phase began.
-Terms give one value per example and leave the mean to the phase, so that a weighting of
-examples composes with any of them.
-"""
+"""Cross-entropy on labelled images, plain, smoothed and weighted by class."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from afterimage.errors import UserError
-from finetune.context import Context, View
-
-TermResult = tuple[Array, dict[str, Array]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One summand of a phase's loss.
-
-    `fn(view)` gives float32 [B] (one value per example) or a scalar (a loss of the
-    batch as a whole), and metrics; it reads the names in `reads` and no others.
-    `weight` is a number or a function of the steps since the phase began.
-    """
-
-    name: str
-    fn: Callable[[View], TermResult]
-    reads: tuple[str, ...]
-    weight: float | Callable[[Array], Array] = 1.0
-
-    def value(self, context: Context, step: Array) -> tuple[Array, dict[str, Array]]:
-        """(w(s) · mean ℓ, metrics); the unweighted mean is the metric `NAME`."""
-        each, metrics = self.fn(context.only(self.reads, self.name))
-        mean = jnp.mean(each)
-        weight = self.weight(step) if callable(self.weight) else self.weight
-        return weight * mean, {self.name: mean, **metrics}
+from finetune.context import View
+from finetune.terms.term import Term, TermResult
 
 
 def cross_entropy(
@@ -49,6 +20,7 @@ def cross_entropy(
     stream: str = "train",
     head: str = "classes",
     weight: float | Callable[[Array], Array] = 1.0,
+    examples: str | None = None,
 ) -> Term:
     """Softmax cross-entropy of one head on one stream.
 
@@ -76,7 +48,11 @@ def cross_entropy(
         return each, {"accuracy": correct.sum() / count}
 
     return Term(
-        name="cross_entropy", fn=fn, reads=(logits_name, label_name), weight=weight
+        name="cross_entropy",
+        fn=fn,
+        reads=(logits_name, label_name),
+        weight=weight,
+        examples=examples,
     )
 
 

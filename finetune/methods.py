@@ -1,0 +1,116 @@
+"""From settings to a stage: which terms a run minimises, and what they need."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from afterimage.data.augment import make_augment
+from afterimage.errors import UserError
+from checkpoints.trees import flatten
+from finetune import streams
+from finetune.classifier import Classifier, HeadConfig
+from finetune.config import FinetuneConfig
+from finetune.labels import Chosen
+from finetune.modes import Recipe, make_phases
+from finetune.stage import Stage
+from finetune.terms import Term, balanced_weights, cross_entropy
+from finetune.terms.adversarial import cdan, dann
+from finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
+from finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
+
+HEAD = "classes"
+_ALIGN_WEIGHTS = {"coral": 10.0}
+
+
+def make_terms(
+    config: FinetuneConfig, chosen: Chosen, head: HeadConfig, width: int
+) -> tuple[Term, ...]:
+    """Cross-entropy and everything else that `config` asks for.
+
+    `width` is the number of features the head reads.
+    """
+    weighted = config.density_ratio != "none"
+    terms = [
+        cross_entropy(
+            head.classes,
+            label_smoothing=config.label_smoothing,
+            class_weights=_class_weights(config, chosen),
+            head=HEAD,
+            examples="train/weight" if weighted else None,
+        )
+    ]
+    if config.l2_sp:
+        terms.append(l2_sp(config.l2_sp, fisher=config.l2_sp_fisher))
+    if config.l2_head:
+        terms.append(l2(config.l2_head))
+    if config.kl:
+        terms.append(kl_to_source(config.kl, temperature=config.kl_temperature))
+    if config.delta:
+        terms.append(delta(config.delta))
+    default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
+    for name, weight in zip(config.align, config.align_weight or default):
+        terms.append(_alignment(name, weight, head.classes, width, config.seed))
+    return tuple(terms)
+
+
+def _alignment(name: str, weight: float, classes: int, width: int, seed: int) -> Term:
+    plain = {"mmd": mmd_term, "jmmd": jmmd_term, "coral": coral_term}
+    if name in plain:
+        return plain[name](weight, head=HEAD)
+    if name == "dann":
+        return dann(width, weight, head=HEAD, seed=seed)
+    by_entropy = name == "cdan-e"
+    return cdan(width, classes, weight, head=HEAD, by_entropy=by_entropy, seed=seed)
+
+
+def own_params(terms: tuple[Term, ...]) -> dict[str, Any]:
+    """`{"terms": {NAME: parameters}}` of the terms that have some, else empty."""
+    own = {term.name: dict(term.params) for term in terms if term.params}
+    return {"terms": own} if own else {}
+
+
+def make_stage(
+    config: FinetuneConfig,
+    classifier: Classifier,
+    params: Mapping[str, Any],
+    terms: tuple[Term, ...],
+    steps: int,
+) -> Stage:
+    """The phases of the mode over these parameters, and the supply of the terms."""
+    recipe = Recipe(
+        encoder_lr=config.encoder_lr,
+        layer_decay=config.layer_decay,
+        unfreeze_stages=config.unfreeze_stages,
+        unfreeze=config.unfreeze,
+        head_steps=config.head_steps,
+        head_lr=config.head_lr,
+    )
+    paths = list(flatten(params))
+    phases = make_phases(config.mode, paths, terms, steps, config, recipe)
+    supply = streams.supply(
+        classifier,
+        make_augment(config.augment),
+        streams=stream_names(config),
+        statistics=config.domain_statistics,
+    )
+    return Stage(phases=phases, supply=supply)
+
+
+def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
+    """The streams that terms read: the target is one where it is aligned."""
+    return (streams.TRAIN, *((streams.TARGET,) if config.align else ()))
+
+
+def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] | None:
+    if config.class_weights == "none":
+        return None
+    names, labels = chosen.class_names, chosen.train.labels
+    assert labels is not None
+    if config.class_weights == "balanced":
+        return balanced_weights(labels, len(names))
+    weights = tuple(float(w) for w in config.class_weights.split(","))
+    if len(weights) != len(names):
+        raise UserError(
+            f"class_weights has {len(weights)} numbers for {len(names)} classes: give "
+            f"one each, in the order {', '.join(names)}"
+        )
+    return weights

@@ -1,0 +1,121 @@
+"""Settings of fine-tuning beyond modes: anchors to the source, a target domain."""
+
+import dataclasses
+from typing import Literal
+
+Alignment = Literal["dann", "cdan", "cdan-e", "mmd", "jmmd", "coral"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnchorOptions:
+    """Staying near the source model."""
+
+    l2_sp: float = 0.0
+    """L2-SP: weight of half the squared distance of the encoder's parameters from
+    where they began; 0.01 is customary. Needs --weight-decay 0."""
+
+    l2_sp_fisher: bool = False
+    """Weigh each parameter of L2-SP by its Fisher information, which needs a source
+    with a classifier (an earlier fine-tuning run)."""
+
+    l2_head: float = 0.0
+    """Weight of half the squared size of the heads, beside L2-SP; 0.01 is customary."""
+
+    kl: float = 0.0
+    """Weight of the divergence from the source model's own predictions; 1 is customary.
+    Needs a source with a classifier."""
+
+    kl_temperature: float = 2.0
+    """Both predictions are softened by this temperature first."""
+
+    delta: float = 0.0
+    """DELTA: weight of the squared distance of the feature maps from the source's."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = [
+            f"{name}={getattr(self, name)}: at least 0"
+            for name in ("l2_sp", "l2_head", "kl", "delta")
+            if not getattr(self, name) >= 0
+        ]
+        if not self.kl_temperature > 0:
+            found.append(f"kl_temperature={self.kl_temperature}: more than 0")
+        if self.l2_sp_fisher and not self.l2_sp:
+            found.append("l2_sp_fisher weighs l2_sp, which is 0: give l2_sp=0.01")
+        return found
+
+    @property
+    def anchors(self) -> list[str]:
+        """The settings in use that need the source model to stay at hand."""
+        return [name for name in ("l2_sp", "kl", "delta") if getattr(self, name)]
+
+    @property
+    def needs_source_head(self) -> list[str]:
+        """The settings in use that need a source with a classifier."""
+        return [name for name in ("l2_sp_fisher", "kl") if getattr(self, name)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """A second, unlabelled domain, on which the classifier is to work."""
+
+    target: str | None = None
+    """Images of the target domain, as --data names them. Their labels are never
+    trained on; a labelled test split is what the run is tested on."""
+
+    align: tuple[Alignment, ...] = ()
+    """Make the features of both domains alike. dann, cdan, cdan-e: an adversary that
+    tells them apart; mmd, jmmd, coral: a distance between them. Several may be named,
+    at most one adversary."""
+
+    align_weight: tuple[float, ...] = ()
+    """One weight for each method of --align. Default: 1 each, coral 10."""
+
+    domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
+    """Whose normalisation statistics an encoder with BatchNorm keeps while it is
+    aligned: each domain is normalised by its own batch and source's or target's
+    moments are kept; joint: both as one batch; frozen: the stored moments. Encoders
+    without such statistics need no choice."""
+
+    density_ratio: Literal["none", "classifier", "kmm", "ulsif"] = "none"
+    """Covariate shift: weigh each labelled image by p_target / p_source of its
+    features, estimated once before the first step."""
+
+    density_cap: float = 10.0
+    """No weight exceeds so many times the mean."""
+
+    label_shift: Literal["none", "bbse", "em"] = "none"
+    """Label shift: estimate the target's class frequencies from unlabelled predictions
+    and correct the finished classifier by them."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = []
+        if self.target is None:
+            used = [
+                name
+                for name, unused in (
+                    ("align", ()),
+                    ("density_ratio", "none"),
+                    ("label_shift", "none"),
+                    ("domain_statistics", None),
+                )
+                if getattr(self, name) != unused
+            ]
+            found += [
+                f"{name}={getattr(self, name)!r} needs images of the target domain: "
+                "give target"
+                for name in used
+            ]
+        if len(set(self.align)) < len(self.align):
+            found.append(f"align={self.align}: each method once")
+        if self.align_weight and len(self.align_weight) != len(self.align):
+            found.append(
+                f"align_weight has {len(self.align_weight)} numbers for "
+                f"{len(self.align)} methods of align: give one each"
+            )
+        if not all(weight > 0 for weight in self.align_weight):
+            found.append(f"align_weight={self.align_weight}: more than 0")
+        if not self.density_cap >= 1:
+            found.append(f"density_cap={self.density_cap}: at least 1")
+        return found

@@ -1,0 +1,96 @@
+"""Which step is kept, by name, with and without labels of the target domain.
+
+An alignment has no target labels to be chosen by. Each rule here says what it looks at;
+the oracle, which looks at target labels, says so in every result.
+
+validation  a measure on labelled source images (the default)
+entropy     the lowest mean entropy of the target predictions (Morerio et al. 2018)
+infomax     the highest H(mean p) − mean H(p) of the target predictions (Shi & Sha
+            2012): entropy alone is best when everything falls into one class
+snd         the highest soft neighbourhood density (Saito et al. 2021)
+oracle      the accuracy on labelled target images: an upper bound, no method
+last        the last step
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from afterimage.errors import UserError
+from finetune.config import FinetuneConfig
+from finetune.labels import Chosen
+from finetune.labelshift import softmax
+from finetune.streams import Target
+
+LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
+    "entropy": ("min", "lowest mean entropy"),
+    "infomax": ("max", "highest mutual information"),
+    "snd": ("max", "highest soft neighbourhood density"),
+}
+ORACLE = "oracle_accuracy"
+_SND_TEMPERATURE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the kept step is chosen: by which measure, and in words."""
+
+    metric: str | None
+    """The evaluation metric by which a step is best; None takes the last."""
+    direction: Literal["min", "max"]
+    text: str
+
+
+def choose_rule(config: FinetuneConfig, chosen: Chosen, target: Target | None) -> Rule:
+    """The rule of this run; `--select` decides, else what data there are."""
+    where = target.name if target is not None else ""
+    if config.select in LABEL_FREE:
+        direction, text = LABEL_FREE[config.select]
+        words = f"{config.select}: {text} of the predictions on {where}, without labels"
+        return Rule(f"target_{config.select}", direction, words)
+    if config.select == "oracle":
+        words = (
+            f"oracle: best accuracy on labelled training images of {where}; uses "
+            "target labels: an upper bound, not to be had without them"
+        )
+        if target is None or target.oracle is None:
+            raise UserError(
+                f"select='oracle' needs labels of {where or 'a target'}; choose "
+                "without them: validation, entropy, infomax, snd or last"
+            )
+        return Rule(ORACLE, "max", words)
+    if chosen.validation is None:
+        return Rule(None, "max", chosen.rule)
+    direction = "min" if config.select_by == "loss" else "max"
+    source = " (source domain)" if target is not None else ""
+    return Rule(config.select_by, direction, chosen.rule + source)
+
+
+def label_free(logits: Float[np.ndarray, "n c"]) -> dict[str, float]:
+    """The label-free measures of target predictions, nats."""
+    p = softmax(logits)
+    mean = p.mean(0)
+    entropy = float(_entropy(p).mean())
+    return {
+        "target_entropy": entropy,
+        "target_infomax": float(_entropy(mean[None])[0]) - entropy,
+        "target_snd": soft_neighbourhood_density(p),
+    }
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    return -(p * np.log(np.maximum(p, 1e-12))).sum(1)
+
+
+def soft_neighbourhood_density(p: Float[np.ndarray, "n c"]) -> float:
+    """The mean entropy of softmax(cosine similarity / 0.05) over the others' rows.
+
+    High where each prediction has many near neighbours (Saito et al. 2021, "Tune it the
+    right way"), nats, at most log(n − 1).
+    """
+    unit = p / np.linalg.norm(p, axis=1, keepdims=True)
+    similar = unit @ unit.T / _SND_TEMPERATURE
+    np.fill_diagonal(similar, -np.inf)
+    return float(_entropy(softmax(similar)).mean())

@@ -1,0 +1,92 @@
+"""Covariate and label shift as a run uses them: over image sets, through a model."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from afterimage.data import ImageSet
+from afterimage.training.sweep import spaced
+from finetune.config import FinetuneConfig
+from finetune.density import density_ratio, effective_size
+from finetune.labels import Chosen
+from finetune.labelshift import bbse, em, frequencies, logit_shift, softmax
+from finetune.methods import HEAD
+from finetune.scoring import Scorer
+from finetune.streams import Target
+
+_MOST_TARGET = 20_000
+Model = tuple[Any, Any]
+"""(params, stats)"""
+
+
+def example_weights(
+    config: FinetuneConfig,
+    scorer: Scorer,
+    model: Model,
+    source: ImageSet,
+    target: ImageSet,
+) -> Float[np.ndarray, " n"]:
+    """p_target / p_source of each source image, by the features the head reads.
+
+    The encoder is the source's, before the first step; at most 20,000 target images.
+    """
+    return density_ratio(
+        config.density_ratio,
+        scorer.features(*model, source),
+        scorer.features(*model, spaced(target, _MOST_TARGET)),
+        cap=config.density_cap,
+        seed=config.seed,
+    )
+
+
+def describe_weights(config: FinetuneConfig, weights: np.ndarray) -> str:
+    """One line: how many examples the weighted ones are worth, and the largest."""
+    return (
+        f"density ratio by {config.density_ratio}: {len(weights):,} images weigh as "
+        f"much as {effective_size(weights):,.0f}, the largest weight is "
+        f"{weights.max():.1f} times the mean"
+    )
+
+
+def source_frequencies(chosen: Chosen) -> Float[np.ndarray, " c"]:
+    """The training images' class frequencies; DataError where one has none."""
+    assert chosen.train.labels is not None
+    return frequencies(chosen.train.labels, len(chosen.class_names))
+
+
+def correct_labels(
+    config: FinetuneConfig,
+    scorer: Scorer,
+    model: Model,
+    chosen: Chosen,
+    target: Target,
+) -> tuple[Any, dict[str, Any]]:
+    """(params, record): the head's bias moved by log(q / p), and both frequencies.
+
+    BBSE's confusions are measured on validation images where there are any, else on
+    the training images, which flatters the classifier: the record says which.
+    """
+    params, stats = model
+    known = source_frequencies(chosen)
+    some = spaced(target.images, _MOST_TARGET)
+    of_target = softmax(scorer.logits(params, stats, some))
+    held = chosen.validation if chosen.validation is not None else chosen.train
+    if config.label_shift == "bbse":
+        assert held.labels is not None
+        of_source = softmax(scorer.logits(params, stats, held))
+        estimate = bbse(of_source, held.labels, of_target)
+    else:
+        estimate = em(of_target, known)
+    moved = jnp.asarray(logit_shift(estimate, known), jnp.float32)
+    head = params["heads"][HEAD]
+    linear = {**head["linear"], "bias": head["linear"]["bias"] + moved}
+    heads = {**params["heads"], HEAD: {**head, "linear": linear}}
+    record = {
+        "method": config.label_shift,
+        "source_frequencies": known.tolist(),
+        "target_frequencies": estimate.tolist(),
+        "confusions_on": None if config.label_shift == "em" else held.name,
+    }
+    return {**params, "heads": heads}, record

@@ -1,0 +1,128 @@
+"""Streams: the labelled one, and an unlabelled one of a target domain beside it.
+
+Every stream gives as many images a step and names its values by itself:
+`train/features/classes`, `target/features/classes`. Nothing of a stream is computed
+that no term reads.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from afterimage.data import ImageSet, Preprocessing
+from afterimage.errors import UserError
+from finetune.anchors import anchor_rules
+from finetune.classifier import Classifier
+from finetune.config import FinetuneConfig
+from finetune.context import Context
+from finetune.labels import labelled, matched
+from finetune.source import open_for
+
+TRAIN, TARGET = "train", "target"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Images of the target domain by their use."""
+
+    images: ImageSet
+    """What training sees: without labels."""
+    oracle: ImageSet | None
+    """The labelled ones among them: for the oracle's choice of a step, nothing else."""
+    test: ImageSet | None
+    """The labelled test split."""
+    name: str
+    fingerprint: str
+
+
+def open_target(
+    config: FinetuneConfig, stored: Preprocessing, class_names: tuple[str, ...]
+) -> Target | None:
+    """The target domain at the encoder's shape; None where no target is given.
+
+    Raises DataError for images of another shape, or labels of classes that the source
+    domain does not have.
+    """
+    if config.target is None:
+        return None
+    splits = open_for(config, stored, config.target)
+    known, test = labelled(splits.train), labelled(splits.test)
+    return Target(
+        images=dataclasses.replace(splits.train, labels=None),
+        oracle=matched(known, class_names) if known is not None else None,
+        test=matched(test, class_names) if test is not None else None,
+        name=splits.train.name,
+        fingerprint=splits.train.fingerprint,
+    )
+
+
+def supply(
+    classifier: Classifier,
+    augment: Callable[[Array, Array], Array],
+    *,
+    streams: Sequence[str] = (TRAIN,),
+    statistics: str | None = None,
+) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
+    """What all streams, the weights of examples and the anchors supply to the terms.
+
+    `statistics` says whose moments an encoder with BatchNorm keeps: `source` and
+    `target` normalise each stream by its own batch, `joint` runs both as one batch
+    (a forward pass of either then computes both), `frozen` none. Without such layers
+    all four are the same function.
+    """
+    parts = {stream: classifier.supply(augment, stream) for stream in streams}
+
+    def rules(params, stats, batch, key, step, moving):
+        if statistics == "frozen":
+            moving = moving - {"encoder"}
+        found: dict[str, Callable[[Context], Any]] = {}
+        last = TARGET if statistics == "target" else TRAIN
+        for stream in sorted(parts, key=lambda name: name == last):
+            found |= parts[stream](params, stats, batch, key, step, moving)
+        if statistics == "joint" and "encoder" in moving:
+            found |= _joint(classifier, params, stats, tuple(parts))
+        if "examples" in stats:
+            weights = stats["examples"]["weight"]
+            found["train/weight"] = lambda _: jnp.take(weights, batch["index"])
+        if "anchors" in stats:
+            found |= anchor_rules(classifier, stats["anchors"], tuple(parts))
+        return found
+
+    return rules
+
+
+def _joint(
+    classifier: Classifier, params: Any, stats: Any, streams: tuple[str, ...]
+) -> dict[str, Callable[[Context], Any]]:
+    """One forward pass in training mode of all streams as a single batch."""
+
+    def forward(ctx: Context) -> Any:
+        images = jnp.concatenate([ctx[f"{stream}/image"] for stream in streams])
+        return classifier.maps(params, stats, images, train=True)
+
+    def share(number: int) -> Callable[[Context], Any]:
+        def rule(ctx: Context) -> Any:
+            maps, after = ctx["joint/forward"]
+            size = maps[0].shape[0] // len(streams)
+            rows = slice(number * size, (number + 1) * size)
+            return [m[rows] for m in maps], after
+
+        return rule
+
+    return {
+        "joint/forward": forward,
+        **{f"{stream}/forward": share(n) for n, stream in enumerate(streams)},
+    }
+
+
+def check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
+    """Raises UserError where BatchNorm's moments would be anybody's: say whose."""
+    if config.align and config.domain_statistics is None and jax.tree.leaves(stats):
+        raise UserError(
+            "This encoder keeps normalisation statistics (BatchNorm), and two domains "
+            "would share them: give --domain-statistics source, target, joint or frozen"
+        )

@@ -1,0 +1,220 @@
+"""Runs with anchors and a target domain as a whole, on tiny images."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from afterimage.errors import UserError
+from afterimage.models import ModelConfig
+from checkpoints.encoder import read_encoder
+from checkpoints.store import Store
+from checkpoints.trees import flatten
+from finetune.artefact import load_classifier
+from finetune.program import finetune
+from tests.test_finetune_program import config, draw, make_encoder, write_npz
+
+
+@pytest.fixture
+def home(tmp_path_factory, tiny):
+    """An encoder, source images, and darker target images with a labelled test."""
+    folder = tmp_path_factory.mktemp("target")
+    make_encoder(folder / "encoder")
+    write_npz(folder / "data.npz")
+    (x, y), (x_test, y_test) = draw(2, 60), draw(3, 30)
+    np.savez(
+        folder / "dark.npz",
+        x_train=x // 3,
+        y_train=y,
+        x_test=x_test // 3,
+        y_test=y_test,
+    )
+    np.savez(folder / "bare.npz", images=x // 3)
+    return folder
+
+
+def dark(home):
+    return f"npz:{home / 'dark.npz'}"
+
+
+@pytest.mark.slow
+def test_everything_together_resumes_exactly(home, tmp_path):
+    """An adversary, a distance, L2-SP, DELTA, layer decay and density ratios are
+    settings; a run cut back inside any phase ends as the whole one did."""
+    settings = {
+        "mode": "two-phase",
+        "head_steps": 2,
+        "steps": 6,
+        "save_every": 1,
+        "eval_every": 3,
+        "keep_last": 10,
+        "target": dark(home),
+        "align": ("cdan-e", "mmd"),
+        "l2_sp": 0.01,
+        "l2_head": 0.01,
+        "delta": 0.1,
+        "weight_decay": 0.0,
+        "layer_decay": 0.7,
+        "density_ratio": "classifier",
+        "select": "infomax",
+        "augment": "shift",
+    }
+    result = finetune(config(home, tmp_path / "whole", **settings))
+    assert result.results["selection"]["rule"].startswith("infomax: highest mutual")
+    assert result.results["test"]["examples"] == 30
+    assert result.results["source"]["examples"] == 30
+    assert "dark" in result.results["target"]
+    _, expected, _ = Store(result.run).restore(step=6)
+    assert {"terms", "encoder", "heads"} == set(expected["params"])
+    weights = np.asarray(expected["stats"]["examples"]["weight"])
+    assert weights.mean() == pytest.approx(1.0)
+    anchor = flatten(expected["stats"]["anchors"]["params"]["encoder"])
+    for path, leaf in flatten(read_encoder(home / "encoder")[0]).items():
+        np.testing.assert_array_equal(anchor[path], leaf)
+    for cut in (1, 4):
+        run = tmp_path / f"cut-{cut}"
+        shutil.copytree(result.run, run)
+        for step in range(cut + 1, 7):
+            shutil.rmtree(run / "checkpoints" / str(step))
+        (run / "results.json").unlink()
+        again = finetune(config(home, run, **settings))
+        _, found, _ = Store(run).restore(step=6)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        assert again.results["selection"] == result.results["selection"]
+    # What was trained beside the classifier is not in it.
+    assert set(load_classifier(str(result.run)).params) == {"encoder", "heads"}
+
+
+@pytest.mark.slow
+def test_the_sources_own_head_is_an_anchor(home, tmp_path):
+    """From a fine-tuned source: a strong hold on its outputs keeps them."""
+    first = finetune(config(home, tmp_path / "first", mode="full", steps=6, lr=3e-3))
+    swapped = write_npz(tmp_path / "other.npz", names=("a", "b", "c"))
+    moved = {}
+    for name, weight in (("free", 1e-6), ("held", 100.0)):
+        run = finetune(
+            config(
+                home,
+                tmp_path / name,
+                from_=str(first.run),
+                data=swapped,
+                mode="full",
+                steps=6,
+                lr=3e-3,
+                kl=weight,
+                clip=0.0,
+            )
+        ).run
+        rows = (run / "metrics.jsonl").read_text().splitlines()
+        values = [json.loads(r).get("train/kl_to_source") for r in rows]
+        values = [v for v in values if v is not None]
+        assert values[0] == pytest.approx(0.0, abs=1e-5)
+        moved[name] = values[-1]
+    assert moved["held"] < moved["free"]
+    assert set(load_classifier(str(run)).params["heads"]) == {"classes"}
+
+
+@pytest.mark.slow
+def test_fisher_weighs_the_anchor(home, tmp_path):
+    first = finetune(config(home, tmp_path / "first", mode="full", steps=2))
+    settings = {"l2_sp": 0.1, "l2_sp_fisher": True, "weight_decay": 0.0}
+    run = finetune(
+        config(
+            home,
+            tmp_path / "run",
+            from_=str(first.run),
+            mode="full",
+            steps=2,
+            labels=6,
+            **settings,
+        )
+    ).run
+    _, state, _ = Store(run).restore(step=2)
+    fisher = jax.tree.leaves(state["stats"]["anchors"]["fisher"])
+    assert all((leaf >= 0).all() for leaf in fisher)
+    mean = sum(leaf.sum() for leaf in fisher) / sum(leaf.size for leaf in fisher)
+    assert mean == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_source_without_a_head_is_named(home, tmp_path):
+    with pytest.raises(UserError, match=r"has no classifier, and kl compares"):
+        finetune(config(home, tmp_path / "run", mode="full", kl=1.0))
+
+
+def test_decay_beside_l2_sp_is_refused(home, tmp_path):
+    with pytest.raises(UserError, match=r"weight decay and the term 'l2_sp' both"):
+        finetune(config(home, tmp_path / "run", mode="full", l2_sp=0.1))
+
+
+def batch_normalised(home, folder):
+    """Settings of one aligned step from an encoder with BatchNorm."""
+    model = ModelConfig("conv", (8, 8), 1, norm="batch", width=0.25)
+    return {
+        "from_": make_encoder(folder / "batch", model),
+        "mode": "full",
+        "steps": 1,
+        "target": dark(home),
+        "align": ("coral",),
+    }
+
+
+def test_batch_norm_between_two_domains_needs_a_choice(home, tmp_path):
+    with pytest.raises(UserError, match="give --domain-statistics source"):
+        finetune(config(home, tmp_path / "run", **batch_normalised(home, tmp_path)))
+
+
+@pytest.mark.slow
+def test_each_choice_of_statistics_keeps_its_moments(home, tmp_path):
+    settings = batch_normalised(home, tmp_path)
+    source = settings["from_"]
+    moments = {}
+    for choice in ("source", "target", "joint", "frozen"):
+        run = finetune(
+            config(home, tmp_path / choice, domain_statistics=choice, **settings)
+        ).run
+        stats = flatten(read_encoder(run)[1])
+        first = next(path for path in stats if path.endswith("mean"))
+        moments[choice] = np.asarray(stats[first])
+    before = np.asarray(flatten(read_encoder(source)[1])[first])
+    np.testing.assert_array_equal(moments["frozen"], before)
+    # The first layer's moments: a joint batch's mean is the mean of both.
+    between = (moments["source"] + moments["target"]) / 2
+    np.testing.assert_allclose(moments["joint"], between, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(moments["source"], moments["target"])
+
+
+@pytest.mark.parametrize("method", ["em", pytest.param("bbse", marks=pytest.mark.slow)])
+def test_label_shift_moves_the_bias_alone(home, tmp_path, method):
+    x, y = draw(2, 90)
+    kept = np.concatenate(
+        [np.flatnonzero(y == "bars"), np.flatnonzero(y == "dots")[:5]]
+    )
+    np.savez(tmp_path / "few.npz", images=x[kept])
+    settings = {"mode": "full", "steps": 40, "lr": 3e-3, "select": "last"}
+    target = f"npz:{tmp_path / 'few.npz'}"
+    run = finetune(
+        config(home, tmp_path / "run", target=target, label_shift=method, **settings)
+    )
+    found = run.results["label_shift"]
+    assert found["method"] == method
+    assert found["target_frequencies"][0] == pytest.approx(30 / 35, abs=0.12)
+    assert run.results["test"] is None
+    _, state, _ = Store(run.run).restore(step=40)
+    bias = np.asarray(state["params"]["heads"]["classes"]["linear"]["bias"])
+    now = load_classifier(str(run.run)).params["heads"]["classes"]["linear"]
+    known = np.array(found["source_frequencies"])
+    estimate = np.maximum(found["target_frequencies"], 1e-4)
+    shift = np.log(estimate / estimate.sum() / known)
+    np.testing.assert_allclose(now["bias"] - bias, shift, rtol=1e-3, atol=1e-5)
+
+
+def test_the_oracle_is_labelled_and_needs_labels(home, tmp_path):
+    settings = {"mode": "probe", "steps": 2, "select": "oracle"}
+    found = finetune(config(home, tmp_path / "a", target=dark(home), **settings))
+    assert "oracle" in found.results["selection"]["rule"]
+    assert "target labels: an upper bound" in found.results["selection"]["rule"]
+    bare = f"npz:{home / 'bare.npz'}"
+    with pytest.raises(UserError, match="needs labels of"):
+        finetune(config(home, tmp_path / "b", target=bare, **settings))
