@@ -147,14 +147,21 @@ class Encoder:
         return _joined(parts, total)
 
     def stream(
-        self, batches: Iterable[Batch], *, batch_size: int = 256, resize: bool = True
-    ) -> Iterator[Float[np.ndarray, "b d"]]:
+        self,
+        batches: Iterable[Batch],
+        *,
+        batch_size: int = 256,
+        resize: bool = True,
+        function: Callable[..., Any] | None = None,
+    ) -> Iterator[Any]:
         """Feature vectors of each batch in turn, for data larger than memory.
 
         A batch is an array [b, H, W, C] or a list of [H, W, C], b ≤ `batch_size`; the
-        next ones are read while the device computes. All else as in `features`.
+        next ones are read while the device computes. `function` is a jitted function
+        of (params, images) in place of `apply`; its results, arrays or a tree of them
+        with an image a row, come as NumPy. All else as in `features`.
         """
-        return self._stream(self._features, batches, batch_size, resize)
+        return self._stream(function or self._features, batches, batch_size, resize)
 
     def _stream(
         self,

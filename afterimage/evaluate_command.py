@@ -2,26 +2,26 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from afterimage.cli import parse
-from afterimage.data import ImageSet, Splits, hold_out
-from afterimage.errors import DataError, UserError
-from afterimage.features_command import open_for, report_skipped, select
+from afterimage.errors import UserError
 
 DESCRIPTION = """Score a run on labelled images.
 
 A classifier (`afterimage finetune`): accuracy, macro-F1, confusion matrix and
-calibration error on the test images. An encoder (`afterimage pretrain`): kNN and ridge
-probe, beside raw pixels and the same network untrained; they learn from the data's
-training images and are scored on its test images.
+calibration error on the test images.
+
+An encoder (`afterimage pretrain`): linear probe, kNN and ridge at several label
+budgets, beside the same network untrained and raw pixels; which layer is best, how
+many dimensions are used, how alike the layers are; a picture of the features. Probes
+learn from the data's training images and are scored on its test images.
 
   afterimage evaluate --from runs/cls --data folder:test
-  afterimage evaluate --from runs/photos --data folder:labelled"""
+  afterimage evaluate --from runs/photos --data folder:labelled
+  afterimage evaluate --from runs/photos --data folder:labelled --against runs/other"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,9 @@ class EvaluateConfig:
     synthetic:HxWxC. Given test images are the ones scored."""
 
     out: str | None = None
-    """Also write the figures to this file, as JSON."""
+    """Write the figures to this file, as JSON. For an encoder its tables (.md) and
+    picture (.png) stand beside it, and for a run's folder the default is
+    RUN/evaluation/DATA.json."""
 
     split: Literal["auto", "train", "validation", "test"] = "auto"
     """For a classifier: which split is scored. auto: test where there is one, else all
@@ -47,16 +49,32 @@ class EvaluateConfig:
     """For an encoder: share of the images to score, where the data has no test or
     validation split; cut by seed and stratified by label."""
 
-    most: int = 10_000
-    """For an encoder: at most so many images for the probes to learn from, and as many
-    to score."""
+    against: str | None = None
+    """For an encoder: a second run, checkpoint or encoder/ folder for the same
+    tables."""
 
-    k: int = 20
-    """For an encoder: neighbours that vote in kNN."""
+    per_class: tuple[int, ...] = (1, 5, 10, 100)
+    """For an encoder: label budgets, labels a class. All labels are always one more;
+    sizes that the data has not are left out."""
+
+    label_seeds: int = 5
+    """For an encoder: draws of each label budget, for mean and standard deviation."""
+
+    most: int = 20_000
+    """For an encoder: training images whose features are kept for the linear probe and
+    kNN, and images that are scored; ridge with all labels, ranks and alignment stream
+    over every training image."""
+
+    embedding: Literal["pca", "umap", "none"] = "pca"
+    """For an encoder: what the picture of its features shows; umap needs the extra
+    afterimage[umap]."""
+
+    picture_images: int = 1000
+    """For an encoder: at most so many images in the picture."""
 
     seed: int = 0
-    """Seed of the split, the choice of images, the untrained network, and the
-    bootstrap."""
+    """Seed of the split, the first label seed, the choice of images, the untrained
+    network, and the bootstrap."""
 
     batch_size: int = 256
     """Images that go through the network together."""
@@ -73,9 +91,11 @@ class EvaluateConfig:
             wrong.append(f"validation={self.validation}: a share in (0, 1)")
         wrong += [
             f"{name}={getattr(self, name)}: at least 1"
-            for name in ("most", "k", "batch_size")
+            for name in ("label_seeds", "most", "picture_images", "batch_size")
             if getattr(self, name) < 1
         ]
+        if any(size < 1 for size in self.per_class):
+            wrong.append(f"per_class={self.per_class}: each at least 1")
         if wrong:
             raise UserError("; ".join(wrong))
 
@@ -91,68 +111,6 @@ def is_classifier(path: str) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def evaluate_encoder(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
-    """`probe_report` of the trained encoder, the same untrained, and raw pixels.
-
-    Raises DataError for data without two labelled classes to learn from, and without
-    labelled images to score.
-    """
-    from afterimage.encoder import load_encoder
-    from afterimage.evaluation import pixel_vectors, probe_report
-
-    encoder = load_encoder(config.from_)
-    splits = open_for(
-        encoder.preprocessing, config.data, config.on_bad_image, config.cache
-    )
-    report_skipped(select(splits, "all", config.data))
-    train, test = _probe_sets(splits, config)
-    pixels = tuple(s.gather(np.arange(len(s))) for s in (train, test))
-    twin = encoder.untrained(config.seed)
-
-    def pair(function: Callable[[Any], Any]) -> tuple[Any, Any]:
-        return function(pixels[0]), function(pixels[1])
-
-    size = config.batch_size
-    return probe_report(
-        {
-            "this encoder": pair(lambda x: encoder.features(x, batch_size=size)),
-            "untrained encoder": pair(lambda x: twin.features(x, batch_size=size)),
-            "raw pixels": pair(pixel_vectors),
-        },
-        (train.labels, test.labels),
-        k=config.k,
-    )
-
-
-def _probe_sets(splits: Splits, config: EvaluateConfig) -> tuple[ImageSet, ImageSet]:
-    train, test = splits.train, splits.test or splits.validation
-    if test is None:
-        train, test = hold_out(train, config.validation, config.seed)
-    train, test = (_labelled(s, config) for s in (train, test))
-    assert train.labels is not None
-    if len(np.unique(train.labels)) < 2:
-        raise DataError(
-            f"{train.name}: the probes learn to tell classes apart and need at least "
-            "two in the training images."
-        )
-    return train, test
-
-
-def _labelled(images: ImageSet, config: EvaluateConfig) -> ImageSet:
-    rows = np.zeros(0, np.int64)
-    if images.labels is not None:
-        rows = np.flatnonzero(images.labels >= 0)
-    if not len(rows):
-        raise DataError(
-            f"{images.name} has no labels, and an encoder is scored by how well its "
-            "features tell classes apart. Give labelled images: one subfolder a class."
-        )
-    if len(rows) > config.most:
-        rng = np.random.default_rng(config.seed)
-        rows = np.sort(rng.permutation(rows)[: config.most])
-    return images.subset(rows)
 
 
 def main(
@@ -174,19 +132,19 @@ def main(
                 f"scores; its encoder alone is {Path(config.from_) / 'encoder'}."
             )
         figures, text = classifier(config)
+        print(text)
+        if config.out is not None:
+            write(Path(config.out), (json.dumps(figures, indent=1) + "\n").encode())
     else:
-        from afterimage.evaluation import probe_table
+        from afterimage.evaluate_encoder import evaluate_encoder
 
-        figures = evaluate_encoder(config)
-        text = probe_table(figures)
-    print(text)
-    if config.out is not None:
-        _write(Path(config.out), figures)
+        print(evaluate_encoder(config)[1])
 
 
-def _write(out: Path, figures: Mapping[str, Any]) -> None:
+def write(file: Path, content: bytes) -> None:
+    """Write a file, folders included; UserError where it cannot be."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
     except OSError as error:
-        raise UserError(f"out={out} was not written: {error}") from error
+        raise UserError(f"{file} was not written: {error}; choose --out.") from error

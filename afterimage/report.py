@@ -2,14 +2,12 @@
 
 import base64
 import html
-import math
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-Points = Sequence[tuple[float | int, float]]
+from afterimage.chart import Points, line_chart, number
 
-_COLOURS = ("#2563a8", "#d9730d", "#4d7c3a", "#8b4fa8")
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -68,34 +66,20 @@ def write_report(
     """
     parts = [f"<h1>{_text(title)}</h1>", f'<p class="lead">{_text(lead)}</p>']
     if headline:
-        cards = "".join(
-            f'<div class="card"><b>{_text(value)}</b><span>{_text(label)}</span></div>'
-            for label, value in headline.items()
-        )
-        parts.append(f'<div class="cards">{cards}</div>')
+        parts.append(_cards(headline))
     for caption, file in pictures.items():
         parts.append(_section("Reconstructions", _figure(caption, file)))
     for name, series in curves.items():
         if any(series.values()):
-            parts.append(
-                _section(
-                    name, line_chart(series, name, logarithmic=name in logarithmic)
-                )
-            )
+            chart = line_chart(series, name, logarithmic=name in logarithmic)
+            parts.append(_section(name, chart))
     if probes:
         note = f'<p class="note">{_text(probe_note)}</p>'
         parts.append(_section("What the features are worth", _probes(probes) + note))
     for name, (header, rows) in grids.items():
         parts.append(_section(name, _grid(header, rows)))
     for name, rows in tables.items():
-        body = "".join(
-            f"<tr><td>{_text(key)}</td><td>{_text(_plain(value))}</td></tr>"
-            for key, value in rows.items()
-        )
-        folded = (
-            f"<details><summary>{_text(name)}</summary><table>{body}</table></details>"
-        )
-        parts.append(f"<section>{folded}</section>")
+        parts.append(_folded(name, rows))
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -113,109 +97,23 @@ def logged(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float
     return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
 
-def line_chart(
-    series: Mapping[str, Points], label: str, *, logarithmic: bool = False
-) -> str:
-    """Named series of (x, y) as one inline SVG; values that are not finite are gaps.
-
-    With `logarithmic` the y axis is, where all values are positive and span a factor
-    of ten.
-    """
-    finite = {
-        name: [(float(x), float(y)) for x, y in points if math.isfinite(y)]
-        for name, points in series.items()
-    }
-    xs = [x for points in finite.values() for x, _ in points]
-    ys = [y for points in finite.values() for _, y in points]
-    if not xs:
-        return '<p class="note">Nothing was logged yet.</p>'
-    width, height, right, top, bottom = 840, 300, 28, 34, 40
-    logarithmic = logarithmic and min(ys) > 0 and max(ys) / min(ys) >= 10
-    scale = math.log10 if logarithmic else float
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-    y_low, y_high = scale(min(ys)), scale(max(ys))
-    if y_high - y_low < 1e-12:
-        margin = 0.5 * (abs(y_low) or 1)
-        y_low, y_high = y_low - margin, y_high + margin
-    if logarithmic:
-        y_ticks = [10 ** (y_low + i * (y_high - y_low) / 4) for i in range(5)]
-    else:
-        y_ticks = _round_ticks(y_low, y_high)
-    # A digit is about 8 units wide at this size of type.
-    left = 24 + 8 * max(len(_number(tick)) for tick in y_ticks)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        up = (scale(y) - y_low) / (y_high - y_low)
-        return (
-            left + across * (width - left - right),
-            height - bottom - up * (height - top - bottom),
-        )
-
-    marks = []
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        marks.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" '
-            f'stroke="#eceef1"/><text x="{left - 8}" y="{y + 4:.1f}" '
-            f'text-anchor="end">{_number(tick)}</text>'
-        )
-    for tick in _round_ticks(x_low, x_high, least=1.0):
-        x, _ = place(tick, min(ys))
-        marks.append(
-            f'<text x="{x:.1f}" y="{height - bottom + 20}" '
-            f'text-anchor="middle">{tick:,.0f}</text>'
-        )
-    marks.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 4}" '
-        'text-anchor="middle">step</text>'
+def _cards(headline: Mapping[str, str]) -> str:
+    cards = "".join(
+        f'<div class="card"><b>{_text(value)}</b><span>{_text(label)}</span></div>'
+        for label, value in headline.items()
     )
-    key_x = left
-    for i, (name, points) in enumerate(finite.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
-        marks += [
-            f'<rect x="{key_x}" y="10" width="14" height="4" rx="2" fill="{colour}"/>',
-            f'<text x="{key_x + 20}" y="17">{_text(name)}</text>',
-        ]
-        key_x += 40 + 8 * len(name)
-        thinned = _thin(points)
-        line = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in thinned)
-        marks.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour}" '
-            'stroke-width="2" stroke-linejoin="round"/>'
-        )
-        if len(thinned) <= 40:
-            marks += [
-                '<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"/>'.format(
-                    *place(x, y), colour
-                )
-                for x, y in thinned
-            ]
+    return f'<div class="cards">{cards}</div>'
+
+
+def _folded(name: str, rows: Mapping[str, Any]) -> str:
+    body = "".join(
+        f"<tr><td>{_text(key)}</td><td>{_text(_plain(value))}</td></tr>"
+        for key, value in rows.items()
+    )
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_text(label)}" '
-        'font-family="system-ui, sans-serif" font-size="13" fill="#5c6470">'
-        f"{''.join(marks)}</svg>"
+        f"<section><details><summary>{_text(name)}</summary><table>{body}</table>"
+        "</details></section>"
     )
-
-
-def _round_ticks(low: float, high: float, least: float = 0.0) -> list[float]:
-    """Up to seven round numbers from low to high, `least` or more apart."""
-    rough = (high - low) / 6
-    power = 10 ** math.floor(math.log10(rough))
-    step = max(next(m * power for m in (1, 2, 5, 10) if m * power >= rough), least)
-    first = math.ceil(low / step)
-    return [float(n * step) for n in range(first, math.floor(high / step) + 1)]
-
-
-def _thin(points: Points, most: int = 400) -> Points:
-    """At most about `most` points: means of neighbours, so that noise is not lost."""
-    if len(points) <= most:
-        return points
-    size = math.ceil(len(points) / most)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [
-        (group[-1][0], math.fsum(y for _, y in group) / len(group)) for group in groups
-    ]
 
 
 def _probes(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -266,7 +164,7 @@ def _text(value: str) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
-        return _number(value)
+        return number(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -274,7 +172,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(v) for v in value) or "–"
     return str(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

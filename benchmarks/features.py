@@ -65,6 +65,7 @@ def measure(encoder: Encoder, count: int, batch: int, rounds: int) -> dict[str, 
 
 
 def main() -> None:
+    """Measure the models named, write the table, print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="conv", help="names, comma between")
     parser.add_argument("--side", type=int, default=32, help="pixels")

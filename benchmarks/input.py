@@ -33,6 +33,7 @@ def rate(batches: Iterator[dict], size: int, count: int) -> float:
 
 
 def batches_rate(images: ImageSet, size: int, count: int, resident: bool) -> float:
+    """Images a second as training draws its batches."""
     batches = iter(Batches(images, batch_size=size, seed=0, resident=resident))
     try:
         return rate(batches, size, count)
@@ -104,6 +105,7 @@ def augment_rate(name: str, size: int) -> float:
 
 
 def main() -> None:
+    """Measure every way in, interleaved; write the table, print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each")
     repeats = parser.parse_args().repeats

@@ -24,6 +24,11 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Any = None) -> Any:
     )
 
 
+def matmul(x: Any, kernel: Any) -> Any:
+    """`@`."""
+    return x @ kernel
+
+
 def patchify(x: Any, kernel: Any) -> Any:
     """A strided convolution over whole patches."""
     r = kernel.shape[0]
@@ -118,6 +123,7 @@ def per_channel(v: Any, x: Any) -> Any:
 
 FORMS = {
     "conv2d": conv,
+    "matmul": matmul,
     "patchify": patchify,
     "conv_transpose_patch": conv_transpose,
     "conv_transpose_4x4": conv_transpose_4x4,

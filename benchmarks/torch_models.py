@@ -45,6 +45,8 @@ NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
 class BasicBlock(nn.Module):
+    """The residual block of two 3x3 convolutions."""
+
     def __init__(self, i, o, norm, stride=1):
         super().__init__()
         self.conv1 = nn.Conv2d(i, o, 3, stride, 1, bias=False)
@@ -63,6 +65,8 @@ class BasicBlock(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
+    """ConvNeXt V2's: depthwise 7x7, norm, pointwise up and down, GRN between."""
+
     def __init__(self, c, norm):
         super().__init__()
         self.depthwise = nn.Conv2d(c, c, 7, 1, 3, groups=c)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from afterimage.models import ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.contractive import Contractive
+from pretrain.latent import Latent
 from pretrain.masked import Masked
 from pretrain.plain import Plain
 from pretrain.quantised import Quantised
@@ -23,4 +24,6 @@ OBJECTIVES: Mapping[str, type[Plain]] = {
 
 def make_objective(config: PretrainConfig, model: ModelConfig) -> Plain:
     """The objective that `config.objective` names, for this model."""
+    if config.latent_weight:
+        return Latent(config, model)
     return OBJECTIVES[config.objective](config, model)

@@ -6,7 +6,16 @@ from typing import Literal
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
-    "masked": ("mask", "mask_ratio", "mask_ratio_max", "mask_patch"),
+    "masked": (
+        "mask",
+        "mask_ratio",
+        "mask_ratio_max",
+        "mask_patch",
+        "latent_weight",
+        "teacher_decay",
+        "teacher_decay_end",
+        "teacher_warmup",
+    ),
     "variational": ("beta", "beta_warmup", "free_bits"),
     "sparse": ("sparsity", "sparsity_weight", "sparsity_k"),
     "vq": ("codes", "commitment"),
@@ -16,6 +25,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 _WEIGHTS = (
+    "latent_weight",
+    "teacher_warmup",
     "beta",
     "beta_warmup",
     "free_bits",
@@ -51,6 +62,19 @@ class ObjectiveOptions:
     mask_patch: int | None = None
     """masked: pixels a side of a patch, of any size. Default: a power of two near a
     seventh of the image: 4 for 28 and 32 pixels, 32 for 224."""
+
+    latent_weight: float = 0.0
+    """masked: adds the error of predicting a teacher's features of the whole image at
+    masked sites, times this. The teacher is a running mean of the encoder."""
+
+    teacher_decay: float = 0.99
+    """masked, with a latent_weight: the running mean's decay in the first step."""
+
+    teacher_decay_end: float = 0.999
+    """masked, with a latent_weight: and from teacher_warmup on."""
+
+    teacher_warmup: int = 1000
+    """masked, with a latent_weight: steps over which the decay rises."""
 
     beta: float = 1.0
     """variational: weight of the KL divergence; 1 is the evidence bound with loss=bce.
@@ -101,6 +125,14 @@ class ObjectiveOptions:
             found.append(f"mask_ratio_max={high}: at least mask_ratio, and below 1")
         if self.mask_patch is not None and self.mask_patch < 1:
             found.append(f"mask_patch={self.mask_patch}: at least 1")
+        low, high = self.teacher_decay, self.teacher_decay_end
+        if not 0 <= low <= high < 1:
+            found.append(
+                f"teacher_decay={low}, teacher_decay_end={high}: at least 0, rising, "
+                "below 1"
+            )
+        if not self.latent_weight and any(n.startswith("teacher_") for n in changed):
+            found.append("teacher_* settings need a latent_weight above 0")
         for name in _WEIGHTS:
             if not getattr(self, name) >= 0:
                 found.append(f"{name}={getattr(self, name)}: at least 0")

@@ -56,6 +56,11 @@ class Plain:
         """What is trained: has an `encoder`, that of `model`."""
         return Autoencoder(self.model, rngs=rngs)
 
+    def start(self, params: Tree, stats: Tree) -> Tree:
+        """The statistics of the first step, from what was built."""
+        del params
+        return stats
+
     def forward(
         self,
         network: Network,

@@ -86,6 +86,7 @@ class _Program:
         objective = make_objective(config, self.model)
         module = objective.build(nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
+        stats = objective.start(params, stats)
         self.partition = split_groups(params)
         self.optimiser = make_optimiser(config, self.partition)
         self.state = replicate(

@@ -74,6 +74,16 @@ def test_resume_is_starting_later():
     assert [b["step"] for b in whole] == list(range(9))
 
 
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_that_travel_together_are_those_of_their_steps(resident):
+    for images in (image_set(), image_set().subset(np.arange(15))):
+        batches = Batches(images, batch_size=6, seed=1, start=3, resident=resident)
+        assert images.in_memory
+        for step, batch in enumerate(take(batches, 20), start=3):
+            for key, value in batches[step].items():
+                np.testing.assert_array_equal(batch[key], value)
+
+
 def test_images_and_labels_belong_to_their_index():
     (batch,) = take(Batches(image_set(), batch_size=6, seed=1), 1)
     assert batch["index"].dtype == batch["label"].dtype == np.int32

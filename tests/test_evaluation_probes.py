@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from afterimage.errors import UserError
-from afterimage.evaluation import knn, ridge, spectrum
-from afterimage.evaluation.probes import probe_report, probe_table
+from afterimage.evaluation import knn, linear, logistic, ridge, spectrum
+from afterimage.evaluation.alignment import alignment_matrix, linear_cka
+from afterimage.evaluation.budgets import folds_of
+from afterimage.evaluation.moments import Moments
+from afterimage.evaluation.probes import probe_report
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_ridge_agrees_with_scikit_learn(digits, n, dimensions):
     targets = np.eye(10)[labels]
     chosen = RidgeCV(alphas=np.array(ridge.PENALTIES) * n)
     chosen.fit(scaler.transform(train), targets)
-    assert probe.penalty * n == pytest.approx(chosen.alpha_)
+    assert probe.chosen * n == pytest.approx(chosen.alpha_)
     reference = Ridge(alpha=chosen.alpha_).fit(scaler.transform(train), targets)
     np.testing.assert_allclose(
         probe.scores(test), reference.predict(scaler.transform(test)), atol=1e-8
@@ -107,7 +110,7 @@ def test_leave_one_out_is_what_leaving_one_out_gives(digits):
     x, labels = digits[0][:25, 26:31].astype(np.float64), digits[1][:25]
     x = (x - x.mean(0)) / x.std(0)
     y = np.eye(10)[labels]
-    energy, z, _ = ridge._principal(x)
+    energy, z, _ = linear.principal(x)
     targets = y - y.mean(0)
     closed = ridge._left_out(energy, z, z.T @ targets, targets, 0.1)
     error = 0.0
@@ -177,6 +180,159 @@ def test_probe_report_sets_representations_side_by_side(digits):
     assert pixels["ridge"]["value"] == ridge.ridge_accuracy(train, labels, test, truth)
     assert pixels["knn"]["low"] > 0.8 > 0.3 > nothing["knn"]["high"]
     assert pixels["ridge"]["low"] > 0.8 > 0.3 > nothing["ridge"]["high"]
-    text = probe_table(report)
-    assert "raw pixels" in text
-    assert f"{100 * pixels['knn']['value']:.1f} %" in text
+
+
+def test_k_is_the_one_that_leaving_one_out_prefers(digits):
+    train, labels = digits[0][:200], digits[1][:200]
+    accuracy = {}
+    for k in knn.NEIGHBOURS[:-1]:  # 200 others there are not
+        hits = [
+            knn.knn_predict(
+                np.delete(train, i, 0), np.delete(labels, i), train[[i]], k=k
+            )
+            == labels[i]
+            for i in range(200)
+        ]
+        accuracy[k] = np.mean(hits)
+    best = max(accuracy, key=lambda k: (accuracy[k], -k))
+    assert knn.choose_k(train, labels) == best
+    assert knn.choose_k(train[:1], labels[:1]) == 1
+
+
+def batches(x, sizes=(7, 1, 0, 300)):
+    """Moments of x, added in uneven batches."""
+    moments, start = Moments(x.shape[1]), 0
+    for size in [*sizes, len(x)]:
+        moments.add(x[start : start + size])
+        start += size
+    return moments
+
+
+@given(st.integers(1, 40), st.floats(-1e3, 1e3), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=30)
+def test_moments_of_batches_are_those_of_all_at_once(n, shift, seed):
+    x = np.random.default_rng(seed).normal(size=(n, 3)) + shift
+    moments = batches(x, sizes=(5, 0, 1))
+    assert moments.count == n
+    np.testing.assert_allclose(moments.mean, x.mean(0), atol=1e-9)
+    np.testing.assert_allclose(moments.deviation, x.std(0), atol=1e-7)
+    centred = x - x.mean(0)
+    np.testing.assert_allclose(moments.scatter, centred.T @ centred, atol=1e-7)
+
+
+def test_streamed_ridge_and_spectrum_are_those_in_memory(digits):
+    train, labels, test, _ = digits
+    both = np.concatenate([train, np.eye(10)[labels]], axis=1)
+    probe = ridge.StreamedRidge(batches(both), 10).probe(0.1)
+    at_once = ridge.fit_ridge(train, labels, penalties=(0.1,))
+    np.testing.assert_allclose(probe.scores(test), at_once.scores(test), atol=1e-9)
+    found = spectrum.spectrum_report(batches(both), 64)
+    assert found["effective_rank"] == pytest.approx(spectrum.effective_rank(train))
+    assert found["collapsed"] == spectrum.collapsed_dimensions(train) > 0
+
+
+def test_streamed_ridge_takes_the_penalty_with_the_least_held_out_error(digits):
+    x, y = digits[0], np.eye(10)[digits[1]]
+    both = np.concatenate([x, y], axis=1)
+    fit, held = batches(both[:100], (9,)), batches(both[100:], (50,))
+    chosen = ridge.StreamedRidge(fit, 10).choose(held)
+    error = {}
+    for penalty in ridge.PENALTIES:
+        probe = ridge.fit_ridge(x[:100], digits[1][:100], penalties=(penalty,))
+        error[penalty] = np.sum((probe.scores(x[100:]) - y[100:]) ** 2)
+        streamed = ridge.StreamedRidge(fit, 10).probe(penalty)
+        assert ridge._squared_error(streamed, held) == pytest.approx(error[penalty])
+    assert chosen.chosen == min(error, key=error.__getitem__)
+
+
+@pytest.mark.parametrize("n", [40, 600], ids=["fewer than dimensions", "more"])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_logistic_regression_agrees_with_scikit_learn(digits, n, strength):
+    train, labels, test, _ = digits
+    probe = logistic.fit_logistic(train[:n], labels[:n], strengths=(strength,))
+    scaler = StandardScaler().fit(train[:n])
+    reference = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
+    reference.fit(scaler.transform(train[:n]), labels[:n])
+    x, wanted = scaler.transform(train[:n]), reference.coef_.T
+
+    def objective(weights, intercept):
+        logits = x @ weights + intercept
+        own = logits[np.arange(n), labels[:n]]
+        loss = np.sum(np.log(np.exp(logits).sum(axis=1)) - own)
+        return loss + np.sum(weights**2) / (2 * strength)
+
+    least = objective(wanted, reference.intercept_)
+    assert least <= objective(probe.weights, probe.intercept) <= 1.002 * least
+    np.testing.assert_allclose(probe.weights, wanted, atol=0.05 * np.abs(wanted).max())
+    same = probe.predict(test) == reference.predict(scaler.transform(test))
+    assert np.mean(same) > 0.98
+
+
+def test_c_is_the_one_with_the_best_folds(digits):
+    train, labels = digits[0][:150], digits[1][:150]
+    folds = folds_of(labels, seed=3)
+    probe = logistic.fit_logistic(train, labels, folds=folds)
+    scale = {"mean": train.mean(0), "deviation": train.std(0)}
+    right = dict.fromkeys(logistic.STRENGTHS, 0)
+    for strength in logistic.STRENGTHS:
+        for fold in range(5):
+            held = folds == fold
+            part = logistic.fit_logistic(
+                train[~held],
+                labels[~held],
+                strengths=(strength,),
+                moments=(scale["mean"], scale["deviation"]),
+            )
+            right[strength] += np.sum(part.predict(train[held]) == labels[held])
+    assert right[probe.chosen] >= max(right.values()) - 1  # float32 path against cold
+    # Refitted to all: the same as a fit with that C alone.
+    alone = logistic.fit_logistic(train, labels, strengths=(probe.chosen,))
+    assert np.mean(probe.predict(digits[2]) == alone.predict(digits[2])) > 0.98
+
+
+def test_without_folds_c_is_the_default(digits):
+    train, labels = digits[0][:10], np.arange(10)
+    assert folds_of(labels, seed=0).tolist() == [-1] * 10
+    probe = logistic.fit_logistic(train, labels, folds=folds_of(labels, seed=0))
+    assert probe.chosen == logistic.DEFAULT_STRENGTH
+    assert probe.predict(train).tolist() == labels.tolist()
+    with pytest.raises(UserError, match="strengths"):
+        logistic.fit_logistic(train, labels, strengths=())
+
+
+def test_folds_are_stratified_and_one_is_held_out_of_many():
+    labels = np.repeat([0, 1, 2], [10, 5, 12])
+    folds = folds_of(labels, seed=0)
+    for label in range(3):
+        counts = np.bincount(folds[labels == label], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    assert np.bincount(folds).max() - np.bincount(folds).min() <= 1
+    many = folds_of(np.arange(1000) % 4, seed=0)
+    assert sorted(set(many.tolist())) == [-1, 0]
+    assert (many == 0).sum() == 200
+
+
+@given(st.floats(0.01, 100), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=30)
+def test_cka_is_invariant_to_turns_scales_and_shifts(scale, seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 7))
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    assert linear_cka(x, x @ turn * scale + 3) == pytest.approx(1)
+    assert linear_cka(x @ turn * scale + 3, y) == pytest.approx(linear_cka(x, y))
+    assert linear_cka(x, y) == pytest.approx(linear_cka(y, x))
+    # Its definition by Gram matrices: HSIC normalised.
+    centre = np.eye(30) - 1 / 30
+    k, m = (centre @ (a @ a.T) @ centre for a in (x, y))
+    wanted = np.sum(k * m) / np.sqrt(np.sum(k * k) * np.sum(m * m))
+    assert linear_cka(x, y) == pytest.approx(wanted)
+
+
+def test_cka_of_unlike_and_of_constant_layers():
+    x = np.array([[1.0, 0], [-1, 0], [0, 0], [0, 0]])
+    y = np.array([[0.0], [0], [1], [-1]])
+    side = np.concatenate([x, y, np.ones((4, 1))], axis=1)
+    found = alignment_matrix(batches(side, (3,)), [2, 1, 1])
+    np.testing.assert_allclose(found, np.diag([1.0, 1.0, 0.0]), atol=1e-12)
+    with pytest.raises(UserError, match="finite"):
+        linear_cka(x * np.nan, y)

@@ -105,6 +105,13 @@ def test_conv2d_on_tiny_maps(side, stride):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 5, 4)], ids=str)
+def test_matmul_equals_its_plain_form(shape, dtype):
+    x, kernel = _normal(0, *shape, dtype=dtype), _normal(1, 4, 6, dtype=dtype)
+    _check(ops.matmul, plain.matmul, x, kernel, tolerance=DTYPES[dtype])
+
+
 @pytest.mark.parametrize(("size", "dtype"), CASES)
 def test_per_channel_equals_broadcasting(size, dtype):
     x = _normal(0, 2, *SIZES[size], 3, dtype=dtype)

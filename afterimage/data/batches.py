@@ -5,6 +5,7 @@ small images/s on two cores, against 30-55 k record by record).
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from afterimage.errors import DataError, UserError
 
 _LAST_STEP = 2**31 - 1  # steps are int32 in the training state
 _PREFETCH = 4
+_TOGETHER, _TOGETHER_BYTES = 8, 2**23
 
 
 @functools.lru_cache(maxsize=4)
@@ -48,16 +50,17 @@ def batch_indices(
 
 
 class _Steps:
-    """What Grain reads: item i is this host's share of batch start + i."""
+    """What Grain reads: item i is `together` batches, from start + i together on."""
 
-    def __init__(self, batches: "Batches"):
-        self._batches = batches
+    def __init__(self, batches: "Batches", together: int):
+        self._batches, self._together = batches, together
 
     def __len__(self) -> int:
-        return _LAST_STEP - self._batches.start
+        return (_LAST_STEP - self._batches.start) // self._together
 
-    def __getitem__(self, item: Any) -> dict[str, Any]:
-        return self._batches[self._batches.start + int(item)]
+    def __getitem__(self, item: Any) -> list[dict[str, Any]]:
+        first = self._batches.start + int(item) * self._together
+        return [self._batches[first + i] for i in range(self._together)]
 
 
 class Batches:
@@ -117,13 +120,26 @@ class Batches:
         # More threads make Grain slower (research/performance.md §3); one overlaps
         # with the device, and an image decoder has its own pool.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
-        source: Any = _Steps(self)
+        source: Any = _Steps(self, self._together())
         batches = grain.MapDataset.source(source).to_iter_dataset(options)
         iterator = iter(batches)
         try:
-            yield from iterator
+            for several in iterator:
+                yield from several
         finally:
             iterator.close()
+
+    def _together(self) -> int:
+        """How many batches pass from Grain's thread to ours at once.
+
+        Handing one over costs about as much as gathering a small one. What is read
+        from disk comes singly, so that a bad file fails at its own step.
+        """
+        if not (self.resident or self.images.in_memory):
+            return 1
+        share = self.batch_size // self.hosts
+        size = share * (4 if self.resident else math.prod(self.images.shape))
+        return min(max(1, _TOGETHER_BYTES // size), _TOGETHER)
 
 
 def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:

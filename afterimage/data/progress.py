@@ -9,14 +9,14 @@ _EVERY = 10.0  # seconds between lines; quicker work says nothing
 class Progress:
     """Counts up to `total`; shows rate and time left on standard error."""
 
-    def __init__(self, total: int, what: str):
+    def __init__(self, total: int, what: str, unit: str = "images"):
         self._total, self._what, self._done = total, what, 0
         self._began = self._said = time.monotonic()
-        self._bar = None
+        self._unit, self._bar = unit, None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=what, unit="img", delay=0.5)
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", delay=0.5)
 
     def __enter__(self) -> "Progress":
         return self
@@ -37,7 +37,7 @@ class Progress:
             rate = self._done / (now - self._began)
             print(
                 f"{self._what}: {self._done:,} of {self._total:,}, "
-                f"{rate:,.0f} images/s, "
+                f"{rate:,.1f} {self._unit}/s, "
                 f"{(self._total - self._done) / rate:,.0f} s left",
                 file=sys.stderr,
                 flush=True,

@@ -71,18 +71,18 @@ class Selected:
     def __init__(self, images: Images, rows: Int[np.ndarray, " n"]):
         # A selection of a selection looks up once, not twice.
         if isinstance(images, Selected):
-            images, rows = images._images, images._rows[rows]
-        self._images, self._rows = images, rows
+            images, rows = images.source, images._rows[rows]
+        self.source, self._rows = images, rows
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self._rows), *self._images.shape[1:])
+        return (len(self._rows), *self.source.shape[1:])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: Any, /) -> Any:
-        return self._images[self._rows[index]]
+        return self.source[self._rows[index]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[np.arange(len(self))], dtype)
@@ -129,6 +129,13 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are an array, or rows of one, and not on disk."""
+        images = self.images
+        images = images.source if isinstance(images, Selected) else images
+        return type(images) is np.ndarray  # a memory map is a subclass
 
     @property
     def shape(self) -> tuple[int, int, int]:

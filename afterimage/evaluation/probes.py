@@ -1,21 +1,15 @@
-"""One table: kNN and ridge probe of several representations of the same images."""
+"""kNN and ridge probe of several representations of the same images, in memory."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
-from afterimage.data.resize import cover_and_crop
 from afterimage.evaluation.checks import check_labelled
 from afterimage.evaluation.classification import wilson
 from afterimage.evaluation.knn import knn_predict
-from afterimage.evaluation.render import percent, table
 from afterimage.evaluation.ridge import fit_ridge
 from afterimage.evaluation.spectrum import collapsed_dimensions, effective_rank
-
-# 3,072 numbers an image in colour: what a ridge probe solves in seconds.
-_PIXEL_SIDE = 32
 
 
 def probe_report(
@@ -46,28 +40,3 @@ def probe_report(
             "collapsed": collapsed_dimensions(validation),
         }
     return report
-
-
-def probe_table(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """`probe_report` as a Markdown table, accuracies in percent."""
-    rows = [
-        [
-            name,
-            percent(row["knn"]),
-            percent(row["ridge"]),
-            row["dimensions"],
-            f"{row['effective_rank']:.1f}",
-            row["collapsed"],
-        ]
-        for name, row in report.items()
-    ]
-    header = "features|kNN|ridge probe|dimensions|effective rank|collapsed"
-    return table(header.split("|"), rows)
-
-
-def pixel_vectors(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
-    """Images as vectors of their pixels in [0, 1]; larger ones reduced to 32 pixels."""
-    if max(images.shape[1:3]) > _PIXEL_SIDE:
-        small = (_PIXEL_SIDE, _PIXEL_SIDE)
-        images = np.stack([cover_and_crop(image, small) for image in images])
-    return images.reshape(len(images), -1).astype(np.float32) / 255

@@ -1,44 +1,25 @@
 """The ridge probe: a linear classifier in closed form, its penalty chosen on train."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer, Num
+from jaxtyping import Integer, Num
 
 from afterimage.errors import UserError
 from afterimage.evaluation.checks import Array, check_labelled
+from afterimage.evaluation.linear import LinearProbe, principal, usable_scale
+from afterimage.evaluation.moments import Moments
 
 # Per training example, on standardised features: from almost none to crushing.
 PENALTIES = tuple(10.0**p for p in range(-6, 2))
-
-
-@dataclass(frozen=True)
-class RidgeProbe:
-    """A fitted probe: scores = (features - mean) / scale @ weights + intercept."""
-
-    mean: Float[np.ndarray, " d"]
-    scale: Float[np.ndarray, " d"]
-    weights: Float[np.ndarray, "d classes"]
-    intercept: Float[np.ndarray, " classes"]
-    penalty: float
-    """The chosen λ, per training example."""
-
-    def scores(self, features: Num[Array, "m d"]) -> Float[np.ndarray, "m classes"]:
-        """Regression scores, near 1 for the class and near 0 for the others."""
-        features = np.asarray(features, np.float64)
-        return (features - self.mean) / self.scale @ self.weights + self.intercept
-
-    def predict(self, features: Num[Array, "m d"]) -> Integer[np.ndarray, " m"]:
-        """Class with the largest score."""
-        return np.argmax(self.scores(features), axis=1).astype(np.int32)
 
 
 def fit_ridge(
     features: Num[Array, "n d"],
     labels: Integer[Array, " _n"],
     *,
-    penalties: tuple[float, ...] = PENALTIES,
-) -> RidgeProbe:
+    penalties: Sequence[float] = PENALTIES,
+) -> LinearProbe:
     """Least squares on one-hot targets with an L2 penalty, exactly.
 
     Minimises ‖X W + b - Y‖² + λ n ‖W‖² over features standardised by the training
@@ -50,36 +31,20 @@ def fit_ridge(
     Raises UserError for an empty set, values that are not finite, unlabelled examples,
     or penalties that are not positive.
     """
-    if not penalties or min(penalties) <= 0:
-        raise UserError(f"penalties={penalties}: give at least one, each > 0.")
+    _check(penalties)
     labels = check_labelled("train", features, labels)
     x = np.asarray(features, np.float64)
     y = np.eye(int(labels.max()) + 1)[labels]
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    # A constant column has rounding noise for a deviation; dividing by it would
-    # turn noise into a feature.
-    scale = np.where(scale > 1e-7 * (np.abs(mean) + scale.max()), scale, 1)
+    mean = x.mean(axis=0)
+    scale = usable_scale(mean, x.std(axis=0))
     intercept = y.mean(axis=0)
-    energy, z, basis = _principal(np.subtract(x, mean) / scale)
+    energy, z, basis = principal(np.subtract(x, mean) / scale)
     targets = y - intercept
     projected = z.T @ targets
     errors = [_left_out(energy, z, projected, targets, p) for p in penalties]
     best = penalties[int(np.argmin(errors))]
     weights = basis @ (projected / (energy + best * len(x))[:, None])
-    return RidgeProbe(mean, scale, weights, intercept, best)
-
-
-def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Energies s, coordinates z and basis v with x = z vᵀ, zᵀz = diag(s)."""
-    wide = x.shape[0] < x.shape[1]
-    energy, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    # What is left below this is rounding error of the product.
-    keep = energy > energy[-1] * max(x.shape) * np.finfo(x.dtype).eps
-    energy, vectors = energy[keep], vectors[:, keep]
-    if not wide:
-        return energy, x @ vectors, vectors
-    size = np.sqrt(energy)
-    return energy, vectors * size, x.T @ vectors / size
+    return LinearProbe(mean, scale, weights, intercept, best)
 
 
 def _left_out(energy, z, projected, targets, penalty) -> float:
@@ -89,6 +54,53 @@ def _left_out(energy, z, projected, targets, penalty) -> float:
     # Leverage 1 (a single example) leaves nothing to predict it from.
     free = np.maximum(1 - leverage, np.finfo(z.dtype).eps)
     return float((((targets - shrunk @ projected) / free[:, None]) ** 2).sum())
+
+
+class StreamedRidge:
+    """The same probe from moments alone, for data that never is in memory together.
+
+    `moments` are of [features, one-hot labels] side by side: they hold the normal
+    equations, which are solved by a Cholesky factorisation for each penalty.
+    """
+
+    def __init__(self, moments: Moments, classes: int):
+        d = len(moments.mean) - classes
+        self._count = moments.count
+        self._mean, self._intercept = moments.mean[:d], moments.mean[d:]
+        self._scale = usable_scale(self._mean, moments.deviation[:d])
+        self._normal = moments.scatter[:d, :d] / np.outer(self._scale, self._scale)
+        self._targets = moments.scatter[:d, d:] / self._scale[:, None]
+
+    def probe(self, penalty: float) -> LinearProbe:
+        """The minimiser for λ = `penalty`, as `fit_ridge` defines it."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        shifted = self._normal + penalty * self._count * np.eye(len(self._mean))
+        weights = cho_solve(cho_factor(shifted, overwrite_a=True), self._targets)
+        return LinearProbe(self._mean, self._scale, weights, self._intercept, penalty)
+
+    def choose(
+        self, held: Moments, *, penalties: Sequence[float] = PENALTIES
+    ) -> LinearProbe:
+        """The probe with the least squared error on the examples of `held`."""
+        _check(penalties)
+        probes = [self.probe(penalty) for penalty in penalties]
+        return min(probes, key=lambda probe: _squared_error(probe, held))
+
+
+def _squared_error(probe: LinearProbe, moments: Moments) -> float:
+    """Σ ‖scores - one-hot‖² over the examples that the moments are of."""
+    weights = probe.weights / probe.scale[:, None]
+    residual = np.concatenate([weights, -np.eye(weights.shape[1])])
+    constant = probe.intercept - probe.mean @ weights
+    centre = moments.mean @ residual + constant
+    spread = np.sum((moments.scatter @ residual) * residual)
+    return float(spread + moments.count * np.sum(centre**2))
+
+
+def _check(penalties: Sequence[float]) -> None:
+    if not penalties or min(penalties) <= 0:
+        raise UserError(f"penalties={penalties}: give at least one, each > 0.")
 
 
 def ridge_accuracy(

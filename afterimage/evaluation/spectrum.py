@@ -5,6 +5,7 @@ from jaxtyping import Float, Num
 
 from afterimage.errors import UserError
 from afterimage.evaluation.checks import Array
+from afterimage.evaluation.moments import Moments
 
 
 def singular_values(features: Num[Array, "n d"]) -> Float[np.ndarray, " r"]:
@@ -25,12 +26,7 @@ def effective_rank(features: Num[Array, "n d"]) -> float:
 
     Between 1 (one direction) and min(n, d) (all alike); 0 if all vectors are equal.
     """
-    sigma = singular_values(features)
-    if sigma[0] <= _noise(features):
-        return 0.0
-    p = sigma / sigma.sum()
-    p = p[p > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
+    return _entropy_rank(singular_values(features), _noise(features))
 
 
 def collapsed_dimensions(features: Num[Array, "n d"], *, below: float = 1e-3) -> int:
@@ -42,7 +38,30 @@ def collapsed_dimensions(features: Num[Array, "n d"], *, below: float = 1e-3) ->
     deviation = np.asarray(features, np.float64).std(axis=0)
     if not np.isfinite(deviation).all():
         raise UserError("collapsed_dimensions needs at least one vector, all finite.")
-    if deviation.max() <= _noise(features):
+    return _idle(deviation, _noise(features), below)
+
+
+def spectrum_report(moments: Moments, size: int) -> dict[str, float]:
+    """`effective_rank` and `collapsed` of the first `size` dimensions of moments."""
+    energy = np.linalg.eigvalsh(moments.scatter[:size, :size])[::-1]
+    deviation, mean = moments.deviation[:size], np.abs(moments.mean[:size])
+    noise = 1e-6 * float((mean + deviation).max())
+    return {
+        "effective_rank": _entropy_rank(np.sqrt(np.maximum(energy, 0)), noise),
+        "collapsed": _idle(deviation, noise, 1e-3),
+    }
+
+
+def _entropy_rank(sigma: Float[np.ndarray, " r"], noise: float) -> float:
+    if sigma[0] <= noise:
+        return 0.0
+    p = sigma / sigma.sum()
+    p = p[p > 0]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def _idle(deviation: Float[np.ndarray, " d"], noise: float, below: float) -> int:
+    if deviation.max() <= noise:
         return deviation.size
     return int((deviation < below * deviation.max()).sum())
 

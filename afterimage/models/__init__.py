@@ -5,7 +5,7 @@ from afterimage.models.autoencoder import build_autoencoder as build_autoencoder
 from afterimage.models.config import FeatureInfo as FeatureInfo
 from afterimage.models.config import ModelConfig as ModelConfig
 from afterimage.models.config import models as models
-from afterimage.models.encoders import Encoder as Encoder
+from afterimage.models.encoder import Encoder as Encoder
 from afterimage.models.encoders import abstract_encoder as abstract_encoder
 from afterimage.models.encoders import build_encoder as build_encoder
 from afterimage.models.heads import Head as Head

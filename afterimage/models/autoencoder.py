@@ -6,7 +6,8 @@ from jaxtyping import Array, Bool, Float
 from afterimage.errors import UserError
 from afterimage.models.config import ModelConfig
 from afterimage.models.decoders import Decoder, Encoded, UnpoolDecoder, UpDecoder
-from afterimage.models.encoders import Encoder, build_encoder
+from afterimage.models.encoder import Encoder
+from afterimage.models.encoders import build_encoder
 from afterimage.models.filling import BlockDecoder, HierarchicalDecoder
 from afterimage.models.layers import Context
 

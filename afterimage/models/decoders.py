@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from afterimage.models import layers, ops
 from afterimage.models.blocks import BasicBlock, ConvNeXtBlock, run_blocks
 from afterimage.models.config import FeatureInfo, ModelConfig
-from afterimage.models.encoders import Encoder, Maps, Switches
+from afterimage.models.encoder import Encoder, Maps, Switches
 from afterimage.models.layers import Context
 from afterimage.models.norms import make_norm
 

@@ -1,14 +1,10 @@
-"""Encoders: images to feature maps, finest first, each stating its `feature_info`.
-
-Every encoder takes any input of at least 8 px. A map of stride s is ceil(H / s) high:
-patchify pads odd sides at the bottom and right, 3x3 convolutions pad on all sides.
-"""
+"""The families of encoders, each stating its `feature_info`."""
 
 from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array
 
 from afterimage.errors import UserError
 from afterimage.models import layers, ops
@@ -18,95 +14,10 @@ from afterimage.models.blocks import (
     ConvNeXtBlock,
     run_blocks,
 )
-from afterimage.models.config import FeatureInfo, ModelConfig
+from afterimage.models.config import ModelConfig
+from afterimage.models.encoder import Encoder, Maps, Switches, make_feature_info
 from afterimage.models.layers import Context
 from afterimage.models.norms import make_norm
-
-Maps = list[Float[Array, "b _h _w _c"]]
-Switches = list[UInt8[Array, "b _h _w _c"]]
-
-
-class Encoder(nnx.Module):
-    """What all encoders share: a stem, stages, and the vector an image becomes.
-
-    A subclass makes its layers in `build`, and says how they run in `encode`.
-    """
-
-    feature_info: tuple[FeatureInfo, ...]
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.build(config, rngs)
-        last = self.feature_info[-1]
-        if config.bottleneck is None:
-            self.bottleneck = None
-        else:
-            h, w = (-(-n // last.stride) for n in config.image_size)
-            flat = h * w * last.channels
-            self.bottleneck = layers.Dense(flat, config.bottleneck, rngs=rngs)
-
-    def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        """Make the layers, and set `feature_info`."""
-        raise NotImplementedError
-
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
-        """Feature maps, and the switches of the max-pooling where there is any.
-
-        With a mask in the context, maps are zero at masked sites.
-        """
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        *,
-        mask: Bool[Array, "b h w"] | None = None,
-        train: bool = False,
-    ) -> Maps:
-        """Feature maps, finest first, each ceil(h / stride) x ceil(w / stride).
-
-        What stands at pixels where `mask` is true changes nothing, bit for bit; maps
-        are zero at sites of which every pixel is masked.
-        """
-        return self.encode(images, Context(train=train, mask=mask))[0]
-
-    @property
-    def num_features(self) -> int:
-        """Length of the feature vector."""
-        return self.config.bottleneck or self.feature_info[-1].channels
-
-    def features(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b d"]:
-        """The feature vector: the bottleneck if any, else the mean of the last map."""
-        return self.vector(self(images, train=train)[-1])
-
-    def vector(
-        self, last: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b d"]:
-        """The feature vector of the last map.
-
-        Raises:
-            UserError: a bottleneck met images of another size than it was built for.
-        """
-        del train  # a bottleneck has no batch statistics
-        if self.bottleneck is None:
-            return last.mean((1, 2))
-        flat = last.reshape(last.shape[0], -1)
-        if flat.shape[1] != self.bottleneck.kernel.shape[0]:
-            raise UserError(
-                f"this encoder's bottleneck was built for images of"
-                f" {self.config.image_size} px, and these give a last map of"
-                f" {last.shape[1:]}; resize the images to that size"
-            )
-        return self.bottleneck(flat)
-
-
-def _feature_info(config: ModelConfig, first: int, widths) -> tuple[FeatureInfo, ...]:
-    return tuple(
-        FeatureInfo(f"stages/{i}", width, first * 2**i)
-        for i, width in enumerate(widths)
-    )
 
 
 class ConvStage(nnx.Module):
@@ -136,7 +47,7 @@ class ConvEncoder(Encoder):
             stages.append(ConvStage(i, o, r, depth, config.norm, rngs))
             i = o
         self.stages = nnx.List(stages)
-        self.feature_info = _feature_info(config, config.stem_stride, config.widths)
+        self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 
     def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
         maps, x = [], images
@@ -170,7 +81,7 @@ class ClassicEncoder(Encoder):
                 for i, o in zip(ins, config.widths, strict=False)
             ]
         )
-        self.feature_info = _feature_info(config, 2, config.widths)
+        self.feature_info = make_feature_info(config, 2, config.widths)
 
     def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
         maps, switches, x = [], [], images
@@ -214,7 +125,7 @@ class VGG(Encoder):
                 )
             ]
         )
-        self.feature_info = _feature_info(config, 2, config.widths)
+        self.feature_info = make_feature_info(config, 2, config.widths)
 
     def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
         if min(images.shape[1:3]) < 32:
@@ -297,7 +208,7 @@ class ResNet(StagedEncoder):
                 i = factor * width
             stages.append(BlockStage(blocks))
         self.stages = nnx.List(stages)
-        self.feature_info = _feature_info(
+        self.feature_info = make_feature_info(
             config, config.stem_stride, [factor * w for w in config.widths]
         )
 
@@ -345,7 +256,7 @@ class ConvNeXt(StagedEncoder):
             stages.append(BlockStage(blocks, down))
             i = o
         self.stages = nnx.List(stages)
-        self.feature_info = _feature_info(config, config.stem_stride, config.widths)
+        self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 
 
 FAMILIES = {

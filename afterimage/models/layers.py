@@ -124,7 +124,7 @@ class Conv(nnx.Module):
         if kernel.shape[0] > 1 or self.stride > 1:
             x = context.hide(x)
         if kernel.shape[0] == 1:
-            x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+            x = ops.matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             x = ops.conv2d(x, kernel, self.stride)
         return _add_bias(x, self.bias)
@@ -190,7 +190,8 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(constant(0.0, o))
 
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        return _add_bias(x @ self.kernel[...].astype(x.dtype), self.bias)
+        y = ops.matmul(x, self.kernel[...].astype(x.dtype))
+        return _add_bias(y, self.bias)
 
 
 def _add_bias(x: Array, bias: nnx.Param | None) -> Array:

@@ -18,6 +18,10 @@ from afterimage.models.layers import Context, constant, mean_of
 EPSILON = 1e-6
 
 
+def _affine(x: Array, scale: Array, bias: Array) -> Array:
+    return x * ops.per_channel(scale, x) + ops.per_channel(bias, x)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean_c x^2 + eps) * scale + bias, per pixel (Zhang & Sennrich 2019).
 
@@ -34,10 +38,7 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         power = jnp.square(wide).mean(-1, keepdims=True)
         wide = wide * lax.rsqrt(power + EPSILON)
-        return (
-            wide * ops.per_channel(self.scale[...], x)
-            + ops.per_channel(self.bias[...], x)
-        ).astype(x.dtype)
+        return _affine(wide, self.scale[...], self.bias[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -53,10 +54,7 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + EPSILON)
-        return (
-            wide * ops.per_channel(self.scale[...], x)
-            + ops.per_channel(self.bias[...], x)
-        ).astype(x.dtype)
+        return _affine(wide, self.scale[...], self.bias[...]).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -82,10 +80,7 @@ class GroupNorm(nnx.Module):
         power = mean_of(jnp.square(wide), (1, 3), visible, keepdims=True)
         wide = wide * lax.rsqrt(power + EPSILON)
         wide = wide.reshape(x.shape)
-        return (
-            wide * ops.per_channel(self.scale[...], x)
-            + ops.per_channel(self.bias[...], x)
-        ).astype(x.dtype)
+        return _affine(wide, self.scale[...], self.bias[...]).astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -123,10 +118,7 @@ class BatchNorm(nnx.Module):
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         shift = self.bias[...] - mean * factor
-        y = x.astype(jnp.float32) * ops.per_channel(factor, x) + ops.per_channel(
-            shift, x
-        )
-        return y.astype(x.dtype)
+        return _affine(x.astype(jnp.float32), factor, shift).astype(x.dtype)
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -150,10 +142,7 @@ class FrozenBatchNorm(nnx.Module):
         del context
         factor = self.scale[...] * lax.rsqrt(self.var[...] + 1e-5)
         shift = self.bias[...] - self.mean[...] * factor
-        y = x.astype(jnp.float32) * ops.per_channel(factor, x) + ops.per_channel(
-            shift, x
-        )
-        return y.astype(x.dtype)
+        return _affine(x.astype(jnp.float32), factor, shift).astype(x.dtype)
 
 
 class NoNorm(nnx.Module):

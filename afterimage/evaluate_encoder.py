@@ -1,0 +1,143 @@
+"""What an encoder is worth on labelled images: tables, figures, a picture."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afterimage.data import ImageSet, Splits, hold_out
+from afterimage.encoder import Encoder, load_encoder
+from afterimage.errors import DataError, UserError
+from afterimage.evaluate_command import EvaluateConfig, write
+from afterimage.evaluation import (
+    Protocol,
+    draw_embedding,
+    embed,
+    encoder_representation,
+    pixel_representation,
+    representation_report,
+    representation_text,
+)
+from afterimage.evaluation.embedding import import_umap
+from afterimage.features_command import open_for, report_skipped, select
+
+
+def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
+    """(`representation_report`, its tables): this encoder, the same untrained, pixels.
+
+    With `config.against` that encoder too. Figures, tables and a picture of the
+    features are written where the text says.
+
+    Raises DataError for data without two labelled classes to learn from, and without
+    labelled images to score; UserError for a place that cannot be written.
+    """
+    place = _place(config)
+    if config.embedding == "umap":
+        import_umap()  # before hours of work
+    encoder = load_encoder(config.from_)
+    named = {
+        "this encoder": encoder,
+        "untrained encoder": encoder.untrained(config.seed),
+    }
+    if config.against is not None:
+        named[f"against {config.against}"] = load_encoder(config.against)
+    splits = open_for(
+        encoder.preprocessing, config.data, config.on_bad_image, config.cache
+    )
+    report_skipped(select(splits, "all", config.data))
+    train, test = _probe_sets(splits, config)
+    representations = [
+        encoder_representation(name, each, batch_size=config.batch_size)
+        for name, each in named.items()
+    ]
+    protocol = Protocol(
+        per_class=config.per_class,
+        seeds=config.label_seeds,
+        most=config.most,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    figures = representation_report(
+        [*representations, pixel_representation()], train, test, protocol
+    )
+    text = representation_text(figures)
+    if place is None:
+        said = "Nothing was written: this is no run's folder; give --out FILE.json."
+        return figures, f"{text}\n\n{said}"
+    files = {
+        place: (json.dumps(figures, indent=1) + "\n").encode(),
+        place.with_suffix(".md"): f"{text}\n".encode(),
+    }
+    if config.embedding != "none":
+        files[place.with_suffix(".png")] = _picture(encoder, test, config)
+    for file, content in files.items():
+        write(file, content)
+    return figures, f"{text}\n\nWritten: {', '.join(map(str, files))}"
+
+
+def _probe_sets(splits: Splits, config: EvaluateConfig) -> tuple[ImageSet, ImageSet]:
+    train, test = splits.train, splits.test or splits.validation
+    if test is None:
+        train, test = hold_out(train, config.validation, config.seed)
+    train, test = _labelled(train), _labelled(test)
+    assert train.labels is not None
+    if len(np.unique(train.labels)) < 2:
+        raise DataError(
+            f"{train.name}: the probes learn to tell classes apart and need at least "
+            "two in the training images."
+        )
+    return train, test
+
+
+def _labelled(images: ImageSet) -> ImageSet:
+    rows = np.zeros(0, np.int64)
+    if images.labels is not None:
+        rows = np.flatnonzero(images.labels >= 0)
+    if not len(rows):
+        raise DataError(
+            f"{images.name} has no labels, and an encoder is scored by how well its "
+            "features tell classes apart. Give labelled images: one subfolder a class."
+        )
+    return images if len(rows) == len(images) else images.subset(rows)
+
+
+def _place(config: EvaluateConfig) -> Path | None:
+    """The JSON file; the others share its stem. None where nothing is to be written."""
+    if config.out is not None:
+        if not config.out.endswith(".json"):
+            raise UserError(
+                f"out={config.out}: an encoder's figures are JSON, with tables and "
+                "picture of the same name beside them; give a name that ends in .json."
+            )
+        return Path(config.out)
+    if not (Path(config.from_) / "config.json").is_file():
+        return None  # an artefact, whose files are listed with their checksums
+    name = re.sub(r"[^A-Za-z0-9.=-]+", "-", config.data).strip("-.")
+    return Path(config.from_) / "evaluation" / f"{name}.json"
+
+
+def _picture(encoder: Encoder, test: ImageSet, config: EvaluateConfig) -> bytes:
+    from PIL import Image
+
+    assert config.embedding != "none"
+    some = np.random.default_rng(config.seed).permutation(len(test))
+    images = test.subset(np.sort(some[: config.picture_images]))
+    pixels = images.gather(np.arange(len(images)))
+    places, how = embed(
+        encoder.features(pixels, batch_size=config.batch_size),
+        config.embedding,
+        seed=config.seed,
+    )
+    picture = draw_embedding(
+        places,
+        pixels,
+        images.labels,
+        images.class_names or (),
+        caption=f"{len(images):,} of {len(test):,} images of {test.name}: {how}",
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

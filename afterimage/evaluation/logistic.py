@@ -1,0 +1,147 @@
+"""The linear probe: multinomial logistic regression by L-BFGS, C chosen on folds."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Num
+
+from afterimage.errors import UserError
+from afterimage.evaluation.checks import Array, check_labelled
+from afterimage.evaluation.linear import (
+    LinearProbe,
+    principal,
+    usable_scale,
+)
+
+STRENGTHS = tuple(10.0**p for p in range(-4, 3))
+"""C, inverse strength of the penalty, from crushing to almost none."""
+DEFAULT_STRENGTH = 1.0
+"""C where there are too few labels to hold any out."""
+_TOLERANCE, _MOST_ITERATIONS = 1e-4, 200
+
+
+def fit_logistic(
+    features: Num[Array, "n d"],
+    labels: Integer[Array, " _n"],
+    *,
+    folds: Integer[np.ndarray, " _n"] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
+) -> LinearProbe:
+    """Logistic regression on standardised features, C chosen on held-out folds.
+
+    Minimises Σ_i cross-entropy_i + ‖W‖² / (2 C); the intercept is free. Each fold f ≥ 0
+    in turn is held out of a fit to the others (an example of fold -1 never is). The C
+    of the highest accuracy wins, then that of the lowest cross-entropy, then the
+    smallest; it is fitted again to all examples. Without folds C is
+    `DEFAULT_STRENGTH`, or the only one of `strengths`. `moments` is (mean, deviation)
+    to standardise by, if not those of `features`.
+
+    L-BFGS starts each C from the solution of the one before. Where there are fewer
+    examples than dimensions it works in the examples' span, in which the solution
+    lies. In float32, objective and sums in float64.
+
+    Raises UserError for an empty set, values that are not finite, unlabelled examples,
+    or strengths that are not positive.
+    """
+    if not strengths or min(strengths) <= 0:
+        raise UserError(f"strengths={strengths}: give at least one, each > 0.")
+    strengths = sorted(strengths)
+    labels = check_labelled("train", features, labels)
+    x = np.asarray(features, np.float32)
+    mean, deviation = moments or (x.mean(0, np.float64), x.std(0, dtype=np.float64))
+    scale = usable_scale(np.asarray(mean), np.asarray(deviation))
+    x = (x - mean.astype(np.float32)) / scale.astype(np.float32)
+    basis = None
+    if x.shape[0] < x.shape[1]:
+        _, x, basis = principal(x)
+    solution, chosen = _choose(x, labels, folds, strengths)
+    weights = solution[:-1] if basis is None else basis @ solution[:-1]
+    return LinearProbe(
+        np.asarray(mean, np.float64),
+        scale,
+        np.asarray(weights, np.float64),
+        solution[-1],
+        chosen,
+    )
+
+
+def _choose(x, labels, folds, strengths) -> tuple[np.ndarray, float]:
+    """([weights; intercept] of the fit to all examples, its C)."""
+    count = 0 if folds is None else int(folds.max()) + 1
+    if not count and len(strengths) > 1:
+        nearest = min(strengths, key=lambda s: abs(np.log(s / DEFAULT_STRENGTH)))
+        strengths = [nearest]
+    # The problems are solved together: one without each fold, and last the whole one.
+    held = np.stack([folds == f for f in range(count)] + [labels < 0], axis=1)
+    best = (-1.0, 0.0), x[:0], 0.0
+    for strength, solution in zip(strengths, _path(x, labels, held, strengths)):
+        score = _validation(x, labels, held[:, :-1], solution)
+        if score > best[0]:
+            best = score, solution[-1], strength
+    return best[1:]
+
+
+def _validation(x, labels, held, solution) -> tuple[float, float]:
+    """(how many held-out examples are right, minus their cross-entropy)."""
+    right = log_likelihood = 0.0
+    for fold, rows in enumerate(held.T):
+        weights = solution[fold].astype(np.float32)
+        logits = x[rows] @ weights[:-1] + weights[-1]
+        logits -= logits.max(axis=1, keepdims=True)
+        right += float(np.sum(logits.argmax(axis=1) == labels[rows]))
+        own = np.take_along_axis(logits, labels[rows][:, None], axis=1)[:, 0]
+        log_likelihood += float(np.sum(own - np.log(np.exp(logits).sum(axis=1))))
+    return right, log_likelihood
+
+
+def _path(
+    x: Float[np.ndarray, "n d"],
+    labels: Integer[np.ndarray, " n"],
+    held: Bool[np.ndarray, "n problems"],
+    strengths: Sequence[float],
+) -> Iterator[Float[np.ndarray, "problems d_and_1 classes"]]:
+    """Solutions [weights; intercept] for each C, each the start of the next.
+
+    Problem p is fitted to the examples that `held[:, p]` does not hold out. The sum of
+    all problems is minimised, in which none knows of the others.
+    """
+    from scipy.optimize import minimize
+
+    (n, d), problems, classes = x.shape, held.shape[1], int(labels.max()) + 1
+    fitted = np.sum(~held, axis=0)
+    # The mean over examples: the tolerance then means the same for any number.
+    share = (~held / fitted).T.astype(np.float32)
+    own = labels, np.arange(problems)[:, None], np.arange(n)
+
+    def objective(flat: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
+        # Examples come last: NumPy then reduces over classes at full width.
+        solution = flat.reshape(classes, problems, d + 1)
+        narrow = solution.reshape(-1, d + 1).astype(np.float32)
+        logits = narrow[:, :-1] @ x.T + narrow[:, -1:]
+        logits = logits.reshape(classes, problems, n)
+        logits -= logits.max(axis=0, keepdims=True)
+        loss = -logits[own]
+        slope = np.exp(logits, out=logits)
+        total = slope.sum(axis=0)
+        loss += np.log(total)
+        slope *= (share / total)[None]
+        slope[own] -= share
+        pull = solution[..., :-1] / (strength * fitted)[None, :, None]
+        gradient = np.empty(solution.shape)
+        gradient[..., :-1] = (slope.reshape(-1, n) @ x).reshape(pull.shape) + pull
+        gradient[..., -1] = slope.sum(axis=2)
+        value = np.sum(loss * share, dtype=np.float64)
+        return value + np.sum(solution[..., :-1] * pull) / 2, gradient.reshape(-1)
+
+    flat = np.zeros(classes * problems * (d + 1))
+    for strength in strengths:
+        flat = minimize(
+            objective,
+            flat,
+            args=(strength,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": _MOST_ITERATIONS, "gtol": _TOLERANCE, "ftol": 1e-9},
+        ).x
+        yield flat.reshape(classes, problems, d + 1).transpose(1, 2, 0)

@@ -1,0 +1,58 @@
+"""The documentation names what exists: links, presets, settings of every command."""
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from afterimage.evaluate_command import EvaluateConfig
+from afterimage.features_command import FeaturesConfig
+from finetune.config import FinetuneConfig
+from finetune.presets import PRESETS as FINETUNE
+from pretrain.config import PretrainConfig
+from pretrain.presets import PRESETS as PRETRAIN
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+CONFIGS = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "features": FeaturesConfig,
+}
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [
+        link
+        for link in links
+        if not link.startswith(("http:", "https:"))
+        and not (page.parent / link).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_have_settings_that_exist(page):
+    text = page.read_text().replace("\\\n", " ")
+    unknown = []
+    for command, rest in re.findall(r"afterimage (\w+)([^\n`|#]*)", text):
+        if command not in CONFIGS:
+            continue
+        fields = {f.name.rstrip("_") for f in dataclasses.fields(CONFIGS[command])}
+        flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9-]+)", rest)}
+        unknown += [(command, flag) for flag in flags - fields - {"preset", "help"}]
+    assert not unknown
+
+
+@pytest.mark.parametrize("presets", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
+def test_every_preset_is_in_the_guide(presets):
+    text = (ROOT / "docs/guide/presets.md").read_text()
+    assert [n for n in presets if f"| `{n}` |" not in text] == []

@@ -1,0 +1,139 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afterimage import evaluate_command
+from afterimage.errors import DataError, UserError
+from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluate_encoder import evaluate_encoder
+from checkpoints.errors import CheckpointError
+from tests import encoder_artefact
+from tests.encoder_artefact import pictures
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    encoder_artefact.write(folder / "encoder")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "shades.npz"
+    labels = np.arange(60) % 3
+    # Mean colour is what tells the classes apart: pixels show it as well as features.
+    images = (pictures(60) // 4 + 60 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(
+        file,
+        x_train=images[:42],
+        y_train=labels[:42],
+        x_test=images[42:],
+        y_test=labels[42:],
+    )
+    return f"npz:{file}"
+
+
+ROWS = ("this encoder", "untrained encoder", "raw pixels")
+QUICK = ["--per-class", "1", "5", "--label-seeds", "2"]
+
+
+def test_an_encoder_beside_pixels_its_untrained_twin_and_another(
+    run, data, tmp_path, capsys
+):
+    out = tmp_path / "figures" / "f.json"
+    arguments = ["--from", run, "--data", data, "--out", str(out), "--against", run]
+    evaluate_command.main([*arguments, *QUICK])
+    figures = json.loads(out.read_text())
+    other = f"against {run}"
+    assert set(figures["layers"]) == {*ROWS, other}
+    for name in ROWS:
+        measured = figures["accuracy"][name]
+        assert list(measured) == ["linear probe", "kNN", "ridge"]
+        for probe in ("linear probe", "ridge"):  # cosines do not see brightness
+            assert measured[probe]["all"]["mean"] > 0.6  # chance is 1/3
+        assert list(measured["kNN"]) == ["1", "5", "all"]
+    accuracy = figures["accuracy"]
+    assert accuracy["this encoder"] == accuracy[other]  # it is the same
+    assert figures["layers"]["this encoder"] != figures["layers"]["untrained encoder"]
+    text = capsys.readouterr().out
+    assert out.with_suffix(".md").read_text() in text + "\n"
+    assert f"Written: {out}" in text
+    picture = np.asarray(Image.open(out.with_suffix(".png")))
+    assert (picture != 255).any(axis=2).mean() > 0.01
+
+
+def test_a_run_keeps_its_scores_and_an_artefact_stays_as_it_is(data, tmp_path, capsys):
+    encoder_artefact.write(tmp_path / "encoder")
+    arguments = ["--data", data, *QUICK]
+    evaluate_command.main(["--from", str(tmp_path), *arguments])
+    assert "no run's folder" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
+    (tmp_path / "config.json").write_text("{}")
+    evaluate_command.main(["--from", str(tmp_path), *arguments, "--embedding", "none"])
+    found = sorted((tmp_path / "evaluation").iterdir())
+    assert [p.suffix for p in found] == [".json", ".md"]
+    assert str(found[0]) in capsys.readouterr().out
+    assert "shades" in found[0].name
+
+
+def test_a_test_set_is_cut_where_there_is_none(run, tmp_path):
+    labels = np.arange(40) % 2
+    images = (pictures(40) // 2 + 100 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    config = EvaluateConfig(
+        from_=run, data=f"npz:{tmp_path / 'd.npz'}", most=10, embedding="none"
+    )
+    figures, text = evaluate_encoder(config)
+    assert figures["settings"]["test_images"] == 8
+    assert figures["layers"]["raw pixels"][0]["test"]["value"] == 1.0
+    # Wilson's interval tells that it is eight images.
+    assert figures["layers"]["raw pixels"][0]["test"]["low"] == pytest.approx(
+        0.6756, abs=1e-3
+    )
+    assert "10 of 32 training images" in text
+
+
+@pytest.mark.parametrize("labels", [None, np.zeros(20, int)], ids=["none", "one class"])
+def test_data_that_cannot_score_an_encoder_is_named(run, tmp_path, labels):
+    arrays = {"images": pictures(20)} | ({} if labels is None else {"labels": labels})
+    np.savez(tmp_path / "d.npz", **arrays)
+    config = EvaluateConfig(from_=run, data=f"npz:{tmp_path / 'd.npz'}")
+    with pytest.raises(DataError, match=r"no labels|at least two"):
+        evaluate_encoder(config)
+
+
+def test_a_name_that_is_no_json_is_refused_before_anything_is_read(tmp_path):
+    config = EvaluateConfig(from_=str(tmp_path / "no"), data="nothing", out="f.png")
+    with pytest.raises(UserError, match=r"ends in \.json"):
+        evaluate_encoder(config)
+
+
+def test_a_classifier_goes_to_the_stage_that_made_it(tmp_path, data, capsys):
+    (tmp_path / "classifier").mkdir()
+    seen = []
+
+    def classifier(config):
+        seen.append(config.data)
+        return {"accuracy": 1.0}, "all right"
+
+    out = tmp_path / "f.json"
+    arguments = ["--from", str(tmp_path), "--data", data, "--out", str(out)]
+    evaluate_command.main(arguments, classifier=classifier)
+    assert seen == [data]
+    assert capsys.readouterr().out == "all right\n"
+    assert json.loads(out.read_text()) == {"accuracy": 1.0}
+    with pytest.raises(UserError, match="is a classifier"):
+        evaluate_command.main(arguments)
+
+
+def test_settings_that_cannot_work_are_all_named(run, data):
+    with pytest.raises(UserError, match=r"validation=2.*most=0.*per_class"):
+        EvaluateConfig(from_=run, data=data, validation=2.0, most=0, per_class=(0,))
+
+
+def test_a_folder_without_an_encoder_is_named(data, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no encoder"):
+        evaluate_command.main(["--from", str(tmp_path), "--data", data])

@@ -1,0 +1,71 @@
+import builtins
+
+import numpy as np
+import pytest
+
+from afterimage.errors import UserError
+from afterimage.evaluation.embedding import draw_embedding, embed, import_umap
+from tests.encoder_artefact import pictures
+
+
+def test_pca_finds_the_axes_of_most_variance():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)) * [1, 10, 0.1, 4] + 7
+    places, said = embed(x)
+    centred = x - x.mean(0)
+    for axis, column in enumerate((1, 3)):
+        found = np.corrcoef(places[:, axis], centred[:, column])[0, 1]
+        assert found > 0.99  # signed so that the largest loading is positive
+    assert said.startswith("PCA, 8")
+    flat, _ = embed(np.stack([np.arange(3.0)], axis=1))
+    np.testing.assert_array_equal(flat[:, 1], 0)
+
+
+def test_thumbnails_stand_at_their_places():
+    places = np.array([[0.0, 0], [1, 0], [0, 1], [1, 1]])
+    images = np.stack([np.full((4, 4, 1), v, np.uint8) for v in (0, 80, 160, 240)])
+    picture = draw_embedding(places, images)
+    height, width, _ = picture.shape
+    halves = {False: slice(0, height // 2), True: slice(height // 2, None)}
+    for i, (x, y) in enumerate(places.astype(int)):
+        columns = slice(0, width // 2) if not x else slice(width // 2, None)
+        part = picture[halves[y == 0], columns]
+        # 36 x 36 pixels of its grey, less rounding: the second axis points up.
+        assert (part == images[i, 0, 0, 0]).all(axis=2).sum() == 36 * 36
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_classes_have_colours_and_names(channels):
+    rng = np.random.default_rng(0)
+    images = pictures(60, size=(8, 8), channels=channels)
+    labels = np.arange(60) % 3
+    picture = draw_embedding(
+        rng.normal(size=(60, 2)), images, labels, ("a", "b", "c"), caption="what it is"
+    )
+    assert (picture != 255).any(axis=2).mean() > 0.02
+    for colour in ((0x4E, 0x79, 0xA7), (0xF2, 0x8E, 0x2B), (0xE1, 0x57, 0x59)):
+        assert (picture == colour).all(axis=2).sum() > 200
+
+
+def test_equal_features_and_many_classes_still_give_a_picture():
+    places, said = embed(np.ones((30, 4)))
+    names = [f"class {i}" for i in range(30)]
+    picture = draw_embedding(places, pictures(30), np.arange(30), names)
+    assert np.isfinite(places).all()
+    assert "0 %" in said
+    assert (picture != 255).any()
+    with pytest.raises(UserError, match="two and finite"):
+        embed(np.full((4, 2), np.nan))
+
+
+def test_umap_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "umap":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"pip install 'afterimage\[umap\]'"):
+        import_umap()
