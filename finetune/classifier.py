@@ -40,6 +40,7 @@ class HeadConfig:
     classes: int
     kind: str = "linear"
     features: str = "vector"
+    width: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `HeadConfig(**values)` gives it back."""
@@ -82,7 +83,7 @@ class Classifier:
         built, head_params, head_stats = {}, {}, {}
         for name, config in heads.items():
             width = empty.feature_width(params, stats, config.features)
-            head = Head(width, config.classes, config.kind, rngs=rngs)
+            head = Head(width, config.classes, config.kind, config.width, rngs=rngs)
             # Heads compute in float32 whatever the encoder does: they cost nothing.
             network, head_params[name], _ = Network.create(head)
             built[name] = (config, network)

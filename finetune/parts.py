@@ -39,7 +39,10 @@ class Parts:
         check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(self.chosen.train))
         self.head = HeadConfig(
-            len(self.chosen.class_names), config.head, config.features
+            len(self.chosen.class_names),
+            config.head,
+            config.features,
+            config.head_width,
         )
         source_head = anchors.source_head(config)
         heads = {HEAD: self.head}
