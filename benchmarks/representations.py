@@ -127,7 +127,7 @@ def _pretrained(home: pathlib.Path, data: str, settings: dict, seed: int) -> str
     return out
 
 
-def _probe_accuracy(run: str, data: str, row_name: str, seed: int) -> float:
+def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
     """Linear probe on the layer that is best on validation, all labels."""
     from afterimage.data import open_data
     from afterimage.encoder import load_encoder
@@ -138,7 +138,7 @@ def _probe_accuracy(run: str, data: str, row_name: str, seed: int) -> float:
     )
 
     encoder = load_encoder(run)
-    encoder = encoder.untrained(seed) if row_name.startswith("untrained") else encoder
+    encoder = encoder.untrained(seed) if kind == "untrained-probe" else encoder
     splits = open_data(data, image_size=encoder.preprocessing.image_size[0])
     assert splits.test is not None
     report = representation_report(
@@ -177,16 +177,14 @@ def _tuned_accuracy(
 def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]:
     """One row of a table, over all seeds; a line for each."""
     table, settings = TABLES[name], config.settings_of(name, row_name)
-    home, data = (
-        pathlib.Path(config.out) / name,
-        table.data.replace("{}", config.folder),
-    )
+    home, metric = pathlib.Path(config.out) / name, table.rows[row_name].metric
+    data = table.data.replace("{}", config.folder)
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
         clock = time.perf_counter()
         run = _pretrained(home, data, settings["pretrain"], seed)
         if settings["kind"].endswith("probe"):
-            accuracy = _probe_accuracy(run, data, row_name, seed)
+            accuracy = _probe_accuracy(run, data, settings["kind"], seed)
         else:
             steps = settings["pretrain"]["steps"], settings["finetune"]["steps"]
             out = home / "-".join(map(str, (row_name, *steps, seed)))
@@ -203,7 +201,7 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
         metric,
         values,
         settings=settings,
-        values=values,
+        each=values,
         seconds=seconds,
     )
 
