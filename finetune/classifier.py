@@ -42,6 +42,8 @@ class HeadConfig:
     features: str = "vector"
     keep: int | None = None
     """It reads so many of the features; which, stands in `stats/heads/NAME/kept`."""
+    width: int | None = None
+    """Of the hidden layer of an mlp."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `HeadConfig(**values)` gives it back."""
@@ -89,7 +91,8 @@ class Classifier:
                     f"keep_features={config.keep}: this encoder has {width} features "
                     f"of the kind {config.features!r}; keep fewer"
                 )
-            head = Head(config.keep or width, config.classes, config.kind, rngs=rngs)
+            read = config.keep or width
+            head = Head(read, config.classes, config.kind, config.width, rngs=rngs)
             # Heads compute in float32 whatever the encoder does: they cost nothing.
             network, head_params[name], _ = Network.create(head)
             built[name] = (config, network)

@@ -12,6 +12,14 @@ from finetune.options import (
     TaskOptions,
 )
 
+_COUNTS = (
+    "labels",
+    "labels_per_class",
+    "keep_features",
+    "head_width",
+    "head_steps",
+    "unfreeze_stages",
+)
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
@@ -48,6 +56,9 @@ class FinetuneConfig(
 
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features: one layer, or one hidden layer before it."""
+
+    head_width: int | None = None
+    """mlp: units of the hidden layer. Default: as many as there are features."""
 
     features: Literal["vector", "last", "pyramid", "grid", "pyramid-grid"] = "grid"
     """What the head reads. vector: the encoder's feature vector (its bottleneck, or as
@@ -140,10 +151,11 @@ class FinetuneConfig(
         found = []
         if self.labels is not None and self.labels_per_class is not None:
             found.append("labels and labels_per_class: give one of them")
-        counts = ("labels", "labels_per_class", "head_steps", "unfreeze_stages")
-        for name in (*counts, "keep_features"):
+        for name in _COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: at least 1")
+        if self.head_width is not None and self.head != "mlp":
+            found.append(f"head_width={self.head_width}: only with head='mlp'")
         if self.encoder_lr <= 0:
             found.append(f"encoder_lr={self.encoder_lr}: more than 0 (probe freezes)")
         if self.head_lr is not None and self.head_lr <= 0:

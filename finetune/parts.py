@@ -41,7 +41,11 @@ class Parts:
         self.total = config.total_steps(len(self.chosen.train))
         self.heads = {
             head: HeadConfig(
-                len(names), config.head, config.features, config.keep_features
+                len(names),
+                config.head,
+                config.features,
+                config.keep_features,
+                config.head_width,
             )
             for head, names in self.chosen.head_names(config.tasks).items()
         }
