@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
 Metric = Literal["test accuracy, %", "test error, %"]
 ACCURACY: Metric = "test accuracy, %"
 ERROR: Metric = "test error, %"
@@ -14,7 +15,7 @@ class Row:
 
     labels: int | None
     """In all, balanced over the classes; None: every one."""
-    kind: Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
+    kind: Kind
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of fine-tuning, beside the table's own."""
     metric: Metric = ACCURACY
@@ -35,10 +36,14 @@ def _pairs(
     sizes: dict[str, int | None], name: str, metric: Metric = ACCURACY
 ) -> dict[str, Row]:
     """A pretrained row of each size, and its control from scratch."""
+    kinds: tuple[tuple[str, Kind], ...] = (
+        (name, "pretrained"),
+        ("scratch", "scratch"),
+    )
     return {
         f"{prefix}-{size}": Row(labels, kind, metric=metric)
         for size, labels in sizes.items()
-        for prefix, kind in ((name, "pretrained"), ("scratch", "scratch"))
+        for prefix, kind in kinds
     }
 
 

@@ -5,15 +5,33 @@ import re
 from typing import Literal
 
 from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
-from finetune.options import AnchorOptions, TargetOptions
+from finetune.options import (
+    AnchorOptions,
+    SourceOptions,
+    TargetOptions,
+    TaskOptions,
+)
 
-_COUNTS = ("labels", "labels_per_class", "head_width", "head_steps", "unfreeze_stages")
+_COUNTS = (
+    "labels",
+    "labels_per_class",
+    "keep_features",
+    "head_width",
+    "head_steps",
+    "unfreeze_stages",
+)
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(
-    AnchorOptions, TargetOptions, TrainingOptions, RunOptions, DataOptions
+    AnchorOptions,
+    TargetOptions,
+    SourceOptions,
+    TaskOptions,
+    TrainingOptions,
+    RunOptions,
+    DataOptions,
 ):
     """Train a classifier on a pretrained encoder, from as many labels as there are."""
 
@@ -47,6 +65,15 @@ class FinetuneConfig(
     last). last: the mean of the last map. pyramid: the means of all maps, concatenated.
     grid, pyramid-grid: the same with means over a 2x2 grid, so that some position is
     kept."""
+
+    feature_selection: Literal["none", "fisher", "mutual-information", "l1"] = "none"
+    """The head reads only the best features, scored on the labelled training images
+    before the first step. fisher: variance between classes over that within;
+    mutual-information: with the label, each feature alone; l1: weights of a sparse
+    linear classifier."""
+
+    keep_features: int | None = None
+    """How many features are kept by --feature-selection."""
 
     image_size: int | None = None
     """Side of the square the images are resized to, pixels. Default: the encoder's."""
@@ -113,6 +140,8 @@ class FinetuneConfig(
             DataOptions.problems(self),
             AnchorOptions.problems(self),
             TargetOptions.problems(self),
+            SourceOptions.problems(self),
+            TaskOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self._mistakes(),
@@ -145,6 +174,14 @@ class FinetuneConfig(
             found.append("select='validation' needs validation above 0")
         if self.select != "last" and self.keep_best < 1:
             found.append("keep_best=0: the best step would be deleted; keep at least 1")
+        selects = self.feature_selection != "none"
+        if selects != (self.keep_features is not None):
+            found.append(
+                f"feature_selection={self.feature_selection!r} and keep_features="
+                f"{self.keep_features}: give both, or none"
+            )
+        if selects and self.mode == "scratch":
+            found.append("feature_selection: mode='scratch' has no features to score")
         found += self._encoder_mistakes()
         return found + self._mode_mistakes() + self._weight_mistakes()
 
@@ -164,6 +201,10 @@ class FinetuneConfig(
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")
+        if len({self.data, *self.sources}) <= len(self.sources):
+            found.append(f"data={self.data!r}, sources={self.sources}: each once")
+        if "mdan" in self.align and not self.sources:
+            found.append("align='mdan' needs several sources: give sources, or dann")
         if self.label_shift != "none" and self.label_smoothing:
             found.append("label_shift reads probabilities: leave label_smoothing at 0")
         return found
@@ -208,6 +249,11 @@ class FinetuneConfig(
         if self.steps is None and self.epochs is None:
             return min(max(total, _FEWEST_STEPS), _MOST_STEPS)
         return total
+
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether training images have weights of their own."""
+        return self.density_ratio != "none" or bool(self.source_weights)
 
     @property
     def limited(self) -> bool:

@@ -8,6 +8,7 @@ followed stands in every result. A given test split is only ever tested on.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,16 @@ from afterimage.errors import DataError
 from finetune.config import FinetuneConfig
 
 FEWEST_TO_CHOOSE_BY = 100
+HEAD = "classes"
+"""The head of the labels' own task; the others are called as their tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Labelled images by their use; `rule` says how the step is chosen."""
+    """Labelled images by their use; `rule` says how the step is chosen.
+
+    With several tasks an image of any set may lack the label of some: `of_head`.
+    """
 
     train: ImageSet
     validation: ImageSet | None
@@ -34,6 +40,11 @@ class Chosen:
         assert names is not None
         return names
 
+    def head_names(self, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """{head: class names}: the labels' own, then one a task."""
+        more = {task: self.train.tasks[task].class_names for task in tasks}
+        return {HEAD: self.class_names, **more}
+
     def record(self, config: FinetuneConfig) -> dict[str, Any]:
         """What `labels.json` holds: every image whose label was used, by id."""
         return {
@@ -43,8 +54,19 @@ class Chosen:
             "labels_per_class": config.labels_per_class,
             "rule": self.rule,
             "classes": list(self.class_names),
-            "train": _listed(self.train, self.class_names),
-            "validation": _listed(self.validation, self.class_names),
+            **self._used(HEAD),
+            **(
+                {"tasks": {t: self._used(t) for t in config.tasks}}
+                if config.tasks
+                else {}
+            ),
+        }
+
+    def _used(self, head: str) -> dict[str, dict[str, list[str]]]:
+        """The images whose labels one head learns from, and is chosen by."""
+        return {
+            "train": _listed(of_head(self.train, head)),
+            "validation": _listed(of_head(self.validation, head)),
         }
 
 
@@ -55,8 +77,13 @@ def choose(config: FinetuneConfig, splits: Splits) -> Chosen:
     lacks, or too few labels of a class.
     """
     check_classes(splits)
+    for task in config.tasks:
+        _check_task(splits, task)
     train = labelled(splits.train)
     assert train is not None
+    if config.tasks and not config.limited:
+        # Images without the main label may have one of another task.
+        train = splits.train.subset(_any_label(splits.train, config.tasks))
     if config.limited:
         kept = choose_labels(
             train,
@@ -65,10 +92,37 @@ def choose(config: FinetuneConfig, splits: Splits) -> Chosen:
             seed=config.seed,
         )
         train = train.subset(kept)
-    given = None if config.limited else labelled(splits.validation)
+    given = splits.validation if config.tasks else labelled(splits.validation)
+    given = None if config.limited else given
     train, validation, rule = _validation(config, train, given)
-    test = labelled(splits.test)
+    test = splits.test if config.tasks else labelled(splits.test)
     return Chosen(train, validation, test, rule)
+
+
+def _check_task(splits: Splits, task: str) -> None:
+    """Raises DataError where a task cannot be learned from these images."""
+    if task not in splits.train.tasks:
+        raise DataError(
+            f"{splits.train.name} has no labels of the task {task!r}; expected an "
+            f"array y_train_{task} beside y_train, or labels_{task} beside labels"
+        )
+    each = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    check_classes(Splits(**{k: v and v.of_task(task) for k, v in each.items()}))
+
+
+def _any_label(images: ImageSet, tasks: Sequence[str]) -> np.ndarray:
+    """Positions of the images with a label of any task."""
+    known = images.labels >= 0 if images.labels is not None else False
+    for task in tasks:
+        known = known | (images.tasks[task].values >= 0)
+    return np.flatnonzero(known)
+
+
+def of_head(images: ImageSet | None, task: str) -> ImageSet | None:
+    """The images that have a label for this head, with it; None where none has."""
+    if images is None or task == HEAD:
+        return labelled(images)
+    return labelled(images.of_task(task))
 
 
 def labelled(images: ImageSet | None) -> ImageSet | None:
@@ -101,12 +155,13 @@ def _validation(
     return kept, held, rule
 
 
-def _listed(images: ImageSet | None, names: tuple[str, ...]) -> dict[str, list[str]]:
+def _listed(images: ImageSet | None) -> dict[str, list[str]]:
     """{class: ids}."""
-    listed: dict[str, list[str]] = {name: [] for name in names}
-    if images is not None and images.labels is not None:
-        for label, name in zip(images.labels.tolist(), images.ids):
-            listed[names[label]].append(name)
+    if images is None or images.labels is None or images.class_names is None:
+        return {}
+    listed: dict[str, list[str]] = {name: [] for name in images.class_names}
+    for label, name in zip(images.labels.tolist(), images.ids, strict=True):
+        listed[images.class_names[label]].append(name)
     return listed
 
 

@@ -9,15 +9,16 @@ from checkpoints.trees import flatten
 from finetune import streams
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
-from finetune.labels import Chosen
+from finetune.labels import HEAD, Chosen, labelled
 from finetune.modes import Recipe, make_phases
 from finetune.stage import Stage
 from finetune.terms import Term, balanced_weights, cross_entropy
 from finetune.terms.adversarial import cdan, dann
 from finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
 from finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
+from finetune.terms.multisource import mdan
+from finetune.terms.tasks import pcgrad, uncertain
 
-HEAD = "classes"
 _ALIGN_WEIGHTS = {"coral": 10.0}
 
 
@@ -28,16 +29,8 @@ def make_terms(
 
     `width` is the number of features the head reads.
     """
-    weighted = config.density_ratio != "none"
-    terms = [
-        cross_entropy(
-            head.classes,
-            label_smoothing=config.label_smoothing,
-            class_weights=_class_weights(config, chosen),
-            head=HEAD,
-            examples="train/weight" if weighted else None,
-        )
-    ]
+    terms = _labelled(config, chosen, head.classes)
+    main = terms[0]
     if config.l2_sp:
         terms.append(l2_sp(config.l2_sp, fisher=config.l2_sp_fisher))
     if config.l2_head:
@@ -48,8 +41,39 @@ def make_terms(
         terms.append(delta(config.delta))
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
     for name, weight in zip(config.align, config.align_weight or default):
-        terms.append(_alignment(name, weight, head.classes, width, config.seed))
+        if name == "mdan":
+            count, gamma = len(config.sources) + 1, config.mdan_gamma
+            settings: dict[str, Any] = {"head": HEAD, "seed": config.seed}
+            terms.append(mdan(main, width, count, weight, gamma=gamma, **settings))
+        else:
+            terms.append(_alignment(name, weight, head.classes, width, config.seed))
     return tuple(terms)
+
+
+def _labelled(config: FinetuneConfig, chosen: Chosen, classes: int) -> list[Term]:
+    """The cross-entropy of every task, the labels' own first, as they are weighed."""
+    weights = config.task_weights or (1.0,) * (1 + len(config.tasks))
+    common: dict[str, Any] = {
+        "label_smoothing": config.label_smoothing,
+        "examples": "train/weight" if config.weighs_examples else None,
+    }
+    terms = [
+        cross_entropy(
+            classes,
+            class_weights=_class_weights(config, chosen),
+            head=HEAD,
+            weight=weights[0],
+            **common,
+        )
+    ]
+    for task, weight in zip(config.tasks, weights[1:], strict=True):
+        count = len(chosen.train.tasks[task].class_names)
+        terms.append(
+            cross_entropy(count, head=task, task=task, weight=weight, **common)
+        )
+    if config.task_weighting == "uncertainty":
+        return [uncertain(term) for term in terms]
+    return terms
 
 
 def _alignment(name: str, weight: float, classes: int, width: int, seed: int) -> Term:
@@ -92,7 +116,8 @@ def make_stage(
         streams=stream_names(config),
         statistics=config.domain_statistics,
     )
-    return Stage(phases=phases, supply=supply)
+    combine = pcgrad if config.task_weighting == "pcgrad" else None
+    return Stage(phases=phases, supply=supply, combine=combine)
 
 
 def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -103,10 +128,11 @@ def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
 def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] | None:
     if config.class_weights == "none":
         return None
-    names, labels = chosen.class_names, chosen.train.labels
-    assert labels is not None
+    names, images = chosen.class_names, labelled(chosen.train)
+    assert images is not None
+    assert images.labels is not None
     if config.class_weights == "balanced":
-        return balanced_weights(labels, len(names))
+        return balanced_weights(images.labels, len(names))
     weights = tuple(float(w) for w in config.class_weights.split(","))
     if len(weights) != len(names):
         raise UserError(

@@ -8,6 +8,7 @@ from afterimage.models import ModelConfig
 from afterimage.runs import Run
 from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
+from finetune.pooling import pool
 from finetune.source import Source, adapt, check_scratch, open_for
 from finetune.streams import Target, open_target
 
@@ -34,7 +35,13 @@ def open_all(config: FinetuneConfig) -> Opened:
     """Raises UserError, DataError or CheckpointError for what cannot be used."""
     source = Source.read(config.from_)
     check_scratch(config, source.model)
-    splits = open_for(config, source.preprocessing)
+    splits = open_for(config, source.preprocessing, tasks=config.tasks)
+    if config.sources:
+        others = [
+            open_for(config, source.preprocessing, spec, tasks=config.tasks)
+            for spec in config.sources
+        ]
+        splits = pool([splits, *others], (config.data, *config.sources))
     chosen = choose(config, splits)
     target = open_target(config, source.preprocessing, chosen.class_names)
     model, preprocessing = adapt(source.model, source.preprocessing, splits)

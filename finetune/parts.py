@@ -14,7 +14,8 @@ from afterimage.training.sweep import Sweep
 from finetune import anchors, shift, streams
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
-from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
+from finetune.labels import HEAD
+from finetune.methods import make_stage, make_terms, own_params, stream_names
 from finetune.opening import Opened
 from finetune.scoring import Scorer
 from finetune.selection import choose_rule
@@ -38,14 +39,18 @@ class Parts:
         self.mesh = make_mesh(config.devices)
         check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(self.chosen.train))
-        self.head = HeadConfig(
-            len(self.chosen.class_names),
-            config.head,
-            config.features,
-            config.head_width,
-        )
+        self.heads = {
+            head: HeadConfig(
+                len(names),
+                config.head,
+                config.features,
+                config.keep_features,
+                config.head_width,
+            )
+            for head, names in self.chosen.head_names(config.tasks).items()
+        }
         source_head = anchors.source_head(config)
-        heads = {HEAD: self.head}
+        heads = dict(self.heads)
         if source_head is not None:
             heads[anchors.SOURCE_HEAD] = source_head[0]
         self.classifier, self.params, self.stats = Classifier.create(
@@ -57,7 +62,10 @@ class Parts:
             fresh=config.mode == "scratch" or bool(config.may_differ),
         )
         sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
-        self.scorer = Scorer(self.classifier, HEAD, sweep)
+        self.scorers = {
+            head: Scorer(self.classifier, head, sweep) for head in self.heads
+        }
+        self.scorer = self.scorers[HEAD]
         streams.check_statistics(config, self.stats["encoder"])
         self._extend(source_head)
         self.stage = make_stage(
@@ -71,13 +79,14 @@ class Parts:
     def _extend(self, source_head: Any) -> None:
         """Parameters of the terms, the anchor, and the weights of examples."""
         config = self.config
-        width = self.stats["heads"][HEAD]["mean"].size
-        self.terms = make_terms(config, self.chosen, self.head, width)
+        known = self.stats["heads"][HEAD]
+        width = known.get("kept", known["mean"]).size
+        self.terms = make_terms(config, self.chosen, self.heads[HEAD], width)
         self.params |= own_params(self.terms)
         if config.anchors:
             source = self.opened.source
             self.stats["anchors"] = anchors.make_anchors(config, source, source_head)
-        if config.density_ratio != "none":
+        if config.weighs_examples:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
         if config.label_shift != "none":
             # Raises before the first step what would else be found after the last.
@@ -88,6 +97,8 @@ class Parts:
         images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
         number = jax.ShapeDtypeStruct((size,), jnp.int32)
         shapes = {"image": images, "index": number, "label": number}
+        for task in self.chosen.train.tasks:
+            shapes[f"label.{task}"] = number
         for stream in stream_names(self.config)[1:]:
             shapes |= {f"{stream}/image": images, f"{stream}/index": number}
         return shapes

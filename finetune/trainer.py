@@ -57,6 +57,7 @@ class Trainer:
             ),
             partition=partition,
             options=options,
+            combine=self.stage.combine,
         )
         return Ready(partition, optimiser, step)
 
