@@ -91,4 +91,4 @@ def text(report: Mapping[str, Any]) -> str:
     parts = [head, report_text(report)]
     for task, found in report.get("tasks", {}).items():
         parts += [f"Task {task}", report_text(found)]
-    return "\n\n".join(parts)
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"

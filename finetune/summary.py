@@ -65,10 +65,11 @@ class FinetuneResult:
         """(task, its figures) of the further tasks that could be scored."""
         found = []
         for task, reports in self.results.get("tasks", {}).items():
-            report = reports["test"] or reports["validation"]
+            name = "test" if reports["test"] is not None else "validation"
+            report = reports[name]
             if report is not None:
                 figures = f"accuracy {percent(report['accuracy'])}"
-                found.append((task, f"{report['examples']} images, {figures}"))
+                found.append((task, f"{name} ({report['examples']} images): {figures}"))
         return found
 
     def summary(self) -> str:
@@ -82,7 +83,7 @@ class FinetuneResult:
             )
             lines.append(f"{name} ({report['examples']} images): {figures}")
         for task, report in self._of_tasks():
-            lines.append(f"{task}: {report}")
+            lines.append(f"{task}, {report}")
         if self.results["test"] is None:
             lines.append(
                 "There is no test split: give one as test/ beside train/, or score "
