@@ -352,4 +352,4 @@ def test_masci_has_the_published_filters():
     assert kernels == [(5, 5, 1, 100), (5, 5, 100, 150), (3, 3, 150, 200)]
     back = [stage.conv.kernel.shape for stage in module.decoder.stages]
     assert back == [(3, 3, 200, 150), (5, 5, 150, 100), (5, 5, 100, 1)]
-    assert ModelConfig("conv-masci", width=0.5).widths == (48, 72, 104)
+    assert ModelConfig("conv-masci", width=0.5).widths == (48, 72, 96)
