@@ -44,6 +44,7 @@ class Run:
         self.path = pathlib.Path(folder)
         self.kind = kind
         self.config = _as_dict(config)
+        self._defaults = _defaults(config)
         self.first = jax.process_index() == 0
         self.notes: list[str] = []
 
@@ -128,7 +129,8 @@ class Run:
                 f"out={self.path} holds a {stored.get('kind')} run, not a {self.kind} "
                 "run; name another folder"
             )
-        old = stored.get("config", {})
+        # A run made before a setting existed was made with its default.
+        old = {**self._defaults, **stored.get("config", {})}
         changed = [
             f"{key}: {old.get(key)!r} in the folder, {self.config.get(key)!r} asked for"
             for key in sorted(set(old) | set(self.config))
@@ -202,6 +204,16 @@ class Run:
         if self.first:
             lines = [f"{bad.path}\t{bad.reason}\n" for bad in skipped]
             path.write_text("".join(lines))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The defaults of a dataclass's fields that have one."""
+    if not dataclasses.is_dataclass(config):
+        return {}
+    fields = dataclasses.fields(config)
+    return _as_dict(
+        {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    )
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

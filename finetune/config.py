@@ -5,14 +5,19 @@ import re
 from typing import Literal
 
 from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
-from finetune.options import AnchorOptions, TargetOptions
+from finetune.options import AnchorOptions, DistillationOptions, TargetOptions
 
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(
-    AnchorOptions, TargetOptions, TrainingOptions, RunOptions, DataOptions
+    AnchorOptions,
+    TargetOptions,
+    DistillationOptions,
+    TrainingOptions,
+    RunOptions,
+    DataOptions,
 ):
     """Train a classifier on a pretrained encoder, from as many labels as there are."""
 
@@ -109,6 +114,7 @@ class FinetuneConfig(
             DataOptions.problems(self),
             AnchorOptions.problems(self),
             TargetOptions.problems(self),
+            DistillationOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self._mistakes(),
@@ -150,6 +156,7 @@ class FinetuneConfig(
                 found.append(f"{name}: mode='scratch' has no source to stay near")
         if self.mode == "probe":
             used = [*self.anchors, *(["align"] if self.align else [])]
+            used += [f"distil {name}" for name in self.distilled if name != "logits"]
             found += [f"{name}: a probe's encoder does not learn" for name in used]
         if self.target is None and self.select in (
             "entropy",
@@ -177,6 +184,12 @@ class FinetuneConfig(
             )
         if self.mode in ("partial", "full", "scratch") and self.head_lr is not None:
             found.append(f"head_lr={self.head_lr}: only where the head learns alone")
+        for name in ("model", "width"):
+            if self.mode != "scratch" and getattr(self, name) is not None:
+                found.append(
+                    f"{name}={getattr(self, name)!r}: only in mode='scratch'; weights "
+                    "of another shape cannot be loaded"
+                )
         if self.mode == "probe" and self.layer_decay is not None:
             found.append("layer_decay: a probe's encoder does not learn")
         return found

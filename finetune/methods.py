@@ -12,13 +12,20 @@ from finetune.config import FinetuneConfig
 from finetune.labels import Chosen
 from finetune.modes import Recipe, make_phases
 from finetune.stage import Stage
+from finetune.teacher import Teacher
 from finetune.terms import Term, balanced_weights, cross_entropy
 from finetune.terms.adversarial import cdan, dann
 from finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
 from finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
+from finetune.terms.distillation import (
+    distil_features,
+    distil_logits,
+    distil_relations,
+)
 
 HEAD = "classes"
 _ALIGN_WEIGHTS = {"coral": 10.0}
+_DISTIL_WEIGHTS = {"relational": 25.0}
 
 
 def make_terms(
@@ -35,6 +42,7 @@ def make_terms(
             label_smoothing=config.label_smoothing,
             class_weights=_class_weights(config, chosen),
             head=HEAD,
+            weight=config.label_weight,
             examples="train/weight" if weighted else None,
         )
     ]
@@ -49,6 +57,23 @@ def make_terms(
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
     for name, weight in zip(config.align, config.align_weight or default):
         terms.append(_alignment(name, weight, head.classes, width, config.seed))
+    return tuple(terms)
+
+
+def distillation(
+    config: FinetuneConfig, width: int, teacher_width: int, head: str
+) -> tuple[Term, ...]:
+    """The terms of `config.distilled`, between features of these two lengths."""
+    default = tuple(_DISTIL_WEIGHTS.get(name, 1.0) for name in config.distilled)
+    terms = []
+    for name, weight in zip(config.distilled, config.distil_weight or default):
+        if name == "logits":
+            terms.append(distil_logits(weight, config.distil_temperature, head=head))
+        elif name == "relational":
+            terms.append(distil_relations(weight, head=head))
+        else:
+            widths = (width, teacher_width)
+            terms.append(distil_features(*widths, weight, head=head, seed=config.seed))
     return tuple(terms)
 
 
@@ -74,6 +99,8 @@ def make_stage(
     params: Mapping[str, Any],
     terms: tuple[Term, ...],
     steps: int,
+    *,
+    teacher: Teacher | None = None,
 ) -> Stage:
     """The phases of the mode over these parameters, and the supply of the terms."""
     recipe = Recipe(
@@ -91,6 +118,7 @@ def make_stage(
         make_augment(config.augment),
         streams=stream_names(config),
         statistics=config.domain_statistics,
+        teacher=teacher,
     )
     return Stage(phases=phases, supply=supply)
 

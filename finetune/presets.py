@@ -112,6 +112,30 @@ PRESETS: Mapping[str, Preset] = {
         settings={"mode": "two-phase", "align": ("jmmd",), "weight_decay": 0.01},
         cost="100 epochs of 64 + 64 images: twice a step without a target",
     ),
+    "distil": Preset(
+        about="a smaller network that learns from a finished, larger one",
+        command=(
+            "afterimage finetune --preset distil --from runs/cls --teacher runs/cls "
+            "--data folder:labelled --out runs/small"
+        ),
+        settings={
+            "mode": "scratch",
+            "width": 0.5,
+            "distil": ("logits", "relational"),
+            "distil_temperature": 4.0,
+            "augment": "light",
+        },
+        cost="as scratch, and one forward pass of the teacher a step",
+    ),
+    "born-again": Preset(
+        about="the same network once more, from its own earlier run's predictions",
+        command=(
+            "afterimage finetune --preset born-again --from runs/cls --teacher "
+            "runs/cls --data folder:labelled --out runs/again"
+        ),
+        settings={"mode": "scratch", "distil": ("logits",), "distil_temperature": 1.0},
+        cost="as scratch, and one more forward pass a step",
+    ),
     "resnet50-two-phase": Preset(
         about="an imported ResNet-50: a new head at 1e-3, then everything at 1e-4",
         command=(

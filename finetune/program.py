@@ -28,13 +28,28 @@ from finetune.artefact import head_entry, write_artefacts
 from finetune.classifier import Classifier, HeadConfig, standardise
 from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
-from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
+from finetune.methods import (
+    HEAD,
+    distillation,
+    make_stage,
+    make_terms,
+    own_params,
+    stream_names,
+)
 from finetune.scoring import Scorer, measures, reports
 from finetune.selection import ORACLE, choose_rule, label_free
-from finetune.source import Source, adapt, check_scratch, load_weights, open_for
+from finetune.source import (
+    Source,
+    adapt,
+    check_scratch,
+    chosen_model,
+    load_weights,
+    open_for,
+)
 from finetune.stage import describe
 from finetune.streams import Target, open_target
 from finetune.summary import FinetuneResult, write_run_report
+from finetune.teacher import compare, read_teacher
 from finetune.trainer import Trainer
 
 _MOST_TO_STANDARDISE = 20_000
@@ -56,14 +71,15 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     runtime.enable_compile_cache()
     source = Source.read(config.from_)
-    check_scratch(config, source.model)
+    architecture = chosen_model(config, source.model)
+    check_scratch(config, architecture)
     splits = open_for(config, source.preprocessing)
     chosen = choose(config, splits)
     target = open_target(config, source.preprocessing, chosen.class_names)
     with Run(config.out, kind="finetune", config=config) as run:
         run.check_data(*_identity(splits.train, target))
         run.write_skipped(splits.skipped)
-        model, preprocessing = adapt(source.model, source.preprocessing, splits)
+        model, preprocessing = adapt(architecture, source.preprocessing, splits)
         program = _Program(config, run, source, chosen, target, model, preprocessing)
         return program.run()
 
@@ -101,12 +117,18 @@ class _Program:
             dtype=config.precision,
             fresh=config.mode == "scratch" or bool(config.may_differ),
         )
-        sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
-        self.scorer = Scorer(self.classifier, HEAD, sweep)
+        self.sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
+        self.scorer = Scorer(self.classifier, HEAD, self.sweep)
+        self.teacher = read_teacher(config, chosen.train.shape, chosen.class_names)
         streams.check_statistics(config, self.stats["encoder"])
         self._extend(source_head)
         self.stage = make_stage(
-            config, self.classifier, self.params, self.terms, self.total
+            config,
+            self.classifier,
+            self.params,
+            self.terms,
+            self.total,
+            teacher=self.teacher,
         )
         self.stage.check(self.params, self.stats, self._batch_shapes())
         self.trainer = Trainer(
@@ -118,6 +140,9 @@ class _Program:
         config = self.config
         width = self.stats["heads"][HEAD]["mean"].size
         self.terms = make_terms(config, self.chosen, self.head, width)
+        if self.teacher is not None:
+            self.terms += distillation(config, width, self.teacher.width, HEAD)
+            self.stats["teacher"] = self.teacher.kept()
         self.params |= own_params(self.terms)
         if config.anchors:
             kept = anchors.make_anchors(config, self.source, source_head)
@@ -317,6 +342,11 @@ class _Program:
             scored = {**scored, "test": self.target.test, "source": self.chosen.test}
         names, seed = self.chosen.class_names, self.config.seed
         results |= reports(self.scorer, (params, stats), scored, names, seed=seed)
+        scored_on = self.chosen.test or self.chosen.validation
+        if self.teacher is not None and scored_on is not None:
+            results["distillation"] = compare(
+                self.teacher, self.scorer, self.sweep, (params, stats), scored_on
+            )
         run = self.folder
         if run.first:
             entry = {HEAD: head_entry(self.head, names)}

@@ -71,6 +71,13 @@ class FinetuneResult:
                 f"{label} {percent(report[key])}" for key, label in _MEASURES.items()
             )
             lines.append(f"{name} ({report['examples']} images): {figures}")
+        if "distillation" in self.results:
+            found = self.results["distillation"]
+            lines.append(
+                f"student: {found['student']['parameters']:,} parameters, "
+                f"{found['smaller']:.2f} times fewer than the teacher, and "
+                f"{found['faster']:.2f} times as many images a second"
+            )
         if self.results["test"] is None:
             lines.append(
                 "There is no test split: give one as test/ beside train/, or score "
@@ -99,6 +106,11 @@ def write_run_report(
             headline[f"{name} {label} (95 % interval)"] = percent(scored[key])
         grids = _grids(scored)
         (run.path / "confusion.md").write_text(report_text(scored))
+    if "distillation" in results:
+        found = results["distillation"]
+        grids["Teacher and student"] = distillation_grid(found)
+        headline["times fewer parameters than the teacher"] = f"{found['smaller']:.2f}"
+        headline["times as many images a second"] = f"{found['faster']:.2f}"
     validated = any("eval/accuracy" in row for row in rows)
     kind, prefix = (
         ("validation", "") if validated else ("training, evaluated", "train_")
@@ -135,6 +147,15 @@ def write_run_report(
             "Machine": results["runtime"],
         },
     )
+
+
+def distillation_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """(header, rows) of what `finetune.teacher.compare` found."""
+    names = ("parameters", "images_per_second", "accuracy")
+    rows = [
+        [who, *(found[who].get(n) for n in names)] for who in ("teacher", "student")
+    ]
+    return ["", *(name.replace("_", " ") for name in names)], rows
 
 
 def _grids(scored: Mapping[str, Any]) -> dict[str, Any]:

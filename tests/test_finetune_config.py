@@ -63,8 +63,9 @@ def test_all_mistakes_at_once():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
-    target = {"target": "digits"} if "align" in PRESETS[name].settings else {}
-    config = preset_config(name, **NEEDED, **target)
+    needs = {"align": {"target": "digits"}, "distil": {"teacher": "runs/cls"}}
+    more = [given for key, given in needs.items() if key in PRESETS[name].settings]
+    config = preset_config(name, **NEEDED, **(more[0] if more else {}))
     for field, value in PRESETS[name].settings.items():
         if field not in NEEDED:
             assert getattr(config, field) == value
