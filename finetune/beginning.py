@@ -1,0 +1,79 @@
+"""Before the first step: weights from the source, and what terms need of whole sets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afterimage.data import eval_batches
+from afterimage.runs import Run, write_json
+from afterimage.training.state import State
+from afterimage.training.sweep import spaced
+from checkpoints.transfer import Report
+from finetune import anchors, shift
+from finetune.classifier import standardise
+from finetune.parts import Parts
+from finetune.source import load_weights
+
+_MOST_TO_STANDARDISE = 20_000
+Tree = dict[str, Any]
+
+
+def begin(parts: Parts, run: Run, say: Callable[[str], None]) -> State:
+    """The state before the first step of a fresh run.
+
+    Weights from the source, with the report in transfer.json; then the statistics of
+    the features; then what terms need.
+    """
+    config, chosen = parts.config, parts.chosen
+    params, stats = parts.params, parts.stats
+    if run.first:
+        write_json(run.path / "labels.json", chosen.record(config))
+    if config.mode != "scratch":
+        params, stats, reports = load_weights(
+            parts.opened.source, params, stats, config.may_differ
+        )
+        say(_transferred(reports["params"]))
+        if run.first:
+            found = {name: report.to_dict() for name, report in reports.items()}
+            write_json(run.path / "transfer.json", {"from": config.from_, **found})
+    some = spaced(chosen.train, _MOST_TO_STANDARDISE)
+    batches = eval_batches(some, config.batch_size)
+    stats = standardise(parts.classifier, params, stats, batches)
+    return parts.fresh(*_prepared(parts, params, stats, say))
+
+
+def _prepared(
+    parts: Parts, params: Tree, stats: Tree, say: Callable[[str], None]
+) -> tuple[Tree, Tree]:
+    """(params, stats) with the source's head, Fisher information, density ratios."""
+    config, kept = parts.config, stats.get("anchors")
+    if kept is not None and "heads" in kept["params"]:
+        # The source's head goes on from where it was, on its own features.
+        name = anchors.SOURCE_HEAD
+        for tree, part in ((params, "params"), (stats, "stats")):
+            tree["heads"][name] = jax.tree.map(jnp.copy, kept[part]["heads"][name])
+    if config.l2_sp_fisher:
+        assert kept is not None
+        kept["fisher"] = anchors.measure_fisher(
+            parts.classifier, kept, parts.chosen.train
+        )
+    if config.density_ratio != "none":
+        assert parts.target is not None
+        weights = shift.example_weights(
+            config,
+            parts.scorer,
+            (params, stats),
+            parts.chosen.train,
+            parts.target.images,
+        )
+        say(shift.describe_weights(config, weights))
+        stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
+    return params, stats
+
+
+def _transferred(report: Report) -> str:
+    """The totals and every leaf that was not loaded; transfer.json has all of them."""
+    lines = str(report).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("loaded "))

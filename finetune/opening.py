@@ -1,0 +1,49 @@
+"""What a run works on, opened and checked before anything is built or written."""
+
+import dataclasses
+import hashlib
+
+from afterimage.data import ImageSet, Preprocessing, Splits
+from afterimage.models import ModelConfig
+from afterimage.runs import Run
+from finetune.config import FinetuneConfig
+from finetune.labels import Chosen, choose
+from finetune.source import Source, adapt, check_scratch, open_for
+from finetune.streams import Target, open_target
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The source model, the labelled images, the target domain's."""
+
+    source: Source
+    splits: Splits
+    chosen: Chosen
+    target: Target | None
+    model: ModelConfig
+    """The source's architecture at the shape of these images."""
+    preprocessing: Preprocessing
+
+    def record(self, run: Run) -> None:
+        """Names the images in the run folder; UserError where it knows others."""
+        run.check_data(*_identity(self.splits.train, self.target))
+        run.write_skipped(self.splits.skipped)
+
+
+def open_all(config: FinetuneConfig) -> Opened:
+    """Raises UserError, DataError or CheckpointError for what cannot be used."""
+    source = Source.read(config.from_)
+    check_scratch(config, source.model)
+    splits = open_for(config, source.preprocessing)
+    chosen = choose(config, splits)
+    target = open_target(config, source.preprocessing, chosen.class_names)
+    model, preprocessing = adapt(source.model, source.preprocessing, splits)
+    return Opened(source, splits, chosen, target, model, preprocessing)
+
+
+def _identity(images: ImageSet, target: Target | None) -> tuple[str, str]:
+    """(name, fingerprint) of all images of a run."""
+    if target is None:
+        return images.name, images.fingerprint
+    both = f"{images.fingerprint} {target.fingerprint}".encode()
+    return f"{images.name} with {target.name}", hashlib.sha256(both).hexdigest()

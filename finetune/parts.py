@@ -1,0 +1,129 @@
+"""The pieces of one run, built in the order they depend on each other."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afterimage.manifest import encoder_manifest
+from afterimage.models import abstract_encoder
+from afterimage.training.mesh import check_batch, make_mesh
+from afterimage.training.state import State, averaged_params
+from afterimage.training.sweep import Sweep
+from finetune import anchors, shift, streams
+from finetune.classifier import Classifier, HeadConfig
+from finetune.config import FinetuneConfig
+from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
+from finetune.opening import Opened
+from finetune.scoring import Scorer
+from finetune.selection import choose_rule
+from finetune.trainer import Trainer
+
+Tree = dict[str, Any]
+
+
+class Parts:
+    """Classifier, terms, stage and trainer of a run; `params` and `stats` give their
+    structure, the encoder's leaves still shapes where they are to be loaded.
+
+    Raises UserError for everything that cannot work, before the first step.
+    """
+
+    def __init__(self, config: FinetuneConfig, opened: Opened):
+        self.config, self.opened = config, opened
+        self.chosen, self.target = opened.chosen, opened.target
+        self.rule = choose_rule(config, self.chosen, self.target)
+        self.info = abstract_encoder(opened.model).feature_info
+        self.mesh = make_mesh(config.devices)
+        check_batch(config.batch_size, config.accumulate, self.mesh)
+        self.total = config.total_steps(len(self.chosen.train))
+        self.head = HeadConfig(
+            len(self.chosen.class_names), config.head, config.features
+        )
+        source_head = anchors.source_head(config)
+        heads = {HEAD: self.head}
+        if source_head is not None:
+            heads[anchors.SOURCE_HEAD] = source_head[0]
+        self.classifier, self.params, self.stats = Classifier.create(
+            dataclasses.replace(opened.model, remat=config.remat),
+            heads,
+            opened.preprocessing,
+            seed=config.seed,
+            dtype=config.precision,
+            fresh=config.mode == "scratch" or bool(config.may_differ),
+        )
+        sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
+        self.scorer = Scorer(self.classifier, HEAD, sweep)
+        streams.check_statistics(config, self.stats["encoder"])
+        self._extend(source_head)
+        self.stage = make_stage(
+            config, self.classifier, self.params, self.terms, self.total
+        )
+        self.stage.check(self.params, self.stats, self._batch_shapes())
+        self.trainer = Trainer(
+            self.stage, self.params, mesh=self.mesh, images=len(self.chosen.train)
+        )
+
+    def _extend(self, source_head: Any) -> None:
+        """Parameters of the terms, the anchor, and the weights of examples."""
+        config = self.config
+        width = self.stats["heads"][HEAD]["mean"].size
+        self.terms = make_terms(config, self.chosen, self.head, width)
+        self.params |= own_params(self.terms)
+        if config.anchors:
+            source = self.opened.source
+            self.stats["anchors"] = anchors.make_anchors(config, source, source_head)
+        if config.density_ratio != "none":
+            self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
+        if config.label_shift != "none":
+            # Raises before the first step what would else be found after the last.
+            shift.source_frequencies(self.chosen)
+
+    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        size = self.config.batch_size // self.config.accumulate
+        images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
+        number = jax.ShapeDtypeStruct((size,), jnp.int32)
+        shapes = {"image": images, "index": number, "label": number}
+        for stream in stream_names(self.config)[1:]:
+            shapes |= {f"{stream}/image": images, f"{stream}/index": number}
+        return shapes
+
+    def fresh(self, params: Tree, stats: Tree) -> State:
+        """The state before the first step; leaves still to be loaded are zeros."""
+        params, stats = jax.tree.map(_array, (params, stats))
+        ema, seed = self.config.ema > 0, self.config.seed
+        return self.trainer.fresh(params, stats, seed=seed, ema=ema)
+
+    def weights(self, state: State) -> tuple[Any, Any, int]:
+        """(params, stats, step) of a state; the running mean where one is kept."""
+        step = int(state["step"])
+        partition = self.trainer.partition(step)
+        return averaged_params(state, partition), state["stats"], step
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What an artefact of this run says of itself."""
+        trained = {
+            "stage": "finetune",
+            "mode": self.config.mode,
+            "steps": step,
+            "of": self.total,
+            "labels": len(self.chosen.train),
+            "seed": self.config.seed,
+            "from": self.opened.source.describe(),
+        }
+        preprocessing = self.classifier.preprocessing
+        return encoder_manifest(
+            self.opened.model, self.info, preprocessing, self.chosen.train, trained
+        )
+
+    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
+        """(params, stats, manifest) of the encoder alone."""
+        params, stats, step = self.weights(state)
+        return params["encoder"], stats["encoder"], self.manifest(step)
+
+
+def _array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    return leaf
