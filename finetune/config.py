@@ -5,7 +5,13 @@ import re
 from typing import Literal
 
 from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
-from finetune.options import AnchorOptions, DistillationOptions, TargetOptions
+from finetune.options import (
+    AnchorOptions,
+    ContinualOptions,
+    DistillationOptions,
+    TargetOptions,
+    is_default,
+)
 
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
@@ -15,6 +21,7 @@ class FinetuneConfig(
     AnchorOptions,
     TargetOptions,
     DistillationOptions,
+    ContinualOptions,
     TrainingOptions,
     RunOptions,
     DataOptions,
@@ -115,6 +122,7 @@ class FinetuneConfig(
             AnchorOptions.problems(self),
             TargetOptions.problems(self),
             DistillationOptions.problems(self),
+            ContinualOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self._mistakes(),
@@ -146,6 +154,7 @@ class FinetuneConfig(
         if self.select != "last" and self.keep_best < 1:
             found.append("keep_best=0: the best step would be deleted; keep at least 1")
         found += self._encoder_mistakes()
+        found += self._task_mistakes()
         return found + self._mode_mistakes() + self._weight_mistakes()
 
     def _encoder_mistakes(self) -> list[str]:
@@ -168,6 +177,25 @@ class FinetuneConfig(
         if self.label_shift != "none" and self.label_smoothing:
             found.append("label_shift reads probabilities: leave label_smoothing at 0")
         return found
+
+    def _task_mistakes(self) -> list[str]:
+        """Settings that a sequence of tasks leaves no meaning."""
+        if not self.tasks:
+            return []
+        found = []
+        if self.mode not in ("full", "scratch"):
+            found.append(f"mode={self.mode!r}: tasks are learned in full or scratch")
+        if self.select not in ("auto", "last"):
+            found.append(f"select={self.select!r}: each task ends with its last step")
+        alone = (
+            *("target", "teacher", "l2_sp", "l2_head", "kl", "delta"),
+            *("class_weights", "label_smoothing", "ema"),
+        )
+        return found + [
+            f"{name}={getattr(self, name)!r}: not with tasks; leave it out"
+            for name in alone
+            if not is_default(self, name)
+        ]
 
     def _mode_mistakes(self) -> list[str]:
         found = []

@@ -12,12 +12,22 @@ from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.state import State, averaged_params
 from afterimage.training.sweep import Sweep
 from finetune import anchors, shift, streams
+from finetune.anchors import SOURCE_HEAD
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
-from finetune.methods import HEAD, make_stage, make_terms, own_params, stream_names
+from finetune.methods import (
+    HEAD,
+    distillation,
+    make_stage,
+    make_terms,
+    own_params,
+    stream_names,
+)
 from finetune.opening import Opened
 from finetune.scoring import Scorer
 from finetune.selection import choose_rule
+from finetune.stage import Stage
+from finetune.teacher import read_teacher
 from finetune.trainer import Trainer
 
 Tree = dict[str, Any]
@@ -25,7 +35,8 @@ Tree = dict[str, Any]
 
 class Parts:
     """Classifier, terms, stage and trainer of a run; `params` and `stats` give their
-    structure, the encoder's leaves still shapes where they are to be loaded.
+    structure, the encoder's leaves still shapes where they are to be loaded; `known`
+    are the images there are before the first step.
 
     Raises UserError for everything that cannot work, before the first step.
     """
@@ -41,35 +52,54 @@ class Parts:
         self.head = HeadConfig(
             len(self.chosen.class_names), config.head, config.features
         )
+        self.teacher = read_teacher(
+            config, self.chosen.train.shape, self.chosen.class_names
+        )
+        self.known = self.chosen.train
         source_head = anchors.source_head(config)
-        heads = {HEAD: self.head}
-        if source_head is not None:
-            heads[anchors.SOURCE_HEAD] = source_head[0]
         self.classifier, self.params, self.stats = Classifier.create(
             dataclasses.replace(opened.model, remat=config.remat),
-            heads,
+            self.heads(source_head),
             opened.preprocessing,
             seed=config.seed,
             dtype=config.precision,
             fresh=config.mode == "scratch" or bool(config.may_differ),
         )
-        sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
-        self.scorer = Scorer(self.classifier, HEAD, sweep)
+        self.sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
+        self.scorer = Scorer(self.classifier, HEAD, self.sweep)
         streams.check_statistics(config, self.stats["encoder"])
-        self._extend(source_head)
-        self.stage = make_stage(
-            config, self.classifier, self.params, self.terms, self.total
-        )
-        self.stage.check(self.params, self.stats, self._batch_shapes())
+        self.extend(source_head)
+        self.stage = self.make_stage()
+        self.stage.check(self.params, self.stats, self.batch_shapes())
         self.trainer = Trainer(
             self.stage, self.params, mesh=self.mesh, images=len(self.chosen.train)
         )
 
-    def _extend(self, source_head: Any) -> None:
-        """Parameters of the terms, the anchor, and the weights of examples."""
+    def heads(self, source_head: Any) -> dict[str, HeadConfig]:
+        """The classifier's heads: one for the classes, a copy of the source's."""
+        own = {HEAD: self.head}
+        return own if source_head is None else own | {SOURCE_HEAD: source_head[0]}
+
+    def make_stage(self) -> Stage:
+        """The phases of the mode."""
+        return make_stage(
+            self.config,
+            self.classifier,
+            self.params,
+            self.terms,
+            self.total,
+            teacher=self.teacher,
+        )
+
+    def extend(self, source_head: Any) -> None:
+        """Parameters of the terms, what they read of `stats`: an anchor, a teacher, the
+        weights of examples."""
         config = self.config
         width = self.stats["heads"][HEAD]["mean"].size
         self.terms = make_terms(config, self.chosen, self.head, width)
+        if self.teacher is not None:
+            self.terms += distillation(config, width, self.teacher.width, HEAD)
+            self.stats["teacher"] = self.teacher.kept()
         self.params |= own_params(self.terms)
         if config.anchors:
             source = self.opened.source
@@ -80,7 +110,8 @@ class Parts:
             # Raises before the first step what would else be found after the last.
             shift.source_frequencies(self.chosen)
 
-    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of every stream."""
         size = self.config.batch_size // self.config.accumulate
         images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
         number = jax.ShapeDtypeStruct((size,), jnp.int32)

@@ -136,6 +136,38 @@ PRESETS: Mapping[str, Preset] = {
         settings={"mode": "scratch", "distil": ("logits",), "distil_temperature": 1.0},
         cost="as scratch, and one more forward pass a step",
     ),
+    "replay": Preset(
+        about="classes that come one group after the other: some earlier images again",
+        command=(
+            "afterimage finetune --preset replay --from runs/photos --data "
+            "folder:labelled --tasks cat,dog car,ship --out runs/sequence"
+        ),
+        settings={"mode": "full", "continual": "replay", "memory": 20},
+        cost="100 epochs, at least 300 steps of 64 + 64 images, shared by the tasks",
+    ),
+    "ewc": Preset(
+        about="tasks one after the other, a head each, without keeping images",
+        command=(
+            "afterimage finetune --preset ewc --from runs/photos --data "
+            "folder:labelled --tasks cat,dog car,ship --out runs/sequence"
+        ),
+        settings={
+            "mode": "full",
+            "scenario": "task",
+            "continual": "ewc",
+            "weight_decay": 0.0,
+        },
+        cost="as full, two copies of the model, 256 backward passes a task",
+    ),
+    "lwf": Preset(
+        about="the same by keeping the earlier model's predictions on new images",
+        command=(
+            "afterimage finetune --preset lwf --from runs/photos --data "
+            "folder:labelled --tasks cat,dog car,ship --out runs/sequence"
+        ),
+        settings={"mode": "full", "scenario": "task", "continual": "lwf"},
+        cost="as full, and one more forward pass a step",
+    ),
     "resnet50-two-phase": Preset(
         about="an imported ResNet-50: a new head at 1e-3, then everything at 1e-4",
         command=(

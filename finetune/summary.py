@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
@@ -71,14 +71,8 @@ class FinetuneResult:
                 f"{label} {percent(report[key])}" for key, label in _MEASURES.items()
             )
             lines.append(f"{name} ({report['examples']} images): {figures}")
-        if "distillation" in self.results:
-            found = self.results["distillation"]
-            lines.append(
-                f"student: {found['student']['parameters']:,} parameters, "
-                f"{found['smaller']:.2f} times fewer than the teacher, and "
-                f"{found['faster']:.2f} times as many images a second"
-            )
-        if self.results["test"] is None:
+        lines += [f"{text} {name}" for name, text in highlights(self.results).items()]
+        if self.results["test"] is None and "continual" not in self.results:
             lines.append(
                 "There is no test split: give one as test/ beside train/, or score "
                 "other images with afterimage evaluate"
@@ -93,29 +87,47 @@ class FinetuneResult:
         return "\n".join(lines)
 
 
+def highlights(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a method beyond plain training reached, by what it is: {name: figure}."""
+    found = {}
+    if "distillation" in results:
+        gain = results["distillation"]
+        found["times fewer parameters than the teacher"] = f"{gain['smaller']:.2f}"
+        found["times as many images a second"] = f"{gain['faster']:.2f}"
+    for name in ("average_accuracy", "forgetting", "forward_transfer"):
+        value = results.get("continual", {}).get(name)
+        if value is not None:
+            found[name.replace("_", " ")] = f"{100 * value:.1f} %"
+    return found
+
+
 def write_run_report(
-    run: Run, config: FinetuneConfig, results: Mapping[str, Any], *, description: str
+    run: Run,
+    config: FinetuneConfig,
+    results: Mapping[str, Any],
+    *,
+    description: str,
+    more_curves: Mapping[str, Mapping[str, Any]] = {},
+    more_grids: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {},
 ) -> None:
-    """report.html and confusion.md of a finished run."""
+    """report.html and confusion.md of a finished run; `more_…` stand first."""
     rows = run.metrics.rows
     name = "test" if results["test"] is not None else "validation"
     scored = results[name]
-    headline, grids = {}, {}
+    headline, grids = highlights(results), dict(more_grids)
     if scored is not None:
         for key, label in _MEASURES.items():
             headline[f"{name} {label} (95 % interval)"] = percent(scored[key])
-        grids = _grids(scored)
+        grids |= _grids(scored)
         (run.path / "confusion.md").write_text(report_text(scored))
     if "distillation" in results:
-        found = results["distillation"]
-        grids["Teacher and student"] = distillation_grid(found)
-        headline["times fewer parameters than the teacher"] = f"{found['smaller']:.2f}"
-        headline["times as many images a second"] = f"{found['faster']:.2f}"
+        grids["Teacher and student"] = distillation_grid(results["distillation"])
     validated = any("eval/accuracy" in row for row in rows)
     kind, prefix = (
         ("validation", "") if validated else ("training, evaluated", "train_")
     )
     curves = {
+        **more_curves,
         "Cross-entropy": {
             "training": logged(rows, "train/cross_entropy"),
             kind: logged(rows, f"eval/{prefix}loss"),
@@ -135,7 +147,10 @@ def write_run_report(
             f"chosen by: {results['selection']['rule']}"
         ),
         headline=headline,
-        curves=curves,
+        curves={
+            name: {kind: points for kind, points in series.items() if points}
+            for name, series in curves.items()
+        },
         logarithmic=["Cross-entropy"],
         grids=grids,
         tables={
