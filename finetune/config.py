@@ -9,6 +9,7 @@ from finetune.options import (
     AnchorOptions,
     ContinualOptions,
     DistillationOptions,
+    EpisodeOptions,
     TargetOptions,
     is_default,
 )
@@ -22,6 +23,7 @@ class FinetuneConfig(
     TargetOptions,
     DistillationOptions,
     ContinualOptions,
+    EpisodeOptions,
     TrainingOptions,
     RunOptions,
     DataOptions,
@@ -123,6 +125,7 @@ class FinetuneConfig(
             TargetOptions.problems(self),
             DistillationOptions.problems(self),
             ContinualOptions.problems(self),
+            EpisodeOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self._mistakes(),
@@ -179,20 +182,22 @@ class FinetuneConfig(
         return found
 
     def _task_mistakes(self) -> list[str]:
-        """Settings that a sequence of tasks leaves no meaning."""
-        if not self.tasks:
+        """Settings that a sequence of tasks, or episodes, leave no meaning."""
+        if not self.by_last_step:
             return []
-        found = []
+        what, found = "tasks" if self.tasks else "meta", []
         if self.mode not in ("full", "scratch"):
-            found.append(f"mode={self.mode!r}: tasks are learned in full or scratch")
+            found.append(f"mode={self.mode!r}: with {what} only full or scratch")
         if self.select not in ("auto", "last"):
-            found.append(f"select={self.select!r}: each task ends with its last step")
-        alone = (
+            found.append(f"select={self.select!r}: with {what} the last step counts")
+        alone = [
             *("target", "teacher", "l2_sp", "l2_head", "kl", "delta"),
             *("class_weights", "label_smoothing", "ema"),
-        )
+        ]
+        if self.meta != "none":
+            alone += ["tasks", "accumulate"]
         return found + [
-            f"{name}={getattr(self, name)!r}: not with tasks; leave it out"
+            f"{name}={getattr(self, name)!r}: not with {what}; leave it out"
             for name in alone
             if not is_default(self, name)
         ]
@@ -243,6 +248,11 @@ class FinetuneConfig(
         if self.steps is None and self.epochs is None:
             return min(max(total, _FEWEST_STEPS), _MOST_STEPS)
         return total
+
+    @property
+    def by_last_step(self) -> bool:
+        """Whether the run is a sequence of tasks or of episodes: no step is chosen."""
+        return bool(self.tasks) or self.meta != "none"
 
     @property
     def limited(self) -> bool:

@@ -84,8 +84,8 @@ def labelled(images: ImageSet | None) -> ImageSet | None:
 def _validation(
     config: FinetuneConfig, train: ImageSet, given: ImageSet | None
 ) -> tuple[ImageSet, ImageSet | None, str]:
-    if config.tasks:
-        return train, None, "the last step of each task"
+    if config.by_last_step:
+        return train, None, "the last step" + (" of each task" if config.tasks else "")
     if config.select == "last":
         return train, None, "last step (as asked for)"
     if given is not None:

@@ -5,6 +5,8 @@ from afterimage.runs import Run
 from finetune.config import FinetuneConfig
 from finetune.continual.parts import ContinualParts
 from finetune.continual.program import ContinualProgram
+from finetune.episodes.parts import EpisodeParts
+from finetune.episodes.program import EpisodeProgram
 from finetune.opening import open_all
 from finetune.parts import Parts
 from finetune.running import Program
@@ -30,4 +32,6 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         opened.record(run)
         if config.tasks:
             return ContinualProgram(ContinualParts(config, opened), run).run()
+        if config.meta != "none":
+            return EpisodeProgram(EpisodeParts(config, opened), run).run()
         return Program(Parts(config, opened), run).run()

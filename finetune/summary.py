@@ -72,7 +72,9 @@ class FinetuneResult:
             )
             lines.append(f"{name} ({report['examples']} images): {figures}")
         lines += [f"{text} {name}" for name, text in highlights(self.results).items()]
-        if self.results["test"] is None and "continual" not in self.results:
+        if self.results["test"] is None and {"continual", "episodes"}.isdisjoint(
+            self.results
+        ):
             lines.append(
                 "There is no test split: give one as test/ beside train/, or score "
                 "other images with afterimage evaluate"
@@ -98,6 +100,12 @@ def highlights(results: Mapping[str, Any]) -> dict[str, str]:
         value = results.get("continual", {}).get(name)
         if value is not None:
             found[name.replace("_", " ")] = f"{100 * value:.1f} %"
+    episodes = results.get("episodes")
+    if episodes is not None:
+        row = episodes["accuracy"][episodes["method"]]
+        found[f"on {episodes['test_episodes']} held-out episodes (95 % interval)"] = (
+            percent(row)
+        )
     return found
 
 

@@ -57,6 +57,7 @@ class Trainer:
             ),
             partition=partition,
             options=options,
+            gradient=phase.gradient,
         )
         return Ready(partition, optimiser, step)
 

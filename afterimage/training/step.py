@@ -17,8 +17,16 @@ from afterimage.training.state import State
 Batch = Mapping[str, Array]
 Loss = Callable[..., tuple[Array, tuple[dict[str, Array], Any]]]
 """loss(params, stats, batch, key, step) -> (scalar, (metrics, new stats))"""
+Estimator = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""estimator(f) = g, where f(trainable, stats, batch, key) -> (value, (metrics, stats))
+and g, of the same arguments, gives (what f gives, the gradient by `trainable`)"""
 Step = Callable[[State, Batch, Batch], tuple[State, dict[str, Array]]]
 """step(state, batch, resident data) -> (state, metrics)"""
+
+
+def plain_gradient(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient itself, by reverse mode."""
+    return jax.value_and_grad(loss, has_aux=True)
 
 
 def _micro_batches(batch: Batch, count: int) -> list[dict[str, Array]]:
@@ -27,7 +35,12 @@ def _micro_batches(batch: Batch, count: int) -> list[dict[str, Array]]:
 
 
 def _gradients(
-    loss: Loss, partition: Partition, state: State, batch: Batch, accumulate: int
+    loss: Loss,
+    estimator: Estimator,
+    partition: Partition,
+    state: State,
+    batch: Batch,
+    accumulate: int,
 ) -> tuple[Array, dict[str, Array], Any, dict[str, Array]]:
     """(loss, metrics, stats, gradients), each the mean over the micro-batches."""
     trainable, frozen = partition.split(state["params"])
@@ -37,7 +50,7 @@ def _gradients(
         params = partition.merge(trainable, frozen)
         return loss(params, stats, batch, key, state["step"])
 
-    grad = jax.value_and_grad(of_trainable, has_aux=True)
+    grad = estimator(of_trainable)
     if accumulate == 1:
         (value, (metrics, stats)), grads = grad(trainable, state["stats"], batch, key)
         return value, metrics, stats, grads
@@ -68,9 +81,11 @@ def make_step(
     schedule: Schedule,
     partition: Partition,
     options: TrainingOptions,
+    gradient: Estimator = plain_gradient,
 ) -> Step:
-    """The unjitted step. A non-finite loss or gradient leaves everything but the counts
-    as it was: parameters, moments, running mean and statistics.
+    """The unjitted step; `gradient` says how the loss is differentiated. A non-finite
+    loss or gradient leaves everything but the counts as it was: parameters, moments,
+    running mean and statistics.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `lr`, `skipped`,
     `bad_row`, and what the loss reports.
@@ -79,7 +94,7 @@ def make_step(
     def step(state: State, batch: Batch, data: Batch):
         batch = {**batch, **_resident_rows(batch, data)}
         value, metrics, stats, grads = _gradients(
-            loss, partition, state, batch, options.accumulate
+            loss, gradient, partition, state, batch, options.accumulate
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)

@@ -100,7 +100,7 @@ def make_tasks(config: FinetuneConfig, names: tuple[str, ...]) -> Tasks:
     twice = sorted({name for name in flat if flat.count(name) > 1})
     problems += [f"{name!r} is named twice" for name in twice]
     problems += [
-        f"task {i} has one class, {group[0]!r}: nothing to tell apart"
+        f"task {i} has one class, {group!r}: nothing to tell apart"
         for i, group in enumerate(groups, 1)
         if len(group) < 2
     ]

@@ -66,7 +66,7 @@ def elastic(weight: float) -> Term:
 
     F is the Fisher information summed over the earlier tasks and θ* its weighted mean
     of their parameters, so that the gradient is that of a penalty for each task
-    (Kirkpatrick et al. 2017, eq. 3; see `finetune.continual.memory.consolidated`).
+    (Kirkpatrick et al. 2017; see `finetune.continual.memory.consolidated`).
     """
 
     def fn(view: View) -> TermResult:
@@ -88,7 +88,7 @@ def without_forgetting(
     """LwF: w · Σ_h T² KL(p°_h ‖ p_h) on the new task's images, h the old outlets.
 
     p° from the model as it was before this task (Li & Hoiem 2016, "Learning without
-    forgetting", eq. 2-3, T = 2). T² keeps the gradient's size (Hinton et al. 2015).
+    forgetting", T = 2). T² keeps the gradient's size (Hinton et al. 2015).
     """
 
     def fn(view: View) -> TermResult:
