@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from afterimage.data import eval_batches
@@ -40,20 +39,15 @@ def begin(parts: Parts, run: Run, say: Callable[[str], None]) -> State:
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
     some = spaced(parts.known, _MOST_TO_STANDARDISE)
     batches = eval_batches(some, config.batch_size)
-    stats = standardise(parts.classifier, params, stats, batches)
-    return parts.fresh(*_prepared(parts, params, stats, say))
+    stats = standardise(parts.classifier, params, stats, batches, parts.fresh_heads)
+    return parts.fresh(params, _prepared(parts, params, stats, say))
 
 
 def _prepared(
     parts: Parts, params: Tree, stats: Tree, say: Callable[[str], None]
-) -> tuple[Tree, Tree]:
-    """(params, stats) with the source's head, Fisher information, density ratios."""
+) -> Tree:
+    """`stats` with Fisher information and density ratios."""
     config, kept = parts.config, stats.get("anchors")
-    if kept is not None and "heads" in kept["params"]:
-        # The source's head goes on from where it was, on its own features.
-        name = anchors.SOURCE_HEAD
-        for tree, part in ((params, "params"), (stats, "stats")):
-            tree["heads"][name] = jax.tree.map(jnp.copy, kept[part]["heads"][name])
     if config.l2_sp_fisher:
         assert kept is not None
         kept["fisher"] = anchors.measure_fisher(
@@ -70,7 +64,7 @@ def _prepared(
         )
         say(shift.describe_weights(config, weights))
         stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
-    return params, stats
+    return stats
 
 
 def _transferred(report: Report) -> str:

@@ -10,7 +10,7 @@ in `stats`: a rate that suits one encoder's head then suits another's.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -205,13 +205,14 @@ def standardise(
     params: Tree,
     stats: Tree,
     batches: Iterable[Mapping[str, np.ndarray]],
+    heads: Sequence[str],
 ) -> Tree:
-    """`stats` with each head's feature mean and deviation over these batches.
+    """`stats` with the feature mean and deviation of `heads` over these batches.
 
     Batches have `image` (uint8) and `mask`. A deviation below a hundredth of the
     largest counts as that: a feature that hardly moves is not blown up.
     """
-    kinds = {name: config.features for name, (config, _) in classifier.heads.items()}
+    kinds = {name: classifier.heads[name][0].features for name in heads}
 
     @runtime.jit
     def moments(params, stats, images, mask):
@@ -233,13 +234,13 @@ def standardise(
         total = found if total is None else jax.tree.map(np.add, total, found)
         count += int(np.asarray(batch["mask"]).sum())
     assert total is not None
-    heads = {}
+    found = dict(stats["heads"])
     for name, (first, second) in total.items():
         mean = first / count
         std = np.sqrt(np.maximum(second / count - mean**2, 0.0))
         std = np.maximum(std, 0.01 * std.max()) if std.max() > 0 else np.ones_like(std)
-        heads[name] = {
+        found[name] = {
             "mean": jnp.asarray(mean, jnp.float32),
             "std": jnp.asarray(std, jnp.float32),
         }
-    return {**stats, "heads": heads}
+    return {**stats, "heads": found}

@@ -80,6 +80,11 @@ class Parts:
         own = {HEAD: self.head}
         return own if source_head is None else own | {SOURCE_HEAD: source_head[0]}
 
+    @property
+    def fresh_heads(self) -> list[str]:
+        """The heads that do not come from the source."""
+        return [name for name in self.classifier.heads if name != SOURCE_HEAD]
+
     def make_stage(self) -> Stage:
         """The phases of the mode."""
         return make_stage(

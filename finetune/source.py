@@ -5,6 +5,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
 from afterimage.errors import DataError, UserError
 from afterimage.models import ModelConfig
@@ -132,17 +135,23 @@ def load_weights(
 ) -> tuple[Tree, Tree, dict[str, Report]]:
     """(params, stats, reports): the encoder's leaves from the source, heads fresh.
 
+    The source's own head, where the anchors keep it, goes on from where it was.
+
     Raises TransferError, listing all, for every leaf that does not fit and is not named
     in `may_differ`.
     """
     expected = ("^heads/", *may_differ)
     loaded, reports = [], {}
-    for name, stored, tree in (
+    anchors = stats.get("anchors", {})
+    for name, encoder, tree in (
         ("params", source.params, params),
         ("stats", source.stats, stats),
     ):
+        # Copies: the state is donated, and one buffer cannot be donated twice.
+        heads = jax.tree.map(jnp.copy, anchors.get(name, {}).get("heads", {}))
+        stored = {"encoder": encoder, "heads": heads}
         # What terms keep beside the model is none of the source's.
         model = {part: tree[part] for part in ("encoder", "heads")}
-        model, reports[name] = transfer({"encoder": stored}, model, may_differ=expected)
+        model, reports[name] = transfer(stored, model, may_differ=expected)
         loaded.append({**tree, **model})
     return loaded[0], loaded[1], reports

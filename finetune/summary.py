@@ -149,11 +149,7 @@ def write_run_report(
     write_report(
         run.path / "report.html",
         title=f"{config.mode} on {config.data}",
-        lead=(
-            f"{run.path} · from {config.from_} · {results['training_images']} labelled "
-            f"images · step {results['selection']['step']} of {results['steps']}, "
-            f"chosen by: {results['selection']['rule']}"
-        ),
+        lead=_lead(run, config, results),
         headline=headline,
         curves={
             name: {kind: points for kind, points in series.items() if points}
@@ -179,6 +175,22 @@ def distillation_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[An
         [who, *(found[who].get(n) for n in names)] for who in ("teacher", "student")
     ]
     return ["", *(name.replace("_", " ") for name in names)], rows
+
+
+def _lead(run: Run, config: FinetuneConfig, results: Mapping[str, Any]) -> str:
+    selection = results["selection"]
+    facts = [
+        str(run.path),
+        f"from {config.from_}",
+        f"{results['training_images']} labelled images",
+    ]
+    if "target" in results:
+        facts.append(f"target {results['target']}, on which test figures are taken")
+    facts.append(
+        f"step {selection['step']} of {results['steps']}, chosen by: "
+        f"{selection['rule']}"
+    )
+    return " · ".join(facts)
 
 
 def _grids(scored: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Settings of a pretraining run: flat, frozen, documented, checked when made."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from afterimage.training.options import (
     DataOptions,
@@ -9,13 +9,14 @@ from afterimage.training.options import (
     TrainingOptions,
     check,
 )
+from pretrain.options import ObjectiveOptions
 
 USUAL_STRENGTH = {"gaussian": 1.0, "salt-and-pepper": 0.25, "erasing": 0.25}
 """What `corruption_strength` is where it is not given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
+class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions):
     """Pretrain an encoder-decoder to reconstruct images; keep the encoder."""
 
     model: str = "conv"
@@ -25,11 +26,21 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     norm: Literal["rms", "layer", "group", "batch"] | None = None
     """Normalisation inside the network. Default: the model's own."""
 
-    decoder: Literal["light", "symmetric", "transposed", "nearest", "unpool"] | None = (
-        None
-    )
+    decoder: (
+        Literal[
+            "light",
+            "symmetric",
+            "transposed",
+            "nearest",
+            "unpool",
+            "hierarchical",
+            "block",
+        ]
+        | None
+    ) = None
     """How the features become an image again; thrown away afterwards. Default: the
-    model's own."""
+    model's own; with objective=masked, which takes one of the last two, hierarchical:
+    every feature map takes part, or block: only the last, cheaper."""
 
     bottleneck: int | None = None
     """Squeeze the features through one vector of this many numbers, which then is the
@@ -43,9 +54,21 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     huber: of its standard deviation; bce: nats, for pixels as probabilities; ssim: 84 %
     structural dissimilarity, 16 % l1 of pixels in [0, 1]."""
 
-    target: Literal["data", "image"] = "data"
-    """What is reconstructed: images normalised by the data's statistics, or each by its
-    own mean and spread, so that brightness and contrast cost nothing."""
+    gradient_weight: float = 0.0
+    """Adds the mean size of the differences of neighbouring pixels of the error, times
+    this: edges count more."""
+
+    laplacian_weight: float = 0.0
+    """Adds the mean size of the error at every scale (a Laplacian pyramid), times
+    this."""
+
+    ssim_weight: float = 0.0
+    """Adds the structural dissimilarity, times this."""
+
+    target: Literal["data", "image", "patch"] = "data"
+    """What is reconstructed: images normalised by the data's statistics, or each image,
+    or with objective=masked each patch, by its own mean and spread, so that brightness
+    and contrast cost nothing."""
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
     """What the encoder's input suffers and the decoder must undo (a denoising
@@ -71,6 +94,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     def __post_init__(self) -> None:
         check(
             DataOptions.problems(self),
+            ObjectiveOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self.problems(),
@@ -80,38 +104,56 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         """Every setting of this stage that cannot work, in one list."""
         # Here, not above: naming a setting on the command line needs no JAX.
         from pretrain.corruptions import corruption_mistakes
-        from pretrain.objectives import objective_mistakes
+        from pretrain.losses import loss_mistakes
 
-        found = objective_mistakes(self.loss, self.target)
+        found = loss_mistakes(self.loss, self.target, self.ssim_weight)
         found += corruption_mistakes(self.corruption, self.strength)
         if self.corruption == "none" and self.corruption_strength is not None:
             found.append(
                 f"corruption_strength={self.corruption_strength} without a corruption: "
                 "choose one, e.g. corruption='gaussian'"
             )
+        for name in ("gradient_weight", "laplacian_weight", "ssim_weight"):
+            if not getattr(self, name) >= 0:
+                found.append(f"{name}={getattr(self, name)}: at least 0")
         for name in ("probe_images", "pictures"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)}: at least 0")
+        if self.target == "patch" and self.objective != "masked":
+            found.append("target='patch' is for the patches of objective='masked'")
+        if self.target == "patch" and self.mask_patch == 1:
+            found.append("target='patch' leaves nothing of patches of mask_patch=1")
         if self.probe_k < 1:
             found.append(f"probe_k={self.probe_k}: at least 1")
         return found + self._model_problems()
 
     def _model_problems(self) -> list[str]:
         from afterimage.errors import UserError
-        from afterimage.models.config import ModelConfig
+        from afterimage.models.config import MASKED_DECODERS, ModelConfig
 
         try:
             # The size and channels are the data's, and not known yet.
-            ModelConfig(
-                name=self.model,
-                norm=self.norm or "",
-                decoder=self.decoder or "",
-                bottleneck=self.bottleneck,
-                width=self.width,
-            )
+            model = ModelConfig(**self.model_settings())
         except UserError as error:
             return [str(error)]
-        return []
+        if (self.objective == "masked") == (model.decoder in MASKED_DECODERS):
+            return []
+        return [
+            f"decoder={model.decoder!r} with objective={self.objective!r}: masked "
+            f"images, and they alone, need one of {', '.join(MASKED_DECODERS)}"
+        ]
+
+    def model_settings(self) -> dict[str, Any]:
+        """What these settings say of a `ModelConfig`; size and channels are missing."""
+        usual = "hierarchical" if self.objective == "masked" else ""
+        return {
+            "name": self.model,
+            "norm": self.norm or "",
+            "decoder": self.decoder or usual,
+            "bottleneck": self.bottleneck,
+            "width": self.width,
+            "remat": self.remat,
+        }
 
     @property
     def strength(self) -> float:

@@ -51,15 +51,15 @@ class Evaluation:
         self.baselines: Report = {}
         self.report: Report = {}
         """The last `probe_report`, with the baselines' rows."""
-        objective = reconstruction.objective
 
         def look(params: Tree, stats: Tree, batch: Tree, key: Array):
-            pixels, corrupted, output = reconstruction.reconstruct(
-                params, stats, batch["image"], key
-            )
-            values = objective.per_image(output, objective.targets(pixels))
-            total = jnp.sum(jnp.where(batch["mask"], values, 0))
-            return total, (pixels, corrupted, objective.pictures(output, pixels))
+            found, rows = reconstruction.look(params, stats, batch["image"], key)
+
+            def total(values: Array) -> Array:
+                counts = batch["mask"].reshape(-1, *(1 for _ in values.shape[1:]))
+                return jnp.sum(jnp.where(counts, values, 0), axis=0)
+
+            return jax.tree.map(total, found), rows
 
         def features(params: Tree, stats: Tree, batch: Tree):
             inputs = reconstruction.preprocessing.normalise(batch["image"])
@@ -67,6 +67,7 @@ class Evaluation:
 
         # One function for loss and pictures: compiling is most of a short run.
         self._look, self._features = sweep.jit(look), sweep.jit(features)
+        self._samples = sweep.jit(reconstruction.samples)
         self.mean_image_loss = self._mean_image_loss(spaced(train, _MEAN_IMAGES))
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
@@ -85,14 +86,14 @@ class Evaluation:
     ) -> Mapping[str, float]:
         """Metrics at this step; writes its picture. `check` is called between batches.
 
-        `loss` and `relative_loss` of the held-out images, corrupted as in training by
-        the same draws every time; `effective_rank` of their features; where there are
-        labels `knn` and `ridge`, each beside `_raw_pixels` and `_untrained`. A loss
-        that is not finite comes alone.
+        `loss` and `relative_loss` of the held-out images, corrupted or masked as in
+        training by the same draws every time, and what the objective measures;
+        `effective_rank` of their features; where there are labels `knn` and `ridge`,
+        each beside `_raw_pixels` and `_untrained`. Losses that are not finite come
+        alone.
         """
-        loss = self.loss(params, stats, check)
-        results = {"loss": loss, "relative_loss": loss / self.mean_image_loss}
-        if not math.isfinite(loss):  # the run has diverged: the loop ends it
+        results = self.losses(params, stats, check)
+        if not math.isfinite(results["loss"]):  # diverged: the loop ends the run
             return results
         if self.config.pictures:
             self._picture(params, stats, step)
@@ -108,13 +109,27 @@ class Evaluation:
         results["effective_rank"] = ours[TRAINED]["effective_rank"]
         return results | probe_metrics(self.report)
 
-    def loss(self, params: Tree, stats: Tree, check: Check) -> float:
-        """Mean loss over the held-out images."""
-        total = 0.0
+    def losses(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
+        """Mean loss over the held-out images, and the objective's own metrics.
+
+        `relative_loss` is of the reconstruction alone, without what is paid besides.
+        """
+        totals: dict[str, Any] = {}
         for number, batch, _ in self.sweep.batches(self.held):
             check()
-            total += float(self._look(params, stats, batch, self._key(number))[0])
-        return total / len(self.held)
+            found, _ = self._look(params, stats, batch, self._key(number))
+            for name, total in found.items():
+                more = np.asarray(total, np.float64)
+                totals[name] = totals.get(name, 0.0) + more
+        means = {name: total / len(self.held) for name, total in totals.items()}
+        loss = float(means.pop("loss"))
+        relative = float(means.get("reconstruction", loss)) / self.mean_image_loss
+        own = self.reconstruction.summarise(means)
+        return {
+            "loss": loss,
+            "relative_loss": relative,
+            **{name: float(value) for name, value in own.items()},
+        }
 
     def features(
         self, params: Tree, stats: Tree, images: ImageSet, check: Check
@@ -136,10 +151,11 @@ class Evaluation:
         for number, batch, mask in self.sweep.batches(chosen):
             _, found = self._look(params, stats, batch, self._key(number))
             views.append([np.asarray(view)[mask] for view in found])
-        pixels, corrupted, output = (np.concatenate(v) for v in zip(*views))
-        rows = {"input": pixels, "corrupted": corrupted, "reconstruction": output}
-        if self.config.corruption == "none":
-            del rows["corrupted"]
+        columns = [np.concatenate(view) for view in zip(*views)]
+        rows = dict(zip(self.reconstruction.rows, columns, strict=True))
+        samples = self._samples(params, stats, columns[0], self._key(0))
+        if samples is not None:
+            rows["samples"] = np.asarray(samples)
         picture = draw_rows(rows)
         if self.run.first:
             write_png(picture, self.run.pictures / f"step-{step:07d}.png")
@@ -147,23 +163,23 @@ class Evaluation:
 
     def _mean_image_loss(self, some: ImageSet) -> float:
         """The held-out loss of always predicting the mean of the training targets."""
-        objective = self.reconstruction.objective
+        loss = self.reconstruction.loss
 
         def target_sum(batch: Tree):
-            targets = objective.targets(to_pixels(batch["image"]))
+            targets = loss.targets(to_pixels(batch["image"]))
             mask = batch["mask"].reshape(-1, 1, 1, 1)
             return jnp.sum(jnp.where(mask, targets, 0), axis=0)
 
         def constant_loss(constant: Any, batch: Tree):
-            targets = objective.targets(to_pixels(batch["image"]))
+            targets = loss.targets(to_pixels(batch["image"]))
             output = jnp.broadcast_to(constant[None], targets.shape)
-            values = objective.per_image(output, targets)
+            values = loss.per_image(output, targets)
             return jnp.sum(jnp.where(batch["mask"], values, 0))
 
         target_sum, constant_loss = map(self.sweep.jit, (target_sum, constant_loss))
         sums = [np.asarray(target_sum(b)) for _, b, _ in self.sweep.batches(some)]
         mean = np.sum(sums, axis=0, dtype=np.float64) / len(some)
-        constant = np.asarray(objective.constant_output(jnp.asarray(mean, jnp.float32)))
+        constant = np.asarray(loss.constant_output(jnp.asarray(mean, jnp.float32)))
         batches = self.sweep.batches(self.held)
         total = sum(float(constant_loss(constant, b)) for _, b, _ in batches)
         # Identical images are predicted perfectly by their mean: nothing to divide by.

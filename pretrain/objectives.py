@@ -1,213 +1,26 @@
-"""What a reconstruction is scored by, and in which units.
+"""The table of objectives; what they have in common is said in `plain`."""
 
-Three spaces occur: *pixels* in [0, 1]; *standardised* images, `(pixels - mean) / std`
-by the training data's channel statistics (what the network sees); and the *target*,
-what the network's output is compared with. The target is the standardised image, the
-same normalised image by image (`target="image"`), or the pixels (`bce`, where the
-network's output is a logit). Every loss is a mean over one image's values, so it
-depends on neither image nor batch size.
-"""
+from collections.abc import Mapping
 
-import dataclasses
-from typing import Literal, get_args
+from afterimage.models import ModelConfig
+from pretrain.config import PretrainConfig
+from pretrain.contractive import Contractive
+from pretrain.masked import Masked
+from pretrain.plain import Plain
+from pretrain.quantised import Quantised
+from pretrain.sparse import Sparse
+from pretrain.variational import Variational
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Shaped
-
-from afterimage.data.preprocessing import Preprocessing
-from afterimage.errors import UserError
-
-Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
-Target = Literal["data", "image"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-
-Images = Float[Array, "b h w c"]
-PerImage = Float[Array, " b"]
-
-HUBER_DELTA = 1.0
-SSIM_WEIGHT = 0.84
-# A flat image has no contrast to normalise by: it keeps its (zero) values.
-_VARIANCE_FLOOR = 1e-6
+OBJECTIVES: Mapping[str, type[Plain]] = {
+    "plain": Plain,
+    "masked": Masked,
+    "variational": Variational,
+    "sparse": Sparse,
+    "vq": Quantised,
+    "contractive": Contractive,
+}
 
 
-def mse(prediction: Images, target: Images) -> PerImage:
-    """Mean squared error, `mean((p - t)^2)`, without the factor 1/2; [B], ≥ 0.
-
-    On standardised images the unit is the data's variance: 1 is what predicting the
-    channel means scores.
-    """
-    return jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))
-
-
-def l1(prediction: Images, target: Images) -> PerImage:
-    """Mean absolute error, `mean(|p - t|)`; [B], ≥ 0, in units of the data's std."""
-    return jnp.mean(jnp.abs(prediction - target), axis=(1, 2, 3))
-
-
-def huber(prediction: Images, target: Images) -> PerImage:
-    """Huber loss with δ = 1: `e²/2` for |e| ≤ δ, else `δ(|e| - δ/2)`; [B], ≥ 0.
-
-    Quadratic up to one standard deviation of the data, linear beyond. Near zero it is
-    half of `mse`.
-    """
-    error = jnp.abs(prediction - target)
-    inner = jnp.minimum(error, HUBER_DELTA)
-    return jnp.mean(inner * (error - 0.5 * inner), axis=(1, 2, 3))
-
-
-def bce(logits: Images, target: Images) -> PerImage:
-    """Binary cross-entropy of pixels in [0, 1] given logits; [B], nats per value.
-
-    `-t log σ(z) - (1 - t) log(1 - σ(z))`, computed as `max(z, 0) - zt +
-    log(1 + e^-|z|)`, which overflows nowhere. Grey targets have a floor above zero:
-    their own entropy.
-    """
-    overflow_free = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return jnp.mean(overflow_free - logits * target, axis=(1, 2, 3))
-
-
-def ssim_window(height: int, width: int) -> np.ndarray:
-    """The normalised 1-D Gaussian of SSIM: σ 1.5, 11 taps, fewer in a smaller image.
-
-    The length is the largest odd number that is ≤ 11 and fits both sides.
-    """
-    size = min(11, height, width)
-    size -= 1 - size % 2
-    taps = np.exp(-0.5 * ((np.arange(size) - size // 2) / 1.5) ** 2)
-    return taps / taps.sum()
-
-
-def _blur_matrix(length: int, window: np.ndarray) -> np.ndarray:
-    """[length - k + 1, length]: one filtering along one side, borders left out."""
-    rows = length - len(window) + 1
-    matrix = np.zeros((rows, length), np.float32)
-    for row in range(rows):
-        matrix[row, row : row + len(window)] = window
-    return matrix
-
-
-def ssim(prediction: Images, target: Images) -> PerImage:
-    """Mean structural similarity of pixels in [0, 1]; [B], in [-1, 1], 1 if equal.
-
-    `(2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2))`, moments weighted
-    by a Gaussian window, averaged over all windows inside the image and over channels;
-    C1 = 0.01², C2 = 0.03². Same as scikit-image's `structural_similarity` with
-    `gaussian_weights=True, use_sample_covariance=False, data_range=1` (its source was
-    read), after Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 13 (2004).
-    """
-    _, height, width, _ = prediction.shape
-    window = ssim_window(height, width)
-    down, across = _blur_matrix(height, window), _blur_matrix(width, window)
-
-    def blur(x: Array) -> Array:
-        # Banded matrix products, not shifted sums: 22 against 1,095 ms for loss and
-        # gradient at 256x32x32x3 on two cores.
-        x = jnp.einsum("oh,bhwc->bowc", down, x)
-        return jnp.einsum("pw,bowc->bopc", across, x)
-
-    c1, c2 = 0.01**2, 0.03**2
-    mean_x, mean_y = blur(prediction), blur(target)
-    product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
-    covariance = blur(prediction * target) - product
-    variances = blur(prediction**2 + target**2) - squares
-    score = (2 * product + c1) * (2 * covariance + c2)
-    score = score / ((squares + c1) * (variances + c2))
-    return jnp.mean(score, axis=(1, 2, 3))
-
-
-def masked_mean(values: PerImage, mask: Shaped[Array, " b"] | None = None) -> Array:
-    """Mean over the images that count; padding (mask false) weighs nothing, even NaN.
-
-    An all-false mask gives 0.
-    """
-    if mask is None:
-        return jnp.mean(values)
-    mask = mask.astype(bool)
-    total = jnp.sum(jnp.where(mask, values, 0))
-    return total / jnp.maximum(jnp.sum(mask), 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """A reconstruction loss with its target space.
-
-    `preprocessing` standardises the network's input; targets use the same statistics.
-    Raises UserError when loss and target do not go together.
-    """
-
-    loss: str
-    target: str
-    preprocessing: Preprocessing
-
-    def __post_init__(self) -> None:
-        mistakes = objective_mistakes(self.loss, self.target)
-        if mistakes:
-            raise UserError("\n".join(mistakes))
-
-    def targets(self, pixels: Images) -> Images:
-        """Pixels in [0, 1] -> what the network's output is compared with."""
-        if self.loss == "bce":
-            return pixels
-        standardised = self.preprocessing.normalise(pixels)
-        if self.target == "data":
-            return standardised
-        centre, spread = _image_moments(standardised)
-        return (standardised - centre) / spread
-
-    def per_image(self, output: Images, target: Images) -> PerImage:
-        """Network output and target, [B,H,W,C] each -> loss of each image, [B]."""
-        if self.loss == "ssim":
-            x = self.preprocessing.denormalise(output)
-            y = self.preprocessing.denormalise(target)
-            return SSIM_WEIGHT * (1 - ssim(x, y)) + (1 - SSIM_WEIGHT) * l1(x, y)
-        function = {"mse": mse, "l1": l1, "huber": huber, "bce": bce}[self.loss]
-        return function(output, target)
-
-    def pictures(self, output: Images, pixels: Images) -> Images:
-        """Network output -> pixels in [0, 1].
-
-        With `target="image"` the network does not predict brightness and contrast:
-        they are taken from the image itself, `pixels`.
-        """
-        if self.loss == "bce":
-            return jax.nn.sigmoid(output)
-        if self.target == "image":
-            centre, spread = _image_moments(self.preprocessing.normalise(pixels))
-            output = output * spread + centre
-        return jnp.clip(self.preprocessing.denormalise(output), 0, 1)
-
-    def constant_output(self, mean_target: Float[Array, "h w c"]) -> Array:
-        """The mean of all targets, as the network would have to say it; [H,W,C]."""
-        if self.loss != "bce":
-            return mean_target
-        # A pixel that never changes would need an infinite logit.
-        chance = jnp.clip(mean_target, 1e-6, 1 - 1e-6)
-        return jnp.log(chance) - jnp.log1p(-chance)
-
-
-def objective_mistakes(loss: str, target: str) -> list[str]:
-    """What is wrong with this pair of settings, one sentence each; empty if nothing."""
-    mistakes = []
-    if loss not in LOSSES:
-        mistakes.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
-    if target not in get_args(Target):
-        mistakes.append(f"target={target!r} is neither 'data' nor 'image'.")
-    if target == "image" and loss in ("bce", "ssim"):
-        mistakes.append(
-            f"loss={loss!r} compares pixels in [0, 1], which target='image' does away "
-            "with. Use target='data', or loss 'mse', 'l1' or 'huber'."
-        )
-    return mistakes
-
-
-def _image_moments(images: Images) -> tuple[Array, Array]:
-    """Mean and standard deviation of each image over pixels and channels, [B,1,1,1].
-
-    The whole-image form of the per-patch target of He et al., "Masked Autoencoders Are
-    Scalable Vision Learners" (2022), `norm_pix_loss` in its code.
-    """
-    centre = jnp.mean(images, axis=(1, 2, 3), keepdims=True)
-    variance = jnp.mean(jnp.square(images - centre), axis=(1, 2, 3), keepdims=True)
-    return centre, jnp.sqrt(variance + _VARIANCE_FLOOR)
+def make_objective(config: PretrainConfig, model: ModelConfig) -> Plain:
+    """The objective that `config.objective` names, for this model."""
+    return OBJECTIVES[config.objective](config, model)

@@ -41,6 +41,25 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="50 epochs; of 60,000 images: 3 million images, 11,719 steps of 256",
     ),
+    "small-images-masked": Preset(
+        about="the same images, masked: patches are predicted from the others",
+        command=(
+            "afterimage pretrain --preset small-images-masked --data tfds:cifar10 "
+            "--out runs/cifar10-masked"
+        ),
+        settings={
+            "model": "conv",
+            "image_size": 32,
+            "epochs": 50.0,
+            "batch_size": 256,
+            "objective": "masked",
+            "mask_ratio": 0.6,
+            "mask_patch": 4,
+            "augment": "shift",
+            "ema": 0.999,
+        },
+        cost="50 epochs; of 60,000 images: 3 million images, 11,719 steps of 256",
+    ),
     "photos-64": Preset(
         about="a folder of photos at 64 pixels, on a laptop or one accelerator",
         command=(

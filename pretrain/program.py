@@ -16,13 +16,13 @@ from afterimage.data import (
     hold_out,
     open_data,
 )
+from afterimage.errors import UserError
 from afterimage.manifest import encoder_manifest
 from afterimage.models import (
     FeatureInfo,
     ModelConfig,
     Network,
     abstract_encoder,
-    build_autoencoder,
 )
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
@@ -30,6 +30,7 @@ from afterimage.training.groups import count_parameters, split_groups
 from afterimage.training.loop import Fit, fit
 from afterimage.training.mesh import check_batch, make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State, abstract, averaged_params, init_state
 from afterimage.training.step import make_step
@@ -38,6 +39,7 @@ from checkpoints.encoder import write_encoder
 from checkpoints.store import Store
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import Evaluation
+from pretrain.objectives import make_objective
 from pretrain.reconstruction import Reconstruction
 from pretrain.summary import PretrainResult, write_run_report
 
@@ -62,6 +64,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         on_bad_image=config.on_bad_image,
         cache=config.cache,
     )
+    _check_data(config, splits)
     with Run(config.out, kind="pretrain", config=config) as run:
         run.check_data(splits.train.name, splits.train.fingerprint)
         run.write_skipped(splits.skipped)
@@ -76,12 +79,12 @@ class _Program:
         self.source = splits.train
         self.train, self.validation = _held_out(config, splits)
         self.mesh = make_mesh(config.devices)
-        check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(self.train))
         # Of all training images, whatever part is held out: the same for every seed.
         self.preprocessing = _preprocessing(self.source)
         self.model = _model_config(config, self.train)
-        module = build_autoencoder(self.model, rngs=nnx.Rngs(config.seed))
+        objective = make_objective(config, self.model)
+        module = objective.build(nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.partition = split_groups(params)
         self.optimiser = make_optimiser(config, self.partition)
@@ -96,7 +99,9 @@ class _Program:
             ),
             self.mesh,
         )
-        self.reconstruction = Reconstruction(config, network, self.preprocessing)
+        self.reconstruction = Reconstruction(
+            config, objective, network, self.preprocessing
+        )
         self.encoder, self.info = _encoder_network(self.model, config.precision)
 
     def run(self) -> PretrainResult:
@@ -166,7 +171,8 @@ class _Program:
 
         def relative(metrics: Mapping[str, Any]) -> Mapping[str, float]:
             """1 is no better than predicting the training images' mean, 0 perfect."""
-            return {"relative_loss": metrics["loss"] / evaluation.mean_image_loss}
+            loss = metrics.get("reconstruction", metrics["loss"])
+            return {"relative_loss": loss / evaluation.mean_image_loss}
 
         plan = Fit(
             run=self.folder,
@@ -198,7 +204,8 @@ class _Program:
             "steps": int(state["step"]),
             "of": self.total,
             "images": int(state["step"]) * config.batch_size,
-            "objective": config.loss,
+            "objective": config.objective,
+            "loss": config.loss,
             "target": config.target,
             "corruption": config.corruption,
             "corruption_strength": config.strength,
@@ -263,6 +270,21 @@ class _Program:
             print(text, flush=True)
 
 
+def _check_data(config: PretrainConfig, splits: Splits) -> None:
+    """Raises UserError, before there is a folder, for what this data cannot train."""
+    found = []
+    try:
+        check_batch(config.batch_size, config.accumulate, make_mesh(config.devices))
+    except UserError as error:
+        found.append(str(error))
+    try:
+        model = _model_config(config, splits.train)
+        found += make_objective(config, model).mistakes()
+    except UserError as error:
+        found.append(str(error))
+    check(found)
+
+
 def _held_out(
     config: PretrainConfig, splits: Splits
 ) -> tuple[ImageSet, ImageSet | None]:
@@ -283,14 +305,7 @@ def _preprocessing(train: ImageSet) -> Preprocessing:
 def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
     height, width, channels = train.shape
     return ModelConfig(
-        name=config.model,
-        image_size=(height, width),
-        channels=channels,
-        norm=config.norm or "",
-        decoder=config.decoder or "",
-        bottleneck=config.bottleneck,
-        width=config.width,
-        remat=config.remat,
+        image_size=(height, width), channels=channels, **config.model_settings()
     )
 
 

@@ -13,9 +13,13 @@ from afterimage.data.preprocessing import Preprocessing
 from afterimage.models import Network
 from pretrain.config import PretrainConfig
 from pretrain.corruptions import make_corruption
-from pretrain.objectives import Objective
+from pretrain.losses import ReconstructionLoss
+from pretrain.masks import patch_size
+from pretrain.plain import Pass, Plain
 
 Tree = Mapping[str, Any]
+
+_GREY = 0.5
 
 
 def to_pixels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -28,16 +32,23 @@ class Reconstruction:
     """What a pretraining run does with images, as pure functions for jit."""
 
     config: PretrainConfig
+    objective: Plain
     network: Network
-    """The whole autoencoder."""
+    """What the objective built."""
     preprocessing: Preprocessing
 
     @property
-    def objective(self) -> Objective:
-        return Objective(
+    def loss(self) -> ReconstructionLoss:
+        size = self.preprocessing.image_size
+        masked = self.config.objective == "masked"
+        return ReconstructionLoss(
             loss=self.config.loss,
             target=self.config.target,
             preprocessing=self.preprocessing,
+            patch=patch_size(self.config, size) if masked else 1,
+            gradient_weight=self.config.gradient_weight,
+            laplacian_weight=self.config.laplacian_weight,
+            ssim_weight=self.config.ssim_weight,
         )
 
     def corrupt(self, key: Array, pixels: Array) -> Array:
@@ -49,26 +60,82 @@ class Reconstruction:
     def training_loss(self):
         """loss(params, stats, batch, key, step) for the loop."""
         augment = make_augment(self.config.augment)
-        objective = self.objective
 
         def loss(params: Tree, stats: Tree, batch: Tree, key: Array, step: Array):
-            del step
-            augment_key, corrupt_key = jax.random.split(key)
+            augment_key, key = jax.random.split(key)
             pixels = augment(augment_key, to_pixels(batch["image"]))
-            target = objective.targets(pixels)
-            inputs = self.preprocessing.normalise(self.corrupt(corrupt_key, pixels))
-            output, stats = self.network.apply(params, stats, inputs, train=True)
-            value = jnp.mean(objective.per_image(output, target))
-            return value, ({}, stats)
+            found, _ = self._pass(params, stats, pixels, key, step)
+            values, measures = self._measured(found, pixels)
+            means = {name: jnp.mean(v, axis=0) for name, v in measures.items()}
+            return jnp.mean(values), (self.summarise(means), found.stats)
 
         return loss
 
-    def reconstruct(
+    def look(
         self, params: Tree, stats: Tree, images: UInt8[Array, "b h w c"], key: Array
-    ) -> tuple[Array, Array, Array]:
-        """(pixels, corrupted pixels, network output), nothing augmented or learned."""
+    ) -> tuple[dict[str, Array], tuple[Array, ...]]:
+        """(loss and measures of each image, one picture each for every row).
+
+        Nothing is augmented or learned.
+        """
         pixels = to_pixels(images)
+        found, corrupted = self._pass(params, stats, pixels, key, None)
+        values, measures = self._measured(found, pixels)
+        shown, output = corrupted, self.loss.pictures(found.output, pixels)
+        if found.mask is not None:
+            mask = found.mask[..., None]
+            shown = jnp.where(mask, _GREY, corrupted)
+            output = jnp.where(mask, output, pixels)
+        rows = (pixels, shown, output) if len(self.rows) > 2 else (pixels, output)
+        return {"loss": values} | measures, rows
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What the pictures of `look` are called."""
+        if self.config.objective == "masked":
+            return "input", "masked", "reconstruction"
+        if self.config.corruption != "none":
+            return "input", "corrupted", "reconstruction"
+        return "input", "reconstruction"
+
+    def samples(self, params: Tree, stats: Tree, pixels: Array, key: Array):
+        """As many pictures as `pixels` without an input; None where there are none.
+
+        What the loss leaves open (brightness, contrast) is that of `pixels`.
+        """
+        count = len(pixels)
+        output = self.objective.samples(self.network, params, stats, key, count)
+        return None if output is None else self.loss.pictures(output, pixels)
+
+    def summarise(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics from the means of the measures; scalars."""
+        means = dict(means)
+        shared = {k: means.pop(k) for k in _SHARED if k in means}
+        return shared | self.objective.summarise(means)
+
+    def _pass(
+        self, params: Tree, stats: Tree, pixels: Array, key: Array, step: Array | None
+    ) -> tuple[Pass, Array]:
+        """What the objective gave, and the pixels that its encoder was given."""
         corrupted = self.corrupt(key, pixels)
         inputs = self.preprocessing.normalise(corrupted)
-        output, _ = self.network.apply(params, stats, inputs)
-        return pixels, corrupted, output
+        key = jax.random.fold_in(key, 1)
+        found = self.objective.forward(self.network, params, stats, inputs, key, step)
+        return found, corrupted
+
+    def _measured(self, found: Pass, pixels: Array) -> tuple[Array, dict[str, Array]]:
+        """The loss of each image, and all its measures."""
+        target = self.loss.targets(pixels)
+        values = self.loss.per_image(found.output, target, found.mask)
+        measures = dict(found.measures)
+        if found.mask is not None:
+            visible = self.loss.per_image(found.output, target, ~found.mask)
+            measures["visible_loss"] = visible
+        if found.penalty is not None:
+            measures["reconstruction"] = values
+            values = values + found.penalty
+        return values, measures
+
+
+_SHARED = ("reconstruction", "visible_loss")
+"""Measures that every objective may have: their mean is the metric."""

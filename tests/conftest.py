@@ -1,5 +1,6 @@
 """Strictness for every test: own caches, no shared state, no silent broadcasting."""
 
+import dataclasses
 import os
 import tempfile
 
@@ -25,3 +26,33 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv(
         "AFTERIMAGE_CACHE", str(tmp_path_factory.mktemp("afterimage-cache"))
     )
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Two stages of at most one block in every model, compiled without optimisation.
+
+    For tests whose time is compiling.
+    """
+    _shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tiny_module():
+    """`tiny` for a whole module, whose fixtures share what they ran."""
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink(patch)
+        yield
+
+
+def _shrink(monkeypatch):
+    # Here, not above: what is imported before the tests is not type checked.
+    from afterimage import runtime
+    from afterimage.models.config import PRESETS
+
+    options = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(runtime, "compiler_options", lambda: options)
+    for name, preset in PRESETS.items():
+        depths = tuple(min(depth, 1) for depth in preset.depths[:2])
+        two = dataclasses.replace(preset, widths=preset.widths[:2], depths=depths)
+        monkeypatch.setitem(PRESETS, name, two)

@@ -168,7 +168,7 @@ def draw(seed, count):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, tiny_module):
     folder = tmp_path_factory.mktemp("continual")
     make_encoder(folder / "encoder")
     (x, y), (x_test, y_test) = draw(0, 64), draw(1, 40)

@@ -85,7 +85,7 @@ def test_relations_know_no_rotation_and_no_scale():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, tiny_module):
     """An encoder, data, and a teacher that has learned."""
     folder = tmp_path_factory.mktemp("distil")
     make_encoder(folder / "encoder")

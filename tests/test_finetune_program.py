@@ -61,33 +61,9 @@ def make_encoder(folder, model=MODEL, extra=None, **preprocessing):
     return str(folder)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Runs of one mode share their compiled programs."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    folder = str(tmp_path_factory.mktemp("xla"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        old = {
-            name: getattr(jax.config, name)
-            for name in (
-                "jax_compilation_cache_dir",
-                "jax_persistent_cache_min_compile_time_secs",
-            )
-        }
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()
-        yield
-        for name, value in old.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with an encoder and data that no test changes."""
+@pytest.fixture
+def home(tmp_path_factory, tiny):
+    """A folder with an encoder of two stages and data that no test changes."""
     folder = tmp_path_factory.mktemp("finetune")
     make_encoder(folder / "encoder")
     write_npz(folder / "data.npz")
@@ -119,9 +95,16 @@ def rows(run):
     ("mode", "settings", "frozen"),
     [
         ("probe", {}, ""),
-        ("partial", {"unfreeze_stages": 1}, "stages/[01]/"),
-        ("partial", {"unfreeze": ("norm",), "layer_decay": 0.5}, "^(?!.*norm)"),
+        pytest.param(
+            "partial", {"unfreeze_stages": 1}, "stages/0/", marks=pytest.mark.slow
+        ),
         ("full", {"layer_decay": 0.7, "ema": 0.9}, "^$"),
+        pytest.param(
+            "partial",
+            {"unfreeze": ("norm",), "layer_decay": 0.5},
+            "^(?!.*norm)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_modes_freeze_what_they_say(home, tmp_path, mode, settings, frozen):
@@ -353,15 +336,18 @@ def test_a_missing_encoder_is_named(home, tmp_path):
         finetune(config(home, tmp_path / "run", from_=str(tmp_path / "nowhere")))
 
 
-def test_frozen_batch_statistics_stay_bit_identical(home, tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "moves"),
+    [("probe", False), pytest.param("full", True, marks=pytest.mark.slow)],
+)
+def test_frozen_batch_statistics_stay_bit_identical(home, tmp_path, mode, moves):
     """Moments of a frozen BatchNorm do not move; those of one that learns do."""
     model = ModelConfig("conv", (8, 8), 1, norm="batch", width=0.25)
     source = make_encoder(tmp_path / "batch", model)
     before = flatten(read_encoder(source)[1])
     assert before
-    for mode, moves in (("probe", False), ("full", True)):
-        run = finetune(config(home, tmp_path / mode, from_=source, mode=mode)).run
-        after = flatten(read_encoder(run)[1])
-        assert before.keys() == after.keys()
-        for path, leaf in after.items():
-            assert np.array_equal(leaf, before[path]) != moves, (mode, path)
+    run = finetune(config(home, tmp_path / mode, from_=source, mode=mode)).run
+    after = flatten(read_encoder(run)[1])
+    assert before.keys() == after.keys()
+    for path, leaf in after.items():
+        assert np.array_equal(leaf, before[path]) != moves, (mode, path)

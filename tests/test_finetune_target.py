@@ -17,8 +17,8 @@ from finetune.program import finetune
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
+@pytest.fixture
+def home(tmp_path_factory, tiny):
     """An encoder, source images, and darker target images with a labelled test."""
     folder = tmp_path_factory.mktemp("target")
     make_encoder(folder / "encoder")
@@ -39,6 +39,7 @@ def dark(home):
     return f"npz:{home / 'dark.npz'}"
 
 
+@pytest.mark.slow
 def test_everything_together_resumes_exactly(home, tmp_path):
     """An adversary, a distance, L2-SP, DELTA, layer decay and density ratios are
     settings; a run cut back inside any phase ends as the whole one did."""
@@ -184,7 +185,7 @@ def test_each_choice_of_statistics_keeps_its_moments(home, tmp_path):
     assert not np.allclose(moments["source"], moments["target"])
 
 
-@pytest.mark.parametrize("method", ["bbse", "em"])
+@pytest.mark.parametrize("method", ["em", pytest.param("bbse", marks=pytest.mark.slow)])
 def test_label_shift_moves_the_bias_alone(home, tmp_path, method):
     x, y = draw(2, 90)
     kept = np.concatenate(

@@ -1,207 +1,234 @@
-"""Losses against hand-computed values and an independent SSIM."""
+"""Every objective end to end: a few steps, its metrics and pictures, exact resume."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from flax import nnx
+from PIL import Image
 
-from afterimage.data.preprocessing import Preprocessing
-from afterimage.errors import UserError
-from pretrain.objectives import (
-    LOSSES,
-    Objective,
-    bce,
-    huber,
-    l1,
-    masked_mean,
-    mse,
-    objective_mistakes,
-    ssim,
-    ssim_window,
-)
+import pretrain.program as program
+from afterimage import load_encoder
+from afterimage.data import Preprocessing
+from afterimage.errors import Interrupted, UserError
+from afterimage.models import ModelConfig, Network
+from afterimage.training.signals import StopSignal
+from checkpoints.store import Store
+from checkpoints.trees import flatten
+from pretrain.config import PretrainConfig
+from pretrain.objectives import OBJECTIVES, make_objective
+from pretrain.options import OPTIONS
+from pretrain.program import pretrain
+from pretrain.reconstruction import Reconstruction
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+pytestmark = pytest.mark.usefixtures("tiny")
+
+EXTRA = {
+    "plain": set(),
+    "masked": {"visible_loss"},
+    "variational": {
+        "reconstruction",
+        "kl",
+        "kl_channel_max",
+        "kl_channel_median",
+        "active_channels",
+    },
+    "sparse": {"reconstruction", "active_share", "dead_channels"},
+    "vq": {"reconstruction", "commitment", "perplexity", "dead_codes"},
+    "contractive": {"reconstruction", "jacobian"},
+}
 
 
-def pixels(seed=0, shape=(4, 12, 10, 3)):
-    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+def config(out, objective, **changes):
+    settings = {
+        "data": "digits",
+        "out": str(out),
+        "objective": objective,
+        "width": 0.25,
+        "steps": 4,
+        "batch_size": 32,
+        "eval_every": 2,
+        "log_every": 1,
+        "probe_images": 0,
+        "tensorboard": False,
+        "pictures": 3,
+    }
+    return PretrainConfig(**settings | changes)
 
 
-def objective(loss="mse", target="data"):
-    preprocessing = Preprocessing((12, 10), MEAN, STD, 3)
-    return Objective(loss=loss, target=target, preprocessing=preprocessing)
+def rows(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+        for line in lines
+    ]
+
+
+class StopAfterThree(StopSignal):
+    steps = 0
+
+    def requested(self):
+        type(self).steps += 1
+        if self.steps >= 3:
+            self.name = self.name or "SIGTERM"
+        return bool(self.name)
+
+
+def test_the_table_is_complete():
+    assert set(EXTRA) == set(OBJECTIVES) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_what_every_objective_measures(objective):
+    """By shapes: one loss, the metrics it promises, a loss and pictures an image."""
+    options = config("x", objective)
+    decoder = "hierarchical" if objective == "masked" else ""
+    model = ModelConfig(image_size=(8, 8), channels=1, width=0.25, decoder=decoder)
+    chosen = make_objective(options, model)
+    network, params, stats = Network.create(chosen.build(nnx.Rngs(0)))
+    preprocessing = Preprocessing((8, 8), (0.4,), (0.2,), 1)
+    reconstruction = Reconstruction(options, chosen, network, preprocessing)
+    images, key = np.zeros((4, 8, 8, 1), np.uint8), jax.random.key(0)
+
+    def both(images):
+        images, step = jnp.asarray(images), jnp.asarray(0)
+        train = reconstruction.training_loss()
+        trained = train(params, stats, {"image": images}, key, step)
+        return trained, reconstruction.look(params, stats, images, key)
+
+    (loss, (metrics, moved)), (looked, pictures) = jax.eval_shape(both, images)
+    assert loss.shape == ()
+    assert set(metrics) == EXTRA[objective]
+    assert all(metric.shape == () for metric in metrics.values())
+    assert jax.tree.structure(moved) == jax.tree.structure(stats)
+    assert looked["loss"].shape == (4,)
+    assert [row.shape for row in pictures] == [images.shape] * len(reconstruction.rows)
 
 
 @pytest.mark.parametrize(
-    ("loss", "expected"),
+    "objective",
     [
-        (mse, (0.25 + 4.0) / 2),
-        (l1, (0.5 + 2.0) / 2),
-        (huber, (0.125 + 1.5) / 2),
-        # target 0, logits 0.5 and -2: log(1 + e^z)
-        (bce, (np.log1p(np.exp(0.5)) + np.log1p(np.exp(-2.0))) / 2),
+        name if name == "vq" else pytest.param(name, marks=pytest.mark.slow)
+        for name in OBJECTIVES
     ],
-    ids=["mse", "l1", "huber", "bce"],
 )
-def test_elementwise_losses_by_hand(loss, expected):
-    output = jnp.array([0.5, -2.0]).reshape(1, 1, 2, 1)
-    np.testing.assert_allclose(loss(output, jnp.zeros((1, 1, 2, 1)))[0], expected, 1e-6)
+def test_it_trains_and_an_interrupted_run_ends_the_same(
+    tmp_path, monkeypatch, objective
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    result = pretrain(config(whole, objective))
+    assert np.isfinite(list(result.metrics.values())).all()
+    standard = {"loss", "relative_loss", "effective_rank"}
+    assert set(result.metrics) == standard | EXTRA[objective]
+    assert result.metrics["relative_loss"] > 0
+    trained = [row for row in rows(whole) if "train/loss" in row]
+    assert {f"train/{name}" for name in EXTRA[objective]} <= set(trained[0])
+    with Image.open(result.picture) as picture:
+        assert min(picture.size) > 100
+    encoder = load_encoder(whole)
+    vectors = encoder.features(np.zeros((2, 8, 8, 1), np.uint8))
+    assert vectors.shape == (2, encoder.num_features)
+    assert encoder.manifest["trained"]["objective"] == objective
+
+    StopAfterThree.steps = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "StopSignal", StopAfterThree)
+        with pytest.raises(Interrupted):
+            pretrain(config(stopped, objective))
+    pretrain(config(stopped, objective))
+    assert rows(stopped) == rows(whole)
+    (_, one, _), (_, two, _) = (Store(run).restore() for run in (whole, stopped))
+    one, two = flatten(one), flatten(two)
+    assert set(one) == set(two)
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
 
 
-def test_bce_is_the_cross_entropy_of_a_sigmoid_and_never_overflows():
-    z, t = np.linspace(-8, 8, 12), np.linspace(0, 1, 12)
-    p = 1 / (1 + np.exp(-z))
-    expected = np.mean(-t * np.log(p) - (1 - t) * np.log(1 - p))
-    shape = (1, 3, 4, 1)
-    got = bce(jnp.array(z, jnp.float32).reshape(shape), jnp.array(t).reshape(shape))
-    np.testing.assert_allclose(got[0], expected, 1e-5)
-    huge = jnp.full(shape, 1e4)
-    value, grad = jax.value_and_grad(lambda z: bce(z, jnp.zeros(shape)).sum())(huge)
-    np.testing.assert_allclose(value, 1e4, 1e-6)
-    np.testing.assert_allclose(grad, np.full(shape, 1 / 12), 1e-5)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoder": "block", "target": "patch", "mask": "block"},
+        {"mask_ratio_max": 0.9, "mask_patch": 3, "loss": "ssim", "augment": "shift"},
+        {"gradient_weight": 1.0, "laplacian_weight": 0.5, "ssim_weight": 0.1},
+        {"model": "conv-classic", "norm": "batch", "bottleneck": 8},
+        {"model": "resnet18", "loss": "bce", "corruption": "gaussian"},
+        {"model": "convnext-atto", "precision": "bfloat16", "remat": True},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_masked_settings_train(tmp_path, changes):
+    result = pretrain(config(tmp_path / "run", "masked", steps=2, **changes))
+    assert np.isfinite(list(result.metrics.values())).all()
 
 
-def _reference_ssim(x, y):
-    """Wang 2004 window by window, in float64, one image of one channel."""
-    taps = ssim_window(*x.shape).astype(np.float64)
-    window, k = np.outer(taps, taps), len(taps)
-    scores = []
-    for i in range(x.shape[0] - k + 1):
-        for j in range(x.shape[1] - k + 1):
-            a, b = x[i : i + k, j : j + k], y[i : i + k, j : j + k]
-            ma, mb = (window * a).sum(), (window * b).sum()
-            va = (window * (a - ma) ** 2).sum()
-            vb = (window * (b - mb) ** 2).sum()
-            cov = (window * (a - ma) * (b - mb)).sum()
-            scores.append(
-                ((2 * ma * mb + 1e-4) * (2 * cov + 9e-4))
-                / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
-            )
-    return np.mean(scores)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "changes"),
+    [
+        ("variational", {"bottleneck": 8, "loss": "bce", "free_bits": 0.1}),
+        ("variational", {"model": "conv-classic", "beta_warmup": 2}),
+        ("sparse", {"sparsity": "top-k", "precision": "bfloat16"}),
+        ("vq", {"model": "resnet18", "norm": "batch", "accumulate": 2}),
+        ("contractive", {"bottleneck": 4, "model": "conv-classic"}),
+        ("contractive", {"model": "convnext-atto", "remat": True}),
+    ],
+)
+def test_settings_of_the_others_train(tmp_path, objective, changes):
+    result = pretrain(config(tmp_path / "run", objective, steps=2, **changes))
+    assert np.isfinite(list(result.metrics.values())).all()
 
 
-@pytest.mark.parametrize("shape", [(16, 13), (8, 8), (11, 30), (5, 9), (1, 1)])
-def test_ssim_equals_the_definition(shape):
-    x = np.random.default_rng(1).random((2, *shape, 2), dtype=np.float32)
-    y = np.clip(x + 0.2 * np.random.default_rng(2).standard_normal(x.shape), 0, 1)
-    y = y.astype(np.float32)
-    expected = [
-        np.mean([_reference_ssim(a[..., c].astype(float), b[..., c]) for c in (0, 1)])
-        for a, b in zip(x, y)
-    ]
-    np.testing.assert_allclose(ssim(jnp.array(x), jnp.array(y)), expected, atol=2e-5)
+@pytest.mark.slow
+def test_masked_pretraining_learns_what_is_not_seen(tmp_path):
+    """Better than the mean image at masked pixels, which nothing but context tells."""
+    changes = {"steps": 300, "eval_every": 300, "lr": 4e-3, "width": 0.5}
+    result = pretrain(config(tmp_path / "run", "masked", **changes))
+    assert result.metrics["relative_loss"] < 0.6
 
 
-def test_ssim_equals_a_published_value():
-    # scipy's Gaussian filter with truncate 3.5 is what scikit-image calls.
-    from scipy.ndimage import gaussian_filter
-
-    x, y = pixels(3, (1, 32, 32, 1)), pixels(4, (1, 32, 32, 1))
-    blur = lambda z: gaussian_filter(z[0, :, :, 0].astype(float), 1.5, truncate=3.5)  # noqa: E731
-    ux, uy = blur(x), blur(y)
-    vx, vy, vxy = blur(x * x) - ux**2, blur(y * y) - uy**2, blur(x * y) - ux * uy
-    score = (2 * ux * uy + 1e-4) * (2 * vxy + 9e-4)
-    score /= (ux**2 + uy**2 + 1e-4) * (vx + vy + 9e-4)
-    got = ssim(jnp.array(x), jnp.array(y))[0]
-    np.testing.assert_allclose(got, score[5:-5, 5:-5].mean(), atol=1e-5)
+def test_settings_of_another_objective_are_refused_by_name():
+    with pytest.raises(UserError) as caught:
+        config("x", "plain", mask_ratio=0.5, mask="block")
+    assert "mask_ratio=0.5 belongs to objective='masked'" in str(caught.value)
+    assert "mask=block" in str(caught.value)
 
 
-def test_ssim_window_shrinks_with_the_image():
-    assert [len(ssim_window(n, 50)) for n in (50, 11, 10, 8, 2, 1)] == [
-        11,
-        11,
-        9,
-        7,
-        1,
-        1,
-    ]
-    np.testing.assert_allclose(ssim_window(64, 64).sum(), 1)
+@pytest.mark.parametrize(
+    ("objective", "changes", "says"),
+    [
+        ("masked", {"decoder": "light"}, "hierarchical, block"),
+        ("plain", {"decoder": "block"}, "decoder='block'"),
+        ("plain", {"target": "patch"}, "target='patch'"),
+        ("masked", {"mask_ratio": 1.0}, "mask_ratio=1.0"),
+        ("masked", {"mask_ratio_max": 0.5}, "at least mask_ratio"),
+        ("masked", {"mask_patch": 0}, "mask_patch=0"),
+        ("variational", {"beta": -1.0}, "beta=-1"),
+        ("variational", {"codes": 9}, "objective='vq'"),
+        ("masked", {"target": "patch", "mask_patch": 1}, "mask_patch=1"),
+        ("sparse", {"sparsity_k": 0}, "sparsity_k=0"),
+        ("sparse", {"sparsity_k": 5}, "'l1' does not read sparsity_k"),
+        ("vq", {"codes": 1}, "codes=1"),
+    ],
+)
+def test_settings_that_cannot_work_say_why(objective, changes, says):
+    with pytest.raises(UserError, match=says):
+        config("x", objective, **changes)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(["mse", "l1", "huber", "ssim"]))
-def test_a_perfect_reconstruction_costs_nothing_and_any_other_costs_more(seed, loss):
-    fn = objective(loss)
-    target = fn.targets(jnp.array(pixels(seed)))
-    np.testing.assert_allclose(fn.per_image(target, target), np.zeros(4), atol=1e-5)
-    other = fn.per_image(target + 0.5, target)
-    assert np.all(np.asarray(other) > 1e-3)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_loss_of_an_image_depends_on_that_image_alone(loss):
-    fn = objective(loss)
-    images = jnp.array(pixels())
-    target = fn.targets(images)
-    output = 0.3 * target
-    whole = fn.per_image(output, target)
-    single = jnp.concatenate(
-        [fn.per_image(output[i : i + 1], target[i : i + 1]) for i in range(4)]
-    )
-    np.testing.assert_allclose(whole, single, rtol=1e-5)
-    grads = jax.grad(lambda o: fn.per_image(o, target)[0])(output)
-    assert np.abs(grads[0]).max() > 0
-    np.testing.assert_array_equal(grads[1:], jnp.zeros_like(grads[1:]))
-
-
-def test_mse_of_predicting_the_channel_means_is_one():
-    images = pixels(5, (64, 8, 8, 3))
-    mean = tuple(images.mean((0, 1, 2)).tolist())
-    std = tuple(images.std((0, 1, 2)).tolist())
-    preprocessing = Preprocessing((8, 8), mean, std, 3)
-    fn = Objective(loss="mse", target="data", preprocessing=preprocessing)
-    target = fn.targets(jnp.array(images))
-    np.testing.assert_allclose(
-        fn.per_image(jnp.zeros_like(target), target).mean(), 1.0, rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize("loss", ["mse", "l1", "huber", "bce", "ssim"])
-def test_the_target_itself_turns_back_into_the_picture(loss):
-    fn = objective(loss)
-    images = jnp.array(pixels()).clip(0.05, 0.95)
-    target = fn.targets(images)
-    output = jax.scipy.special.logit(target) if loss == "bce" else target
-    np.testing.assert_allclose(fn.pictures(output, images), images, atol=1e-5)
-
-
-def test_image_target_is_standardised_and_ignores_brightness_and_contrast():
-    fn = objective(target="image")
-    images = jnp.array(pixels())
-    target = fn.targets(images)
-    np.testing.assert_allclose(target.mean((1, 2, 3)), np.zeros(4), atol=1e-5)
-    np.testing.assert_allclose(target.std((1, 2, 3)), np.ones(4), atol=1e-4)
-    np.testing.assert_allclose(fn.pictures(target, images), images, atol=1e-4)
-    flat = fn.targets(jnp.full((1, 8, 8, 3), 0.5))
-    assert np.isfinite(np.asarray(flat)).all()
-
-
-@pytest.mark.parametrize("loss", ["mse", "bce"])
-def test_constant_output_is_the_best_constant(loss):
-    fn = objective(loss)
-    target = fn.targets(jnp.array(pixels(7, (32, 6, 6, 3))))
-    best = fn.constant_output(target.mean(0))
-    score = lambda output: fn.per_image(  # noqa: E731
-        jnp.broadcast_to(output, target.shape), target
-    ).mean()
-    slope = jax.grad(score)(best)
-    np.testing.assert_allclose(slope, np.zeros(slope.shape), atol=1e-6)
-
-
-def test_masked_mean_leaves_padding_out_even_if_it_is_nan():
-    values = jnp.array([1.0, 3.0, jnp.nan])
-    assert masked_mean(values, jnp.array([True, True, False])) == 2.0
-    assert masked_mean(values, jnp.zeros(3, bool)) == 0.0
-    assert masked_mean(values[:2]) == 2.0
-
-
-def test_every_mistake_is_named_at_once():
-    found = objective_mistakes("mae", "patch")
-    assert len(found) == 2
-    assert "loss='mae'" in found[0]
-    assert "target='patch'" in found[1]
-    for loss in ("bce", "ssim"):
-        with pytest.raises(UserError, match="Use target='data'"):
-            objective(loss, "image")
+@pytest.mark.parametrize(
+    ("objective", "changes", "says"),
+    [
+        ("masked", {"mask_patch": 8}, "mask_patch=8: images of 8x8 pixels"),
+        ("sparse", {"sparsity": "top-k", "sparsity_k": 99}, "has 16 channels"),
+    ],
+)
+def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(
+    tmp_path, objective, changes, says
+):
+    with pytest.raises(UserError) as caught:
+        pretrain(config(tmp_path / "run", objective, **changes))
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()

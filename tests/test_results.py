@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import readme
 from benchmarks.results import row, write_results
 
 
@@ -34,3 +35,8 @@ def test_json_and_table_are_written_side_by_side(tmp_path):
 def test_a_result_that_is_no_number_is_refused(tmp_path):
     with pytest.raises(ValueError):
         write_results("name", [row("t", "r", "m", float("nan"))], folder=tmp_path)
+
+
+def test_the_tables_of_the_readme_are_the_results():
+    text = readme.README.read_text()
+    assert readme.filled(text) == text, "python -m benchmarks.readme"

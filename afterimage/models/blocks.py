@@ -26,8 +26,8 @@ class BasicBlock(nnx.Module):
         self.shortcut = Shortcut.where_needed(i, o, norm, stride, rngs)
 
     def __call__(self, x: Float[Array, "b h w i"], context: Context) -> Array:
-        y = jax.nn.relu(self.norm1(self.conv1(x), context))
-        y = self.norm2(self.conv2(y), context)
+        y = jax.nn.relu(self.norm1(self.conv1(x, context), context))
+        y = self.norm2(self.conv2(y, context), context)
         return jax.nn.relu(y + _skip(self.shortcut, x, context))
 
 
@@ -48,9 +48,9 @@ class BottleneckBlock(nnx.Module):
         self.shortcut = Shortcut.where_needed(i, o, norm, stride, rngs)
 
     def __call__(self, x: Float[Array, "b h w i"], context: Context) -> Array:
-        y = jax.nn.relu(self.norm1(self.conv1(x), context))
-        y = jax.nn.relu(self.norm2(self.conv2(y), context))
-        y = self.norm3(self.conv3(y), context)
+        y = jax.nn.relu(self.norm1(self.conv1(x, context), context))
+        y = jax.nn.relu(self.norm2(self.conv2(y, context), context))
+        y = self.norm3(self.conv3(y, context), context)
         return jax.nn.relu(y + _skip(self.shortcut, x, context))
 
 
@@ -67,7 +67,7 @@ class Shortcut(nnx.Module):
         return None if i == o and stride == 1 else cls(i, o, norm, stride, rngs)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        return self.norm(self.conv(x), context)
+        return self.norm(self.conv(x, context), context)
 
 
 def _skip(shortcut: Shortcut | None, x: Array, context: Context) -> Array:
@@ -84,9 +84,12 @@ class GlobalResponseNorm(nnx.Module):
         self.scale = nnx.Param(constant(0.0, c))
         self.bias = nnx.Param(constant(0.0, c))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Context
+    ) -> Float[Array, "b h w c"]:
         # The tiny term keeps the square root's gradient finite where a channel is dead.
-        square = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
+        seen = context.hide(x).astype(jnp.float32)
+        square = jnp.square(seen).sum((1, 2), keepdims=True)
         energy = jnp.sqrt(square + 1e-12)
         response = energy / (energy.mean(-1, keepdims=True) + 1e-6)
         factor = 1 + self.scale[...].reshape(1, 1, 1, -1) * response
@@ -106,8 +109,9 @@ class ConvNeXtBlock(nnx.Module):
         self.project = layers.Dense(4 * c, c, init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Array:
-        y = self.norm(self.depthwise(x), context)
-        y = self.response(jax.nn.gelu(self.expand(y), approximate=False))
+        y = self.norm(self.depthwise(x, context), context)
+        y = jax.nn.gelu(self.expand(y), approximate=False)
+        y = self.response(y, context)
         return x + self.project(y)
 
 

@@ -8,7 +8,9 @@ from afterimage.errors import UserError, did_you_mean
 
 MIN_IMAGE_SIZE = 8
 NORMS = ("rms", "layer", "group", "batch", "frozen", "none")
-DECODERS = ("light", "symmetric", "transposed", "nearest", "unpool")
+MASKED_DECODERS = ("hierarchical", "block")
+"""Decoders that fill masked sites by a learned token."""
+DECODERS = ("light", "symmetric", "transposed", "nearest", "unpool", *MASKED_DECODERS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,34 @@
 """Decoders: the last feature map (or the bottleneck's vector) back to an image."""
 
+import dataclasses
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.errors import UserError
 from afterimage.models import layers, ops
 from afterimage.models.blocks import BasicBlock, ConvNeXtBlock, run_blocks
 from afterimage.models.config import FeatureInfo, ModelConfig
-from afterimage.models.encoders import Encoder, Switches, build_encoder
+from afterimage.models.encoders import Encoder, Maps, Switches
 from afterimage.models.layers import Context
 from afterimage.models.norms import make_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What an encoder leaves for a decoder."""
+
+    code: Float[Array, "b ..."]
+    """The last map, or the vector where there is a bottleneck."""
+    maps: Maps
+    switches: Switches
+    size: tuple[int, int]
+    """Height and width of the images."""
+
+    def with_code(self, code: Array) -> "Encoded":
+        """The same with another code in its place."""
+        # Decoders read the code, never the last map.
+        return dataclasses.replace(self, code=code)
 
 
 class NearestConv(nnx.Module):
@@ -59,7 +77,7 @@ class UpStage(nnx.Module):
     ):
         self.up = UPS[config.decoder](i, o, r, rngs=rngs)
         self.norm = None if last else make_norm(config.norm, o)
-        blocks = [_block(config, o, rngs) for _ in range(depth)]
+        blocks = [make_block(config, o, rngs) for _ in range(depth)]
         self.blocks = nnx.List(blocks)
 
     def __call__(
@@ -73,7 +91,8 @@ class UpStage(nnx.Module):
         )
 
 
-def _block(config: ModelConfig, c: int, rngs: nnx.Rngs) -> nnx.Module:
+def make_block(config: ModelConfig, c: int, rngs: nnx.Rngs) -> nnx.Module:
+    """A block of the model's own family."""
     if config.preset.family == "convnext":
         return ConvNeXtBlock(c, config.norm, rngs=rngs)
     return BasicBlock(c, c, config.norm, rngs=rngs)
@@ -101,22 +120,17 @@ class Decoder(nnx.Module):
         """Make the stages."""
         raise NotImplementedError
 
-    def grow(self, x: Array, switches: Switches, size, context: Context) -> Array:
-        """The last map to an image of `size`."""
+    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+        """The last map to an image."""
         raise NotImplementedError
 
-    def __call__(
-        self,
-        code: Float[Array, "b ..."],
-        switches: Switches,
-        size: tuple[int, int],
-        context: Context,
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, encoded: Encoded, context: Context) -> Float[Array, "b h w c"]:
         """The last map, or the vector where there is a bottleneck, to an image."""
+        x = encoded.code
         if self.expand is not None:
-            rows, cols = (-(-n // self.last.stride) for n in size)
-            code = self.expand(code).reshape(-1, rows, cols, self.last.channels)
-        return self.grow(code, switches, size, context)
+            rows, cols = (-(-n // self.last.stride) for n in encoded.size)
+            x = self.expand(x).reshape(-1, rows, cols, self.last.channels)
+        return self.grow(x, encoded, context)
 
 
 class UpDecoder(Decoder):
@@ -146,10 +160,9 @@ class UpDecoder(Decoder):
             ]
         )
 
-    def grow(self, x: Array, switches: Switches, size, context: Context) -> Array:
-        del switches
+    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
         for stage, stride in zip(self.stages, self.sizes, strict=True):
-            grown = (-(-size[0] // stride), -(-size[1] // stride))
+            grown = (-(-encoded.size[0] // stride), -(-encoded.size[1] // stride))
             x = stage(x, grown, context, self.config.remat)
         return x
 
@@ -186,47 +199,10 @@ class UnpoolDecoder(Decoder):
             ]
         )
 
-    def grow(self, x: Array, switches: Switches, size, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
         for stage, stride, where in zip(
-            self.stages, self.sizes, reversed(switches), strict=True
+            self.stages, self.sizes, reversed(encoded.switches), strict=True
         ):
-            grown = (-(-size[0] // stride), -(-size[1] // stride))
+            grown = (-(-encoded.size[0] // stride), -(-encoded.size[1] // stride))
             x = stage(x, where, grown, context)
         return x
-
-
-class Autoencoder(nnx.Module):
-    """Encoder, optional bottleneck, decoder: images to images of the same shape."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.encoder: Encoder = build_encoder(config, rngs=rngs)
-        kind = UnpoolDecoder if config.decoder == "unpool" else UpDecoder
-        self.decoder = kind(self.encoder, rngs=rngs)
-
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b h w c"]:
-        """The reconstruction, in the input's own scale.
-
-        Raises:
-            UserError: the encoder drops pixels at this size (VGG).
-        """
-        context = Context(train=train)
-        maps, switches = self.encoder.encode(images, context)
-        code = maps[-1]
-        stride = self.encoder.feature_info[-1].stride
-        if code.shape[1:3] != tuple(-(-n // stride) for n in images.shape[1:3]):
-            raise UserError(
-                f"images of {images.shape[1:3]} px: {self.encoder.config.name} drops"
-                f" the pixels beyond multiples of {stride}, which no decoder can give"
-                " back; resize the images"
-            )
-        if self.encoder.bottleneck is not None:
-            code = self.encoder.vector(code)
-        _, height, width, _ = images.shape
-        return self.decoder(code, switches, (height, width), context)
-
-
-def build_autoencoder(config: ModelConfig, *, rngs: nnx.Rngs) -> Autoencoder:
-    """The autoencoder a config names, freshly initialised."""
-    return Autoencoder(config, rngs=rngs)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from afterimage.errors import UserError
 from afterimage.models import layers, ops
@@ -50,12 +50,25 @@ class Encoder(nnx.Module):
         raise NotImplementedError
 
     def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
-        """Feature maps, and the switches of the max-pooling where there is any."""
+        """Feature maps, and the switches of the max-pooling where there is any.
+
+        With a mask in the context, maps are zero at masked sites.
+        """
         raise NotImplementedError
 
-    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Maps:
-        """Feature maps, finest first, each ceil(h / stride) x ceil(w / stride)."""
-        return self.encode(images, Context(train=train))[0]
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        *,
+        mask: Bool[Array, "b h w"] | None = None,
+        train: bool = False,
+    ) -> Maps:
+        """Feature maps, finest first, each ceil(h / stride) x ceil(w / stride).
+
+        What stands at pixels where `mask` is true changes nothing, bit for bit; maps
+        are zero at sites of which every pixel is masked.
+        """
+        return self.encode(images, Context(train=train, mask=mask))[0]
 
     @property
     def num_features(self) -> int:
@@ -107,7 +120,7 @@ class ConvStage(nnx.Module):
         )
 
     def __call__(self, x: Array, context: Context, remat: bool) -> Array:
-        x = jax.nn.relu(self.norm(self.down(x), context))
+        x = jax.nn.relu(self.norm(self.down(x, context), context))
         return run_blocks(self.blocks, x, context, remat)
 
 
@@ -129,7 +142,7 @@ class ConvEncoder(Encoder):
         maps, x = [], images
         for stage in self.stages:
             x = stage(x, context, self.config.remat)
-            maps.append(x)
+            maps.append(context.hide(x))
         return maps, []
 
 
@@ -141,8 +154,9 @@ class ClassicStage(nnx.Module):
         self.norm = make_norm(norm, o)
 
     def __call__(self, x: Array, context: Context) -> tuple[Array, Array]:
-        x = jax.nn.relu(self.norm(self.conv(x), context))
-        return ops.max_pool_with_switches(x)
+        x = jax.nn.relu(self.norm(self.conv(x, context), context))
+        # Nothing is below zero here, so that a hidden site never is the maximum.
+        return ops.max_pool_with_switches(context.hide(x))
 
 
 class ClassicEncoder(Encoder):
@@ -162,7 +176,7 @@ class ClassicEncoder(Encoder):
         maps, switches, x = [], [], images
         for stage in self.stages:
             x, where = stage(x, context)
-            maps.append(x)
+            maps.append(context.hide(x))
             switches.append(where)
         return maps, switches
 
@@ -178,8 +192,8 @@ class VGGStage(nnx.Module):
 
     def __call__(self, x: Array, context: Context) -> Array:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.relu(norm(conv(x), context))
-        h, w = x.shape[1:3]
+            x = jax.nn.relu(norm(conv(x, context), context))
+        x, (h, w) = context.hide(x), x.shape[1:3]
         # PyTorch drops the odd row or column.
         return ops.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
 
@@ -232,8 +246,8 @@ class ResNetStem(nnx.Module):
         self.norm = make_norm(config.norm, o)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        x = jax.nn.relu(self.norm(self.conv(x), context))
-        return ops.max_pool_3x3(x) if self.stride == 4 else x
+        x = jax.nn.relu(self.norm(self.conv(x, context), context))
+        return ops.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
 
 
 class BlockStage(nnx.Module):
@@ -259,7 +273,7 @@ class StagedEncoder(Encoder):
         maps, x = [], self.stem(images, context)
         for stage in self.stages:
             x = stage(x, context, self.config.remat)
-            maps.append(x)
+            maps.append(context.hide(x))
         return maps, []
 
 
@@ -303,7 +317,7 @@ class ConvNeXtStem(nnx.Module):
         self.norm = make_norm(config.norm, o)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        return self.norm(self.conv(x), context)
+        return self.norm(self.conv(x, context), context)
 
 
 class ConvNeXtDown(nnx.Module):
@@ -314,7 +328,7 @@ class ConvNeXtDown(nnx.Module):
         self.conv = layers.Patchify(i, o, 2, init=layers.trunc_normal, rngs=rngs)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        return self.conv(self.norm(x, context))
+        return self.conv(self.norm(x, context), context)
 
 
 class ConvNeXt(StagedEncoder):

@@ -1,6 +1,7 @@
 """Layers: parameters in float32, arithmetic in the dtype of their input.
 
-A layer owns `kernel`, `bias` or `scale` and calls `ops`. Kernels are HWIO.
+A layer owns `kernel`, `bias` or `scale` and calls `ops`. Kernels are HWIO. A layer
+that mixes sites is told the `Context` and hides masked sites before it mixes.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy.special import ndtr, ndtri
 
 from afterimage.models import ops
@@ -21,11 +22,54 @@ from afterimage.models import ops
 class Context:
     """What a forward pass tells every block; never a property of the model.
 
-    `train` lets batch statistics move. Whatever a later pass must say (a mask, say)
-    becomes a field here, so that no block keeps it.
+    `train` lets batch statistics move. `mask` is true at the pixels that the encoder
+    must not see. A site of a map stands for a square of pixels, and is masked where all
+    of them are: no visible pixel is lost, whatever the size of the masked patches, and
+    since masked pixels are hidden before the first layer, none is seen.
     """
 
     train: bool = False
+    mask: Bool[Array, "b h w"] | None = None
+
+    def visible(self, x: Float[Array, "b h w c"]) -> Bool[Array, "b h w 1"] | None:
+        """True at the sites of the map `x` that see a pixel; None where all may."""
+        if self.mask is None:
+            return None
+        size, sides = x.shape[1:3], self.mask.shape[1:]
+        # Sides of one site are alike for several strides, and so is their answer.
+        stride = next(
+            2**n for n in range(32) if size == tuple(-(-k >> n) for k in sides)
+        )
+        shown = ops.pad_to_multiple(~self.mask[..., None], stride)
+        blocks = shown.reshape(-1, size[0], stride, size[1], stride)
+        return blocks.any((2, 4))[..., None]
+
+    def hide(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Zeros at masked sites, whatever stood there (NaN as well)."""
+        visible = self.visible(x)
+        return x if visible is None else jnp.where(visible, x, 0)
+
+
+def mean_of(
+    x: Float[Array, "..."],
+    axes: tuple[int, ...],
+    visible: Bool[Array, "..."] | None,
+    *,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    """Mean over these axes, of visible sites alone; 0 where no site is visible.
+
+    `visible` has as many axes as `x`, and length 1 where all are alike.
+    """
+    if visible is None:
+        return x.mean(axes, keepdims=keepdims)
+    total = jnp.where(visible, x, 0).sum(axes, keepdims=keepdims)
+    count = jnp.broadcast_to(visible, x.shape).sum(axes, keepdims=keepdims)
+    return total / jnp.maximum(count, 1)
+
+
+DENSE = Context()
+"""What a layer is told where nothing is masked and no statistic moves."""
 
 
 def _generator(rngs: nnx.Rngs) -> np.random.Generator:
@@ -73,8 +117,12 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(init(rngs, (k, k, i, o), k * k * i))
         self.bias = nnx.Param(constant(0.0, o)) if bias else None
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
+    def __call__(
+        self, x: Float[Array, "b h w i"], context: Context = DENSE
+    ) -> Float[Array, "b H W o"]:
         kernel = self.kernel[...].astype(x.dtype)
+        if kernel.shape[0] > 1 or self.stride > 1:
+            x = context.hide(x)
         if kernel.shape[0] == 1:
             x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         else:
@@ -89,8 +137,11 @@ class Patchify(nnx.Module):
         self.kernel = nnx.Param(init(rngs, (r, r, i, o), r * r * i))
         self.bias = nnx.Param(constant(0.0, o))
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
-        return _add_bias(ops.patchify(x, self.kernel[...].astype(x.dtype)), self.bias)
+    def __call__(
+        self, x: Float[Array, "b h w i"], context: Context = DENSE
+    ) -> Float[Array, "b H W o"]:
+        y = ops.patchify(context.hide(x), self.kernel[...].astype(x.dtype))
+        return _add_bias(y, self.bias)
 
 
 class PatchTranspose(nnx.Module):
@@ -124,8 +175,10 @@ class DepthwiseConv(nnx.Module):
         self.kernel = nnx.Param(init(rngs, (k, k, 1, c), k * k))
         self.bias = nnx.Param(constant(0.0, c))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        y = ops.depthwise_conv(x, self.kernel[...].astype(x.dtype))
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Context = DENSE
+    ) -> Float[Array, "b h w c"]:
+        y = ops.depthwise_conv(context.hide(x), self.kernel[...].astype(x.dtype))
         return _add_bias(y, self.bias)
 
 

@@ -2,6 +2,7 @@
 
 `rms`, `layer` and `group` keep no state: an image's result does not depend on its
 batch, and nothing moves when frozen. `batch` is for imported weights and references.
+`rms` and `layer` do not mix sites; `group` and `batch` do, and leave masked ones out.
 """
 
 import math
@@ -12,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from afterimage.models import ops
-from afterimage.models.layers import Context, constant
+from afterimage.models.layers import Context, constant, mean_of
 
 EPSILON = 1e-6
 
@@ -73,9 +74,13 @@ class GroupNorm(nnx.Module):
         self, x: Float[Array, "b h w c"], context: Context
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
+        visible = context.visible(x)
+        if visible is not None:
+            visible = visible.reshape(b, h * w, 1, 1)
         wide = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
-        wide = wide - wide.mean((1, 3), keepdims=True)
-        wide = wide * lax.rsqrt(jnp.square(wide).mean((1, 3), keepdims=True) + EPSILON)
+        wide = wide - mean_of(wide, (1, 3), visible, keepdims=True)
+        power = mean_of(jnp.square(wide), (1, 3), visible, keepdims=True)
+        wide = wide * lax.rsqrt(power + EPSILON)
         wide = wide.reshape(x.shape)
         return (
             wide * ops.per_channel(self.scale[...], x)
@@ -102,11 +107,19 @@ class BatchNorm(nnx.Module):
         mean, var = self.mean[...], self.var[...]
         if context.train:
             wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-            n = x.size // x.shape[-1]
+            # Vectors have no sites to mask.
+            visible = context.visible(x) if x.ndim == 4 else None
+            mean = mean_of(wide, axes, visible)
+            square = mean_of(jnp.square(wide), axes, visible)
+            var = jnp.maximum(square - jnp.square(mean), 0)
+            if visible is None:
+                n = x.size // x.shape[-1]
+                correction = n / max(n - 1, 1)
+            else:
+                n = visible.sum()
+                correction = n / jnp.maximum(n - 1, 1)
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * lax.stop_gradient(mean)
-            unbiased = lax.stop_gradient(var) * (n / max(n - 1, 1))
+            unbiased = lax.stop_gradient(var) * correction
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         shift = self.bias[...] - mean * factor

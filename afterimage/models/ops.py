@@ -10,8 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt8, UInt32
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -350,16 +351,25 @@ def patch_mask(
 ) -> Bool[Array, "b h w"]:
     """True at exactly round(ratio * h * w) random patches of each image.
 
-    One draw per patch and a threshold at the k-th smallest, instead of a draw per pixel
-    or two sorts. The draws are distinct with certainty: the low bits hold the index.
+    One draw per patch, not per pixel.
     """
     h, w = grid
-    n = h * w
+    draws = jax.random.bits(key, (batch, h * w), jnp.uint32)
+    count = np.full(batch, round(ratio * h * w), np.int32)
+    return lowest(draws, jnp.asarray(count)).reshape(batch, h, w)
+
+
+def lowest(
+    scores: UInt32[Array, "b n"], count: Int32[Array, " b"]
+) -> Bool[Array, "b n"]:
+    """True at exactly `count` of the lowest scores of each row.
+
+    A threshold at the count-th smallest, instead of two sorts. Scores are made distinct
+    with certainty: their low bits hold the index.
+    """
+    n = scores.shape[1]
     low = max(1, (n - 1).bit_length())
-    draws = jax.random.bits(key, (batch, n), jnp.uint32)
-    draws = (draws >> low << low) | jnp.arange(n, dtype=jnp.uint32)[None]
-    k = round(ratio * n)
-    if k == 0:
-        return jnp.zeros((batch, h, w), bool)
-    threshold = jnp.sort(draws, axis=-1)[:, k - 1 : k]
-    return (draws <= threshold).reshape(batch, h, w)
+    scores = (scores >> low << low) | jnp.arange(n, dtype=jnp.uint32)[None]
+    place = jnp.maximum(count - 1, 0)[:, None]
+    threshold = jnp.take_along_axis(jnp.sort(scores, axis=-1), place, axis=1)
+    return (scores <= threshold) & (count > 0)[:, None]
