@@ -185,7 +185,7 @@ class FinetuneConfig(
         """Settings that a sequence of tasks, or episodes, leave no meaning."""
         if not self.by_last_step:
             return []
-        what, found = "tasks" if self.tasks else "meta", []
+        what, found = "tasks" if self.meta == "none" else "meta", []
         if self.mode not in ("full", "scratch"):
             found.append(f"mode={self.mode!r}: with {what} only full or scratch")
         if self.select not in ("auto", "last"):

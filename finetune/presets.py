@@ -168,6 +168,54 @@ PRESETS: Mapping[str, Preset] = {
         settings={"mode": "full", "scenario": "task", "continual": "lwf"},
         cost="as full, and one more forward pass a step",
     ),
+    "maml": Preset(
+        about="a start from which a few steps on a few images learn new classes",
+        command=(
+            "afterimage finetune --preset maml --from runs/letters --data "
+            "folder:letters --out runs/maml"
+        ),
+        settings={
+            "meta": "maml",
+            "mode": "full",
+            "features": "grid",
+            "steps": 2_000,
+            "inner_lr": 0.1,
+            "inner_steps": 1,
+            "test_inner_steps": 3,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
+    ),
+    "prototypical": Preset(
+        about="features in which the mean of a few images stands for their class",
+        command=(
+            "afterimage finetune --preset prototypical --from runs/letters --data "
+            "folder:letters --out runs/prototypes"
+        ),
+        settings={
+            "meta": "prototypical",
+            "mode": "full",
+            "steps": 2_000,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes: 640,000 images",
+    ),
+    "reptile": Preset(
+        about="as maml, without its derivatives: cheaper a step",
+        command=(
+            "afterimage finetune --preset reptile --from runs/letters --data "
+            "folder:letters --out runs/reptile"
+        ),
+        settings={
+            "meta": "reptile",
+            "mode": "full",
+            "steps": 2_000,
+            "inner_steps": 5,
+            "inner_lr": 0.05,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes, 5 gradients each",
+    ),
     "resnet50-two-phase": Preset(
         about="an imported ResNet-50: a new head at 1e-3, then everything at 1e-4",
         command=(

@@ -325,4 +325,4 @@ def test_settings_that_cannot_work(home, tmp_path, settings, message):
 
 def test_a_batch_size_beside_episodes_is_refused(home, tmp_path):
     with pytest.raises(UserError, match="leave batch_size out"):
-        finetune(episodes(home, tmp_path / "run", batch_size=12))
+        finetune(episodes(home, tmp_path / "run", batch_size=10))

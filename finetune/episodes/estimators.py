@@ -65,8 +65,9 @@ def adapted_gradient(
     """The gradient of the queries' loss after the adaptation: MAML and its kin.
 
     `vectorised` runs the episodes side by side (vmap) in place of one after the other;
-    by default on accelerators, because there every kernel is its own in each episode,
-    and XLA:CPU is slow at the grouped convolutions that this makes.
+    by default on accelerators only. Every episode then has kernels of its own, which
+    makes grouped convolutions: on a CPU four episodes of 80 images took 2.1 times as
+    long as one after the other (conv, 28 px, two cores, both interleaved).
     """
 
     def estimator(loss: Loss) -> Callable[..., Any]:
