@@ -5,11 +5,11 @@ import re
 from typing import Literal
 
 from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
+from finetune.continual.options import ContinualOptions
+from finetune.episodes.options import EpisodeOptions
 from finetune.options import (
     AnchorOptions,
-    ContinualOptions,
     DistillationOptions,
-    EpisodeOptions,
     TargetOptions,
     is_default,
 )
