@@ -167,7 +167,7 @@ def task_sequence(run: Settings, table: str, out: pathlib.Path) -> list[dict[str
                 mode="scratch",
                 scenario=table.rsplit("-", 1)[1],
                 continual=method,
-                tasks=DIGITS,
+                sequence=DIGITS,
                 seed=seed,
                 steps=run.steps,
                 augment="none",

@@ -185,7 +185,7 @@ class FinetuneConfig(
         """Settings that a sequence of tasks, or episodes, leave no meaning."""
         if not self.by_last_step:
             return []
-        what, found = "tasks" if self.meta == "none" else "meta", []
+        what, found = "sequence" if self.meta == "none" else "meta", []
         if self.mode not in ("full", "scratch"):
             found.append(f"mode={self.mode!r}: with {what} only full or scratch")
         if self.select not in ("auto", "last"):
@@ -195,7 +195,7 @@ class FinetuneConfig(
             *("class_weights", "label_smoothing", "ema"),
         ]
         if self.meta != "none":
-            alone += ["tasks", "accumulate"]
+            alone += ["sequence", "accumulate"]
         return found + [
             f"{name}={getattr(self, name)!r}: not with {what}; leave it out"
             for name in alone
@@ -252,7 +252,7 @@ class FinetuneConfig(
     @property
     def by_last_step(self) -> bool:
         """Whether the run is a sequence of tasks or of episodes: no step is chosen."""
-        return bool(self.tasks) or self.meta != "none"
+        return bool(self.sequence) or self.meta != "none"
 
     @property
     def limited(self) -> bool:

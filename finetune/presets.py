@@ -140,7 +140,7 @@ PRESETS: Mapping[str, Preset] = {
         about="classes that come one group after the other: some earlier images again",
         command=(
             "afterimage finetune --preset replay --from runs/photos --data "
-            "folder:labelled --tasks cat,dog car,ship --out runs/sequence"
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={"mode": "full", "continual": "replay", "memory": 20},
         cost="100 epochs, at least 300 steps of 64 + 64 images, shared by the tasks",
@@ -149,7 +149,7 @@ PRESETS: Mapping[str, Preset] = {
         about="tasks one after the other, a head each, without keeping images",
         command=(
             "afterimage finetune --preset ewc --from runs/photos --data "
-            "folder:labelled --tasks cat,dog car,ship --out runs/sequence"
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={
             "mode": "full",
@@ -163,7 +163,7 @@ PRESETS: Mapping[str, Preset] = {
         about="the same by keeping the earlier model's predictions on new images",
         command=(
             "afterimage finetune --preset lwf --from runs/photos --data "
-            "folder:labelled --tasks cat,dog car,ship --out runs/sequence"
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={"mode": "full", "scenario": "task", "continual": "lwf"},
         cost="as full, and one more forward pass a step",

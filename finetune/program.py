@@ -30,7 +30,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     opened = open_all(config)
     with Run(config.out, kind="finetune", config=config) as run:
         opened.record(run)
-        if config.tasks:
+        if config.sequence:
             return ContinualProgram(ContinualParts(config, opened), run).run()
         if config.meta != "none":
             return EpisodeProgram(EpisodeParts(config, opened), run).run()

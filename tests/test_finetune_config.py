@@ -64,7 +64,7 @@ def test_all_mistakes_at_once():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
     needs = {"align": {"target": "digits"}, "distil": {"teacher": "runs/cls"}}
-    needs["continual"] = {"tasks": ("0,1", "2,3")}
+    needs["continual"] = {"sequence": ("0,1", "2,3")}
     more = [given for key, given in needs.items() if key in PRESETS[name].settings]
     config = preset_config(name, **NEEDED, **(more[0] if more else {}))
     for field, value in PRESETS[name].settings.items():

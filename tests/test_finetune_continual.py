@@ -133,24 +133,24 @@ def test_measures_by_hand():
 )
 def test_tasks_that_cannot_be(tmp_path, tasks, message):
     with pytest.raises(UserError, match=message):
-        make_tasks(config(tmp_path, "a", tasks=tasks, mode="full"), NAMES)
+        make_tasks(config(tmp_path, "a", sequence=tasks, mode="full"), NAMES)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": (), "continual": "ewc"}, "continual='ewc' is about a sequence"),
-        ({"mode": "probe"}, "with tasks only full or scratch"),
-        ({"select": "validation"}, "with tasks the last step counts"),
+        ({"sequence": (), "continual": "ewc"}, "continual='ewc' is about a sequence"),
+        ({"mode": "probe"}, "with sequence only full or scratch"),
+        ({"select": "validation"}, "with sequence the last step counts"),
         ({"continual_weight": 1.0}, "only with continual='ewc' or 'lwf'"),
         ({"memory": 3}, "memory=3: only with continual='replay'"),
         ({"continual": "ewc", "continual_weight": -1.0}, "more than 0"),
-        ({"ema": 0.9}, "ema=0.9: not with tasks"),
-        ({"l2_sp": 0.1}, "l2_sp=0.1: not with tasks"),
+        ({"ema": 0.9}, "ema=0.9: not with sequence"),
+        ({"l2_sp": 0.1}, "l2_sp=0.1: not with sequence"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, settings, message):
-    usual = {"tasks": ("0,1", "2,3"), "mode": "full", **settings}
+    usual = {"sequence": ("0,1", "2,3"), "mode": "full", **settings}
     with pytest.raises(UserError, match=message):
         config(tmp_path, "a", **usual)
 
@@ -179,7 +179,7 @@ def home(tmp_path_factory, tiny_module):
 
 def sequence(home, out, **settings):
     usual = {
-        "tasks": ("0,1", "2,3"),
+        "sequence": ("0,1", "2,3"),
         "mode": "full",
         "steps": 60,
         "lr": 1e-2,

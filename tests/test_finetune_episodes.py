@@ -313,7 +313,7 @@ def test_the_other_methods_learn_as_well(home, tmp_path, meta):
         ({"inner_lr": 0.0}, "inner_lr=0.0"),
         ({"test_classes": 1.0}, "test_classes=1.0"),
         ({"meta": "prototypical"}, "inner_lr=0.3: prototypes take no steps"),
-        ({"tasks": ("0,1", "2,3")}, "tasks=.*not with meta"),
+        ({"sequence": ("0,1", "2,3")}, "sequence=.*not with meta"),
         ({"select": "validation"}, "with meta the last step counts"),
         ({"accumulate": 2}, "accumulate=2: not with meta"),
     ],

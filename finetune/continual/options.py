@@ -10,9 +10,9 @@ from finetune.options import is_default
 class ContinualOptions:
     """Continual learning: one task after another."""
 
-    tasks: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ()
     """Continual learning: the classes of each task by name, separated by commas:
-    --tasks 0,1 2,3 4,5. The tasks are learned in this order, each on its own images
+    --sequence 0,1 2,3 4,5. The tasks are learned in this order, each on its own images
     alone and for an equal share of the steps."""
 
     scenario: Literal["task", "class"] = "class"
@@ -32,11 +32,11 @@ class ContinualOptions:
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
-        if not self.tasks:
+        if not self.sequence:
             names = ("continual", "scenario", "continual_weight", "memory")
             return [
                 f"{name}={getattr(self, name)!r} is about a sequence of tasks: give "
-                "tasks, e.g. 0,1 2,3"
+                "sequence, e.g. 0,1 2,3"
                 for name in names
                 if not is_default(self, name)
             ]

@@ -85,12 +85,12 @@ class Tasks:
 
 
 def make_tasks(config: FinetuneConfig, names: tuple[str, ...]) -> Tasks:
-    """The tasks that `config.tasks` names.
+    """The tasks that `config.sequence` names.
 
     Raises UserError, with everything at once, for unknown classes, classes in two
     tasks, tasks of one class, fewer than two tasks.
     """
-    groups = [tuple(n.strip() for n in task.split(",")) for task in config.tasks]
+    groups = [tuple(n.strip() for n in task.split(",")) for task in config.sequence]
     flat = [name for group in groups for name in group]
     problems = [
         f"{name!r} is no class of the data{did_you_mean(name, names)}"
@@ -105,10 +105,12 @@ def make_tasks(config: FinetuneConfig, names: tuple[str, ...]) -> Tasks:
         if len(group) < 2
     ]
     if len(groups) < 2:
-        problems.append("a sequence needs at least two tasks: --tasks 0,1 2,3")
+        problems.append("a sequence needs at least two tasks: --sequence 0,1 2,3")
     if problems:
         raise UserError(
-            f"tasks={' '.join(config.tasks)}: " + "; ".join(problems) + ". The classes "
+            f"sequence={' '.join(config.sequence)}: "
+            + "; ".join(problems)
+            + ". The classes "
             f"are {', '.join(names)}"
         )
     numbers = tuple(tuple(names.index(n) for n in group) for group in groups)
