@@ -26,6 +26,7 @@ from checkpoints.errors import CheckpointError
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.context import Context
+from finetune.labels import HEAD
 from finetune.source import Source
 
 Tree = dict[str, Any]
@@ -51,9 +52,8 @@ def source_head(config: FinetuneConfig) -> tuple[HeadConfig, Tree, Tree] | None:
             "source's own predictions: give a finished fine-tuning run, or leave "
             f"{wanted} out (l2_sp and delta need no classifier)"
         ) from error
-    name, entry = next(iter(manifest["heads"].items()))
-    entry = {key: value for key, value in entry.items() if key != "class_names"}
-    return HeadConfig(**entry), params["heads"][name], stats["heads"][name]
+    entry = {k: v for k, v in manifest["heads"][HEAD].items() if k != "class_names"}
+    return HeadConfig(**entry), params["heads"][HEAD], stats["heads"][HEAD]
 
 
 def make_anchors(
@@ -68,7 +68,7 @@ def make_anchors(
         tree["params"]["heads"] = {SOURCE_HEAD: head[1]}
         tree["stats"]["heads"] = {SOURCE_HEAD: head[2]}
     # Copies: the state is donated, and one buffer cannot be donated twice.
-    tree = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), tree)
+    tree = jax.tree.map(jnp.array, tree)
     if config.l2_sp_fisher:
         tree["fisher"] = jax.tree.map(jnp.zeros_like, tree["params"]["encoder"])
     return tree

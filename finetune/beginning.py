@@ -12,10 +12,12 @@ from afterimage.training.sweep import spaced
 from checkpoints.transfer import Report
 from finetune import anchors, shift
 from finetune.classifier import standardise
+from finetune.features import best_features
+from finetune.labels import of_head
 from finetune.parts import Parts
 from finetune.source import load_weights
 
-_MOST_TO_STANDARDISE = 20_000
+_MOST_TO_STANDARDISE, _MOST_TO_SELECT = 20_000, 5_000
 Tree = dict[str, Any]
 
 
@@ -39,30 +41,63 @@ def begin(parts: Parts, run: Run, say: Callable[[str], None]) -> State:
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
     some = spaced(parts.known, _MOST_TO_STANDARDISE)
     batches = eval_batches(some, config.batch_size)
-    stats = standardise(parts.classifier, params, stats, batches, parts.fresh_heads)
+    stats = standardise(parts.classifier, params, stats, batches, list(parts.heads))
+    if config.keep_features is not None:
+        stats = _selected(parts, params, stats, say)
     return parts.fresh(params, _prepared(parts, params, stats, say))
+
+
+def _selected(
+    parts: Parts, params: Tree, stats: Tree, say: Callable[[str], None]
+) -> Tree:
+    """`stats` with the features that each head is to read."""
+    config, heads = parts.config, dict(stats["heads"])
+    assert config.keep_features is not None
+    for head, scorer in parts.scorers.items():
+        images = of_head(parts.chosen.train, head)
+        assert images is not None
+        some = spaced(images, _MOST_TO_SELECT)
+        assert some.labels is not None
+        x = scorer.all_features(params, stats, some)
+        kept = best_features(
+            config.feature_selection,
+            x,
+            some.labels,
+            config.keep_features,
+            seed=config.seed,
+        )
+        say(
+            f"{head}: {len(kept)} of {x.shape[1]} features kept by "
+            f"{config.feature_selection} on {len(some):,} labelled training images"
+        )
+        heads[head] = {**heads[head], "kept": jnp.asarray(kept)}
+    return {**stats, "heads": heads}
 
 
 def _prepared(
     parts: Parts, params: Tree, stats: Tree, say: Callable[[str], None]
 ) -> Tree:
-    """`stats` with Fisher information and density ratios."""
+    """`stats` with Fisher information and the weights of examples."""
     config, kept = parts.config, stats.get("anchors")
     if config.l2_sp_fisher:
         assert kept is not None
         kept["fisher"] = anchors.measure_fisher(
             parts.classifier, kept, parts.chosen.train
         )
+    weights = shift.source_weights(config, parts.chosen.train)
     if config.density_ratio != "none":
         assert parts.target is not None
-        weights = shift.example_weights(
+        ratios = shift.example_weights(
             config,
             parts.scorer,
             (params, stats),
             parts.chosen.train,
             parts.target.images,
         )
-        say(shift.describe_weights(config, weights))
+        say(shift.describe_weights(config, ratios))
+        weights = weights * ratios
+    if config.weighs_examples:
+        weights = weights / weights.mean()
         stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
     return stats
 

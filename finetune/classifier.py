@@ -40,6 +40,8 @@ class HeadConfig:
     classes: int
     kind: str = "linear"
     features: str = "vector"
+    keep: int | None = None
+    """It reads so many of the features; which, stands in `stats/heads/NAME/kept`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `HeadConfig(**values)` gives it back."""
@@ -82,11 +84,18 @@ class Classifier:
         built, head_params, head_stats = {}, {}, {}
         for name, config in heads.items():
             width = empty.feature_width(params, stats, config.features)
-            head = Head(width, config.classes, config.kind, rngs=rngs)
+            if config.keep is not None and config.keep > width:
+                raise UserError(
+                    f"keep_features={config.keep}: this encoder has {width} features "
+                    f"of the kind {config.features!r}; keep fewer"
+                )
+            head = Head(config.keep or width, config.classes, config.kind, rngs=rngs)
             # Heads compute in float32 whatever the encoder does: they cost nothing.
             network, head_params[name], _ = Network.create(head)
             built[name] = (config, network)
             head_stats[name] = {"mean": jnp.zeros(width), "std": jnp.ones(width)}
+            if config.keep is not None:
+                head_stats[name]["kept"] = jnp.arange(config.keep, dtype=jnp.int32)
         return (
             dataclasses.replace(empty, heads=built),
             {"encoder": params, "heads": head_params},
@@ -124,11 +133,18 @@ class Classifier:
         )
         return vector
 
-    def head_features(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
-        """[b, d] that one head reads: its features, standardised."""
+    def all_features(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
+        """[b, d] among which one head's are: standardised, before the selection."""
         known = stats["heads"][head]
         features = self.features(params, stats, maps, self.heads[head][0].features)
         return (features - known["mean"][None]) / known["std"][None]
+
+    def head_features(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
+        """[b, d] that one head reads: its features, standardised and selected."""
+        features, known = self.all_features(params, stats, maps, head), stats["heads"]
+        if "kept" in known[head]:
+            features = jnp.take(features, known[head]["kept"], axis=1)
+        return features
 
     def logits(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
         """[b, classes] of one head."""
@@ -180,9 +196,15 @@ class Classifier:
                 )[0]
 
             labels = f"{prefix}label"
-            given = {f"{stream}/label": lambda _: batch[labels]}
+            given = {
+                f"{stream}/label{key.removeprefix(labels).replace('.', '/')}": (
+                    lambda _, key=key: batch[key]
+                )
+                for key in batch
+                if key == labels or key.startswith(f"{labels}.")
+            }
             return {
-                **(given if labels in batch else {}),
+                **given,
                 "params": lambda _: params,
                 "step": lambda _: step,
                 "stats/next": following,
@@ -240,6 +262,7 @@ def standardise(
         std = np.sqrt(np.maximum(second / count - mean**2, 0.0))
         std = np.maximum(std, 0.01 * std.max()) if std.max() > 0 else np.ones_like(std)
         found[name] = {
+            **found[name],
             "mean": jnp.asarray(mean, jnp.float32),
             "std": jnp.asarray(std, jnp.float32),
         }

@@ -10,7 +10,9 @@ from finetune.episodes.options import EpisodeOptions
 from finetune.options import (
     AnchorOptions,
     DistillationOptions,
+    SourceOptions,
     TargetOptions,
+    TaskOptions,
     is_default,
 )
 
@@ -24,6 +26,8 @@ class FinetuneConfig(
     DistillationOptions,
     ContinualOptions,
     EpisodeOptions,
+    SourceOptions,
+    TaskOptions,
     TrainingOptions,
     RunOptions,
     DataOptions,
@@ -57,6 +61,15 @@ class FinetuneConfig(
     last). last: the mean of the last map. pyramid: the means of all maps, concatenated.
     grid, pyramid-grid: the same with means over a 2x2 grid, so that some position is
     kept."""
+
+    feature_selection: Literal["none", "fisher", "mutual-information", "l1"] = "none"
+    """The head reads only the best features, scored on the labelled training images
+    before the first step. fisher: variance between classes over that within;
+    mutual-information: with the label, each feature alone; l1: weights of a sparse
+    linear classifier."""
+
+    keep_features: int | None = None
+    """How many features are kept by --feature-selection."""
 
     image_size: int | None = None
     """Side of the square the images are resized to, pixels. Default: the encoder's."""
@@ -126,6 +139,8 @@ class FinetuneConfig(
             DistillationOptions.problems(self),
             ContinualOptions.problems(self),
             EpisodeOptions.problems(self),
+            SourceOptions.problems(self),
+            TaskOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
             self._mistakes(),
@@ -135,7 +150,8 @@ class FinetuneConfig(
         found = []
         if self.labels is not None and self.labels_per_class is not None:
             found.append("labels and labels_per_class: give one of them")
-        for name in ("labels", "labels_per_class", "head_steps", "unfreeze_stages"):
+        counts = ("labels", "labels_per_class", "head_steps", "unfreeze_stages")
+        for name in (*counts, "keep_features"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: at least 1")
         if self.encoder_lr <= 0:
@@ -156,6 +172,14 @@ class FinetuneConfig(
             found.append("select='validation' needs validation above 0")
         if self.select != "last" and self.keep_best < 1:
             found.append("keep_best=0: the best step would be deleted; keep at least 1")
+        selects = self.feature_selection != "none"
+        if selects != (self.keep_features is not None):
+            found.append(
+                f"feature_selection={self.feature_selection!r} and keep_features="
+                f"{self.keep_features}: give both, or none"
+            )
+        if selects and self.mode == "scratch":
+            found.append("feature_selection: mode='scratch' has no features to score")
         found += self._encoder_mistakes()
         found += self._task_mistakes()
         return found + self._mode_mistakes() + self._weight_mistakes()
@@ -177,6 +201,8 @@ class FinetuneConfig(
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")
+        if "mdan" in self.align and not self.sources:
+            found.append("align='mdan' needs several sources: give sources, or dann")
         if self.label_shift != "none" and self.label_smoothing:
             found.append("label_shift reads probabilities: leave label_smoothing at 0")
         return found
@@ -192,7 +218,8 @@ class FinetuneConfig(
             found.append(f"select={self.select!r}: with {what} the last step counts")
         alone = [
             *("target", "teacher", "l2_sp", "l2_head", "kl", "delta"),
-            *("class_weights", "label_smoothing", "ema"),
+            *("class_weights", "label_smoothing", "ema", "tasks", "sources"),
+            *("feature_selection", "keep_features"),
         ]
         if self.meta != "none":
             alone += ["sequence", "accumulate"]
@@ -253,6 +280,11 @@ class FinetuneConfig(
     def by_last_step(self) -> bool:
         """Whether the run is a sequence of tasks or of episodes: no step is chosen."""
         return bool(self.sequence) or self.meta != "none"
+
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether training images have weights of their own."""
+        return self.density_ratio != "none" or bool(self.source_weights)
 
     @property
     def limited(self) -> bool:

@@ -16,24 +16,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       DataError: no labels, classes the classifier does not know, another shape.
       CheckpointError: there is no classifier, or it is damaged.
     """
-    from afterimage.data import open_data
+    from afterimage.data import ImageSet, open_data
     from afterimage.evaluation.classification import classification_report
     from afterimage.training.mesh import make_mesh
     from afterimage.training.sweep import Sweep
     from finetune.artefact import load_classifier
-    from finetune.labels import matched
+    from finetune.labels import HEAD, matched
     from finetune.scoring import Scorer
 
     loaded = load_classifier(config.from_)
     preprocessing = loaded.classifier.preprocessing
     height, width = preprocessing.image_size
     channels = preprocessing.channels
+    tasks = [head for head in loaded.class_names if head != HEAD]
     splits = open_data(
         config.data,
         image_size=height if height == width else None,
         channels=channels if channels in (1, 3) else None,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
+        # Only such a file has labels of several tasks.
+        tasks=tasks if config.data.startswith("npz:") else (),
     )
     split, images = _split(config, splits)
     wanted = (height, width, channels)
@@ -42,16 +45,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"{images.name} has images {images.shape}; this classifier takes {wanted} "
             "(height, width, channels)"
         )
-    (head, names), *_ = loaded.class_names.items()
-    images = matched(images, names)
     mesh = make_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
-    scorer = Scorer(loaded.classifier, head, Sweep(mesh, batch_size))
-    logits = scorer.logits(loaded.params, loaded.stats, images)
-    assert images.labels is not None
-    report = classification_report(logits, images.labels, names)
-    report |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
-    return report
+    sweep = Sweep(mesh, batch_size)
+
+    def report(head: str, images: ImageSet) -> dict[str, Any]:
+        names = loaded.class_names[head]
+        images = matched(images, names)
+        scorer = Scorer(loaded.classifier, head, sweep)
+        logits = scorer.logits(loaded.params, loaded.stats, images)
+        assert images.labels is not None
+        return classification_report(logits, images.labels, names)
+
+    found = report(HEAD, images)
+    if tasks:
+        found["tasks"] = {
+            task: report(task, images.of_task(task))
+            for task in tasks
+            if task in images.tasks
+        }
+    found |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
+    return found
 
 
 def _split(config: EvaluateConfig, splits: Any) -> tuple[str, Any]:
@@ -74,4 +88,7 @@ def text(report: Mapping[str, Any]) -> str:
     head = f"{report['data']}, {report['examples']} labelled images"
     if report["skipped"]:
         head += f"; {report['skipped']} broken ones were skipped"
-    return f"{head}\n\n{report_text(report)}"
+    parts = [head, report_text(report)]
+    for task, found in report.get("tasks", {}).items():
+        parts += [f"Task {task}", report_text(found)]
+    return "\n\n".join(parts)

@@ -8,6 +8,7 @@ followed stands in every result. A given test split is only ever tested on.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,16 @@ from afterimage.errors import DataError
 from finetune.config import FinetuneConfig
 
 FEWEST_TO_CHOOSE_BY = 100
+HEAD = "classes"
+"""The head of the labels' own task; the others are called as their tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Labelled images by their use; `rule` says how the step is chosen."""
+    """Labelled images by their use; `rule` says how the step is chosen.
+
+    With several tasks an image of any set may lack the label of some: `of_head`.
+    """
 
     train: ImageSet
     validation: ImageSet | None
@@ -33,6 +39,11 @@ class Chosen:
         names = self.train.class_names
         assert names is not None
         return names
+
+    def head_names(self, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """{head: class names}: the labels' own, then one a task."""
+        more = {task: self.train.tasks[task].class_names for task in tasks}
+        return {HEAD: self.class_names, **more}
 
     def record(self, config: FinetuneConfig) -> dict[str, Any]:
         """What `labels.json` holds: every image whose label was used, by id."""
@@ -55,8 +66,13 @@ def choose(config: FinetuneConfig, splits: Splits) -> Chosen:
     lacks, or too few labels of a class.
     """
     check_classes(splits)
+    for task in config.tasks:
+        _check_task(splits, task)
     train = labelled(splits.train)
     assert train is not None
+    if config.tasks and not config.limited:
+        # Images without the main label may have one of another task.
+        train = splits.train.subset(_any_label(splits.train, config.tasks))
     if config.limited:
         kept = choose_labels(
             train,
@@ -65,10 +81,37 @@ def choose(config: FinetuneConfig, splits: Splits) -> Chosen:
             seed=config.seed,
         )
         train = train.subset(kept)
-    given = None if config.limited else labelled(splits.validation)
+    given = splits.validation if config.tasks else labelled(splits.validation)
+    given = None if config.limited else given
     train, validation, rule = _validation(config, train, given)
-    test = labelled(splits.test)
+    test = splits.test if config.tasks else labelled(splits.test)
     return Chosen(train, validation, test, rule)
+
+
+def _check_task(splits: Splits, task: str) -> None:
+    """Raises DataError where a task cannot be learned from these images."""
+    if task not in splits.train.tasks:
+        raise DataError(
+            f"{splits.train.name} has no labels of the task {task!r}; expected an "
+            f"array y_train_{task} beside y_train, or labels_{task} beside labels"
+        )
+    each = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    check_classes(Splits(**{k: v and v.of_task(task) for k, v in each.items()}))
+
+
+def _any_label(images: ImageSet, tasks: Sequence[str]) -> np.ndarray:
+    """Positions of the images with a label of any task."""
+    known = images.labels >= 0 if images.labels is not None else False
+    for task in tasks:
+        known = known | (images.tasks[task].values >= 0)
+    return np.flatnonzero(known)
+
+
+def of_head(images: ImageSet | None, task: str) -> ImageSet | None:
+    """The images that have a label for this head, with it; None where none has."""
+    if images is None or task == HEAD:
+        return labelled(images)
+    return labelled(images.of_task(task))
 
 
 def labelled(images: ImageSet | None) -> ImageSet | None:
@@ -112,7 +155,8 @@ def _listed(images: ImageSet | None, names: tuple[str, ...]) -> dict[str, list[s
     listed: dict[str, list[str]] = {name: [] for name in names}
     if images is not None and images.labels is not None:
         for label, name in zip(images.labels.tolist(), images.ids):
-            listed[names[label]].append(name)
+            if label >= 0:
+                listed[names[label]].append(name)
     return listed
 
 

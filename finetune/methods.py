@@ -9,7 +9,7 @@ from checkpoints.trees import flatten
 from finetune import streams
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
-from finetune.labels import Chosen
+from finetune.labels import HEAD, Chosen, labelled
 from finetune.modes import Recipe, make_phases
 from finetune.stage import Stage
 from finetune.teacher import Teacher
@@ -22,8 +22,9 @@ from finetune.terms.distillation import (
     distil_logits,
     distil_relations,
 )
+from finetune.terms.multisource import mdan
+from finetune.terms.tasks import pcgrad, uncertain
 
-HEAD = "classes"
 _ALIGN_WEIGHTS = {"coral": 10.0}
 _DISTIL_WEIGHTS = {"relational": 25.0}
 
@@ -35,17 +36,8 @@ def make_terms(
 
     `width` is the number of features the head reads.
     """
-    weighted = config.density_ratio != "none"
-    terms = [
-        cross_entropy(
-            head.classes,
-            label_smoothing=config.label_smoothing,
-            class_weights=_class_weights(config, chosen),
-            head=HEAD,
-            weight=config.label_weight,
-            examples="train/weight" if weighted else None,
-        )
-    ]
+    terms = _labelled(config, chosen, head.classes)
+    main = terms[0]
     if config.l2_sp:
         terms.append(l2_sp(config.l2_sp, fisher=config.l2_sp_fisher))
     if config.l2_head:
@@ -56,7 +48,12 @@ def make_terms(
         terms.append(delta(config.delta))
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
     for name, weight in zip(config.align, config.align_weight or default):
-        terms.append(_alignment(name, weight, head.classes, width, config.seed))
+        if name == "mdan":
+            count, gamma = len(config.sources) + 1, config.mdan_gamma
+            settings: dict[str, Any] = {"head": HEAD, "seed": config.seed}
+            terms.append(mdan(main, width, count, weight, gamma=gamma, **settings))
+        else:
+            terms.append(_alignment(name, weight, head.classes, width, config.seed))
     return tuple(terms)
 
 
@@ -75,6 +72,32 @@ def distillation(
             widths = (width, teacher_width)
             terms.append(distil_features(*widths, weight, head=head, seed=config.seed))
     return tuple(terms)
+
+
+def _labelled(config: FinetuneConfig, chosen: Chosen, classes: int) -> list[Term]:
+    """The cross-entropy of every task, the labels' own first, as they are weighed."""
+    weights = config.task_weights or (1.0,) * (1 + len(config.tasks))
+    common: dict[str, Any] = {
+        "label_smoothing": config.label_smoothing,
+        "examples": "train/weight" if config.weighs_examples else None,
+    }
+    terms = [
+        cross_entropy(
+            classes,
+            class_weights=_class_weights(config, chosen),
+            head=HEAD,
+            weight=weights[0] * config.label_weight,
+            **common,
+        )
+    ]
+    for task, weight in zip(config.tasks, weights[1:], strict=True):
+        count = len(chosen.train.tasks[task].class_names)
+        terms.append(
+            cross_entropy(count, head=task, task=task, weight=weight, **common)
+        )
+    if config.task_weighting == "uncertainty":
+        return [uncertain(term) for term in terms]
+    return terms
 
 
 def _alignment(name: str, weight: float, classes: int, width: int, seed: int) -> Term:
@@ -120,7 +143,8 @@ def make_stage(
         statistics=config.domain_statistics,
         teacher=teacher,
     )
-    return Stage(phases=phases, supply=supply)
+    combine = pcgrad if config.task_weighting == "pcgrad" else None
+    return Stage(phases=phases, supply=supply, combine=combine)
 
 
 def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -131,10 +155,11 @@ def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
 def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] | None:
     if config.class_weights == "none":
         return None
-    names, labels = chosen.class_names, chosen.train.labels
-    assert labels is not None
+    names, images = chosen.class_names, labelled(chosen.train)
+    assert images is not None
+    assert images.labels is not None
     if config.class_weights == "balanced":
-        return balanced_weights(labels, len(names))
+        return balanced_weights(images.labels, len(names))
     weights = tuple(float(w) for w in config.class_weights.split(","))
     if len(weights) != len(names):
         raise UserError(

@@ -70,14 +70,15 @@ def make_phases(
         as long as the whole run.
     """
     encoder = [path for path in paths if not path.startswith(("heads/", "terms/"))]
-    own = (HEADS, *term_groups(paths))
+    weighing = weighing_groups(terms)
+    own = (HEADS, *weighing, *term_groups(paths, terms))
 
     def head_phase(name: str, steps: int) -> Phase:
         rate = recipe.head_lr or 10 * options.lr
         return Phase(
             name=name,
             terms=tuple(term for term in terms if not term.encoder_only),
-            groups=(HEADS, FROZEN),
+            groups=(HEADS, *weighing, FROZEN),
             steps=steps,
             options=dataclasses.replace(options, lr=rate),
         )
@@ -116,9 +117,18 @@ def shares(steps: int, count: int) -> list[int]:
     return [each] * (count - 1) + [steps - each * (count - 1)]
 
 
-def term_groups(paths: Iterable[str]) -> tuple[Group, ...]:
-    """Groups for the terms' own parameters: what is fixed, and what learns at lr."""
-    own = [path for path in paths if path.startswith("terms/")]
+def weighing_groups(terms: Iterable[Term]) -> tuple[Group, ...]:
+    """A group for the parameters of terms that do without the encoder: they learn
+    whenever the heads do."""
+    names = [t.name for t in terms if t.params and not t.encoder_only]
+    rule = f"^terms/(?:{'|'.join(map(re.escape, names))})/"
+    return (Group("weights of tasks", rule),) if names else ()
+
+
+def term_groups(paths: Iterable[str], terms: Iterable[Term]) -> tuple[Group, ...]:
+    """Groups for the other terms' parameters: what is fixed, and what learns at lr."""
+    names = tuple(f"terms/{t.name}/" for t in terms if t.params and t.encoder_only)
+    own = [path for path in paths if path.startswith(names)]
     groups = []
     if any("/fixed/" in path for path in own):
         groups.append(Group("terms, fixed", "^terms/.*/fixed/", freeze=True))

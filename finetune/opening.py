@@ -8,6 +8,7 @@ from afterimage.models import ModelConfig
 from afterimage.runs import Run
 from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
+from finetune.pooling import pool
 from finetune.source import Source, adapt, check_scratch, chosen_model, open_for
 from finetune.streams import Target, open_target
 
@@ -35,7 +36,13 @@ def open_all(config: FinetuneConfig) -> Opened:
     source = Source.read(config.from_)
     architecture = chosen_model(config, source.model)
     check_scratch(config, architecture)
-    splits = open_for(config, source.preprocessing)
+    splits = open_for(config, source.preprocessing, tasks=config.tasks)
+    if config.sources:
+        others = [
+            open_for(config, source.preprocessing, spec, tasks=config.tasks)
+            for spec in config.sources
+        ]
+        splits = pool([splits, *others], (config.data, *config.sources))
     chosen = choose(config, splits)
     target = open_target(config, source.preprocessing, chosen.class_names)
     model, preprocessing = adapt(architecture, source.preprocessing, splits)

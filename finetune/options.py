@@ -1,9 +1,11 @@
-"""Settings of fine-tuning beyond modes: anchors, a target domain, a teacher."""
+"""Settings of fine-tuning beyond modes: anchors, domains, tasks, a teacher."""
 
 import dataclasses
+import re
 from typing import Any, Literal
 
-Alignment = Literal["dann", "cdan", "cdan-e", "mmd", "jmmd", "coral"]
+Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral"]
+_RESERVED = ("classes", "source", "train", "target")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ class TargetOptions:
 
     align: tuple[Alignment, ...] = ()
     """Make the features of both domains alike. dann, cdan, cdan-e: an adversary that
-    tells them apart; mmd, jmmd, coral: a distance between them. Several may be named,
-    at most one adversary."""
+    tells them apart; mdan: one for each of several sources; mmd, jmmd, coral: a
+    distance between them. Several may be named, at most one adversary."""
 
     align_weight: tuple[float, ...] = ()
     """One weight for each method of --align. Default: 1 each, coral 10."""
@@ -118,6 +120,82 @@ class TargetOptions:
             found.append(f"align_weight={self.align_weight}: more than 0")
         if not self.density_cap >= 1:
             found.append(f"density_cap={self.density_cap}: at least 1")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Several labelled domains."""
+
+    sources: tuple[str, ...] = ()
+    """Further labelled images beside --data, each as --data names them, of the same
+    classes. All are trained on as one set; each knows where it comes from."""
+
+    source_weights: tuple[float, ...] = ()
+    """Weights of the images of --data and of each of --sources. Default: 1 each."""
+
+    mdan_gamma: float = 10.0
+    """--align mdan: how far the hardest source outweighs the others; 0.1 is nearly
+    their mean."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = []
+        if self.source_weights and len(self.source_weights) != len(self.sources) + 1:
+            found.append(
+                f"source_weights has {len(self.source_weights)} numbers for "
+                f"{len(self.sources) + 1} sources: give one for data and for each of "
+                "sources"
+            )
+        if not all(0 < weight < float("inf") for weight in self.source_weights):
+            found.append(f"source_weights={self.source_weights}: more than 0")
+        if not self.mdan_gamma > 0:
+            found.append(f"mdan_gamma={self.mdan_gamma}: more than 0")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Several questions about the same images."""
+
+    tasks: tuple[str, ...] = ()
+    """Further tasks on the same encoder, each with a head of its own: names of label
+    arrays beside the images, y_train_NAME in an npz file. An image may lack the label
+    of any task (-1 or NaN)."""
+
+    task_weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
+    """fixed: the sum of the losses; uncertainty: each task's weight is learned, noisy
+    ones weigh less; pcgrad: where two tasks' gradients on the encoder conflict, each
+    gives up what hurts the other."""
+
+    task_weights: tuple[float, ...] = ()
+    """Weights of the labels' own task and of each of --tasks. Default: 1 each."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = []
+        if not self.tasks and (self.task_weights or self.task_weighting != "fixed"):
+            found.append(
+                "task_weights and task_weighting need further tasks: give tasks"
+            )
+        elif self.task_weights and len(self.task_weights) != len(self.tasks) + 1:
+            found.append(
+                f"task_weights has {len(self.task_weights)} numbers for "
+                f"{len(self.tasks) + 1} tasks: give one for the labels' own and for "
+                "each of tasks"
+            )
+        if not all(0 <= weight < float("inf") for weight in self.task_weights):
+            found.append(f"task_weights={self.task_weights}: at least 0")
+        if self.task_weights and self.task_weighting == "uncertainty":
+            found.append("task_weights: task_weighting='uncertainty' learns them")
+        if len(set(self.tasks)) < len(self.tasks):
+            found.append(f"tasks={self.tasks}: each name once")
+        found += [
+            f"tasks: {name!r} cannot be a name; use letters, digits, - and _, and none "
+            f"of {', '.join(_RESERVED)}"
+            for name in self.tasks
+            if name in _RESERVED or not re.fullmatch(r"[\w-]+", name)
+        ]
         return found
 
 

@@ -12,11 +12,10 @@ from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.state import State, averaged_params
 from afterimage.training.sweep import Sweep
 from finetune import anchors, shift, streams
-from finetune.anchors import SOURCE_HEAD
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
+from finetune.labels import HEAD
 from finetune.methods import (
-    HEAD,
     distillation,
     make_stage,
     make_terms,
@@ -49,24 +48,28 @@ class Parts:
         self.mesh = make_mesh(config.devices)
         check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(self.chosen.train))
-        self.head = HeadConfig(
-            len(self.chosen.class_names), config.head, config.features
-        )
         self.teacher = read_teacher(
             config, self.chosen.train.shape, self.chosen.class_names
         )
         self.known = self.chosen.train
+        self.heads = self.make_heads()
         source_head = anchors.source_head(config)
+        heads = dict(self.heads)
+        if source_head is not None:
+            heads[anchors.SOURCE_HEAD] = source_head[0]
         self.classifier, self.params, self.stats = Classifier.create(
             dataclasses.replace(opened.model, remat=config.remat),
-            self.heads(source_head),
+            heads,
             opened.preprocessing,
             seed=config.seed,
             dtype=config.precision,
             fresh=config.mode == "scratch" or bool(config.may_differ),
         )
         self.sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
-        self.scorer = Scorer(self.classifier, HEAD, self.sweep)
+        self.scorers = {
+            head: Scorer(self.classifier, head, self.sweep) for head in self.heads
+        }
+        self.scorer = next(iter(self.scorers.values()))
         streams.check_statistics(config, self.stats["encoder"])
         self.extend(source_head)
         self.stage = self.make_stage()
@@ -75,15 +78,15 @@ class Parts:
             self.stage, self.params, mesh=self.mesh, images=len(self.chosen.train)
         )
 
-    def heads(self, source_head: Any) -> dict[str, HeadConfig]:
-        """The classifier's heads: one for the classes, a copy of the source's."""
-        own = {HEAD: self.head}
-        return own if source_head is None else own | {SOURCE_HEAD: source_head[0]}
-
-    @property
-    def fresh_heads(self) -> list[str]:
-        """The heads that do not come from the source."""
-        return [name for name in self.classifier.heads if name != SOURCE_HEAD]
+    def make_heads(self) -> dict[str, HeadConfig]:
+        """The heads that learn: one for the labels, and one for each further task."""
+        config = self.config
+        return {
+            head: HeadConfig(
+                len(names), config.head, config.features, config.keep_features
+            )
+            for head, names in self.chosen.head_names(config.tasks).items()
+        }
 
     def make_stage(self) -> Stage:
         """The phases of the mode."""
@@ -100,8 +103,9 @@ class Parts:
         """Parameters of the terms, what they read of `stats`: an anchor, a teacher, the
         weights of examples."""
         config = self.config
-        width = self.stats["heads"][HEAD]["mean"].size
-        self.terms = make_terms(config, self.chosen, self.head, width)
+        known = self.stats["heads"][HEAD]
+        width = known.get("kept", known["mean"]).size
+        self.terms = make_terms(config, self.chosen, self.heads[HEAD], width)
         if self.teacher is not None:
             self.terms += distillation(config, width, self.teacher.width, HEAD)
             self.stats["teacher"] = self.teacher.kept()
@@ -109,7 +113,7 @@ class Parts:
         if config.anchors:
             source = self.opened.source
             self.stats["anchors"] = anchors.make_anchors(config, source, source_head)
-        if config.density_ratio != "none":
+        if config.weighs_examples:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
         if config.label_shift != "none":
             # Raises before the first step what would else be found after the last.
@@ -121,6 +125,8 @@ class Parts:
         images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
         number = jax.ShapeDtypeStruct((size,), jnp.int32)
         shapes = {"image": images, "index": number, "label": number}
+        for task in self.chosen.train.tasks:
+            shapes[f"label.{task}"] = number
         for stream in stream_names(self.config)[1:]:
             shapes |= {f"{stream}/image": images, f"{stream}/index": number}
         return shapes

@@ -216,6 +216,50 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="2,000 steps of 4 episodes, 5 gradients each",
     ),
+    "adapt-sources": Preset(
+        about="labels in several domains, none in another: MDAN, one adversary each",
+        command=(
+            "afterimage finetune --preset adapt-sources --from runs/photos --data "
+            "folder:one --sources folder:two --target folder:others --out runs/adapted"
+        ),
+        settings={"mode": "two-phase", "align": ("mdan",), "weight_decay": 0.01},
+        cost="100 epochs of 64 + 64 images: twice a step without a target",
+    ),
+    "tasks": Preset(
+        about="several tasks on one encoder, their conflicting gradients projected",
+        command=(
+            "afterimage finetune --preset tasks --from runs/photos "
+            "--data npz:labelled.npz --tasks colour --out runs/tasks"
+        ),
+        settings={"mode": "two-phase", "task_weighting": "pcgrad"},
+        cost="as two-phase, and one more backward pass a task",
+    ),
+    "tasks-uncertainty": Preset(
+        about="several tasks on one encoder, each task's weight learned",
+        command=(
+            "afterimage finetune --preset tasks-uncertainty --from runs/photos "
+            "--data npz:labelled.npz --tasks colour --out runs/tasks"
+        ),
+        settings={"mode": "two-phase", "task_weighting": "uncertainty"},
+        cost="as two-phase",
+    ),
+    "selected": Preset(
+        about="few labels, many features: a linear layer on the 64 that say most",
+        command=(
+            "afterimage finetune --preset selected --from runs/photos "
+            "--data folder:labelled --out runs/selected"
+        ),
+        settings={
+            "mode": "probe",
+            "features": "pyramid-grid",
+            "feature_selection": "mutual-information",
+            "keep_features": 64,
+            "augment": "none",
+            "lr": 3e-3,
+            "weight_decay": 0.0,
+        },
+        cost="as a probe, after one look at up to 5,000 training images",
+    ),
     "resnet50-two-phase": Preset(
         about="an imported ResNet-50: a new head at 1e-3, then everything at 1e-4",
         command=(

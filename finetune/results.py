@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from afterimage import runtime
 from afterimage.data import ImageSet
 from afterimage.runs import Run, write_json
@@ -14,8 +16,9 @@ from checkpoints.store import Store
 from checkpoints.trees import flatten, unflatten
 from finetune import shift
 from finetune.artefact import head_entry, write_artefacts
-from finetune.methods import HEAD
+from finetune.labels import HEAD, of_head
 from finetune.parts import Parts
+from finetune.pooling import SOURCE
 from finetune.scoring import measures, reports
 from finetune.selection import ORACLE, label_free
 from finetune.stage import describe
@@ -29,18 +32,27 @@ def evaluate(
     parts: Parts, state: State, poll: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """Validation measures; without validation, those of the training images. With a
-    target domain, what its predictions say without labels."""
+    target domain, what its predictions say without labels. Of several tasks, each
+    one's (NAME_accuracy) and their mean (mean_accuracy)."""
     params, stats, _ = parts.weights(state)
 
-    def logits(images: ImageSet) -> Any:
-        return parts.scorer.logits(params, stats, images, poll)
+    def logits(images: ImageSet, head: str = HEAD) -> Any:
+        return parts.scorers[head].logits(params, stats, images, poll)
 
     images, prefix = parts.chosen.validation, ""
     if images is None:
         images, prefix = spaced(parts.chosen.train, _MOST_SCORED), "train_"
-    assert images.labels is not None
-    measured = measures(logits(images), images.labels)
-    found = {prefix + name: value for name, value in measured.items()}
+    found, each = {}, []
+    for head in parts.heads:
+        some = of_head(images, head)
+        if some is not None:
+            assert some.labels is not None
+            each.append(measures(logits(some, head), some.labels))
+            named = prefix if head == HEAD else f"{prefix}{head}_"
+            found |= {named + name: value for name, value in each[-1].items()}
+    if parts.config.tasks:
+        for name in each[0]:
+            found[f"{prefix}mean_{name}"] = sum(m[name] for m in each) / len(each)
     if parts.target is not None:
         found |= label_free(logits(spaced(parts.target.images, _MOST_SCORED)))
     if parts.rule.metric == ORACLE:
@@ -56,22 +68,39 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
     """Scores the selected step and writes artefacts, report and results.json."""
     params, stats, step = _selected(parts, run, state, store)
     results = outline(parts, step)
+    if parts.config.keep_features is not None:
+        known = {head: stats["heads"][head] for head in parts.heads}
+        results["features"] = {
+            "method": parts.config.feature_selection,
+            "of": int(known[HEAD]["mean"].size),
+            "kept": {h: np.asarray(part["kept"]).tolist() for h, part in known.items()},
+        }
     if parts.config.label_shift != "none":
         assert parts.target is not None
         params, results["label_shift"] = shift.correct_labels(
             parts.config, parts.scorer, (params, stats), parts.chosen, parts.target
         )
-    names = parts.chosen.class_names
-    results |= reports(
-        parts.scorer, (params, stats), _scored(parts), names, seed=parts.config.seed
-    )
+    names = parts.chosen.head_names(parts.config.tasks)
+    found = {
+        head: reports(
+            parts.scorers[head],
+            (params, stats),
+            {name: of_head(images, head) for name, images in _scored(parts).items()},
+            names[head],
+            seed=parts.config.seed,
+        )
+        for head in parts.heads
+    }
+    results |= found.pop(HEAD)
+    if found:
+        results["tasks"] = found
     scored_on = parts.chosen.test or parts.chosen.validation
     if parts.teacher is not None and scored_on is not None:
         results["distillation"] = compare(
             parts.teacher, parts.scorer, parts.sweep, (params, stats), scored_on
         )
     if run.first:
-        entry = {HEAD: head_entry(parts.head, names)}
+        entry = {head: head_entry(parts.heads[head], names[head]) for head in names}
         write_artefacts(run.path, params, stats, parts.manifest(step), entry)
         run.metrics.flush()
         description = describe(parts.stage, parts.params)
@@ -123,4 +152,8 @@ def outline(parts: Parts, step: int) -> dict[str, Any]:
     }
     if parts.target is not None:
         found["target"] = parts.target.name
+    if parts.config.sources:
+        sources = parts.chosen.train.tasks[SOURCE]
+        counts = np.bincount(sources.values, minlength=len(sources.class_names))
+        found["sources"] = dict(zip(sources.class_names, counts.tolist(), strict=True))
     return found

@@ -27,12 +27,16 @@ class Scorer:
             )
         )
 
-        def features(params, stats, images):
-            pixels = classifier.preprocessing.normalise(images)
-            maps, _ = classifier.maps(params, stats, pixels)
-            return classifier.head_features(params, stats, maps, head)
+        def features(of):
+            def run(params, stats, images):
+                pixels = classifier.preprocessing.normalise(images)
+                maps, _ = classifier.maps(params, stats, pixels)
+                return of(params, stats, maps, head)
 
-        self._features = sweep.jit(features)
+            return sweep.jit(run)
+
+        self._features = features(classifier.head_features)
+        self._all_features = features(classifier.all_features)
 
     def logits(
         self,
@@ -49,6 +53,12 @@ class Scorer:
     ) -> Float[np.ndarray, "n d"]:
         """What the head reads, standardised, in the order of `images`."""
         return self._over(self._features, params, stats, images, lambda: None)
+
+    def all_features(
+        self, params: Any, stats: Any, images: ImageSet
+    ) -> Float[np.ndarray, "n d"]:
+        """The same before the selection of features."""
+        return self._over(self._all_features, params, stats, images, lambda: None)
 
     def _over(self, function, params, stats, images, poll) -> np.ndarray:
         parts = []

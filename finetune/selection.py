@@ -65,6 +65,9 @@ def choose_rule(config: FinetuneConfig, chosen: Chosen, target: Target | None) -
         return Rule(None, "max", chosen.rule)
     direction = "min" if config.select_by == "loss" else "max"
     source = " (source domain)" if target is not None else ""
+    if config.tasks:
+        words = f"{chosen.rule}{source}, mean over the tasks"
+        return Rule(f"mean_{config.select_by}", direction, words)
     return Rule(config.select_by, direction, chosen.rule + source)
 
 

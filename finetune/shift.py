@@ -10,9 +10,9 @@ from afterimage.data import ImageSet
 from afterimage.training.sweep import spaced
 from finetune.config import FinetuneConfig
 from finetune.density import density_ratio, effective_size
-from finetune.labels import Chosen
+from finetune.labels import HEAD, Chosen, labelled
 from finetune.labelshift import bbse, em, frequencies, logit_shift, softmax
-from finetune.methods import HEAD
+from finetune.pooling import SOURCE
 from finetune.scoring import Scorer
 from finetune.streams import Target
 
@@ -41,6 +41,13 @@ def example_weights(
     )
 
 
+def source_weights(config: FinetuneConfig, images: ImageSet) -> Float[np.ndarray, " n"]:
+    """The weight of each image by the source it comes from; 1 where none are given."""
+    if not config.source_weights:
+        return np.ones(len(images))
+    return np.asarray(config.source_weights)[images.tasks[SOURCE].values]
+
+
 def describe_weights(config: FinetuneConfig, weights: np.ndarray) -> str:
     """One line: how many examples the weighted ones are worth, and the largest."""
     return (
@@ -52,8 +59,10 @@ def describe_weights(config: FinetuneConfig, weights: np.ndarray) -> str:
 
 def source_frequencies(chosen: Chosen) -> Float[np.ndarray, " c"]:
     """The training images' class frequencies; DataError where one has none."""
-    assert chosen.train.labels is not None
-    return frequencies(chosen.train.labels, len(chosen.class_names))
+    images = labelled(chosen.train)
+    assert images is not None
+    assert images.labels is not None
+    return frequencies(images.labels, len(chosen.class_names))
 
 
 def correct_labels(
@@ -72,7 +81,8 @@ def correct_labels(
     known = source_frequencies(chosen)
     some = spaced(target.images, _MOST_TARGET)
     of_target = softmax(scorer.logits(params, stats, some))
-    held = chosen.validation if chosen.validation is not None else chosen.train
+    held = labelled(chosen.validation) or labelled(chosen.train)
+    assert held is not None
     if config.label_shift == "bbse":
         assert held.labels is not None
         of_source = softmax(scorer.logits(params, stats, held))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,7 +83,11 @@ def check_scratch(config: FinetuneConfig, model: ModelConfig) -> None:
 
 
 def open_for(
-    config: FinetuneConfig, stored: Preprocessing, spec: str | None = None
+    config: FinetuneConfig,
+    stored: Preprocessing,
+    spec: str | None = None,
+    *,
+    tasks: Sequence[str] = (),
 ) -> Splits:
     """The data (or `spec`) at the size and channels the encoder was trained with.
 
@@ -102,6 +106,7 @@ def open_for(
         channels=channels if channels in (1, 3) else None,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
+        tasks=tasks,
     )
     wanted = (*((size, size) if size else stored.image_size), channels)
     if splits.train.shape != wanted:

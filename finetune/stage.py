@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from afterimage.errors import UserError
 from afterimage.training.groups import Group, Partition, split_groups
 from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
-from afterimage.training.step import Estimator, plain_gradient
+from afterimage.training.step import Combine, Estimator, plain_gradient
 from checkpoints.trees import flatten
 from finetune.boundary import changed_groups, moving_parts
 from finetune.context import Context, UnknownName, near_misses
@@ -61,6 +62,8 @@ class Stage:
 
     phases: tuple[Phase, ...]
     supply: Supply
+    combine: Combine | None = None
+    """What makes one gradient of the tasks'; None differentiates the sum of all."""
 
     @property
     def steps(self) -> int:
@@ -89,7 +92,8 @@ class Stage:
     def loss(self, index: int, params: Mapping[str, Any]) -> Callable[..., Any]:
         """loss(params, stats, batch, key, step) -> (scalar, (metrics, stats)).
 
-        The sum of the phase's terms over one shared context.
+        The sum of the phase's terms over one shared context; for `combine` several sums
+        [1 + T]: of the terms without a task, then of each task's.
         """
         phase, start = self.phases[index], self.start(index)
         moving = moving_parts(phase.partition(params))
@@ -100,7 +104,10 @@ class Stage:
             context = Context({**rules, "progress": lambda _: progress})
             values = [term.value(context, step - start) for term in phase.terms]
             metrics = {name: v for _, found in values for name, v in found.items()}
-            total = sum((value for value, _ in values), jnp.zeros(()))
+            if self.combine is None:
+                total = sum((value for value, _ in values), jnp.zeros(()))
+            else:
+                total = _by_task(phase.terms, [value for value, _ in values])
             return total, (metrics, context["stats/next"])
 
         return loss
@@ -190,6 +197,15 @@ class Stage:
                     f"examples {term.examples!r}; leave `examples` out"
                 )
         return problems + _twice(f"metrics of phase {phase.name!r}", metrics)
+
+
+def _by_task(terms: Sequence[Term], values: Sequence[Array]) -> Array:
+    """[1 + T] sums: terms without a task, then each task's, in order of appearance."""
+    tasks = (None, *dict.fromkeys(t.task for t in terms if t.task is not None))
+    sums = {task: jnp.zeros(()) for task in tasks}
+    for term, value in zip(terms, values, strict=True):
+        sums[term.task] = sums[term.task] + value
+    return jnp.stack([sums[task] for task in tasks])
 
 
 def _conflicts(phase: Phase, partition: Partition, params: Any) -> list[str]:

@@ -61,6 +61,16 @@ class FinetuneResult:
                 return name, self.results[name]
         return None
 
+    def _of_tasks(self) -> list[tuple[str, str]]:
+        """(task, its figures) of the further tasks that could be scored."""
+        found = []
+        for task, reports in self.results.get("tasks", {}).items():
+            report = reports["test"] or reports["validation"]
+            if report is not None:
+                figures = f"accuracy {percent(report['accuracy'])}"
+                found.append((task, f"{report['examples']} images, {figures}"))
+        return found
+
     def summary(self) -> str:
         """A few lines for a terminal."""
         selection = self.results["selection"]
@@ -71,6 +81,8 @@ class FinetuneResult:
                 f"{label} {percent(report[key])}" for key, label in _MEASURES.items()
             )
             lines.append(f"{name} ({report['examples']} images): {figures}")
+        for task, report in self._of_tasks():
+            lines.append(f"{task}: {report}")
         lines += [f"{text} {name}" for name, text in highlights(self.results).items()]
         if self.results["test"] is None and {"continual", "episodes"}.isdisjoint(
             self.results
@@ -127,6 +139,12 @@ def write_run_report(
         for key, label in _MEASURES.items():
             headline[f"{name} {label} (95 % interval)"] = percent(scored[key])
         grids |= _grids(scored)
+        for task, reports in results.get("tasks", {}).items():
+            if reports[name] is not None:
+                value = percent(reports[name]["accuracy"])
+                headline[f"{name} {task} accuracy (95 % interval)"] = value
+                more = _grids(reports[name])
+                grids |= {f"{task}: {title}": grid for title, grid in more.items()}
         (run.path / "confusion.md").write_text(report_text(scored))
     if "distillation" in results:
         grids["Teacher and student"] = distillation_grid(results["distillation"])
@@ -162,6 +180,7 @@ def write_run_report(
                 f"{number}": line
                 for number, line in enumerate(description.splitlines(), 1)
             },
+            **_feature_rows(results),
             "Settings": json.loads(json.dumps(dataclasses.asdict(config))),
             "Machine": results["runtime"],
         },
@@ -175,6 +194,16 @@ def distillation_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[An
         [who, *(found[who].get(n) for n in names)] for who in ("teacher", "student")
     ]
     return ["", *(name.replace("_", " ") for name in names)], rows
+
+
+def _feature_rows(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    found = results.get("features")
+    if found is None:
+        return {}
+    rows = {"method": found["method"], "of": str(found["of"])}
+    for head, kept in found["kept"].items():
+        rows[f"kept by {head} ({len(kept)})"] = ", ".join(map(str, kept))
+    return {"Feature selection": rows}
 
 
 def _lead(run: Run, config: FinetuneConfig, results: Mapping[str, Any]) -> str:

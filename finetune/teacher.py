@@ -46,7 +46,8 @@ class Teacher:
     @property
     def width(self) -> int:
         """Length of the features that the teacher's head reads."""
-        return self.stats["heads"][self.head]["mean"].size
+        known = self.stats["heads"][self.head]
+        return known.get("kept", known["mean"]).size
 
     def kept(self) -> Tree:
         """What `stats["teacher"]` begins as."""

@@ -58,6 +58,7 @@ class Trainer:
             partition=partition,
             options=options,
             gradient=phase.gradient,
+            combine=self.stage.combine,
         )
         return Ready(partition, optimiser, step)
 

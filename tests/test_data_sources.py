@@ -231,6 +231,28 @@ def test_npz_images_that_make_no_sense(tmp_path, images, message):
         open_data(f"npz:{tmp_path}/a.npz")
 
 
+def test_npz_labels_of_several_tasks(tmp_path):
+    """Read by name; -1 and NaN are no label; a split may have none."""
+    x = np.zeros((4, 8, 8), np.uint8)
+    more = {"y_train_hue": [2.0, np.nan, 5, 2], "y_train_form": [-1, 0, 1, 1]}
+    np.savez(tmp_path / "a.npz", x_train=x, x_test=x, y_test_hue=[5, 5, 2, -1], **more)
+    spec = f"npz:{tmp_path}/a.npz"
+    found = open_data(spec, tasks=("hue", "form", "size"))
+    assert set(found.train.tasks) == {"hue", "form"}
+    assert set(found.test.tasks) == {"hue"}
+    hue = found.train.of_task("hue")
+    assert hue.labels.tolist() == [0, -1, 1, 0]
+    assert hue.class_names == ("2", "5")
+    assert found.test.of_task("hue").labels.tolist() == [1, 1, 0, -1]
+    assert found.train.subset([2, 0]).of_task("form").labels.tolist() == [1, -1]
+    assert found.train.of_task("size").labels is None
+    plain = open_data(spec)
+    assert not plain.train.tasks
+    assert plain.train.fingerprint != found.train.fingerprint
+    with pytest.raises(UserError, match="digits has one label an image"):
+        open_data("digits", tasks=("hue",))
+
+
 def test_npz_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8))

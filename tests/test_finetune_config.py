@@ -47,6 +47,29 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
             "leave label_smoothing",
         ),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"feature_selection": "l1"}, "give both, or none"),
+        ({"keep_features": 0, "feature_selection": "l1"}, "keep_features=0"),
+        (
+            {"feature_selection": "l1", "keep_features": 3, "mode": "scratch"},
+            "has no features to score",
+        ),
+        ({"tasks": ("a",), "task_weights": (1.0,)}, "1 numbers for 2 tasks"),
+        ({"task_weighting": "pcgrad"}, "need further tasks: give tasks"),
+        (
+            {
+                "tasks": ("a",),
+                "task_weights": (1.0, 2.0),
+                "task_weighting": "uncertainty",
+            },
+            "learns them",
+        ),
+        ({"tasks": ("a", "a")}, "each name once"),
+        ({"tasks": ("classes",)}, "'classes' cannot be a name"),
+        ({"tasks": ("a/b",)}, "'a/b' cannot be a name"),
+        ({"sources": ("digits",), "source_weights": (1.0,)}, "1 numbers for 2 sources"),
+        ({"source_weights": (0.0,)}, "more than 0"),
+        ({"mdan_gamma": 0.0}, "mdan_gamma=0.0"),
+        ({"target": "digits", "align": ("mdan",)}, "needs several sources"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):
@@ -63,10 +86,13 @@ def test_all_mistakes_at_once():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
-    needs = {"align": {"target": "digits"}, "distil": {"teacher": "runs/cls"}}
-    needs["continual"] = {"sequence": ("0,1", "2,3")}
-    more = [given for key, given in needs.items() if key in PRESETS[name].settings]
-    config = preset_config(name, **NEEDED, **(more[0] if more else {}))
+    given = PRESETS[name].settings
+    needed = {"target": "digits"} if "align" in given else {}
+    needed |= {"sources": ("digits",)} if "mdan" in given.get("align", ()) else {}
+    needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}
+    needed |= {"teacher": "runs/cls"} if "distil" in given else {}
+    needed |= {"sequence": ("0,1", "2,3")} if "continual" in given else {}
+    config = preset_config(name, **NEEDED, **needed)
     for field, value in PRESETS[name].settings.items():
         if field not in NEEDED:
             assert getattr(config, field) == value

@@ -4,7 +4,15 @@ from afterimage.data.augment import make_augment
 from afterimage.data.batches import Batches, batch_indices, eval_batches
 from afterimage.data.labels import check_classes
 from afterimage.data.preprocessing import Preprocessing
-from afterimage.data.sets import UNLABELLED, BadImage, ImageSet, Splits, array_set
+from afterimage.data.sets import (
+    UNLABELLED,
+    BadImage,
+    ImageSet,
+    Joined,
+    Labels,
+    Splits,
+    array_set,
+)
 from afterimage.data.sources import open_data
 from afterimage.data.splits import choose_labels, hold_out
 from afterimage.data.statistics import channel_statistics
@@ -14,6 +22,8 @@ __all__ = [
     "BadImage",
     "Batches",
     "ImageSet",
+    "Joined",
+    "Labels",
     "Preprocessing",
     "Splits",
     "array_set",

@@ -3,13 +3,14 @@
 import pathlib
 import re
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from afterimage.data.labels import index_values
 from afterimage.data.resize import change_channels, cover_and_crop
-from afterimage.data.sets import ImageSet, Splits, array_set
+from afterimage.data.sets import UNLABELLED, ImageSet, Labels, Splits, array_set
 from afterimage.errors import DataError, UserError
 
 _TRAIN, _TEST = 1024, 256
@@ -37,9 +38,17 @@ def fit_arrays(
 
 
 def open_npz(
-    path: str, *, image_size: int | None, channels: int | None, **_: Any
+    path: str,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    tasks: Sequence[str] = (),
+    **_: Any,
 ) -> Splits:
     """`x_train, y_train[, x_val, y_val][, x_test, y_test]`, or `images[, labels]`.
+
+    Labels of further `tasks` stand beside them as `y_train_NAME`, `y_test_NAME`, or
+    `labels_NAME`; -1 or NaN is an image without a label of that task.
 
     Images are [N, H, W] or [N, H, W, C], uint8 (or wider integers within 0..255), or
     floats in [0, 1].
@@ -60,6 +69,7 @@ def open_npz(
     labels, classes = index_values(
         {split: arrays.get(k[1]) for split, k in keys.items()}, f"npz:{path}"
     )
+    more = {task: _task(task, arrays, keys, f"npz:{path}") for task in tasks}
     shapes = {split: x.shape[1:] for split, x in pixels.items()}
     if len(set(shapes.values())) > 1 and (image_size is None or channels is None):
         raise DataError(
@@ -72,10 +82,37 @@ def open_npz(
             labels[split],
             classes,
             name[split],
+            tasks={task: all_[split] for task, all_ in more.items() if split in all_},
         )
         for split in keys
     }
     return Splits(**sets)
+
+
+def _task(
+    name: str,
+    arrays: dict[str, np.ndarray],
+    keys: dict[str, tuple[str, str]],
+    source: str,
+) -> dict[str, Labels]:
+    """{split: labels} of one task, from the arrays named LABELS_NAME."""
+    given = {split: arrays.get(f"{pair[1]}_{name}") for split, pair in keys.items()}
+    values, classes = index_values(
+        {split: _missing(array) for split, array in given.items()},
+        f"{source}, task {name}",
+    )
+    return {
+        split: Labels(labels, classes)
+        for split, labels in values.items()
+        if labels is not None and classes is not None
+    }
+
+
+def _missing(values: np.ndarray | None) -> np.ndarray | None:
+    """NaN, which stands for no label, as -1."""
+    if values is None or values.dtype.kind != "f":
+        return values
+    return np.where(np.isnan(values), UNLABELLED, values)
 
 
 def _load(path: str) -> dict[str, np.ndarray]:

@@ -64,9 +64,10 @@ class Batches:
     """Endless training batches from step `start` on: resume is starting later.
 
     Each is {"step": int, "index": int32 [b], "image": uint8 [b, H, W, C], "label":
-    int32 [b] where the set is labelled}; b = batch_size / hosts is this host's share.
-    `resident` leaves the images out, for a set that already lies on the device. Batches
-    are prepared by one thread ahead of use; what fails there is raised by the iterator.
+    int32 [b] where the set is labelled, "label.NAME" of its tasks}; b = batch_size /
+    hosts is this host's share. `resident` leaves the images out, for a set that already
+    lies on the device. Batches are prepared by one thread ahead of use; what fails
+    there is raised by the iterator.
     """
 
     def __init__(
@@ -106,6 +107,8 @@ class Batches:
             batch["image"] = self.images.gather(index)
         if self.images.labels is not None:
             batch["label"] = self.images.labels[index]
+        for name, task in self.images.tasks.items():
+            batch[f"label.{name}"] = task.values[index]
         return batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

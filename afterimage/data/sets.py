@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,37 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class Joined:
+    """Images of several sets of one shape, one after the other, without a copy."""
+
+    def __init__(self, parts: Sequence[Images]):
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self._parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: Any, /) -> Any:
+        rows = np.arange(len(self))[index]
+        if rows.ndim == 0:
+            return self[rows[None]][0]
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for number, part in enumerate(self._parts):
+            mine = owner == number
+            if mine.any():
+                first = self._ends[number] - len(part)
+                out[mine] = np.asarray(part[rows[mine] - first])
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[np.arange(len(self))], dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +89,14 @@ class Selected:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of one task: class indices, -1 where unknown, and the classes' names."""
+
+    values: Int32[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """One split of a data set, every image with the same shape.
 
@@ -65,7 +104,7 @@ class ImageSet:
     are class indices into `class_names`, -1 where unknown; None when nothing is
     labelled. `fingerprint` is a SHA-256 of content, order, labels and shape: two sets
     with the same one hold the same images, wherever they were read from. `skipped`
-    names the files left out.
+    names the files left out. `tasks` are further labels of the same images, by name.
     """
 
     images: Images
@@ -75,9 +114,11 @@ class ImageSet:
     name: str
     fingerprint: str
     skipped: tuple[BadImage, ...] = ()
+    tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         counts = {len(self.images), len(self.ids)}
+        counts |= {len(task.values) for task in self.tasks.values()}
         counts |= set() if self.labels is None else {len(self.labels)}
         if len(counts) != 1 or len(self.images.shape) != 4:
             raise DataError(
@@ -111,6 +152,21 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[rows],
             ids=[self.ids[row] for row in rows],
             fingerprint=digest.hexdigest(),
+            tasks={
+                name: dataclasses.replace(task, values=task.values[rows])
+                for name, task in self.tasks.items()
+            },
+        )
+
+    def of_task(self, name: str) -> "ImageSet":
+        """The same images with a task's labels; without labels where it has none."""
+        task = self.tasks.get(name)
+        return dataclasses.replace(
+            self,
+            labels=None if task is None else task.values,
+            class_names=None if task is None else task.class_names,
+            name=f"{self.name}, task {name}",
+            tasks={},
         )
 
 
@@ -156,8 +212,14 @@ def array_set(
     class_names: tuple[str, ...] | None,
     name: str,
     ids: Sequence[str] | None = None,
+    tasks: Mapping[str, Labels] | None = None,
 ) -> ImageSet:
     """An ImageSet of an array in memory; ids are positions where none are given."""
     ids = [str(i) for i in range(len(images))] if ids is None else ids
+    tasks = tasks or {}
     fingerprint = content_fingerprint(images, labels, ids, images.shape)
-    return ImageSet(images, labels, ids, class_names, name, fingerprint)
+    for key in sorted(tasks):
+        more = f"{fingerprint} {key} {tasks[key].class_names}".encode()
+        more += tasks[key].values.astype("<i4").tobytes()
+        fingerprint = hashlib.sha256(more).hexdigest()
+    return ImageSet(images, labels, ids, class_names, name, fingerprint, tasks=tasks)

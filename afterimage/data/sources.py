@@ -1,6 +1,6 @@
 """One string names data; a new kind is one function and one line in `SOURCES`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from afterimage.data.arrays import open_npz, open_synthetic
@@ -30,13 +30,15 @@ def open_data(
     channels: int | None = None,
     on_bad_image: OnBadImage = "fail",
     cache: bool = True,
+    tasks: Sequence[str] = (),
 ) -> Splits:
     """The splits that `spec` names: `digits`, `tfds:NAME`, `folder:PATH`, `zip:PATH`, …
 
     `image_size` resizes to a square: the short side is scaled, the centre is cropped;
     None keeps the size that all images share. `channels` is 1 (grey) or 3 (RGB); None
     keeps what the data has. `on_bad_image` "skip" leaves out files that are no image
-    and lists them in `ImageSet.skipped`. `cache` keeps decoded images on disk. Raises
+    and lists them in `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks`
+    names further labels to read, which only an npz file has beside its images. Raises
     UserError for a spec that means nothing and DataError for data that does not fit it.
     """
     kind, _, rest = spec.partition(":")
@@ -48,12 +50,18 @@ def open_data(
         raise UserError(f"channels {channels}; expected 1 (grey) or 3 (RGB)")
     if on_bad_image not in ("fail", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
+    if tasks and kind != "npz":
+        raise UserError(
+            f"tasks {', '.join(tasks)}: {spec} has one label an image; give an npz "
+            "file with the labels of each task, e.g. y_train_NAME beside x_train"
+        )
     return SOURCES[kind][1](
         rest,
         image_size=image_size,
         channels=channels,
         on_bad_image=on_bad_image,
         cache=cache,
+        **({"tasks": tasks} if tasks else {}),
     )
 
 

@@ -59,6 +59,8 @@ class Feed:
                 arrays[f"{prefix}image"] = part.gather(np.arange(len(part)))
                 if part.labels is not None:
                     arrays[f"{prefix}label"] = np.asarray(part.labels, np.int32)
+                for name, task in part.tasks.items():
+                    arrays[f"{prefix}label.{name}"] = task.values
             self.data = replicate(arrays, mesh)
 
     @property

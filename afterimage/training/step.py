@@ -22,6 +22,8 @@ Estimator = Callable[[Callable[..., Any]], Callable[..., Any]]
 and g, of the same arguments, gives (what f gives, the gradient by `trainable`)"""
 Step = Callable[[State, Batch, Batch], tuple[State, dict[str, Array]]]
 """step(state, batch, resident data) -> (state, metrics)"""
+Combine = Callable[[dict[str, Array], Array], tuple[dict[str, Array], dict[str, Array]]]
+"""combine({path: [losses, ...]}, key) -> ({path: gradient}, metrics)"""
 
 
 def plain_gradient(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,6 +43,7 @@ def _gradients(
     state: State,
     batch: Batch,
     accumulate: int,
+    combine: Combine | None,
 ) -> tuple[Array, dict[str, Array], Any, dict[str, Array]]:
     """(loss, metrics, stats, gradients), each the mean over the micro-batches."""
     trainable, frozen = partition.split(state["params"])
@@ -50,10 +53,16 @@ def _gradients(
         params = partition.merge(trainable, frozen)
         return loss(params, stats, batch, key, state["step"])
 
-    grad = estimator(of_trainable)
+    def combined(value, metrics, stats, grads):
+        if combine is None:
+            return value, metrics, stats, grads
+        grads, found = combine(grads, jax.random.fold_in(key, accumulate))
+        return value.sum(), {**metrics, **found}, stats, grads
+
+    grad = estimator(of_trainable) if combine is None else _rows(of_trainable)
     if accumulate == 1:
         (value, (metrics, stats)), grads = grad(trainable, state["stats"], batch, key)
-        return value, metrics, stats, grads
+        return combined(value, metrics, stats, grads)
     # Unrolled: a convolution's gradient inside a scan is many times slower on CPU.
     stats, total = state["stats"], None
     for i, part in enumerate(_micro_batches(batch, accumulate)):
@@ -62,7 +71,20 @@ def _gradients(
         now = (value, metrics, grads)
         total = now if total is None else jax.tree.map(jnp.add, total, now)
     value, metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
-    return value, metrics, stats, grads
+    return combined(value, metrics, stats, grads)
+
+
+def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `jax.value_and_grad` with `has_aux`, of several losses [n]: a gradient each,
+    stacked. One forward pass, n backward ones."""
+
+    def run(params, *rest):
+        values, pull, aux = jax.vjp(lambda p: function(p, *rest), params, has_aux=True)
+        units = jnp.eye(len(values), dtype=values.dtype)
+        each = [pull(unit)[0] for unit in units]
+        return (values, aux), jax.tree.map(lambda *rows: jnp.stack(rows), *each)
+
+    return run
 
 
 def _resident_rows(batch: Batch, data: Batch) -> dict[str, Array]:
@@ -82,10 +104,14 @@ def make_step(
     partition: Partition,
     options: TrainingOptions,
     gradient: Estimator = plain_gradient,
+    combine: Combine | None = None,
 ) -> Step:
     """The unjitted step; `gradient` says how the loss is differentiated. A non-finite
     loss or gradient leaves everything but the counts as it was: parameters, moments,
     running mean and statistics.
+
+    With `combine` the loss is several, [n], whose gradients it makes one of; by default
+    the loss is a scalar.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `lr`, `skipped`,
     `bad_row`, and what the loss reports.
@@ -94,7 +120,7 @@ def make_step(
     def step(state: State, batch: Batch, data: Batch):
         batch = {**batch, **_resident_rows(batch, data)}
         value, metrics, stats, grads = _gradients(
-            loss, gradient, partition, state, batch, options.accumulate
+            loss, gradient, partition, state, batch, options.accumulate, combine
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)

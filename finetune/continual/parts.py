@@ -49,7 +49,7 @@ class ContinualParts(Parts):
         super().__init__(config, dataclasses.replace(opened, chosen=chosen))
         self.known = self.tasks.images(train, self.rows[0])
 
-    def heads(self, source_head: Any) -> dict[str, HeadConfig]:
+    def make_heads(self) -> dict[str, HeadConfig]:
         return self.tasks.heads(self.config)
 
     def extend(self, source_head: Any) -> None:

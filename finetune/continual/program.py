@@ -17,7 +17,6 @@ from finetune.continual.memory import remembered
 from finetune.continual.parts import REPLAY, ContinualParts
 from finetune.results import outline
 from finetune.running import Program
-from finetune.scoring import Scorer
 from finetune.stage import describe
 from finetune.summary import FinetuneResult, write_run_report
 
@@ -35,10 +34,6 @@ class ContinualProgram(Program):
         super().__init__(parts, folder)
         tasks = parts.tasks
         assert parts.chosen.test is not None
-        self._scorers = {
-            name: Scorer(parts.classifier, name, parts.sweep)
-            for name in tasks.heads(parts.config)
-        }
         self._tests = [tasks.images(parts.chosen.test, [i]) for i in range(len(tasks))]
 
     def begun(self, state: State, stop: StopSignal) -> None:
@@ -84,7 +79,7 @@ class ContinualProgram(Program):
         for number, images in enumerate(self._tests):
             known = [number] if tasks.per_task else range(seen)
             (outlet,) = tasks.outlets(known)
-            scorer = self._scorers[outlet.head]
+            scorer = parts.scorers[outlet.head]
             logits = scorer.logits(params, stats, images, stop.check)
             best = logits[:, np.asarray(outlet.columns)].argmax(1)
             predicted = np.asarray(outlet.classes)[best]
@@ -128,7 +123,7 @@ class ContinualProgram(Program):
         if run.first:
             entries = {
                 name: head_entry(head, parts.tasks.head_classes()[name])
-                for name, head in parts.tasks.heads(parts.config).items()
+                for name, head in parts.heads.items()
             }
             write_artefacts(run.path, params, stats, parts.manifest(step), entries)
             run.metrics.flush()

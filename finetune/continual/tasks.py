@@ -9,7 +9,7 @@ from afterimage.data import ImageSet, choose_labels
 from afterimage.errors import UserError, did_you_mean
 from finetune.classifier import HeadConfig
 from finetune.config import FinetuneConfig
-from finetune.methods import HEAD
+from finetune.labels import HEAD
 from finetune.terms.continual import Outlet
 
 

@@ -17,7 +17,7 @@ from finetune.episodes.estimators import (
     reptile_gradient,
 )
 from finetune.episodes.sampler import Sampler, Shape, split_classes
-from finetune.methods import HEAD
+from finetune.labels import HEAD
 from finetune.modes import HEADS, Recipe, layer_groups
 from finetune.opening import Opened
 from finetune.parts import Parts
@@ -75,7 +75,7 @@ class EpisodeParts(Parts):
             return reptile_gradient(self.shape, self.adaptation)
         return adapted_gradient(self.shape, self.adaptation)
 
-    def heads(self, source_head: Any) -> dict[str, HeadConfig]:
+    def make_heads(self) -> dict[str, HeadConfig]:
         config = self.config
         return {HEAD: HeadConfig(config.ways, config.head, config.features)}
 

@@ -19,7 +19,7 @@ from checkpoints.trees import flatten, unflatten
 from finetune.artefact import head_entry, write_artefacts
 from finetune.episodes.parts import EpisodeParts
 from finetune.episodes.sampler import EpisodeFeed, Sampler, Shape
-from finetune.methods import HEAD
+from finetune.labels import HEAD
 from finetune.results import outline
 from finetune.running import Program
 from finetune.source import load_weights
@@ -133,7 +133,9 @@ class EpisodeProgram(Program):
             "accuracy": rows,
         }
         if run.first:
-            entry = head_entry(parts.head, [f"way {i + 1}" for i in range(config.ways)])
+            entry = head_entry(
+                parts.heads[HEAD], [f"way {i + 1}" for i in range(config.ways)]
+            )
             manifest = parts.manifest(step)
             write_artefacts(run.path, params, stats, manifest, {HEAD: entry})
             run.metrics.flush()

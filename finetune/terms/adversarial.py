@@ -61,7 +61,7 @@ class Discriminator(nnx.Module):
         return self.last(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
 
 
-def _against(logits: Array, target: bool) -> Array:
+def against(logits: Array, target: bool) -> Array:
     """Cross-entropy [B] of the domain."""
     return -jax.nn.log_softmax(logits)[:, int(target)]
 
@@ -99,7 +99,7 @@ def dann(
         both = jnp.concatenate([view[read] for read in reads])
         logits, _ = network.apply(own, {}, reverse_gradient(both, scale))
         source, other = jnp.split(logits, [len(view[reads[0]])])
-        value = _against(source, False).mean() + _against(other, True).mean()
+        value = against(source, False).mean() + against(other, True).mean()
         return value / 2, {f"{name}_told": _right(source, other)}
 
     return Term(
@@ -179,8 +179,8 @@ def cdan(
             jnp.split(found, [n]),
             jnp.split(sure, [n]),
         )
-        value = _mean(_against(source, False), of_source)
-        value = value + _mean(_against(other, True), of_other)
+        value = _mean(against(source, False), of_source)
+        value = value + _mean(against(other, True), of_other)
         return value / 2, {f"{name}_told": _right(source, other)}
 
     return Term(

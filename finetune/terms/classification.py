@@ -19,6 +19,7 @@ def cross_entropy(
     class_weights: Sequence[float] | None = None,
     stream: str = "train",
     head: str = "classes",
+    task: str | None = None,
     weight: float | Callable[[Array], Array] = 1.0,
     examples: str | None = None,
 ) -> Term:
@@ -27,7 +28,9 @@ def cross_entropy(
     ℓ(i) = w[y] · −Σ_c t_c log p_c with t = (1−ε)·onehot(y) + ε/C (Szegedy et al. 2016,
     the uniform smoothing). The weights are used as given: their batch sum does not
     divide the loss, so that the gradient is unbiased whatever a batch holds. Label −1
-    means unlabelled: such examples cost nothing, and the mean is over the others.
+    means unlabelled: such examples cost nothing, and the mean is over the others; a
+    batch without a label costs 0. `task` takes the labels of that task; term and metric
+    then carry its name.
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise UserError(
@@ -35,6 +38,9 @@ def cross_entropy(
         )
     weights = np.ones(classes) if class_weights is None else np.asarray(class_weights)
     logits_name, label_name = f"{stream}/logits/{head}", f"{stream}/label"
+    suffix = "" if task is None else f"_{task}"
+    if task is not None:
+        label_name += f"/{task}"
 
     def fn(view: View) -> TermResult:
         logits, labels = view[logits_name], view[label_name]
@@ -45,14 +51,15 @@ def cross_entropy(
         correct = known & (logits.argmax(-1) == labels)
         # Scaled so that the mean over the batch is the mean over its labelled part.
         each = jnp.where(known, each, 0.0) * (labels.size / count)
-        return each, {"accuracy": correct.sum() / count}
+        return each, {f"accuracy{suffix}": correct.sum() / count}
 
     return Term(
-        name="cross_entropy",
+        name=f"cross_entropy{suffix}",
         fn=fn,
         reads=(logits_name, label_name),
         weight=weight,
         examples=examples,
+        task=head,
     )
 
 

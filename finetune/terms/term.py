@@ -41,6 +41,8 @@ class Term:
     penalises: str | None = None
     """Paths (a regular expression) that it pulls somewhere by a quadratic penalty:
     weight decay must not pull the same leaves elsewhere."""
+    task: str | None = None
+    """The task it teaches: the tasks' gradients may be weighed against each other."""
     encoder_only: bool = False
     """It acts through the encoder alone: left out of phases in which that is frozen."""
 
