@@ -105,7 +105,10 @@ def _finetuned(**settings: Any) -> tuple[dict[str, Any], float]:
 
     clock = time.perf_counter()
     with _quiet():
-        results = dict(finetune(FinetuneConfig(tensorboard=False, **settings)).results)
+        # Scored at the ends of phases alone.
+        every = settings["steps"]
+        config = FinetuneConfig(tensorboard=False, eval_every=every, **settings)
+        results = dict(finetune(config).results)
     return results, time.perf_counter() - clock
 
 

@@ -162,7 +162,7 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     expected = stored["test"]["accuracy"]["value"]
     assert found["teacher"]["accuracy"] == pytest.approx(expected)
     assert "Teacher and student" in whole.report.read_text()
-    assert "fewer than the teacher" in whole.summary()
+    assert "fewer parameters than the teacher" in whole.summary()
     _, state, _ = Store(whole.run).restore(step=4)
     kept = state["stats"]["teacher"]["params"]
     jax.tree.map(np.testing.assert_array_equal, kept, teacher.params)
