@@ -170,11 +170,13 @@ class Classifier:
         prefix = "" if stream == "train" else f"{stream}/"
 
         def rules(params, stats, batch, key, step, moving):
-            def image(_: Context) -> Array:
+            def view(_: Context) -> Array:
                 pixels = batch[f"{prefix}image"].astype(jnp.float32) / 255
                 own = jax.random.fold_in(key, zlib.crc32(prefix.encode()))
-                drawn = augment(own if prefix else key, pixels)
-                return self.preprocessing.normalise(drawn)
+                return augment(own if prefix else key, pixels)
+
+            def image(ctx: Context) -> Array:
+                return self.preprocessing.normalise(ctx[f"{stream}/view"])
 
             def forward(ctx: Context) -> tuple[Maps, Tree]:
                 train = "encoder" in moving
@@ -209,6 +211,7 @@ class Classifier:
                 "params": lambda _: params,
                 "step": lambda _: step,
                 "stats/next": following,
+                f"{stream}/view": view,
                 f"{stream}/image": image,
                 f"{stream}/forward": forward,
                 f"{stream}/maps": lambda ctx: ctx[f"{stream}/forward"][0],

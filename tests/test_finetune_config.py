@@ -92,6 +92,8 @@ def test_presets_work(name):
     needed = {"target": "digits"} if "align" in given else {}
     needed |= {"sources": ("npz:a",)} if "mdan" in given.get("align", ()) else {}
     needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}
+    needed |= {"teacher": "runs/cls"} if "distil" in given else {}
+    needed |= {"sequence": ("0,1", "2,3")} if "continual" in given else {}
     config = preset_config(name, **NEEDED, **needed)
     for field, value in PRESETS[name].settings.items():
         if field not in NEEDED:
