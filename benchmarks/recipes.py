@@ -58,7 +58,6 @@ _MASCI: dict[str, Any] = {
         "steps": 3000,
         "batch_size": 128,
         "augment": "none",
-        "validation": 0.1,
     },
 }
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}

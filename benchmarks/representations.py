@@ -121,7 +121,15 @@ def _pretrained(home: pathlib.Path, data: str, settings: dict, seed: int) -> str
     out = str(home / f"pretrain-{settings['steps']}-{seed}")
     # Probes and pictures are for people; here they would only cost time.
     config = PretrainConfig(
-        data=data, out=out, seed=seed, probe_images=0, pictures=0, **_QUIET, **settings
+        data=data,
+        out=out,
+        seed=seed,
+        probe_images=0,
+        pictures=0,
+        eval_every=settings["steps"],
+        save_every=max(1, settings["steps"] // 10),
+        **_QUIET,
+        **settings,
     )
     _quietly(pretrain, config)
     return out
@@ -168,6 +176,7 @@ def _tuned_accuracy(
         out=str(out),
         seed=seed,
         labels=settings["labels"],
+        eval_every=max(1, tuning["steps"] // 5),
         **_QUIET,
         **tuning,
     )

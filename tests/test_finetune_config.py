@@ -17,6 +17,7 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
         ({"labels": 0}, "labels=0"),
         ({"encoder_lr": 0.0}, "encoder_lr=0.0"),
         ({"head_lr": -1.0}, "head_lr=-1.0"),
+        ({"head_width": 8}, "only with head='mlp'"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5: in \(0, 1\]"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"mode": "partial"}, "what thaws"),
