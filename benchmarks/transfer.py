@@ -21,9 +21,11 @@ import tyro
 from afterimage import runtime
 from afterimage.cli import exit_code
 from afterimage.errors import did_you_mean
+from benchmarks import learning
 from benchmarks.results import read_results, row, write_results
 
 TABLES = {"mnist-usps": ("mnist", "usps"), "usps-mnist": ("usps", "mnist")}
+ALL = (*TABLES, *learning.TABLES)
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
     "target-only": {},
@@ -51,10 +53,10 @@ class Transfer:
 
     folder: str = "../shared/data"
     """Where mnist.npz and usps.npz are; without them nothing is run."""
-    tables: tuple[str, ...] = tuple(TABLES)
+    tables: tuple[str, ...] = ALL
     """Which tables."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which rows."""
+    """Which rows of the adaptation tables."""
     seeds: int = 3
     """Seeds of pretraining and fine-tuning."""
     steps: int = 2_000
@@ -172,15 +174,13 @@ def measure(run: Transfer, table: str, out: pathlib.Path) -> list[dict[str, Any]
 
 def main(run: Transfer) -> None:
     """Every table asked for; says so where the data are missing."""
-    for name, known in (("tables", TABLES), ("methods", METHODS)):
+    for name, known in (("tables", ALL), ("methods", METHODS)):
         for given in getattr(run, name):
             if given not in known:
                 sys.exit(f"{name}: {given!r} is unknown{did_you_mean(given, known)}")
-    missing = [
-        name
-        for name in ("mnist.npz", "usps.npz")
-        if not (pathlib.Path(run.folder) / name).exists()
-    ]
+    needed = {f"{n}.npz" for t in run.tables for n in TABLES.get(t, ())}
+    needed |= {learning.TABLES[t][1] for t in run.tables if t in learning.TABLES}
+    missing = [n for n in sorted(needed) if not (pathlib.Path(run.folder) / n).exists()]
     if missing:
         print(f"Skipped: {run.folder} has no {' and no '.join(missing)}")
         return
@@ -190,7 +190,10 @@ def main(run: Transfer) -> None:
         folder = pathlib.Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         for table in run.tables:
-            rows = measure(run, table, folder)
+            if table in learning.TABLES:
+                rows = learning.TABLES[table][0](run, table, folder)
+            else:
+                rows = measure(run, table, folder)
             if run.record:
                 others = [r for r in read_results("transfer") if r["table"] != table]
                 title = "Transfer between domains"

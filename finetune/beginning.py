@@ -39,7 +39,7 @@ def begin(parts: Parts, run: Run, say: Callable[[str], None]) -> State:
         if run.first:
             found = {name: report.to_dict() for name, report in reports.items()}
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
-    some = spaced(chosen.train, _MOST_TO_STANDARDISE)
+    some = spaced(parts.known, _MOST_TO_STANDARDISE)
     batches = eval_batches(some, config.batch_size)
     stats = standardise(parts.classifier, params, stats, batches, list(parts.heads))
     if config.keep_features is not None:

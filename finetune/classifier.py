@@ -42,6 +42,8 @@ class HeadConfig:
     features: str = "vector"
     keep: int | None = None
     """It reads so many of the features; which, stands in `stats/heads/NAME/kept`."""
+    width: int | None = None
+    """Of the hidden layer of an mlp."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `HeadConfig(**values)` gives it back."""
@@ -89,7 +91,8 @@ class Classifier:
                     f"keep_features={config.keep}: this encoder has {width} features "
                     f"of the kind {config.features!r}; keep fewer"
                 )
-            head = Head(config.keep or width, config.classes, config.kind, rngs=rngs)
+            read = config.keep or width
+            head = Head(read, config.classes, config.kind, config.width, rngs=rngs)
             # Heads compute in float32 whatever the encoder does: they cost nothing.
             network, head_params[name], _ = Network.create(head)
             built[name] = (config, network)
@@ -167,11 +170,13 @@ class Classifier:
         prefix = "" if stream == "train" else f"{stream}/"
 
         def rules(params, stats, batch, key, step, moving):
-            def image(_: Context) -> Array:
+            def view(_: Context) -> Array:
                 pixels = batch[f"{prefix}image"].astype(jnp.float32) / 255
                 own = jax.random.fold_in(key, zlib.crc32(prefix.encode()))
-                drawn = augment(own if prefix else key, pixels)
-                return self.preprocessing.normalise(drawn)
+                return augment(own if prefix else key, pixels)
+
+            def image(ctx: Context) -> Array:
+                return self.preprocessing.normalise(ctx[f"{stream}/view"])
 
             def forward(ctx: Context) -> tuple[Maps, Tree]:
                 train = "encoder" in moving
@@ -206,6 +211,7 @@ class Classifier:
                 "params": lambda _: params,
                 "step": lambda _: step,
                 "stats/next": following,
+                f"{stream}/view": view,
                 f"{stream}/image": image,
                 f"{stream}/forward": forward,
                 f"{stream}/maps": lambda ctx: ctx[f"{stream}/forward"][0],

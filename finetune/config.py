@@ -5,13 +5,25 @@ import re
 from typing import Literal
 
 from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
+from finetune.continual.options import ContinualOptions
+from finetune.episodes.options import EpisodeOptions
 from finetune.options import (
     AnchorOptions,
+    DistillationOptions,
     SourceOptions,
     TargetOptions,
     TaskOptions,
+    is_default,
 )
 
+_COUNTS = (
+    "labels",
+    "labels_per_class",
+    "keep_features",
+    "head_width",
+    "head_steps",
+    "unfreeze_stages",
+)
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
@@ -19,6 +31,9 @@ _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 class FinetuneConfig(
     AnchorOptions,
     TargetOptions,
+    DistillationOptions,
+    ContinualOptions,
+    EpisodeOptions,
     SourceOptions,
     TaskOptions,
     TrainingOptions,
@@ -48,6 +63,9 @@ class FinetuneConfig(
 
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features: one layer, or one hidden layer before it."""
+
+    head_width: int | None = None
+    """mlp: units of the hidden layer. Default: as many as there are features."""
 
     features: Literal["vector", "last", "pyramid", "grid", "pyramid-grid"] = "grid"
     """What the head reads. vector: the encoder's feature vector (its bottleneck, or as
@@ -129,6 +147,9 @@ class FinetuneConfig(
             DataOptions.problems(self),
             AnchorOptions.problems(self),
             TargetOptions.problems(self),
+            DistillationOptions.problems(self),
+            ContinualOptions.problems(self),
+            EpisodeOptions.problems(self),
             SourceOptions.problems(self),
             TaskOptions.problems(self),
             TrainingOptions.problems(self),
@@ -140,10 +161,11 @@ class FinetuneConfig(
         found = []
         if self.labels is not None and self.labels_per_class is not None:
             found.append("labels and labels_per_class: give one of them")
-        counts = ("labels", "labels_per_class", "head_steps", "unfreeze_stages")
-        for name in (*counts, "keep_features"):
+        for name in _COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: at least 1")
+        if self.head_width is not None and self.head != "mlp":
+            found.append(f"head_width={self.head_width}: only with head='mlp'")
         if self.encoder_lr <= 0:
             found.append(f"encoder_lr={self.encoder_lr}: more than 0 (probe freezes)")
         if self.head_lr is not None and self.head_lr <= 0:
@@ -171,6 +193,7 @@ class FinetuneConfig(
         if selects and self.mode == "scratch":
             found.append("feature_selection: mode='scratch' has no features to score")
         found += self._encoder_mistakes()
+        found += self._task_mistakes()
         return found + self._mode_mistakes() + self._weight_mistakes()
 
     def _encoder_mistakes(self) -> list[str]:
@@ -181,6 +204,7 @@ class FinetuneConfig(
                 found.append(f"{name}: mode='scratch' has no source to stay near")
         if self.mode == "probe":
             used = [*self.anchors, *(["align"] if self.align else [])]
+            used += [f"distil {name}" for name in self.distilled if name != "logits"]
             found += [f"{name}: a probe's encoder does not learn" for name in used]
         if self.target is None and self.select in (
             "entropy",
@@ -197,6 +221,28 @@ class FinetuneConfig(
             found.append("label_shift reads probabilities: leave label_smoothing at 0")
         return found
 
+    def _task_mistakes(self) -> list[str]:
+        """Settings that a sequence of tasks, or episodes, leave no meaning."""
+        if not self.by_last_step:
+            return []
+        what, found = "sequence" if self.meta == "none" else "meta", []
+        if self.mode not in ("full", "scratch"):
+            found.append(f"mode={self.mode!r}: with {what} only full or scratch")
+        if self.select not in ("auto", "last"):
+            found.append(f"select={self.select!r}: with {what} the last step counts")
+        alone = [
+            *("target", "teacher", "l2_sp", "l2_head", "kl", "delta"),
+            *("class_weights", "label_smoothing", "ema", "tasks", "sources"),
+            *("feature_selection", "keep_features"),
+        ]
+        if self.meta != "none":
+            alone += ["sequence", "accumulate"]
+        return found + [
+            f"{name}={getattr(self, name)!r}: not with {what}; leave it out"
+            for name in alone
+            if not is_default(self, name)
+        ]
+
     def _mode_mistakes(self) -> list[str]:
         found = []
         thaws = self.unfreeze_stages is not None or bool(self.unfreeze)
@@ -212,6 +258,12 @@ class FinetuneConfig(
             )
         if self.mode in ("partial", "full", "scratch") and self.head_lr is not None:
             found.append(f"head_lr={self.head_lr}: only where the head learns alone")
+        for name in ("model", "width"):
+            if self.mode != "scratch" and getattr(self, name) is not None:
+                found.append(
+                    f"{name}={getattr(self, name)!r}: only in mode='scratch'; weights "
+                    "of another shape cannot be loaded"
+                )
         if self.mode == "probe" and self.layer_decay is not None:
             found.append("layer_decay: a probe's encoder does not learn")
         return found
@@ -237,6 +289,11 @@ class FinetuneConfig(
         if self.steps is None and self.epochs is None:
             return min(max(total, _FEWEST_STEPS), _MOST_STEPS)
         return total
+
+    @property
+    def by_last_step(self) -> bool:
+        """Whether the run is a sequence of tasks or of episodes: no step is chosen."""
+        return bool(self.sequence) or self.meta != "none"
 
     @property
     def weighs_examples(self) -> bool:

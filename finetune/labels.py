@@ -138,6 +138,12 @@ def labelled(images: ImageSet | None) -> ImageSet | None:
 def _validation(
     config: FinetuneConfig, train: ImageSet, given: ImageSet | None
 ) -> tuple[ImageSet, ImageSet | None, str]:
+    if config.by_last_step:
+        return (
+            train,
+            None,
+            "the last step" + (" of each task" if config.sequence else ""),
+        )
     if config.select == "last":
         return train, None, "last step (as asked for)"
     if given is not None:

@@ -12,14 +12,21 @@ from finetune.config import FinetuneConfig
 from finetune.labels import HEAD, Chosen, labelled
 from finetune.modes import Recipe, make_phases
 from finetune.stage import Stage
+from finetune.teacher import Teacher
 from finetune.terms import Term, balanced_weights, cross_entropy
 from finetune.terms.adversarial import cdan, dann
 from finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
 from finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
+from finetune.terms.distillation import (
+    distil_features,
+    distil_logits,
+    distil_relations,
+)
 from finetune.terms.multisource import mdan
 from finetune.terms.tasks import pcgrad, uncertain
 
 _ALIGN_WEIGHTS = {"coral": 10.0}
+_DISTIL_WEIGHTS = {"relational": 25.0}
 
 
 def make_terms(
@@ -50,6 +57,23 @@ def make_terms(
     return tuple(terms)
 
 
+def distillation(
+    config: FinetuneConfig, width: int, teacher_width: int, head: str
+) -> tuple[Term, ...]:
+    """The terms of `config.distilled`, between features of these two lengths."""
+    default = tuple(_DISTIL_WEIGHTS.get(name, 1.0) for name in config.distilled)
+    terms = []
+    for name, weight in zip(config.distilled, config.distil_weight or default):
+        if name == "logits":
+            terms.append(distil_logits(weight, config.distil_temperature, head=head))
+        elif name == "relational":
+            terms.append(distil_relations(weight, head=head))
+        else:
+            widths = (width, teacher_width)
+            terms.append(distil_features(*widths, weight, head=head, seed=config.seed))
+    return tuple(terms)
+
+
 def _labelled(config: FinetuneConfig, chosen: Chosen, classes: int) -> list[Term]:
     """The cross-entropy of every task, the labels' own first, as they are weighed."""
     weights = config.task_weights or (1.0,) * (1 + len(config.tasks))
@@ -62,7 +86,7 @@ def _labelled(config: FinetuneConfig, chosen: Chosen, classes: int) -> list[Term
             classes,
             class_weights=_class_weights(config, chosen),
             head=HEAD,
-            weight=weights[0],
+            weight=weights[0] * config.label_weight,
             **common,
         )
     ]
@@ -98,6 +122,8 @@ def make_stage(
     params: Mapping[str, Any],
     terms: tuple[Term, ...],
     steps: int,
+    *,
+    teacher: Teacher | None = None,
 ) -> Stage:
     """The phases of the mode over these parameters, and the supply of the terms."""
     recipe = Recipe(
@@ -115,6 +141,7 @@ def make_stage(
         make_augment(config.augment),
         streams=stream_names(config),
         statistics=config.domain_statistics,
+        teacher=teacher,
     )
     combine = pcgrad if config.task_weighting == "pcgrad" else None
     return Stage(phases=phases, supply=supply, combine=combine)

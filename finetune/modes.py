@@ -102,7 +102,7 @@ def make_phases(
     head_steps = recipe.head_steps
     if head_steps is None:
         head_steps = max(1, steps // max(3, len(thaws) + 1))
-    lengths = _shares(steps - head_steps, len(thaws))
+    lengths = shares(steps - head_steps, len(thaws))
     if head_steps < 1 or lengths[0] < 1:
         raise UserError(
             f"head_steps={head_steps} of {steps} steps: the head's phase needs at "
@@ -112,7 +112,7 @@ def make_phases(
     return (head_phase("head", head_steps), *later)
 
 
-def _shares(steps: int, count: int) -> list[int]:
+def shares(steps: int, count: int) -> list[int]:
     """`steps` in `count` equal parts, the remainder in the last."""
     each = steps // count
     return [each] * (count - 1) + [steps - each * (count - 1)]

@@ -9,7 +9,7 @@ from afterimage.runs import Run
 from finetune.config import FinetuneConfig
 from finetune.labels import Chosen, choose
 from finetune.pooling import pool
-from finetune.source import Source, adapt, check_scratch, open_for
+from finetune.source import Source, adapt, check_scratch, chosen_model, open_for
 from finetune.streams import Target, open_target
 
 
@@ -22,7 +22,7 @@ class Opened:
     chosen: Chosen
     target: Target | None
     model: ModelConfig
-    """The source's architecture at the shape of these images."""
+    """The architecture at the shape of these images."""
     preprocessing: Preprocessing
 
     def record(self, run: Run) -> None:
@@ -34,7 +34,8 @@ class Opened:
 def open_all(config: FinetuneConfig) -> Opened:
     """Raises UserError, DataError or CheckpointError for what cannot be used."""
     source = Source.read(config.from_)
-    check_scratch(config, source.model)
+    architecture = chosen_model(config, source.model)
+    check_scratch(config, architecture)
     splits = open_for(config, source.preprocessing, tasks=config.tasks)
     if config.sources:
         others = [
@@ -44,7 +45,7 @@ def open_all(config: FinetuneConfig) -> Opened:
         splits = pool([splits, *others], (config.data, *config.sources))
     chosen = choose(config, splits)
     target = open_target(config, source.preprocessing, chosen.class_names)
-    model, preprocessing = adapt(source.model, source.preprocessing, splits)
+    model, preprocessing = adapt(architecture, source.preprocessing, splits)
     return Opened(source, splits, chosen, target, model, preprocessing)
 
 

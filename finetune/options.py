@@ -1,8 +1,8 @@
-"""Settings of fine-tuning beyond modes: anchors, domains, tasks."""
+"""Settings of fine-tuning beyond modes: anchors, domains, tasks, a teacher."""
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral"]
 _RESERVED = ("classes", "source", "train", "target")
@@ -197,3 +197,80 @@ class TaskOptions:
             if name in _RESERVED or not re.fullmatch(r"[\w-]+", name)
         ]
         return found
+
+
+Distillation = Literal["logits", "features", "relational"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """Learning from a finished classifier, the teacher."""
+
+    teacher: str | None = None
+    """Distillation: a finished fine-tuning run whose classifier is learned from, of any
+    architecture, at the same image size. It sees the same augmented images."""
+
+    distil: tuple[Distillation, ...] = ()
+    """What of the teacher is learned. logits: its softened predictions; features: what
+    its head reads, through a learned linear map; relational: distances and angles
+    between images in that space. Default with a teacher: logits."""
+
+    distil_weight: tuple[float, ...] = ()
+    """One weight for each of --distil. Default: 1 each, relational 25."""
+
+    distil_temperature: float = 4.0
+    """Teacher and student predictions are softened by this temperature."""
+
+    label_weight: float = 1.0
+    """Weight of the cross-entropy with the labels beside a teacher; 0: the teacher
+    alone."""
+
+    model: str | None = None
+    """Another architecture than the one in --from, for mode scratch: e.g. conv."""
+
+    width: float | None = None
+    """Channels of every stage, times this, for mode scratch. Default: that of --from,
+    or 1 with --model."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = []
+        if self.teacher is None:
+            names = ("distil", "distil_weight", "distil_temperature", "label_weight")
+            found += [
+                f"{name}={getattr(self, name)!r} needs somebody to learn from: give "
+                "teacher, a finished fine-tuning run"
+                for name in names
+                if not is_default(self, name)
+            ]
+        if len(set(self.distil)) < len(self.distil):
+            found.append(f"distil={self.distil}: each kind once")
+        if self.distil_weight and len(self.distil_weight) != len(self.distilled):
+            found.append(
+                f"distil_weight has {len(self.distil_weight)} numbers for "
+                f"{len(self.distilled)} kinds of distil: give one each"
+            )
+        if not all(weight > 0 for weight in self.distil_weight):
+            found.append(f"distil_weight={self.distil_weight}: more than 0")
+        if not self.distil_temperature > 0:
+            found.append(f"distil_temperature={self.distil_temperature}: more than 0")
+        if not self.label_weight >= 0:
+            found.append(f"label_weight={self.label_weight}: at least 0")
+        if self.label_weight == 0 and "logits" not in self.distilled:
+            found.append("label_weight=0 and no distil logits: nobody teaches the head")
+        if self.width is not None and not 0 < self.width <= 16:
+            found.append(f"width={self.width}: in (0, 16]")
+        return found
+
+    @property
+    def distilled(self) -> tuple[Distillation, ...]:
+        """The kinds of distillation in use."""
+        if self.teacher is None:
+            return ()
+        return self.distil or ("logits",)
+
+
+def is_default(options: Any, name: str) -> bool:
+    """Whether a setting has its default value."""
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    return getattr(options, name) == fields[name]

@@ -15,10 +15,18 @@ from finetune import anchors, shift, streams
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.labels import HEAD
-from finetune.methods import make_stage, make_terms, own_params, stream_names
+from finetune.methods import (
+    distillation,
+    make_stage,
+    make_terms,
+    own_params,
+    stream_names,
+)
 from finetune.opening import Opened
 from finetune.scoring import Scorer
 from finetune.selection import choose_rule
+from finetune.stage import Stage
+from finetune.teacher import read_teacher
 from finetune.trainer import Trainer
 
 Tree = dict[str, Any]
@@ -26,7 +34,8 @@ Tree = dict[str, Any]
 
 class Parts:
     """Classifier, terms, stage and trainer of a run; `params` and `stats` give their
-    structure, the encoder's leaves still shapes where they are to be loaded.
+    structure, the encoder's leaves still shapes where they are to be loaded; `known`
+    are the images there are before the first step.
 
     Raises UserError for everything that cannot work, before the first step.
     """
@@ -39,12 +48,11 @@ class Parts:
         self.mesh = make_mesh(config.devices)
         check_batch(config.batch_size, config.accumulate, self.mesh)
         self.total = config.total_steps(len(self.chosen.train))
-        self.heads = {
-            head: HeadConfig(
-                len(names), config.head, config.features, config.keep_features
-            )
-            for head, names in self.chosen.head_names(config.tasks).items()
-        }
+        self.teacher = read_teacher(
+            config, self.chosen.train.shape, self.chosen.class_names
+        )
+        self.known = self.chosen.train
+        self.heads = self.make_heads()
         source_head = anchors.source_head(config)
         heads = dict(self.heads)
         if source_head is not None:
@@ -57,27 +65,54 @@ class Parts:
             dtype=config.precision,
             fresh=config.mode == "scratch" or bool(config.may_differ),
         )
-        sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
+        self.sweep = Sweep(self.mesh, config.batch_size // config.accumulate)
         self.scorers = {
-            head: Scorer(self.classifier, head, sweep) for head in self.heads
+            head: Scorer(self.classifier, head, self.sweep) for head in self.heads
         }
-        self.scorer = self.scorers[HEAD]
+        self.scorer = next(iter(self.scorers.values()))
         streams.check_statistics(config, self.stats["encoder"])
-        self._extend(source_head)
-        self.stage = make_stage(
-            config, self.classifier, self.params, self.terms, self.total
-        )
-        self.stage.check(self.params, self.stats, self._batch_shapes())
+        self.extend(source_head)
+        self.stage = self.make_stage()
+        self.stage.check(self.params, self.stats, self.batch_shapes())
         self.trainer = Trainer(
             self.stage, self.params, mesh=self.mesh, images=len(self.chosen.train)
         )
 
-    def _extend(self, source_head: Any) -> None:
-        """Parameters of the terms, the anchor, and the weights of examples."""
+    def make_heads(self) -> dict[str, HeadConfig]:
+        """The heads that learn: one for the labels, and one for each further task."""
+        config = self.config
+        return {
+            head: HeadConfig(
+                len(names),
+                config.head,
+                config.features,
+                config.keep_features,
+                config.head_width,
+            )
+            for head, names in self.chosen.head_names(config.tasks).items()
+        }
+
+    def make_stage(self) -> Stage:
+        """The phases of the mode."""
+        return make_stage(
+            self.config,
+            self.classifier,
+            self.params,
+            self.terms,
+            self.total,
+            teacher=self.teacher,
+        )
+
+    def extend(self, source_head: Any) -> None:
+        """Parameters of the terms, what they read of `stats`: an anchor, a teacher, the
+        weights of examples."""
         config = self.config
         known = self.stats["heads"][HEAD]
         width = known.get("kept", known["mean"]).size
         self.terms = make_terms(config, self.chosen, self.heads[HEAD], width)
+        if self.teacher is not None:
+            self.terms += distillation(config, width, self.teacher.width, HEAD)
+            self.stats["teacher"] = self.teacher.kept()
         self.params |= own_params(self.terms)
         if config.anchors:
             source = self.opened.source
@@ -88,7 +123,8 @@ class Parts:
             # Raises before the first step what would else be found after the last.
             shift.source_frequencies(self.chosen)
 
-    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of every stream."""
         size = self.config.batch_size // self.config.accumulate
         images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
         number = jax.ShapeDtypeStruct((size,), jnp.int32)

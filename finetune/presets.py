@@ -112,6 +112,110 @@ PRESETS: Mapping[str, Preset] = {
         settings={"mode": "two-phase", "align": ("jmmd",), "weight_decay": 0.01},
         cost="100 epochs of 64 + 64 images: twice a step without a target",
     ),
+    "distil": Preset(
+        about="a smaller network that learns from a finished, larger one",
+        command=(
+            "afterimage finetune --preset distil --from runs/cls --teacher runs/cls "
+            "--data folder:labelled --out runs/small"
+        ),
+        settings={
+            "mode": "scratch",
+            "width": 0.5,
+            "distil": ("logits", "relational"),
+            "distil_temperature": 4.0,
+            "augment": "light",
+        },
+        cost="as scratch, and one forward pass of the teacher a step",
+    ),
+    "born-again": Preset(
+        about="the same network once more, from its own earlier run's predictions",
+        command=(
+            "afterimage finetune --preset born-again --from runs/cls --teacher "
+            "runs/cls --data folder:labelled --out runs/again"
+        ),
+        settings={"mode": "scratch", "distil": ("logits",), "distil_temperature": 1.0},
+        cost="as scratch, and one more forward pass a step",
+    ),
+    "replay": Preset(
+        about="classes that come one group after the other: some earlier images again",
+        command=(
+            "afterimage finetune --preset replay --from runs/photos --data "
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+        ),
+        settings={"mode": "full", "continual": "replay", "memory": 20},
+        cost="100 epochs, at least 300 steps of 64 + 64 images, shared by the tasks",
+    ),
+    "ewc": Preset(
+        about="tasks one after the other, a head each, without keeping images",
+        command=(
+            "afterimage finetune --preset ewc --from runs/photos --data "
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+        ),
+        settings={
+            "mode": "full",
+            "scenario": "task",
+            "continual": "ewc",
+            "weight_decay": 0.0,
+        },
+        cost="as full, two copies of the model, 256 backward passes a task",
+    ),
+    "lwf": Preset(
+        about="the same by keeping the earlier model's predictions on new images",
+        command=(
+            "afterimage finetune --preset lwf --from runs/photos --data "
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+        ),
+        settings={"mode": "full", "scenario": "task", "continual": "lwf"},
+        cost="as full, and one more forward pass a step",
+    ),
+    "maml": Preset(
+        about="a start from which a few steps on a few images learn new classes",
+        command=(
+            "afterimage finetune --preset maml --from runs/letters --data "
+            "folder:letters --out runs/maml"
+        ),
+        settings={
+            "meta": "maml",
+            "mode": "full",
+            "features": "grid",
+            "steps": 2_000,
+            "inner_lr": 0.1,
+            "inner_steps": 1,
+            "test_inner_steps": 3,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
+    ),
+    "prototypical": Preset(
+        about="features in which the mean of a few images stands for their class",
+        command=(
+            "afterimage finetune --preset prototypical --from runs/letters --data "
+            "folder:letters --out runs/prototypes"
+        ),
+        settings={
+            "meta": "prototypical",
+            "mode": "full",
+            "steps": 2_000,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes: 640,000 images",
+    ),
+    "reptile": Preset(
+        about="as maml, without its derivatives: cheaper a step",
+        command=(
+            "afterimage finetune --preset reptile --from runs/letters --data "
+            "folder:letters --out runs/reptile"
+        ),
+        settings={
+            "meta": "reptile",
+            "mode": "full",
+            "steps": 2_000,
+            "inner_steps": 5,
+            "inner_lr": 0.05,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes, 5 gradients each",
+    ),
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
         command=(

@@ -23,6 +23,7 @@ from finetune.scoring import measures, reports
 from finetune.selection import ORACLE, label_free
 from finetune.stage import describe
 from finetune.summary import FinetuneResult, write_run_report
+from finetune.teacher import compare
 
 _MOST_SCORED = 2_000
 
@@ -66,7 +67,7 @@ def evaluate(
 def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult:
     """Scores the selected step and writes artefacts, report and results.json."""
     params, stats, step = _selected(parts, run, state, store)
-    results = _results(parts, step)
+    results = outline(parts, step)
     if parts.config.keep_features is not None:
         known = {head: stats["heads"][head] for head in parts.heads}
         results["features"] = {
@@ -95,6 +96,11 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
         results["tasks"] = found
     if parts.config.sources:
         results["sources"] = _by_source(parts, (params, stats))
+    scored_on = parts.chosen.test or parts.chosen.validation
+    if parts.teacher is not None and scored_on is not None:
+        results["distillation"] = compare(
+            parts.teacher, parts.scorer, parts.sweep, (params, stats), scored_on
+        )
     if run.first:
         entry = {head: head_entry(parts.heads[head], names[head]) for head in names}
         write_artefacts(run.path, params, stats, parts.manifest(step), entry)
@@ -133,7 +139,7 @@ def _scored(parts: Parts) -> dict[str, ImageSet | None]:
     }
 
 
-def _results(parts: Parts, step: int) -> dict[str, Any]:
+def outline(parts: Parts, step: int) -> dict[str, Any]:
     """results.json without the scores."""
     found: dict[str, Any] = {
         "mode": parts.config.mode,

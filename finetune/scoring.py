@@ -20,8 +20,8 @@ class Scorer:
     """One head's logits and features of an image set, jitted once for every set."""
 
     def __init__(self, classifier: Classifier, head: str, sweep: Sweep):
-        self._sweep = sweep
-        self._predict = sweep.jit(
+        self._sweep, self.head = sweep, head
+        self.predict = sweep.jit(
             lambda params, stats, images: classifier.predict(
                 params, stats, images, head
             )
@@ -46,7 +46,7 @@ class Scorer:
         poll: Callable[[], None] = lambda: None,
     ) -> Float[np.ndarray, "n classes"]:
         """Logits in the order of `images`; `poll` is called between batches."""
-        return self._over(self._predict, params, stats, images, poll)
+        return self._over(self.predict, params, stats, images, poll)
 
     def features(
         self, params: Any, stats: Any, images: ImageSet

@@ -56,6 +56,21 @@ class Source:
         }
 
 
+def chosen_model(config: FinetuneConfig, stored: ModelConfig) -> ModelConfig:
+    """The stored architecture, or what `config.model` and `config.width` make of it.
+
+    Raises UserError for a model that is unknown or cannot be built at this image size.
+    """
+    if config.model in (None, stored.name):
+        return dataclasses.replace(stored, width=config.width or stored.width)
+    return ModelConfig(
+        name=config.model,
+        image_size=stored.image_size,
+        channels=stored.channels,
+        width=config.width or 1.0,
+    )
+
+
 def check_scratch(config: FinetuneConfig, model: ModelConfig) -> None:
     """Raises UserError where mode scratch would train without any normalisation."""
     if config.mode == "scratch" and model.norm == "frozen":

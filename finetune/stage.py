@@ -21,7 +21,7 @@ from afterimage.errors import UserError
 from afterimage.training.groups import Group, Partition, split_groups
 from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
-from afterimage.training.step import Combine
+from afterimage.training.step import Combine, Estimator, plain_gradient
 from checkpoints.trees import flatten
 from finetune.boundary import changed_groups, moving_parts
 from finetune.context import Context, UnknownName, near_misses
@@ -48,6 +48,8 @@ class Phase:
     groups: tuple[Group, ...]
     steps: int
     options: TrainingOptions
+    gradient: Estimator = plain_gradient
+    """How the loss is differentiated: plainly, or through an adaptation (MAML)."""
 
     def partition(self, params: Mapping[str, Any]) -> Partition:
         """The phase's groups over these parameters; UserError where they do not fit."""

@@ -21,6 +21,7 @@ from finetune.config import FinetuneConfig
 from finetune.context import Context
 from finetune.labels import labelled, matched
 from finetune.source import open_for
+from finetune.teacher import Teacher
 
 TRAIN, TARGET = "train", "target"
 
@@ -66,6 +67,7 @@ def supply(
     *,
     streams: Sequence[str] = (TRAIN,),
     statistics: str | None = None,
+    teacher: Teacher | None = None,
 ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
     """What all streams, the weights of examples and the anchors supply to the terms.
 
@@ -90,6 +92,8 @@ def supply(
             found["train/weight"] = lambda _: jnp.take(weights, batch["index"])
         if "anchors" in stats:
             found |= anchor_rules(classifier, stats["anchors"], tuple(parts))
+        if teacher is not None:
+            found |= teacher.rules(stats["teacher"])
         return found
 
     return rules

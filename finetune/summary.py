@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
@@ -84,7 +84,10 @@ class FinetuneResult:
             lines.append(f"{name} ({report['examples']} images): {figures}")
         for task, report in self._of_tasks():
             lines.append(f"{task}, {report}")
-        if self.results["test"] is None:
+        lines += [f"{text} {name}" for name, text in highlights(self.results).items()]
+        if self.results["test"] is None and {"continual", "episodes"}.isdisjoint(
+            self.results
+        ):
             lines.append(
                 "There is no test split: give one as test/ beside train/, or score "
                 "other images with afterimage evaluate"
@@ -99,18 +102,44 @@ class FinetuneResult:
         return "\n".join(lines)
 
 
+def highlights(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a method beyond plain training reached, by what it is: {name: figure}."""
+    found = {}
+    if "distillation" in results:
+        gain = results["distillation"]
+        found["times fewer parameters than the teacher"] = f"{gain['smaller']:.2f}"
+        found["times as many images a second"] = f"{gain['faster']:.2f}"
+    for name in ("average_accuracy", "forgetting", "forward_transfer"):
+        value = results.get("continual", {}).get(name)
+        if value is not None:
+            found[name.replace("_", " ")] = f"{100 * value:.1f} %"
+    episodes = results.get("episodes")
+    if episodes is not None:
+        row = episodes["accuracy"][episodes["method"]]
+        found[f"on {episodes['test_episodes']} held-out episodes (95 % interval)"] = (
+            percent(row)
+        )
+    return found
+
+
 def write_run_report(
-    run: Run, config: FinetuneConfig, results: Mapping[str, Any], *, description: str
+    run: Run,
+    config: FinetuneConfig,
+    results: Mapping[str, Any],
+    *,
+    description: str,
+    more_curves: Mapping[str, Mapping[str, Any]] = {},
+    more_grids: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {},
 ) -> None:
-    """report.html and confusion.md of a finished run."""
+    """report.html and confusion.md of a finished run; `more_…` stand first."""
     rows = run.metrics.rows
     name = "test" if results["test"] is not None else "validation"
     scored = results[name]
-    headline, grids = {}, {}
+    headline, grids = highlights(results), dict(more_grids)
     if scored is not None:
         for key, label in _MEASURES.items():
             headline[f"{name} {label} (95 % interval)"] = percent(scored[key])
-        grids = _grids(scored)
+        grids |= _grids(scored)
         for task, reports in results.get("tasks", {}).items():
             if reports[name] is not None:
                 value = percent(reports[name]["accuracy"])
@@ -118,11 +147,14 @@ def write_run_report(
                 more = _grids(reports[name])
                 grids |= {f"{task}: {title}": grid for title, grid in more.items()}
         (run.path / "confusion.md").write_text(report_text(scored))
+    if "distillation" in results:
+        grids["Teacher and student"] = distillation_grid(results["distillation"])
     validated = any("eval/accuracy" in row for row in rows)
     kind, prefix = (
         ("validation", "") if validated else ("training, evaluated", "train_")
     )
     curves = {
+        **more_curves,
         "Cross-entropy": {
             "training": logged(rows, "train/cross_entropy"),
             kind: logged(rows, f"eval/{prefix}loss"),
@@ -138,7 +170,10 @@ def write_run_report(
         title=f"{config.mode} on {config.data}",
         lead=_lead(run, config, results),
         headline=headline,
-        curves=curves,
+        curves={
+            name: {kind: points for kind, points in series.items() if points}
+            for name, series in curves.items()
+        },
         logarithmic=["Cross-entropy"],
         grids=grids,
         tables={
@@ -151,6 +186,15 @@ def write_run_report(
             "Machine": results["runtime"],
         },
     )
+
+
+def distillation_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """(header, rows) of what `finetune.teacher.compare` found."""
+    names = ("parameters", "images_per_second", "accuracy")
+    rows = [
+        [who, *(found[who].get(n) for n in names)] for who in ("teacher", "student")
+    ]
+    return ["", *(name.replace("_", " ") for name in names)], rows
 
 
 def _feature_rows(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -57,6 +57,7 @@ class Trainer:
             ),
             partition=partition,
             options=options,
+            gradient=phase.gradient,
             combine=self.stage.combine,
         )
         return Ready(partition, optimiser, step)
@@ -109,14 +110,28 @@ class Trainer:
             ema = {p: ema.get(p, jnp.copy(leaf)) for p, leaf in trainable.items()}
         return replicate({**state, "opt": opt, "ema": ema}, self.mesh)
 
-    def train(self, state: State, plan: Fit, feed: Feed, stop: StopSignal) -> State:
-        """Trains to the end of the last phase; raises as the loop does."""
+    def train(
+        self,
+        state: State,
+        plan: Fit,
+        feed: Callable[[int], Feed],
+        stop: StopSignal,
+        *,
+        between: Callable[[State, int], State] = lambda state, _: state,
+    ) -> State:
+        """Trains to the end of the last phase; raises as the loop does.
+
+        `feed(i)` gives phase i its batches, `between(state, i)` the state with what is
+        to be kept of phase i for those after it: a function of the state, so that a
+        resumed run makes the same of it.
+        """
         index = self.stage.phase_of(int(state["step"]))
         while True:
             end = self.stage.start(index + 1)
-            state = fit(plan, self.phases[index].step, state, feed, end=end, stop=stop)
+            step = self.phases[index].step
+            state = fit(plan, step, state, feed(index), end=end, stop=stop)
             if index + 1 == len(self.phases):
                 return state
-            state = self.cross(state, index)
+            state = self.cross(between(state, index), index)
             index += 1
             jax.block_until_ready(state)

@@ -20,8 +20,8 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """Pretrain an encoder-decoder to reconstruct images; keep the encoder."""
 
     model: str = "conv"
-    """The encoder: conv, conv-classic, resnet18/34/50, convnext-atto/femto/pico/
-    nano/tiny."""
+    """The encoder: conv, conv-classic, conv-masci, resnet18/34/50,
+    convnext-atto/femto/pico/nano/tiny."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None
     """Normalisation inside the network. Default: the model's own."""

@@ -34,6 +34,18 @@ def tiny(monkeypatch):
 
     For tests whose time is compiling.
     """
+    _shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tiny_module():
+    """`tiny` for a whole module, whose fixtures share what they ran."""
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink(patch)
+        yield
+
+
+def _shrink(monkeypatch):
     # Here, not above: what is imported before the tests is not type checked.
     from afterimage import runtime
     from afterimage.models.config import PRESETS

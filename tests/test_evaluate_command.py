@@ -22,18 +22,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "shades.npz"
-    labels = np.arange(60) % 3
-    # Mean colour is what tells the classes apart: pixels show it as well as features.
-    images = (pictures(60) // 4 + 60 * labels[:, None, None, None]).astype(np.uint8)
-    np.savez(
-        file,
-        x_train=images[:42],
-        y_train=labels[:42],
-        x_test=images[42:],
-        y_test=labels[42:],
-    )
-    return f"npz:{file}"
+    return encoder_artefact.shades(tmp_path_factory.mktemp("data") / "shades.npz")
 
 
 ROWS = ("this encoder", "untrained encoder", "raw pixels")

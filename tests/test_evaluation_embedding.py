@@ -1,4 +1,6 @@
 import builtins
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -69,3 +71,22 @@ def test_umap_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'afterimage\[umap\]'"):
         import_umap()
+
+
+def test_umap_is_asked_for_by_seed(monkeypatch):
+    asked = {}
+
+    class UMAP:
+        def __init__(self, **settings):
+            asked.update(settings)
+
+        def fit_transform(self, x):
+            return x[:, :2].astype(np.float32)
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    places, said = embed(x, "umap", seed=5)
+    np.testing.assert_allclose(places, x[:, :2], rtol=1e-6)
+    assert said == "UMAP, cosine distance"
+    assert asked["random_state"] == 5
+    assert asked["n_neighbors"] == 7  # fewer than its default, of eight images

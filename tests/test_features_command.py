@@ -4,7 +4,6 @@ import pytest
 from afterimage import features_command
 from afterimage.errors import DataError, UserError
 from tests import encoder_artefact
-from tests.encoder_artefact import pictures
 
 
 @pytest.fixture(scope="module")
@@ -16,18 +15,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "shades.npz"
-    labels = np.arange(60) % 3
-    # Mean colour is what tells the classes apart: pixels show it as well as features.
-    images = (pictures(60) // 4 + 60 * labels[:, None, None, None]).astype(np.uint8)
-    np.savez(
-        file,
-        x_train=images[:42],
-        y_train=labels[:42],
-        x_test=images[42:],
-        y_test=labels[42:],
-    )
-    return f"npz:{file}"
+    return encoder_artefact.shades(tmp_path_factory.mktemp("data") / "shades.npz")
 
 
 def test_features_writes_every_image(run, data, tmp_path, capsys):

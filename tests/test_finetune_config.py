@@ -17,6 +17,7 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
         ({"labels": 0}, "labels=0"),
         ({"encoder_lr": 0.0}, "encoder_lr=0.0"),
         ({"head_lr": -1.0}, "head_lr=-1.0"),
+        ({"head_width": 8}, "only with head='mlp'"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5: in \(0, 1\]"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"mode": "partial"}, "what thaws"),
@@ -91,6 +92,8 @@ def test_presets_work(name):
     needed = {"target": "digits"} if "align" in given else {}
     needed |= {"sources": ("npz:a",)} if "mdan" in given.get("align", ()) else {}
     needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}
+    needed |= {"teacher": "runs/cls"} if "distil" in given else {}
+    needed |= {"sequence": ("0,1", "2,3")} if "continual" in given else {}
     config = preset_config(name, **NEEDED, **needed)
     for field, value in PRESETS[name].settings.items():
         if field not in NEEDED:

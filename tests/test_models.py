@@ -337,3 +337,19 @@ def test_a_head_refuses_what_it_cannot_be():
         Head(6, 4, "cosine", rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="two"):
         Head(6, 1, rngs=nnx.Rngs(0))
+
+
+def test_an_mlps_hidden_layer_is_as_wide_as_asked():
+    _, params, _ = Network.create(Head(6, 4, "mlp", 5, rngs=nnx.Rngs(0)))
+    assert params["hidden"]["kernel"].shape == (6, 5)
+    assert params["linear"]["kernel"].shape == (5, 4)
+
+
+def test_masci_has_the_published_filters():
+    config = ModelConfig("conv-masci", image_size=(28, 28), channels=1)
+    _, module = _shapes(config, build_autoencoder)
+    kernels = [stage.conv.kernel.shape for stage in module.encoder.stages]
+    assert kernels == [(5, 5, 1, 100), (5, 5, 100, 150), (3, 3, 150, 200)]
+    back = [stage.conv.kernel.shape for stage in module.decoder.stages]
+    assert back == [(3, 3, 200, 150), (5, 5, 150, 100), (5, 5, 100, 1)]
+    assert ModelConfig("conv-masci", width=0.5).widths == (48, 72, 96)

@@ -159,7 +159,8 @@ def mixers():
         "basic": blocks.BasicBlock(8, 8, "batch", stride=2, rngs=rngs),
         "bottleneck": blocks.BottleneckBlock(8, 8, "group", stride=2, rngs=rngs),
         "convnext": blocks.ConvNeXtBlock(8, "layer", rngs=rngs),
-        "pool": encoders.ClassicStage(8, 8, "group", rngs),
+        "pool": encoders.ClassicStage(8, 8, 3, "group", rngs),
+        "pool of 5x5": encoders.ClassicStage(8, 8, 5, "group", rngs),
         "stem-pool": encoders.ResNetStem(large, rngs),
         "down": encoders.ConvNeXtDown(8, 8, "layer", rngs),
     }
@@ -178,7 +179,7 @@ def mixed(name):
     def run(state, x, mask):
         context = Context(train=True, mask=mask)
         out = nnx.merge(graph, state)(x, context)
-        out = out[0] if name == "pool" else out
+        out = out[0] if isinstance(out, tuple) else out
         return out, context.visible(out)
 
     return functools.partial(run, state)

@@ -25,7 +25,11 @@ from afterimage.evaluation.layers import (
 from afterimage.evaluation.linear import LinearProbe, single_thread
 from afterimage.evaluation.logistic import fit_logistic
 from afterimage.evaluation.ridge import StreamedRidge, fit_ridge
-from afterimage.evaluation.spectrum import spectrum_report
+from afterimage.evaluation.spectrum import (
+    collapsed_dimensions,
+    effective_rank,
+    spectrum_report,
+)
 
 PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2
@@ -157,11 +161,21 @@ def _score_layer(layer: Layer, sets: Sets) -> tuple[LinearProbe, dict[str, Any]]
     held = sets.held[sets.sampled]
     truth = sets.labels[sets.sampled & sets.held]
     size = layer.sample.shape[1]
+    # Fewer images than dimensions: their own products are the smaller problem.
+    few = whole.count == len(layer.sample) < size
+    spectrum = (
+        {
+            "effective_rank": effective_rank(layer.sample),
+            "collapsed": collapsed_dimensions(layer.sample),
+        }
+        if few
+        else spectrum_report(whole, size)
+    )
     return probe, {
         "dimensions": size,
         "validation": float(np.mean(trial.predict(layer.sample[held]) == truth)),
         "test": wilson(_right(probe.predict(layer.test), sets), len(sets.truth)),
-        **spectrum_report(whole, size),
+        **spectrum,
     }
 
 

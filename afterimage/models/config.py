@@ -36,6 +36,8 @@ class Preset:
     norm: str
     decoder: str = "light"
     block: str = ""
+    kernels: tuple[int, ...] = ()
+    """classic: sides of the stages' convolutions; 3 where there is none."""
 
 
 def _convnext(widths: tuple[int, ...], depths: tuple[int, ...], about: str) -> Preset:
@@ -67,6 +69,16 @@ PRESETS: Mapping[str, Preset] = {
         (1, 1, 1),
         "rms",
         "unpool",
+    ),
+    # Masci et al. 2011, section 4.
+    "conv-masci": Preset(
+        "5x5, 5x5 and 3x3 convolutions, max-pooling: 100, 150, 200 channels",
+        "classic",
+        (100, 150, 200),
+        (1, 1, 1),
+        "rms",
+        "unpool",
+        kernels=(5, 5, 3),
     ),
     "resnet18": _resnet((2, 2, 2, 2), "basic", "ResNet-18, basic blocks"),
     "resnet34": _resnet((3, 4, 6, 3), "basic", "ResNet-34, basic blocks"),
@@ -160,8 +172,8 @@ class ModelConfig:
             )
         elif self.decoder == "unpool" and self.preset.family != "classic":
             wrong.append(
-                "decoder='unpool' needs the max-pooling of 'conv-classic';"
-                " take decoder='light' or that model"
+                "decoder='unpool' needs the max-pooling of 'conv-classic' and"
+                " 'conv-masci'; take decoder='light' or one of them"
             )
         if self.preset.family == "vgg" and any(n < 32 or n % 32 for n in size):
             wrong.append(
@@ -182,8 +194,15 @@ class ModelConfig:
         return PRESETS[self.name]
 
     @property
+    def kernels(self) -> tuple[int, ...]:
+        """Side of the convolution of each stage of a classic model."""
+        return self.preset.kernels or (3,) * len(self.preset.widths)
+
+    @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each stage: the preset's times `width`, in multiples of 8."""
+        """Channels of each stage: the preset's; times `width`, in multiples of 8."""
+        if self.width == 1:
+            return self.preset.widths
         return tuple(max(8, round(w * self.width / 8) * 8) for w in self.preset.widths)
 
     def to_dict(self) -> dict[str, Any]:

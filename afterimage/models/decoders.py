@@ -168,10 +168,12 @@ class UpDecoder(Decoder):
 
 
 class UnpoolStage(nnx.Module):
-    """Max-unpooling, 3x3 convolution, then norm and relu except in the last."""
+    """Max-unpooling, k x k convolution, then norm and relu except in the last."""
 
-    def __init__(self, i: int, o: int, norm: str, *, last: bool, rngs: nnx.Rngs):
-        self.conv = layers.Conv(i, o, bias=last, rngs=rngs)
+    def __init__(
+        self, i: int, o: int, k: int, norm: str, *, last: bool, rngs: nnx.Rngs
+    ):
+        self.conv = layers.Conv(i, o, k, bias=last, rngs=rngs)
         self.norm = None if last else make_norm(norm, o)
 
     def __call__(self, x: Array, switches: Array, size, context: Context) -> Array:
@@ -193,7 +195,12 @@ class UnpoolDecoder(Decoder):
         self.stages = nnx.List(
             [
                 UnpoolStage(
-                    info[n].channels, outs[n], config.norm, last=n == 0, rngs=rngs
+                    info[n].channels,
+                    outs[n],
+                    config.kernels[n],
+                    config.norm,
+                    last=n == 0,
+                    rngs=rngs,
                 )
                 for n in reversed(range(len(info)))
             ]

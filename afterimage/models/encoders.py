@@ -58,10 +58,10 @@ class ConvEncoder(Encoder):
 
 
 class ClassicStage(nnx.Module):
-    """3x3 convolution, norm, relu, 2x2 max-pooling."""
+    """k x k convolution, norm, relu, 2x2 max-pooling."""
 
-    def __init__(self, i: int, o: int, norm: str, rngs: nnx.Rngs):
-        self.conv = layers.Conv(i, o, bias=False, rngs=rngs)
+    def __init__(self, i: int, o: int, k: int, norm: str, rngs: nnx.Rngs):
+        self.conv = layers.Conv(i, o, k, bias=False, rngs=rngs)
         self.norm = make_norm(norm, o)
 
     def __call__(self, x: Array, context: Context) -> tuple[Array, Array]:
@@ -77,8 +77,8 @@ class ClassicEncoder(Encoder):
         ins = (config.channels, *config.widths)
         self.stages = nnx.List(
             [
-                ClassicStage(i, o, config.norm, rngs)
-                for i, o in zip(ins, config.widths, strict=False)
+                ClassicStage(i, o, k, config.norm, rngs)
+                for i, o, k in zip(ins, config.widths, config.kernels, strict=False)
             ]
         )
         self.feature_info = make_feature_info(config, 2, config.widths)

@@ -48,7 +48,9 @@ def _grid(x: Float[Array, "b h w c"], cells: int = 2) -> Float[Array, "b d"]:
 
 
 class Head(nnx.Module):
-    """Features to class logits: `linear`, or `mlp` with one equally wide hidden layer.
+    """Features to class logits: `linear`, or `mlp` with one hidden layer.
+
+    The hidden layer has `width` units, by default as many as there are features.
 
     The last layer starts near zero, so that a fresh head's loss is log(classes).
 
@@ -57,19 +59,24 @@ class Head(nnx.Module):
     """
 
     def __init__(
-        self, in_features: int, classes: int, kind: str = "linear", *, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        classes: int,
+        kind: str = "linear",
+        width: int | None = None,
+        *,
+        rngs: nnx.Rngs,
     ):
         if kind not in HEADS:
             raise UserError(f"head={kind!r} must be one of {', '.join(HEADS)}")
         if classes < 2:
             raise UserError(f"classes={classes}: a classifier needs at least two")
         if kind == "mlp":
-            self.hidden = layers.Dense(in_features, in_features, rngs=rngs)
+            width = width or in_features
+            self.hidden = layers.Dense(in_features, width, rngs=rngs)
         else:
-            self.hidden = None
-        self.linear = layers.Dense(
-            in_features, classes, init=layers.trunc_normal, rngs=rngs
-        )
+            width, self.hidden = in_features, None
+        self.linear = layers.Dense(width, classes, init=layers.trunc_normal, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "b d"], *, train: bool = False

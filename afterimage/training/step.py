@@ -17,10 +17,18 @@ from afterimage.training.state import State
 Batch = Mapping[str, Array]
 Loss = Callable[..., tuple[Array, tuple[dict[str, Array], Any]]]
 """loss(params, stats, batch, key, step) -> (scalar, (metrics, new stats))"""
+Estimator = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""estimator(f) = g, where f(trainable, stats, batch, key) -> (value, (metrics, stats))
+and g, of the same arguments, gives (what f gives, the gradient by `trainable`)"""
 Step = Callable[[State, Batch, Batch], tuple[State, dict[str, Array]]]
 """step(state, batch, resident data) -> (state, metrics)"""
 Combine = Callable[[dict[str, Array], Array], tuple[dict[str, Array], dict[str, Array]]]
 """combine({path: [losses, ...]}, key) -> ({path: gradient}, metrics)"""
+
+
+def plain_gradient(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient itself, by reverse mode."""
+    return jax.value_and_grad(loss, has_aux=True)
 
 
 def _micro_batches(batch: Batch, count: int) -> list[dict[str, Array]]:
@@ -30,6 +38,7 @@ def _micro_batches(batch: Batch, count: int) -> list[dict[str, Array]]:
 
 def _gradients(
     loss: Loss,
+    estimator: Estimator,
     partition: Partition,
     state: State,
     batch: Batch,
@@ -50,8 +59,7 @@ def _gradients(
         grads, found = combine(grads, jax.random.fold_in(key, accumulate))
         return value.sum(), {**metrics, **found}, stats, grads
 
-    grad = jax.value_and_grad(of_trainable, has_aux=True)
-    grad = grad if combine is None else _rows(of_trainable)
+    grad = estimator(of_trainable) if combine is None else _rows(of_trainable)
     if accumulate == 1:
         (value, (metrics, stats)), grads = grad(trainable, state["stats"], batch, key)
         return combined(value, metrics, stats, grads)
@@ -95,10 +103,12 @@ def make_step(
     schedule: Schedule,
     partition: Partition,
     options: TrainingOptions,
+    gradient: Estimator = plain_gradient,
     combine: Combine | None = None,
 ) -> Step:
-    """The unjitted step. A non-finite loss or gradient leaves everything but the counts
-    as it was: parameters, moments, running mean and statistics.
+    """The unjitted step; `gradient` says how the loss is differentiated. A non-finite
+    loss or gradient leaves everything but the counts as it was: parameters, moments,
+    running mean and statistics.
 
     With `combine` the loss is several, [n], whose gradients it makes one of; by default
     the loss is a scalar.
@@ -110,7 +120,7 @@ def make_step(
     def step(state: State, batch: Batch, data: Batch):
         batch = {**batch, **_resident_rows(batch, data)}
         value, metrics, stats, grads = _gradients(
-            loss, partition, state, batch, options.accumulate, combine
+            loss, gradient, partition, state, batch, options.accumulate, combine
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)

@@ -33,17 +33,11 @@ def l2_sp(weight: float, *, fisher: bool = False) -> Term:
     """
 
     def fn(view: View) -> TermResult:
-        now = flatten({"encoder": view["params"]["encoder"]})
-        start = flatten({"encoder": view["anchors/source"]["encoder"]})
-        _check_anchor(now, start)
-        importance = flatten({"encoder": view["anchors/fisher"]}) if fisher else None
-        total = jnp.zeros(())
-        for path, leaf in now.items():
-            square = jnp.square(leaf - start[path])
-            if importance is not None:
-                square = importance[path] * square
-            total = total + jnp.sum(square)
-        return 0.5 * total, {}
+        now = {"encoder": view["params"]["encoder"]}
+        start = {"encoder": view["anchors/source"]["encoder"]}
+        _check_anchor(flatten(now), flatten(start))
+        importance = {"encoder": view["anchors/fisher"]} if fisher else None
+        return quadratic(now, start, importance), {}
 
     reads = ("params", "anchors/source", *(("anchors/fisher",) if fisher else ()))
     return Term(
@@ -54,6 +48,14 @@ def l2_sp(weight: float, *, fisher: bool = False) -> Term:
         penalises=ENCODER,
         encoder_only=True,
     )
+
+
+def quadratic(now: Any, start: Any, importance: Any | None = None) -> Array:
+    """½ Σ_j F_j (θ_j − θ⁰_j)² over trees of one structure; F = 1 where not given."""
+    squares = jax.tree.map(lambda x, y: jnp.square(x - y), now, start)
+    if importance is not None:
+        squares = jax.tree.map(jnp.multiply, importance, squares)
+    return 0.5 * sum((jnp.sum(x) for x in jax.tree.leaves(squares)), jnp.zeros(()))
 
 
 def _check_anchor(now: Mapping[str, Any], start: Mapping[str, Any]) -> None:

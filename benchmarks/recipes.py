@@ -1,0 +1,113 @@
+"""The tables of `benchmarks.representations`: data, recipe of pretraining, rows."""
+
+import dataclasses
+from typing import Any, Literal
+
+Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
+Metric = Literal["test accuracy, %", "test error, %"]
+ACCURACY: Metric = "test accuracy, %"
+ERROR: Metric = "test error, %"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row: how many labels, and what learns from them."""
+
+    labels: int | None
+    """In all, balanced over the classes; None: every one."""
+    kind: Kind
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of fine-tuning, beside the table's own."""
+    metric: Metric = ACCURACY
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One data set, one recipe of pretraining, several rows."""
+
+    data: str
+    """The data spec, with {} for the folder of the files."""
+    pretrain: dict[str, Any]
+    finetune: dict[str, Any]
+    rows: dict[str, Row]
+
+
+def _pairs(
+    sizes: dict[str, int | None], name: str, metric: Metric = ACCURACY
+) -> dict[str, Row]:
+    """A pretrained row of each size, and its control from scratch."""
+    kinds: tuple[tuple[str, Kind], ...] = (
+        (name, "pretrained"),
+        ("scratch", "scratch"),
+    )
+    return {
+        f"{prefix}-{size}": Row(labels, kind, metric=metric)
+        for size, labels in sizes.items()
+        for prefix, kind in kinds
+    }
+
+
+_CIFAR = ",".join(f"{{}}/cifar10/train-{i}.zip" for i in range(5))
+_CIFAR = f"zip:{_CIFAR},{{}}/cifar10/test.zip"
+_MASCI: dict[str, Any] = {
+    "pretrain": {"model": "conv-masci", "steps": 5000, "batch_size": 128},
+    "finetune": {
+        "mode": "full",
+        "head": "mlp",
+        "head_width": 300,
+        "steps": 3000,
+        "batch_size": 128,
+        "augment": "none",
+    },
+}
+_SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
+_MASKED: dict[str, Any] = {"objective": "masked", "mask_ratio": 0.6, "mask_patch": 4}
+TABLES: dict[str, Table] = {
+    "mnist-masci": Table(
+        data="npz:{}/mnist.npz",
+        rows=_pairs(_SIZES, "pretrained"),
+        pretrain=_MASCI["pretrain"] | {"corruption": "erasing"},
+        finetune=_MASCI["finetune"],
+    ),
+    "mnist-labels": Table(
+        data="npz:{}/mnist.npz",
+        rows=_pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR),
+        pretrain=_MASKED
+        | {"model": "conv", "steps": 20_000, "augment": "shift", "ema": 0.999},
+        finetune={"mode": "two-phase", "steps": 3000, "augment": "shift", "ema": 0.99},
+    ),
+    "cifar10-masci": Table(
+        data=_CIFAR,
+        rows=_pairs(_SIZES, "pretrained"),
+        pretrain=_MASCI["pretrain"] | {"corruption": "erasing"},
+        finetune=_MASCI["finetune"],
+    ),
+    "cifar10": Table(
+        data=_CIFAR,
+        rows={
+            "linear-probe": Row(None, "linear-probe"),
+            "untrained-probe": Row(None, "untrained-probe"),
+            "fine-tuned": Row(None, "pretrained"),
+            "scratch": Row(None, "scratch"),
+            "fine-tuned-4000": Row(4_000, "pretrained", {"ema": 0.99}, ERROR),
+            "scratch-4000": Row(4_000, "scratch", {"ema": 0.99}, ERROR),
+        },
+        pretrain=_MASKED
+        | {
+            "model": "resnet18",
+            "steps": 40_000,
+            "augment": "crop-flip",
+            "ema": 0.999,
+            "precision": "bfloat16",
+        },
+        finetune={
+            "mode": "full",
+            "steps": 10_000,
+            "batch_size": 256,
+            "augment": "crop-flip",
+            "ema": 0.999,
+            "precision": "bfloat16",
+            "layer_decay": 0.75,
+        },
+    ),
+}

@@ -1,0 +1,263 @@
+"""`python -m benchmarks.representations`: pretraining, by published tables.
+
+Every row is measured over seeds of pretraining, choice of labels and fine-tuning;
+beside each stands the same network from random weights with the same labels and
+fine-tuning. The step that is kept is chosen on validation images cut from the labelled
+ones (or is the last, where these are few); test images are scored once.
+
+  python -m benchmarks.representations --table mnist-masci
+  python -m benchmarks.representations --table mnist-masci --steps 300
+
+A row is written as soon as it is measured, to benchmarks/results/representations.json,
+and kept by the next call with the same settings; runs that are complete, or were
+stopped in the middle, are continued in `--out`. With `--steps` or `--finetune-steps`
+below a table's own the rows are stand-ins, and say so.
+"""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tyro
+
+from afterimage import runtime
+from afterimage.cli import exit_code
+from afterimage.errors import DataError, UserError, did_you_mean
+from benchmarks.recipes import ACCURACY, TABLES
+from benchmarks.results import read_results, row, write_results
+
+NAME = "representations"
+NOTES = (
+    "MNIST as published; CIFAR-10 is JPEG-compressed, so its figures differ slightly "
+    "from those on the original pixels. A row whose settings say stand-in was trained "
+    "for fewer steps than the table's recipe. conv-masci has our RMS norm after every "
+    "convolution, and its fully connected layer of 300 is the head's hidden layer on "
+    "the means of a 2x2 grid."
+)
+_QUIET = {"tensorboard": False, "log_every": 50}
+
+
+@dataclasses.dataclass(frozen=True)
+class Representations:
+    """What pretraining is worth, beside the same network from scratch."""
+
+    table: tuple[str, ...] = tuple(TABLES)
+    """Which tables."""
+    only: tuple[str, ...] = ()
+    """Which rows of them. Default: all."""
+    seeds: int = 5
+    """Seeds of pretraining, of the choice of labels and of fine-tuning."""
+    steps: int | None = None
+    """Pretraining steps. Default: the table's own."""
+    finetune_steps: int | None = None
+    """Fine-tuning steps. Default: the table's own."""
+    folder: str = "../shared/data"
+    """Where mnist.npz and cifar10/ are."""
+    out: str = "runs/representations"
+    """Where the run folders go."""
+    results: str | None = None
+    """Folder of representations.json. Default: benchmarks/results."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"table={name!r}{did_you_mean(name, TABLES)} Known: {', '.join(TABLES)}."
+            for name in self.table
+            if name not in TABLES
+        ]
+        rows = [r for name in self.table if name in TABLES for r in TABLES[name].rows]
+        wrong += [
+            f"only={name!r}{did_you_mean(name, rows)} Known: {', '.join(rows)}."
+            for name in self.only
+            if name not in rows
+        ]
+        wrong += [
+            f"{name}={value}: at least 1"
+            for name in ("seeds", "steps", "finetune_steps")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if wrong:
+            raise UserError("\n".join(wrong))
+
+    def settings_of(self, name: str, row_name: str) -> dict[str, Any]:
+        """All that decides a row's figures: two rows with the same are the same."""
+        table = TABLES[name]
+        wanted = table.rows[row_name]
+        pretraining, tuning = dict(table.pretrain), table.finetune | wanted.settings
+        short = (self.steps or pretraining["steps"]) < pretraining["steps"]
+        short |= (self.finetune_steps or tuning["steps"]) < tuning["steps"]
+        pretraining["steps"] = self.steps or pretraining["steps"]
+        tuning["steps"] = self.finetune_steps or tuning["steps"]
+        probe = wanted.kind.endswith("probe")
+        return {
+            "kind": wanted.kind,
+            "labels": wanted.labels,
+            "seeds": self.seeds,
+            "pretrain": pretraining,
+            "finetune": {} if probe else tuning,
+            "budget": "stand-in" if short else "full",
+        }
+
+
+def _quietly(function: Any, config: Any) -> Any:
+    """A program without its progress lines, unless it fails."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return function(config)
+    except BaseException:
+        print(said.getvalue(), file=sys.stderr)
+        raise
+
+
+def _pretrained(home: pathlib.Path, data: str, settings: dict, seed: int) -> str:
+    """The folder of one pretraining run: continued, or found complete."""
+    from pretrain.config import PretrainConfig
+    from pretrain.program import pretrain
+
+    out = str(home / f"pretrain-{settings['steps']}-{seed}")
+    # Probes and pictures are for people; here they would only cost time.
+    config = PretrainConfig(
+        data=data,
+        out=out,
+        seed=seed,
+        probe_images=0,
+        pictures=0,
+        eval_every=settings["steps"],
+        save_every=max(1, settings["steps"] // 10),
+        **_QUIET,
+        **settings,
+    )
+    _quietly(pretrain, config)
+    return out
+
+
+def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
+    """Linear probe on the layer that is best on validation, all labels."""
+    from afterimage.data import open_data
+    from afterimage.encoder import load_encoder
+    from afterimage.evaluation import (
+        Protocol,
+        encoder_representation,
+        representation_report,
+    )
+
+    encoder = load_encoder(run)
+    encoder = encoder.untrained(seed) if kind == "untrained-probe" else encoder
+    splits = open_data(data, image_size=encoder.preprocessing.image_size[0])
+    assert splits.test is not None
+    report = representation_report(
+        [encoder_representation("encoder", encoder)],
+        splits.train,
+        splits.test,
+        Protocol(per_class=(), most=50_000, seed=seed),
+    )
+    *_, best = report["accuracy"].values()  # the best layer's row comes last
+    return best["linear probe"]["all"]["mean"]
+
+
+def _tuned_accuracy(
+    out: pathlib.Path, run: str, data: str, settings: dict, seed: int
+) -> float:
+    from finetune.config import FinetuneConfig
+    from finetune.program import finetune
+
+    tuning = dict(settings["finetune"])
+    if settings["kind"] == "scratch":
+        tuning["mode"] = "scratch"
+        tuning.pop("layer_decay", None)  # it spares what was learnt: nothing, here
+        tuning.pop("head_steps", None)
+    config = FinetuneConfig(
+        from_=run,
+        data=data,
+        out=str(out),
+        seed=seed,
+        labels=settings["labels"],
+        eval_every=max(1, tuning["steps"] // 5),
+        **_QUIET,
+        **tuning,
+    )
+    return _quietly(finetune, config).results["test"]["accuracy"]["value"]
+
+
+def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]:
+    """One row of a table, over all seeds; a line for each."""
+    table, settings = TABLES[name], config.settings_of(name, row_name)
+    home, metric = pathlib.Path(config.out) / name, table.rows[row_name].metric
+    data = table.data.replace("{}", config.folder)
+    values, began = [], time.perf_counter()
+    for seed in range(config.seeds):
+        clock = time.perf_counter()
+        run = _pretrained(home, data, settings["pretrain"], seed)
+        if settings["kind"].endswith("probe"):
+            accuracy = _probe_accuracy(run, data, settings["kind"], seed)
+        else:
+            steps = settings["pretrain"]["steps"], settings["finetune"]["steps"]
+            out = home / "-".join(map(str, (row_name, *steps, seed)))
+            accuracy = _tuned_accuracy(out, run, data, settings, seed)
+        values.append(100 * (accuracy if metric == ACCURACY else 1 - accuracy))
+        spent = time.perf_counter() - clock
+        print(
+            f"{name}: {row_name}, seed {seed}: {metric} {values[-1]:.2f}, {spent:.0f} s"
+        )
+    seconds = round(time.perf_counter() - began)
+    return row(
+        name,
+        row_name,
+        metric,
+        values,
+        settings=settings,
+        each=values,
+        seconds=seconds,
+    )
+
+
+def _check_data(config: Representations) -> None:
+    files = [
+        pathlib.Path(part)
+        for name in config.table
+        for part in TABLES[name]
+        .data.replace("{}", config.folder)
+        .partition(":")[2]
+        .split(",")
+    ]
+    missing = [str(file) for file in dict.fromkeys(files) if not file.is_file()]
+    if missing:
+        raise DataError(f"missing: {', '.join(missing)}. Give --folder.")
+
+
+def run(config: Representations) -> list[dict[str, Any]]:
+    """Measure what is not measured yet; the file after each row, a table at the end."""
+    _check_data(config)
+    runtime.start()
+    place = {} if config.results is None else {"folder": pathlib.Path(config.results)}
+    for name in config.table:
+        for row_name in TABLES[name].rows:
+            if config.only and row_name not in config.only:
+                continue
+            rows = read_results(NAME, **place)
+            key = name, row_name
+            old = [r for r in rows if (r["table"], r["row"]) == key]
+            if old and old[0]["settings"] == config.settings_of(*key):
+                print(f"{name}: {row_name}: kept, measured {old[0]['date']}")
+                continue
+            new = measure(config, *key)
+            others = [r for r in rows if (r["table"], r["row"]) != key]
+            title = "What pretraining is worth"
+            write_results(NAME, [*others, new], title=title, notes=NOTES, **place)
+    found = [r for r in read_results(NAME, **place) if r["table"] in config.table]
+    for entry in found:
+        spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
+        print(
+            f"{entry['table']}: {entry['row']:18} {entry['metric']} "
+            f"{entry['mean']:.2f}{spread} ({entry['settings']['budget']})"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    program = "python -m benchmarks.representations"
+    sys.exit(exit_code(lambda: run(tyro.cli(Representations, prog=program))))

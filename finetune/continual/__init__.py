@@ -1,0 +1,1 @@
+"""Continual learning: a sequence of tasks, each on its own images alone."""

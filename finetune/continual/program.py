@@ -1,0 +1,147 @@
+"""A sequence of tasks, from the first to the table of accuracies."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from afterimage.report import logged
+from afterimage.runs import Run, write_json
+from afterimage.training.feed import Feed
+from afterimage.training.signals import StopSignal
+from afterimage.training.state import State
+from checkpoints.store import Store
+from finetune.artefact import head_entry, write_artefacts
+from finetune.continual.measures import continual_measures
+from finetune.continual.memory import remembered
+from finetune.continual.parts import REPLAY, ContinualParts
+from finetune.results import outline
+from finetune.running import Program
+from finetune.stage import describe
+from finetune.summary import FinetuneResult, write_run_report
+
+
+class ContinualProgram(Program):
+    """One run over a sequence of tasks.
+
+    After each task all of them are scored; the rows stand in metrics.jsonl before the
+    checkpoint of that step, so a run that is killed anywhere ends with the same table.
+    """
+
+    parts: ContinualParts
+
+    def __init__(self, parts: ContinualParts, folder: Run):
+        super().__init__(parts, folder)
+        tasks = parts.tasks
+        assert parts.chosen.test is not None
+        self._tests = [tasks.images(parts.chosen.test, [i]) for i in range(len(tasks))]
+
+    def begun(self, state: State, stop: StopSignal) -> None:
+        """Scores the tasks before the first step, for the forward transfer."""
+        if self.parts.tasks.per_task and not self.folder.metrics.has(0, "eval/"):
+            found = self.evaluate(state, 0, stop)
+            row = {f"eval/{name}": value for name, value in found.items()}
+            self.folder.metrics.write(0, row)
+
+    def feed(self, index: int) -> Feed:
+        parts, memory = self.parts, self.parts.memory(index)
+        return Feed(
+            parts.images(index),
+            options=parts.config,
+            mesh=parts.mesh,
+            streams={} if memory is None else {REPLAY: memory},
+        )
+
+    def between(self, state: State, index: int) -> State:
+        """What is remembered of the task that phase `index` has learned."""
+        parts = self.parts
+        if "continual" not in state["stats"]:
+            return state
+        kept = remembered(
+            parts.config.continual,
+            parts.classifier,
+            parts.tasks.outlets(range(index + 1))[-1],
+            parts.images(index),
+            state["params"],
+            state["stats"],
+        )
+        return {**state, "stats": {**state["stats"], "continual": kept}}
+
+    def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
+        """The test accuracy on every task (`task_1`, …), and the mean over those begun.
+
+        Class-incremental: among the classes seen so far.
+        """
+        parts, tasks = self.parts, self.parts.tasks
+        params, stats, _ = parts.weights(state)
+        seen = parts.seen(step)
+        found = {}
+        for number, images in enumerate(self._tests):
+            known = [number] if tasks.per_task else range(seen)
+            (outlet,) = tasks.outlets(known)
+            scorer = parts.scorers[outlet.head]
+            logits = scorer.logits(params, stats, images, stop.check)
+            best = logits[:, np.asarray(outlet.columns)].argmax(1)
+            predicted = np.asarray(outlet.classes)[best]
+            found[f"task_{number + 1}"] = float((predicted == images.labels).mean())
+        begun = [found[f"task_{i + 1}"] for i in range(seen)]
+        return {**found, "mean_accuracy": float(np.mean(begun))}
+
+    def table(self) -> tuple[Float[np.ndarray, "t t"], Float[np.ndarray, " t"] | None]:
+        """(R, b): accuracy after each task, and before the first, from metrics.jsonl.
+
+        Joint training has the last row alone.
+        """
+        parts, count = self.parts, len(self.parts.tasks)
+        at = {
+            row["step"]: [row[f"eval/task_{i + 1}"] for i in range(count)]
+            for row in self.folder.metrics.rows
+            if "eval/task_1" in row
+        }
+        accuracy = np.full((count, count), np.nan)
+        phases = len(parts.rows)
+        for index in range(phases):
+            accuracy[count - phases + index] = at[parts.stage.start(index + 1)]
+        before = np.array(at[0]) if parts.tasks.per_task else None
+        return accuracy, before
+
+    def finish(self, state: State, store: Store) -> FinetuneResult:
+        parts, run = self.parts, self.folder
+        params, stats, step = parts.weights(state)
+        accuracy, before = self.table()
+        tasks = [parts.tasks.label(i) for i in range(len(parts.tasks))]
+        found: dict[str, Any] = {
+            "scenario": parts.config.scenario,
+            "method": parts.config.continual,
+            "tasks": tasks,
+            "accuracy": [[None if np.isnan(x) else x for x in r] for r in accuracy],
+            "before": None if before is None else before.tolist(),
+            **continual_measures(accuracy, before),
+        }
+        results = outline(parts, step)
+        results |= {"validation": None, "test": None, "continual": found}
+        if run.first:
+            entries = {
+                name: head_entry(head, parts.tasks.head_classes()[name])
+                for name, head in parts.heads.items()
+            }
+            write_artefacts(run.path, params, stats, parts.manifest(step), entries)
+            run.metrics.flush()
+            rows = run.metrics.rows
+            names = enumerate(tasks, 1)
+            curves = {name: logged(rows, f"eval/task_{i}") for i, name in names}
+            lines = [[name, *line] for name, line in zip(tasks, found["accuracy"])]
+            lines = [line for line in lines if line[-1] is not None]
+            write_run_report(
+                run,
+                parts.config,
+                results,
+                description=describe(parts.stage, parts.params),
+                more_curves={"Test accuracy by task": curves},
+                more_grids={
+                    "Test accuracy after each task": (["after", *tasks], lines)
+                },
+            )
+            # Last: its presence says that the run is complete.
+            write_json(run.path / "results.json", results)
+        return FinetuneResult.of(run, complete=False, results=results)

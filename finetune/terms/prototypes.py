@@ -1,0 +1,45 @@
+"""Prototypes: a class is the mean of its few images in feature space."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from finetune.context import View
+from finetune.episodes.sampler import Shape
+from finetune.terms.classification import smoothed_cross_entropy
+from finetune.terms.discrepancy import square_distances
+from finetune.terms.term import Term, TermResult
+
+
+def prototype_logits(
+    support: Float[Array, "s d"], queries: Float[Array, "q d"], shape: Shape
+) -> Float[Array, "q ways"]:
+    """−‖f(x) − c_k‖², c_k the mean of the support of class k (Snell et al. 2017).
+
+    The support's rows stand class after class, as in an episode.
+    """
+    prototypes = support.reshape(shape.ways, shape.shots, -1).mean(1)
+    return -square_distances(queries, prototypes)
+
+
+def prototypical(shape: Shape, *, head: str) -> Term:
+    """−log softmax(−‖f(x) − c‖²)_y, the mean over the queries of a batch's episodes.
+
+    The loss of prototypical networks (Snell et al. 2017), over what the head would
+    read; no head takes part.
+    """
+    source = f"train/features/{head}"
+
+    def fn(view: View) -> TermResult:
+        features = view[source]
+        episodes = features.reshape(-1, shape.rows, features.shape[-1])
+        labels = jnp.asarray(shape.labels[shape.support :])
+        each = [
+            prototype_logits(one[: shape.support], one[shape.support :], shape)
+            for one in episodes
+        ]
+        logits = jnp.concatenate(each)
+        labels = jnp.tile(labels, len(each))
+        loss = smoothed_cross_entropy(logits, labels, 0.0).mean()
+        return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
+
+    return Term(name="cross_entropy", fn=fn, reads=(source,))

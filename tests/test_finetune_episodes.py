@@ -1,0 +1,328 @@
+"""Meta-learning: gradients by hand, episodes, whole runs on tiny images."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afterimage.data.sets import array_set
+from afterimage.errors import DataError, UserError
+from afterimage.models import ops
+from afterimage.training.step import plain_gradient
+from checkpoints.store import Store
+from finetune.episodes.estimators import (
+    Adaptation,
+    adapted_gradient,
+    reptile_gradient,
+)
+from finetune.episodes.program import by_neighbour, by_prototype, summarised
+from finetune.episodes.sampler import (
+    EpisodeBatches,
+    Sampler,
+    Shape,
+    split_classes,
+)
+from finetune.program import finetune
+from finetune.terms.classification import smoothed_cross_entropy
+from finetune.terms.prototypes import prototype_logits
+from tests.test_finetune_program import config, make_encoder
+
+PAIR = Shape(1, 1, 1)
+ALPHA = 0.1
+KEY = jax.random.key(0)
+# One episode: ½ h (θ − x)² with (h, x) = (3, 1) as support, (2, −1) as queries.
+EPISODE = {
+    "label": jnp.zeros(2, jnp.int32),
+    "h": jnp.array([3.0, 2.0]),
+    "x": jnp.array([1.0, -1.0]),
+}
+
+
+def bowl(leaves, stats, batch, key):
+    """½ mean h (θ − x)², θ the sum of all leaves."""
+    del key
+    theta = sum(leaves.values())
+    value = 0.5 * jnp.mean(batch["h"] * (theta - batch["x"]) ** 2)
+    return value, ({"theta": theta}, stats)
+
+
+def slope(estimator, leaves, batch=EPISODE):
+    (_, (_, stats)), found = estimator(bowl)(leaves, {"kept": 1.0}, batch, KEY)
+    assert stats == {"kept": 1.0}
+    return found
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_maml_of_a_bowl_by_hand(vectorised):
+    """φ = θ − α h_s (θ − x_s); ∇ = (1 − α h_s) h_q (φ − x_q), to first order without
+    the factor: they differ by α h_s h_q (φ − x_q)."""
+    theta = 0.5
+    phi = theta - ALPHA * 3.0 * (theta - 1.0)
+    how = {"steps": 1, "lr": ALPHA}
+    second, first = (
+        slope(
+            adapted_gradient(
+                PAIR, Adaptation(first_order=order, **how), vectorised=vectorised
+            ),
+            {"w": jnp.float32(theta)},
+        )["w"]
+        for order in (False, True)
+    )
+    assert float(first) == pytest.approx(2.0 * (phi + 1.0), rel=1e-5)
+    assert float(second) == pytest.approx((1 - 0.3) * 2.0 * (phi + 1.0), rel=1e-5)
+    known = ALPHA * 3.0 * 2.0 * (phi + 1.0)
+    assert float(first - second) == pytest.approx(known, rel=1e-5)
+
+
+def test_several_steps_have_the_factor_of_each():
+    estimator = adapted_gradient(PAIR, Adaptation(steps=4, lr=ALPHA))
+    found = slope(estimator, {"w": jnp.float32(0.5)})["w"]
+    phi = 1.0 + (1 - 0.3) ** 4 * (0.5 - 1.0)
+    assert float(found) == pytest.approx(0.7**4 * 2.0 * (phi + 1.0), rel=1e-5)
+
+
+def test_anil_moves_the_head_alone_within_an_episode():
+    """θ = e + w, only w adapts: e and w both get MAML's gradient of the sum."""
+    leaves = {"encoder/e": jnp.float32(0.2), "heads/w": jnp.float32(0.3)}
+    adaptation = Adaptation(steps=1, lr=ALPHA, only="heads/")
+    support = {name: rows[:1] for name, rows in EPISODE.items()}
+    after = adaptation(bowl, leaves, {}, support, KEY)
+    assert float(after["encoder/e"]) == pytest.approx(0.2)
+    assert float(after["heads/w"]) == pytest.approx(0.3 - ALPHA * 3.0 * (0.5 - 1.0))
+    found = slope(adapted_gradient(PAIR, adaptation), leaves)
+    expected = 0.7 * 2.0 * (0.65 + 1.0)
+    for leaf in found.values():
+        assert float(leaf) == pytest.approx(expected, rel=1e-5)
+
+
+def test_reptile_is_the_way_an_episode_takes():
+    """Both images as one bowl, h = 2.5 and x = 0.2: φ − x = (1 − αh)^k (θ − x)."""
+    adaptation = Adaptation(steps=3, lr=ALPHA, first_order=True)
+    found = slope(reptile_gradient(PAIR, adaptation), {"w": jnp.float32(0.5)})["w"]
+    expected = (1 - (1 - ALPHA * 2.5) ** 3) * (0.5 - 0.2)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_is_the_mean_of_its_episodes():
+    other = {**EPISODE, "h": jnp.array([1.0, 4.0]), "x": jnp.array([0.0, 2.0])}
+    both = {name: jnp.concatenate([EPISODE[name], other[name]]) for name in EPISODE}
+    leaves = {"w": jnp.float32(0.5)}
+    for vectorised in (False, True):
+        adaptation = Adaptation(steps=2, lr=ALPHA)
+        estimator = adapted_gradient(PAIR, adaptation, vectorised=vectorised)
+        parts = [slope(estimator, leaves, b)["w"] for b in (EPISODE, other)]
+        found = slope(estimator, leaves, both)["w"]
+        assert float(found) == pytest.approx(float(sum(parts)) / 2, rel=1e-5)
+    assert float(slope(plain_gradient, leaves)["w"]) == pytest.approx(
+        float(np.mean([3 * (0.5 - 1), 2 * (0.5 + 1)])), rel=1e-5
+    )
+
+
+def test_second_order_through_our_convolutions():
+    """`ops.conv2d` has a gradient of its own: differentiated again, it is right."""
+    shape = Shape(2, 1, 2)
+    images = jax.random.normal(KEY, (6, 6, 6, 2))
+    leaves = {"kernel": 0.3 * jax.random.normal(KEY, (3, 3, 2, 2))}
+    batch = {"image": images, "label": jnp.asarray(shape.labels)}
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    def gradient(conv):
+        def loss(leaves, stats, batch, key):
+            del key
+            hidden = jnp.tanh(conv(batch["image"], leaves["kernel"]))
+            found = conv(hidden, leaves["kernel"]).mean((1, 2))
+            value = smoothed_cross_entropy(found, batch["label"], 0.0).mean()
+            return value, ({}, stats)
+
+        estimator = adapted_gradient(shape, Adaptation(steps=2, lr=0.5))
+        return jax.jit(lambda x: estimator(loss)(x, {}, batch, KEY))(leaves)[1]
+
+    ours, theirs = gradient(ops.conv2d)["kernel"], gradient(plain)["kernel"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def draw(seed, each, classes=8):
+    """uint8 [n, 8, 8, 1]: a bright bar in one of eight rows, noisy."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), each).astype(np.int32)
+    images = rng.uniform(0, 90, (len(labels), 8, 8))
+    images[np.arange(len(labels)), labels % 8] += 150
+    return images.astype(np.uint8)[..., None], labels
+
+
+def images_of(each=6, classes=8):
+    images, labels = draw(0, each, classes)
+    return array_set(images, labels, tuple("abcdefgh"[:classes]), "bars")
+
+
+def test_an_episode_is_what_it_says():
+    images, shape = images_of(), Shape(3, 2, 3)
+    sampler = Sampler(images, shape, seed=0)
+    assert images.labels is not None
+    drawn = set()
+    for number in range(20):
+        rows = sampler.episode(number)
+        assert len(set(rows.tolist())) == shape.rows == 15
+        support, queries = rows[: shape.support], rows[shape.support :]
+        classes = images.labels[support].reshape(3, 2)
+        assert (classes[:, 0] == classes[:, 1]).all()
+        assert len(set(classes[:, 0].tolist())) == 3
+        expected = classes[:, 0][shape.labels]
+        np.testing.assert_array_equal(images.labels[rows], expected)
+        assert len(queries) == 9
+        np.testing.assert_array_equal(rows, Sampler(images, shape, 0).episode(number))
+        drawn.add(tuple(sorted(classes[:, 0].tolist())))
+    assert len(drawn) > 5
+    assert (sampler.episode(0) != Sampler(images, shape, 1).episode(0)).any()
+
+
+def test_batches_are_a_function_of_the_step_whatever_the_hosts():
+    sampler = Sampler(images_of(), Shape(2, 1, 2), seed=3)
+
+    def batches(**hosts):
+        return EpisodeBatches(sampler, batch_size=24, seed=0, **hosts)
+
+    whole = batches()[5]
+    assert whole["image"].shape == (24, 8, 8, 1)
+    np.testing.assert_array_equal(whole["label"], np.tile([0, 1, 0, 0, 1, 1], 4))
+    halves = [batches(host=h, hosts=2)[5] for h in (0, 1)]
+    for name in ("index", "label", "image"):
+        joined = np.concatenate([half[name] for half in halves])
+        np.testing.assert_array_equal(joined, whole[name])
+
+
+def test_held_out_classes_are_apart_and_seeded():
+    images = images_of()
+    train, held = split_classes(images, 0.25, seed=0)
+    parts = [set(np.unique(part.labels).tolist()) for part in (train, held)]
+    assert len(parts[1]) == 2
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == set(range(8))
+    others = [set(split_classes(images, 0.25, s)[1].labels.tolist()) for s in range(9)]
+    assert any(other != parts[1] for other in others)
+
+
+def test_too_few_classes_or_images_are_named():
+    with pytest.raises(DataError) as caught:
+        Sampler(images_of(each=3), Shape(9, 2, 2), seed=0)
+    for part in ("takes 4 images of a class", "'a' has 3", "takes 9 classes; there"):
+        assert part in str(caught.value)
+
+
+def test_prototypes_and_neighbours_by_hand():
+    shape = Shape(2, 2, 1)
+    support = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 5.0], [0.0, 7.0]])
+    queries = np.array([[2.0, 1.0], [0.0, 3.0]])
+    found = prototype_logits(jnp.asarray(support), jnp.asarray(queries), shape)
+    np.testing.assert_allclose(found, [[-2, -29], [-10, -9]], rtol=1e-5)
+    rows = np.concatenate([support, queries])
+    assert by_prototype(rows, shape) == 1.0
+    # (2, 1) points like (2, 0), (0, 3) like (0, 5).
+    assert by_neighbour(rows, shape) == 1.0
+    assert by_neighbour(rows[[0, 1, 2, 3, 5, 4]], shape) == 0.0
+    found = summarised([0.0, 1.0, 1.0, 1.0])
+    assert found["value"] == 0.75
+    assert found["high"] - found["value"] == pytest.approx(1.96 * 0.5 / 2)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_module):
+    folder = tmp_path_factory.mktemp("episodes")
+    make_encoder(folder / "encoder")
+    x, y = draw(0, 6)
+    np.savez(folder / "data.npz", images=x, labels=y)
+    return folder
+
+
+def episodes(home, out, **settings):
+    usual = {
+        "meta": "maml",
+        "mode": "full",
+        "ways": 2,
+        "queries": 2,
+        "episodes_per_step": 2,
+        "inner_lr": 0.3,
+        "test_episodes": 20,
+        "batch_size": 64,
+        "weight_decay": 0.0,
+    }
+    return config(home, out, **{**usual, **settings})
+
+
+def train_scores(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    scores = [json.loads(line).get("eval/train_accuracy") for line in lines]
+    return [score for score in scores if score is not None]
+
+
+def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
+    settings = {"steps": 40, "lr": 3e-3, "save_every": 10, "keep_last": 9}
+    whole = finetune(episodes(home, tmp_path / "whole", **settings))
+    _, expected, _ = Store(whole.run).restore(step=40)
+    run = tmp_path / "cut"
+    shutil.copytree(whole.run, run)
+    for step in (30, 40):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    (run / "results.json").unlink()
+    again = finetune(episodes(home, run, **settings))
+    _, found, _ = Store(run).restore(step=40)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert again.results["episodes"] == whole.results["episodes"]
+    result = whole.results["episodes"]
+    assert len(result["held_out_classes"]) == 2
+    row = result["accuracy"]["maml"]
+    assert row["low"] <= row["value"] <= row["high"]
+    assert "frozen encoder, nearest neighbour" in result["accuracy"]
+    assert "Held-out classes" in whole.report.read_text()
+    assert "20 held-out episodes" in whole.summary()
+    scores = train_scores(whole.run)
+    assert scores[-1] > max(0.8, scores[0])
+
+
+def test_prototypes_learn_without_a_head(home, tmp_path):
+    settings = {"meta": "prototypical", "inner_lr": 0.1, "steps": 30, "lr": 3e-3}
+    result = finetune(episodes(home, tmp_path / "run", save_every=1, **settings))
+    scores = train_scores(result.run)
+    assert scores[-1] > max(0.9, scores[0])
+    assert set(result.results["episodes"]["accuracy"]) > {"prototypical"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("meta", ["maml-first-order", "anil", "reptile"])
+def test_the_other_methods_learn_as_well(home, tmp_path, meta):
+    settings = {"meta": meta, "steps": 60, "lr": 3e-3, "inner_steps": 2}
+    result = finetune(episodes(home, tmp_path / "run", **settings))
+    assert train_scores(result.run)[-1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"meta": "none", "ways": 5}, "queries=2 is about episodes"),
+        ({"mode": "probe"}, "with meta only full or scratch"),
+        ({"ways": 1}, "ways=1: at least 2 classes"),
+        ({"shots": 0}, "shots=0: at least 1"),
+        ({"inner_lr": 0.0}, "inner_lr=0.0"),
+        ({"test_classes": 1.0}, "test_classes=1.0"),
+        ({"meta": "prototypical"}, "inner_lr=0.3: prototypes take no steps"),
+        ({"sequence": ("0,1", "2,3")}, "sequence=.*not with meta"),
+        ({"select": "validation"}, "with meta the last step counts"),
+        ({"accumulate": 2}, "accumulate=2: not with meta"),
+    ],
+)
+def test_settings_that_cannot_work(home, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        episodes(home, tmp_path / "run", **settings)
+
+
+def test_a_batch_size_beside_episodes_is_refused(home, tmp_path):
+    with pytest.raises(UserError, match="leave batch_size out"):
+        finetune(episodes(home, tmp_path / "run", batch_size=10))

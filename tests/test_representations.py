@@ -1,0 +1,116 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from afterimage.errors import DataError, UserError
+from benchmarks import representations
+from benchmarks.recipes import ERROR, TABLES, Row, Table
+from benchmarks.representations import Representations
+
+SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
+WANTED = {
+    "mnist-masci": [f"{k}-{n}" for n in ("1k", "10k", "all") for k in ("pretrained",)],
+    "mnist-labels": ["best-100", "scratch-100", "best-1000", "best-all"],
+    "cifar10-masci": ["pretrained-1k", "scratch-10k", "pretrained-all"],
+    "cifar10": ["linear-probe", "fine-tuned", "scratch", "fine-tuned-4000"],
+}
+
+
+def test_every_row_that_is_asked_for_is_there_with_its_control():
+    assert set(TABLES) == set(WANTED)
+    for name, table in TABLES.items():
+        assert set(WANTED[name]) <= set(table.rows)
+        kinds = {(row.labels, row.kind) for row in table.rows.values()}
+        for labels, kind in kinds:
+            if kind == "pretrained":
+                assert (labels, "scratch") in kinds
+            if kind == "linear-probe":
+                assert (labels, "untrained-probe") in kinds
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_recipe_is_a_configuration_that_can_work(name):
+    from finetune.config import FinetuneConfig
+    from pretrain.config import PretrainConfig
+
+    PretrainConfig(data="digits", out="x", **TABLES[name].pretrain)
+    for row in TABLES[name].rows.values():
+        settings = TABLES[name].finetune | row.settings
+        FinetuneConfig(from_="a", data="digits", out="x", labels=row.labels, **settings)
+
+
+def test_budgets_are_told_apart():
+    def budget(**settings):
+        return Representations(**settings).settings_of("mnist-masci", "scratch-1k")
+
+    assert budget()["budget"] == "full"
+    assert (
+        budget(steps=10)["budget"] == budget(finetune_steps=10)["budget"] == "stand-in"
+    )
+    assert budget(steps=10)["pretrain"]["steps"] == 10
+    assert budget(seeds=2) != budget()
+
+
+def test_settings_and_data_that_cannot_work_are_all_named(tmp_path):
+    with pytest.raises(UserError, match=r"(?s)'mnist'.*best-10.*seeds=0"):
+        Representations(table=("mnist", "mnist-labels"), only=("best-10",), seeds=0)
+    with pytest.raises(DataError, match=r"missing: .*mnist\.npz"):
+        representations.run(
+            Representations(table=("mnist-labels",), folder=str(tmp_path))
+        )
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, tiny):
+    """A table of 300 MNIST images, with one row of each kind."""
+    file = SHARED / "mnist.npz"
+    if not file.is_file():
+        pytest.skip("needs ../shared/data/mnist.npz")
+    with np.load(file) as arrays:
+        few = {name: arrays[name][:300] for name in arrays}
+    np.savez(tmp_path / "mnist.npz", **few)
+    tuning = TABLES["mnist-masci"].finetune | {"batch_size": 16, "steps": 3}
+    table = Table(
+        data="npz:{}/mnist.npz",
+        pretrain={"model": "conv-masci", "width": 0.1, "steps": 4, "batch_size": 16},
+        finetune=tuning | {"head_width": 8},
+        rows={
+            "best-100": Row(100, "pretrained", metric=ERROR),
+            "scratch-100": Row(100, "scratch", metric=ERROR),
+            "linear-probe": Row(None, "linear-probe", metric=ERROR),
+        },
+    )
+    monkeypatch.setitem(TABLES, "small", table)
+    return Representations(
+        table=("small",),
+        seeds=1,
+        steps=2,
+        folder=str(tmp_path),
+        out=str(tmp_path / "runs"),
+        results=str(tmp_path / "results"),
+    )
+
+
+def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
+    rows = representations.run(small)
+    assert [r["row"] for r in rows] == ["best-100", "scratch-100", "linear-probe"]
+    for entry in rows:
+        assert entry["n"] == 1
+        assert entry["settings"]["budget"] == "stand-in"
+        assert entry["settings"]["pretrain"]["steps"] == 2
+        assert all(0 <= value <= 100 for value in entry["each"])
+        assert entry["mean"] == pytest.approx(np.mean(entry["each"]))
+    # The probe sees what three steps of tuning do not.
+    assert rows[2]["mean"] < 60
+    assert "kept" not in capsys.readouterr().out
+    again = representations.run(small)
+    assert again == rows
+    assert capsys.readouterr().out.count("kept, measured") == 3
+    # A killed run loses the rows it had not written, and no other.
+    file = tmp_path / "results" / "representations.json"
+    file.write_text(json.dumps([r for r in rows if r["row"] != "scratch-100"]))
+    found = {r["row"]: r for r in representations.run(small)}
+    assert found["scratch-100"]["each"] == rows[1]["each"]
+    assert capsys.readouterr().out.count("kept, measured") == 2
