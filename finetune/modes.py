@@ -71,7 +71,8 @@ def make_phases(
     """
     encoder = [path for path in paths if not path.startswith(("heads/", "terms/"))]
     weighing = weighing_groups(terms)
-    own = (HEADS, *weighing, *term_groups(paths, terms))
+    rest = [p for p in paths if not any(re.search(g.match, p) for g in weighing)]
+    own = (HEADS, *weighing, *term_groups(rest))
 
     def head_phase(name: str, steps: int) -> Phase:
         rate = recipe.head_lr or 10 * options.lr
@@ -125,10 +126,9 @@ def weighing_groups(terms: Iterable[Term]) -> tuple[Group, ...]:
     return (Group("weights of tasks", rule),) if names else ()
 
 
-def term_groups(paths: Iterable[str], terms: Iterable[Term]) -> tuple[Group, ...]:
-    """Groups for the other terms' parameters: what is fixed, and what learns at lr."""
-    names = tuple(f"terms/{t.name}/" for t in terms if t.params and t.encoder_only)
-    own = [path for path in paths if path.startswith(names)]
+def term_groups(paths: Iterable[str]) -> tuple[Group, ...]:
+    """Groups for the terms' other parameters: what is fixed, and what learns at lr."""
+    own = [path for path in paths if path.startswith("terms/")]
     groups = []
     if any("/fixed/" in path for path in own):
         groups.append(Group("terms, fixed", "^terms/.*/fixed/", freeze=True))

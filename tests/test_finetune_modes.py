@@ -8,9 +8,10 @@ from afterimage.errors import UserError
 from afterimage.training.groups import split_groups
 from afterimage.training.options import TrainingOptions
 from checkpoints.trees import unflatten
-from finetune.modes import MODES, Recipe, depths, make_phases
+from finetune.modes import MODES, Recipe, depths, make_phases, weighing_groups
 from finetune.terms import cross_entropy
 from finetune.terms.anchored import l2_sp
+from finetune.terms.tasks import uncertain
 
 PATHS = [
     "encoder/stem/conv/kernel",
@@ -173,8 +174,22 @@ def test_terms_of_the_encoder_wait_for_it_and_bring_their_parameters():
     ]
     assert frozen[0] == set(paths) - {"heads/classes/kernel"}
     assert frozen[1] == {"terms/cdan/fixed/features"}
+    assert weighing_groups(TERMS) == ()
     (partial,) = make_phases(
         "partial", paths, terms, 10, OPTIONS, Recipe(unfreeze_stages=1)
     )
     of = partial.partition(tree).of
     assert of["terms/cdan/first/kernel"] == "terms"
+
+
+def test_the_weights_of_tasks_learn_whenever_the_heads_do():
+    """With the head alone already; they keep their group from phase to phase."""
+    name = "terms/cross_entropy/log_variance"
+    paths, terms = [*PATHS, name], (uncertain(TERMS[0]),)
+    head, everything = make_phases(
+        "two-phase", paths, terms, 10, OPTIONS, Recipe(head_steps=3)
+    )
+    tree = unflatten(dict.fromkeys(paths, np.zeros(1)))
+    groups = {phase.partition(tree).of[name] for phase in (head, everything)}
+    assert groups == {"weights of tasks"}
+    assert weighing_groups(terms)[0].freeze is False
