@@ -41,10 +41,10 @@ def batches_rate(images: ImageSet, size: int, count: int, resident: bool) -> flo
         batches.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def memory_set(count: int = 60_000) -> ImageSet:
-    """CIFAR-like: 60,000 random images of 32x32x3."""
+def memory_set(side: int, channels: int) -> ImageSet:
+    """60,000 random images, as MNIST (28, 1) or CIFAR (32, 3) has about."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    images = rng.integers(0, 256, (60_000, side, side, channels), np.uint8)
     return array_set(images, None, None, "random")
 
 
@@ -117,12 +117,13 @@ def main() -> None:
         bytes_each = write_jpegs(pictures)
         spec = f"folder:{pictures}"
         files = sorted(pictures.iterdir())
-        memory = memory_set()
+        memory, grey = memory_set(32, 3), memory_set(28, 1)
         pixels = np.ascontiguousarray(memory.images[:])
         lazy = open_data(spec, image_size=224, cache=False).train
         cached = open_data(spec, image_size=224).train
         decoded = np.ascontiguousarray(cached.images[:])
         measures: dict[str, Callable[[], float]] = {
+            "memory 28x28x1, batch 256": lambda: batches_rate(grey, 256, 3000, False),
             "memory 32x32x3, batch 256": lambda: batches_rate(memory, 256, 3000, False),
             "memory 32x32x3, bare NumPy": lambda: bare_gather(pixels, 256, 3000),
             "resident (indices only), batch 256": lambda: batches_rate(

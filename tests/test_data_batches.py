@@ -84,6 +84,18 @@ def test_batches_that_travel_together_are_those_of_their_steps(resident):
                 np.testing.assert_array_equal(batch[key], value)
 
 
+def test_large_batches_gathered_by_threads_are_the_same():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (50, 160, 160, 3), np.uint8)
+    whole = array_set(pixels, None, None, "large")
+    part = whole.subset(np.arange(49, -1, -1))
+    rows = rng.integers(-50, 50, 61)
+    np.testing.assert_array_equal(whole.gather(rows), pixels[rows])
+    np.testing.assert_array_equal(part.gather(rows), pixels[::-1][rows])
+    with pytest.raises(IndexError):
+        whole.gather(np.arange(61))
+
+
 def test_images_and_labels_belong_to_their_index():
     (batch,) = take(Batches(image_set(), batch_size=6, seed=1), 1)
     assert batch["index"].dtype == batch["label"].dtype == np.int32

@@ -29,6 +29,7 @@ SUFFIXES = frozenset(
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _ORIENTATION = 0x0112
+_ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
 # EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
 _TURNS = {
     1: (False, False, False),
@@ -84,14 +85,10 @@ def decode(
     Scales: 16-bit v -> round(v / 257); float [0, 1] -> round(255 v); 1-bit -> 0 and
     255; alpha over white; CMYK by Pillow's formula, without colour management.
     """
-    with _reasons(), _open(io.BytesIO(data)) as image:
-        turn = _TURNS[_orientation(image)]
-        pixels = _fast_jpeg(image, data, size, turn) if _is_plain(image) else None
+    with _reasons():
+        pixels = _bare_jpeg(data, size)
         if pixels is None:
-            image.load()
-            # Pillow turns TIFFs itself while loading.
-            turn = _TURNS[1] if image.format == "TIFF" else turn
-            pixels = _turned(_as_seen(image), turn)
+            pixels = _by_pillow(data, size)
     pixels = change_channels(pixels, channels)
     return (
         np.ascontiguousarray(pixels) if size is None else cover_and_crop(pixels, size)
@@ -153,13 +150,47 @@ def _is_grey(image: Any) -> bool:
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;")
 
 
-def _is_plain(image: Any) -> bool:
-    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+def _by_pillow(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
+    with _open(io.BytesIO(data)) as image:
+        turn = _TURNS[_orientation(image)]
+        pixels = None
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            pixels = _fast_jpeg(data, image.size, image.mode == "L", size, turn)
+        if pixels is None:
+            image.load()
+            # Pillow turns TIFFs itself while loading.
+            turn = _TURNS[1] if image.format == "TIFF" else turn
+            pixels = _turned(_as_seen(image), turn)
+        return pixels
+
+
+def _bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
+    """A JPEG of a usual kind that says nothing of orientation; else None.
+
+    Without Pillow, whose look at the header holds Python's lock: other threads decode.
+    """
+    import simplejpeg
+
+    if not data.startswith(b"\xff\xd8") or any(word in data for word in _ORIENTED):
+        return None
+    try:
+        *extent, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    height, width = map(int, extent)
+    if (
+        colours not in ("Gray", "YCbCr", "RGB")
+        or height * width > MAX_PIXELS
+        or max(height, width) > MAX_ASPECT * min(height, width)
+    ):
+        return None
+    return _fast_jpeg(data, (width, height), colours == "Gray", size, _TURNS[1])
 
 
 def _fast_jpeg(
-    image: Any,
     data: bytes,
+    extent: tuple[int, int],
+    grey: bool,
     size: tuple[int, int] | None,
     turn: tuple[bool, bool, bool],
 ) -> np.ndarray | None:
@@ -169,7 +200,7 @@ def _fast_jpeg(
     """
     import simplejpeg
 
-    width, height = image.size
+    width, height = extent
     wanted = (0, 0) if size is None else (size[::-1] if turn[0] else size)
     factor = 1
     while (
@@ -181,7 +212,7 @@ def _fast_jpeg(
     try:
         pixels = simplejpeg.decode_jpeg(
             data,
-            colorspace="GRAY" if image.mode == "L" else "RGB",
+            colorspace="GRAY" if grey else "RGB",
             min_height=height // factor if factor > 1 else 0,
             min_width=width // factor if factor > 1 else 0,
             min_factor=1,

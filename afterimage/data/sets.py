@@ -1,7 +1,10 @@
 """What every data source becomes: images of one shape, labels, names, a fingerprint."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -65,24 +68,51 @@ class BadImage:
     reason: str
 
 
+_LARGE_BYTES = 2**22  # from here on, copying is worth a second thread
+_THREADS = 4  # memory is the limit beyond
+
+
+@functools.cache
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="gather")
+
+
+def _gather_by_threads(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """images[rows], by several threads at once."""
+    if rows.min() < -len(images) or rows.max() >= len(images):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(images)} images")
+    out = np.empty((len(rows), *images.shape[1:]), images.dtype)
+
+    def part(mine: slice) -> None:
+        # "wrap" counts negative rows from the end, and needs no second buffer.
+        np.take(images, rows[mine], 0, out[mine], mode="wrap")
+
+    share = -(-len(rows) // _THREADS)
+    for _ in _pool().map(
+        part, (slice(i, i + share) for i in range(0, len(rows), share))
+    ):
+        pass
+    return out
+
+
 class Selected:
     """Some rows of other images, by index and without a copy."""
 
     def __init__(self, images: Images, rows: Int[np.ndarray, " n"]):
         # A selection of a selection looks up once, not twice.
         if isinstance(images, Selected):
-            images, rows = images.source, images._rows[rows]
-        self.source, self._rows = images, rows
+            images, rows = images.source, images.rows[rows]
+        self.source, self.rows = images, rows
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self._rows), *self.source.shape[1:])
+        return (len(self.rows), *self.source.shape[1:])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: Any, /) -> Any:
-        return self.source[self._rows[index]]
+        return self.source[self.rows[index]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[np.arange(len(self))], dtype)
@@ -147,7 +177,13 @@ class ImageSet:
         self, indices: Integer[np.ndarray, " b"] | Sequence[int]
     ) -> UInt8[np.ndarray, "b h w c"]:
         """The images at these positions, in this order, as one array in memory."""
-        return np.asarray(self.images[np.asarray(indices, np.int64)])
+        images, rows = self.images, np.asarray(indices, np.int64)
+        if isinstance(images, Selected):
+            images, rows = images.source, images.rows[rows]
+        large = len(rows) * math.prod(self.shape) >= _LARGE_BYTES
+        if large and isinstance(images, np.ndarray):
+            return _gather_by_threads(images, rows)
+        return np.asarray(images[rows])
 
     def subset(self, indices: Integer[np.ndarray, " b"] | Sequence[int]) -> "ImageSet":
         """The set of these positions, in this order; shares the pixels."""

@@ -46,7 +46,7 @@ def matmul(
 
     dX = g K^T, dK = x^T g. Where the cotangent passes through a transpose (as up- and
     downsampling do), XLA:CPU would make it anew for each of the two, once more turned
-    over; behind a barrier it is made once. Takes a third off the step of `conv`.
+    over; behind a barrier it is made once (docs/design/speed.md).
     """
     if jax.default_backend() != "cpu":
         return x @ kernel

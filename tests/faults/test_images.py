@@ -12,7 +12,14 @@ import pytest
 from PIL import Image
 
 from afterimage.data import open_data
-from afterimage.data.decode import NotAnImage, decode, read_header, strict
+from afterimage.data.decode import (
+    NotAnImage,
+    _bare_jpeg,
+    _by_pillow,
+    decode,
+    read_header,
+    strict,
+)
 from afterimage.errors import DataError
 from afterimage.runs import Run
 
@@ -270,3 +277,22 @@ def test_a_flipped_bit_in_an_archive_is_found(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a/\d\.png"):
         open_data(f"zip:{path}")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("quality", [60, 95])
+def test_a_jpeg_is_the_same_with_and_without_pillow(mode, quality):
+    image = Image.fromarray(COLOUR).convert(mode)
+    data = encode(image, "JPEG", quality=quality)
+    bare = _bare_jpeg(data, None)
+    assert (bare is None) == (mode == "CMYK")
+    if bare is not None:
+        np.testing.assert_array_equal(bare, _by_pillow(data, None))
+
+
+def test_a_jpeg_that_speaks_of_orientation_goes_to_pillow():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG", exif=exif)
+    assert _bare_jpeg(data, None) is None
+    assert decode(data, None, 3).shape == (30, 20, 3)
