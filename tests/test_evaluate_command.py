@@ -29,6 +29,7 @@ ROWS = ("this encoder", "untrained encoder", "raw pixels")
 QUICK = ["--per-class", "1", "5", "--label-seeds", "2"]
 
 
+@pytest.mark.slow
 def test_an_encoder_beside_pixels_its_untrained_twin_and_another(
     run, data, tmp_path, capsys
 ):

@@ -197,6 +197,7 @@ def run_of(home, tmp_path, method, **settings):
     ).results["continual"]
 
 
+@pytest.mark.slow
 def test_one_head_forgets_and_replay_remembers(home, tmp_path):
     none = run_of(home, tmp_path, "none")
     assert none["accuracy"][0][0] > 0.9

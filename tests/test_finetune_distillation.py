@@ -120,6 +120,7 @@ def divergence(run, teacher):
     return float((jnp.exp(p) * (p - q)).sum(1).mean())
 
 
+@pytest.mark.slow
 def test_a_distilled_student_is_nearer_to_the_teacher(home, tmp_path):
     """By its predictions, from the same weights, on the same labels."""
     settings = {"steps": 60, "lr": 3e-3, "width": 0.25, "labels": 12}

@@ -193,6 +193,7 @@ def adapted(aligned):
     return float((found.argmax(-1) == y).mean())
 
 
+@pytest.mark.slow
 def test_mdan_takes_the_shift_of_both_sources_out():
     assert adapted(aligned=False) < 0.85
     assert adapted(aligned=True) > 0.95

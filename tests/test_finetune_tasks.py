@@ -284,6 +284,7 @@ def test_all_of_it_resumes_exactly(home, more):
     jax.tree.map(np.testing.assert_array_equal, repeated, expected)
 
 
+@pytest.mark.slow
 def test_several_tasks_sources_and_methods_are_a_config(home):
     """Two tasks, two sources with an adversary each, L2-SP, layer-wise decay: settings.
     Every head can be scored."""

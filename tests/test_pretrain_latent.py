@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from afterimage import runtime
@@ -85,6 +86,7 @@ def test_patches_must_cover_sites_of_the_last_map():
     assert "take a multiple of 4" in objective(mask_patch=6).mistakes()[0]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_teacher_in_the_checkpoint(tmp_path):
     changes = {"out": str(tmp_path / "run"), "image_size": 16, "mask_patch": 8}
     small = {"width": 0.25, "steps": 2, "batch_size": 16, "probe_images": 0}

@@ -107,6 +107,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_two_devices_adapt_as_one(tmp_path):
     given = settings(prepared(tmp_path), tmp_path / "run", steps=2)
     assert "same" in run_python(TWO_DEVICES, json.dumps(given), devices=2)

@@ -106,6 +106,7 @@ def test_a_refused_folder_ends_every_process(tmp_path, caches):
     assert (out / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_begun_on_one_device_continued_on_two(tmp_path, caches, alone):
     out, flag = tmp_path / "run", "--xla_force_host_platform_device_count="
     begun = launch(out, caches | {"XLA_FLAGS": f"{flag}1"}, "--devices", "1")
