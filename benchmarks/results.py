@@ -128,13 +128,17 @@ def write_results(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], title: str, notes: str = "") -> str:
-    """A page with one table a (device, date, command): row, metric, mean ± std, n."""
+    """A page with one table a (table, device, date, command): row, metric, mean, n."""
     parts = [f"# {title}\n"] + ([f"{notes.strip()}\n"] if notes else [])
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for entry in rows:
-        key = (entry["device"], entry["date"], entry["command"])
+        key = tuple(entry[name] for name in ("table", "device", "date", "command"))
         groups.setdefault(key, []).append(entry)
-    for (where, when, how), entries in groups.items():
+    several, last = len({table for table, *_ in groups}) > 1, None
+    for (table, where, when, how), entries in groups.items():
+        if several and table != last:
+            parts.append(f"## {table}\n")
+        last = table
         used = ", ".join(f"{k} {v}" for k, v in entries[0]["versions"].items())
         parts.append(f"{where}, {when}. `{how}`\n\n{used}\n")
         lines = ["| row | metric | mean ± std | n |", "|---|---|---|---|"]

@@ -10,8 +10,9 @@ from afterimage.runs import Run, write_json
 from afterimage.training.state import State
 from afterimage.training.sweep import spaced
 from checkpoints.transfer import Report
-from finetune import anchors, shift
+from finetune import anchors
 from finetune.classifier import standardise
+from finetune.domains import shift
 from finetune.features import best_features
 from finetune.labels import of_head
 from finetune.parts import Parts

@@ -24,6 +24,7 @@ from finetune.terms.distillation import (
 )
 from finetune.terms.multisource import mdan
 from finetune.terms.tasks import pcgrad, uncertain
+from finetune.terms.transport import jdot_term
 
 _ALIGN_WEIGHTS = {"coral": 10.0}
 _DISTIL_WEIGHTS = {"relational": 25.0}
@@ -101,7 +102,12 @@ def _labelled(config: FinetuneConfig, chosen: Chosen, classes: int) -> list[Term
 
 
 def _alignment(name: str, weight: float, classes: int, width: int, seed: int) -> Term:
-    plain = {"mmd": mmd_term, "jmmd": jmmd_term, "coral": coral_term}
+    plain = {
+        "mmd": mmd_term,
+        "jmmd": jmmd_term,
+        "coral": coral_term,
+        "jdot": jdot_term,
+    }
     if name in plain:
         return plain[name](weight, head=HEAD)
     if name == "dann":

@@ -7,8 +7,8 @@ from afterimage.data import ImageSet, Preprocessing, Splits
 from afterimage.models import ModelConfig
 from afterimage.runs import Run
 from finetune.config import FinetuneConfig
+from finetune.domains.pooling import pool
 from finetune.labels import Chosen, choose
-from finetune.pooling import pool
 from finetune.source import Source, adapt, check_scratch, chosen_model, open_for
 from finetune.streams import Target, open_target
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral"]
+Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral", "jdot"]
 _RESERVED = ("classes", "source", "train", "target")
 
 
@@ -68,7 +68,8 @@ class TargetOptions:
     align: tuple[Alignment, ...] = ()
     """Make the features of both domains alike. dann, cdan, cdan-e: an adversary that
     tells them apart; mdan: one for each of several sources; mmd, jmmd, coral: a
-    distance between them. Several may be named, at most one adversary."""
+    distance between them; jdot: the cost of carrying one to the other, labels with it.
+    Several may be named, at most one adversary."""
 
     align_weight: tuple[float, ...] = ()
     """One weight for each method of --align. Default: 1 each, coral 10."""

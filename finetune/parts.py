@@ -11,9 +11,11 @@ from afterimage.models import abstract_encoder
 from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.state import State, averaged_params
 from afterimage.training.sweep import Sweep
-from finetune import anchors, shift, streams
+from finetune import anchors, streams
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
+from finetune.domains import shift
+from finetune.domains.selection import choose_rule
 from finetune.labels import HEAD
 from finetune.methods import (
     distillation,
@@ -24,7 +26,6 @@ from finetune.methods import (
 )
 from finetune.opening import Opened
 from finetune.scoring import Scorer
-from finetune.selection import choose_rule
 from finetune.stage import Stage
 from finetune.teacher import read_teacher
 from finetune.trainer import Trainer

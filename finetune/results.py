@@ -14,13 +14,13 @@ from afterimage.training.sweep import spaced
 from checkpoints.inspect import list_steps
 from checkpoints.store import Store
 from checkpoints.trees import flatten, unflatten
-from finetune import shift
 from finetune.artefact import head_entry, write_artefacts
+from finetune.domains import shift
+from finetune.domains.pooling import SOURCE
+from finetune.domains.selection import ORACLE, label_free
 from finetune.labels import HEAD, of_head
 from finetune.parts import Parts
-from finetune.pooling import SOURCE
 from finetune.scoring import measures, reports
-from finetune.selection import ORACLE, label_free
 from finetune.stage import describe
 from finetune.summary import FinetuneResult, write_run_report
 from finetune.teacher import compare

@@ -25,6 +25,7 @@ from finetune.stage import Phase, Stage
 from finetune.terms import cross_entropy
 from finetune.terms.adversarial import cdan, dann
 from finetune.terms.discrepancy import coral, coral_term, jmmd_term, mmd, mmd_term
+from finetune.terms.transport import jdot_term
 
 OPTIONS = TrainingOptions(lr=1e-2, weight_decay=0.0, schedule="constant")
 STEPS, BATCH = 300, 64
@@ -98,6 +99,7 @@ TERMS = {
     "mmd": lambda width: (mmd_term(head="classes"),),
     "jmmd": lambda width: (jmmd_term(head="classes"),),
     "coral": lambda width: (coral_term(head="classes"),),
+    "jdot": lambda width: (jdot_term(head="classes"),),
     "all": lambda width: (
         dann(width, head="classes", hidden=32),
         mmd_term(head="classes"),
@@ -172,7 +174,7 @@ def test_distances_close_the_gate_that_misleads(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["dann", *map(slow, ("cdan-e", "cdan", "jmmd", "mmd", "all"))]
+    "method", ["dann", "jdot", *map(slow, ("cdan-e", "cdan", "jmmd", "mmd", "all"))]
 )
 def test_alignment_takes_the_shift_out(method):
     _, before, distance, _ = scored(learned("source-only", shifted)[0], shifted)

@@ -1,5 +1,7 @@
 """Domain distances and adversaries against values computed by hand."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from finetune.context import Context
 from finetune.terms import adversarial as adv
 from finetune.terms import discrepancy as dis
+from finetune.terms import transport
 
 
 def normal(seed, *shape):
@@ -66,6 +69,40 @@ def test_coral_by_hand():
     target = jnp.array([[5.0, 2.0], [5.0, -2.0]])
     assert float(dis.coral(source, target)) == pytest.approx(68 / 16)
     assert float(dis.coral(source, source + 7.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6))
+def test_assignment_costs_what_the_best_permutation_costs(seed):
+    cost = normal(seed, 5, 5)
+    partner = np.asarray(jax.jit(transport.assignment)(cost))
+    costs = [
+        sum(float(cost[i, j]) for i, j in enumerate(order))
+        for order in itertools.permutations(range(5))
+    ]
+    assert sorted(partner) == list(range(5))
+    assert float(cost[np.arange(5), partner].sum()) == pytest.approx(min(costs))
+
+
+def test_joint_transport_by_hand():
+    # Features say 0-0 and 1-1 (0 against 4 / 2), labels 0-1 and 1-0 (log 2 each way).
+    features, labels = jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1])
+    logits = jnp.log(jnp.array([[0.2, 0.8], [0.8, 0.2]]))
+    cost = transport.joint_cost(features, labels, features, logits)
+    far, near = -np.log(0.2), -np.log(0.8)
+    np.testing.assert_allclose(cost, [[far, 2 + near], [2 + near, far]], rtol=1e-6)
+    unlabelled = transport.joint_cost(features, jnp.array([-1, 1]), features, logits)
+    np.testing.assert_allclose(unlabelled[0], [0.0, 2.0], atol=1e-6)
+    given = {
+        "train/features/h": features,
+        "train/label": labels,
+        "target/features/h": features,
+        "target/logits/h": logits,
+    }
+    term = transport.jdot_term(head="h")
+    value, metrics = term.fn(Context({k: lambda _, v=v: v for k, v in given.items()}))
+    assert float(value) == pytest.approx(far)  # 1.61 a pair; crossed, 2.22
+    assert float(metrics["jdot_matched"]) == 0.0
 
 
 def test_gradient_is_reversed_and_the_value_exact():

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.errors import DataError
-from finetune.density import _project, density_ratio, effective_size
-from finetune.labelshift import bbse, em, frequencies, logit_shift, softmax
-from finetune.selection import label_free, soft_neighbourhood_density
+from finetune.domains.density import _project, density_ratio, effective_size
+from finetune.domains.priors import bbse, em, frequencies, logit_shift, softmax
+from finetune.domains.selection import label_free, soft_neighbourhood_density
 
 
 def gaussians(count=800, shift=0.8, d=2, seed=0):

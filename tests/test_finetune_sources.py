@@ -15,8 +15,8 @@ from afterimage.training.state import init_state
 from afterimage.training.step import make_step
 from finetune.config import FinetuneConfig
 from finetune.context import Context
-from finetune.pooling import SOURCE, pool
-from finetune.shift import source_weights
+from finetune.domains.pooling import SOURCE, pool
+from finetune.domains.shift import source_weights
 from finetune.stage import Phase, Stage
 from finetune.terms import cross_entropy
 from finetune.terms.multisource import mdan

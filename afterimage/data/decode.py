@@ -203,11 +203,7 @@ def _fast_jpeg(
     width, height = extent
     wanted = (0, 0) if size is None else (size[::-1] if turn[0] else size)
     factor = 1
-    while (
-        factor < 8
-        and size
-        and min(height // wanted[0], width // wanted[1]) >= (2 * factor)
-    ):
+    while size and factor < 8 and _shrinks(extent, wanted, 2 * factor):
         factor *= 2
     try:
         pixels = simplejpeg.decode_jpeg(
@@ -216,10 +212,18 @@ def _fast_jpeg(
             min_height=height // factor if factor > 1 else 0,
             min_width=width // factor if factor > 1 else 0,
             min_factor=1,
+            # Colours at half the size are smoothed by the resize that follows.
+            fastupsample=bool(size) and _shrinks(extent, wanted, 1.25),
         )
     except ValueError:
         return None
     return _turned(pixels, turn)
+
+
+def _shrinks(extent: tuple[int, int], wanted: tuple[int, int], factor: float) -> bool:
+    """Whether width x height covers `wanted` (height, width) so many times."""
+    width, height = extent
+    return min(height / wanted[0], width / wanted[1]) >= factor
 
 
 def _turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:

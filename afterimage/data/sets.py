@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,12 +70,14 @@ class BadImage:
 
 
 _LARGE_BYTES = 2**22  # from here on, copying is worth a second thread
-_THREADS = 4  # memory is the limit beyond
+_MOST_THREADS = 4  # memory is the limit beyond
 
 
 @functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="gather")
+def _pool() -> tuple[int, concurrent.futures.ThreadPoolExecutor]:
+    """(threads, the pool): more than there are cores would get in each other's way."""
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    return threads, concurrent.futures.ThreadPoolExecutor(threads, "gather")
 
 
 def _gather_by_threads(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -87,10 +90,10 @@ def _gather_by_threads(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
         # "wrap" counts negative rows from the end, and needs no second buffer.
         np.take(images, rows[mine], 0, out[mine], mode="wrap")
 
-    share = -(-len(rows) // _THREADS)
-    for _ in _pool().map(
-        part, (slice(i, i + share) for i in range(0, len(rows), share))
-    ):
+    threads, pool = _pool()
+    share = -(-len(rows) // threads)
+    starts = range(0, len(rows), share)
+    for _ in pool.map(part, (slice(i, i + share) for i in starts)):
         pass
     return out
 

@@ -5,6 +5,7 @@ The discriminator has two classes, source 0 and target 1, and two logits under o
 softmax. (One unit under a softmax is always 1: such an adversary learns nothing.)
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -72,6 +73,27 @@ def _right(source: Array, target: Array) -> Array:
     return told / 2
 
 
+def adversary(
+    name: str,
+    fn: Callable[[View], TermResult],
+    reads: Iterable[str],
+    params: Mapping[str, Any],
+    *,
+    of: str,
+    weight: float = 1.0,
+) -> Term:
+    """A term that tells the stream `of` from the labelled one, λ growing by `ramp`."""
+    return Term(
+        name=name,
+        fn=fn,
+        reads=tuple(dict.fromkeys(("params", "progress", *reads))),
+        weight=weight,
+        params=params,
+        adversary_of=of,
+        encoder_only=True,
+    )
+
+
 def dann(
     width: int,
     weight: float = 1.0,
@@ -102,15 +124,7 @@ def dann(
         value = against(source, False).mean() + against(other, True).mean()
         return value / 2, {f"{name}_told": _right(source, other)}
 
-    return Term(
-        name=name,
-        fn=fn,
-        reads=("params", "progress", *reads),
-        weight=weight,
-        params=params,
-        adversary_of=target,
-        encoder_only=True,
-    )
+    return adversary(name, fn, reads, params, of=target, weight=weight)
 
 
 def multilinear(features: Float[Array, "b d"], g: Float[Array, "b c"], fixed: Any):
@@ -183,15 +197,7 @@ def cdan(
         value = value + _mean(against(other, True), of_other)
         return value / 2, {f"{name}_told": _right(source, other)}
 
-    return Term(
-        name=name,
-        fn=fn,
-        reads=("params", "progress", *reads),
-        weight=weight,
-        params=params,
-        adversary_of=target,
-        encoder_only=True,
-    )
+    return adversary(name, fn, reads, params, of=target, weight=weight)
 
 
 def _mean(values: Array, weights: Array) -> Array:

@@ -10,6 +10,7 @@ from finetune.context import View
 from finetune.terms.adversarial import (
     HIDDEN,
     Discriminator,
+    adversary,
     against,
     ramp,
     reverse_gradient,
@@ -83,16 +84,9 @@ def mdan(
         mean_told = (jnp.stack(told) * present).sum() / present.sum()
         return bound - each.mean(), {f"{name}_told": mean_told}
 
-    return Term(
-        name=name,
-        fn=fn,
-        reads=tuple(
-            dict.fromkeys(("params", "progress", *reads, *labelled.reads, *more))
-        ),
-        params={str(k): params for k, (_, params, _) in enumerate(made)},
-        adversary_of=target,
-        encoder_only=True,
-    )
+    params = {str(k): params for k, (_, params, _) in enumerate(made)}
+    needed = (*reads, *labelled.reads, *more)
+    return adversary(name, fn, needed, params, of=target)
 
 
 def _over(values: Array, mine: Array) -> Array:

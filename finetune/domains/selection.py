@@ -20,8 +20,8 @@ from jaxtyping import Float
 
 from afterimage.errors import UserError
 from finetune.config import FinetuneConfig
+from finetune.domains.priors import softmax
 from finetune.labels import Chosen
-from finetune.labelshift import softmax
 from finetune.streams import Target
 
 LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from afterimage.data import ImageSet
 from afterimage.training.sweep import spaced
 from finetune.config import FinetuneConfig
-from finetune.density import density_ratio, effective_size
+from finetune.domains.density import density_ratio, effective_size
+from finetune.domains.pooling import SOURCE
+from finetune.domains.priors import bbse, em, frequencies, logit_shift, softmax
 from finetune.labels import HEAD, Chosen, labelled
-from finetune.labelshift import bbse, em, frequencies, logit_shift, softmax
-from finetune.pooling import SOURCE
 from finetune.scoring import Scorer
 from finetune.streams import Target
 

@@ -1,0 +1,167 @@
+"""Tables of `benchmarks.transfer`: labels in one domain, none in another.
+
+mnist-usps, usps-mnist  10,000 labelled MNIST digits to USPS, and back
+mnist-coloured          to digits blended over photos (made here as MNIST-M was)
+
+An encoder is pretrained on the training images of both domains, without labels; then
+every method is fine-tuned on the source's labels with the target's images beside them,
+and scored once on the target's test split. source-only never sees the target; row
+target-only has the target's labels.
+"""
+
+import pathlib
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.programs import Settings, accuracy, cost, finetuned, pretrained
+from benchmarks.results import row
+
+TABLES = {
+    "mnist-usps": ("mnist", "usps"),
+    "usps-mnist": ("usps", "mnist"),
+    "mnist-coloured": ("mnist", "coloured"),
+}
+PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
+METHODS: dict[str, dict[str, Any]] = {
+    "source-only": {},
+    "target-only": {},
+    "dann": {"align": ("dann",)},
+    "cdan": {"align": ("cdan",)},
+    "cdan-e": {"align": ("cdan-e",)},
+    "mmd": {"align": ("mmd",)},
+    "jmmd": {"align": ("jmmd",)},
+    "coral": {"align": ("coral",)},
+    "jdot": {"align": ("jdot",)},
+    "density-ratio": {"density_ratio": "classifier"},
+    "cdan-e + l2-sp": {
+        "align": ("cdan-e",),
+        "l2_sp": 0.01,
+        "l2_head": 0.01,
+        "weight_decay": 0.0,
+        "layer_decay": 0.75,
+    },
+}
+METRIC = "target test accuracy, %"
+_LABELLED = {"mnist": 10_000, "usps": None}
+
+
+def needed(table: str) -> set[str]:
+    """The files below `--folder` that it reads."""
+    files = {f"{name}.npz" for name in TABLES[table] if name != "coloured"}
+    return files | set(PHOTOS.values() if "coloured" in TABLES[table] else ())
+
+
+def coloured(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """An .npz of MNIST's digits over photos: |patch - digit| per channel, 28x28x3.
+
+    Each digit stands on a random 28x28 patch of a random CIFAR-10 photo; training
+    digits on training photos, test digits on test photos (Ganin et al. 2016, MNIST-M,
+    which takes its patches from BSDS500). Seed 0.
+    """
+    path, rng = out / "coloured.npz", np.random.default_rng(0)
+    if path.exists():
+        return path
+    arrays = {}
+    with np.load(folder / "mnist.npz") as mnist:
+        for split, archive in PHOTOS.items():
+            digits = mnist[f"x_{split}"].reshape(-1, 28, 28, 1).astype(np.int16)
+            photos = _photos(folder / archive)
+            which = rng.integers(0, len(photos), len(digits))
+            corners = rng.integers(0, photos.shape[1] - 28 + 1, (len(digits), 2))
+            blended = np.empty((len(digits), 28, 28, 3), np.uint8)
+            for i, (photo, (top, left)) in enumerate(zip(which, corners)):
+                patch = photos[photo, top : top + 28, left : left + 28]
+                blended[i] = np.abs(patch - digits[i])
+            arrays |= {f"x_{split}": blended, f"y_{split}": mnist[f"y_{split}"]}
+    np.savez(path, **arrays)
+    return path
+
+
+def _photos(archive: pathlib.Path) -> np.ndarray:
+    import cv2
+
+    photos = []
+    with zipfile.ZipFile(archive) as files:
+        for name in sorted(n for n in files.namelist() if n.endswith(".jpg")):
+            raw = np.frombuffer(files.read(name), np.uint8)
+            image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
+            assert image is not None, name
+            photos.append(image[:, :, ::-1])
+    return np.stack(photos)
+
+
+def _domain(name: str, folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    return coloured(folder, out) if name == "coloured" else folder / f"{name}.npz"
+
+
+def _joined(table: str, folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """An .npz of both domains' training images at 28 pixels, for pretraining."""
+    import cv2
+
+    names = sorted(TABLES[table])
+    path = out / f"{'-'.join(names)}.npz"
+    if path.exists():
+        return path
+    both = []
+    for name in names:
+        with np.load(_domain(name, folder, out)) as arrays:
+            images = arrays["x_train"]
+        side = 16 if name == "usps" else 28
+        images = images.reshape(len(images), side, side, -1)
+        if side != 28:
+            images = np.stack([cv2.resize(image, (28, 28)) for image in images])
+            images = images[..., None]
+        both.append(images)
+    channels = max(images.shape[-1] for images in both)
+    both = [np.broadcast_to(x, (*x.shape[:3], channels)) for x in both]
+    np.savez(path, images=np.concatenate(both))
+    return path
+
+
+def _settings(run: Settings, table: str, method: str, out: pathlib.Path) -> dict:
+    """The data of one row, and how it learns."""
+    source, target = (
+        f"npz:{_domain(name, pathlib.Path(run.folder), out)}" for name in TABLES[table]
+    )
+    common = {"weight_decay": 0.01, **METHODS[method]}
+    if method == "target-only":
+        return {"data": target, **common}
+    labels = _LABELLED[TABLES[table][0]]
+    domain = {"target": target, "select": run.select, "labels": labels}
+    return {"data": source, **domain, **common}
+
+
+def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """A row a method, and `best`, chosen without target labels."""
+    held = {}
+    data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
+    for method in filter(run.wants, METHODS):
+        scores, source, rules, seconds = [], [], set(), []
+        for seed in range(run.seeds):
+            home = out / f"{'-'.join(sorted(TABLES[table]))}-pretrained-{seed}"
+            found, spent = finetuned(
+                from_=pretrained(data, home, run.pretrain_steps, seed),
+                out=str(out / f"{table}-{method.replace(' ', '')}-{seed}"),
+                seed=seed,
+                steps=run.steps,
+                mode="two-phase",
+                head_steps=max(1, run.steps // 10),
+                **_settings(run, table, method, out),
+            )
+            scores.append(accuracy(found))
+            seconds.append(spent)
+            rules.add(found["selection"]["rule"])
+            if found["validation"] is not None and method != "target-only":
+                source.append(100 * found["validation"]["accuracy"]["value"])
+        more = {"selection": "; ".join(sorted(rules)), **cost(seconds)}
+        yield row(table, method, METRIC, scores, **more)
+        if METHODS[method] and len(source) == run.seeds:
+            held[method] = (float(np.mean(source)), scores, more)
+    if held:
+        best = max(held, key=lambda name: held[name][0])
+        _, scores, more = held[best]
+        chosen = f"{best}: the method of highest source validation accuracy"
+        yield row(table, "best", METRIC, scores, **more, method=chosen)

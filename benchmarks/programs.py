@@ -1,0 +1,74 @@
+"""Pretraining and fine-tuning as the tables of `benchmarks.transfer` use them."""
+
+import contextlib
+import io
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Settings(Protocol):
+    """What of `benchmarks.transfer.Transfer` a table reads."""
+
+    folder: str
+    seeds: int
+    steps: int
+    pretrain_steps: int
+    select: str
+
+    def wants(self, row: str) -> bool:
+        """Whether this row was asked for."""
+        ...
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    nothing = io.StringIO()
+    with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
+
+
+def pretrained(
+    data: str, out: pathlib.Path, steps: int, seed: int, **settings: Any
+) -> str:
+    """The run folder of an encoder of these images, found complete or trained."""
+    from pretrain.presets import preset_config
+    from pretrain.program import pretrain
+
+    config = preset_config(
+        "small-images",
+        data=data,
+        out=str(out),
+        seed=seed,
+        steps=steps,
+        epochs=None,
+        tensorboard=False,
+        **settings,
+    )
+    with _quiet():
+        pretrain(config)
+    return str(out)
+
+
+def finetuned(**settings: Any) -> tuple[dict[str, Any], float]:
+    """(results, seconds) of one run."""
+    from finetune.config import FinetuneConfig
+    from finetune.program import finetune
+
+    clock = time.perf_counter()
+    with _quiet():
+        results = dict(finetune(FinetuneConfig(tensorboard=False, **settings)).results)
+    return results, time.perf_counter() - clock
+
+
+def cost(seconds: list[float]) -> dict[str, float]:
+    """What a run took, as a field of a row."""
+    return {"seconds": round(float(np.mean(seconds)), 1)} if seconds else {}
+
+
+def accuracy(results: dict[str, Any]) -> float:
+    """Test accuracy, %."""
+    return 100 * results["test"]["accuracy"]["value"]

@@ -1,0 +1,1 @@
+"""Images of more than one domain: sources joined, shifts weighed, steps chosen."""

@@ -1,0 +1,64 @@
+"""Optimal transport between two streams, of features and labels together."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from finetune.context import View
+from finetune.terms.discrepancy import square_distances
+from finetune.terms.term import Term, TermResult
+
+
+def assignment(cost: Float[Array, "n n"]) -> Int[Array, " n"]:
+    """The column π(i) of each row that makes Σ_i cost[i, π(i)] least.
+
+    Between two samples of one size, every example weighing the same, this is an exact
+    optimal transport plan (Optax's Hungarian algorithm: n³, one row after the other).
+    """
+    rows, columns = optax.assignment.hungarian_algorithm(cost)
+    return jnp.zeros(len(cost), columns.dtype).at[rows].set(columns)
+
+
+def joint_cost(
+    source: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    target: Float[Array, "n d"],
+    logits: Float[Array, "n c"],
+    feature_weight: float = 1.0,
+) -> Float[Array, "n n"]:
+    """a · ‖s_i − t_j‖² / d + (−log p_j(y_i)); an unlabelled i (−1) has the first alone.
+
+    The mean over the d features, where DeepJDOT has the sum, so that one `a` suits
+    vectors of any length.
+    """
+    distance = square_distances(source, target) / source.shape[1]
+    surprise = -jax.nn.log_softmax(logits)[:, labels.clip(0)].T
+    return feature_weight * distance + jnp.where(labels[:, None] >= 0, surprise, 0.0)
+
+
+def jdot_term(weight: float = 1.0, *, head: str, target: str = "target") -> Term:
+    """DeepJDOT: (1/n) Σ_i C[i, π(i)], C by `joint_cost`, π its least assignment.
+
+    π is found without gradient, then C descends along it: features of an image and of
+    its partner meet, and the partner learns the label (Damodaran et al. 2018, "Deep
+    joint distribution optimal transport for unsupervised domain adaptation", eq. 6).
+    Either stream gives as many images a step. Metric `jdot_matched`: the share of
+    partners that the head already predicts so.
+    """
+    reads = (
+        f"train/features/{head}",
+        "train/label",
+        f"{target}/features/{head}",
+        f"{target}/logits/{head}",
+    )
+
+    def fn(view: View) -> TermResult:
+        labels, logits = view[reads[1]], view[reads[3]]
+        cost = joint_cost(*(view[name] for name in reads))
+        partner = assignment(jax.lax.stop_gradient(cost))
+        value = jnp.take_along_axis(cost, partner[:, None], axis=1).mean()
+        matched = logits.argmax(-1)[partner] == labels
+        return value, {"jdot_matched": matched.mean()}
+
+    return Term(name="jdot", fn=fn, reads=reads, weight=weight, encoder_only=True)
