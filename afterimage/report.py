@@ -49,7 +49,7 @@ def write_report(
     headline: Mapping[str, str],
     curves: Mapping[str, Mapping[str, Points]],
     logarithmic: Collection[str] = (),
-    pictures: Mapping[str, pathlib.Path] = {},
+    pictures: Mapping[str, tuple[str, pathlib.Path]] = {},
     probes: Mapping[str, Mapping[str, float]] = {},
     probe_note: str = "",
     grids: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {},
@@ -58,17 +58,17 @@ def write_report(
     """Write the page; everything is inside it: no network, no script, no other file.
 
     `headline`: figure by label, shown large. `curves`: for each chart its named
-    series of (step, value); those in `logarithmic` may have a log axis. `pictures`: PNG
-    files by caption. `probes`: a row for each kind of features, accuracies in [0, 1] by
-    column. `grids`: (header, rows) by heading; rows begin with their label, numbers
-    stand right. `tables`: two-column tables by heading, folded. What is empty is left
-    out.
+    series of (step, value); those in `logarithmic` may have a log axis. `pictures`:
+    (caption, PNG file) by heading. `probes`: a row for each kind of features,
+    accuracies in [0, 1] by column. `grids`: (header, rows) by heading; rows begin with
+    their label, numbers stand right. `tables`: two-column tables by heading, folded.
+    What is empty is left out.
     """
     parts = [f"<h1>{_text(title)}</h1>", f'<p class="lead">{_text(lead)}</p>']
     if headline:
         parts.append(_cards(headline))
-    for caption, file in pictures.items():
-        parts.append(_section("Reconstructions", _figure(caption, file)))
+    for name, (caption, file) in pictures.items():
+        parts.append(_section(name, _figure(caption, file)))
     for name, series in curves.items():
         if any(series.values()):
             chart = line_chart(series, name, logarithmic=name in logarithmic)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
 
 import afterimage
 from afterimage import runtime
@@ -25,6 +27,20 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
     os.replace(temporary, path)
+
+
+def write_png(
+    picture: UInt8[np.ndarray, "h w 3"], path: str | pathlib.Path
+) -> pathlib.Path:
+    """Write a picture, atomically; folders are made."""
+    from PIL import Image
+
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under a name of its own first: a reader never sees half a picture.
+    partial = path.with_suffix(".partial")
+    Image.fromarray(picture).save(partial, format="PNG", optimize=True)
+    return partial.replace(path)
 
 
 class Run:

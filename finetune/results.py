@@ -1,5 +1,6 @@
 """What a run measures on the way, and what it leaves behind at its end."""
 
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from checkpoints.store import Store
 from checkpoints.trees import flatten, unflatten
 from finetune.artefact import head_entry, write_artefacts
 from finetune.domains import shift
+from finetune.domains.picture import domain_picture
 from finetune.domains.pooling import SOURCE
 from finetune.domains.selection import ORACLE, label_free
 from finetune.labels import HEAD, of_head
@@ -101,15 +103,30 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
         results["distillation"] = compare(
             parts.teacher, parts.scorer, parts.sweep, (params, stats), scored_on
         )
+    pictures = _pictures(parts, run, (params, stats))
     if run.first:
         entry = {head: head_entry(parts.heads[head], names[head]) for head in names}
         write_artefacts(run.path, params, stats, parts.manifest(step), entry)
         run.metrics.flush()
         description = describe(parts.stage, parts.params)
-        write_run_report(run, parts.config, results, description=description)
+        write_run_report(
+            run, parts.config, results, description=description, pictures=pictures
+        )
         # Last: its presence says that the run is complete.
         write_json(run.path / "results.json", results)
     return FinetuneResult.of(run, complete=False, results=results)
+
+
+def _pictures(
+    parts: Parts, run: Run, model: tuple[Any, Any]
+) -> dict[str, tuple[str, pathlib.Path]]:
+    """{heading: (caption, PNG)} for the report."""
+    if parts.target is None:
+        return {}
+    path = run.path / "pictures" / "domains.png" if run.first else None
+    images = parts.chosen.train, parts.target.images
+    drawn = domain_picture(parts.scorer, model, *images, path)
+    return {"Source and target, as the head reads them": drawn} if drawn else {}
 
 
 def _selected(

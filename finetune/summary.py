@@ -128,6 +128,7 @@ def write_run_report(
     results: Mapping[str, Any],
     *,
     description: str,
+    pictures: Mapping[str, tuple[str, pathlib.Path]] = {},
     more_curves: Mapping[str, Mapping[str, Any]] = {},
     more_grids: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {},
 ) -> None:
@@ -175,6 +176,7 @@ def write_run_report(
             for name, series in curves.items()
         },
         logarithmic=["Cross-entropy"],
+        pictures=pictures,
         grids=grids,
         tables={
             "Phases": {

@@ -1,6 +1,5 @@
 """Pictures of what the network sees and says: labelled rows of tiles, as PNG."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,20 +52,6 @@ def draw_rows(
         for i, tile in enumerate(row):
             sheet.paste(tile, (left + i * (width + _GAP), y))
     return np.asarray(sheet)
-
-
-def write_png(
-    picture: UInt8[np.ndarray, "h w 3"], path: str | pathlib.Path
-) -> pathlib.Path:
-    """Write a picture, atomically; folders are made."""
-    from PIL import Image
-
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own first: a reader never sees half a picture.
-    partial = path.with_suffix(".partial")
-    Image.fromarray(picture).save(partial, format="PNG", optimize=True)
-    return partial.replace(path)
 
 
 def displayable(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w k"]:

@@ -107,7 +107,8 @@ def write_run_report(
     pictures = {}
     if result.picture is not None:
         step = int(result.picture.stem.removeprefix("step-"))
-        pictures[f"Held-out images after step {step:,}"] = result.picture
+        caption = f"Held-out images after step {step:,}"
+        pictures["Reconstructions"] = (caption, result.picture)
     write_report(
         result.report,
         title=f"{config.model} pretrained on {config.data}",

@@ -100,7 +100,8 @@ def test_joint_transport_by_hand():
         "target/logits/h": logits,
     }
     term = transport.jdot_term(head="h")
-    value, metrics = term.fn(Context({k: lambda _, v=v: v for k, v in given.items()}))
+    context = Context({name: lambda _, value=v: value for name, v in given.items()})
+    value, metrics = term.value(context, jnp.int32(0))
     assert float(value) == pytest.approx(far)  # 1.61 a pair; crossed, 2.22
     assert float(metrics["jdot_matched"]) == 0.0
 

@@ -215,6 +215,8 @@ def test_the_oracle_is_labelled_and_needs_labels(home, tmp_path):
     found = finetune(config(home, tmp_path / "a", target=dark(home), **settings))
     assert "oracle" in found.results["selection"]["rule"]
     assert "target labels: an upper bound" in found.results["selection"]["rule"]
+    assert (found.run / "pictures" / "domains.png").read_bytes().startswith(b"\x89PNG")
+    assert "Source and target, as the head reads them" in found.report.read_text()
     bare = f"npz:{home / 'bare.npz'}"
     with pytest.raises(UserError, match="needs labels of"):
         finetune(config(home, tmp_path / "b", target=bare, **settings))

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 
 from afterimage.report import logged, write_report
-from pretrain.pictures import draw_rows, write_png
+from afterimage.runs import write_png
+from pretrain.pictures import draw_rows
 
 
 def report(tmp_path, **changes):
@@ -17,7 +18,7 @@ def report(tmp_path, **changes):
         "lead": "runs/a & b",
         "headline": {"validation loss": "0.12"},
         "curves": {"Loss": {"training": [(i, 1 / (i + 1)) for i in range(1000)]}},
-        "pictures": {"step 20": picture},
+        "pictures": {"Reconstructions": ("step 20", picture)},
         "probes": {
             "raw pixels": {"kNN": 0.91, "ridge probe": 0.8},
             "this encoder": {"kNN": 0.95, "ridge probe": 0.97},
