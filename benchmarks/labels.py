@@ -20,6 +20,8 @@ MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "l2-sp": {"mode": "two-phase", "l2_sp": 0.01, "l2_head": 0.01, "weight_decay": 0.0},
     "scratch": {"mode": "scratch"},
+    "pseudo-labels": {"mode": "two-phase", "unlabelled": "rest"},
+    "pseudo-labels-scratch": {"mode": "scratch", "unlabelled": "rest"},
 }
 STUDENT_WIDTH = 0.25
 

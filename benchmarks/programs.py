@@ -64,7 +64,7 @@ def finetuned(**settings: Any) -> tuple[dict[str, Any], float]:
     return results, time.perf_counter() - clock
 
 
-def cost(seconds: list[float]) -> dict[str, float]:
+def cost(seconds: list[float]) -> dict[str, Any]:
     """What a run took, as a field of a row."""
     return {"seconds": round(float(np.mean(seconds)), 1)} if seconds else {}
 

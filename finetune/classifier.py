@@ -160,18 +160,23 @@ class Classifier:
         return self.logits(params, stats, maps, head)
 
     def supply(
-        self, augment: Callable[[Array, Array], Array], stream: str = "train"
+        self,
+        augment: Callable[[Array, Array], Array],
+        stream: str = "train",
+        of: str | None = None,
     ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
         """What one stream of images supplies to the terms of a stage.
 
         The labelled stream `train` has its images in `batch["image"]`, another one in
-        `batch["NAME/image"]`, and draws its own augmentation.
+        `batch["NAME/image"]`, and draws its own augmentation. With `of` the stream is
+        another view of that one's images.
         """
         prefix = "" if stream == "train" else f"{stream}/"
+        source = f"{of}/" if of is not None else prefix
 
         def rules(params, stats, batch, key, step, moving):
             def view(_: Context) -> Array:
-                pixels = batch[f"{prefix}image"].astype(jnp.float32) / 255
+                pixels = batch[f"{source}image"].astype(jnp.float32) / 255
                 own = jax.random.fold_in(key, zlib.crc32(prefix.encode()))
                 return augment(own if prefix else key, pixels)
 

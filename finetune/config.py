@@ -13,6 +13,7 @@ from finetune.options import (
     SourceOptions,
     TargetOptions,
     TaskOptions,
+    UnlabelledOptions,
     is_default,
 )
 
@@ -31,6 +32,7 @@ _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 class FinetuneConfig(
     AnchorOptions,
     TargetOptions,
+    UnlabelledOptions,
     DistillationOptions,
     ContinualOptions,
     EpisodeOptions,
@@ -121,9 +123,10 @@ class FinetuneConfig(
     """none; balanced: each class weighs the same, however many images it has; or one
     number a class, in the order of the class names: 1,1,2.5."""
 
-    augment: Literal["none", "shift", "crop-flip", "light"] = "shift"
+    augment: Literal["none", "shift", "crop-flip", "light", "strong"] = "shift"
     """Random changes of the training images. shift: small translations; crop-flip:
-    crops and mirroring; light: both with brightness and contrast."""
+    crops and mirroring; light: shift, with brightness and contrast; strong: the same
+    further, sheared, with a square erased."""
 
     select: Literal[
         "auto", "validation", "last", "entropy", "infomax", "snd", "oracle"
@@ -147,6 +150,7 @@ class FinetuneConfig(
             DataOptions.problems(self),
             AnchorOptions.problems(self),
             TargetOptions.problems(self),
+            UnlabelledOptions.problems(self),
             DistillationOptions.problems(self),
             ContinualOptions.problems(self),
             EpisodeOptions.problems(self),
@@ -231,7 +235,7 @@ class FinetuneConfig(
         if self.select not in ("auto", "last"):
             found.append(f"select={self.select!r}: with {what} the last step counts")
         alone = [
-            *("target", "teacher", "l2_sp", "l2_head", "kl", "delta"),
+            *("target", "unlabelled", "teacher", "l2_sp", "l2_head", "kl", "delta"),
             *("class_weights", "label_smoothing", "ema", "tasks", "sources"),
             *("feature_selection", "keep_features"),
         ]

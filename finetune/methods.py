@@ -16,6 +16,7 @@ from finetune.teacher import Teacher
 from finetune.terms import Term, balanced_weights, cross_entropy
 from finetune.terms.adversarial import cdan, dann
 from finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
+from finetune.terms.consistency import pseudo_labels
 from finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
 from finetune.terms.distillation import (
     distil_features,
@@ -47,6 +48,9 @@ def make_terms(
         terms.append(kl_to_source(config.kl, temperature=config.kl_temperature))
     if config.delta:
         terms.append(delta(config.delta))
+    if config.unlabelled is not None:
+        weight, confidence = config.unlabelled_weight, config.confidence
+        terms.append(pseudo_labels(weight, confidence, head=HEAD))
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
     for name, weight in zip(config.align, config.align_weight or default):
         if name == "mdan":
@@ -154,8 +158,13 @@ def make_stage(
 
 
 def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
-    """The streams that terms read: the target is one where it is aligned."""
-    return (streams.TRAIN, *((streams.TARGET,) if config.align else ()))
+    """The streams of images: the target is one where it is aligned."""
+    named = {
+        streams.TRAIN: True,
+        streams.TARGET: bool(config.align),
+        streams.UNLABELLED: config.unlabelled is not None,
+    }
+    return tuple(name for name, used in named.items() if used)
 
 
 def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] | None:

@@ -10,24 +10,25 @@ from finetune.config import FinetuneConfig
 from finetune.domains.pooling import pool
 from finetune.labels import Chosen, choose
 from finetune.source import Source, adapt, check_scratch, chosen_model, open_for
-from finetune.streams import Target, open_target
+from finetune.streams import Target, open_target, open_unlabelled
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """The source model, the labelled images, the target domain's."""
+    """The source model, the labelled images, those without labels, the target's."""
 
     source: Source
     splits: Splits
     chosen: Chosen
     target: Target | None
+    unlabelled: ImageSet | None
     model: ModelConfig
     """The architecture at the shape of these images."""
     preprocessing: Preprocessing
 
     def record(self, run: Run) -> None:
         """Names the images in the run folder; UserError where it knows others."""
-        run.check_data(*_identity(self.splits.train, self.target))
+        run.check_data(*_identity(self.splits.train, self.target, self.unlabelled))
         run.write_skipped(self.splits.skipped)
 
 
@@ -45,13 +46,18 @@ def open_all(config: FinetuneConfig) -> Opened:
         splits = pool([splits, *others], (config.data, *config.sources))
     chosen = choose(config, splits)
     target = open_target(config, source.preprocessing, chosen.class_names)
+    unlabelled = open_unlabelled(config, source.preprocessing, splits, chosen)
     model, preprocessing = adapt(architecture, source.preprocessing, splits)
-    return Opened(source, splits, chosen, target, model, preprocessing)
+    return Opened(source, splits, chosen, target, unlabelled, model, preprocessing)
 
 
-def _identity(images: ImageSet, target: Target | None) -> tuple[str, str]:
+def _identity(
+    images: ImageSet, target: Target | None, unlabelled: ImageSet | None
+) -> tuple[str, str]:
     """(name, fingerprint) of all images of a run."""
-    if target is None:
-        return images.name, images.fingerprint
-    both = f"{images.fingerprint} {target.fingerprint}".encode()
-    return f"{images.name} with {target.name}", hashlib.sha256(both).hexdigest()
+    more = [part for part in (target, unlabelled) if part is not None]
+    name = " with ".join([images.name, *(part.name for part in more)])
+    if not more:
+        return name, images.fingerprint
+    each = " ".join([images.fingerprint, *(part.fingerprint for part in more)])
+    return name, hashlib.sha256(each.encode()).hexdigest()

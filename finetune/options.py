@@ -204,6 +204,37 @@ Distillation = Literal["logits", "features", "relational"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UnlabelledOptions:
+    """Further images of the same domain, of which no label is known."""
+
+    unlabelled: str | None = None
+    """Images that are trained on without labels: the classifier's sure predictions are
+    to hold where the image is changed strongly. rest: all training images of --data,
+    whatever --labels leaves of their labels; or others, as --data names them."""
+
+    unlabelled_weight: float = 1.0
+    """Weight of that term beside the labelled images' loss."""
+
+    confidence: float = 0.95
+    """A prediction counts as sure from this probability on."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = []
+        if self.unlabelled_weight <= 0:
+            found.append(f"unlabelled_weight={self.unlabelled_weight}: more than 0")
+        if not 0 <= self.confidence < 1:
+            found.append(f"confidence={self.confidence}: in [0, 1)")
+        if self.unlabelled is None:
+            found += [
+                f"{name}={getattr(self, name)}: only with unlabelled"
+                for name in ("unlabelled_weight", "confidence")
+                if not is_default(self, name)
+            ]
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
     """Learning from a finished classifier, the teacher."""
 

@@ -36,6 +36,15 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="100 epochs, at least 300 steps of 64",
     ),
+    "pseudo-labels": Preset(
+        about="few labels, and the other images once more: sure predictions teach",
+        command=(
+            "afterimage finetune --preset pseudo-labels --from runs/photos "
+            "--data folder:labelled --out runs/cls"
+        ),
+        settings={"mode": "two-phase", "labels_per_class": 10, "unlabelled": "rest"},
+        cost="100 epochs, at least 300 steps, of 64 + 64 images, three passes each",
+    ),
     "many-labels": Preset(
         about="thousands of labels: everything learns from the first step",
         command=(

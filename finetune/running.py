@@ -80,6 +80,8 @@ class Program:
         parts, extra = self.parts, {}
         if parts.target is not None and parts.config.align:
             extra[streams.TARGET] = parts.target.images
+        if parts.opened.unlabelled is not None:
+            extra[streams.UNLABELLED] = parts.opened.unlabelled
         images, options = parts.chosen.train, parts.config
         return Feed(images, options=options, mesh=parts.mesh, streams=extra)
 
@@ -108,6 +110,9 @@ class Program:
         if target is not None:
             count = len(target.images)
             lines.insert(1, f"target {target.name}: {count:,} unlabelled images")
+        more = self.parts.opened.unlabelled
+        if more is not None:
+            lines.insert(1, f"unlabelled {more.name}: {len(more):,} images")
         if began:
             lines.append(f"Continuing after step {began:,}")
         self._say("\n".join(lines))

@@ -13,17 +13,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from afterimage.data import ImageSet, Preprocessing
+from afterimage.data import ImageSet, Preprocessing, Splits
+from afterimage.data.augment import make_augment
 from afterimage.errors import UserError
 from finetune.anchors import anchor_rules
 from finetune.classifier import Classifier
 from finetune.config import FinetuneConfig
 from finetune.context import Context
-from finetune.labels import labelled, matched
+from finetune.labels import Chosen, labelled, matched
 from finetune.source import open_for
 from finetune.teacher import Teacher
 
 TRAIN, TARGET = "train", "target"
+UNLABELLED, STRONG = "unlabelled", "strong"
+REST = "rest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,26 @@ def open_target(
     )
 
 
+def open_unlabelled(
+    config: FinetuneConfig, stored: Preprocessing, splits: Splits, chosen: Chosen
+) -> ImageSet | None:
+    """The images of `config.unlabelled` without labels; None where none are wanted.
+
+    `rest` is the training split without the images that choose the step.
+    """
+    if config.unlabelled is None:
+        return None
+    if config.unlabelled == REST:
+        images = splits.train
+        if chosen.validation is not None:
+            held = set(chosen.validation.ids)
+            kept = [i for i, name in enumerate(images.ids) if name not in held]
+            images = images.subset(kept)
+    else:
+        images = open_for(config, stored, config.unlabelled).train
+    return dataclasses.replace(images, labels=None, tasks={})
+
+
 def supply(
     classifier: Classifier,
     augment: Callable[[Array, Array], Array],
@@ -77,6 +100,9 @@ def supply(
     all four are the same function.
     """
     parts = {stream: classifier.supply(augment, stream) for stream in streams}
+    if UNLABELLED in parts:
+        strong = make_augment("strong")
+        parts[STRONG] = classifier.supply(strong, STRONG, of=UNLABELLED)
 
     def rules(params, stats, batch, key, step, moving):
         if statistics == "frozen":
@@ -125,8 +151,10 @@ def _joint(
 
 def check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
     """Raises UserError where BatchNorm's moments would be anybody's: say whose."""
-    if config.align and config.domain_statistics is None and jax.tree.leaves(stats):
+    several = bool(config.align) or config.unlabelled is not None
+    if several and config.domain_statistics is None and jax.tree.leaves(stats):
         raise UserError(
-            "This encoder keeps normalisation statistics (BatchNorm), and two domains "
-            "would share them: give --domain-statistics source, target, joint or frozen"
+            "This encoder keeps normalisation statistics (BatchNorm), and two streams "
+            "of images would share them: give --domain-statistics source, target, "
+            "joint or frozen (joint where all are of one domain)"
         )

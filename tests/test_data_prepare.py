@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from afterimage.data import (
     Preprocessing,
     array_set,
+    augment,
     channel_statistics,
     make_augment,
     statistics,
@@ -117,16 +118,16 @@ IMAGES = jnp.asarray(RNG.random((64, 16, 12, 3), np.float32))
 
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentations_keep_shape_range_and_repeat(name):
-    augment = jax.jit(make_augment(name))
-    found = augment(jax.random.key(0), IMAGES)
+    change = jax.jit(make_augment(name))
+    found = change(jax.random.key(0), IMAGES)
     assert (found.shape, found.dtype) == (IMAGES.shape, IMAGES.dtype)
     assert found.min() >= 0
     assert found.max() <= 1
-    np.testing.assert_array_equal(found, augment(jax.random.key(0), IMAGES))
+    np.testing.assert_array_equal(found, change(jax.random.key(0), IMAGES))
     if name == "none":
         np.testing.assert_array_equal(found, IMAGES)
     else:
-        assert not np.array_equal(found, augment(jax.random.key(1), IMAGES))
+        assert not np.array_equal(found, change(jax.random.key(1), IMAGES))
 
 
 def test_each_image_is_shifted_on_its_own_by_whole_pixels():
@@ -138,6 +139,25 @@ def test_each_image_is_shifted_on_its_own_by_whole_pixels():
     }
     assert len({image.tobytes() for image in found}) > 4
     assert {image.tobytes() for image in found} <= windows
+
+
+def test_strong_shears_each_line_by_a_slope_of_its_own():
+    """A line down the middle leans by up to 0.3 pixels a pixel, and stays a line."""
+    line = jnp.zeros((200, 21, 21, 1)).at[:, :, 10].set(1.0)
+    leaning = np.asarray(augment._shear(jax.random.key(0), line, 2))[..., 0]
+    assert (leaning.sum(2) == 1).all()
+    places = leaning.argmax(2)
+    np.testing.assert_array_equal(places[:, 10], 10)  # the middle stays
+    lean = places[:, -1] - places[:, 0]
+    assert set(lean) <= set(range(-6, 7))
+    assert min(lean) < -3 < 3 < max(lean)
+
+
+def test_strong_erases_a_ninth_or_less():
+    found = np.asarray(augment._erase(jax.random.key(0), IMAGES))
+    gone = (found != np.asarray(IMAGES)).any(-1).sum((1, 2))
+    assert gone.max() <= 16
+    assert gone.mean() > 8
 
 
 def test_half_are_mirrored():

@@ -201,7 +201,8 @@ def _fast_jpeg(
     import simplejpeg
 
     width, height = extent
-    wanted = (0, 0) if size is None else (size[::-1] if turn[0] else size)
+    high, wide = size or (0, 0)
+    wanted = (wide, high) if turn[0] else (high, wide)
     factor = 1
     while size and factor < 8 and _shrinks(extent, wanted, 2 * factor):
         factor *= 2

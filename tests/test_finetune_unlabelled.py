@@ -1,0 +1,145 @@
+"""Images without labels beside the labelled ones: the term by hand, runs as a whole."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afterimage.errors import UserError
+from checkpoints.store import Store
+from checkpoints.trees import flatten
+from finetune.context import Context
+from finetune.program import finetune
+from finetune.terms.classification import cross_entropy
+from finetune.terms.consistency import pseudo_labels
+from tests.test_finetune_program import config, rows, write_npz
+
+
+@pytest.fixture
+def home(tmp_path_factory, tiny):
+    from tests.test_finetune_program import make_encoder
+
+    folder = tmp_path_factory.mktemp("unlabelled")
+    make_encoder(folder / "encoder")
+    write_npz(folder / "data.npz")
+    return folder
+
+
+def given(**values):
+    return Context({k.replace("__", "/"): lambda _, v=v: v for k, v in values.items()})
+
+
+def test_the_term_by_hand():
+    # Probabilities 0.96 (sure), 0.9 (not sure) and 0.99 of the second class.
+    weak = jnp.log(jnp.array([[0.96, 0.04], [0.9, 0.1], [0.01, 0.99]]))
+    strong = jnp.log(jnp.array([[0.5, 0.5], [0.1, 0.9], [0.8, 0.2]]))
+    term = pseudo_labels(confidence=0.95, head="h")
+    logits = {"unlabelled__logits__h": weak, "strong__logits__h": strong}
+    value, metrics = term.value(given(**logits), jnp.int32(0))
+    assert float(value) == pytest.approx((-np.log(0.5) - np.log(0.2)) / 3)
+    assert float(metrics["pseudo_labels_sure"]) == pytest.approx(2 / 3)
+
+
+def test_the_guess_gets_no_gradient():
+    def loss(weak, strong):
+        logits = {"unlabelled__logits__h": weak, "strong__logits__h": strong}
+        term = pseudo_labels(confidence=0.5, head="h")
+        return term.value(given(**logits), jnp.int32(0))[0]
+
+    logits = jnp.array([[2.0, 0.0]])
+    of_weak, of_strong = jax.grad(loss, (0, 1))(logits, logits)
+    np.testing.assert_array_equal(of_weak, 0)
+    assert float(jnp.abs(of_strong).sum()) > 0
+
+
+def test_the_boundary_leaves_the_cluster_that_it_cuts():
+    """Labels at −2 and 2 put the boundary at 0, inside a cluster about 0.2; with the
+    cluster's images beside them it moves out of it."""
+    rng = np.random.default_rng(0)
+    crowd = np.concatenate([rng.normal(-2, 0.2, 100), rng.normal(0.2, 0.2, 100)])
+    noisy = crowd + rng.normal(0, 0.1, 200)
+    x, y = jnp.array([-2.0, 2.0]), jnp.array([0, 1])
+    terms = {False: (cross_entropy(2, head="h"),)}
+    terms[True] = (*terms[False], pseudo_labels(confidence=0.55, head="h"))
+
+    def logits(params, x):
+        score = params[0] * x + params[1]
+        return jnp.stack([jnp.zeros_like(score), score], -1)
+
+    def loss(params, which):
+        context = given(
+            train__logits__h=logits(params, x),
+            train__label=y,
+            unlabelled__logits__h=logits(params, jnp.asarray(crowd)),
+            strong__logits__h=logits(params, jnp.asarray(noisy)),
+        )
+        return sum(term.value(context, jnp.int32(0))[0] for term in terms[which])
+
+    right = {}
+    for which in (False, True):
+        step = jax.jit(jax.grad(functools.partial(loss, which=which)))
+        params = jnp.array([1.0, 0.0])
+        for _ in range(1500):
+            params = params - 0.3 * step(params)
+        boundary = -params[1] / params[0]
+        right[which] = float(np.mean(crowd[100:] > float(boundary)))
+    assert right[False] < 0.9
+    assert right[True] > 0.98
+
+
+SETTINGS = {
+    "mode": "two-phase",
+    "head_steps": 2,
+    "steps": 6,
+    "save_every": 1,
+    "eval_every": 3,
+    "keep_last": 10,
+    "labels_per_class": 2,
+    "unlabelled": "rest",
+    "confidence": 0.4,
+    "augment": "shift",
+}
+
+
+def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
+    result = finetune(config(home, tmp_path / "whole", **SETTINGS))
+    assert "unlabelled" in capsys.readouterr().out
+    labels = json.loads((result.run / "labels.json").read_text())
+    assert sum(map(len, labels["train"].values())) == 6
+    shares = [row.get("train/pseudo_labels_sure") for row in rows(result.run)]
+    assert any(share for share in shares if share is not None)
+    _, expected, _ = Store(result.run).restore(step=6)
+    run = tmp_path / "cut"
+    shutil.copytree(result.run, run)
+    for step in range(4, 7):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    (run / "results.json").unlink()
+    finetune(config(home, run, **SETTINGS))
+    _, found, _ = Store(run).restore(step=6)
+    for path, leaf in flatten(expected["params"]).items():
+        np.testing.assert_array_equal(flatten(found["params"])[path], leaf)
+
+
+def test_rest_leaves_the_validation_images_out(home):
+    from finetune.opening import open_all
+
+    settings = SETTINGS | {"labels_per_class": 10, "select": "validation"}
+    opened = open_all(config(home, home / "unused", **settings))
+    assert opened.unlabelled is not None
+    assert opened.chosen.validation is not None
+    assert opened.unlabelled.labels is None
+    used = set(opened.unlabelled.ids)
+    assert used.isdisjoint(opened.chosen.validation.ids)
+    assert used >= set(opened.chosen.train.ids)
+    assert len(used) + len(opened.chosen.validation) == 60
+
+
+def test_settings_without_images_are_refused(home, tmp_path):
+    with pytest.raises(UserError, match="only with unlabelled"):
+        config(home, tmp_path / "run", confidence=0.8)
+    with pytest.raises(UserError, match="unlabelled='rest': not with meta"):
+        config(home, tmp_path / "run", mode="full", meta="maml", unlabelled="rest")
