@@ -15,7 +15,7 @@ DATA = "mnist.npz"
 LABELS = (10, 100, 1000)
 MODES: dict[str, dict[str, Any]] = {
     "probe": {"mode": "probe"},
-    "partial": {"mode": "partial"},
+    "partial": {"mode": "partial", "unfreeze_stages": 1},
     "two-phase": {"mode": "two-phase"},
     "full": {"mode": "full"},
     "l2-sp": {"mode": "two-phase", "l2_sp": 0.01, "l2_head": 0.01, "weight_decay": 0.0},
