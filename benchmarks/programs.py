@@ -53,20 +53,22 @@ def pretrained(
     return str(out)
 
 
-def finetuned(**settings: Any) -> tuple[dict[str, Any], float]:
-    """(results, seconds) of one run."""
+def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
+    """(results, seconds) of one run; no seconds where it was complete before."""
     from finetune.config import FinetuneConfig
     from finetune.program import finetune
 
     clock = time.perf_counter()
     with _quiet():
-        results = dict(finetune(FinetuneConfig(tensorboard=False, **settings)).results)
-    return results, time.perf_counter() - clock
+        result = finetune(FinetuneConfig(tensorboard=False, **settings))
+    spent = None if result.complete else time.perf_counter() - clock
+    return dict(result.results), spent
 
 
-def cost(seconds: list[float]) -> dict[str, Any]:
+def cost(seconds: list[float | None]) -> dict[str, Any]:
     """What a run took, as a field of a row."""
-    return {"seconds": round(float(np.mean(seconds)), 1)} if seconds else {}
+    known = [spent for spent in seconds if spent is not None]
+    return {"seconds": round(float(np.mean(known)), 1)} if known else {}
 
 
 def accuracy(results: dict[str, Any]) -> float:

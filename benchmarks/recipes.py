@@ -33,15 +33,19 @@ class Table:
 
 
 def _pairs(
-    sizes: dict[str, int | None], name: str, metric: Metric = ACCURACY
+    sizes: dict[str, int | None],
+    name: str,
+    metric: Metric = ACCURACY,
+    control: str = "scratch",
+    **settings: Any,
 ) -> dict[str, Row]:
     """A pretrained row of each size, and its control from scratch."""
     kinds: tuple[tuple[str, Kind], ...] = (
         (name, "pretrained"),
-        ("scratch", "scratch"),
+        (control, "scratch"),
     )
     return {
-        f"{prefix}-{size}": Row(labels, kind, metric=metric)
+        f"{prefix}-{size}": Row(labels, kind, settings, metric)
         for size, labels in sizes.items()
         for prefix, kind in kinds
     }
@@ -71,7 +75,14 @@ TABLES: dict[str, Table] = {
     ),
     "mnist-labels": Table(
         data="npz:{}/mnist.npz",
-        rows=_pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR),
+        rows=_pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
+        | _pairs(
+            {"100": 100, "1000": 1_000},
+            "pseudo-labels",
+            ERROR,
+            control="pseudo-labels-scratch",
+            unlabelled="rest",
+        ),
         pretrain=_MASKED
         | {"model": "conv", "steps": 20_000, "augment": "shift", "ema": 0.999},
         finetune={"mode": "two-phase", "steps": 3000, "augment": "shift", "ema": 0.99},
