@@ -1,0 +1,90 @@
+"""The tables of benchmarks.transfer: their data, rows and record, on tiny images."""
+
+import functools
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import domains, results, transfer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """mnist.npz, usps.npz and photos of one grey value each, as ../shared/data has."""
+    rng = np.random.default_rng(0)
+    for name, side in (("mnist", 28), ("usps", 16)):
+        arrays = {}
+        for split, count in (("train", 60), ("test", 20)):
+            pixels = rng.integers(0, 256, (count, side, side), np.uint8)
+            arrays |= {f"x_{split}": pixels, f"y_{split}": np.arange(count) % 10}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    for number, archive in enumerate(domains.PHOTOS.values()):
+        path = tmp_path / archive
+        path.parent.mkdir(exist_ok=True)
+        photo, buffer = np.full((32, 32, 3), 60 + 100 * number, np.uint8), io.BytesIO()
+        Image.fromarray(photo).save(buffer, "JPEG", quality=100)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("train/cat/1.jpg", buffer.getvalue())
+    return tmp_path
+
+
+def test_coloured_digits_are_differences_from_photos(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with np.load(domains.coloured(folder, out)) as made:
+        with np.load(folder / "mnist.npz") as mnist:
+            for split, grey in (("train", 60), ("test", 160)):
+                digits = mnist[f"x_{split}"].astype(int)[..., None].repeat(3, -1)
+                np.testing.assert_allclose(
+                    made[f"x_{split}"].astype(int), np.abs(grey - digits), atol=1
+                )
+                np.testing.assert_array_equal(made[f"y_{split}"], mnist[f"y_{split}"])
+
+
+def test_both_domains_are_joined_at_one_shape(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with np.load(domains._joined("usps-mnist", folder, out)) as both:
+        assert both["images"].shape == (120, 28, 28, 1)
+    with np.load(domains._joined("mnist-coloured", folder, out)) as both:
+        assert both["images"].shape == (120, 28, 28, 3)
+
+
+def test_a_missing_file_skips_its_table(tmp_path, capsys):
+    run = transfer.Transfer(folder=str(tmp_path), tables=("mnist-usps",))
+    transfer.main(run)
+    said = capsys.readouterr().out
+    assert "mnist-usps: skipped" in said
+    assert "mnist.npz, no usps.npz" in said
+
+
+@pytest.mark.slow
+def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch):
+    for name in ("read_results", "write_results"):
+        there = functools.partial(getattr(results, name), folder=tmp_path / "results")
+        monkeypatch.setattr(transfer, name, there)
+    run = transfer.Transfer(
+        folder=str(folder),
+        tables=("usps-mnist", "distillation-mnist"),
+        only=("source-only", "coral", "teacher", "student-distilled"),
+        seeds=1,
+        steps=2,
+        pretrain_steps=1,
+        out=str(tmp_path / "runs"),
+        record=True,
+    )
+    for _ in range(2):  # the second time everything is found complete
+        transfer.main(run)
+        rows = json.loads((tmp_path / "results" / "transfer.json").read_text())
+        assert [(r["table"], r["row"]) for r in rows] == [
+            ("distillation-mnist", "teacher"),
+            ("distillation-mnist", "student-distilled"),
+            ("usps-mnist", "source-only"),
+            ("usps-mnist", "coral"),
+        ]
+        assert all(r["steps"] == 2 for r in rows)
+    assert "seconds" not in rows[0]
