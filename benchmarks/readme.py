@@ -1,4 +1,4 @@
-"""Fills the tables of README.md from benchmarks/results/*.json.
+"""Fills the tables of README.md and docs/ from benchmarks/results/*.json.
 
 `python -m benchmarks.readme` rewrites what stands between `<!-- NAME table -->` and
 `<!-- end -->`; `--check` only compares, as a test does.
@@ -65,32 +65,105 @@ def speed_table(rows: Rows) -> str:
     return "\n".join(lines) + f"\n\nMean ± std of rounds. {_source(rows)}"
 
 
-TABLES: dict[str, Callable[[Rows], str]] = {"demo": demo_table, "speed": speed_table}
+def plain_table(rows: Rows) -> str:
+    """A line a row: its figure, and what a run of it took."""
+    timed = any("seconds" in entry for entry in rows)
+    metrics = list(dict.fromkeys(entry["metric"] for entry in rows))
+    header = ["row", *metrics, *(["seconds a run"] if timed else [])]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name in dict.fromkeys(entry["row"] for entry in rows):
+        mine = {entry["metric"]: entry for entry in rows if entry["row"] == name}
+        figures = [_value(mine[m], 1) if m in mine else "–" for m in metrics]
+        seconds = [entry["seconds"] for entry in mine.values() if "seconds" in entry]
+        spent = [f"{seconds[0]:.0f}" if seconds else "–"] if timed else []
+        lines.append(f"| {' | '.join([name, *figures, *spent])} |")
+    return _with_source(lines, rows)
+
+
+def labels_table(rows: Rows) -> str:
+    """A line a mode, a column a number of labels."""
+    cases: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for entry in rows:
+        mode, _, labels = entry["row"].rpartition("-")
+        cases.setdefault(mode, {})[labels] = entry
+    columns = list(dict.fromkeys(e["row"].rpartition("-")[2] for e in rows))
+    lines = [
+        "| mode | " + " | ".join(f"{labels} labels" for labels in columns) + " |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for mode, case in cases.items():
+        figures = [_value(case[c], 1) if c in case else "–" for c in columns]
+        lines.append(f"| {mode} | {' | '.join(figures)} |")
+    return _with_source(lines, rows)
+
+
+def _with_source(lines: list[str], rows: Rows) -> str:
+    what = f"{rows[0]['metric'].capitalize()}, mean" if rows else "Mean"
+    counts = " or ".join(sorted({str(entry["n"]) for entry in rows}))
+    said = f"{what} ± std of {counts} seeds. {_source(rows)}"
+    return "\n".join(lines) + f"\n\n{said}"
+
+
+def _of(results_name: str, table: str | None = None) -> Rows:
+    """The rows of one results file, or of one table in it."""
+    rows = results.read_results(results_name)
+    return [entry for entry in rows if table in (None, entry["table"])]
+
+
+Make = Callable[[Rows], str]
+TABLES: dict[str, tuple[Make, str, str | None]] = {
+    "demo": (demo_table, "demo", None),
+    "speed": (speed_table, "speed", None),
+    "few-labels": (labels_table, "transfer", "few-labels"),
+    "mnist-labels": (labels_table, "representations", "mnist-labels"),
+    **{
+        name: (plain_table, "transfer", name)
+        for name in (
+            "mnist-usps",
+            "split-mnist-class",
+            "split-mnist-task",
+            "distillation-mnist",
+        )
+    },
+}
+"""{table: (what writes it, the results file, the table in it)}"""
+_MARKS = re.compile(r"<!-- ([\w-]+) table -->.*?<!-- end -->", re.DOTALL)
 
 
 def filled(text: str) -> str:
-    """README.md with every table as the results have it."""
-    for name, make in TABLES.items():
-        table = make(results.read_results(name))
-        marks = re.compile(f"<!-- {name} table -->.*?<!-- end -->", re.DOTALL)
-        whole = f"<!-- {name} table -->\n\n{table}\n\n<!-- end -->"
-        text, count = marks.subn(lambda _, whole=whole: whole, text)
-        if count != 1:
-            sys.exit(f"README.md has {count} places for the {name} table, not one")
-    return text
+    """A page with every table that it marks as the results have it."""
+
+    def whole(mark: re.Match[str]) -> str:
+        name = mark[1]
+        if name not in TABLES:
+            sys.exit(f"a page marks the table {name!r}; known: {', '.join(TABLES)}")
+        make, *where = TABLES[name]
+        return f"<!-- {name} table -->\n\n{make(_of(*where))}\n\n<!-- end -->"
+
+    return _MARKS.sub(whole, text)
+
+
+def pages() -> list[pathlib.Path]:
+    """The pages that mark tables."""
+    root = README.parent
+    found = [README, *sorted((root / "docs").rglob("*.md"))]
+    return [page for page in found if _MARKS.search(page.read_text())]
 
 
 def main() -> None:
-    """Rewrite README.md, or compare it."""
+    """Rewrite the pages, or compare them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
-    text = README.read_text()
-    new = filled(text)
-    if parser.parse_args().check:
-        sys.exit(
-            None if new == text else "README.md differs: python -m benchmarks.readme"
-        )
-    README.write_text(new)
+    check, differ = parser.parse_args().check, []
+    for page in pages():
+        text = page.read_text()
+        new = filled(text)
+        if new != text:
+            differ.append(page.name)
+            if not check:
+                page.write_text(new)
+    if check and differ:
+        sys.exit(f"{', '.join(differ)} differ: python -m benchmarks.readme")
 
 
 if __name__ == "__main__":

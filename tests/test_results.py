@@ -37,6 +37,25 @@ def test_a_result_that_is_no_number_is_refused(tmp_path):
         write_results("name", [row("t", "r", "m", float("nan"))], folder=tmp_path)
 
 
-def test_the_tables_of_the_readme_are_the_results():
-    text = readme.README.read_text()
+@pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
+def test_the_tables_of_the_pages_are_the_results(page):
+    text = page.read_text()
     assert readme.filled(text) == text, "python -m benchmarks.readme"
+
+
+def test_a_table_of_labels_has_a_column_for_each_number():
+    rows = [
+        row("t", name, "m, %", [1.0, 2.0]) for name in ("a-b-10", "a-b-100", "c-10")
+    ]
+    lines = readme.labels_table(rows).splitlines()
+    assert lines[0] == "| mode | 10 labels | 100 labels |"
+    assert lines[2] == "| a-b | 1.5 ± 0.7 | 1.5 ± 0.7 |"
+    assert lines[3] == "| c | 1.5 ± 0.7 | – |"
+
+
+def test_a_table_of_rows_has_a_column_for_each_metric():
+    rows = [row("t", "a", "x", 1.0, seconds=3.4), row("t", "a", "y", 2.0)]
+    rows.append(row("t", "b", "x", 3.0))
+    lines = readme.plain_table(rows).splitlines()
+    assert lines[0] == "| row | x | y | seconds a run |"
+    assert lines[2:4] == ["| a | 1.0 | 2.0 | 3 |", "| b | 3.0 | – | – |"]
