@@ -137,8 +137,8 @@ def filled(text: str) -> str:
         name = mark[1]
         if name not in TABLES:
             sys.exit(f"a page marks the table {name!r}; known: {', '.join(TABLES)}")
-        make, *where = TABLES[name]
-        return f"<!-- {name} table -->\n\n{make(_of(*where))}\n\n<!-- end -->"
+        make, file, table = TABLES[name]
+        return f"<!-- {name} table -->\n\n{make(_of(file, table))}\n\n<!-- end -->"
 
     return _MARKS.sub(whole, text)
 
