@@ -85,7 +85,7 @@ TABLES: dict[str, Table] = {
         ),
         pretrain=_MASKED
         | {"model": "conv", "steps": 20_000, "augment": "shift", "ema": 0.999},
-        finetune={"mode": "two-phase", "steps": 3000, "augment": "shift", "ema": 0.99},
+        finetune={"mode": "two-phase", "steps": 3000, "augment": "shear", "ema": 0.99},
     ),
     "cifar10-masci": Table(
         data=_CIFAR,

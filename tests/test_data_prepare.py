@@ -141,10 +141,10 @@ def test_each_image_is_shifted_on_its_own_by_whole_pixels():
     assert {image.tobytes() for image in found} <= windows
 
 
-def test_strong_shears_each_line_by_a_slope_of_its_own():
+def test_shear_leans_each_line_by_a_slope_of_its_own():
     """A line down the middle leans by up to 0.3 pixels a pixel, and stays a line."""
     line = jnp.zeros((200, 21, 21, 1)).at[:, :, 10].set(1.0)
-    leaning = np.asarray(augment._shear(jax.random.key(0), line, 2))[..., 0]
+    leaning = np.asarray(augment._lean(jax.random.key(0), line, 2))[..., 0]
     assert (leaning.sum(2) == 1).all()
     places = leaning.argmax(2)
     np.testing.assert_array_equal(places[:, 10], 10)  # the middle stays

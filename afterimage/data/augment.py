@@ -17,7 +17,7 @@ Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]
 BRIGHTNESS = 0.2
 """`light` scales contrast by 1 ± this, and adds up to ± half of it."""
 SLOPE = 0.3
-"""`strong` shears by up to ± this many pixels a pixel: 17 degrees."""
+"""`shear` leans by up to ± this many pixels a pixel: 17 degrees."""
 
 
 def none(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -50,16 +50,24 @@ def light(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
     return _tone((gain, offset), shift(move, images), BRIGHTNESS)
 
 
-def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Sheared both ways, `light` with twice its changes of tone, and a square erased.
+def shear(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Each image leant both ways by slopes in ± 0.3, then `shift`; whole pixels.
 
-    Slopes in ± 0.3; the square has a third of the shorter side, lies anywhere (also in
-    part beyond the border) and takes the image's mean. Nothing is mirrored. For the
-    strongly changed view of consistency training.
+    Turns among them: shears of opposite signs turn. For digits and letters.
     """
-    wide, high, move, gain, offset, place = jax.random.split(key, 6)
-    images = _shear(high, _shear(wide, images, 2), 1)
-    images = _tone((gain, offset), shift(move, images), 2 * BRIGHTNESS)
+    wide, high, move = jax.random.split(key, 3)
+    return shift(move, _lean(high, _lean(wide, images, 2), 1))
+
+
+def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """`shear`, twice the changes of tone that `light` makes, and a square erased.
+
+    The square has a third of the shorter side, lies anywhere (also in part beyond the
+    border) and takes the image's mean. Nothing is mirrored. For the strongly changed
+    view of consistency training.
+    """
+    move, gain, offset, place = jax.random.split(key, 4)
+    images = _tone((gain, offset), shear(move, images), 2 * BRIGHTNESS)
     return _erase(place, images)
 
 
@@ -68,6 +76,7 @@ AUGMENTS: dict[str, Augment] = {
     "shift": shift,
     "crop-flip": crop_flip,
     "light": light,
+    "shear": shear,
     "strong": strong,
 }
 
@@ -111,7 +120,7 @@ def _shift_axis(
     return _moved(images, offsets, bits, axis)
 
 
-def _shear(
+def _lean(
     key: Array, images: Float[Array, "b h w c"], axis: int
 ) -> Float[Array, "b h w c"]:
     """Lines along `axis` moved by a slope times their distance from the middle."""
