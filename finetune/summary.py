@@ -133,7 +133,6 @@ def write_run_report(
     more_grids: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {},
 ) -> None:
     """report.html and confusion.md of a finished run; `more_…` stand first."""
-    rows = run.metrics.rows
     name = "test" if results["test"] is not None else "validation"
     scored = results[name]
     headline, grids = highlights(results), dict(more_grids)
@@ -150,22 +149,7 @@ def write_run_report(
         (run.path / "confusion.md").write_text(report_text(scored))
     if "distillation" in results:
         grids["Teacher and student"] = distillation_grid(results["distillation"])
-    validated = any("eval/accuracy" in row for row in rows)
-    kind, prefix = (
-        ("validation", "") if validated else ("training, evaluated", "train_")
-    )
-    curves = {
-        **more_curves,
-        "Cross-entropy": {
-            "training": logged(rows, "train/cross_entropy"),
-            kind: logged(rows, f"eval/{prefix}loss"),
-        },
-        "Accuracy": {
-            "training": logged(rows, "train/accuracy"),
-            kind: logged(rows, f"eval/{prefix}accuracy"),
-        },
-        "Learning rate": {"learning rate": logged(rows, "train/lr")},
-    }
+    curves = {**more_curves, **_curves(run.metrics.rows)}
     write_report(
         run.path / "report.html",
         title=f"{config.mode} on {config.data}",
@@ -188,6 +172,25 @@ def write_run_report(
             "Machine": results["runtime"],
         },
     )
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Loss, accuracy and learning rate by step, from the lines of metrics.jsonl."""
+    validated = any("eval/accuracy" in row for row in rows)
+    kind, prefix = (
+        ("validation", "") if validated else ("training, evaluated", "train_")
+    )
+    return {
+        "Cross-entropy": {
+            "training": logged(rows, "train/cross_entropy"),
+            kind: logged(rows, f"eval/{prefix}loss"),
+        },
+        "Accuracy": {
+            "training": logged(rows, "train/accuracy"),
+            kind: logged(rows, f"eval/{prefix}accuracy"),
+        },
+        "Learning rate": {"learning rate": logged(rows, "train/lr")},
+    }
 
 
 def distillation_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
