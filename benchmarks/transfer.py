@@ -23,6 +23,12 @@ from afterimage.errors import did_you_mean
 from benchmarks import domains, labels, learning
 from benchmarks.results import read_results, write_results
 
+NOTES = (
+    "The full budget is 2,000 steps of pretraining and of fine-tuning; rows with fewer "
+    "are stand-ins, and say so in the fields `steps` and `pretrain_steps` of "
+    "transfer.json and in their command. The step is kept by the rule in `selection`; "
+    "`best` is the method of highest accuracy on held-out source images."
+)
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
 TABLES: dict[str, tuple[Measure, set[str]]] = {
     **{name: (domains.measure, domains.needed(name)) for name in domains.TABLES},
@@ -74,7 +80,7 @@ def _record(run: Transfer, found: dict[str, Any]) -> None:
         if (r["table"], r["row"], r["metric"]) != key
     ]
     rows = sorted([*others, {**found, **budget}], key=lambda r: r["table"])
-    write_results("transfer", rows, title="Transfer")
+    write_results("transfer", rows, title="Transfer", notes=NOTES)
 
 
 def main(run: Transfer) -> None:
