@@ -92,10 +92,10 @@ def compare(
     batches of up to 256 of these images in evaluation mode. A teacher of other classes
     has neither accuracy nor agreement.
     """
-    kept = model[1]["teacher"]
     scorer = Scorer(teacher.classifier, teacher.head, sweep)
     both = {
-        "teacher": (scorer, teacher.head, (kept["params"], kept["stats"])),
+        # As it was read: it never moves, and a restored step may lack what is empty.
+        "teacher": (scorer, teacher.head, (teacher.params, teacher.stats)),
         "student": (student, student.head, model),
     }
     seconds = _seconds([(s, m) for s, _, m in both.values()], images)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +168,17 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     _, state, _ = Store(whole.run).restore(step=4)
     kept = state["stats"]["teacher"]["params"]
     jax.tree.map(np.testing.assert_array_equal, kept, teacher.params)
+
+
+def test_the_gain_is_reported_where_an_earlier_step_is_kept(
+    home, tmp_path, monkeypatch
+):
+    first = types.SimpleNamespace(step=1, best=True)
+    monkeypatch.setattr("finetune.results.list_steps", lambda _: [first])
+    settings = {"steps": 2, "save_every": 1, "keep_last": 9, "select": "validation"}
+    found = finetune(distilled(home, tmp_path / "run", **settings)).results
+    assert found["selection"]["step"] == 1
+    assert found["distillation"]["smaller"] == 1.0
 
 
 def test_it_resumes_exactly(home, whole, tmp_path):
