@@ -204,7 +204,7 @@ def _fast_jpeg(
     high, wide = size or (0, 0)
     wanted = (wide, high) if turn[0] else (high, wide)
     factor = 1
-    while size and factor < 8 and _shrinks(extent, wanted, 2 * factor):
+    while size and factor < 8 and _shrinks(extent, wanted, 2.0 * factor):
         factor *= 2
     try:
         pixels = simplejpeg.decode_jpeg(
