@@ -203,16 +203,8 @@ class Classifier:
                     own, {}, ctx[f"{stream}/features/{head}"]
                 )[0]
 
-            labels = f"{prefix}label"
-            given = {
-                f"{stream}/label{key.removeprefix(labels).replace('.', '/')}": (
-                    lambda _, key=key: batch[key]
-                )
-                for key in batch
-                if key == labels or key.startswith(f"{labels}.")
-            }
             return {
-                **given,
+                **_labels(batch, stream, prefix),
                 "params": lambda _: params,
                 "step": lambda _: step,
                 "stats/next": following,
@@ -228,6 +220,20 @@ class Classifier:
             }
 
         return rules
+
+
+def _labels(
+    batch: Mapping[str, Any], stream: str, prefix: str
+) -> dict[str, Callable[[Context], Any]]:
+    """`STREAM/label`, and `STREAM/label/TASK` of further tasks, where there are any."""
+    own = f"{prefix}label"
+    return {
+        f"{stream}/label{key.removeprefix(own).replace('.', '/')}": (
+            lambda _, key=key: batch[key]
+        )
+        for key in batch
+        if key == own or key.startswith(f"{own}.")
+    }
 
 
 def standardise(

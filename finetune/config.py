@@ -217,6 +217,17 @@ class FinetuneConfig(
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")
+        if self.domain_statistics is not None:
+            if self.target is None and self.unlabelled is None:
+                found.append(
+                    f"domain_statistics={self.domain_statistics!r} is about several "
+                    "streams of images: give target or unlabelled"
+                )
+            elif self.domain_statistics == "target" and not self.align:
+                found.append(
+                    "domain_statistics='target': no target is aligned; source, joint "
+                    "or frozen"
+                )
         if len({self.data, *self.sources}) <= len(self.sources):
             found.append(f"data={self.data!r}, sources={self.sources}: each once")
         if "mdan" in self.align and not self.sources:

@@ -78,7 +78,8 @@ class TargetOptions:
     """Whose normalisation statistics an encoder with BatchNorm keeps while it is
     aligned: each domain is normalised by its own batch and source's or target's
     moments are kept; joint: both as one batch; frozen: the stored moments. Encoders
-    without such statistics need no choice."""
+    without such statistics need no choice. With --unlabelled the same question:
+    joint where all images are of one domain."""
 
     density_ratio: Literal["none", "classifier", "kmm", "ulsif"] = "none"
     """Covariate shift: weigh each labelled image by p_target / p_source of its
@@ -101,7 +102,6 @@ class TargetOptions:
                     ("align", ()),
                     ("density_ratio", "none"),
                     ("label_shift", "none"),
-                    ("domain_statistics", None),
                 )
                 if getattr(self, name) != unused
             ]

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +9,20 @@ import numpy as np
 import pytest
 
 from afterimage.errors import UserError
+from afterimage.models import ModelConfig
+from checkpoints.encoder import read_encoder
 from checkpoints.store import Store
 from checkpoints.trees import flatten
 from finetune.context import Context
 from finetune.program import finetune
 from finetune.terms.classification import cross_entropy
 from finetune.terms.consistency import pseudo_labels
-from tests.test_finetune_program import config, rows, write_npz
+from tests.helpers import cut_back
+from tests.test_finetune_program import config, make_encoder, rows, write_npz
 
 
 @pytest.fixture
 def home(tmp_path_factory, tiny):
-    from tests.test_finetune_program import make_encoder
-
     folder = tmp_path_factory.mktemp("unlabelled")
     make_encoder(folder / "encoder")
     write_npz(folder / "data.npz")
@@ -113,11 +113,7 @@ def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
     shares = [row.get("train/pseudo_labels_sure") for row in rows(result.run)]
     assert any(share for share in shares if share is not None)
     _, expected, _ = Store(result.run).restore(step=6)
-    run = tmp_path / "cut"
-    shutil.copytree(result.run, run)
-    for step in range(4, 7):
-        shutil.rmtree(run / "checkpoints" / str(step))
-    (run / "results.json").unlink()
+    run = cut_back(result.run, tmp_path / "cut", 3, last=6)
     finetune(config(home, run, **SETTINGS))
     _, found, _ = Store(run).restore(step=6)
     for path, leaf in flatten(expected["params"]).items():
@@ -136,6 +132,36 @@ def test_rest_leaves_the_validation_images_out(home):
     assert used.isdisjoint(opened.chosen.validation.ids)
     assert used >= set(opened.chosen.train.ids)
     assert len(used) + len(opened.chosen.validation) == 60
+
+
+@pytest.fixture
+def batch_normalised(tmp_path):
+    """Settings of one step from an encoder with BatchNorm."""
+    model = ModelConfig("conv", (8, 8), 1, norm="batch", width=0.25)
+    encoder = make_encoder(tmp_path / "batch", model)
+    return {"from_": encoder, "mode": "full", "steps": 1, "unlabelled": "rest"}
+
+
+def test_batch_norm_beside_unlabelled_images_needs_a_choice(
+    home, tmp_path, batch_normalised
+):
+    with pytest.raises(UserError, match="give --domain-statistics source"):
+        finetune(config(home, tmp_path / "run", **batch_normalised))
+    wrong = batch_normalised | {"domain_statistics": "target"}
+    with pytest.raises(UserError, match="no target is aligned"):
+        config(home, tmp_path / "run", **wrong)
+
+
+def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_normalised):
+    settings = batch_normalised | {"domain_statistics": "joint", "confidence": 0.0}
+    run = finetune(config(home, tmp_path / "run", **settings)).run
+    before = flatten(read_encoder(settings["from_"])[1])
+    moved = [
+        not np.array_equal(leaf, before[path])
+        for path, leaf in flatten(read_encoder(run)[1]).items()
+    ]
+    assert moved
+    assert all(moved)
 
 
 def test_settings_without_images_are_refused(home, tmp_path):
