@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.programs import Settings, accuracy, cost, finetuned, pretrained
+from benchmarks.programs import Settings, accuracy, by_seed, pretrained
 from benchmarks.results import row
 
 TABLES = {
@@ -139,27 +139,24 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
     held = {}
     data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
     for method in filter(run.wants, METHODS):
-        scores, source, rules, seconds = [], [], set(), []
-        for seed in range(run.seeds):
+
+        def settings(seed: int, method: str = method) -> dict[str, Any]:
             home = out / f"{'-'.join(sorted(TABLES[table]))}-pretrained-{seed}"
-            found, spent = finetuned(
-                from_=pretrained(data, home, run.pretrain_steps, seed),
-                out=str(out / f"{table}-{method.replace(' ', '')}-{seed}"),
-                seed=seed,
-                steps=run.steps,
-                mode="two-phase",
-                head_steps=max(1, run.steps // 10),
+            return {
+                "from_": pretrained(data, home, run.pretrain_steps, seed),
+                "out": str(out / f"{table}-{method.replace(' ', '')}-{seed}"),
+                "mode": "two-phase",
+                "head_steps": max(1, run.steps // 10),
                 **_settings(run, table, method, out),
-            )
-            scores.append(accuracy(found))
-            seconds.append(spent)
-            rules.add(found["selection"]["rule"])
-            if found["validation"] is not None and method != "target-only":
-                source.append(100 * found["validation"]["accuracy"]["value"])
-        more = {"selection": "; ".join(sorted(rules)), **cost(seconds)}
+            }
+
+        found, more = by_seed(run, settings)
+        scores = [accuracy(results) for results in found]
         yield row(table, method, METRIC, scores, **more)
-        if METHODS[method] and len(source) == run.seeds:
-            held[method] = (float(np.mean(source)), scores, more)
+        held_out = [results["validation"] for results in found]
+        if METHODS[method] and None not in held_out:
+            source = np.mean([report["accuracy"]["value"] for report in held_out])
+            held[method] = (float(source), scores, more)
     if held:
         best = max(held, key=lambda name: held[name][0])
         _, scores, more = held[best]

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.programs import Settings, accuracy, cost, finetuned, pretrained
+from benchmarks.programs import Settings, accuracy, by_seed, pretrained
 from benchmarks.results import row
 
 DATA = "mnist.npz"
@@ -26,67 +26,60 @@ MODES: dict[str, dict[str, Any]] = {
 STUDENT_WIDTH = 0.25
 
 
-def _encoder(run: Settings, out: pathlib.Path, seed: int, **settings: Any) -> str:
-    home = out / f"mnist-pretrained-{seed}"
-    data = f"npz:{run.folder}/{DATA}"
-    return pretrained(data, home, run.pretrain_steps, seed, **settings)
+ROWS = tuple(f"{mode}-{labels}" for labels in LABELS for mode in MODES)
 
 
 def few_labels(
     run: Settings, table: str, out: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
     """Test accuracy by mode and number of labels; the last step is kept."""
-    for labels in LABELS:
-        for mode, settings in MODES.items():
-            name = f"{mode}-{labels}"
-            if not run.wants(name):
-                continue
-            scores, seconds, rules = [], [], set()
-            for seed in range(run.seeds):
-                found, spent = finetuned(
-                    from_=_encoder(run, out, seed),
-                    data=f"npz:{run.folder}/{DATA}",
-                    out=str(out / f"{table}-{name}-{seed}"),
-                    seed=seed,
-                    steps=run.steps,
-                    eval_every=run.steps,
-                    labels=labels,
-                    **settings,
-                )
-                scores.append(accuracy(found))
-                seconds.append(spent)
-                rules.add(found["selection"]["rule"])
-            more = {"selection": "; ".join(sorted(rules)), **cost(seconds)}
-            yield row(table, name, "test accuracy, %", scores, **more)
+    for name in filter(run.wants, ROWS):
+        mode, _, labels = name.rpartition("-")
+
+        def settings(
+            seed: int, name: str = name, mode: str = mode, labels: str = labels
+        ) -> dict[str, Any]:
+            fewer = {"labels": int(labels), "eval_every": run.steps}
+            return _common(run, table, name, out, seed) | fewer | MODES[mode]
+
+        found, more = by_seed(run, settings)
+        scores = [accuracy(results) for results in found]
+        yield row(table, name, "test accuracy, %", scores, **more)
+
+
+SMALL: dict[str, Any] = {"mode": "scratch", "width": STUDENT_WIDTH}
+KINDS: dict[str, dict[str, Any]] = {
+    "teacher": {"mode": "full"},
+    "student": SMALL,
+    "student-distilled": {**SMALL, "distil": ("logits",)},
+}
 
 
 def distillation(
     run: Settings, table: str, out: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
     """Test errors of 10,000: the teacher, the student alone, the student taught."""
-    small = {"mode": "scratch", "width": STUDENT_WIDTH}
-    kinds: dict[str, dict[str, Any]] = {
-        "teacher": {"mode": "full"},
-        "student": small,
-        "student-distilled": {**small, "distil": ("logits",)},
+    for name in filter(run.wants, KINDS):
+
+        def settings(seed: int, name: str = name) -> dict[str, Any]:
+            own = _common(run, table, name, out, seed) | KINDS[name]
+            if "distil" in own:
+                own["teacher"] = str(out / f"{table}-teacher-{seed}")
+            return own
+
+        found, more = by_seed(run, settings)
+        errors = [100 * (100 - accuracy(results)) for results in found]
+        yield row(table, name, "errors of 10,000", errors, **more)
+
+
+def _common(
+    run: Settings, table: str, name: str, out: pathlib.Path, seed: int
+) -> dict[str, Any]:
+    """Encoder, data and run folder of one run."""
+    data = f"npz:{run.folder}/{DATA}"
+    home = out / f"mnist-pretrained-{seed}"
+    return {
+        "from_": pretrained(data, home, run.pretrain_steps, seed),
+        "data": data,
+        "out": str(out / f"{table}-{name}-{seed}"),
     }
-    errors: dict[str, list[float]] = {}
-    for name, settings in kinds.items():
-        if not run.wants(name):
-            continue
-        seconds = []
-        for seed in range(run.seeds):
-            if "distil" in settings:
-                teacher = str(out / f"{table}-teacher-{seed}")
-                settings = {**settings, "teacher": teacher}
-            found, spent = finetuned(
-                from_=_encoder(run, out, seed),
-                data=f"npz:{run.folder}/{DATA}",
-                out=str(out / f"{table}-{name}-{seed}"),
-                seed=seed,
-                steps=run.steps,
-                **settings,
-            )
-            errors.setdefault(name, []).append(100 * (100 - accuracy(found)))
-            seconds.append(spent)
-        yield row(table, name, "errors of 10,000", errors[name], **cost(seconds))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.programs import Settings, cost, finetuned, pretrained
+from benchmarks.programs import Settings, by_seed, pretrained
 from benchmarks.results import row
 
 OMNIGLOT = "omniglot/background_small1.zip"
@@ -66,30 +66,29 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
     path = omniglot(pathlib.Path(run.folder), out)
     methods = [name for name in EPISODES if run.wants(name)]
     for method in methods:
-        scores: dict[str, list[float]] = {}
-        seconds = []
-        for seed in range(run.seeds):
-            results, spent = finetuned(
-                from_=_of_characters(path, out, run.pretrain_steps, seed),
-                data=f"npz:{path}",
-                out=str(out / f"{table}-{method}-{seed}"),
-                mode="full",
-                seed=seed,
-                steps=run.steps,
-                eval_every=run.steps,
-                shots=int(table[-2]),
-                test_classes=TEST_CLASSES,
-                weight_decay=0.0,
+
+        def settings(seed: int, method: str = method) -> dict[str, Any]:
+            return {
+                "from_": _of_characters(path, out, run.pretrain_steps, seed),
+                "data": f"npz:{path}",
+                "out": str(out / f"{table}-{method}-{seed}"),
+                "mode": "full",
+                "eval_every": run.steps,
+                "shots": int(table[-2]),
+                "test_classes": TEST_CLASSES,
+                "weight_decay": 0.0,
                 **EPISODES[method],
-            )
-            seconds.append(spent)
-            for name, found in results["episodes"]["accuracy"].items():
+            }
+
+        found, spent = by_seed(run, settings)
+        scores: dict[str, list[float]] = {}
+        for results in found:
+            for name, figure in results["episodes"]["accuracy"].items():
                 if name == method or (name not in EPISODES and method == methods[0]):
-                    scores.setdefault(name, []).append(100 * found["value"])
+                    scores.setdefault(name, []).append(100 * figure["value"])
         for name, values in scores.items():
-            more = cost(seconds) if name == method else {}
             metric = "accuracy on 600 held-out episodes, %"
-            yield row(table, name, metric, values, **more)
+            yield row(table, name, metric, values, **(spent if name == method else {}))
 
 
 def _of_characters(path: pathlib.Path, out: pathlib.Path, steps: int, seed: int) -> str:
@@ -113,30 +112,27 @@ def task_sequence(
         np.savez(few, images=arrays["x_train"].reshape(-1, 28, 28, 1)[:256])
     # Mode scratch takes the architecture alone from it.
     encoder = pretrained(f"npz:{few}", out / "split-mnist-encoder", 1, 0)
-    for method, settings in SEQUENCES.items():
-        if not run.wants(method):
-            continue
-        found, spent = [], []
-        for seed in range(run.seeds):
-            results, seconds = finetuned(
-                from_=encoder,
-                data=f"npz:{data}",
-                out=str(out / f"{table}-{method}-{seed}"),
-                mode="scratch",
-                scenario=table.rsplit("-", 1)[1],
-                continual=method,
-                sequence=DIGITS,
-                seed=seed,
-                steps=run.steps,
-                eval_every=run.steps,
-                augment="none",
-                weight_decay=0.0,
-                **settings,
-            )
-            found.append(results["continual"])
-            spent.append(seconds)
+    for method in filter(run.wants, SEQUENCES):
+
+        def settings(seed: int, method: str = method) -> dict[str, Any]:
+            return {
+                "from_": encoder,
+                "data": f"npz:{data}",
+                "out": str(out / f"{table}-{method}-{seed}"),
+                "mode": "scratch",
+                "scenario": table.rsplit("-", 1)[1],
+                "continual": method,
+                "sequence": DIGITS,
+                "eval_every": run.steps,
+                "augment": "none",
+                "weight_decay": 0.0,
+                **SEQUENCES[method],
+            }
+
+        found, spent = by_seed(run, settings)
         for name in ("average_accuracy", "forgetting"):
-            values = [100 * one[name] for one in found if one[name] is not None]
+            each = [results["continual"][name] for results in found]
+            values = [100 * value for value in each if value is not None]
             if values:
                 metric = f"{name.replace('_', ' ')}, %"
-                yield row(table, method, metric, values, **cost(spent))
+                yield row(table, method, metric, values, **spent)

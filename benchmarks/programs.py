@@ -4,7 +4,7 @@ import contextlib
 import io
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,8 +65,21 @@ def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
     return dict(result.results), spent
 
 
-def cost(seconds: list[float | None]) -> dict[str, Any]:
-    """What a run took, as a field of a row."""
+def by_seed(
+    run: Settings, settings: Callable[[int], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(the results, the seconds and the rule as fields of a row) of a run a seed."""
+    found, seconds = [], []
+    for seed in range(run.seeds):
+        results, spent = finetuned(seed=seed, steps=run.steps, **settings(seed))
+        found.append(results)
+        seconds.append(spent)
+    rules = sorted({results["selection"]["rule"] for results in found})
+    return found, {"selection": "; ".join(rules), **_cost(seconds)}
+
+
+def _cost(seconds: list[float | None]) -> dict[str, Any]:
+    """What a run took, where none was found complete."""
     known = [spent for spent in seconds if spent is not None]
     return {"seconds": round(float(np.mean(known)), 1)} if known else {}
 

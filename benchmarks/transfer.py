@@ -12,8 +12,8 @@ import dataclasses
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -30,16 +30,30 @@ NOTES = (
     "`best` is the method of highest accuracy on held-out source images."
 )
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
-TABLES: dict[str, tuple[Measure, set[str]]] = {
-    **{name: (domains.measure, domains.needed(name)) for name in domains.TABLES},
-    "few-labels": (labels.few_labels, {labels.DATA}),
-    "distillation-mnist": (labels.distillation, {labels.DATA}),
-    "omniglot-5w1s": (learning.few_shot, {learning.OMNIGLOT}),
-    "omniglot-5w5s": (learning.few_shot, {learning.OMNIGLOT}),
-    "split-mnist-task": (learning.task_sequence, {"mnist.npz"}),
-    "split-mnist-class": (learning.task_sequence, {"mnist.npz"}),
+
+
+class Table(NamedTuple):
+    """How a table is measured, the files it needs, the rows that may be asked for."""
+
+    measure: Measure
+    files: Collection[str]
+    rows: Collection[str]
+
+
+_SHOTS = Table(learning.few_shot, {learning.OMNIGLOT}, learning.EPISODES)
+_SPLIT = Table(learning.task_sequence, {"mnist.npz"}, learning.SEQUENCES)
+TABLES: dict[str, Table] = {
+    **{
+        name: Table(domains.measure, domains.needed(name), domains.METHODS)
+        for name in domains.TABLES
+    },
+    "few-labels": Table(labels.few_labels, {labels.DATA}, labels.ROWS),
+    "distillation-mnist": Table(labels.distillation, {labels.DATA}, labels.KINDS),
+    "omniglot-5w1s": _SHOTS,
+    "omniglot-5w5s": _SHOTS,
+    "split-mnist-task": _SPLIT,
+    "split-mnist-class": _SPLIT,
 }
-"""{table: (what measures it, the files it needs)}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +102,17 @@ def main(run: Transfer) -> None:
     for given in run.tables:
         if given not in TABLES:
             sys.exit(f"tables: {given!r} is unknown{did_you_mean(given, TABLES)}")
+    rows = [row for table in run.tables for row in TABLES[table].rows]
+    for given in run.only:
+        if given not in rows:
+            sys.exit(f"only: no row {given!r}{did_you_mean(given, rows)}")
     runtime.start()
     with contextlib.ExitStack() as stack:
         out = run.out or stack.enter_context(tempfile.TemporaryDirectory())
         folder = pathlib.Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         for table in run.tables:
-            measure, files = TABLES[table]
+            measure, files, _ = TABLES[table]
             missing = [
                 n for n in sorted(files) if not (pathlib.Path(run.folder) / n).exists()
             ]

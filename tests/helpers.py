@@ -2,10 +2,22 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def cut_back(
+    run: pathlib.Path, copy: pathlib.Path, step: int, last: int
+) -> pathlib.Path:
+    """A copy of a finished run as if it had been stopped after `step` of `last`."""
+    shutil.copytree(run, copy)
+    for later in range(step + 1, last + 1):
+        shutil.rmtree(copy / "checkpoints" / str(later))
+    (copy / "results.json").unlink()
+    return copy
 
 
 def environment(devices: int = 1, **extra: str) -> dict[str, str]:

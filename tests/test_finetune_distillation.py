@@ -1,7 +1,6 @@
 """Distillation: its terms by hand, and whole runs on tiny images."""
 
 import json
-import shutil
 import types
 
 import jax
@@ -17,6 +16,7 @@ from finetune.context import Context
 from finetune.program import finetune
 from finetune.source import chosen_model
 from finetune.terms import distillation as terms
+from tests.helpers import cut_back
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
 
@@ -182,11 +182,7 @@ def test_the_gain_is_reported_where_an_earlier_step_is_kept(
 
 
 def test_it_resumes_exactly(home, whole, tmp_path):
-    run = tmp_path / "cut"
-    shutil.copytree(whole.run, run)
-    for step in (3, 4):
-        shutil.rmtree(run / "checkpoints" / str(step))
-    (run / "results.json").unlink()
+    run = cut_back(whole.run, tmp_path / "cut", 2, last=4)
     finetune(distilled(home, run, **EVERYTHING))
     states = [Store(r).restore(step=4)[1] for r in (whole.run, run)]
     jax.tree.map(np.testing.assert_array_equal, *states)

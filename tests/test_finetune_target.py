@@ -1,7 +1,6 @@
 """Runs with anchors and a target domain as a whole, on tiny images."""
 
 import json
-import shutil
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from checkpoints.store import Store
 from checkpoints.trees import flatten
 from finetune.artefact import load_classifier
 from finetune.program import finetune
+from tests.helpers import cut_back
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
 
@@ -74,11 +74,7 @@ def test_everything_together_resumes_exactly(home, tmp_path):
     for path, leaf in flatten(read_encoder(home / "encoder")[0]).items():
         np.testing.assert_array_equal(anchor[path], leaf)
     for cut in (1, 4):
-        run = tmp_path / f"cut-{cut}"
-        shutil.copytree(result.run, run)
-        for step in range(cut + 1, 7):
-            shutil.rmtree(run / "checkpoints" / str(step))
-        (run / "results.json").unlink()
+        run = cut_back(result.run, tmp_path / f"cut-{cut}", cut, last=6)
         again = finetune(config(home, run, **settings))
         _, found, _ = Store(run).restore(step=6)
         jax.tree.map(np.testing.assert_array_equal, found, expected)

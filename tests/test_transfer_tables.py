@@ -62,6 +62,12 @@ def test_a_missing_file_skips_its_table(tmp_path, capsys):
     assert "mnist.npz, no usps.npz" in said
 
 
+def test_a_row_that_no_table_has_is_refused_before_anything_runs():
+    run = transfer.Transfer(tables=("few-labels",), only=("prob-10",))
+    with pytest.raises(SystemExit, match=r"no row 'prob-10'.*probe-10"):
+        transfer.main(run)
+
+
 @pytest.mark.slow
 def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch):
     for name in ("read_results", "write_results"):

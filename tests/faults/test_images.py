@@ -106,7 +106,7 @@ def test_a_jpeg_is_what_pillow_makes_of_it():
     assert np.abs(see(data).astype(int) - wanted).max() <= 2
 
 
-@pytest.mark.parametrize("side", [16, 40, 90, 180])
+@pytest.mark.parametrize("side", [16, 40, 90, 180, 224, 300])
 def test_a_jpeg_shrunk_while_decoding_is_the_image_shrunk(side):
     smooth = Image.fromarray(COLOUR).resize((500, 375), Image.Resampling.BICUBIC)
     data = encode(smooth, "JPEG", quality=95)
