@@ -33,8 +33,8 @@ class EvaluateConfig:
     checkpoints/STEP, an encoder/ or a classifier/ folder."""
 
     data: str
-    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], npz:PATH, tfds:NAME,
-    synthetic:HxWxC. Given test images are the ones scored."""
+    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
+    tfds:NAME, synthetic:HxWxC. Given test images are the ones scored."""
 
     out: str | None = None
     """Write the figures to this file, as JSON. For an encoder its tables (.md) and

@@ -25,8 +25,8 @@ class FeaturesConfig:
     """The encoder: a run folder, one of its checkpoints/STEP, or an encoder/ folder."""
 
     data: str
-    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], npz:PATH, tfds:NAME,
-    synthetic:HxWxC."""
+    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
+    tfds:NAME, synthetic:HxWxC."""
 
     out: str
     """The file to write: .parquet (split, id, label and class where known, vector),

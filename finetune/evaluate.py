@@ -16,7 +16,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       DataError: no labels, classes the classifier does not know, another shape.
       CheckpointError: there is no classifier, or it is damaged.
     """
-    from afterimage.data import ImageSet, open_data
+    from afterimage.data import ImageSet, has_tasks, open_data
     from afterimage.evaluation.classification import classification_report
     from afterimage.training.mesh import make_mesh
     from afterimage.training.sweep import Sweep
@@ -35,8 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         channels=channels if channels in (1, 3) else None,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
-        # Only such a file has labels of several tasks.
-        tasks=tasks if config.data.startswith("npz:") else (),
+        tasks=tasks if has_tasks(config.data) else (),
     )
     split, images = _split(config, splits)
     wanted = (height, width, channels)

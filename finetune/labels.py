@@ -104,7 +104,8 @@ def _check_task(splits: Splits, task: str) -> None:
     if task not in splits.train.tasks:
         raise DataError(
             f"{splits.train.name} has no labels of the task {task!r}; expected an "
-            f"array y_train_{task} beside y_train, or labels_{task} beside labels"
+            f"array y_train_{task} beside y_train, or labels_{task} beside labels, or "
+            f"a filled column {task} of a csv file"
         )
     each = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     check_classes(Splits(**{k: v and v.of_task(task) for k, v in each.items()}))

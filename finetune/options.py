@@ -160,9 +160,9 @@ class TaskOptions:
     """Several questions about the same images."""
 
     tasks: tuple[str, ...] = ()
-    """Further tasks on the same encoder, each with a head of its own: names of label
-    arrays beside the images, y_train_NAME in an npz file. An image may lack the label
-    of any task (-1 or NaN)."""
+    """Further tasks on the same encoder, each with a head of its own: columns of a
+    csv file, or label arrays y_train_NAME in an npz file. An image may lack the label
+    of any task (an empty cell, -1 or NaN)."""
 
     task_weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
     """fixed: the sum of the losses; uncertainty: each task's weight is learned, noisy

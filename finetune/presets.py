@@ -238,7 +238,7 @@ PRESETS: Mapping[str, Preset] = {
         about="several tasks on one encoder, their conflicting gradients projected",
         command=(
             "afterimage finetune --preset tasks --from runs/photos "
-            "--data npz:labelled.npz --tasks colour --out runs/tasks"
+            "--data csv:labels.csv --tasks colour --out runs/tasks"
         ),
         settings={"mode": "two-phase", "task_weighting": "pcgrad"},
         cost="as two-phase, and one more backward pass a task",
@@ -247,7 +247,7 @@ PRESETS: Mapping[str, Preset] = {
         about="several tasks on one encoder, each task's weight learned",
         command=(
             "afterimage finetune --preset tasks-uncertainty --from runs/photos "
-            "--data npz:labelled.npz --tasks colour --out runs/tasks"
+            "--data csv:labels.csv --tasks colour --out runs/tasks"
         ),
         settings={"mode": "two-phase", "task_weighting": "uncertainty"},
         cost="as two-phase",

@@ -13,7 +13,7 @@ from afterimage.data.sets import (
     Splits,
     array_set,
 )
-from afterimage.data.sources import open_data
+from afterimage.data.sources import has_tasks, open_data
 from afterimage.data.splits import choose_labels, hold_out
 from afterimage.data.statistics import channel_statistics
 
@@ -32,6 +32,7 @@ __all__ = [
     "check_classes",
     "choose_labels",
     "eval_batches",
+    "has_tasks",
     "hold_out",
     "make_augment",
     "open_data",

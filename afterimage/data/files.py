@@ -59,31 +59,11 @@ def is_image_name(name: str) -> bool:
     return not hidden and pathlib.PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-class Folder:
-    """Every image under a folder; links are followed, cycles are not."""
+class OnDisk:
+    """Files by their paths from a folder on."""
 
-    def __init__(self, path: str):
-        self._root = pathlib.Path(path).expanduser()
-        if not self._root.is_dir():
-            raise DataError(
-                f"folder:{path} is not a folder"
-                + ("; it is a file" if self._root.exists() else "; it does not exist")
-            )
-        self.names = sorted(filter(is_image_name, self._walk()))
-        if not self.names:
-            raise DataError(_nothing(f"folder:{path}", self._walk()))
-
-    def _walk(self) -> Iterator[str]:
-        seen = set()
-        for folder, folders, names in os.walk(self._root, followlinks=True):
-            where = os.stat(folder)
-            if (where.st_dev, where.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((where.st_dev, where.st_ino))
-            folders.sort()
-            for name in names:
-                yield pathlib.Path(folder, name).relative_to(self._root).as_posix()
+    def __init__(self, root: pathlib.Path, names: Sequence[str]):
+        self._root, self.names = root, names
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """Size and both times: a file replaced under an old date has a new ctime."""
@@ -95,6 +75,35 @@ class Folder:
 
     def open(self, row: int) -> io.BufferedIOBase:
         return open(self._root / self.names[row], "rb")
+
+
+class Folder(OnDisk):
+    """Every image under a folder; links are followed, cycles are not."""
+
+    def __init__(self, path: str):
+        root = pathlib.Path(path).expanduser()
+        if not root.is_dir():
+            raise DataError(
+                f"folder:{path} is not a folder"
+                + ("; it is a file" if root.exists() else "; it does not exist")
+            )
+        super().__init__(root, sorted(filter(is_image_name, _walk(root))))
+        if not self.names:
+            raise DataError(_nothing(f"folder:{path}", _walk(root)))
+
+
+def _walk(root: pathlib.Path) -> Iterator[str]:
+    """Every file below, by its path from there."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        where = os.stat(folder)
+        if (where.st_dev, where.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((where.st_dev, where.st_ino))
+        folders.sort()
+        for name in names:
+            yield pathlib.Path(folder, name).relative_to(root).as_posix()
 
 
 class Archives:

@@ -20,6 +20,7 @@ from afterimage.data.progress import Progress
 from afterimage.data.sets import (
     BadImage,
     ImageSet,
+    Labels,
     Selected,
     Splits,
     content_fingerprint,
@@ -120,8 +121,11 @@ def image_sets(
     channels: int | None,
     on_bad_image: str,
     cache: bool,
+    tasks: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Splits:
     """Sets of {split: (rows of `files`, class name of each)}, decoded as asked.
+
+    `tasks` has the class names of further tasks, one for each of `files`.
 
     The fingerprint of each is over the digests of its files' bytes, so it does not
     depend on where they lie, when they were written, or whether there is a cache.
@@ -143,6 +147,8 @@ def image_sets(
         for split, group in groups.items()
     }
     labels, classes = index_names({s: [n for _, n in k] for s, k in kept.items()})
+    rows_of = {split: [row for row, _ in pairs] for split, pairs in kept.items()}
+    more = {task: _by_split(names, rows_of) for task, names in (tasks or {}).items()}
     sets = {}
     for split, pairs in kept.items():
         rows = np.array([place[row] for row, _ in pairs], np.int64)
@@ -150,15 +156,16 @@ def image_sets(
             raise DataError(f"{source} [{split}]: every file is bad")
         ids = [files.names[row] for row, _ in pairs]
         shape = (len(rows), *entry.images.shape[1:])
+        digests = [entry.digests[row] for row in rows]
+        own = {task: all_[split] for task, all_ in more.items() if split in all_}
         sets[split] = ImageSet(
             images=Selected(entry.images, rows),
             labels=labels[split],
             ids=ids,
             class_names=classes,
             name=f"{source} [{split}]",
-            fingerprint=content_fingerprint(
-                [entry.digests[row] for row in rows], labels[split], ids, shape
-            ),
+            fingerprint=content_fingerprint(digests, labels[split], ids, shape, own),
+            tasks=own,
             skipped=tuple(
                 BadImage(files.names[row], entry.bad[row])
                 for row in groups[split][0]
@@ -166,6 +173,19 @@ def image_sets(
             ),
         )
     return Splits(**sets)
+
+
+def _by_split(
+    names: Sequence[str | None], rows: Mapping[str, Sequence[int]]
+) -> dict[str, Labels]:
+    """A task's labels in each split that has any."""
+    chosen = {split: [names[row] for row in mine] for split, mine in rows.items()}
+    values, classes = index_names(chosen)
+    return {
+        split: Labels(labels, classes)
+        for split, labels in values.items()
+        if labels is not None and classes is not None
+    }
 
 
 def _cache_folder(

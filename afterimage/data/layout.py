@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from afterimage.errors import DataError
 
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -29,23 +29,30 @@ def layout(
     while _is_wrapper(paths):
         paths = [path[1:] for path in paths]
     tops = {path[0] if len(path) > 1 else "" for path in paths}
-    found = {_SPLITS.get(top.lower()) for top in tops}
-    splits: dict[str, list[int]] = {}
-    for row, path in enumerate(paths):
-        split = _SPLITS[path[0].lower()] if None not in found else "train"
-        splits.setdefault(split, []).append(row)
+    found = {SPLITS.get(top.lower()) for top in tops}
+    given = ["train"] * len(paths)
     if None not in found:
+        given = [SPLITS[path[0].lower()] for path in paths]
         paths = [path[1:] for path in paths]
-    if "train" not in splits:
-        raise DataError(
-            f"{source} has {' and '.join(sorted(splits))} but no train folder; name "
-            "one of them as the data, or add train/"
-        )
+    splits = by_split(given, source)
     result = {}
     for split, rows in splits.items():
         labelled = all(len(paths[row]) > 1 for row in rows)
         result[split] = (rows, [paths[row][0] if labelled else None for row in rows])
     return result
+
+
+def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
+    """{split: rows} of each row's split; DataError where none is for training."""
+    splits: dict[str, list[int]] = {}
+    for row, split in enumerate(given):
+        splits.setdefault(split, []).append(row)
+    if "train" not in splits:
+        raise DataError(
+            f"{source} has {' and '.join(sorted(splits))} but no train; name one of "
+            "them as the data, or add train"
+        )
+    return splits
 
 
 def _is_wrapper(paths: list[list[str]]) -> bool:
@@ -55,4 +62,4 @@ def _is_wrapper(paths: list[list[str]]) -> bool:
     (top,) = tops
     # Below a lone `train` or `test` everything is one set; any other lone folder is a
     # class, unless there are folders in it for all images.
-    return top.lower() in _SPLITS or all(len(path) > 2 for path in paths)
+    return top.lower() in SPLITS or all(len(path) > 2 for path in paths)

@@ -240,8 +240,12 @@ def content_fingerprint(
     labels: np.ndarray | None,
     ids: Sequence[str],
     shape: tuple[int, ...],
+    tasks: Mapping[str, Labels] | None = None,
 ) -> str:
-    """SHA-256 over pixels (an array, or a digest of each file), labels, ids, shape."""
+    """SHA-256 over pixels (an array, or a digest of each file), labels, ids, shape.
+
+    And over the labels of further tasks.
+    """
     digest = hashlib.sha256(repr(tuple(int(n) for n in shape)).encode())
     if isinstance(pixels, np.ndarray):
         digest.update(np.ascontiguousarray(pixels).data)
@@ -249,7 +253,12 @@ def content_fingerprint(
         digest.update(b"".join(pixels))
     digest.update(b"" if labels is None else labels.astype("<i4").tobytes())
     digest.update("\0".join(ids).encode())
-    return digest.hexdigest()
+    fingerprint = digest.hexdigest()
+    for key, task in sorted((tasks or {}).items()):
+        more = f"{fingerprint} {key} {task.class_names}".encode()
+        more += task.values.astype("<i4").tobytes()
+        fingerprint = hashlib.sha256(more).hexdigest()
+    return fingerprint
 
 
 def array_set(
@@ -263,9 +272,5 @@ def array_set(
     """An ImageSet of an array in memory; ids are positions where none are given."""
     ids = [str(i) for i in range(len(images))] if ids is None else ids
     tasks = tasks or {}
-    fingerprint = content_fingerprint(images, labels, ids, images.shape)
-    for key in sorted(tasks):
-        more = f"{fingerprint} {key} {tasks[key].class_names}".encode()
-        more += tasks[key].values.astype("<i4").tobytes()
-        fingerprint = hashlib.sha256(more).hexdigest()
+    fingerprint = content_fingerprint(images, labels, ids, images.shape, tasks)
     return ImageSet(images, labels, ids, class_names, name, fingerprint, tasks=tasks)

@@ -8,6 +8,7 @@ from afterimage.data.catalogue import open_tfds
 from afterimage.data.digits import open_digits
 from afterimage.data.images import open_folder, open_zip
 from afterimage.data.sets import Splits
+from afterimage.data.table import open_csv
 from afterimage.errors import UserError, did_you_mean
 
 OnBadImage = Literal["fail", "skip"]
@@ -18,6 +19,7 @@ SOURCES: dict[str, tuple[str, Callable[..., Splits]]] = {
     "tfds": ("NAME[/CONFIG][:VERSION]", open_tfds),
     "folder": ("PATH", open_folder),
     "zip": ("PATH[,PATH...]", open_zip),
+    "csv": ("PATH", open_csv),
     "npz": ("PATH", open_npz),
     "synthetic": ("HxWxC", open_synthetic),
 }
@@ -38,8 +40,8 @@ def open_data(
     None keeps the size that all images share. `channels` is 1 (grey) or 3 (RGB); None
     keeps what the data has. `on_bad_image` "skip" leaves out files that are no image
     and lists them in `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks`
-    names further labels to read, which only an npz file has beside its images. Raises
-    UserError for a spec that means nothing and DataError for data that does not fit it.
+    names further labels to read, which only npz and csv files have. Raises UserError
+    for a spec that means nothing and DataError for data that does not fit it.
     """
     kind, _, rest = spec.partition(":")
     if kind not in SOURCES or bool(rest) != bool(SOURCES[kind][0]):
@@ -50,10 +52,11 @@ def open_data(
         raise UserError(f"channels {channels}; expected 1 (grey) or 3 (RGB)")
     if on_bad_image not in ("fail", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
-    if tasks and kind != "npz":
+    if tasks and not has_tasks(spec):
         raise UserError(
-            f"tasks {', '.join(tasks)}: {spec} has one label an image; give an npz "
-            "file with the labels of each task, e.g. y_train_NAME beside x_train"
+            f"tasks {', '.join(tasks)}: {spec} has one label an image; list the images "
+            "in a table with a column a task, csv:PATH, or give an npz file with the "
+            "labels of each, e.g. y_train_NAME beside x_train"
         )
     return SOURCES[kind][1](
         rest,
@@ -63,6 +66,11 @@ def open_data(
         cache=cache,
         **({"tasks": tasks} if tasks else {}),
     )
+
+
+def has_tasks(spec: str) -> bool:
+    """Whether data of this kind may have labels of several tasks."""
+    return spec.partition(":")[0] in ("csv", "npz")
 
 
 def forms() -> list[str]:
