@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 import sys
 import textwrap
 import types
@@ -116,14 +117,21 @@ def parse(
 def exit_code(command: Callable[[], object]) -> int:
     """Runs a command; errors a user can act on are a message and their own code.
 
-    0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved;
-    anything else is our fault and keeps its traceback.
+    0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved,
+    141 nobody reads the output any more (`| head`); anything else is our fault and
+    keeps its traceback.
     """
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
     except (AfterimageError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -26,11 +26,13 @@ EPISODES: dict[str, dict[str, Any]] = {
     "reptile": {"meta": "reptile", "inner_lr": 0.05, "inner_steps": 5},
     "prototypical": {"meta": "prototypical"},
 }
+# The weight of EWC (its default) and the memory were chosen on 6,000 training images
+# held out, seed 7, 500 steps.
 SEQUENCES: dict[str, dict[str, Any]] = {
     "none": {},
-    "ewc": {"continual_weight": 1e5},
+    "ewc": {},
     "lwf": {},
-    "replay": {"memory": 20},
+    "replay": {"memory": 100},
     "joint": {},
 }
 DIGITS = ("0,1", "2,3", "4,5", "6,7", "8,9")

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, Literal
 
+import finetune.presets
+import pretrain.presets
+
 Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
 Metric = Literal["test accuracy, %", "test error, %"]
 ACCURACY: Metric = "test accuracy, %"
@@ -51,6 +54,14 @@ def _pairs(
     }
 
 
+def _preset(name: str) -> dict[str, dict[str, Any]]:
+    """The recipe that users get by this name, in both stages."""
+    return {
+        "pretrain": dict(pretrain.presets.PRESETS[name].settings),
+        "finetune": dict(finetune.presets.PRESETS[name].settings),
+    }
+
+
 _CIFAR = ",".join(f"{{}}/cifar10/train-{i}.zip" for i in range(5))
 _CIFAR = f"zip:{_CIFAR},{{}}/cifar10/test.zip"
 _MASCI: dict[str, Any] = {
@@ -65,7 +76,6 @@ _MASCI: dict[str, Any] = {
     },
 }
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
-_MASKED: dict[str, Any] = {"objective": "masked", "mask_ratio": 0.6, "mask_patch": 4}
 TABLES: dict[str, Table] = {
     "mnist-masci": Table(
         data="npz:{}/mnist.npz",
@@ -83,9 +93,7 @@ TABLES: dict[str, Table] = {
             control="pseudo-labels-scratch",
             unlabelled="rest",
         ),
-        pretrain=_MASKED
-        | {"model": "conv", "steps": 20_000, "augment": "shift", "ema": 0.999},
-        finetune={"mode": "two-phase", "steps": 3000, "augment": "shear", "ema": 0.99},
+        **_preset("mnist-masked"),
     ),
     "cifar10-masci": Table(
         data=_CIFAR,
@@ -103,22 +111,6 @@ TABLES: dict[str, Table] = {
             "fine-tuned-4000": Row(4_000, "pretrained", {"ema": 0.99}, ERROR),
             "scratch-4000": Row(4_000, "scratch", {"ema": 0.99}, ERROR),
         },
-        pretrain=_MASKED
-        | {
-            "model": "resnet18",
-            "steps": 40_000,
-            "augment": "crop-flip",
-            "ema": 0.999,
-            "precision": "bfloat16",
-        },
-        finetune={
-            "mode": "full",
-            "steps": 10_000,
-            "batch_size": 256,
-            "augment": "crop-flip",
-            "ema": 0.999,
-            "precision": "bfloat16",
-            "layer_decay": 0.75,
-        },
+        **_preset("cifar-masked"),
     ),
 }

@@ -22,6 +22,32 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="150 steps of 64 = 9,600 images",
     ),
+    "mnist-masked": Preset(
+        about="after that preset of pretraining: MNIST, few labels or all",
+        command=(
+            "afterimage finetune --preset mnist-masked --from runs/mnist-masked --data "
+            "tfds:mnist --labels-per-class 10 --out runs/mnist-100"
+        ),
+        settings={"mode": "two-phase", "steps": 3000, "augment": "shear", "ema": 0.99},
+        cost="3,000 steps of 64 = 192,000 images",
+    ),
+    "cifar-masked": Preset(
+        about="after that preset of pretraining: CIFAR, thousands of labels",
+        command=(
+            "afterimage finetune --preset cifar-masked --from runs/cifar-masked --data "
+            "tfds:cifar10 --out runs/cifar"
+        ),
+        settings={
+            "mode": "full",
+            "steps": 10_000,
+            "batch_size": 256,
+            "augment": "crop-flip",
+            "ema": 0.999,
+            "precision": "bfloat16",
+            "layer_decay": 0.75,
+        },
+        cost="10,000 steps of 256 = 2.6 million images: for an accelerator",
+    ),
     "few-labels": Preset(
         about="up to about a hundred labels a class: head first, then everything",
         command=(

@@ -60,6 +60,41 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="50 epochs; of 60,000 images: 3 million images, 11,719 steps of 256",
     ),
+    "mnist-masked": Preset(
+        about="MNIST and images like it, 28 pixels: masked, for few labels afterwards",
+        command=(
+            "afterimage pretrain --preset mnist-masked --data tfds:mnist "
+            "--out runs/mnist-masked"
+        ),
+        settings={
+            "model": "conv",
+            "steps": 20_000,
+            "objective": "masked",
+            "mask_ratio": 0.6,
+            "mask_patch": 4,
+            "augment": "shift",
+            "ema": 0.999,
+        },
+        cost="20,000 steps of 256 = 5.1 million images",
+    ),
+    "cifar-masked": Preset(
+        about="CIFAR and images like it, 32 pixels: a masked ResNet-18, bfloat16",
+        command=(
+            "afterimage pretrain --preset cifar-masked --data tfds:cifar10 "
+            "--out runs/cifar-masked"
+        ),
+        settings={
+            "model": "resnet18",
+            "steps": 40_000,
+            "objective": "masked",
+            "mask_ratio": 0.6,
+            "mask_patch": 4,
+            "augment": "crop-flip",
+            "ema": 0.999,
+            "precision": "bfloat16",
+        },
+        cost="40,000 steps of 256 = 10.2 million images: for an accelerator",
+    ),
     "photos-64": Preset(
         about="a folder of photos at 64 pixels, on a laptop or one accelerator",
         command=(

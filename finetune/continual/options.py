@@ -25,7 +25,7 @@ class ContinualOptions:
     model's predictions are kept; replay: some earlier images are shown again."""
 
     continual_weight: float | None = None
-    """Weight of ewc's penalty (default 1e4) or of lwf's term (default 1)."""
+    """Weight of ewc's penalty (default 1e3) or of lwf's term (default 1)."""
 
     memory: int = 20
     """replay: so many images of each class are kept, chosen by seed."""

@@ -23,7 +23,7 @@ from finetune.terms import Term
 from finetune.terms.continual import elastic, task_loss, without_forgetting
 
 REPLAY = "replay"
-_WEIGHTS = {"ewc": 1e4, "lwf": 1.0}
+_WEIGHTS = {"ewc": 1e3, "lwf": 1.0}
 
 
 class ContinualParts(Parts):

@@ -125,6 +125,22 @@ def test_it_runs_as_a_module_from_any_folder(tmp_path):
     assert "did you mean 'pretrain'?" in done.stderr
 
 
+def test_output_that_nobody_reads_ends_without_a_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "afterimage", "pretrain", "--help"],
+        env=environment(),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
 def test_the_same_command_again_says_it_is_complete(afterimage, pretrained):
     assert "complete" in afterimage(*PRETRAIN)
 
