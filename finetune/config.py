@@ -123,10 +123,13 @@ class FinetuneConfig(
     """none; balanced: each class weighs the same, however many images it has; or one
     number a class, in the order of the class names: 1,1,2.5."""
 
-    augment: Literal["none", "shift", "crop-flip", "light", "shear", "strong"] = "shift"
+    augment: Literal[
+        "none", "shift", "crop-flip", "light", "shear", "affine", "strong"
+    ] = "shift"
     """Random changes of the training images. shift: small translations; crop-flip:
     crops and mirroring; light: shift, with brightness and contrast; shear: shift, leant
-    both ways; strong: shear, with tones as in light, further, and a square erased."""
+    both ways; affine: shear, drawn larger or smaller by up to a third; strong: shear,
+    with tones as in light, further, and a square erased."""
 
     select: Literal[
         "auto", "validation", "last", "entropy", "infomax", "snd", "oracle"

@@ -78,7 +78,9 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """gaussian: sigma in standard deviations of the data; salt-and-pepper: probability
     that a pixel is replaced; erasing: share of the area. Default: 1, 0.25, 0.25."""
 
-    augment: Literal["none", "shift", "crop-flip", "light", "shear", "strong"] = "none"
+    augment: Literal[
+        "none", "shift", "crop-flip", "light", "shear", "affine", "strong"
+    ] = "none"
     """Random changes of the images before they are corrupted and reconstructed."""
 
     probe_images: int = 5000

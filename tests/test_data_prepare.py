@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from afterimage.data import (
     Preprocessing,
@@ -151,6 +152,24 @@ def test_shear_leans_each_line_by_a_slope_of_its_own():
     lean = places[:, -1] - places[:, 0]
     assert set(lean) <= set(range(-6, 7))
     assert min(lean) < -3 < 3 < max(lean)
+
+
+@pytest.mark.parametrize("factor", [0.75, 0.9, 1.0, 1.2, 4 / 3])
+def test_drawing_larger_or_smaller_is_linear_interpolation(factor):
+    """As scipy draws it, whose `reflect` mirrors beyond half a pixel too."""
+    signal = RNG.random(11)
+    source = (np.arange(11) - 5) / factor + 5
+    wanted = ndimage.map_coordinates(signal, source[None], order=1, mode="reflect")
+    (weights,) = np.asarray(augment._zoom(jnp.array([[factor]]), 11))
+    np.testing.assert_allclose(weights @ signal, wanted, atol=1e-5)
+
+
+def test_affine_draws_each_image_at_a_size_of_its_own():
+    square = jnp.zeros((100, 32, 32, 1)).at[:, 10:22, 10:22].set(1.0)
+    found = np.asarray(make_augment("affine")(jax.random.key(0), square))
+    sides = np.sqrt(found.sum((1, 2, 3)))
+    assert 12 * 0.7 < sides.min() < 10
+    assert 14.5 < sides.max() < 12 * 1.4
 
 
 def test_strong_erases_a_ninth_or_less():
