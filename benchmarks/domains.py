@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "jmmd": {"align": ("jmmd",)},
     "coral": {"align": ("coral",)},
     "jdot": {"align": ("jdot",)},
+    "mmd + pseudo-labels": {"align": ("mmd",), "unlabelled": "target"},
     "density-ratio": {"density_ratio": "classifier"},
     "cdan-e + l2-sp": {
         "align": ("cdan-e",),
@@ -126,7 +127,9 @@ def _settings(run: Settings, table: str, method: str, out: pathlib.Path) -> dict
     source, target = (
         f"npz:{_domain(name, pathlib.Path(run.folder), out)}" for name in TABLES[table]
     )
-    common = {"weight_decay": 0.01, **METHODS[method]}
+    # Whatever is drawn larger or smaller in the other domain: chosen, as were pseudo-
+    # labels beside MMD, on 1,500 training images of USPS held out, seed 7.
+    common = {"weight_decay": 0.01, "augment": "affine", **METHODS[method]}
     if method == "target-only":
         return {"data": target, **common}
     labels = _LABELLED[TABLES[table][0]]

@@ -220,6 +220,8 @@ class FinetuneConfig(
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")
+        if self.target is None and self.unlabelled == "target":
+            found.append("unlabelled='target' looks at a target: give target")
         if self.domain_statistics is not None:
             if self.target is None and self.unlabelled is None:
                 found.append(

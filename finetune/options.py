@@ -205,12 +205,13 @@ Distillation = Literal["logits", "features", "relational"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlabelledOptions:
-    """Further images of the same domain, of which no label is known."""
+    """Further images, of which no label is known."""
 
     unlabelled: str | None = None
     """Images that are trained on without labels: the classifier's sure predictions are
     to hold where the image is changed strongly. rest: all training images of --data,
-    whatever --labels leaves of their labels; or others, as --data names them."""
+    whatever --labels leaves of their labels; target: those of --target; or others, as
+    --data names them."""
 
     unlabelled_weight: float = 1.0
     """Weight of that term beside the labelled images' loss."""

@@ -147,6 +147,21 @@ PRESETS: Mapping[str, Preset] = {
         settings={"mode": "two-phase", "align": ("jmmd",), "weight_decay": 0.01},
         cost="100 epochs of 64 + 64 images: twice a step without a target",
     ),
+    "adapt-pseudo-labels": Preset(
+        about="the same for digits and letters: MMD, and the target's sure predictions",
+        command=(
+            "afterimage finetune --preset adapt-pseudo-labels --from runs/letters "
+            "--data folder:labelled --target folder:others --out runs/adapted"
+        ),
+        settings={
+            "mode": "two-phase",
+            "align": ("mmd",),
+            "unlabelled": "target",
+            "augment": "affine",
+            "weight_decay": 0.01,
+        },
+        cost="100 epochs of 64 + 3 x 64 images: three to four times a step without",
+    ),
     "distil": Preset(
         about="a smaller network that learns from a finished, larger one",
         command=(

@@ -26,7 +26,7 @@ from finetune.teacher import Teacher
 
 TRAIN, TARGET = "train", "target"
 UNLABELLED, STRONG = "unlabelled", "strong"
-REST = "rest"
+REST, OF_TARGET = "rest", "target"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,8 @@ def open_unlabelled(
 ) -> ImageSet | None:
     """The images of `config.unlabelled` without labels; None where none are wanted.
 
-    `rest` is the training split without the images that choose the step.
+    `rest` is the training split without the images that choose the step, `target` the
+    training images of `config.target`.
     """
     if config.unlabelled is None:
         return None
@@ -80,7 +81,9 @@ def open_unlabelled(
             kept = [i for i, name in enumerate(images.ids) if name not in held]
             images = images.subset(kept)
     else:
-        images = open_for(config, stored, config.unlabelled).train
+        named = config.unlabelled
+        spec = config.target if named == OF_TARGET else named
+        images = open_for(config, stored, spec).train
     return dataclasses.replace(images, labels=None, tasks={})
 
 

@@ -134,6 +134,22 @@ def test_rest_leaves_the_validation_images_out(home):
     assert len(used) + len(opened.chosen.validation) == 60
 
 
+def test_the_targets_images_take_part_without_their_labels(home):
+    from finetune.opening import open_all
+
+    others = write_npz(home / "others.npz", train=36)
+    settings = {"target": others, "align": ("mmd",), "unlabelled": "target"}
+    opened = open_all(config(home, home / "unused", **settings))
+    assert opened.unlabelled is not None
+    assert opened.unlabelled.labels is None
+    assert len(opened.unlabelled) == 36
+    result = finetune(config(home, home / "run", **settings, confidence=0.2))
+    found = [row.get("train/pseudo_labels") for row in rows(result.run)]
+    assert any(value and value > 0 for value in found)
+    with pytest.raises(UserError, match="unlabelled='target' looks at a target"):
+        config(home, home / "other", unlabelled="target")
+
+
 @pytest.fixture
 def batch_normalised(tmp_path):
     """Settings of one step from an encoder with BatchNorm."""
