@@ -28,7 +28,14 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset mnist-masked --from runs/mnist-masked --data "
             "tfds:mnist --labels-per-class 10 --out runs/mnist-100"
         ),
-        settings={"mode": "two-phase", "steps": 3000, "augment": "shear", "ema": 0.99},
+        # Chosen on 8,000 training images held out, 100 labels, seed 11, 400 steps.
+        settings={
+            "mode": "full",
+            "steps": 3000,
+            "lr": 3e-3,
+            "augment": "affine",
+            "ema": 0.99,
+        },
         cost="3,000 steps of 64 = 192,000 images",
     ),
     "cifar-masked": Preset(
