@@ -121,6 +121,22 @@ def test_lines_evaluations_and_checkpoints_come_when_due(tmp_path, images):
     assert losses[-1] < losses[0]
 
 
+def test_images_a_second_are_of_steps_that_are_finished(tmp_path, images):
+    """A step that takes long is not called fast for having been dispatched at once."""
+
+    def slow(params, stats, batch, key, step):
+        value, rest = _loss(params, stats, batch, key, step)
+        square = jnp.full((512, 512), 1e-3 * (step + 1))
+        square = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), square)
+        return value + 1e-9 * square[0, 0], rest
+
+    train(tmp_path / "run", images, loss=slow)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line).get("time/images_per_second") for line in lines]
+    found = [rate for rate in rates if rate]
+    assert max(found) < 4 * min(found)
+
+
 def test_an_evaluation_that_is_not_finite_ends_the_run_before_its_checkpoint(
     tmp_path, images
 ):

@@ -72,23 +72,32 @@ class _Pending:
     def __init__(self, fit: Fit, feed: Feed):
         self.fit, self.feed = fit, feed
         self.rows: deque[tuple[int, int, np.ndarray, Any]] = deque()
-        self.flight: deque[Any] = deque()
+        self.flight: deque[tuple[int, Any]] = deque()
+        """(steps, their loss) of the dispatches that may not be finished."""
         self.bad_row = 0
         """Non-finite steps in a row, as far as metrics were read."""
 
     def add(self, step: int, length: int, index: np.ndarray, metrics: Any) -> None:
         """Metrics of the `length` steps up to `step`; waits for old dispatches."""
         self.rows.append((step, length, index, metrics))
-        self.flight.append(metrics["loss"])
-        if len(self.flight) > _IN_FLIGHT:
-            jax.block_until_ready(self.flight.popleft())
+        self.flight.append((length, metrics["loss"]))
+        # The first, which compiled, is waited for: only then the clock is right.
+        while len(self.flight) > _IN_FLIGHT * self.fit.progress.warm:
+            self._finish(1)
+
+    def _finish(self, dispatches: int) -> None:
+        """Waits for the oldest dispatches, and counts their steps as done."""
+        done = [self.flight.popleft() for _ in range(dispatches)]
+        jax.block_until_ready([loss for _, loss in done])
+        if done:
+            self.fit.progress.add(sum(length for length, _ in done))
 
     def flush(self, *, everything: bool) -> None:
         """Reads finished metrics in one transfer, writes due lines, looks for NaN."""
         keep = 0 if everything else _IN_FLIGHT
         rows = [self.rows.popleft() for _ in range(max(len(self.rows) - keep, 0))]
         if everything:
-            self.flight.clear()
+            self._finish(len(self.flight))
         values = jax.device_get([metrics for *_, metrics in rows])
         for (end, length, index, _), metrics in zip(rows, values):
             for i in range(length):
@@ -227,7 +236,6 @@ def fit(
             run_block = single if length == 1 else stretch
             state, metrics = run_block(state, batch, feed.data)
             now += length
-            plan.progress.add(length)
             pending.add(now, length, index, metrics)
             state = _at_boundary(plan, state, pending, now, end, stop)
     except jax.errors.JaxRuntimeError as error:

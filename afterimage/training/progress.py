@@ -23,8 +23,8 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts steps and time; evaluation, saving and the first step's compilation are
-    kept out of images/s. Costs no device value of its own."""
+    """Counts finished steps and time; evaluation, saving and the first step's
+    compilation are kept out of images/s. Costs no device value of its own."""
 
     def __init__(self, total: int, *, batch_size: int, stream: Any = None):
         self.total, self.batch_size = total, batch_size
@@ -40,10 +40,10 @@ class Progress:
         self._began = self._mark = time.perf_counter()
         self._training = self._stalled = 0.0
         self._steps = 0
-        self._warm = False
+        self.warm = False
 
     def start(self, step: int, *, stretch: int) -> None:
-        """A phase begins at `step`; the first dispatch compiles and is not timed."""
+        """A phase begins at `step`; what is added first compiled, and is not timed."""
         self._reset()
         self.step, self._stretch = step, stretch
         if self.stream.isatty() and not self.quiet and self._bar is None:
@@ -70,7 +70,7 @@ class Progress:
                 self._since = None
                 if block is None:
                     return
-                if self._warm:
+                if self.warm:
                     self._stalled += time.perf_counter() - before
                 yield block
         finally:
@@ -90,20 +90,20 @@ class Progress:
                 )
 
     def add(self, steps: int) -> None:
-        """`steps` more were dispatched."""
+        """`steps` more are finished."""
         now = time.perf_counter()
-        if self._warm:
+        if self.warm:
             self._training += now - self._mark
             self._steps += steps
         self._mark = now
-        self._warm = True
+        self.warm = True
         self.step += steps
         if self._bar is not None:
             self._bar.update(steps)
 
     def pause(self, what: str) -> None:
         """Training stops for `what`."""
-        self._training += time.perf_counter() - self._mark if self._warm else 0.0
+        self._training += time.perf_counter() - self._mark if self.warm else 0.0
         if self._bar is not None:
             self._bar.set_description(what)
 
@@ -113,8 +113,12 @@ class Progress:
             self._bar.set_description("")
 
     def rate(self) -> float:
-        """Training images a second, 0 before the second dispatch."""
+        """Training images a second, 0 before any step is timed."""
         return self._steps * self.batch_size / self._training if self._training else 0.0
+
+    def _speed(self) -> str:
+        rate = self.rate()
+        return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
 
     def timing(self) -> dict[str, float]:
         """For the metrics line: rate, share of the time spent waiting for input."""
@@ -136,9 +140,7 @@ class Progress:
         if metrics.get("skipped"):
             words.append(f"{metrics['skipped']} skipped")
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"{', '.join(words)}, {self.rate():,.0f} images/s"
-            )
+            self._bar.set_postfix_str(f"{', '.join(words)}, {self._speed()}")
             return
         now = time.perf_counter()
         if self.quiet or (now - self._last_line < _LINE_SECONDS and step < self.total):
@@ -147,7 +149,7 @@ class Progress:
         width = len(str(self.total))
         text = f"step {step:{width}}/{self.total}  {', '.join(words)}"
         if self.rate():
-            text += f"  {self.rate():,.0f} images/s  {clock(self.left())} left"
+            text += f"  {self._speed()}  {clock(self.left())} left"
         print(text, file=self.stream, flush=True)
 
     def evaluated(self, step: int, results: Mapping[str, Any]) -> None:
