@@ -22,6 +22,8 @@ class Row:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of fine-tuning, beside the table's own."""
     metric: Metric = ACCURACY
+    pretrain: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of pretraining, beside the table's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,12 @@ TABLES: dict[str, Table] = {
             ERROR,
             control="pseudo-labels-scratch",
             unlabelled="rest",
-        ),
+        )
+        | {
+            "latent-100": Row(
+                100, "pretrained", metric=ERROR, pretrain={"latent_weight": 1.0}
+            )
+        },
         **_preset("mnist-masked"),
     ),
     "cifar10-masci": Table(

@@ -86,7 +86,8 @@ class Representations:
         """All that decides a row's figures: two rows with the same are the same."""
         table = TABLES[name]
         wanted = table.rows[row_name]
-        pretraining, tuning = dict(table.pretrain), table.finetune | wanted.settings
+        pretraining = table.pretrain | wanted.pretrain
+        tuning = table.finetune | wanted.settings
         short = (self.steps or pretraining["steps"]) < pretraining["steps"]
         short |= (self.finetune_steps or tuning["steps"]) < tuning["steps"]
         pretraining["steps"] = self.steps or pretraining["steps"]
@@ -113,12 +114,14 @@ def _quietly(function: Any, config: Any) -> Any:
         raise
 
 
-def _pretrained(home: pathlib.Path, data: str, settings: dict, seed: int) -> str:
+def _pretrained(
+    home: pathlib.Path, name: str, data: str, settings: dict, seed: int
+) -> str:
     """The folder of one pretraining run: continued, or found complete."""
     from pretrain.config import PretrainConfig
     from pretrain.program import pretrain
 
-    out = str(home / f"pretrain-{settings['steps']}-{seed}")
+    out = str(home / "-".join(map(str, (name, settings["steps"], seed))))
     # Probes and pictures are for people; here they would only cost time.
     config = PretrainConfig(
         data=data,
@@ -188,10 +191,12 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
     table, settings = TABLES[name], config.settings_of(name, row_name)
     home, metric = pathlib.Path(config.out) / name, table.rows[row_name].metric
     data = table.data.replace("{}", config.folder)
+    # Rows share an encoder, unless one wants an encoder of its own.
+    pretrained = f"pretrain-{row_name}" if table.rows[row_name].pretrain else "pretrain"
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
         clock = time.perf_counter()
-        run = _pretrained(home, data, settings["pretrain"], seed)
+        run = _pretrained(home, pretrained, data, settings["pretrain"], seed)
         if settings["kind"].endswith("probe"):
             accuracy = _probe_accuracy(run, data, settings["kind"], seed)
         else:

@@ -114,3 +114,12 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
     found = {r["row"]: r for r in representations.run(small)}
     assert found["scratch-100"]["each"] == rows[1]["each"]
     assert capsys.readouterr().out.count("kept, measured") == 2
+
+
+def test_a_row_may_want_an_encoder_of_its_own():
+    config = Representations()
+    latent, best = (
+        config.settings_of("mnist-labels", name)["pretrain"]
+        for name in ("latent-100", "best-100")
+    )
+    assert latent == best | {"latent_weight": 1.0}
