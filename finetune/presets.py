@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Preset, find_preset
+from afterimage.cli import Measured, Preset, find_preset
 from finetune.config import FinetuneConfig
 
 PRESETS: Mapping[str, Preset] = {
@@ -21,6 +21,14 @@ PRESETS: Mapping[str, Preset] = {
             "lr": 3e-3,
         },
         cost="150 steps of 64 = 9,600 images",
+        measured=(
+            Measured(
+                result="test accuracy 84.5 ± 0.7 % (from scratch 79.8 ± 3.0), 3 seeds",
+                time="90 s for all of make demo",
+                device="Intel Xeon at 2.5 GHz, 2 cores",
+                date="2026-11-21",
+            ),
+        ),
     ),
     "mnist-masked": Preset(
         about="after that preset of pretraining: MNIST, few labels or all",
@@ -37,6 +45,18 @@ PRESETS: Mapping[str, Preset] = {
             "ema": 0.99,
         },
         cost="3,000 steps of 64 = 192,000 images",
+        measured=(
+            Measured(
+                result=(
+                    "600 + 400 steps in place of 20,000 + 3,000, MNIST, test error at "
+                    "100 labels 7.2 ± 2.0 % (from scratch 7.6 ± 1.6), at 1,000 labels "
+                    "2.6 ± 0.2 % (3.3 ± 0.1), 5 seeds"
+                ),
+                time="10 to 17 minutes a seed",
+                device="one core of an Intel Xeon at 2.5 GHz, beside other work",
+                date="2026-11-21",
+            ),
+        ),
     ),
     "cifar-masked": Preset(
         about="after that preset of pretraining: CIFAR, thousands of labels",

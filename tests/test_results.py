@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmarks import readme
-from benchmarks.results import row, write_results
+from benchmarks.results import read_results, row, write_results
+from finetune.presets import PRESETS as FINETUNE
 
 
 def test_a_row_says_where_when_and_how():
@@ -59,3 +60,22 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
     lines = readme.plain_table(rows).splitlines()
     assert lines[0] == "| row | x | y | seconds a run |"
     assert lines[2:4] == ["| a | 1.0 | 2.0 | 3 |", "| b | 3.0 | – | – |"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "file", "rows"),
+    [
+        ("digits", "demo", ("two-phase", "scratch")),
+        ("mnist-masked", "representations", ("best-100", "scratch-100")),
+        ("mnist-masked", "representations", ("best-1000", "scratch-1000")),
+    ],
+)
+def test_what_a_preset_reached_stands_in_the_results(preset, file, rows):
+    (said,) = FINETUNE[preset].measured
+    found = {entry["row"]: entry for entry in read_results(file)}
+    for name in rows:
+        entry = found[name]
+        assert f"{entry['mean']:.1f} ± {entry['std']:.1f}" in said.result.replace(
+            " %", ""
+        )
+        assert said.date == entry["date"]
