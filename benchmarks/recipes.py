@@ -96,9 +96,16 @@ TABLES: dict[str, Table] = {
             unlabelled="rest",
         )
         | {
+            # Patches of the last map's stride, as a latent target needs them.
             "latent-100": Row(
-                100, "pretrained", metric=ERROR, pretrain={"latent_weight": 1.0}
-            )
+                100,
+                "pretrained",
+                metric=ERROR,
+                pretrain={"latent_weight": 1.0, "mask_patch": 8},
+            ),
+            "patch-8-100": Row(
+                100, "pretrained", metric=ERROR, pretrain={"mask_patch": 8}
+            ),
         },
         **_preset("mnist-masked"),
     ),

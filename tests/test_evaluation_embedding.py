@@ -90,3 +90,17 @@ def test_umap_is_asked_for_by_seed(monkeypatch):
     assert said == "UMAP, cosine distance"
     assert asked["random_state"] == 5
     assert asked["n_neighbors"] == 7  # fewer than its default, of eight images
+
+
+def test_where_divide_and_conquer_fails_the_picture_is_the_same(monkeypatch):
+    """LAPACK's gesdd gave up on the features of a finished run; gesvd does not."""
+    x = np.random.default_rng(3).normal(size=(40, 6)) * [5, 3, 1, 1, 1, 0]
+    wanted, said = embed(x)
+
+    def fail(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fail)
+    found, again = embed(x)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    assert said == again

@@ -35,8 +35,8 @@ def test_every_recipe_is_a_configuration_that_can_work(name):
     from finetune.config import FinetuneConfig
     from pretrain.config import PretrainConfig
 
-    PretrainConfig(data="digits", out="x", **TABLES[name].pretrain)
     for row in TABLES[name].rows.values():
+        PretrainConfig(data="digits", out="x", **TABLES[name].pretrain | row.pretrain)
         settings = TABLES[name].finetune | row.settings
         FinetuneConfig(from_="a", data="digits", out="x", labels=row.labels, **settings)
 
@@ -122,4 +122,4 @@ def test_a_row_may_want_an_encoder_of_its_own():
         config.settings_of("mnist-labels", name)["pretrain"]
         for name in ("latent-100", "best-100")
     )
-    assert latent == best | {"latent_weight": 1.0}
+    assert latent == best | {"latent_weight": 1.0, "mask_patch": 8}

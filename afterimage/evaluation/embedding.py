@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
 
 from afterimage.errors import UserError
+from afterimage.evaluation.spectrum import thin_svd
 
 _SIDE, _MARGIN, _THUMB, _FONT = 1200, 24, 36, 15
 _INK = (60, 64, 72)
@@ -37,7 +38,7 @@ def embed(
     if how == "umap":
         return _umap(x, seed), "UMAP, cosine distance"
     x = x - x.mean(axis=0)
-    _, sigma, axes = np.linalg.svd(x, full_matrices=False)
+    _, sigma, axes = thin_svd(x)
     axes = axes[:2]
     axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
     places = np.zeros((len(x), 2))

@@ -1,11 +1,26 @@
 """How many dimensions the features really use."""
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float, Num
 
 from afterimage.errors import UserError
 from afterimage.evaluation.checks import Array
 from afterimage.evaluation.moments import Moments
+
+
+def thin_svd(
+    x: Float[np.ndarray, "n d"],
+) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, " r"], Float[np.ndarray, "r d"]]:
+    """(U, σ, Vᵀ), r = min(n, d), also where NumPy's way gives up.
+
+    LAPACK's divide and conquer was seen to fail on finite features of which some are
+    constant; its older QR iteration (gesvd) is slower and does not.
+    """
+    try:
+        return np.linalg.svd(x, full_matrices=False)
+    except np.linalg.LinAlgError:
+        return scipy.linalg.svd(x, full_matrices=False, lapack_driver="gesvd")
 
 
 def singular_values(features: Num[Array, "n d"]) -> Float[np.ndarray, " r"]:

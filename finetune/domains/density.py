@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from afterimage.errors import DataError
+from afterimage.evaluation.spectrum import thin_svd
 
 Features = Float[np.ndarray, "_n d"]
 Weights = Float[np.ndarray, " _n"]
@@ -59,9 +60,7 @@ def _principal(
 ) -> tuple[Float[np.ndarray, "_n k"], Float[np.ndarray, "_m k"]]:
     both = np.concatenate([source, target]).astype(np.float64)
     mean = both.mean(0)
-    _, scale, basis = np.linalg.svd(
-        np.linalg.qr(both - mean, mode="r"), full_matrices=False
-    )
+    _, scale, basis = thin_svd(np.asarray(np.linalg.qr(both - mean, mode="r")))
     kept = min(_COMPONENTS, int((scale > 1e-6 * scale[0]).sum()))
     change = basis[:kept].T * (np.sqrt(len(both)) / scale[:kept])
     return (source - mean) @ change, (target - mean) @ change
