@@ -120,6 +120,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
         name: (plain_table, "transfer", name)
         for name in (
             "mnist-usps",
+            "mnist-usps-shift",
             "split-mnist-class",
             "split-mnist-task",
             "distillation-mnist",

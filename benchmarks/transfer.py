@@ -27,7 +27,8 @@ NOTES = (
     "The full budget is 2,000 steps of pretraining and of fine-tuning; rows with fewer "
     "are stand-ins, and say so in the fields `steps` and `pretrain_steps` of "
     "transfer.json and in their command. The step is kept by the rule in `selection`; "
-    "`best` is the method of highest accuracy on held-out source images."
+    "`best` is the method of highest accuracy on held-out source images. Seconds a run "
+    "were taken beside other work on the same cores."
 )
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
 
