@@ -28,7 +28,7 @@ NOTES = (
     "are stand-ins, and say so in the fields `steps` and `pretrain_steps` of "
     "transfer.json and in their command. The step is kept by the rule in `selection`; "
     "`best` is the method of highest accuracy on held-out source images. Seconds a run "
-    "were taken beside other work on the same cores."
+    "are of one core with other work beside it, and left out where that differed."
 )
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
 
