@@ -1,0 +1,106 @@
+"""Presets of several tasks: at once, one after the other, or as episodes."""
+
+from collections.abc import Mapping
+
+from afterimage.cli import Preset
+
+PRESETS: Mapping[str, Preset] = {
+    "tasks": Preset(
+        about="several tasks on one encoder, their conflicting gradients projected",
+        command=(
+            "afterimage finetune --preset tasks --from runs/photos "
+            "--data csv:labels.csv --tasks colour --out runs/tasks"
+        ),
+        settings={"mode": "two-phase", "task_weighting": "pcgrad"},
+        cost="as two-phase, and one more backward pass a task",
+    ),
+    "tasks-uncertainty": Preset(
+        about="several tasks on one encoder, each task's weight learned",
+        command=(
+            "afterimage finetune --preset tasks-uncertainty --from runs/photos "
+            "--data csv:labels.csv --tasks colour --out runs/tasks"
+        ),
+        settings={"mode": "two-phase", "task_weighting": "uncertainty"},
+        cost="as two-phase",
+    ),
+    "replay": Preset(
+        about="classes that come one group after the other: some earlier images again",
+        command=(
+            "afterimage finetune --preset replay --from runs/photos --data "
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+        ),
+        settings={"mode": "full", "continual": "replay", "memory": 20},
+        cost="100 epochs, at least 300 steps of 64 + 64 images, shared by the tasks",
+    ),
+    "ewc": Preset(
+        about="tasks one after the other, a head each, without keeping images",
+        command=(
+            "afterimage finetune --preset ewc --from runs/photos --data "
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+        ),
+        settings={
+            "mode": "full",
+            "scenario": "task",
+            "continual": "ewc",
+            "weight_decay": 0.0,
+        },
+        cost="as full, two copies of the model, 256 backward passes a task",
+    ),
+    "lwf": Preset(
+        about="the same by keeping the earlier model's predictions on new images",
+        command=(
+            "afterimage finetune --preset lwf --from runs/photos --data "
+            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+        ),
+        settings={"mode": "full", "scenario": "task", "continual": "lwf"},
+        cost="as full, and one more forward pass a step",
+    ),
+    "maml": Preset(
+        about="a start from which a few steps on a few images learn new classes",
+        command=(
+            "afterimage finetune --preset maml --from runs/letters --data "
+            "folder:letters --out runs/maml"
+        ),
+        settings={
+            "meta": "maml",
+            "mode": "full",
+            "features": "grid",
+            "steps": 2_000,
+            "inner_lr": 0.1,
+            "inner_steps": 1,
+            "test_inner_steps": 3,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
+    ),
+    "prototypical": Preset(
+        about="features in which the mean of a few images stands for their class",
+        command=(
+            "afterimage finetune --preset prototypical --from runs/letters --data "
+            "folder:letters --out runs/prototypes"
+        ),
+        settings={
+            "meta": "prototypical",
+            "mode": "full",
+            "steps": 2_000,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes: 640,000 images",
+    ),
+    "reptile": Preset(
+        about="as maml, without its derivatives: cheaper a step",
+        command=(
+            "afterimage finetune --preset reptile --from runs/letters --data "
+            "folder:letters --out runs/reptile"
+        ),
+        settings={
+            "meta": "reptile",
+            "mode": "full",
+            "steps": 2_000,
+            "inner_steps": 5,
+            "inner_lr": 0.05,
+            "weight_decay": 0.0,
+        },
+        cost="2,000 steps of 4 episodes, 5 gradients each",
+    ),
+}
