@@ -6,6 +6,7 @@ from typing import Any
 from afterimage.cli import Preset, find_preset
 from pretrain.config import PretrainConfig
 
+_MASKED = {"objective": "masked", "mask_ratio": 0.6, "mask_patch": 4}
 PRESETS: Mapping[str, Preset] = {
     "digits": Preset(
         about="8x8 digits, embedded: a first run, no download",
@@ -52,9 +53,7 @@ PRESETS: Mapping[str, Preset] = {
             "image_size": 32,
             "epochs": 50.0,
             "batch_size": 256,
-            "objective": "masked",
-            "mask_ratio": 0.6,
-            "mask_patch": 4,
+            **_MASKED,
             "augment": "shift",
             "ema": 0.999,
         },
@@ -69,9 +68,7 @@ PRESETS: Mapping[str, Preset] = {
         settings={
             "model": "conv",
             "steps": 20_000,
-            "objective": "masked",
-            "mask_ratio": 0.6,
-            "mask_patch": 4,
+            **_MASKED,
             "augment": "shift",
             "ema": 0.999,
         },
@@ -86,9 +83,7 @@ PRESETS: Mapping[str, Preset] = {
         settings={
             "model": "resnet18",
             "steps": 40_000,
-            "objective": "masked",
-            "mask_ratio": 0.6,
-            "mask_patch": 4,
+            **_MASKED,
             "augment": "crop-flip",
             "ema": 0.999,
             "precision": "bfloat16",

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.data.labels import index_values
+from afterimage.data.labels import Indexed, index_values, task_labels
 from afterimage.data.resize import change_channels, cover_and_crop
-from afterimage.data.sets import UNLABELLED, ImageSet, Labels, Splits, array_set
+from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
 from afterimage.errors import DataError, UserError
 
 _TRAIN, _TEST = 1024, 256
@@ -69,7 +69,9 @@ def open_npz(
     labels, classes = index_values(
         {split: arrays.get(k[1]) for split, k in keys.items()}, f"npz:{path}"
     )
-    more = {task: _task(task, arrays, keys, f"npz:{path}") for task in tasks}
+    more = task_labels(
+        {task: _task(task, arrays, keys, f"npz:{path}") for task in tasks}
+    )
     shapes = {split: x.shape[1:] for split, x in pixels.items()}
     if len(set(shapes.values())) > 1 and (image_size is None or channels is None):
         raise DataError(
@@ -82,7 +84,7 @@ def open_npz(
             labels[split],
             classes,
             name[split],
-            tasks={task: all_[split] for task, all_ in more.items() if split in all_},
+            tasks=more.get(split, {}),
         )
         for split in keys
     }
@@ -94,18 +96,13 @@ def _task(
     arrays: dict[str, np.ndarray],
     keys: dict[str, tuple[str, str]],
     source: str,
-) -> dict[str, Labels]:
-    """{split: labels} of one task, from the arrays named LABELS_NAME."""
+) -> Indexed:
+    """(labels by split, class names) of one task, from the arrays LABELS_NAME."""
     given = {split: arrays.get(f"{pair[1]}_{name}") for split, pair in keys.items()}
-    values, classes = index_values(
+    return index_values(
         {split: _missing(array) for split, array in given.items()},
         f"{source}, task {name}",
     )
-    return {
-        split: Labels(labels, classes)
-        for split, labels in values.items()
-        if labels is not None and classes is not None
-    }
 
 
 def _missing(values: np.ndarray | None) -> np.ndarray | None:

@@ -14,13 +14,12 @@ import numpy as np
 from afterimage.data import cache as store
 from afterimage.data import decode
 from afterimage.data.files import Archives, Files, Folder, opened, read
-from afterimage.data.labels import index_names
+from afterimage.data.labels import index_names, task_labels
 from afterimage.data.layout import layout
 from afterimage.data.progress import Progress
 from afterimage.data.sets import (
     BadImage,
     ImageSet,
-    Labels,
     Selected,
     Splits,
     content_fingerprint,
@@ -147,8 +146,12 @@ def image_sets(
         for split, group in groups.items()
     }
     labels, classes = index_names({s: [n for _, n in k] for s, k in kept.items()})
-    rows_of = {split: [row for row, _ in pairs] for split, pairs in kept.items()}
-    more = {task: _by_split(names, rows_of) for task, names in (tasks or {}).items()}
+    more = task_labels(
+        {
+            task: index_names({s: [names[r] for r, _ in k] for s, k in kept.items()})
+            for task, names in (tasks or {}).items()
+        }
+    )
     sets = {}
     for split, pairs in kept.items():
         rows = np.array([place[row] for row, _ in pairs], np.int64)
@@ -157,7 +160,7 @@ def image_sets(
         ids = [files.names[row] for row, _ in pairs]
         shape = (len(rows), *entry.images.shape[1:])
         digests = [entry.digests[row] for row in rows]
-        own = {task: all_[split] for task, all_ in more.items() if split in all_}
+        own = more.get(split, {})
         sets[split] = ImageSet(
             images=Selected(entry.images, rows),
             labels=labels[split],
@@ -173,19 +176,6 @@ def image_sets(
             ),
         )
     return Splits(**sets)
-
-
-def _by_split(
-    names: Sequence[str | None], rows: Mapping[str, Sequence[int]]
-) -> dict[str, Labels]:
-    """A task's labels in each split that has any."""
-    chosen = {split: [names[row] for row in mine] for split, mine in rows.items()}
-    values, classes = index_names(chosen)
-    return {
-        split: Labels(labels, classes)
-        for split, labels in values.items()
-        if labels is not None and classes is not None
-    }
 
 
 def _cache_folder(

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from afterimage.data.sets import UNLABELLED, ImageSet, Splits
+from afterimage.data.sets import UNLABELLED, ImageSet, Labels, Splits
 from afterimage.errors import DataError
+
+Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]
+"""(class indices by split, class names); None where nothing is labelled."""
 
 
 def index_names(
     names: Mapping[str, Iterable[str | None]],
-) -> tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]:
+) -> Indexed:
     """Class names by split -> class indices by split, and the classes sorted by name.
 
     The classes of all splits together are numbered; None is unlabelled.
@@ -30,9 +33,7 @@ def index_names(
     return labels, tuple(classes) or None
 
 
-def index_values(
-    values: Mapping[str, Any], source: str
-) -> tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]:
+def index_values(values: Mapping[str, Any], source: str) -> Indexed:
     """Label arrays by split (integers or strings) -> class indices, class names.
 
     Classes are numbered by value: integers with gaps are closed up, the original
@@ -62,6 +63,20 @@ def index_values(
         for split, v in checked.items()
     }
     return labels, tuple(str(c) for c in classes) or None
+
+
+def task_labels(found: Mapping[str, Indexed]) -> dict[str, dict[str, Labels]]:
+    """{split: {task: labels}} of what the functions above give for each task.
+
+    A split has the tasks alone of which it has a label.
+    """
+    splits: dict[str, dict[str, Labels]] = {}
+    for task, (values, classes) in found.items():
+        for split, labels in values.items():
+            mine = splits.setdefault(split, {})
+            if labels is not None and classes is not None:
+                mine[task] = Labels(labels, classes)
+    return splits
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

@@ -229,7 +229,7 @@ def fit(
         return state
     single, stretch = compile_step(step), compile_stretch(step)
     pending = _Pending(plan, feed)
-    plan.progress.start(now, stretch=feed.stretch)
+    plan.progress.start(now)
     blocks = feed.blocks(now, _lengths(plan, feed, now, end))
     try:
         for length, index, batch in plan.progress.waiting(blocks):

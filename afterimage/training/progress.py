@@ -42,10 +42,10 @@ class Progress:
         self._steps = 0
         self.warm = False
 
-    def start(self, step: int, *, stretch: int) -> None:
+    def start(self, step: int) -> None:
         """A phase begins at `step`; what is added first compiled, and is not timed."""
         self._reset()
-        self.step, self._stretch = step, stretch
+        self.step = step
         if self.stream.isatty() and not self.quiet and self._bar is None:
             from tqdm import tqdm
 

@@ -12,7 +12,7 @@ PRESETS: Mapping[str, Preset] = {
             "folder:labelled --target folder:others --out runs/adapted"
         ),
         settings={"mode": "two-phase", "align": ("cdan-e",), "weight_decay": 0.01},
-        cost="100 epochs of 64 + 64 images: twice a step without a target",
+        cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
     "adapt-mmd": Preset(
         about="the same by a distance in place of an adversary: steadier",
@@ -21,7 +21,7 @@ PRESETS: Mapping[str, Preset] = {
             "folder:labelled --target folder:others --out runs/adapted"
         ),
         settings={"mode": "two-phase", "align": ("jmmd",), "weight_decay": 0.01},
-        cost="100 epochs of 64 + 64 images: twice a step without a target",
+        cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
     "adapt-pseudo-labels": Preset(
         about="the same for digits and letters: MMD, and the target's sure predictions",
@@ -36,7 +36,7 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "affine",
             "weight_decay": 0.01,
         },
-        cost="100 epochs of 64 + 3 x 64 images: three to four times a step without",
+        cost="100 epochs of 64 labelled and 3 x 64 target images, one view strong",
     ),
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
@@ -45,6 +45,6 @@ PRESETS: Mapping[str, Preset] = {
             "folder:one --sources folder:two --target folder:others --out runs/adapted"
         ),
         settings={"mode": "two-phase", "align": ("mdan",), "weight_decay": 0.01},
-        cost="100 epochs of 64 + 64 images: twice a step without a target",
+        cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
 }
