@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.data import ImageSet, Splits, hold_out
+from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig, write
@@ -99,7 +99,7 @@ def _labelled(images: ImageSet) -> ImageSet:
     if not len(rows):
         raise DataError(
             f"{images.name} has no labels, and an encoder is scored by how well its "
-            "features tell classes apart. Give labelled images: one subfolder a class."
+            f"features tell classes apart. Give {WAYS_TO_LABEL}."
         )
     return images if len(rows) == len(images) else images.subset(rows)
 

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.data import ImageSet, Splits, check_classes, choose_labels, hold_out
+from afterimage.data import (
+    WAYS_TO_LABEL,
+    ImageSet,
+    Splits,
+    check_classes,
+    choose_labels,
+    hold_out,
+)
 from afterimage.errors import DataError
 from finetune.config import FinetuneConfig
 
@@ -181,8 +188,7 @@ def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
     found = labelled(images)
     if found is None or found.labels is None or found.class_names is None:
         raise DataError(
-            f"{images.name} has no labels to score by; it needs one subfolder a class, "
-            "or labels beside the images"
+            f"{images.name} has no labels to score by; it needs {WAYS_TO_LABEL}"
         )
     used = [found.class_names[i] for i in np.unique(found.labels)]
     unknown = [name for name in used if name not in names]

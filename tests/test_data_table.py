@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afterimage.data import open_data
+from afterimage.data import check_classes, open_data
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
 from finetune.evaluate import evaluate
@@ -104,6 +104,13 @@ def test_tables_that_are_none(tmp_path, text, message):
     write(tmp_path, NAMES)
     with pytest.raises(DataError, match=message):
         open_data(table(tmp_path, text))
+
+
+def test_a_table_without_a_label_is_told_which_column_to_add(tmp_path):
+    write(tmp_path, NAMES)
+    splits = open_data(table(tmp_path, "image,digit\na.png,1\nd.png,2\n"))
+    with pytest.raises(DataError, match="has no labels.*a column `label` in a csv"):
+        check_classes(splits)
 
 
 def test_what_is_not_a_text(tmp_path):

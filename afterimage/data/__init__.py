@@ -2,7 +2,7 @@
 
 from afterimage.data.augment import make_augment
 from afterimage.data.batches import Batches, batch_indices, eval_batches
-from afterimage.data.labels import check_classes
+from afterimage.data.labels import WAYS_TO_LABEL, check_classes
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.data.sets import (
     UNLABELLED,
@@ -19,6 +19,7 @@ from afterimage.data.statistics import channel_statistics
 
 __all__ = [
     "UNLABELLED",
+    "WAYS_TO_LABEL",
     "BadImage",
     "Batches",
     "ImageSet",

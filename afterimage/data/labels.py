@@ -12,6 +12,10 @@ from afterimage.errors import DataError
 Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]
 """(class indices by split, class names); None where nothing is labelled."""
 
+WAYS_TO_LABEL = (
+    "one subfolder a class, labels beside the images, or a column `label` in a csv file"
+)
+
 
 def index_names(
     names: Mapping[str, Iterable[str | None]],
@@ -115,8 +119,7 @@ def check_classes(splits: Splits) -> None:
     train = splits.train
     if train.labels is None or train.class_names is None:
         raise DataError(
-            f"{train.name} has no labels; a classifier needs one subfolder a class, or "
-            "labels beside the images"
+            f"{train.name} has no labels; a classifier needs {WAYS_TO_LABEL}"
         )
     seen = _present(train)
     problems = []
