@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from afterimage.data.augment import make_augment
 from afterimage.errors import UserError
 from checkpoints.trees import flatten
@@ -50,7 +53,9 @@ def make_terms(
         terms.append(delta(config.delta))
     if config.unlabelled is not None:
         weight, confidence = config.unlabelled_weight, config.confidence
-        terms.append(pseudo_labels(weight, confidence, head=HEAD))
+        aligned = config.distribution_alignment
+        share = _frequencies(chosen) if aligned else None
+        terms.append(pseudo_labels(weight, confidence, head=HEAD, frequencies=share))
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
     for name, weight in zip(config.align, config.align_weight or default):
         if name == "mdan":
@@ -170,11 +175,9 @@ def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
 def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] | None:
     if config.class_weights == "none":
         return None
-    names, images = chosen.class_names, labelled(chosen.train)
-    assert images is not None
-    assert images.labels is not None
+    names = chosen.class_names
     if config.class_weights == "balanced":
-        return balanced_weights(images.labels, len(names))
+        return balanced_weights(_class_indices(chosen), len(names))
     weights = tuple(float(w) for w in config.class_weights.split(","))
     if len(weights) != len(names):
         raise UserError(
@@ -182,3 +185,18 @@ def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] 
             f"one each, in the order {', '.join(names)}"
         )
     return weights
+
+
+def _frequencies(chosen: Chosen) -> tuple[float, ...]:
+    """The share of each class among the labelled training images."""
+    labels = _class_indices(chosen)
+    counts = np.bincount(labels, minlength=len(chosen.class_names))
+    return tuple((counts / len(labels)).tolist())
+
+
+def _class_indices(chosen: Chosen) -> Int32[np.ndarray, " n"]:
+    """The classes of the training images that have one."""
+    images = labelled(chosen.train)
+    assert images is not None
+    assert images.labels is not None
+    return images.labels

@@ -219,6 +219,12 @@ class UnlabelledOptions:
     confidence: float = 0.95
     """A prediction counts as sure from this probability on."""
 
+    distribution_alignment: bool = False
+    """Predictions of classes that are predicted more rarely than the labelled images
+    have them are raised, those of others lowered, before they count as sure: no class
+    dies out. For unlabelled images whose classes are about as frequent as the labelled
+    ones'."""
+
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
         found = []
@@ -229,7 +235,11 @@ class UnlabelledOptions:
         if self.unlabelled is None:
             found += [
                 f"{name}={getattr(self, name)}: only with unlabelled"
-                for name in ("unlabelled_weight", "confidence")
+                for name in (
+                    "unlabelled_weight",
+                    "confidence",
+                    "distribution_alignment",
+                )
                 if not is_default(self, name)
             ]
         return found

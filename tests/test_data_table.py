@@ -109,7 +109,7 @@ def test_tables_that_are_none(tmp_path, text, message):
 def test_a_table_without_a_label_is_told_which_column_to_add(tmp_path):
     write(tmp_path, NAMES)
     splits = open_data(table(tmp_path, "image,digit\na.png,1\nd.png,2\n"))
-    with pytest.raises(DataError, match="has no labels.*a column `label` in a csv"):
+    with pytest.raises(DataError, match=r"has no labels.*a column `label` in a csv"):
         check_classes(splits)
 
 

@@ -1,7 +1,10 @@
 """Consistency: what is predicted of an image is to hold where the image is changed."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from finetune.context import View
 from finetune.terms.term import Term, TermResult
@@ -14,19 +17,23 @@ def pseudo_labels(
     head: str,
     weak: str = "unlabelled",
     strong: str = "strong",
+    frequencies: Sequence[float] | None = None,
 ) -> Term:
     """FixMatch: ℓ(i) = [max_c q_c ≥ τ] · −log p_k, k = argmax_c q_c.
 
     q are the probabilities of the weakly changed image, without gradient, p those of
     the same image changed strongly, τ the `confidence` (Sohn et al. 2020, "FixMatch:
     simplifying semi-supervised learning with consistency and confidence", eq. 4). The
-    mean is over all images: with few sure ones the term is small. Metric
-    `pseudo_labels_sure`: their share.
+    mean is over all images: with few sure ones the term is small. With the
+    `frequencies` of the classes, q are `aligned` to them first. Metric
+    `pseudo_labels_sure`: the share of sure images.
     """
     reads = (f"{weak}/logits/{head}", f"{strong}/logits/{head}")
 
     def fn(view: View) -> TermResult:
         guess = jax.nn.softmax(jax.lax.stop_gradient(view[reads[0]]))
+        if frequencies is not None:
+            guess = aligned(guess, jnp.asarray(frequencies, guess.dtype))
         sure = guess.max(-1) >= confidence
         logp = jax.nn.log_softmax(view[reads[1]])
         label = guess.argmax(-1)[:, None]
@@ -34,3 +41,16 @@ def pseudo_labels(
         return jnp.where(sure, each, 0.0), {"pseudo_labels_sure": sure.mean()}
 
     return Term(name="pseudo_labels", fn=fn, reads=reads, weight=weight)
+
+
+def aligned(
+    guess: Float[Array, "b c"], frequencies: Float[Array, " c"]
+) -> Float[Array, "b c"]:
+    """Distribution alignment: q_ic π_c / mean_i q_ic, normalised over the classes.
+
+    A class that is predicted of fewer images than its frequency π gains, so that none
+    dies out (Berthelot et al. 2020, "ReMixMatch", §3.1; there the mean runs over many
+    batches, here it is this batch's).
+    """
+    weighed = guess * frequencies / jnp.maximum(guess.mean(0), 1e-6)
+    return weighed / weighed.sum(-1, keepdims=True)
