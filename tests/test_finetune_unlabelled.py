@@ -1,6 +1,5 @@
 """Images without labels beside the labelled ones: the term by hand, runs as a whole."""
 
-import functools
 import json
 
 import jax
@@ -16,7 +15,7 @@ from checkpoints.trees import flatten
 from finetune.context import Context
 from finetune.program import finetune
 from finetune.terms.classification import cross_entropy
-from finetune.terms.consistency import pseudo_labels
+from finetune.terms.consistency import aligned, pseudo_labels
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, rows, write_npz
 
@@ -56,39 +55,65 @@ def test_the_guess_gets_no_gradient():
     assert float(jnp.abs(of_strong).sum()) > 0
 
 
-def test_the_boundary_leaves_the_cluster_that_it_cuts():
-    """Labels at −2 and 2 put the boundary at 0, inside a cluster about 0.2; with the
-    cluster's images beside them it moves out of it."""
-    rng = np.random.default_rng(0)
-    crowd = np.concatenate([rng.normal(-2, 0.2, 100), rng.normal(0.2, 0.2, 100)])
-    noisy = crowd + rng.normal(0, 0.1, 200)
+def test_predictions_are_aligned_to_the_frequencies():
+    """Predicted 0.75 and 0.25 in the mean, where both classes are as frequent."""
+    guess = jnp.array([[0.9, 0.1], [0.6, 0.4]])
+    found = aligned(guess, jnp.array([0.5, 0.5]))
+    # Weighed 0.6 and 0.2; 0.4 and 0.8: each over their sum.
+    np.testing.assert_allclose(found, [[0.75, 0.25], [1 / 3, 2 / 3]], rtol=1e-6)
+    lost = aligned(jnp.array([[1.0, 0.0]]), jnp.array([0.5, 0.5]))
+    np.testing.assert_array_equal(lost, [[1.0, 0.0]])
+
+
+def boundary(crowd, noisy, *terms):
+    """Where cross-entropy of labels at -2 and 2 and these terms part the line."""
     x, y = jnp.array([-2.0, 2.0]), jnp.array([0, 1])
-    terms = {False: (cross_entropy(2, head="h"),)}
-    terms[True] = (*terms[False], pseudo_labels(confidence=0.55, head="h"))
+    terms = (cross_entropy(2, head="h"), *terms)
 
     def logits(params, x):
         score = params[0] * x + params[1]
         return jnp.stack([jnp.zeros_like(score), score], -1)
 
-    def loss(params, which):
+    def loss(params):
         context = given(
             train__logits__h=logits(params, x),
             train__label=y,
             unlabelled__logits__h=logits(params, jnp.asarray(crowd)),
             strong__logits__h=logits(params, jnp.asarray(noisy)),
         )
-        return sum(term.value(context, jnp.int32(0))[0] for term in terms[which])
+        return sum(term.value(context, jnp.int32(0))[0] for term in terms)
 
+    step, params = jax.jit(jax.grad(loss)), jnp.array([1.0, 0.0])
+    for _ in range(1500):
+        params = params - 0.3 * step(params)
+    return float(-params[1] / params[0])
+
+
+def test_the_boundary_leaves_the_cluster_that_it_cuts():
+    """Labels at −2 and 2 put the boundary at 0, inside a cluster about 0.2; with the
+    cluster's images beside them it moves out of it."""
+    rng = np.random.default_rng(0)
+    crowd = np.concatenate([rng.normal(-2, 0.2, 100), rng.normal(0.2, 0.2, 100)])
+    noisy = crowd + rng.normal(0, 0.1, 200)
+    alone = boundary(crowd, noisy)
+    beside = boundary(crowd, noisy, pseudo_labels(confidence=0.55, head="h"))
+    assert np.mean(crowd[100:] > alone) < 0.9
+    assert np.mean(crowd[100:] > beside) > 0.98
+
+
+def test_alignment_of_the_predictions_keeps_a_class_from_dying_out():
+    """Both clusters lie left of 0, where the labels alone put the boundary: pseudo-
+    labels call both one class; aligned to equal frequencies they tell them apart."""
+    rng = np.random.default_rng(0)
+    crowd = np.concatenate([rng.normal(-2, 0.1, 100), rng.normal(-0.6, 0.1, 100)])
+    noisy = crowd + rng.normal(0, 0.05, 200)
     right = {}
-    for which in (False, True):
-        step = jax.jit(jax.grad(functools.partial(loss, which=which)))
-        params = jnp.array([1.0, 0.0])
-        for _ in range(1500):
-            params = params - 0.3 * step(params)
-        boundary = -params[1] / params[0]
-        right[which] = float(np.mean(crowd[100:] > float(boundary)))
-    assert right[False] < 0.9
-    assert right[True] > 0.98
+    for frequencies in (None, (0.5, 0.5)):
+        term = pseudo_labels(confidence=0.55, head="h", frequencies=frequencies)
+        found = boundary(crowd, noisy, term)
+        right[frequencies] = np.mean((crowd > found) == (np.arange(200) >= 100))
+    assert right[None] == 0.5
+    assert right[0.5, 0.5] > 0.98
 
 
 SETTINGS = {
@@ -143,7 +168,8 @@ def test_the_targets_images_take_part_without_their_labels(home):
     assert opened.unlabelled is not None
     assert opened.unlabelled.labels is None
     assert len(opened.unlabelled) == 36
-    result = finetune(config(home, home / "run", **settings, confidence=0.2))
+    settings |= {"confidence": 0.2, "distribution_alignment": True}
+    result = finetune(config(home, home / "run", **settings))
     found = [row.get("train/pseudo_labels") for row in rows(result.run)]
     assert any(value and value > 0 for value in found)
     with pytest.raises(UserError, match="unlabelled='target' looks at a target"):
@@ -183,5 +209,7 @@ def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_norm
 def test_settings_without_images_are_refused(home, tmp_path):
     with pytest.raises(UserError, match="only with unlabelled"):
         config(home, tmp_path / "run", confidence=0.8)
+    with pytest.raises(UserError, match="distribution_alignment=True: only with"):
+        config(home, tmp_path / "run", distribution_alignment=True)
     with pytest.raises(UserError, match="unlabelled='rest': not with meta"):
         config(home, tmp_path / "run", mode="full", meta="maml", unlabelled="rest")

@@ -52,5 +52,6 @@ def aligned(
     dies out (Berthelot et al. 2020, "ReMixMatch", §3.1; there the mean runs over many
     batches, here it is this batch's).
     """
-    weighed = guess * frequencies / jnp.maximum(guess.mean(0), 1e-6)
+    ratio = frequencies / jnp.maximum(guess.mean(0), 1e-6)
+    weighed = guess * ratio[None]
     return weighed / weighed.sum(-1, keepdims=True)
