@@ -71,7 +71,8 @@ def by_seed(
     """(the results, the seconds and the rule as fields of a row) of a run a seed."""
     found, seconds = [], []
     for seed in range(run.seeds):
-        results, spent = finetuned(seed=seed, steps=run.steps, **settings(seed))
+        budget = {"seed": seed, "steps": run.steps}
+        results, spent = finetuned(**settings(seed) | budget)
         found.append(results)
         seconds.append(spent)
     rules = sorted({results["selection"]["rule"] for results in found})

@@ -96,6 +96,10 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
     results |= found.pop(HEAD)
     if found:
         results["tasks"] = found
+    if parts.target is not None:
+        some = spaced(parts.target.images, _MOST_SCORED)
+        found = label_free(parts.scorer.logits(params, stats, some))
+        results["label_free"] = found
     if parts.config.sources:
         results["sources"] = _by_source(parts, (params, stats))
     scored_on = parts.chosen.test or parts.chosen.validation
