@@ -28,6 +28,24 @@ def _own_cache(tmp_path_factory, monkeypatch):
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_quickly():
+    """Most of the tests' time is compiling. Child processes compile as users' do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def _compile_well(request):
+    """What takes long anyway, or is measured, is compiled as users' programs are."""
+    marks = ("slow", "speed")
+    if not any(request.node.get_closest_marker(mark) for mark in marks):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Two stages of at most one block in every model, compiled without optimisation.

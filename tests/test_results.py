@@ -63,16 +63,30 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
 
 
 @pytest.mark.parametrize(
-    ("preset", "file", "rows"),
+    ("preset", "file", "table", "rows"),
     [
-        ("digits", "demo", ("two-phase", "scratch")),
-        ("mnist-masked", "representations", ("best-100", "scratch-100")),
-        ("mnist-masked", "representations", ("best-1000", "scratch-1000")),
+        ("digits", "demo", "digits-100", ("two-phase", "scratch")),
+        *(
+            (
+                "mnist-masked",
+                "representations",
+                "mnist-labels",
+                (f"best-{n}", f"scratch-{n}"),
+            )
+            for n in (100, 1000)
+        ),
+        (
+            "adapt-pseudo-labels",
+            "transfer",
+            "mnist-usps",
+            ("pseudo-labels", "source-only", "target-only"),
+        ),
     ],
 )
-def test_what_a_preset_reached_stands_in_the_results(preset, file, rows):
+def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):
     (said,) = FINETUNE[preset].measured
-    found = {entry["row"]: entry for entry in read_results(file)}
+    entries = [entry for entry in read_results(file) if entry["table"] == table]
+    found = {entry["row"]: entry for entry in entries}
     for name in rows:
         entry = found[name]
         assert f"{entry['mean']:.1f} ± {entry['std']:.1f}" in said.result.replace(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from afterimage.cli import Preset
+from afterimage.cli import Measured, Preset
 
 PRESETS: Mapping[str, Preset] = {
     "adapt": Preset(
@@ -24,19 +24,34 @@ PRESETS: Mapping[str, Preset] = {
         cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
     "adapt-pseudo-labels": Preset(
-        about="the same for digits and letters: MMD, and the target's sure predictions",
+        about="the same for digits and letters: the target's own sure predictions",
         command=(
             "afterimage finetune --preset adapt-pseudo-labels --from runs/letters "
             "--data folder:labelled --target folder:others --out runs/adapted"
         ),
+        # Chosen on 1,500 training images of USPS held out, seed 7, 400 steps.
         settings={
-            "mode": "two-phase",
-            "align": ("mmd",),
-            "unlabelled": "target",
+            "mode": "full",
+            "lr": 3e-3,
+            "ema": 0.99,
             "augment": "affine",
             "weight_decay": 0.01,
+            "unlabelled": "target",
+            "distribution_alignment": True,
         },
-        cost="100 epochs of 64 labelled and 3 x 64 target images, one view strong",
+        cost="100 epochs of 64 labelled and 2 x 64 target images, one view strong",
+        measured=(
+            Measured(
+                result=(
+                    "1,000 steps, 10,000 labelled MNIST digits to USPS, test accuracy "
+                    "97.0 ± 0.2 % (source alone 95.7 ± 0.5, USPS's own labels 96.7 ± "
+                    "0.2), 3 seeds"
+                ),
+                time="5 to 6 minutes a seed",
+                device="one core of an Intel Xeon at 2.5 GHz, beside other work",
+                date="2026-11-21",
+            ),
+        ),
     ),
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
