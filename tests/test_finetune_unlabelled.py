@@ -172,6 +172,15 @@ def test_the_targets_images_take_part_without_their_labels(home):
     result = finetune(config(home, home / "run", **settings))
     found = [row.get("train/pseudo_labels") for row in rows(result.run)]
     assert any(value and value > 0 for value in found)
+    told, kept = result.results["label_free"], result.results["selection"]["step"]
+    assert set(told) == {"target_entropy", "target_infomax", "target_snd"}
+    (evaluated,) = [
+        row
+        for row in rows(result.run)
+        if row["step"] == kept and "eval/target_infomax" in row
+    ]
+    for name, value in told.items():
+        assert value == pytest.approx(evaluated[f"eval/{name}"], rel=1e-5)
     with pytest.raises(UserError, match="unlabelled='target' looks at a target"):
         config(home, home / "other", unlabelled="target")
 
