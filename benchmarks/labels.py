@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.programs import Settings, accuracy, by_seed, pretrained
 from benchmarks.results import row
+from finetune.presets import PRESETS
 
 DATA = "mnist.npz"
 LABELS = (10, 100, 1000)
@@ -47,9 +48,10 @@ def few_labels(
         yield row(table, name, "test accuracy, %", scores, **more)
 
 
-SMALL: dict[str, Any] = {"mode": "scratch", "width": STUDENT_WIDTH}
+RECIPE = PRESETS["mnist-masked"].settings
+SMALL: dict[str, Any] = {**RECIPE, "mode": "scratch", "width": STUDENT_WIDTH}
 KINDS: dict[str, dict[str, Any]] = {
-    "teacher": {"mode": "full"},
+    "teacher": {**RECIPE},
     "student": SMALL,
     "student-distilled": {**SMALL, "distil": ("logits",)},
 }
