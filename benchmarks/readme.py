@@ -121,6 +121,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
         for name in (
             "mnist-usps",
             "mnist-usps-shift",
+            "usps-mnist",
             "split-mnist-class",
             "split-mnist-task",
             "distillation-mnist",
