@@ -89,7 +89,8 @@ def test_all_mistakes_at_once():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
     given = PRESETS[name].settings
-    needed = {"target": "digits"} if "align" in given else {}
+    adapts = "align" in given or given.get("unlabelled") == "target"
+    needed = {"target": "digits"} if adapts else {}
     needed |= {"sources": ("npz:a",)} if "mdan" in given.get("align", ()) else {}
     needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}
     needed |= {"teacher": "runs/cls"} if "distil" in given else {}
