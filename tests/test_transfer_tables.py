@@ -91,6 +91,7 @@ def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch
             ("distillation-mnist", "student-distilled"),
             ("usps-mnist", "source-only"),
             ("usps-mnist", "coral"),
+            ("usps-mnist", "best"),
         ]
         assert all(r["steps"] == 2 for r in rows)
     assert "seconds" not in rows[0]
