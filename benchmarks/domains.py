@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "jdot": {"align": ("jdot",)},
     "pseudo-labels": _SURE,
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
+    "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},
     "density-ratio": {"density_ratio": "classifier"},
     "cdan-e + l2-sp": {
         "align": ("cdan-e",),
