@@ -1,4 +1,4 @@
-"""The plain forms of `afterimage.models.ops`: what Flax's own layers call."""
+"""The plain forms of `afterimage.models`' operations: what Flax's own layers call."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from afterimage.models import ops
+from afterimage.models import ops, pooling
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -121,7 +121,7 @@ def per_channel(v: Any, x: Any) -> Any:
     return jnp.broadcast_to(v.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
 
 
-FORMS = {
+_PRODUCTS = {
     "conv2d": conv,
     "matmul": matmul,
     "patchify": patchify,
@@ -129,6 +129,8 @@ FORMS = {
     "conv_transpose_4x4": conv_transpose_4x4,
     "depthwise_conv": depthwise_conv,
     "per_channel": per_channel,
+}
+_POOLING = {
     "max_pool": max_pool,
     "max_pool_3x3": max_pool_3x3,
     "mean_pool": mean_pool,
@@ -141,5 +143,6 @@ FORMS = {
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
     """Inside, models traced anew are made of the plain forms."""
-    with mock.patch.multiple(ops, **FORMS):
+    products = mock.patch.multiple(ops, **_PRODUCTS)
+    with products, mock.patch.multiple(pooling, **_POOLING):
         yield

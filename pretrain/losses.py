@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from afterimage.models import ops
+from afterimage.models import ops, pooling
 from pretrain.multiscale import gradient, laplacian
 
 Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
@@ -274,7 +274,7 @@ def _patch_moments(images: Images, patch: int) -> tuple[Array, Array]:
     def spread_sum(x: Array) -> Array:
         blocks = ops.space_to_depth(ops.pad_to_multiple(x, patch), patch)
         total = blocks.sum(-1, keepdims=True)
-        return ops.upsample_nearest(total, patch)[:, :height, :width]
+        return pooling.upsample_nearest(total, patch)[:, :height, :width]
 
     count = spread_sum(jnp.ones((1, height, width, 1))) * channels
     centre = spread_sum(images) / count

@@ -4,9 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int32, UInt32
 
-from afterimage.models import ops
+from afterimage.models.pooling import upsample_nearest
 from pretrain.options import ObjectiveOptions
 
 # Rectangles a block mask grows from, and the range of their height over width (as in
@@ -51,8 +51,24 @@ def draw_mask(
         scores = _block_scores(place_key, batch, rows, columns)
     else:
         scores = jax.random.bits(place_key, (batch, n), jnp.uint32)
-    grid = ops.lowest(scores, counts).reshape(batch, rows, columns, 1)
-    return ops.upsample_nearest(grid, patch)[:, :height, :width, 0]
+    grid = lowest(scores, counts).reshape(batch, rows, columns, 1)
+    return upsample_nearest(grid, patch)[:, :height, :width, 0]
+
+
+def lowest(
+    scores: UInt32[Array, "b n"], count: Int32[Array, " b"]
+) -> Bool[Array, "b n"]:
+    """True at exactly `count` of the lowest scores of each row.
+
+    A threshold at the count-th smallest, instead of two sorts. Scores are made distinct
+    with certainty: their low bits hold the index.
+    """
+    n = scores.shape[1]
+    low = max(1, (n - 1).bit_length())
+    scores = (scores >> low << low) | jnp.arange(n, dtype=jnp.uint32)[None]
+    place = jnp.maximum(count - 1, 0)[:, None]
+    threshold = jnp.take_along_axis(jnp.sort(scores, axis=-1), place, axis=1)
+    return (scores <= threshold) & (count > 0)[:, None]
 
 
 def _block_scores(key: Array, batch: int, rows: int, columns: int) -> Array:

@@ -6,7 +6,7 @@ Both are linear in what they compare, so they take the error, prediction - targe
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.models import ops
+from afterimage.models import pooling
 
 _LEVELS = 5
 _SMALLEST = 4  # pixels a side, of a map that is still halved
@@ -40,8 +40,8 @@ def laplacian(error: Error) -> PerImage:
         _, height, width, _ = error.shape
         if min(height, width) < _SMALLEST:
             break
-        coarse = ops.mean_pool(error)
-        lost = error - ops.upsample_nearest(coarse, 2)[:, :height, :width]
+        coarse = pooling.mean_pool(error)
+        lost = error - pooling.upsample_nearest(coarse, 2)[:, :height, :width]
         total = total + jnp.mean(jnp.abs(lost), axis=(1, 2, 3))
         error = coarse
     return total + jnp.mean(jnp.abs(error), axis=(1, 2, 3))

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from afterimage.errors import UserError
-from afterimage.models import layers, ops
+from afterimage.models import layers, pooling
 from afterimage.models.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -67,7 +67,7 @@ class ClassicStage(nnx.Module):
     def __call__(self, x: Array, context: Context) -> tuple[Array, Array]:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
         # Nothing is below zero here, so that a hidden site never is the maximum.
-        return ops.max_pool_with_switches(context.hide(x))
+        return pooling.max_pool_with_switches(context.hide(x))
 
 
 class ClassicEncoder(Encoder):
@@ -106,7 +106,7 @@ class VGGStage(nnx.Module):
             x = jax.nn.relu(norm(conv(x, context), context))
         x, (h, w) = context.hide(x), x.shape[1:3]
         # PyTorch drops the odd row or column.
-        return ops.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
+        return pooling.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
 
 
 class VGG(Encoder):
@@ -158,7 +158,7 @@ class ResNetStem(nnx.Module):
 
     def __call__(self, x: Array, context: Context) -> Array:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
-        return ops.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
+        return pooling.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
 
 
 class BlockStage(nnx.Module):
