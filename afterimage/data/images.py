@@ -135,12 +135,8 @@ def image_sets(
         entry = _decode_all(files, source, image_size, channels, on_bad_image, folder)
     if entry.bad and (on_bad_image == "fail" or not len(entry.images)):
         raise DataError(_bad_message(files, entry.bad, source))
-    place = {
-        row: position
-        for position, row in enumerate(
-            row for row in range(len(files.names)) if row not in entry.bad
-        )
-    }
+    good = [row for row in range(len(files.names)) if row not in entry.bad]
+    place = {row: position for position, row in enumerate(good)}
     kept = {
         split: [(row, name) for row, name in zip(*group) if row in place]
         for split, group in groups.items()
@@ -154,26 +150,23 @@ def image_sets(
     )
     sets = {}
     for split, pairs in kept.items():
-        rows = np.array([place[row] for row, _ in pairs], np.int64)
-        if not len(rows):
+        if not pairs:
             raise DataError(f"{source} [{split}]: every file is bad")
+        rows = np.array([place[row] for row, _ in pairs], np.int64)
         ids = [files.names[row] for row, _ in pairs]
-        shape = (len(rows), *entry.images.shape[1:])
+        images, own = Selected(entry.images, rows), more.get(split, {})
         digests = [entry.digests[row] for row in rows]
-        own = more.get(split, {})
+        mark = content_fingerprint(digests, labels[split], ids, images.shape, own)
+        skipped = [row for row in groups[split][0] if row in entry.bad]
         sets[split] = ImageSet(
-            images=Selected(entry.images, rows),
+            images=images,
             labels=labels[split],
             ids=ids,
             class_names=classes,
             name=f"{source} [{split}]",
-            fingerprint=content_fingerprint(digests, labels[split], ids, shape, own),
+            fingerprint=mark,
             tasks=own,
-            skipped=tuple(
-                BadImage(files.names[row], entry.bad[row])
-                for row in groups[split][0]
-                if row in entry.bad
-            ),
+            skipped=tuple(BadImage(files.names[r], entry.bad[r]) for r in skipped),
         )
     return Splits(**sets)
 
