@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,21 +64,31 @@ class Run:
         self.first = jax.process_index() == 0
         self.notes: list[str] = []
 
+    def check_settings(self) -> None:
+        """Refuses what is no folder of this run, without a lock and without writing.
+
+        To be asked before the data are opened, which may take long.
+        """
+        self._first_alone(self._refuse_others)
+
     def __enter__(self) -> "Run":
-        # The first process looks at the folder, and writes to it, before the others.
+        self._first_alone(self._open)
+        return self
+
+    def _first_alone(self, action: Callable[[], None]) -> None:
+        """The first process looks at the folder, or writes to it, before the others."""
         if not self.first and not processes.from_first(0):
             raise UserError(
                 f"out={self.path}: refused by the first process; its output says why"
             )
         try:
-            self._open()
+            action()
         except BaseException:
             if self.first:
                 processes.from_first(0)
             raise
         if self.first:
             processes.from_first(1)
-        return self
 
     def _open(self) -> None:
         try:
@@ -92,7 +102,8 @@ class Run:
         if self._lock is not None:
             self._lock.__enter__()
         try:
-            self._check_config()
+            self._refuse_others()
+            self._record_config()
             wandb = self.config if self.config.get("wandb") else None
             writer = MetricsWriter if self.first else NoMetrics
             self.metrics = writer(
@@ -127,45 +138,58 @@ class Run:
                 f"{path} cannot be read ({error}); restore it, or use a new --out"
             ) from error
 
-    def _check_config(self) -> None:
+    def _refuse_others(self) -> None:
         stored = self._stored()
         if stored is None:
-            others = [p for p in self.path.iterdir() if p.name not in {"lock", ".lock"}]
+            found = self.path.iterdir() if self.path.is_dir() else ()
+            others = sorted({p.name for p in found} - {"lock", ".lock"})
             if others and self.first:
-                names = ", ".join(sorted(p.name for p in others)[:5])
+                names = ", ".join(others[:5])
                 raise UserError(
                     f"out={self.path} holds other files ({names}) and no config.json: "
                     "not a run folder. Name a new or empty folder"
                 )
-            if self.first:
-                self._write_config(data=None)
             return
         if stored.get("kind") != self.kind:
             raise UserError(
                 f"out={self.path} holds a {stored.get('kind')} run, not a {self.kind} "
                 "run; name another folder"
             )
-        # A run made before a setting existed was made with its default.
-        old = {**self._defaults, **stored.get("config", {})}
-        changed = [
-            f"{key}: {old.get(key)!r} in the folder, {self.config.get(key)!r} asked for"
-            for key in sorted(set(old) | set(self.config))
-            if key not in FREE_TO_CHANGE and old.get(key) != self.config.get(key)
-        ]
-        if changed and not any((self.path / "checkpoints").glob("*")):
-            # Nothing was saved under the old settings: a mistake was corrected.
-            if self.first:
-                (self.path / "baselines.json").unlink(missing_ok=True)
-                self._write_config(data=None)
-            return
-        if changed:
+        changed = self._changed(stored)
+        if changed and self._has_checkpoints():
             raise UserError(
                 f"{self.path} was made with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nRepeat the command with the folder's settings to continue it, or "
                 "name another --out"
             )
-        self._note_machine(stored.get("runtime", {}), old)
+
+    def _changed(self, stored: Mapping[str, Any]) -> list[str]:
+        """The settings that differ from the folder's and may not."""
+        old = self._settings(stored)
+        return [
+            f"{key}: {old.get(key)!r} in the folder, {self.config.get(key)!r} asked for"
+            for key in sorted(set(old) | set(self.config))
+            if key not in FREE_TO_CHANGE and old.get(key) != self.config.get(key)
+        ]
+
+    def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        # A run made before a setting existed was made with its default.
+        return {**self._defaults, **stored.get("config", {})}
+
+    def _has_checkpoints(self) -> bool:
+        return any((self.path / "checkpoints").glob("*"))
+
+    def _record_config(self) -> None:
+        """Notes the settings of a new run, or what differs in an old one."""
+        stored = self._stored()
+        if stored is None or self._changed(stored):
+            # Nothing was saved under the old settings: a mistake was corrected.
+            if self.first:
+                (self.path / "baselines.json").unlink(missing_ok=True)
+                self._write_config(data=None)
+            return
+        self._note_machine(stored.get("runtime", {}), self._settings(stored))
 
     def _note_machine(self, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         now = runtime.fingerprint()

@@ -27,8 +27,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
       Diverged, Interrupted: as the loop does; what was reached is saved.
     """
     runtime.enable_compile_cache()
+    run = Run(config.out, kind="finetune", config=config)
+    run.check_settings()
     opened = open_all(config)
-    with Run(config.out, kind="finetune", config=config) as run:
+    with run:
         opened.record(run)
         if config.sequence:
             return ContinualProgram(ContinualParts(config, opened), run).run()

@@ -57,6 +57,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
       Diverged, Interrupted: as the loop does; what was reached is saved.
     """
     runtime.enable_compile_cache()
+    run = Run(config.out, kind="pretrain", config=config)
+    run.check_settings()
     splits = open_data(
         config.data,
         image_size=config.image_size,
@@ -65,7 +67,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         cache=config.cache,
     )
     _check_data(config, splits)
-    with Run(config.out, kind="pretrain", config=config) as run:
+    with run:
         run.check_data(splits.train.name, splits.train.fingerprint)
         run.write_skipped(splits.skipped)
         return _Program(config, run, splits).run()

@@ -29,21 +29,16 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_quickly():
-    """Most of the tests' time is compiling. Child processes compile as users' do."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def _compile_quickly(request):
+    """Most of the quick tests' time is compiling: without most optimisations.
 
-
-@pytest.fixture(autouse=True)
-def _compile_well(request):
-    """What takes long anyway, or is measured, is compiled as users' programs are."""
-    marks = ("slow", "speed")
-    if not any(request.node.get_closest_marker(mark) for mark in marks):
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    Not where tests that take long, or are measured, are among them: a run is compared
+    with a fixture's bit for bit, so all of a session compile alike. Child processes
+    compile as users' do.
+    """
+    chosen = request.config.option.markexpr
+    if all(f"not {mark}" in chosen for mark in ("slow", "speed")):
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -255,6 +255,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_text("x")
     with pytest.raises(UserError, match=r"holds other files \(holiday.jpg\)"):
         Run(tmp_path, kind="test", config={}).__enter__()
+    with pytest.raises(UserError, match=r"holds other files \(holiday.jpg\)"):
+        Run(tmp_path, kind="test", config={}).check_settings()
+    assert (tmp_path / "holiday.jpg").exists()
     with Run(tmp_path / "run", kind="pretrain", config={}):
         pass
     with pytest.raises(UserError, match="holds a pretrain run"):

@@ -193,6 +193,11 @@ def test_another_setting_on_the_same_folder_is_refused(finished):
         run_program(config(finished.run, lr=0.1))
 
 
+def test_another_setting_is_refused_before_the_data_are_opened(finished):
+    with pytest.raises(UserError, match=r"other settings:\n  data: .*nowhere"):
+        run_program(config(finished.run, data="folder:nowhere"))
+
+
 @pytest.mark.parametrize(
     "at",
     [
