@@ -132,13 +132,13 @@ class FinetuneConfig(
     with tones as in light, further, and a square erased."""
 
     select: Literal[
-        "auto", "validation", "last", "entropy", "infomax", "snd", "oracle"
+        "auto", "validation", "last", "entropy", "infomax", "snd", "mixval", "oracle"
     ] = "auto"
     """Which step is kept: the best on validation, or the last. auto: validation, unless
     it had to be cut from so few labels that it would have under 100 images. Where
     labels are limited, a validation split of the data is not used. With --target also
-    by its predictions without labels: entropy, infomax, snd; oracle: by its labels, an
-    upper bound."""
+    by its predictions without labels: entropy, infomax, snd, mixval; oracle: by its
+    labels, an upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """The validation measure by which a step is best."""
@@ -217,6 +217,7 @@ class FinetuneConfig(
             "entropy",
             "infomax",
             "snd",
+            "mixval",
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")

@@ -19,7 +19,7 @@ from finetune.artefact import head_entry, write_artefacts
 from finetune.domains import shift
 from finetune.domains.picture import domain_picture
 from finetune.domains.pooling import SOURCE
-from finetune.domains.selection import ORACLE, label_free
+from finetune.domains.selection import MIXVAL, ORACLE, label_free, mixed_agreement
 from finetune.labels import HEAD, of_head
 from finetune.parts import Parts
 from finetune.scoring import measures, reports
@@ -56,7 +56,10 @@ def evaluate(
         for name in each[0]:
             found[f"{prefix}mean_{name}"] = sum(m[name] for m in each) / len(each)
     if parts.target is not None:
-        found |= label_free(logits(spaced(parts.target.images, _MOST_SCORED)))
+        some = spaced(parts.target.images, _MOST_SCORED)
+        found |= label_free(logits(some))
+        if parts.config.select == "mixval":
+            found[MIXVAL] = mixed_agreement(some, logits)
     if parts.rule.metric == ORACLE:
         assert parts.target is not None
         assert parts.target.oracle is not None
@@ -97,9 +100,7 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
     if found:
         results["tasks"] = found
     if parts.target is not None:
-        some = spaced(parts.target.images, _MOST_SCORED)
-        found = label_free(parts.scorer.logits(params, stats, some))
-        results["label_free"] = found
+        results["label_free"] = _without_labels(parts, params, stats)
     if parts.config.sources:
         results["sources"] = _by_source(parts, (params, stats))
     scored_on = parts.chosen.test or parts.chosen.validation
@@ -119,6 +120,17 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
         # Last: its presence says that the run is complete.
         write_json(run.path / "results.json", results)
     return FinetuneResult.of(run, complete=False, results=results)
+
+
+def _without_labels(parts: Parts, params: Any, stats: Any) -> dict[str, float]:
+    """What the target's images say of the classifier."""
+
+    def logits(images: ImageSet) -> Any:
+        return parts.scorer.logits(params, stats, images)
+
+    assert parts.target is not None
+    some = spaced(parts.target.images, _MOST_SCORED)
+    return label_free(logits(some)) | {MIXVAL: mixed_agreement(some, logits)}
 
 
 def _pictures(

@@ -5,10 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from afterimage.data import array_set
 from afterimage.errors import DataError
 from finetune.domains.density import _project, density_ratio, effective_size
 from finetune.domains.priors import bbse, em, frequencies, logit_shift, softmax
-from finetune.domains.selection import label_free, soft_neighbourhood_density
+from finetune.domains.selection import (
+    label_free,
+    mixed_agreement,
+    soft_neighbourhood_density,
+)
 
 
 def gaussians(count=800, shift=0.8, d=2, seed=0):
@@ -147,3 +152,25 @@ def test_soft_neighbourhood_density_in_closed_form():
     )
     pairs = np.repeat(np.eye(2), 2, axis=0)
     assert soft_neighbourhood_density(pairs) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bright", "threshold", "expected"),
+    [
+        pytest.param([0, 1] * 20, 100, 1.0, id="border in the middle"),
+        # The mix of a darker heavier one, 90, is taken for the brighter.
+        pytest.param([0, 1] * 20, 50, 0.75, id="border too near one class"),
+        pytest.param([1] * 40, 100, 0.5, id="all in one class"),
+        pytest.param([1], 100, 0.0, id="nothing to mix"),
+    ],
+)
+def test_agreement_on_mixes_in_closed_form(bright, threshold, expected):
+    pixels = np.full((len(bright), 4, 4, 1), 200, np.uint8)
+    pixels *= np.array(bright, np.uint8)[:, None, None, None]
+    images = array_set(pixels, None, None, "mixed")
+
+    def predict(images):
+        mean = images.gather(np.arange(len(images))).mean((1, 2, 3))
+        return np.stack([threshold - mean, mean - threshold], 1)
+
+    assert mixed_agreement(images, predict) == pytest.approx(expected)

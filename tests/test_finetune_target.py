@@ -58,11 +58,11 @@ def test_everything_together_resumes_exactly(home, tmp_path):
         "weight_decay": 0.0,
         "layer_decay": 0.7,
         "density_ratio": "classifier",
-        "select": "infomax",
+        "select": "mixval",
         "augment": "shift",
     }
     result = finetune(config(home, tmp_path / "whole", **settings))
-    assert result.results["selection"]["rule"].startswith("infomax: highest mutual")
+    assert result.results["selection"]["rule"].startswith("mixval: highest agreement")
     assert result.results["test"]["examples"] == 30
     assert result.results["source"]["examples"] == 30
     assert "dark" in result.results["target"]

@@ -173,6 +173,7 @@ def test_the_targets_images_take_part_without_their_labels(home):
     found = [row.get("train/pseudo_labels") for row in rows(result.run)]
     assert any(value and value > 0 for value in found)
     told, kept = result.results["label_free"], result.results["selection"]["step"]
+    assert 0 <= told.pop("target_mixval") <= 1
     assert set(told) == {"target_entropy", "target_infomax", "target_snd"}
     (evaluated,) = [
         row
