@@ -165,10 +165,10 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
         scores = [accuracy(results) for results in found]
         yield row(table, method, METRIC, scores, **more)
         if method != "target-only":
-            told = [r["label_free"]["target_mixval"] for r in found]
+            told = [r["label_free"]["target_infomax"] for r in found]
             known[method] = (float(np.mean(told)), scores, more)
     if known:
         best = max(known, key=lambda name: known[name][0])
         _, scores, more = known[best]
-        chosen = f"{best}: the method of highest target_mixval, without labels"
+        chosen = f"{best}: the method of highest target_infomax, without labels"
         yield row(table, "best", METRIC, scores, **more, method=chosen)
