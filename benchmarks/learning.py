@@ -15,13 +15,12 @@ from benchmarks.programs import Settings, by_seed, pretrained
 from benchmarks.results import row
 
 OMNIGLOT = "omniglot/background_small1.zip"
+# Rates and steps of MAML: those of six tries that read training characters of seed 0
+# best after 100 steps; none was made with the other methods.
+_MAML = {"lr": 0.003, "inner_lr": 0.01, "test_inner_steps": 5}
 EPISODES: dict[str, dict[str, Any]] = {
-    "maml": {"meta": "maml", "inner_lr": 0.4, "test_inner_steps": 3},
-    "maml-first-order": {
-        "meta": "maml-first-order",
-        "inner_lr": 0.4,
-        "test_inner_steps": 3,
-    },
+    "maml": {"meta": "maml", **_MAML},
+    "maml-first-order": {"meta": "maml-first-order", **_MAML},
     "anil": {"meta": "anil", "inner_lr": 0.4, "test_inner_steps": 3},
     "reptile": {"meta": "reptile", "inner_lr": 0.05, "inner_steps": 5},
     "prototypical": {"meta": "prototypical"},
