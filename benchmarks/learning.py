@@ -15,7 +15,7 @@ from benchmarks.programs import Settings, by_seed, pretrained
 from benchmarks.results import row
 
 OMNIGLOT = "omniglot/background_small1.zip"
-# Rates and steps of MAML: those of six tries that read training characters of seed 0
+# Rates and steps of MAML: those of five tries that read training characters of seed 0
 # best after 100 steps; none was made with the other methods.
 _MAML = {"lr": 0.003, "inner_lr": 0.01, "test_inner_steps": 5}
 EPISODES: dict[str, dict[str, Any]] = {

@@ -124,12 +124,13 @@ class FinetuneConfig(
     number a class, in the order of the class names: 1,1,2.5."""
 
     augment: Literal[
-        "none", "shift", "crop-flip", "light", "shear", "affine", "strong"
+        "none", "shift", "crop-flip", "light", "shear", "affine", "tones", "strong"
     ] = "shift"
     """Random changes of the training images. shift: small translations; crop-flip:
     crops and mirroring; light: shift, with brightness and contrast; shear: shift, leant
-    both ways; affine: shear, drawn larger or smaller by up to a third; strong: shear,
-    with tones as in light, further, and a square erased."""
+    both ways; affine: shear, drawn larger or smaller by up to a third; tones: affine,
+    each channel's range a random one, half of them inverted; strong: shear, with tones
+    as in light, further, and a square erased."""
 
     select: Literal[
         "auto", "validation", "last", "entropy", "infomax", "snd", "mixval", "oracle"

@@ -164,6 +164,23 @@ def test_drawing_larger_or_smaller_is_linear_interpolation(factor):
     np.testing.assert_allclose(weights @ signal, wanted, atol=1e-5)
 
 
+def test_tones_are_a_line_of_their_own_for_each_image_and_channel():
+    ramp = np.linspace(0, 1, 16, dtype=np.float32)[None, None, :, None]
+    images = jnp.asarray(np.broadcast_to(ramp, (200, 16, 16, 3)))
+    key = jax.random.key(0)
+    moved = np.asarray(make_augment("affine")(jax.random.split(key, 4)[0], images))
+    found = np.asarray(make_augment("tones")(key, images))
+    slopes = np.empty((200, 3))
+    for i, channel in np.ndindex(slopes.shape):
+        x, y = moved[i, ..., channel].ravel(), found[i, ..., channel].ravel()
+        slopes[i, channel], low = np.polyfit(x, y, 1)
+        np.testing.assert_allclose(low + slopes[i, channel] * x, y, atol=1e-5)
+    assert 0.3 <= np.abs(slopes).min() < 0.35
+    assert 0.95 < np.abs(slopes).max() <= 1
+    # 600 draws of probability 1/2: deviation 0.02.
+    assert (slopes < 0).mean() == pytest.approx(0.5, abs=0.08)
+
+
 def test_affine_draws_each_image_at_a_size_of_its_own():
     square = jnp.zeros((100, 32, 32, 1)).at[:, 10:22, 10:22].set(1.0)
     found = np.asarray(make_augment("affine")(jax.random.key(0), square))

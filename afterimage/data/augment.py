@@ -20,6 +20,8 @@ SLOPE = 0.3
 """`shear` leans by up to ± this many pixels a pixel: 17 degrees."""
 ZOOM = 4 / 3
 """`affine` draws larger or smaller by up to this factor."""
+TONES = 0.3
+"""`tones` leaves at least this share of a channel's range."""
 
 
 def none(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -77,6 +79,22 @@ def affine(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c
     return shear(lean, images)
 
 
+def tones(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """`affine`, and each channel's tones drawn onto a random range, half of them
+    inverted: letters of any colour on any other.
+
+    x -> a + (b - a) x for each image and channel, |b - a| uniform in [0.3, 1], a and b
+    within [0, 1].
+    """
+    shape, extent, place, turn = jax.random.split(key, 4)
+    images = affine(shape, images)
+    each = (len(images), 1, 1, images.shape[-1])
+    extent = jax.random.uniform(extent, each, images.dtype, TONES, 1)
+    low = jax.random.uniform(place, each, images.dtype) * (1 - extent)
+    inverted = jax.random.bernoulli(turn, 0.5, each)
+    return low + extent * jnp.where(inverted, 1 - images, images)
+
+
 def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """`shear`, twice the changes of tone that `light` makes, and a square erased.
 
@@ -96,6 +114,7 @@ AUGMENTS: dict[str, Augment] = {
     "light": light,
     "shear": shear,
     "affine": affine,
+    "tones": tones,
     "strong": strong,
 }
 
