@@ -27,8 +27,8 @@ NOTES = (
     "The full budget is 2,000 steps of pretraining and of fine-tuning; rows with fewer "
     "are stand-ins, and say so in the fields `steps` and `pretrain_steps` of "
     "transfer.json and in their command. The step is kept by the rule in `selection`; "
-    "`best` is the method whose target predictions carry most information, without "
-    "labels (target_infomax). Seconds a run are of one core with other work beside it, "
+    "`best` is the method of highest accuracy on labelled source images that its runs "
+    "did not learn from. Seconds a run are of one core with other work beside it, "
     "and left out where that differed."
 )
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
