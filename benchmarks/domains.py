@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
     "target-only": {},
     "dann": {"align": ("dann",)},
+    "dann, weight 0.1": {"align": ("dann",), "align_weight": (0.1,)},
     "cdan": {"align": ("cdan",)},
     "cdan-e": {"align": ("cdan-e",)},
     "mmd": {"align": ("mmd",)},
