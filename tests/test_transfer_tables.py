@@ -80,6 +80,7 @@ def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch
         seeds=1,
         steps=2,
         pretrain_steps=1,
+        select="validation",
         out=str(tmp_path / "runs"),
         record=True,
     )
@@ -95,3 +96,30 @@ def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch
         ]
         assert all(r["steps"] == 2 for r in rows)
     assert "seconds" not in rows[0]
+
+
+@pytest.mark.slow
+def test_best_is_chosen_by_source_images_that_no_run_learned_from(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(domains._LABELLED, "mnist", 40)
+    run = transfer.Transfer(
+        folder=str(folder),
+        tables=("mnist-usps",),
+        only=("source-only",),
+        seeds=1,
+        steps=2,
+        pretrain_steps=1,
+        out=str(tmp_path / "runs"),
+    )
+    transfer.main(run)
+    assert "mnist-usps: best" in capsys.readouterr().out
+    chosen = json.loads(
+        (tmp_path / "runs" / "mnist-usps-source-only-0" / "labels.json").read_text()
+    )
+    used = [int(i) for ids in chosen["train"].values() for i in ids]
+    assert len(used) == 40
+    with np.load(folder / "mnist.npz") as mnist:
+        rest = np.delete(mnist["x_train"], used, axis=0)
+    with np.load(tmp_path / "runs" / "mnist-rest-0.npz") as held_out:
+        np.testing.assert_array_equal(held_out["images"], rest)
