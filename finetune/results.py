@@ -57,9 +57,10 @@ def evaluate(
             found[f"{prefix}mean_{name}"] = sum(m[name] for m in each) / len(each)
     if parts.target is not None:
         some = spaced(parts.target.images, _MOST_SCORED)
-        found |= label_free(logits(some))
+        told = logits(some)
+        found |= label_free(told)
         if parts.config.select == "mixval":
-            found[MIXVAL] = mixed_agreement(some, logits)
+            found[MIXVAL] = mixed_agreement(some, told, logits)
     if parts.rule.metric == ORACLE:
         assert parts.target is not None
         assert parts.target.oracle is not None
@@ -130,7 +131,8 @@ def _without_labels(parts: Parts, params: Any, stats: Any) -> dict[str, float]:
 
     assert parts.target is not None
     some = spaced(parts.target.images, _MOST_SCORED)
-    return label_free(logits(some)) | {MIXVAL: mixed_agreement(some, logits)}
+    told = logits(some)
+    return label_free(told) | {MIXVAL: mixed_agreement(some, told, logits)}
 
 
 def _pictures(

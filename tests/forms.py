@@ -59,12 +59,12 @@ def milliseconds(*runs, rounds=7):
     return best
 
 
-def forward_and_backward(function, *args, jit=runtime.jit):
+def forward_and_backward(function, *args):
     def both(*args):
         y, pull = jax.vjp(function, *args)
         return pull(y)
 
-    compiled = jit(both)
+    compiled = runtime.jit(both)
     return lambda: jax.block_until_ready(compiled(*args))
 
 

@@ -106,7 +106,9 @@ def soft_neighbourhood_density(p: Float[np.ndarray, "n c"]) -> float:
 
 
 def mixed_agreement(
-    images: ImageSet, predict: Callable[[ImageSet], Float[np.ndarray, "n c"]]
+    images: ImageSet,
+    logits: Float[np.ndarray, "n c"],
+    predict: Callable[[ImageSet], Float[np.ndarray, "m c"]],
 ) -> float:
     """How often a mix of two images is predicted as the heavier of them, in [0, 1].
 
@@ -115,10 +117,11 @@ def mixed_agreement(
     which test the borders; 0 where there is no such pair. No method here learns from
     mixes, while several lower the entropy that other rules look at (Hu et al. 2023,
     "Mixed samples as probes for unsupervised model selection in domain adaptation",
-    §3, who rank the models by each share and take the mean rank).
+    §3, who rank the models by each share and take the mean rank). `logits` are those of
+    the images themselves.
     """
     pixels = images.gather(np.arange(len(images)))
-    classes = predict(images).argmax(1)
+    classes = logits.argmax(1)
     order = np.random.default_rng(0).permutation(len(images))
     # Neighbours in a random order, sorted by class, are alike; in itself, mostly not.
     alike = order[np.argsort(classes[order], kind="stable")]
