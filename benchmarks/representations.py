@@ -6,12 +6,13 @@ fine-tuning. The step that is kept is chosen on validation images cut from the l
 ones (or is the last, where these are few); test images are scored once.
 
   python -m benchmarks.representations --table mnist-masci
-  python -m benchmarks.representations --table mnist-masci --steps 300
+  python -m benchmarks.representations --table cifar10 --stand-in
 
 A row is written as soon as it is measured, to benchmarks/results/representations.json,
 and kept by the next call with the same settings; runs that are complete, or were
-stopped in the middle, are continued in `--out`. With `--steps` or `--finetune-steps`
-below a table's own the rows are stand-ins, and say so.
+stopped in the middle, are continued in `--out`. With `--stand-in` a table takes what
+two cores finish in about an hour or two; with it, or fewer steps than the recipe's, the
+rows are stand-ins, and say so.
 """
 
 import contextlib
@@ -34,7 +35,8 @@ NAME = "representations"
 NOTES = (
     "MNIST as published; CIFAR-10 is JPEG-compressed, so its figures differ slightly "
     "from those on the original pixels. A row whose settings say stand-in was trained "
-    "for fewer steps than the table's recipe. conv-masci has our RMS norm after every "
+    "for fewer steps than the table's recipe, for CIFAR-10 with model conv in place of "
+    "ResNet-18. conv-masci has our RMS norm after every "
     "convolution, and its fully connected layer of 300 is the head's hidden layer on "
     "the means of a 2x2 grid."
 )
@@ -51,6 +53,8 @@ class Representations:
     """Which rows of them. Default: all."""
     seeds: int = 5
     """Seeds of pretraining, of the choice of labels and of fine-tuning."""
+    stand_in: bool = False
+    """The table's small form, for a machine without an accelerator."""
     steps: int | None = None
     """Pretraining steps. Default: the table's own."""
     finetune_steps: int | None = None
@@ -88,7 +92,11 @@ class Representations:
         wanted = table.rows[row_name]
         pretraining = table.pretrain | wanted.pretrain
         tuning = table.finetune | wanted.settings
-        short = (self.steps or pretraining["steps"]) < pretraining["steps"]
+        short = self.stand_in
+        if self.stand_in:
+            pretraining |= table.stand_in["pretrain"]
+            tuning |= table.stand_in["finetune"]
+        short |= (self.steps or pretraining["steps"]) < pretraining["steps"]
         short |= (self.finetune_steps or tuning["steps"]) < tuning["steps"]
         pretraining["steps"] = self.steps or pretraining["steps"]
         tuning["steps"] = self.finetune_steps or tuning["steps"]

@@ -39,6 +39,11 @@ def test_every_recipe_is_a_configuration_that_can_work(name):
         PretrainConfig(data="digits", out="x", **TABLES[name].pretrain | row.pretrain)
         settings = TABLES[name].finetune | row.settings
         FinetuneConfig(from_="a", data="digits", out="x", labels=row.labels, **settings)
+        small = TABLES[name].stand_in
+        settings |= small["finetune"]
+        FinetuneConfig(from_="a", data="digits", out="x", labels=row.labels, **settings)
+        settings = TABLES[name].pretrain | row.pretrain | small["pretrain"]
+        PretrainConfig(data="digits", out="x", **settings)
 
 
 def test_budgets_are_told_apart():
@@ -51,6 +56,18 @@ def test_budgets_are_told_apart():
     )
     assert budget(steps=10)["pretrain"]["steps"] == 10
     assert budget(seeds=2) != budget()
+    small = budget(stand_in=True)
+    assert small["budget"] == "stand-in"
+    assert (small["pretrain"]["steps"], small["finetune"]["steps"]) == (240, 120)
+    assert budget(stand_in=True, steps=10)["pretrain"]["steps"] == 10
+
+
+def test_the_stand_in_of_cifar_10_has_a_network_for_a_cpu():
+    both = (
+        Representations(stand_in=small).settings_of("cifar10", "fine-tuned")
+        for small in (False, True)
+    )
+    assert [s["pretrain"]["model"] for s in both] == ["resnet18", "conv"]
 
 
 def test_settings_and_data_that_cannot_work_are_all_named(tmp_path):
@@ -81,6 +98,7 @@ def small(monkeypatch, tmp_path, tiny):
             "scratch-100": Row(100, "scratch", metric=ERROR),
             "linear-probe": Row(None, "linear-probe", metric=ERROR),
         },
+        stand_in={"pretrain": {}, "finetune": {}},
     )
     monkeypatch.setitem(TABLES, "small", table)
     return Representations(
