@@ -116,6 +116,8 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "speed": (speed_table, "speed", None),
     "few-labels": (labels_table, "transfer", "few-labels"),
     "mnist-labels": (labels_table, "representations", "mnist-labels"),
+    "mnist-masci": (labels_table, "representations", "mnist-masci"),
+    "cifar10": (plain_table, "representations", "cifar10"),
     **{
         name: (plain_table, "transfer", name)
         for name in (
