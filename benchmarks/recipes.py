@@ -36,7 +36,7 @@ class Table:
     finetune: dict[str, Any]
     rows: dict[str, Row]
     stand_in: dict[str, dict[str, Any]]
-    """What `--stand-in` takes in place of the recipe's own: for two cores, an hour."""
+    """What `--stand-in` takes in place of the recipe's own, for a CPU."""
 
 
 def _pairs(

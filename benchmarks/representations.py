@@ -10,9 +10,9 @@ ones (or is the last, where these are few); test images are scored once.
 
 A row is written as soon as it is measured, to benchmarks/results/representations.json,
 and kept by the next call with the same settings; runs that are complete, or were
-stopped in the middle, are continued in `--out`. With `--stand-in` a table takes what
-two cores finish in about an hour or two; with it, or fewer steps than the recipe's, the
-rows are stand-ins, and say so.
+stopped in the middle, are continued in `--out`. With `--stand-in` a table takes
+what a CPU finishes in hours; with it, or fewer steps than the recipe's, the rows are
+stand-ins, and say so.
 """
 
 import contextlib
