@@ -45,6 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "pseudo-labels": _SURE,
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
     "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},
+    "ink": {"compose": "ink"},
+    "ink + pseudo-labels": {"compose": "ink", **_SURE, "confidence": 0.8},
     "density-ratio": {"density_ratio": "classifier"},
     "cdan-e + l2-sp": {
         "align": ("cdan-e",),

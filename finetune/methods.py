@@ -157,16 +157,17 @@ def make_stage(
         streams=stream_names(config),
         statistics=config.domain_statistics,
         teacher=teacher,
+        composing=config.compose,
     )
     combine = pcgrad if config.task_weighting == "pcgrad" else None
     return Stage(phases=phases, supply=supply, combine=combine)
 
 
 def stream_names(config: FinetuneConfig) -> tuple[str, ...]:
-    """The streams of images: the target is one where it is aligned."""
+    """The streams of images: the target is one where it is aligned or composed with."""
     named = {
         streams.TRAIN: True,
-        streams.TARGET: bool(config.align),
+        streams.TARGET: bool(config.align) or config.compose != "none",
         streams.UNLABELLED: config.unlabelled is not None,
     }
     return tuple(name for name, used in named.items() if used)

@@ -74,6 +74,12 @@ class TargetOptions:
     align_weight: tuple[float, ...] = ()
     """One weight for each method of --align. Default: 1 each, coral 10."""
 
+    compose: Literal["none", "mixup", "ink"] = "none"
+    """Draw the labelled images with pixels of the target's, more so until half of the
+    phase is done. mixup: each blended with a target image; ink: for letters, signs and
+    drawings, bright on dark: what is bright is filled with a colour and a target image,
+    what is dark with others."""
+
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
     """Whose normalisation statistics an encoder with BatchNorm keeps while it is
     aligned: each domain is normalised by its own batch and source's or target's
@@ -100,6 +106,7 @@ class TargetOptions:
                 name
                 for name, unused in (
                     ("align", ()),
+                    ("compose", "none"),
                     ("density_ratio", "none"),
                     ("label_shift", "none"),
                 )

@@ -17,7 +17,7 @@ from checkpoints.store import Store
 from checkpoints.trees import flatten, unflatten
 from finetune.artefact import head_entry, write_artefacts
 from finetune.domains import shift
-from finetune.domains.picture import domain_picture
+from finetune.domains.picture import composed_picture, domain_picture
 from finetune.domains.pooling import SOURCE
 from finetune.domains.selection import MIXVAL, ORACLE, label_free, mixed_agreement
 from finetune.labels import HEAD, of_head
@@ -141,10 +141,16 @@ def _pictures(
     """{heading: (caption, PNG)} for the report."""
     if parts.target is None:
         return {}
-    path = run.path / "pictures" / "domains.png" if run.first else None
+    folder, name = run.path / "pictures", parts.config.compose
+    path = folder / "domains.png" if run.first else None
     images = parts.chosen.train, parts.target.images
     drawn = domain_picture(parts.scorer, model, *images, path)
-    return {"Source and target, as the head reads them": drawn} if drawn else {}
+    found = {"Source and target, as the head reads them": drawn} if drawn else {}
+    if run.first and name != "none":
+        path, seed = folder / "composed.png", parts.config.seed
+        drawn = composed_picture(name, *images, path, seed=seed)
+        found["Labelled images, composed with the target's"] = drawn
+    return found
 
 
 def _selected(

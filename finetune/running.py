@@ -8,6 +8,7 @@ from afterimage.training.state import State
 from checkpoints.store import Store
 from finetune import results, streams
 from finetune.beginning import begin
+from finetune.methods import stream_names
 from finetune.parts import Parts
 from finetune.stage import describe
 from finetune.summary import FinetuneResult
@@ -78,7 +79,8 @@ class Program:
     def feed(self, index: int) -> Feed:
         """The batches of phase `index`."""
         parts, extra = self.parts, {}
-        if parts.target is not None and parts.config.align:
+        if streams.TARGET in stream_names(parts.config):
+            assert parts.target is not None
             extra[streams.TARGET] = parts.target.images
         if parts.opened.unlabelled is not None:
             extra[streams.UNLABELLED] = parts.opened.unlabelled

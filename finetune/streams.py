@@ -6,6 +6,7 @@ that no term reads.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from finetune.anchors import anchor_rules
 from finetune.classifier import Classifier
 from finetune.config import FinetuneConfig
 from finetune.context import Context
+from finetune.domains.composing import COMPOSERS, strength
 from finetune.labels import Chosen, labelled, matched
 from finetune.source import open_for
 from finetune.teacher import Teacher
@@ -94,8 +96,12 @@ def supply(
     streams: Sequence[str] = (TRAIN,),
     statistics: str | None = None,
     teacher: Teacher | None = None,
+    composing: str = "none",
 ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
     """What all streams, the weights of examples and the anchors supply to the terms.
+
+    With `composing` the labelled images are composed with the target's, after the
+    augmentation of both.
 
     `statistics` says whose moments an encoder with BatchNorm keeps: `source` and
     `target` normalise each stream by its own batch, `joint` runs both as one batch
@@ -114,6 +120,8 @@ def supply(
         last = TARGET if statistics == "target" else TRAIN
         for stream in sorted(parts, key=lambda name: name == last):
             found |= parts[stream](params, stats, batch, key, step, moving)
+        if composing != "none":
+            found[f"{TRAIN}/view"] = _composed(composing, found[f"{TRAIN}/view"], key)
         if statistics == "joint" and "encoder" in moving:
             found |= _joint(classifier, params, stats, tuple(parts))
         if "examples" in stats:
@@ -126,6 +134,19 @@ def supply(
         return found
 
     return rules
+
+
+def _composed(
+    name: str, augmented: Callable[[Context], Array], key: Array
+) -> Callable[[Context], Array]:
+    """The rule of the labelled images' view, composed with the target's."""
+    own = jax.random.fold_in(key, zlib.crc32(b"composing"))
+
+    def view(ctx: Context) -> Array:
+        most = strength(ctx["progress"])
+        return COMPOSERS[name](own, augmented(ctx), ctx[f"{TARGET}/view"], most)
+
+    return view
 
 
 def _joint(

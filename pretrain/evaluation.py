@@ -12,9 +12,9 @@ from jaxtyping import Array
 from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank
 from afterimage.models import Network
+from afterimage.pictures import draw_rows
 from afterimage.runs import Run, write_png
 from afterimage.training.sweep import Sweep, spaced
-from pretrain.pictures import draw_rows
 from pretrain.probes import TRAINED, Probes, Report, probe_metrics
 from pretrain.reconstruction import Reconstruction, Tree, to_pixels
 

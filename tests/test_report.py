@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 
+from afterimage.pictures import draw_rows
 from afterimage.report import logged, write_report
 from afterimage.runs import write_png
-from pretrain.pictures import draw_rows
 
 
 def report(tmp_path, **changes):

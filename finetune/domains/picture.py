@@ -1,17 +1,22 @@
-"""A picture of two domains in the space that the head reads."""
+"""Pictures of two domains: in the space that the head reads, and composed."""
 
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from afterimage.data import ImageSet
 from afterimage.evaluation.embedding import draw_embedding, embed
+from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
 from afterimage.training.sweep import spaced
+from finetune.domains.composing import COMPOSERS
 from finetune.scoring import Scorer
 
 _IMAGES = 400  # of each domain
+_COMPOSED = 10
 
 
 def domain_picture(
@@ -39,3 +44,21 @@ def domain_picture(
     picture = draw_embedding(places, pixels[order], domain[order], names, caption=how)
     caption = f"{len(some[0])} images of {source.name}, {len(some[1])} of {target.name}"
     return f"{caption}: {how}", write_png(picture, path)
+
+
+def composed_picture(
+    name: str, source: ImageSet, target: ImageSet, path: pathlib.Path, *, seed: int
+) -> tuple[str, pathlib.Path]:
+    """(caption, PNG): labelled images, target images, and what the composer called
+    `name` makes of the two at its full strength; the augmentation is left out."""
+    pixels = []
+    for images in (source, target):
+        some = spaced(images, _COMPOSED)
+        pixels.append(some.gather(np.arange(len(some))))
+    count = min(map(len, pixels))
+    labelled, others = (jnp.asarray(p[:count], jnp.float32) / 255 for p in pixels)
+    composed = jax.jit(COMPOSERS[name])(jax.random.key(seed), labelled, others)
+    rows = {"labelled": labelled, "target": others, name: composed}
+    picture = draw_rows({label: np.asarray(row) for label, row in rows.items()})
+    caption = "can a person still read the labelled figure in the last row?"
+    return caption, write_png(picture, path)

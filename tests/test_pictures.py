@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afterimage.pictures import displayable, draw_rows
 from afterimage.runs import write_png
-from pretrain.pictures import displayable, draw_rows
 
 
 def images(channels, size=(8, 8), n=5):

@@ -1,0 +1,70 @@
+"""Labelled images drawn with pixels of the target's images, on the device.
+
+What of a shift no augmentation draws, such as the clutter of photos, the target's own
+images bring into the labelled ones; their labels are not needed for it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+MIXED = 0.7
+"""`mixup` leaves at least the rest of this share to the labelled image."""
+_FULL_AT = 0.5
+
+
+def strength(progress: Float[Array, ""] | float) -> Array:
+    """How far images are composed at this share of a phase: 0 at its beginning, 1 from
+    its half on. What is hard from the first step on is not learned at all."""
+    return jnp.minimum(1.0, jnp.asarray(progress, jnp.float32) / _FULL_AT)
+
+
+def mixup(
+    key: Array,
+    images: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    most: Float[Array, ""] | float = 1.0,
+) -> Float[Array, "b h w c"]:
+    """(1 - m) s + m t of each labelled image s and a target image t, which keeps the
+    label of s; m is uniform in [0, 0.7 · `most`].
+
+    Inter-domain mixup (Xu et al. 2020, "Adversarial domain adaptation with domain
+    mixup", §3.2, in pixels) without the target's share of the label, which is unknown.
+    """
+    share = jax.random.uniform(key, (len(images), 1, 1, 1), images.dtype)
+    return images + MIXED * most * share * (target - images)
+
+
+def ink(
+    key: Array,
+    images: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    most: Float[Array, ""] | float = 1.0,
+) -> Float[Array, "b h w c"]:
+    """g + (f - g) s: tones s in [0, 1] of a labelled image say how much of a figure f
+    and of a ground g shows.
+
+    Either is (1 - u) colour + u · an image of the target (two different ones), colour
+    random, u uniform in [0, `most`]; with probability 1 - `most` the colours are white
+    and black, so that `most` = 0 gives the images as they are. After Jaderberg et al.
+    2014, "Synthetic data and artificial neural networks for natural scene text
+    recognition", §2: layers of a drawn word are coloured and blended with crops of the
+    images on which words are to be read.
+    """
+    which, *keys = jax.random.split(key, 5)
+    one = (len(images), 1, 1, 1)
+    coloured = jax.random.bernoulli(which, most, one)
+
+    def layer(keys: tuple[Array, Array], pixels: Array, plain: float) -> Array:
+        colour = jax.random.uniform(keys[0], (*one[:3], images.shape[-1]), images.dtype)
+        share = most * jax.random.uniform(keys[1], one, images.dtype)
+        return (1 - share) * jnp.where(coloured, colour, plain) + share * pixels
+
+    ground = layer((keys[0], keys[1]), target, 0.0)
+    figure = layer((keys[2], keys[3]), jnp.roll(target, 1, axis=0), 1.0)
+    return ground + (figure - ground) * images
+
+
+COMPOSERS: dict[str, Callable[..., Array]] = {"mixup": mixup, "ink": ink}
