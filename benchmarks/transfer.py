@@ -28,8 +28,8 @@ NOTES = (
     "are stand-ins, and say so in the fields `steps` and `pretrain_steps` of "
     "transfer.json and in their command. The step is kept by the rule in `selection`; "
     "`best` is the method of highest accuracy on labelled source images that its runs "
-    "did not learn from. Seconds a run are of one core with other work beside it, "
-    "and left out where that differed."
+    "did not learn from, or the best by the rule that its command names. Seconds a run "
+    "are of one core with other work beside it, and left out where that differed."
 )
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
 
@@ -75,7 +75,8 @@ class Transfer:
     pretrain_steps: int = 2_000
     """Steps of each pretraining run."""
     select: str = "auto"
-    """How the step is chosen in adaptation: auto is by held-out source images."""
+    """How the step is chosen in adaptation, and the method for row `best`: auto is by
+    held-out source images."""
     out: str | None = None
     """Where the run folders go. Default: a temporary folder."""
     record: bool = False

@@ -68,6 +68,19 @@ def test_a_row_that_no_table_has_is_refused_before_anything_runs():
         transfer.main(run)
 
 
+@pytest.mark.parametrize(
+    ("select", "merit"), [("auto", 91.0), ("infomax", 1.5), ("entropy", -0.3)]
+)
+def test_best_follows_the_rule_of_the_step(select, merit):
+    run = transfer.Transfer(select=select)
+    told = [(1.0, 0.2), (2.0, 0.4)]
+    found = [
+        {"label_free": {"target_infomax": i, "target_entropy": e}} for i, e in told
+    ]
+    more = {"source_accuracy": 91.0}
+    assert domains._merit(run, found, more) == pytest.approx(merit)
+
+
 @pytest.mark.slow
 def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch):
     for name in ("read_results", "write_results"):
