@@ -57,15 +57,14 @@ def test_ink_draws_between_two_layers_of_different_target_images():
 
 
 def test_ink_colours_are_drawn_by_image_and_channel():
-    """Over a black target only the colours remain: (1 - u) times uniform ones."""
-    many = jnp.zeros((2_000, 1, 1, 3))
+    """Over a black target only the colours c remain: (1 - a u) c where there is one."""
+    many = jnp.zeros((4_000, 1, 1, 3))
     found = np.asarray(ink(KEY, many, many))[:, 0, 0]
-    # u and the colour are independent and uniform: 1/2 · 1/2.
-    assert found.mean() == pytest.approx(0.25, abs=0.02)
-    # Half of the images are coloured where composing is at half: (3/4 · 1/2) / 2.
+    # Coloured with probability a, density 2 a: E[a (1 - a / 2)] / 2 = (2/3 - 1/4) / 2.
+    assert (found > 0).any(1).mean() == pytest.approx(2 / 3, abs=0.03)
+    assert found.mean() == pytest.approx(5 / 24, abs=0.02)
     half = np.asarray(ink(KEY, many, many, 0.5))[:, 0, 0]
-    assert (half > 0).any(1).mean() == pytest.approx(0.5, abs=0.05)
-    assert half.mean() == pytest.approx(0.1875, abs=0.02)
+    assert (half > 0).any(1).mean() == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_the_strength_grows_until_half_of_the_phase():

@@ -47,15 +47,17 @@ def ink(
     and of a ground g shows.
 
     Either is (1 - u) colour + u · an image of the target (two different ones), colour
-    random, u uniform in [0, `most`]; with probability 1 - `most` the colours are white
-    and black, so that `most` = 0 gives the images as they are. After Jaderberg et al.
-    2014, "Synthetic data and artificial neural networks for natural scene text
-    recognition", §2: layers of a drawn word are coloured and blended with crops of the
-    images on which words are to be read.
+    random, u uniform in [0, a]; with probability 1 - a the colours are white and black.
+    Each image has its own a = `most` · √uniform, so that easy ones remain among the
+    hard; `most` = 0 gives the images as they are. After Jaderberg et al. 2014,
+    "Synthetic data and artificial neural networks for natural scene text recognition",
+    §2: layers of a drawn word are coloured and blended with crops of the images on
+    which words are to be read.
     """
-    which, *keys = jax.random.split(key, 5)
+    far, which, *keys = jax.random.split(key, 6)
     one = (len(images), 1, 1, 1)
-    coloured = jax.random.bernoulli(which, most, one)
+    most = most * jnp.sqrt(jax.random.uniform(far, one, images.dtype))
+    coloured = jax.random.bernoulli(which, most)
 
     def layer(keys: tuple[Array, Array], pixels: Array, plain: float) -> Array:
         colour = jax.random.uniform(keys[0], (*one[:3], images.shape[-1]), images.dtype)
