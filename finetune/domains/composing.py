@@ -30,8 +30,8 @@ def mixup(
     """(1 - m) s + m t of each labelled image s and a target image t, which keeps the
     label of s; m is uniform in [0, 0.7 · `most`].
 
-    The pixel level of Xu et al. 2020, "Adversarial domain adaptation with domain mixup";
-    there an adversary is to tell the share as well.
+    Xu et al. 2020, "Adversarial domain adaptation with domain mixup", their mixing of
+    pixels; there an adversary is to tell the share as well.
     """
     share = jax.random.uniform(key, (len(images), 1, 1, 1), images.dtype)
     return images + MIXED * most * share * (target - images)
