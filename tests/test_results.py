@@ -81,6 +81,12 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
             "mnist-usps",
             ("pseudo-labels", "source-only", "target-only"),
         ),
+        (
+            "adapt-ink",
+            "transfer",
+            "mnist-coloured",
+            ("ink + pseudo-labels", "source-only", "target-only"),
+        ),
     ],
 )
 def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):

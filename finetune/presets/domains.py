@@ -73,6 +73,18 @@ PRESETS: Mapping[str, Preset] = {
             "select": "infomax",
         },
         cost="100 epochs of 64 labelled and 2 x 64 target images, one view strong",
+        measured=(
+            Measured(
+                result=(
+                    "2,000 steps, 10,000 labelled MNIST digits to the same on photos, "
+                    "test accuracy 74.8 ± 3.2 % (source alone 12.2 ± 0.9, the target's "
+                    "own labels 91.5 ± 0.9), 3 seeds"
+                ),
+                time="8 to 9 minutes a seed",
+                device="one core of an Intel Xeon at 2.5 GHz, beside other work",
+                date="2026-11-22",
+            ),
+        ),
     ),
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
