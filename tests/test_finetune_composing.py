@@ -15,7 +15,7 @@ from finetune.context import Context
 from finetune.domains.composing import COMPOSERS, MIXED, ink, mixup, strength
 from finetune.program import finetune
 from tests.helpers import cut_back
-from tests.test_finetune_program import config, draw, make_encoder, write_npz
+from tests.test_finetune_program import config, make_encoder, write_domain, write_npz
 
 KEY = jax.random.key(3)
 IMAGES = jax.random.uniform(jax.random.key(0), (6, 5, 4, 3))
@@ -104,18 +104,11 @@ def test_composing_needs_a_target():
 
 @pytest.fixture
 def home(tmp_path_factory, tiny):
-    """An encoder, and beside the images others whose grounds are inverted photos."""
+    """An encoder, images of three patterns, and the same patterns inverted."""
     folder = tmp_path_factory.mktemp("composing")
     make_encoder(folder / "encoder")
     write_npz(folder / "data.npz")
-    (x, y), (x_test, y_test) = draw(2, 60), draw(3, 60)
-    np.savez(
-        folder / "target.npz",
-        x_train=255 - x,
-        y_train=y,
-        x_test=255 - x_test,
-        y_test=y_test,
-    )
+    write_domain(folder / "target.npz", lambda x: 255 - x)
     return folder
 
 
@@ -131,9 +124,9 @@ def test_a_run_learns_what_the_target_brings_in(home, tmp_path):
                 mode="full",
                 compose=name,
                 target=f"npz:{home / 'target.npz'}",
-                steps=80,
+                steps=160,
                 lr=1e-2,
-                eval_every=80,
+                eval_every=160,
                 select="last",
             )
         )
@@ -143,7 +136,7 @@ def test_a_run_learns_what_the_target_brings_in(home, tmp_path):
         assert drawn.exists() == (name == "ink")
         report = (result.run / "report.html").read_text()
         assert ("composed with the target" in report) == (name == "ink")
-    assert accuracy["ink"] > accuracy["none"] + 0.2
+    assert accuracy["ink"] > accuracy["none"] + 0.5
 
 
 @pytest.mark.slow

@@ -46,6 +46,13 @@ def write_npz(path, train=60, test=30, **names):
     return f"npz:{path}"
 
 
+def write_domain(path, change):
+    """Images of the same three patterns as another domain: changed by `change`."""
+    (x, y), (x_test, y_test) = draw(2, 60), draw(3, 30)
+    x, x_test = change(x), change(x_test)
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+
+
 def make_encoder(folder, model=MODEL, extra=None, **preprocessing):
     module = build_encoder(model, rngs=nnx.Rngs(7))
     info = [vars(i) for i in module.feature_info]

@@ -14,7 +14,13 @@ from checkpoints.trees import flatten
 from finetune.artefact import load_classifier
 from finetune.program import finetune
 from tests.helpers import cut_back
-from tests.test_finetune_program import config, draw, make_encoder, write_npz
+from tests.test_finetune_program import (
+    config,
+    draw,
+    make_encoder,
+    write_domain,
+    write_npz,
+)
 
 
 @pytest.fixture
@@ -23,15 +29,8 @@ def home(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("target")
     make_encoder(folder / "encoder")
     write_npz(folder / "data.npz")
-    (x, y), (x_test, y_test) = draw(2, 60), draw(3, 30)
-    np.savez(
-        folder / "dark.npz",
-        x_train=x // 3,
-        y_train=y,
-        x_test=x_test // 3,
-        y_test=y_test,
-    )
-    np.savez(folder / "bare.npz", images=x // 3)
+    write_domain(folder / "dark.npz", lambda x: x // 3)
+    np.savez(folder / "bare.npz", images=draw(2, 60)[0] // 3)
     return folder
 
 

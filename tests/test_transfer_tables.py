@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import domains, results, transfer
+from finetune.presets import PRESETS
 
 
 @pytest.fixture
@@ -79,6 +80,13 @@ def test_best_follows_the_rule_of_the_step(select, merit):
     ]
     more = {"source_accuracy": 91.0}
     assert domains._merit(run, found, more) == pytest.approx(merit)
+
+
+def test_the_row_of_a_preset_has_its_settings(folder, tmp_path):
+    run = transfer.Transfer(folder=str(folder), select="infomax")
+    row = domains._settings(run, "mnist-coloured", "ink + pseudo-labels", tmp_path)
+    preset = PRESETS["adapt-ink"].settings
+    assert {name: row.get(name) for name in preset} == dict(preset)
 
 
 @pytest.mark.slow
