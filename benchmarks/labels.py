@@ -1,54 +1,89 @@
 """Tables of `benchmarks.transfer`: what an encoder saves in labels, or in size.
 
 few-labels          MNIST, one encoder a seed; rows MODE-LABELS
+few-labels-cifar10  CIFAR-10, likewise
 distillation-mnist  a teacher, and a quarter as wide a student without and with it
 """
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.programs import Settings, accuracy, by_seed, pretrained
+from benchmarks.recipes import CIFAR, MNIST, files_of
 from benchmarks.results import row
 from finetune.presets import PRESETS
 
-DATA = "mnist.npz"
+RECIPE = PRESETS["mnist-masked"].settings
 LABELS = (10, 100, 1000)
 MODES: dict[str, dict[str, Any]] = {
-    "probe": {"mode": "probe"},
+    "probe": dict(PRESETS["probe"].settings),
     "partial": {"mode": "partial", "unfreeze_stages": 1},
     "two-phase": {"mode": "two-phase"},
     "full": {"mode": "full"},
-    "l2-sp": {"mode": "two-phase", "l2_sp": 0.01, "l2_head": 0.01, "weight_decay": 0.0},
+    "l2-sp": dict(PRESETS["l2-sp"].settings),
     "scratch": {"mode": "scratch"},
-    "pseudo-labels": {"mode": "two-phase", "unlabelled": "rest"},
+    "pseudo-labels": {"mode": "full", "unlabelled": "rest"},
     "pseudo-labels-scratch": {"mode": "scratch", "unlabelled": "rest"},
 }
+ROWS = tuple(f"{mode}-{labels}" for labels in LABELS for mode in MODES)
 STUDENT_WIDTH = 0.25
 
 
-ROWS = tuple(f"{mode}-{labels}" for labels in LABELS for mode in MODES)
+class Images(NamedTuple):
+    """What a table of few labels is measured on."""
+
+    data: str
+    """The data spec, with {} for the folder of the files."""
+    preset: str
+    """Of pretraining."""
+    tuning: dict[str, Any]
+    """What every mode has in common."""
+
+
+TABLES = {
+    "few-labels": Images(MNIST, "mnist-masked", dict(RECIPE)),
+    "few-labels-cifar10": Images(
+        CIFAR, "small-images-masked", {"augment": "crop-flip", "ema": 0.99}
+    ),
+}
+
+
+def needed(table: str) -> set[str]:
+    """The files of a table of few labels."""
+    return set(files_of(TABLES[table].data))
 
 
 def few_labels(
     run: Settings, table: str, out: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
     """Test accuracy by mode and number of labels; the last step is kept."""
+    images = TABLES[table]
+    data = images.data.replace("{}", run.folder)
     for name in filter(run.wants, ROWS):
         mode, _, labels = name.rpartition("-")
 
         def settings(
             seed: int, name: str = name, mode: str = mode, labels: str = labels
         ) -> dict[str, Any]:
-            fewer = {"labels": int(labels), "eval_every": run.steps}
-            return _common(run, table, name, out, seed) | fewer | MODES[mode]
+            home = out / f"{table}-pretrained-{seed}"
+            return {
+                **images.tuning,
+                **MODES[mode],
+                "from_": pretrained(
+                    data, home, run.pretrain_steps, seed, preset=images.preset
+                ),
+                "data": data,
+                "out": str(out / f"{table}-{name}-{seed}"),
+                "labels": int(labels),
+                "eval_every": run.steps,
+            }
 
         found, more = by_seed(run, settings)
         scores = [accuracy(results) for results in found]
         yield row(table, name, "test accuracy, %", scores, **more)
 
 
-RECIPE = PRESETS["mnist-masked"].settings
 SMALL: dict[str, Any] = {**RECIPE, "mode": "scratch", "width": STUDENT_WIDTH}
 KINDS: dict[str, dict[str, Any]] = {
     "teacher": {**RECIPE},
@@ -61,10 +96,17 @@ def distillation(
     run: Settings, table: str, out: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
     """Test errors of 10,000: the teacher, the student alone, the student taught."""
+    data = MNIST.replace("{}", run.folder)
     for name in filter(run.wants, KINDS):
 
         def settings(seed: int, name: str = name) -> dict[str, Any]:
-            own = _common(run, table, name, out, seed) | KINDS[name]
+            home = out / f"mnist-pretrained-{seed}"
+            own = {
+                **KINDS[name],
+                "from_": pretrained(data, home, run.pretrain_steps, seed),
+                "data": data,
+                "out": str(out / f"{table}-{name}-{seed}"),
+            }
             if "distil" in own:
                 own["teacher"] = str(out / f"{table}-teacher-{seed}")
             return own
@@ -72,16 +114,3 @@ def distillation(
         found, more = by_seed(run, settings)
         errors = [100 * (100 - accuracy(results)) for results in found]
         yield row(table, name, "errors of 10,000", errors, **more)
-
-
-def _common(
-    run: Settings, table: str, name: str, out: pathlib.Path, seed: int
-) -> dict[str, Any]:
-    """Encoder, data and run folder of one run."""
-    data = f"npz:{run.folder}/{DATA}"
-    home = out / f"mnist-pretrained-{seed}"
-    return {
-        "from_": pretrained(data, home, run.pretrain_steps, seed),
-        "data": data,
-        "out": str(out / f"{table}-{name}-{seed}"),
-    }

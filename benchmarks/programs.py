@@ -32,14 +32,19 @@ def _quiet() -> Iterator[None]:
 
 
 def pretrained(
-    data: str, out: pathlib.Path, steps: int, seed: int, **settings: Any
+    data: str,
+    out: pathlib.Path,
+    steps: int,
+    seed: int,
+    preset: str = "small-images",
+    **settings: Any,
 ) -> str:
     """The run folder of an encoder of these images, found complete or trained."""
     from pretrain.presets import preset_config
     from pretrain.program import pretrain
 
     config = preset_config(
-        "small-images",
+        preset,
         data=data,
         out=str(out),
         seed=seed,

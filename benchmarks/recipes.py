@@ -10,6 +10,9 @@ Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
 Metric = Literal["test accuracy, %", "test error, %"]
 ACCURACY: Metric = "test accuracy, %"
 ERROR: Metric = "test error, %"
+MNIST = "npz:{}/mnist.npz"
+CIFAR = f"zip:{','.join(f'{{}}/cifar10/train-{i}.zip' for i in range(5))}"
+CIFAR += ",{}/cifar10/test.zip"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,11 @@ def _pairs(
     }
 
 
+def files_of(data: str) -> list[str]:
+    """The files that a data spec of a table names, below the folder of the files."""
+    return [part.removeprefix("{}/") for part in data.partition(":")[2].split(",")]
+
+
 def _preset(name: str) -> dict[str, dict[str, Any]]:
     """The recipe that users get by this name, in both stages."""
     return {
@@ -66,8 +74,6 @@ def _preset(name: str) -> dict[str, dict[str, Any]]:
     }
 
 
-_CIFAR = ",".join(f"{{}}/cifar10/train-{i}.zip" for i in range(5))
-_CIFAR = f"zip:{_CIFAR},{{}}/cifar10/test.zip"
 _MASCI: dict[str, Any] = {
     "pretrain": {"model": "conv-masci", "steps": 5000, "batch_size": 128},
     "finetune": {
@@ -83,14 +89,14 @@ _MASCI_STAND_IN = {"pretrain": {"steps": 240}, "finetune": {"steps": 120}}
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
 TABLES: dict[str, Table] = {
     "mnist-masci": Table(
-        data="npz:{}/mnist.npz",
+        data=MNIST,
         rows=_pairs(_SIZES, "pretrained"),
         pretrain=_MASCI["pretrain"] | {"corruption": "erasing"},
         finetune=_MASCI["finetune"],
         stand_in=_MASCI_STAND_IN,
     ),
     "mnist-labels": Table(
-        data="npz:{}/mnist.npz",
+        data=MNIST,
         rows=_pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
         | _pairs(
             {"100": 100, "1000": 1_000},
@@ -115,14 +121,14 @@ TABLES: dict[str, Table] = {
         **_preset("mnist-masked"),
     ),
     "cifar10-masci": Table(
-        data=_CIFAR,
+        data=CIFAR,
         rows=_pairs(_SIZES, "pretrained"),
         pretrain=_MASCI["pretrain"] | {"corruption": "erasing"},
         finetune=_MASCI["finetune"],
         stand_in=_MASCI_STAND_IN,
     ),
     "cifar10": Table(
-        data=_CIFAR,
+        data=CIFAR,
         rows={
             "linear-probe": Row(None, "linear-probe"),
             "untrained-probe": Row(None, "untrained-probe"),

@@ -28,7 +28,7 @@ import tyro
 from afterimage import runtime
 from afterimage.cli import exit_code
 from afterimage.errors import DataError, UserError, did_you_mean
-from benchmarks.recipes import ACCURACY, TABLES
+from benchmarks.recipes import ACCURACY, TABLES, files_of
 from benchmarks.results import read_results, row, write_results
 
 NAME = "representations"
@@ -230,12 +230,9 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
 
 def _check_data(config: Representations) -> None:
     files = [
-        pathlib.Path(part)
+        pathlib.Path(config.folder) / file
         for name in config.table
-        for part in TABLES[name]
-        .data.replace("{}", config.folder)
-        .partition(":")[2]
-        .split(",")
+        for file in files_of(TABLES[name].data)
     ]
     missing = [str(file) for file in dict.fromkeys(files) if not file.is_file()]
     if missing:

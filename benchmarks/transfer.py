@@ -49,8 +49,11 @@ TABLES: dict[str, Table] = {
         name: Table(domains.measure, domains.needed(name), domains.METHODS)
         for name in domains.TABLES
     },
-    "few-labels": Table(labels.few_labels, {labels.DATA}, labels.ROWS),
-    "distillation-mnist": Table(labels.distillation, {labels.DATA}, labels.KINDS),
+    **{
+        name: Table(labels.few_labels, labels.needed(name), labels.ROWS)
+        for name in labels.TABLES
+    },
+    "distillation-mnist": Table(labels.distillation, {"mnist.npz"}, labels.KINDS),
     "omniglot-5w1s": _SHOTS,
     "omniglot-5w5s": _SHOTS,
     "split-mnist-task": _SPLIT,
