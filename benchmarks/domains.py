@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.programs import Settings, accuracy, by_seed, pretrained
+from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as
 from benchmarks.results import row
 from finetune.domains.selection import LABEL_FREE
 from finetune.presets import PRESETS
@@ -196,7 +196,9 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
         ) -> dict[str, Any]:
             home = out / f"{'-'.join(sorted(TABLES[table]))}-pretrained-{seed}"
             return {
-                "from_": pretrained(data, home, run.pretrain_steps, seed),
+                "from_": pretrained_as(
+                    "small-images", data, home, run.pretrain_steps, seed
+                ),
                 "out": str(out / f"{name}-{seed}"),
                 **_settings(run, table, method, out),
             }

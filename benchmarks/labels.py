@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.programs import Settings, accuracy, by_seed, pretrained
+from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as
 from benchmarks.recipes import CIFAR, MNIST, files_of
 from benchmarks.results import row
 from finetune.presets import PRESETS
@@ -70,8 +70,8 @@ def few_labels(
             return {
                 **images.tuning,
                 **MODES[mode],
-                "from_": pretrained(
-                    data, home, run.pretrain_steps, seed, preset=images.preset
+                "from_": pretrained_as(
+                    images.preset, data, home, run.pretrain_steps, seed
                 ),
                 "data": data,
                 "out": str(out / f"{table}-{name}-{seed}"),
@@ -103,7 +103,9 @@ def distillation(
             home = out / f"mnist-pretrained-{seed}"
             own = {
                 **KINDS[name],
-                "from_": pretrained(data, home, run.pretrain_steps, seed),
+                "from_": pretrained_as(
+                    "small-images", data, home, run.pretrain_steps, seed
+                ),
                 "data": data,
                 "out": str(out / f"{table}-{name}-{seed}"),
             }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.programs import Settings, by_seed, pretrained
+from benchmarks.programs import Settings, by_seed, pretrained_as
 from benchmarks.results import row
 
 OMNIGLOT = "omniglot/background_small1.zip"
@@ -101,7 +101,9 @@ def _of_characters(path: pathlib.Path, out: pathlib.Path, steps: int, seed: int)
     if not data.exists():
         known, _ = split_classes(open_data(f"npz:{path}").train, TEST_CLASSES, seed)
         np.savez(data, images=known.gather(np.arange(len(known))))
-    return pretrained(f"npz:{data}", out / f"omniglot-{seed}-pretrained", steps, seed)
+    return pretrained_as(
+        "small-images", f"npz:{data}", out / f"omniglot-{seed}-pretrained", steps, seed
+    )
 
 
 def task_sequence(
@@ -112,7 +114,9 @@ def task_sequence(
     with np.load(data) as arrays:
         np.savez(few, images=arrays["x_train"].reshape(-1, 28, 28, 1)[:256])
     # Mode scratch takes the architecture alone from it.
-    encoder = pretrained(f"npz:{few}", out / "split-mnist-encoder", 1, 0)
+    encoder = pretrained_as(
+        "small-images", f"npz:{few}", out / "split-mnist-encoder", 1, 0
+    )
     for method in filter(run.wants, SEQUENCES):
 
         def settings(seed: int, method: str = method) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Pretraining and fine-tuning as the tables of `benchmarks.transfer` use them."""
+"""Pretraining and fine-tuning as the tables of the benchmarks use them."""
 
 import contextlib
 import io
 import pathlib
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+
+_QUIET = {"tensorboard": False, "log_every": 50}
 
 
 class Settings(Protocol):
@@ -24,38 +27,35 @@ class Settings(Protocol):
         ...
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    nothing = io.StringIO()
-    with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        yield
-
-
-def pretrained(
-    data: str,
-    out: pathlib.Path,
-    steps: int,
-    seed: int,
-    preset: str = "small-images",
-    **settings: Any,
-) -> str:
+def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
     """The run folder of an encoder of these images, found complete or trained."""
-    from pretrain.presets import preset_config
+    from pretrain.config import PretrainConfig
     from pretrain.program import pretrain
 
-    config = preset_config(
-        preset,
+    # Probes and pictures are for people; here they would only cost time.
+    config = PretrainConfig(
         data=data,
         out=str(out),
         seed=seed,
-        steps=steps,
-        epochs=None,
-        tensorboard=False,
+        probe_images=0,
+        pictures=0,
+        eval_every=settings["steps"],
+        save_every=max(1, settings["steps"] // 10),
+        **_QUIET,
         **settings,
     )
-    with _quiet():
-        pretrain(config)
+    _quietly(pretrain, config)
     return str(out)
+
+
+def pretrained_as(
+    preset: str, data: str, out: pathlib.Path, steps: int, seed: int
+) -> str:
+    """The same, by a preset of another length."""
+    from pretrain.presets import PRESETS
+
+    settings = {**PRESETS[preset].settings, "steps": steps, "epochs": None}
+    return pretrained(data, out, seed, **settings)
 
 
 def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
@@ -64,10 +64,20 @@ def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
     from finetune.program import finetune
 
     clock = time.perf_counter()
-    with _quiet():
-        result = finetune(FinetuneConfig(tensorboard=False, **settings))
+    result = _quietly(finetune, FinetuneConfig(**_QUIET, **settings))
     spent = None if result.complete else time.perf_counter() - clock
     return dict(result.results), spent
+
+
+def _quietly(function: Callable[[Any], Any], config: Any) -> Any:
+    """A program without its progress lines, unless it fails."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return function(config)
+    except BaseException:
+        print(said.getvalue(), file=sys.stderr)
+        raise
 
 
 def by_seed(

@@ -15,9 +15,7 @@ what a CPU finishes in hours; with it, or fewer steps than the recipe's, the row
 stand-ins, and say so.
 """
 
-import contextlib
 import dataclasses
-import io
 import pathlib
 import sys
 import time
@@ -28,6 +26,7 @@ import tyro
 from afterimage import runtime
 from afterimage.cli import exit_code
 from afterimage.errors import DataError, UserError, did_you_mean
+from benchmarks.programs import finetuned, pretrained
 from benchmarks.recipes import ACCURACY, TABLES, files_of
 from benchmarks.results import read_results, row, write_results
 
@@ -40,7 +39,6 @@ NOTES = (
     "convolution, and its fully connected layer of 300 is the head's hidden layer on "
     "the means of a 2x2 grid."
 )
-_QUIET = {"tensorboard": False, "log_every": 50}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,41 +109,6 @@ class Representations:
         }
 
 
-def _quietly(function: Any, config: Any) -> Any:
-    """A program without its progress lines, unless it fails."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return function(config)
-    except BaseException:
-        print(said.getvalue(), file=sys.stderr)
-        raise
-
-
-def _pretrained(
-    home: pathlib.Path, name: str, data: str, settings: dict, seed: int
-) -> str:
-    """The folder of one pretraining run: continued, or found complete."""
-    from pretrain.config import PretrainConfig
-    from pretrain.program import pretrain
-
-    out = str(home / "-".join(map(str, (name, settings["steps"], seed))))
-    # Probes and pictures are for people; here they would only cost time.
-    config = PretrainConfig(
-        data=data,
-        out=out,
-        seed=seed,
-        probe_images=0,
-        pictures=0,
-        eval_every=settings["steps"],
-        save_every=max(1, settings["steps"] // 10),
-        **_QUIET,
-        **settings,
-    )
-    _quietly(pretrain, config)
-    return out
-
-
 def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
     """Linear probe on the layer that is best on validation, all labels."""
     from afterimage.data import open_data
@@ -173,25 +136,21 @@ def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
 def _tuned_accuracy(
     out: pathlib.Path, run: str, data: str, settings: dict, seed: int
 ) -> float:
-    from finetune.config import FinetuneConfig
-    from finetune.program import finetune
-
     tuning = dict(settings["finetune"])
     if settings["kind"] == "scratch":
         tuning["mode"] = "scratch"
         tuning.pop("layer_decay", None)  # it spares what was learnt: nothing, here
         tuning.pop("head_steps", None)
-    config = FinetuneConfig(
+    results, _ = finetuned(
         from_=run,
         data=data,
         out=str(out),
         seed=seed,
         labels=settings["labels"],
         eval_every=max(1, tuning["steps"] // 5),
-        **_QUIET,
         **tuning,
     )
-    return _quietly(finetune, config).results["test"]["accuracy"]["value"]
+    return results["test"]["accuracy"]["value"]
 
 
 def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]:
@@ -200,16 +159,18 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
     home, metric = pathlib.Path(config.out) / name, table.rows[row_name].metric
     data = table.data.replace("{}", config.folder)
     # Rows share an encoder, unless one wants an encoder of its own.
-    pretrained = f"pretrain-{row_name}" if table.rows[row_name].pretrain else "pretrain"
+    encoder = f"pretrain-{row_name}" if table.rows[row_name].pretrain else "pretrain"
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
         clock = time.perf_counter()
-        run = _pretrained(home, pretrained, data, settings["pretrain"], seed)
+        steps = settings["pretrain"]["steps"]
+        run = pretrained(
+            data, home / f"{encoder}-{steps}-{seed}", seed, **settings["pretrain"]
+        )
         if settings["kind"].endswith("probe"):
             accuracy = _probe_accuracy(run, data, settings["kind"], seed)
         else:
-            steps = settings["pretrain"]["steps"], settings["finetune"]["steps"]
-            out = home / "-".join(map(str, (row_name, *steps, seed)))
+            out = home / f"{row_name}-{steps}-{settings['finetune']['steps']}-{seed}"
             accuracy = _tuned_accuracy(out, run, data, settings, seed)
         values.append(100 * (accuracy if metric == ACCURACY else 1 - accuracy))
         spent = time.perf_counter() - clock
