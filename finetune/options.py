@@ -220,6 +220,10 @@ class UnlabelledOptions:
     whatever --labels leaves of their labels; target: those of --target; or others, as
     --data names them."""
 
+    unlabelled_ratio: int = 1
+    """Images without labels a step for each labelled one: FixMatch's mu, 7 there. Such
+    a step takes as much longer; --batch-size counts the labelled ones."""
+
     unlabelled_weight: float = 1.0
     """Weight of that term beside the labelled images' loss."""
 
@@ -235,6 +239,8 @@ class UnlabelledOptions:
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
         found = []
+        if self.unlabelled_ratio < 1:
+            found.append(f"unlabelled_ratio={self.unlabelled_ratio}: at least 1")
         if self.unlabelled_weight <= 0:
             found.append(f"unlabelled_weight={self.unlabelled_weight}: more than 0")
         if not 0 <= self.confidence < 1:
@@ -243,6 +249,7 @@ class UnlabelledOptions:
             found += [
                 f"{name}={getattr(self, name)}: only with unlabelled"
                 for name in (
+                    "unlabelled_ratio",
                     "unlabelled_weight",
                     "confidence",
                     "distribution_alignment",

@@ -127,13 +127,22 @@ class Parts:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch of every stream."""
         size = self.config.batch_size // self.config.accumulate
-        images = jax.ShapeDtypeStruct((size, *self.chosen.train.shape), jnp.uint8)
-        number = jax.ShapeDtypeStruct((size,), jnp.int32)
-        shapes = {"image": images, "index": number, "label": number}
+
+        def images(count: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count, *self.chosen.train.shape), jnp.uint8)
+
+        def numbers(count: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count,), jnp.int32)
+
+        number = numbers(size)
+        shapes = {"image": images(size), "index": number, "label": number}
         for task in self.chosen.train.tasks:
             shapes[f"label.{task}"] = number
         for stream in stream_names(self.config)[1:]:
-            shapes |= {f"{stream}/image": images, f"{stream}/index": number}
+            many = stream == streams.UNLABELLED
+            count = size * (self.config.unlabelled_ratio if many else 1)
+            shapes[f"{stream}/image"] = images(count)
+            shapes[f"{stream}/index"] = numbers(count)
         return shapes
 
     def fresh(self, params: Tree, stats: Tree) -> State:

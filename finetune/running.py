@@ -85,7 +85,10 @@ class Program:
         if parts.opened.unlabelled is not None:
             extra[streams.UNLABELLED] = parts.opened.unlabelled
         images, options = parts.chosen.train, parts.config
-        return Feed(images, options=options, mesh=parts.mesh, streams=extra)
+        times = {streams.UNLABELLED: options.unlabelled_ratio}
+        return Feed(
+            images, options=options, mesh=parts.mesh, streams=extra, times=times
+        )
 
     def between(self, state: State, index: int) -> State:
         """The state after phase `index`, with what later phases need of it."""

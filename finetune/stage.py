@@ -185,11 +185,11 @@ class Stage:
                 problems.append(f"{where}: {error}")
                 continue
             metrics += [term.name, *extra]
-            size = jax.tree.leaves(batch)[0].shape[0]
-            if each.shape not in {(), (size,)}:
+            sizes = sorted({leaf.shape[:1] for leaf in jax.tree.leaves(batch)})
+            if each.shape not in [(), *sizes]:
                 problems.append(
                     f"{where}: gives a loss of shape {each.shape}; expected one value "
-                    f"an example, ({size},), or a scalar"
+                    f"an example, {' or '.join(map(str, sizes))}, or a scalar"
                 )
             elif term.examples is not None and each.shape == ():
                 problems.append(

@@ -1,7 +1,8 @@
 """Streams: the labelled one, and an unlabelled one of a target domain beside it.
 
-Every stream gives as many images a step and names its values by itself:
-`train/features/classes`, `target/features/classes`. Nothing of a stream is computed
+Every stream gives as many images a step (the unlabelled one `--unlabelled-ratio` times
+as many) and names its values by itself: `train/features/classes`,
+`target/features/classes`. Nothing of a stream is computed
 that no term reads.
 """
 
@@ -161,9 +162,9 @@ def _joint(
     def share(number: int) -> Callable[[Context], Any]:
         def rule(ctx: Context) -> Any:
             maps, after = ctx["joint/forward"]
-            size = maps[0].shape[0] // len(streams)
-            rows = slice(number * size, (number + 1) * size)
-            return [m[rows] for m in maps], after
+            sizes = [len(ctx[f"{stream}/image"]) for stream in streams]
+            start = sum(sizes[:number])
+            return [m[start : start + sizes[number]] for m in maps], after
 
         return rule
 

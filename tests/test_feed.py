@@ -55,6 +55,20 @@ def test_resident_and_streamed_are_the_same_from_any_step(start):
                 np.testing.assert_array_equal(one[name], two[name])
 
 
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_stream_may_give_more_images_a_step(resident):
+    found = batches(
+        resident,
+        streams={"target": images(1, 12), "other": images(2, 9)},
+        times={"target": 3},
+    )
+    for batch in found:
+        assert batch["image"].shape[0] == batch["other/image"].shape[0] == 4
+        assert batch["target/image"].shape[0] == 12
+        # An epoch of twelve images is one such step.
+        assert sorted(np.asarray(batch["target/index"])) == list(range(12))
+
+
 def test_stretches_stack_every_stream():
     sets = {"streams": {"target": images(1, 5)}}
     (stacked,) = batches(False, (3,), **sets)

@@ -145,6 +145,29 @@ def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
         np.testing.assert_array_equal(flatten(found["params"])[path], leaf)
 
 
+def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
+    """The share of sure ones is a count of all of them, whatever the micro-batches."""
+    from finetune.opening import open_all
+    from finetune.parts import Parts
+
+    settings = SETTINGS | {"mode": "full", "head_steps": None, "unlabelled_ratio": 3}
+    parts = {}
+    for accumulate in (1, 2):
+        given = config(
+            home, tmp_path / "unused", **settings, batch_size=8, accumulate=accumulate
+        )
+        parts[accumulate] = Parts(given, open_all(given)).batch_shapes()
+    assert parts[1]["image"].shape[0] == 8
+    assert parts[1]["unlabelled/image"].shape[0] == 24
+    assert parts[2]["unlabelled/index"].shape[0] == 12
+    result = finetune(
+        config(home, tmp_path / "run", **settings, batch_size=8, accumulate=2)
+    )
+    shares = [row.get("train/pseudo_labels_sure", 0) for row in rows(result.run)]
+    assert any(share not in (0, 1) for share in shares)
+    assert all(abs(share * 24 - round(share * 24)) < 1e-4 for share in shares)
+
+
 def test_rest_leaves_the_validation_images_out(home):
     from finetune.opening import open_all
 
@@ -205,7 +228,11 @@ def test_batch_norm_beside_unlabelled_images_needs_a_choice(
 
 
 def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_normalised):
-    settings = batch_normalised | {"domain_statistics": "joint", "confidence": 0.0}
+    settings = batch_normalised | {
+        "domain_statistics": "joint",
+        "confidence": 0.0,
+        "unlabelled_ratio": 2,
+    }
     run = finetune(config(home, tmp_path / "run", **settings)).run
     before = flatten(read_encoder(settings["from_"])[1])
     moved = [
@@ -219,6 +246,10 @@ def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_norm
 def test_settings_without_images_are_refused(home, tmp_path):
     with pytest.raises(UserError, match="only with unlabelled"):
         config(home, tmp_path / "run", confidence=0.8)
+    with pytest.raises(UserError, match="unlabelled_ratio=7: only with unlabelled"):
+        config(home, tmp_path / "run", unlabelled_ratio=7)
+    with pytest.raises(UserError, match="unlabelled_ratio=0: at least 1"):
+        config(home, tmp_path / "run", unlabelled="rest", unlabelled_ratio=0)
     with pytest.raises(UserError, match="distribution_alignment=True: only with"):
         config(home, tmp_path / "run", distribution_alignment=True)
     with pytest.raises(UserError, match="unlabelled='rest': not with meta"):

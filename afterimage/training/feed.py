@@ -32,10 +32,11 @@ def _fits(sets: Iterable[ImageSet]) -> bool:
 class Feed:
     """Batches of `images` for a run, a pure function of (images, seed, step, host).
 
-    Further `streams`, by name, give as many images a step, each in an order of its own;
-    their entries are `NAME/image`, `NAME/index`, `NAME/label` where labelled. `data`
-    is what stays on the devices: `{"image", "label"}` of each stream, or empty. A step
-    takes (state, batch, data) and reads images from whichever has them.
+    Further `streams`, by name, give as many images a step, or `times` as many, each in
+    an order of its own; their entries are `NAME/image`, `NAME/index`, `NAME/label`
+    where labelled. `data` is what stays on the devices: `{"image", "label"}` of each
+    stream, or empty. A step takes (state, batch, data) and reads images from whichever
+    has them.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Feed:
         options: TrainingOptions,
         mesh: Mesh,
         streams: Mapping[str, ImageSet] | None = None,
+        times: Mapping[str, int] | None = None,
     ):
         check_batch(options.batch_size, options.accumulate, mesh)
         self.images, self.options, self.mesh = images, options, mesh
         self._sets = {"": images}
         self._sets |= {f"{name}/": other for name, other in (streams or {}).items()}
+        self._times = {f"{name}/": factor for name, factor in (times or {}).items()}
         resident = options.resident
         resident = _fits(self._sets.values()) if resident is None else resident
         self.data: dict[str, Any] = {}
@@ -78,7 +81,7 @@ class Feed:
         apart = zlib.crc32(prefix.encode()) if prefix else 0
         return Batches(
             self._sets[prefix],
-            batch_size=self.options.batch_size,
+            batch_size=self.options.batch_size * self._times.get(prefix, 1),
             seed=self.options.seed + apart,
             start=start,
             host=jax.process_index(),
