@@ -23,8 +23,6 @@ MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "l2-sp": dict(PRESETS["l2-sp"].settings),
     "scratch": {"mode": "scratch"},
-    "pseudo-labels": {"mode": "full", "unlabelled": "rest"},
-    "pseudo-labels-scratch": {"mode": "scratch", "unlabelled": "rest"},
 }
 ROWS = tuple(f"{mode}-{labels}" for labels in LABELS for mode in MODES)
 STUDENT_WIDTH = 0.25

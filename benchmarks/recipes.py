@@ -104,6 +104,7 @@ TABLES: dict[str, Table] = {
             ERROR,
             control="pseudo-labels-scratch",
             unlabelled="rest",
+            distribution_alignment=True,
         )
         | {
             # Patches of the last map's stride, as a latent target needs them.
