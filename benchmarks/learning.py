@@ -22,6 +22,7 @@ EPISODES: dict[str, dict[str, Any]] = {
     "maml": {"meta": "maml", **_MAML},
     "maml-first-order": {"meta": "maml-first-order", **_MAML},
     "anil": {"meta": "anil", "inner_lr": 0.4, "test_inner_steps": 3},
+    "proto-maml": {"meta": "proto-maml", **_MAML},
     "reptile": {"meta": "reptile", "inner_lr": 0.05, "inner_steps": 5},
     "prototypical": {"meta": "prototypical"},
 }

@@ -259,6 +259,11 @@ class FinetuneConfig(
         ]
         if self.meta != "none":
             alone += ["sequence", "accumulate"]
+        if self.meta == "proto-maml" and self.head != "linear":
+            found.append(
+                f"head={self.head!r}: with meta='proto-maml' the head begins as the "
+                "nearest class mean, which is linear"
+            )
         return found + [
             f"{name}={getattr(self, name)!r}: not with {what}; leave it out"
             for name in alone

@@ -27,7 +27,7 @@ from finetune.episodes.sampler import (
 )
 from finetune.program import finetune
 from finetune.terms.classification import smoothed_cross_entropy
-from finetune.terms.prototypes import prototype_logits
+from finetune.terms.prototypes import nearest_mean, prototype_logits
 from tests.test_finetune_program import config, make_encoder
 
 PAIR = Shape(1, 1, 1)
@@ -96,6 +96,40 @@ def test_anil_moves_the_head_alone_within_an_episode():
     expected = 0.7 * 2.0 * (0.65 + 1.0)
     for leaf in found.values():
         assert float(leaf) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_start_of_the_support_is_differentiated_through():
+    """φ begins at θ + h_s, and at θ h_s: the second has the factor h_s more."""
+    support = {name: rows[:1] for name, rows in EPISODE.items()}
+    leaves = {"w": jnp.float32(0.5)}
+    for begin, at, factor in (
+        (lambda w, h: w + h, 3.5, 1.0),
+        (lambda w, h: w * h, 1.5, 3.0),
+    ):
+
+        def start(leaves, stats, support, begin=begin):
+            del stats
+            return {"w": begin(leaves["w"], support["h"][0])}
+
+        adaptation = Adaptation(steps=1, lr=ALPHA, start=start)
+        phi = at - ALPHA * 3.0 * (at - 1.0)
+        after = adaptation(bowl, leaves, {}, support, KEY)
+        assert float(after["w"]) == pytest.approx(phi, rel=1e-6)
+        found = slope(adapted_gradient(PAIR, adaptation), leaves)["w"]
+        assert float(found) == pytest.approx(factor * 0.7 * 2.0 * (phi + 1.0))
+
+
+def test_the_nearest_mean_as_a_linear_layer():
+    """Its softmax is that of the squared distances."""
+    shape = Shape(3, 2, 4)
+    support = jax.random.normal(KEY, (6, 5))
+    queries = jax.random.normal(jax.random.key(1), (12, 5))
+    kernel, bias = nearest_mean(support, shape)
+    np.testing.assert_allclose(
+        jax.nn.softmax(queries @ kernel + bias[None]),
+        jax.nn.softmax(prototype_logits(support, queries, shape)),
+        atol=1e-5,
+    )
 
 
 def test_reptile_is_the_way_an_episode_takes():
@@ -297,7 +331,7 @@ def test_prototypes_learn_without_a_head(home, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("meta", ["maml-first-order", "anil", "reptile"])
+@pytest.mark.parametrize("meta", ["maml-first-order", "anil", "proto-maml", "reptile"])
 def test_the_other_methods_learn_as_well(home, tmp_path, meta):
     settings = {"meta": meta, "steps": 60, "lr": 3e-3, "inner_steps": 2}
     result = finetune(episodes(home, tmp_path / "run", **settings))
@@ -310,6 +344,7 @@ def test_the_other_methods_learn_as_well(home, tmp_path, meta):
         ({"meta": "none", "ways": 5}, "queries=2 is about episodes"),
         ({"mode": "probe"}, "with meta only full or scratch"),
         ({"ways": 1}, "ways=1: at least 2 classes"),
+        ({"meta": "proto-maml", "head": "mlp"}, "head='mlp': with meta='proto-maml'"),
         ({"shots": 0}, "shots=0: at least 1"),
         ({"inner_lr": 0.0}, "inner_lr=0.0"),
         ({"test_classes": 1.0}, "test_classes=1.0"),

@@ -8,6 +8,8 @@ on L(·; S), and the mean over a batch's episodes is taken of
     maml              ∇_θ L(φ(θ); Q)                         (Finn et al. 2017)
     maml-first-order  ∇_φ L(φ; Q) at φ = φ(θ)                (the same)
     anil              as maml; only the head moves to φ      (Raghu et al. 2020)
+    proto-maml        as maml; the head begins as the nearest mean of S, as a function
+                      of the encoder                         (Triantafillou et al. 2020)
     reptile           θ − φ(θ), φ on S and Q together        (Nichol et al. 2018)
 
 The inner steps are unrolled: a convolution's gradient in a scan is slow on a CPU.
@@ -27,6 +29,8 @@ from finetune.episodes.sampler import Shape
 Leaves = dict[str, Array]
 Loss = Callable[..., tuple[Array, Any]]
 """loss(leaves, stats, batch, key) -> (value, (metrics, stats))"""
+Start = Callable[[Leaves, Any, Any], Leaves]
+"""start(leaves, stats, support) -> leaves: where an episode's descent begins."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,17 +38,21 @@ class Adaptation:
     """Gradient descent on a support: φ ← φ − lr ∇L(φ; S), `steps` times.
 
     Only leaves whose path begins with `only` move. `first_order` takes the steps'
-    gradients as constants.
+    gradients as constants. With `start` the descent begins where that leads, and is
+    differentiated through it.
     """
 
     steps: int
     lr: float
     first_order: bool = False
     only: str = ""
+    start: Start | None = None
 
     def __call__(
         self, loss: Loss, leaves: Leaves, stats: Any, support: Any, key: Array
     ) -> Leaves:
+        if self.start is not None:
+            leaves = self.start(leaves, stats, support)
         moving = {p: leaf for p, leaf in leaves.items() if p.startswith(self.only)}
         still = {p: leaf for p, leaf in leaves.items() if p not in moving}
 

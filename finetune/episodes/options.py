@@ -11,11 +11,18 @@ class EpisodeOptions:
     """Meta-learning: new classes from a few images each."""
 
     meta: Literal[
-        "none", "maml", "maml-first-order", "anil", "reptile", "prototypical"
+        "none",
+        "maml",
+        "maml-first-order",
+        "anil",
+        "proto-maml",
+        "reptile",
+        "prototypical",
     ] = "none"
     """Meta-learning over episodes, small tasks of classes drawn by seed. maml: a start
     from which a few steps learn new classes; maml-first-order: without second
-    derivatives; anil: only the head takes those steps; reptile: moves towards what each
+    derivatives; anil: only the head takes those steps; proto-maml: as maml, from a head
+    that is each episode's nearest class mean; reptile: moves towards what each
     episode's steps lead to; prototypical: the nearest class mean in feature space."""
 
     ways: int = 5

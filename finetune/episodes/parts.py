@@ -7,12 +7,13 @@ from afterimage.data.augment import make_augment
 from afterimage.errors import UserError
 from afterimage.training.groups import Group
 from afterimage.training.step import Estimator, plain_gradient
-from checkpoints.trees import flatten
+from checkpoints.trees import flatten, unflatten
 from finetune import streams
 from finetune.classifier import HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.episodes.estimators import (
     Adaptation,
+    Leaves,
     adapted_gradient,
     reptile_gradient,
 )
@@ -23,7 +24,7 @@ from finetune.opening import Opened
 from finetune.parts import Parts
 from finetune.stage import Phase, Stage
 from finetune.terms import cross_entropy
-from finetune.terms.prototypes import prototypical
+from finetune.terms.prototypes import nearest_mean, prototypical
 
 _TEST = 1  # apart from the seed of the training episodes
 
@@ -64,7 +65,18 @@ class EpisodeParts(Parts):
             lr=config.inner_lr,
             first_order=config.meta in ("maml-first-order", "reptile"),
             only="heads/" if config.meta == "anil" else "",
+            start=self._nearest_mean if config.meta == "proto-maml" else None,
         )
+
+    def _nearest_mean(self, leaves: Leaves, stats: Any, support: Any) -> Leaves:
+        """The head as the nearest mean of this support, before its augmentation."""
+        params, read = unflatten(leaves), self.classifier
+        images = read.preprocessing.normalise(support["image"])
+        maps, _ = read.maps(params, stats, images)
+        features = read.head_features(params, stats, maps, HEAD)
+        kernel, bias = nearest_mean(features, self.shape)
+        where = f"heads/{HEAD}/linear"
+        return {**leaves, f"{where}/kernel": kernel, f"{where}/bias": bias}
 
     @property
     def estimator(self) -> Estimator:

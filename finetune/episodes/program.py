@@ -80,14 +80,15 @@ class EpisodeProgram(Program):
         def logits(leaves: Leaves, images: Any) -> Any:
             return parts.classifier.predict(unflatten(leaves), stats, images, HEAD)
 
-        def loss(leaves: Leaves, _: Any, images: Any, key: Any) -> Any:
-            found = logits(leaves, images)
+        def loss(leaves: Leaves, _: Any, given: Any, key: Any) -> Any:
+            found = logits(leaves, given["image"])
             return smoothed_cross_entropy(found, labels, 0.0).mean(), None
 
         steps = parts.config.test_inner_steps or parts.config.inner_steps
         adaptation = dataclasses.replace(parts.adaptation, steps=steps)
         key = jax.random.key(0)  # evaluation draws nothing
-        adapted = adaptation(loss, leaves, stats, images[:support], key)
+        given = {"image": images[:support]}
+        adapted = adaptation(loss, leaves, stats, given, key)
         return logits(adapted, images[support:]).argmax(-1)
 
     def _frozen(self) -> dict[str, Score]:

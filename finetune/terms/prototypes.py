@@ -21,6 +21,18 @@ def prototype_logits(
     return -square_distances(queries, prototypes)
 
 
+def nearest_mean(
+    support: Float[Array, "s d"], shape: Shape
+) -> tuple[Float[Array, "d ways"], Float[Array, " ways"]]:
+    """(2 c_k, −‖c_k‖²): the linear layer whose softmax is that of `prototype_logits`.
+
+    The logits differ by −‖f(x)‖², which is the same for all classes (Triantafillou et
+    al. 2020, "Meta-Dataset", §3). Where an episode's descent of Proto-MAML begins.
+    """
+    prototypes = support.reshape(shape.ways, shape.shots, -1).mean(1)
+    return 2 * prototypes.T, -jnp.square(prototypes).sum(-1)
+
+
 def prototypical(shape: Shape, *, head: str) -> Term:
     """−log softmax(−‖f(x) − c‖²)_y, the mean over the queries of a batch's episodes.
 
