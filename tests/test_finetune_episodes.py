@@ -120,14 +120,14 @@ def test_a_start_of_the_support_is_differentiated_through():
 
 
 def test_the_nearest_mean_as_a_linear_layer():
-    """Its softmax is that of the squared distances."""
+    """Its softmax is that of the mean squared differences."""
     shape = Shape(3, 2, 4)
     support = jax.random.normal(KEY, (6, 5))
     queries = jax.random.normal(jax.random.key(1), (12, 5))
     kernel, bias = nearest_mean(support, shape)
     np.testing.assert_allclose(
         jax.nn.softmax(queries @ kernel + bias[None]),
-        jax.nn.softmax(prototype_logits(support, queries, shape)),
+        jax.nn.softmax(prototype_logits(support, queries, shape) / 5),
         atol=1e-5,
     )
 

@@ -24,13 +24,16 @@ def prototype_logits(
 def nearest_mean(
     support: Float[Array, "s d"], shape: Shape
 ) -> tuple[Float[Array, "d ways"], Float[Array, " ways"]]:
-    """(2 c_k, −‖c_k‖²): the linear layer whose softmax is that of `prototype_logits`.
+    """(2 c_k / d, −‖c_k‖² / d): the linear layer that calls the nearest c_k.
 
-    The logits differ by −‖f(x)‖², which is the same for all classes (Triantafillou et
-    al. 2020, "Meta-Dataset", §3). Where an episode's descent of Proto-MAML begins.
+    Its softmax is that of −‖f(x) − c_k‖² / d, as ‖f(x)‖² is the same for all classes
+    (Triantafillou et al. 2020, "Meta-Dataset", §3, without the d). Where an episode's
+    descent of Proto-MAML begins: undivided, distances of d standardised features are
+    of the size of d, and a step of a rate that suits a head destroys the encoder.
     """
     prototypes = support.reshape(shape.ways, shape.shots, -1).mean(1)
-    return 2 * prototypes.T, -jnp.square(prototypes).sum(-1)
+    width = prototypes.shape[-1]
+    return 2 * prototypes.T / width, -jnp.square(prototypes).sum(-1) / width
 
 
 def prototypical(shape: Shape, *, head: str) -> Term:
