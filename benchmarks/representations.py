@@ -156,7 +156,9 @@ def _tuned_accuracy(
 def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]:
     """One row of a table, over all seeds; a line for each."""
     table, settings = TABLES[name], config.settings_of(name, row_name)
-    home, metric = pathlib.Path(config.out) / name, table.rows[row_name].metric
+    # Of as many steps, the small form is another recipe.
+    form = f"{name}-stand-in" if config.stand_in else name
+    home, metric = pathlib.Path(config.out) / form, table.rows[row_name].metric
     data = table.data.replace("{}", config.folder)
     # Rows share an encoder, unless one wants an encoder of its own.
     encoder = f"pretrain-{row_name}" if table.rows[row_name].pretrain else "pretrain"
