@@ -8,6 +8,7 @@ from afterimage.errors import DataError, UserError
 from benchmarks import representations
 from benchmarks.recipes import ERROR, TABLES, Row, Table
 from benchmarks.representations import Representations
+from finetune.presets import PRESETS
 
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
 WANTED = {
@@ -44,6 +45,13 @@ def test_every_recipe_is_a_configuration_that_can_work(name):
         FinetuneConfig(from_="a", data="digits", out="x", labels=row.labels, **settings)
         settings = TABLES[name].pretrain | row.pretrain | small["pretrain"]
         PretrainConfig(data="digits", out="x", **settings)
+
+
+def test_the_rows_of_a_preset_have_its_settings():
+    found = Representations().settings_of("mnist-labels", "pseudo-labels-100")
+    preset = dict(PRESETS["mnist-pseudo-labels"].settings)
+    assert found["labels"] == 10 * preset.pop("labels_per_class")
+    assert found["finetune"] == preset
 
 
 def test_budgets_are_told_apart():
