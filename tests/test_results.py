@@ -76,6 +76,12 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
             for n in (100, 1000)
         ),
         (
+            "mnist-pseudo-labels",
+            "representations",
+            "mnist-labels",
+            ("pseudo-labels-100", "pseudo-labels-scratch-100"),
+        ),
+        (
             "adapt-pseudo-labels",
             "transfer",
             "mnist-usps",

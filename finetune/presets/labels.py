@@ -71,6 +71,17 @@ PRESETS: Mapping[str, Preset] = {
             "distribution_alignment": True,
         },
         cost="3,000 steps of 64 labelled and 64 other images, those in two views",
+        measured=(
+            Measured(
+                result=(
+                    "600 + 2,000 steps in place of 20,000 + 3,000, MNIST, test error "
+                    "at 100 labels 2.1 ± 0.5 % (from scratch 2.4 ± 0.6), 5 seeds"
+                ),
+                time="17 minutes a seed",
+                device="one core of an Intel Xeon at 2.5 GHz, beside other work",
+                date="2026-11-22",
+            ),
+        ),
     ),
     "cifar-masked": Preset(
         about="after that preset of pretraining: CIFAR, thousands of labels",
