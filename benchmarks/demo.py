@@ -5,9 +5,7 @@ runs complete and only prints the table. `--record` also writes the rows to
 benchmarks/results/demo.json.
 """
 
-import contextlib
 import dataclasses
-import io
 import pathlib
 import statistics
 import sys
@@ -17,6 +15,7 @@ import tyro
 
 from afterimage import runtime
 from afterimage.cli import exit_code
+from benchmarks.programs import quietly
 from benchmarks.results import row, write_results
 
 MODES = {
@@ -40,17 +39,6 @@ class Demo:
     """Write the table to benchmarks/results/demo.json."""
 
 
-def _quietly(function, *arguments):
-    """A program without its progress lines, unless it fails."""
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            return function(*arguments)
-    except BaseException:
-        print(output.getvalue(), file=sys.stderr)
-        raise
-
-
 def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
     from finetune.presets import preset_config
     from finetune.program import finetune
@@ -64,7 +52,7 @@ def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
         out=str(out / f"{mode}-{seed}"),
         **settings,
     )
-    return dict(_quietly(finetune, config).results["test"])
+    return dict(quietly(finetune, config).results["test"])
 
 
 def run(demo: Demo) -> None:
@@ -82,7 +70,7 @@ def run(demo: Demo) -> None:
             "digits", out=str(out / f"pretrain-{seed}"), seed=seed, eval_every=300
         )
         # The first run shows its progress, as a user will see it.
-        result = pretrain(config) if seed == 0 else _quietly(pretrain, config)
+        result = pretrain(config) if seed == 0 else quietly(pretrain, config)
         picture = picture or result.picture
         spent = time.perf_counter() - clock
         print(f"seed {seed}: pretrained without labels, {spent:.0f} s", flush=True)

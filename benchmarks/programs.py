@@ -44,7 +44,7 @@ def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
         **_QUIET,
         **settings,
     )
-    _quietly(pretrain, config)
+    quietly(pretrain, config)
     return str(out)
 
 
@@ -64,17 +64,17 @@ def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
     from finetune.program import finetune
 
     clock = time.perf_counter()
-    result = _quietly(finetune, FinetuneConfig(**_QUIET, **settings))
+    result = quietly(finetune, FinetuneConfig(**_QUIET, **settings))
     spent = None if result.complete else time.perf_counter() - clock
     return dict(result.results), spent
 
 
-def _quietly(function: Callable[[Any], Any], config: Any) -> Any:
+def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
     """A program without its progress lines, unless it fails."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return function(config)
+            return function(*arguments)
     except BaseException:
         print(said.getvalue(), file=sys.stderr)
         raise

@@ -171,7 +171,8 @@ class Stage:
                     raise UnknownName(
                         "; ".join(near_misses(name, rules) for name in unknown)
                     )
-                return term.fn(context.only(term.reads, term.name))
+                weights = context[term.examples] if term.examples else None
+                return *term.fn(context.only(term.reads, term.name)), weights
 
             step = jax.ShapeDtypeStruct((), jnp.int32)
             return jax.eval_shape(run, params, stats, batch, step)
@@ -180,7 +181,7 @@ class Stage:
         for term in phase.terms:
             where = f"phase {phase.name!r}, term {term.name!r}"
             try:
-                each, extra = value(term)
+                each, extra, weights = value(term)
             except (UnknownName, UserError) as error:
                 problems.append(f"{where}: {error}")
                 continue
@@ -191,10 +192,11 @@ class Stage:
                     f"{where}: gives a loss of shape {each.shape}; expected one value "
                     f"an example, {' or '.join(map(str, sizes))}, or a scalar"
                 )
-            elif term.examples is not None and each.shape == ():
+            elif weights is not None and each.shape != weights.shape:
                 problems.append(
-                    f"{where}: a loss of the whole batch cannot take the weights of "
-                    f"examples {term.examples!r}; leave `examples` out"
+                    f"{where}: a loss of shape {each.shape} cannot take the weights of "
+                    f"examples {term.examples!r}, of shape {weights.shape}; leave "
+                    "`examples` out"
                 )
         return problems + _twice(f"metrics of phase {phase.name!r}", metrics)
 

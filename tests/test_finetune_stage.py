@@ -347,6 +347,7 @@ def test_conflicts_of_terms_are_all_found_before_the_first_step():
             **supply(*args),
             "anchors/source": lambda _: start,
             "train/weight": lambda _: jnp.ones(8),
+            "train/few": lambda _: jnp.ones(4),
             "train/features/classes": lambda ctx: ctx["train/features"],
         }
 
@@ -356,9 +357,15 @@ def test_conflicts_of_terms_are_all_found_before_the_first_step():
         reads=("train/features",),
         examples="train/weight",
     )
+    each = Term(
+        name="each",
+        fn=lambda view: (jnp.sum(view["train/features"], axis=1), {}),
+        reads=("train/features",),
+        examples="train/few",
+    )
     one, other = dann(WIDE, head="classes"), cdan(WIDE, 3, head="classes")
     stage = make_stage("full")
-    terms = (cross_entropy(3), l2_sp(0.1), l2(0.1), pairs, one, other)
+    terms = (cross_entropy(3), l2_sp(0.1), l2(0.1), pairs, each, one, other)
     phase = dataclasses.replace(stage.phases[0], terms=terms)
     with pytest.raises(UserError) as caught:
         check(Stage(phases=(phase,), supply=anchored))
@@ -370,7 +377,8 @@ def test_conflicts_of_terms_are_all_found_before_the_first_step():
         "--weight-decay 0",
         "encoder/stages/0/kernel is (64, 64) and its anchor is (2, 2)",
         "encoder/stages/1/kernel is (64, 64) and its anchor is not there",
-        "cannot take the weights of examples 'train/weight'",
+        "loss of shape () cannot take the weights of examples 'train/weight'",
+        "(8,) cannot take the weights of examples 'train/few', of shape (4,)",
         "'target/features/classes' is not supplied: nothing here is called 'target'",
         "--target",
     ):

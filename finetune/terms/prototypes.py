@@ -17,8 +17,7 @@ def prototype_logits(
 
     The support's rows stand class after class, as in an episode.
     """
-    prototypes = support.reshape(shape.ways, shape.shots, -1).mean(1)
-    return -square_distances(queries, prototypes)
+    return -square_distances(queries, _class_means(support, shape))
 
 
 def nearest_mean(
@@ -31,9 +30,13 @@ def nearest_mean(
     descent of Proto-MAML begins: undivided, distances of d standardised features are
     of the size of d, and a step of a rate that suits a head destroys the encoder.
     """
-    prototypes = support.reshape(shape.ways, shape.shots, -1).mean(1)
+    prototypes = _class_means(support, shape)
     width = prototypes.shape[-1]
     return 2 * prototypes.T / width, -jnp.square(prototypes).sum(-1) / width
+
+
+def _class_means(support: Float[Array, "s d"], shape: Shape) -> Float[Array, "ways d"]:
+    return support.reshape(shape.ways, shape.shots, -1).mean(1)
 
 
 def prototypical(shape: Shape, *, head: str) -> Term:
