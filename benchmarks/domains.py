@@ -33,6 +33,7 @@ TABLES = {
 }
 PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
 _SURE = {"unlabelled": "target", "distribution_alignment": True}
+_INK = {"compose": "ink", **_SURE, "confidence": 0.8}
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
     "target-only": {},
@@ -48,7 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
     "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},
     "ink": {"compose": "ink"},
-    "ink + pseudo-labels": {"compose": "ink", **_SURE, "confidence": 0.8},
+    "ink + pseudo-labels": _INK,
+    "ink + pseudo-labels, from scratch": {**_INK, "mode": "scratch"},
     "density-ratio": {"density_ratio": "classifier"},
     "cdan-e + l2-sp": {
         "align": ("cdan-e",),
@@ -145,8 +147,10 @@ def _settings(run: Settings, table: str, method: str, out: pathlib.Path) -> dict
     # held out, seed 7.
     recipe = PRESETS["mnist-masked"].settings
     if table.endswith("-shift"):
-        head_steps = max(1, run.steps // 10)
-        recipe = {"mode": "two-phase", "head_steps": head_steps, "augment": "shift"}
+        recipe = {"mode": "two-phase", "augment": "shift"}
+    elif table == "mnist-coloured":
+        ink = PRESETS["adapt-ink"].settings
+        recipe = {name: ink[name] for name in ("mode", "lr", "ema", "augment")}
     common = {**recipe, "weight_decay": 0.01, **METHODS[method]}
     if method == "target-only":
         return {"data": target, **common}

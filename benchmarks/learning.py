@@ -13,20 +13,15 @@ import numpy as np
 
 from benchmarks.programs import Settings, by_seed, pretrained_as
 from benchmarks.results import row
+from finetune.presets import PRESETS
 
 OMNIGLOT = "omniglot/background_small1.zip"
-# Rates and steps of MAML: those of five tries that read training characters of seed 0
-# best after 100 steps. Proto-MAML's inner rate: of 0.0001, 0.001, 0.01 and 0.03 the one
-# whose five steps read them best with that encoder as it was pretrained. None was made
-# with the other methods.
-_MAML = {"lr": 0.003, "inner_lr": 0.01, "test_inner_steps": 5}
+_EPISODES = ("maml", "proto-maml", "prototypical", "reptile")
 EPISODES: dict[str, dict[str, Any]] = {
-    "maml": {"meta": "maml", **_MAML},
-    "maml-first-order": {"meta": "maml-first-order", **_MAML},
-    "anil": {"meta": "anil", "inner_lr": 0.4, "test_inner_steps": 3},
-    "proto-maml": {"meta": "proto-maml", "inner_lr": 0.01, "test_inner_steps": 5},
-    "reptile": {"meta": "reptile", "inner_lr": 0.05, "inner_steps": 5},
-    "prototypical": {"meta": "prototypical"},
+    **{name: dict(PRESETS[name].settings) for name in _EPISODES},
+    "maml-first-order": {**PRESETS["maml"].settings, "meta": "maml-first-order"},
+    # Its rates were not looked for.
+    "anil": {"mode": "full", "meta": "anil", "inner_lr": 0.4, "test_inner_steps": 3},
 }
 # The weight of EWC (its default) and the memory were chosen on 6,000 training images
 # held out, seed 7, 500 steps.
@@ -73,15 +68,14 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
 
         def settings(seed: int, method: str = method) -> dict[str, Any]:
             return {
+                **EPISODES[method],
                 "from_": _of_characters(path, out, run.pretrain_steps, seed),
                 "data": f"npz:{path}",
                 "out": str(out / f"{table}-{method}-{seed}"),
-                "mode": "full",
                 "eval_every": run.steps,
                 "shots": int(table[-2]),
                 "test_classes": TEST_CLASSES,
                 "weight_decay": 0.0,
-                **EPISODES[method],
             }
 
         found, spent = by_seed(run, settings)

@@ -106,7 +106,7 @@ class FinetuneConfig(
     Default: ten times lr; a head on standardised features bears it."""
 
     head_steps: int | None = None
-    """Steps of the head's own phase in two-phase and gradual. Default: a third of the
+    """Steps of the head's own phase in two-phase and gradual. Default: a tenth of the
     run; in gradual as many as each other phase."""
 
     unfreeze_stages: int | None = None

@@ -41,7 +41,7 @@ class Recipe:
     `encoder_lr` multiplies the learning rate for all of it, `layer_decay` d once more
     by d^(L−l) for layer l; `unfreeze_stages` and `unfreeze` say what `partial` thaws;
     a head alone learns at `head_lr` (by default ten times the rate), for `head_steps`
-    (by default a third of two-phase, one of gradual's equal parts).
+    (by default a tenth of two-phase, one of gradual's equal parts).
     """
 
     encoder_lr: float = 1.0
@@ -101,7 +101,7 @@ def make_phases(
         thaws = gradual_groups(encoder, recipe)
     head_steps = recipe.head_steps
     if head_steps is None:
-        head_steps = max(1, steps // max(3, len(thaws) + 1))
+        head_steps = max(1, steps // (10 if mode == "two-phase" else len(thaws) + 1))
     lengths = shares(steps - head_steps, len(thaws))
     if head_steps < 1 or lengths[0] < 1:
         raise UserError(

@@ -141,6 +141,10 @@ def test_two_phase_needs_both_phases(head_steps):
         phases("two-phase", head_steps=head_steps)
 
 
+def test_two_phase_gives_the_head_a_tenth_where_no_steps_are_named():
+    assert [p.steps for p in phases("two-phase", head_steps=None)] == [1, 9]
+
+
 def test_gradual_thaws_one_stage_after_the_other():
     head, last, everything = phases("gradual", head_steps=4)
     assert [p.steps for p in (head, last, everything)] == [4, 3, 3]

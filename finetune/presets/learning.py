@@ -1,9 +1,21 @@
 """Presets of several tasks: at once, one after the other, or as episodes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from afterimage.cli import Preset
 
+_EPISODES: Mapping[str, Any] = {"mode": "full", "steps": 2_000, "weight_decay": 0.0}
+# Of MAML: those of five tries that read training characters of Omniglot best after 100
+# steps, five shots, seed 0. Of Proto-MAML the inner rate is that of 0.0001, 0.001, 0.01
+# and 0.03 whose five steps read them best before any training. Its rate and that of the
+# prototypes read them better after 200 steps than 0.001 did (96 to 92 %, 95 to 94 %).
+_MAML: Mapping[str, Any] = {
+    "features": "grid",
+    "lr": 3e-3,
+    "inner_lr": 0.01,
+    "test_inner_steps": 5,
+}
 PRESETS: Mapping[str, Preset] = {
     "tasks": Preset(
         about="several tasks on one encoder, their conflicting gradients projected",
@@ -61,17 +73,16 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset maml --from runs/letters --data "
             "folder:letters --out runs/maml"
         ),
-        settings={
-            "meta": "maml",
-            "mode": "full",
-            "features": "grid",
-            "steps": 2_000,
-            "lr": 3e-3,
-            "inner_lr": 0.01,
-            "inner_steps": 1,
-            "test_inner_steps": 5,
-            "weight_decay": 0.0,
-        },
+        settings={**_EPISODES, **_MAML, "meta": "maml"},
+        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
+    ),
+    "proto-maml": Preset(
+        about="the same from the nearest mean of the few images: learns much sooner",
+        command=(
+            "afterimage finetune --preset proto-maml --from runs/letters --data "
+            "folder:letters --out runs/proto-maml"
+        ),
+        settings={**_EPISODES, **_MAML, "meta": "proto-maml"},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
     ),
     "prototypical": Preset(
@@ -80,12 +91,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset prototypical --from runs/letters --data "
             "folder:letters --out runs/prototypes"
         ),
-        settings={
-            "meta": "prototypical",
-            "mode": "full",
-            "steps": 2_000,
-            "weight_decay": 0.0,
-        },
+        settings={**_EPISODES, "meta": "prototypical", "lr": 3e-3},
         cost="2,000 steps of 4 episodes: 640,000 images",
     ),
     "reptile": Preset(
@@ -95,12 +101,10 @@ PRESETS: Mapping[str, Preset] = {
             "folder:letters --out runs/reptile"
         ),
         settings={
+            **_EPISODES,
             "meta": "reptile",
-            "mode": "full",
-            "steps": 2_000,
             "inner_steps": 5,
             "inner_lr": 0.05,
-            "weight_decay": 0.0,
         },
         cost="2,000 steps of 4 episodes, 5 gradients each",
     ),
