@@ -90,7 +90,7 @@ def test_the_row_of_a_preset_has_its_settings(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_are_recorded_one_by_one_and_replaced(folder, tmp_path, monkeypatch):
+def test_rows_are_recorded_one_by_one_and_replaced(folder, tiny, tmp_path, monkeypatch):
     for name in ("read_results", "write_results"):
         there = functools.partial(getattr(results, name), folder=tmp_path / "results")
         monkeypatch.setattr(transfer, name, there)
