@@ -21,7 +21,13 @@ EPISODES: dict[str, dict[str, Any]] = {
     **{name: dict(PRESETS[name].settings) for name in _EPISODES},
     "maml-first-order": {**PRESETS["maml"].settings, "meta": "maml-first-order"},
     # Its rates were not looked for.
-    "anil": {"mode": "full", "meta": "anil", "inner_lr": 0.4, "test_inner_steps": 3},
+    "anil": {
+        "meta": "anil",
+        "mode": "full",
+        "inner_lr": 0.4,
+        "test_inner_steps": 3,
+        "weight_decay": 0.0,
+    },
 }
 # The weight of EWC (its default) and the memory were chosen on 6,000 training images
 # held out, seed 7, 500 steps.
@@ -75,7 +81,6 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
                 "eval_every": run.steps,
                 "shots": int(table[-2]),
                 "test_classes": TEST_CLASSES,
-                "weight_decay": 0.0,
             }
 
         found, spent = by_seed(run, settings)

@@ -93,6 +93,7 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
             "mnist-coloured",
             ("ink + pseudo-labels", "source-only", "target-only"),
         ),
+        ("proto-maml", "transfer", "omniglot-5w5s", ("proto-maml", "prototypical")),
     ],
 )
 def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):

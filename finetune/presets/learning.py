@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Preset
+from afterimage.cli import Measured, Preset
 
 _EPISODES: Mapping[str, Any] = {"mode": "full", "steps": 2_000, "weight_decay": 0.0}
 # Of MAML: those of five tries that read training characters of Omniglot best after 100
@@ -85,6 +85,17 @@ PRESETS: Mapping[str, Preset] = {
         ),
         settings={**_EPISODES, **_MAML, "meta": "proto-maml"},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
+        measured=(
+            Measured(
+                result=(
+                    "200 steps, five alphabets of Omniglot, 5 ways, 5 shots: 92.8 ± "
+                    "0.6 % on characters held out (prototypes 92.0 ± 1.0), 3 seeds"
+                ),
+                time="11 minutes a seed",
+                device="one core of an Intel Xeon at 2.5 GHz, beside other work",
+                date="2026-11-22",
+            ),
+        ),
     ),
     "prototypical": Preset(
         about="features in which the mean of a few images stands for their class",
