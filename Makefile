@@ -28,13 +28,16 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
+# The rest is not even imported for them: half a minute.
+GUARDS = $(shell grep -l on_cpu tests/test_*.py)
+
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not speed"
-	$(BIN)/python -m pytest -m "speed and not slow"
+	$(BIN)/python -m pytest -m "speed and not slow" $(GUARDS)
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 -m "not speed"
-	$(BIN)/python -m pytest -m speed
+	$(BIN)/python -m pytest -m speed $(GUARDS)
 
 format: $(VENV)/.ready-test
 	$(BIN)/ruff check --fix .

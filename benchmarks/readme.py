@@ -30,11 +30,26 @@ def _value(entry: Mapping[str, Any], digits: int) -> str:
 
 
 def _source(rows: Rows) -> str:
-    """How, where and when, once for every command."""
+    """How, where and when, once for every command.
+
+    Where one command measures all of them, that is said, though they may have been
+    measured in turn with `--only`; the results have each row's own.
+    """
+    whole = {_whole(entry["command"]) for entry in rows}
+    if len(whole) == 1:
+        on, at = ({e[name]: None for e in rows} for name in ("device", "date"))
+        return f"`{whole.pop()}`, {' and '.join(on)}, {' and '.join(at)}."
     said = dict.fromkeys(
         f"`{entry['command']}`, {entry['device']}, {entry['date']}" for entry in rows
     )
     return "; ".join(said) + "."
+
+
+def _whole(command: str) -> str:
+    """The command for every row of its tables, its options in one order."""
+    program, *options = re.split(r" (?=--)", command)
+    kept = [option for option in options if not option.startswith("--only ")]
+    return " ".join([program, *sorted(kept)])
 
 
 def demo_table(rows: Rows) -> str:
@@ -115,6 +130,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "demo": (demo_table, "demo", None),
     "speed": (speed_table, "speed", None),
     "few-labels": (labels_table, "transfer", "few-labels"),
+    "few-labels-cifar10": (labels_table, "transfer", "few-labels-cifar10"),
     "mnist-labels": (labels_table, "representations", "mnist-labels"),
     "mnist-masci": (labels_table, "representations", "mnist-masci"),
     "cifar10": (plain_table, "representations", "cifar10"),

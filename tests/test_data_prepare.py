@@ -168,8 +168,9 @@ def test_tones_are_a_line_of_their_own_for_each_image_and_channel():
     ramp = np.linspace(0, 1, 16, dtype=np.float32)[None, None, :, None]
     images = jnp.asarray(np.broadcast_to(ramp, (200, 16, 16, 3)))
     key = jax.random.key(0)
-    moved = np.asarray(make_augment("affine")(jax.random.split(key, 4)[0], images))
-    found = np.asarray(make_augment("tones")(key, images))
+    affine, tones = (jax.jit(make_augment(name)) for name in ("affine", "tones"))
+    moved = np.asarray(affine(jax.random.split(key, 4)[0], images))
+    found = np.asarray(tones(key, images))
     slopes = np.empty((200, 3))
     for i, channel in np.ndindex(slopes.shape):
         x, y = moved[i, ..., channel].ravel(), found[i, ..., channel].ravel()
@@ -183,7 +184,7 @@ def test_tones_are_a_line_of_their_own_for_each_image_and_channel():
 
 def test_affine_draws_each_image_at_a_size_of_its_own():
     square = jnp.zeros((100, 32, 32, 1)).at[:, 10:22, 10:22].set(1.0)
-    found = np.asarray(make_augment("affine")(jax.random.key(0), square))
+    found = np.asarray(jax.jit(make_augment("affine"))(jax.random.key(0), square))
     sides = np.sqrt(found.sum((1, 2, 3)))
     assert 12 * 0.7 < sides.min() < 10
     assert 14.5 < sides.max() < 12 * 1.4

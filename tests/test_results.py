@@ -62,6 +62,18 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
     assert lines[2:4] == ["| a | 1.0 | 2.0 | 3 |", "| b | 3.0 | – | – |"]
 
 
+def test_rows_that_were_measured_in_turn_are_of_one_command():
+    turns = ("--only a b --steps 5 --tables t", "--steps 5 --tables t --only c")
+    rows = [
+        {**row("t", name, "x", 1.0), "command": f"python -m b {turn}", "device": "d"}
+        for name, turn in zip("ac", turns)
+    ]
+    said = readme.plain_table(rows)
+    assert f"`python -m b --steps 5 --tables t`, d, {rows[0]['date']}." in said
+    rows[1]["command"] += " --seeds 9"
+    assert "`python -m b --only a b --steps 5 --tables t`" in readme.plain_table(rows)
+
+
 @pytest.mark.parametrize(
     ("preset", "file", "table", "rows"),
     [
