@@ -38,7 +38,7 @@ def device() -> str:
         return f"{jax.device_count()} x {first.device_kind}"
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    return f"{_processor()}, {cores} cores"
+    return f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
 
 
 def _processor() -> str:
