@@ -22,6 +22,7 @@ from afterimage.training.signals import StopSignal
 from afterimage.training.state import abstract, init_state
 from afterimage.training.step import make_step
 from checkpoints.store import Store
+from tests.forms import milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +125,23 @@ def test_lines_evaluations_and_checkpoints_come_when_due(tmp_path, images):
 def test_images_a_second_are_of_steps_that_are_finished(tmp_path, images):
     """A step that takes long is not called fast for having been dispatched at once."""
 
+    def work(step):
+        square = jnp.full((512, 512), 1e-3 * (step + 1))
+        return jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), square)
+
     def slow(params, stats, batch, key, step):
         value, rest = _loss(params, stats, batch, key, step)
-        square = jnp.full((512, 512), 1e-3 * (step + 1))
-        square = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), square)
-        return value + 1e-9 * square[0, 0], rest
+        return value + 1e-9 * work(step)[0, 0], rest
 
     train(tmp_path / "run", images, loss=slow)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("time/images_per_second") for line in lines]
     found = [rate for rate in rates if rate]
-    assert max(found) < 4 * min(found)
+    alone = jax.jit(work)
+    # No step is faster than its slow part at its best: others on the machine only add.
+    (least,) = milliseconds(lambda: alone(0).block_until_ready())
+    assert found
+    assert max(found) < 4 * 8 * 1e3 / least
 
 
 def test_an_evaluation_that_is_not_finite_ends_the_run_before_its_checkpoint(
