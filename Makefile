@@ -28,7 +28,7 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
-# The rest is not even imported for them: half a minute.
+# Importing the others would take longer than these.
 GUARDS = $(shell grep -l on_cpu tests/test_*.py)
 
 test: lint

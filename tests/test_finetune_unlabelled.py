@@ -117,7 +117,8 @@ def test_alignment_of_the_predictions_keeps_a_class_from_dying_out():
 
 
 SETTINGS = {
-    "mode": "full",
+    "mode": "two-phase",
+    "head_steps": 2,
     "steps": 6,
     "save_every": 1,
     "eval_every": 3,
@@ -149,7 +150,7 @@ def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
     from finetune.opening import open_all
     from finetune.parts import Parts
 
-    settings = SETTINGS | {"unlabelled_ratio": 3}
+    settings = SETTINGS | {"mode": "full", "head_steps": None, "unlabelled_ratio": 3}
     parts = {}
     for accumulate in (1, 2):
         given = config(

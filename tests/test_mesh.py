@@ -73,10 +73,10 @@ print("same")
 @pytest.mark.parametrize(
     ("accumulate", "where"),
     [
-        (2, "resident"),
-        pytest.param(1, "resident", marks=pytest.mark.slow),
+        (1, "resident"),
+        (2, "host"),
         pytest.param(1, "host", marks=pytest.mark.slow),
-        pytest.param(2, "host", marks=pytest.mark.slow),
+        pytest.param(2, "resident", marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_compute_what_one_does(accumulate, where):

@@ -57,7 +57,6 @@ def _models(*slow):
 
 _LARGE = (
     "resnet34",
-    "resnet50",
     *(f"convnext-{size}" for size in ("femto", "pico", "nano", "tiny")),
 )
 _ATTO = pytest.param("convnext-atto", marks=pytest.mark.slow)
@@ -236,7 +235,7 @@ def test_batch_norm_follows_its_running_moments():
     np.testing.assert_allclose(norm.var[...], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [pytest.param("rms", marks=pytest.mark.slow), "batch"])
+@pytest.mark.parametrize("norm", ["rms", "batch"])
 def test_remat_changes_neither_result_nor_gradient(norm):
     images = _images(_small("conv"))
 
@@ -301,9 +300,9 @@ def test_features_are_the_mean_of_the_last_map_or_the_bottleneck():
     config = _small("conv")
     network, params, stats = _create(config, build_encoder)
     images = _images(config)
-    maps, _ = _apply(network, params, stats, images)
-    vector, _ = _apply(network, params, stats, images, method="features")
-    np.testing.assert_allclose(vector, maps[-1].mean((1, 2)), atol=1e-6)
+    maps, _ = network.apply(params, stats, images)
+    vector, _ = network.apply(params, stats, images, method="features")
+    np.testing.assert_array_equal(vector, maps[-1].mean((1, 2)))
     config = _small("conv", bottleneck=5)
     network, params, stats = _create(config, build_encoder)
     vector, _ = _apply(network, params, stats, images, method="features")

@@ -12,10 +12,6 @@ from checkpoints import inspect
 from tests.faults.test_runs import SETTINGS, final, finish, lines, wait_for_step
 from tests.helpers import environment
 
-# A save is a meeting of all processes.
-RARELY = [*SETTINGS]
-RARELY[RARELY.index("--save-every") + 1] = "10"
-
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory):
@@ -25,7 +21,7 @@ def caches(tmp_path_factory):
 def launch(out, extra, *more):
     command = [sys.executable, "-m", "afterimage", "pretrain", "--out", str(out)]
     return subprocess.Popen(
-        [*command, *RARELY, *more],
+        [*command, *SETTINGS, *more],
         env=environment(**extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
