@@ -19,6 +19,41 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+_FLAGS = "AFTERIMAGE_TEST_XLA_FLAGS"
+
+
+def pytest_configure(config):
+    """Most of the quick tests' time is compiling: without most optimisations.
+
+    Not where tests that take long, or are measured, are among them: a run is compared
+    with a fixture's bit for bit, so all of a session compile alike. Child processes
+    compile as users' do.
+    """
+    chosen = config.option.markexpr
+    if not all(f"not {mark}" in chosen for mark in ("slow", "speed")):
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    if not hasattr(config, "workerinput"):
+        _offer_workers_the_plain_emitters()
+    elif _FLAGS in os.environ and "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = os.environ[_FLAGS]
+        jax.devices()  # XLA reads its flags here, and never again
+        del os.environ["XLA_FLAGS"]
+
+
+def _offer_workers_the_plain_emitters():
+    """Without optimisations, fusions compile in half the time by XLA's older emitters.
+
+    A process whose flags name an option that its XLA does not know is aborted, so the
+    one that starts the workers asks first.
+    """
+    option = "xla_cpu_use_fusion_emitters"
+    try:
+        jax.jit(lambda x: x + 1, compiler_options={option: False})(1.0)
+    except jax.errors.JaxRuntimeError:
+        return
+    os.environ[_FLAGS] = f"--{option}=false"
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
@@ -26,19 +61,6 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv(
         "AFTERIMAGE_CACHE", str(tmp_path_factory.mktemp("afterimage-cache"))
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compile_quickly(request):
-    """Most of the quick tests' time is compiling: without most optimisations.
-
-    Not where tests that take long, or are measured, are among them: a run is compared
-    with a fixture's bit for bit, so all of a session compile alike. Child processes
-    compile as users' do.
-    """
-    chosen = request.config.option.markexpr
-    if all(f"not {mark}" in chosen for mark in ("slow", "speed")):
-        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
