@@ -92,6 +92,29 @@ def test_umap_is_asked_for_by_seed(monkeypatch):
     assert asked["n_neighbors"] == 7  # fewer than its default, of eight images
 
 
+def test_umap_of_too_few_images_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace())
+    with pytest.raises(UserError, match="umap of 3 images: at least 4"):
+        embed(np.eye(3), "umap")
+
+
+@pytest.mark.parametrize("images", [4, 60])
+def test_umap_itself_keeps_neighbours_together(images):
+    """The library, where it is installed: three groups far apart stay apart."""
+    pytest.importorskip("umap", exc_type=ImportError)
+    rng = np.random.default_rng(0)
+    group = np.arange(images) % 3
+    x = rng.normal(size=(images, 8)) + 30 * np.eye(8)[group]
+    places, _ = embed(x, "umap", seed=3)
+    assert places.shape == (images, 2)
+    assert np.isfinite(places).all()
+    np.testing.assert_array_equal(places, embed(x, "umap", seed=3)[0])
+    if images > 30:
+        distance = np.linalg.norm(places[:, None] - places, axis=-1)
+        nearest = (distance + np.diag(np.full(images, np.inf))).argmin(1)
+        np.testing.assert_array_equal(group[nearest], group)
+
+
 def test_where_divide_and_conquer_fails_the_picture_is_the_same(monkeypatch):
     """LAPACK's gesdd gave up on the features of a finished run; gesvd does not."""
     x = np.random.default_rng(3).normal(size=(40, 6)) * [5, 3, 1, 1, 1, 0]

@@ -30,7 +30,8 @@ def embed(
     loading is positive. umap: UMAP with the library's own defaults and cosine
     distance (the extra `afterimage[umap]`).
 
-    Raises UserError for fewer than two images, and where UMAP is not installed.
+    Raises UserError for fewer than two images (umap: four), and where UMAP is not
+    installed.
     """
     x = np.asarray(features, np.float64)
     if len(x) < 2 or not np.isfinite(x).all():
@@ -50,6 +51,10 @@ def embed(
 
 def _umap(x: np.ndarray, seed: int) -> np.ndarray:
     umap = import_umap()
+    if len(x) < 4:  # its graph of neighbours is too small for its own start
+        raise UserError(
+            f"embedding=umap of {len(x)} images: at least 4. Take embedding=pca."
+        )
     # With a seed UMAP runs on one thread, and warns unless that is asked for.
     neighbours = min(15, len(x) - 1)
     model = umap.UMAP(
