@@ -133,6 +133,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "few-labels-cifar10": (labels_table, "transfer", "few-labels-cifar10"),
     "mnist-labels": (labels_table, "representations", "mnist-labels"),
     "mnist-masci": (labels_table, "representations", "mnist-masci"),
+    "cifar10-masci": (labels_table, "representations", "cifar10-masci"),
     "cifar10": (plain_table, "representations", "cifar10"),
     **{
         name: (plain_table, "transfer", name)
