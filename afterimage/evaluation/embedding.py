@@ -51,7 +51,7 @@ def embed(
 
 def _umap(x: np.ndarray, seed: int) -> np.ndarray:
     umap = import_umap()
-    if len(x) < 4:  # its graph of neighbours is too small for its own start
+    if len(x) < 4:  # too few for its spectral initialisation
         raise UserError(
             f"embedding=umap of {len(x)} images: at least 4. Take embedding=pca."
         )
