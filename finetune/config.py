@@ -49,7 +49,7 @@ class FinetuneConfig(
     encoder/ folder. Its architecture and preprocessing are used as they are stored."""
 
     mode: Literal["probe", "partial", "two-phase", "gradual", "full", "scratch"] = (
-        "two-phase"
+        "full"
     )
     """probe: the encoder is frozen, the head learns. partial: the last stages learn
     too. two-phase: the head first, then everything. gradual: the head first, then one
@@ -284,7 +284,10 @@ class FinetuneConfig(
                 f"head_steps={self.head_steps}: only in mode='two-phase' and 'gradual'"
             )
         if self.mode in ("partial", "full", "scratch") and self.head_lr is not None:
-            found.append(f"head_lr={self.head_lr}: only where the head learns alone")
+            found.append(
+                f"head_lr={self.head_lr}: only where the head learns alone, in mode="
+                "'probe', 'two-phase' and 'gradual'"
+            )
         for name in ("model", "width"):
             if self.mode != "scratch" and getattr(self, name) is not None:
                 found.append(

@@ -101,7 +101,7 @@ PRESETS: Mapping[str, Preset] = {
         cost="10,000 steps of 256 = 2.6 million images: for an accelerator",
     ),
     "few-labels": Preset(
-        about="up to about a hundred labels a class: head first, then everything",
+        about="ten labels a class or fewer: head first, then everything",
         command=(
             "afterimage finetune --preset few-labels --from runs/photos "
             "--data folder:labelled --out runs/cls"
@@ -120,7 +120,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset pseudo-labels --from runs/photos "
             "--data folder:labelled --out runs/cls"
         ),
-        settings={"mode": "two-phase", "labels_per_class": 10, "unlabelled": "rest"},
+        settings={"mode": "full", "labels_per_class": 10, "unlabelled": "rest"},
         cost="100 epochs, at least 300 steps, of 64 + 64 images, three passes each",
     ),
     "many-labels": Preset(
