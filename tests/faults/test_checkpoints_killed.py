@@ -22,11 +22,14 @@ import os, sys, itertools
 import numpy as np, jax
 from checkpoints.store import Store
 from checkpoints.lock import RunLock
+parent = os.getpid()
 def save_for_ever(folder):
     with RunLock(folder):
         store = Store(folder, keep_last=2)
         start = max(store.steps(), default=0) + 1
         for step in itertools.count(start):
+            if os.getppid() != parent:
+                return  # the tests were stopped
             tree = {f"w{i}": jax.numpy.full((64, 64), step * 1.0) for i in range(6)}
             store.save(step, tree, manifest={"step": step},
                        encoder=({"w": tree["w0"]}, {}, {"step": step}))
