@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -90,8 +91,9 @@ def by_seed(
         results, spent = finetuned(**settings(seed) | budget)
         found.append(results)
         seconds.append(spent)
-    rules = sorted({results["selection"]["rule"] for results in found})
-    return found, {"selection": "; ".join(rules), **_cost(seconds)}
+    # Of a data spec the file; in which folder it lay is no one else's concern.
+    rules = {re.sub(r"(?<=npz:)\S*/", "", r["selection"]["rule"]) for r in found}
+    return found, {"selection": "; ".join(sorted(rules)), **_cost(seconds)}
 
 
 def _cost(seconds: list[float | None]) -> dict[str, Any]:

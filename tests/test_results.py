@@ -1,11 +1,13 @@
 """Rows of results: complete, and readable beside the JSON."""
 
 import json
+import re
 
 import pytest
 
-from benchmarks import readme
-from benchmarks.results import read_results, row, write_results
+from benchmarks import programs, readme
+from benchmarks.results import FOLDER, read_results, row, write_results
+from benchmarks.transfer import Transfer
 from finetune.presets import PRESETS as FINETUNE
 
 
@@ -36,6 +38,19 @@ def test_json_and_table_are_written_side_by_side(tmp_path):
 def test_a_result_that_is_no_number_is_refused(tmp_path):
     with pytest.raises(ValueError):
         write_results("name", [row("t", "r", "m", float("nan"))], folder=tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda f: f.name)
+def test_no_row_names_a_folder_of_the_machine_that_measured_it(file):
+    assert not re.findall(r'(?<=[\s:="])/\w+/\S*', file.read_text())
+
+
+def test_a_rule_names_the_file_but_not_its_folder(monkeypatch):
+    rule = "infomax: highest mutual information on npz:/some/folder/c.npz [train], 1/2"
+    result = {"selection": {"rule": rule}}
+    monkeypatch.setattr(programs, "finetuned", lambda **settings: (result, None))
+    _, fields = programs.by_seed(Transfer(seeds=2), lambda seed: {})
+    assert fields["selection"] == rule.replace("/some/folder/", "")
 
 
 @pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
