@@ -135,6 +135,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "mnist-masci": (labels_table, "representations", "mnist-masci"),
     "cifar10-masci": (labels_table, "representations", "cifar10-masci"),
     "cifar10": (plain_table, "representations", "cifar10"),
+    "cifar10-patches": (plain_table, "representations", "cifar10-patches"),
     **{
         name: (plain_table, "transfer", name)
         for name in (

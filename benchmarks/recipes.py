@@ -151,4 +151,14 @@ TABLES: dict[str, Table] = {
         },
         **_preset("cifar-masked"),
     ),
+    "cifar10-patches": Table(
+        data=CIFAR,
+        rows={
+            "linear-probe": Row(None, "linear-probe"),
+            "untrained-probe": Row(None, "untrained-probe"),
+        },
+        pretrain=dict(pretrain.presets.PRESETS["patches"].settings),
+        finetune={"steps": 1},  # nothing is fine-tuned
+        stand_in={"pretrain": {"steps": 100}, "finetune": {}},
+    ),
 }

@@ -127,7 +127,7 @@ def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
         [encoder_representation("encoder", encoder)],
         splits.train,
         splits.test,
-        Protocol(per_class=(), most=50_000, seed=seed),
+        Protocol(per_class=(), most=50_000, seed=seed, probes=("linear probe",)),
     )
     *_, best = report["accuracy"].values()  # the best layer's row comes last
     return best["linear probe"]["all"]["mean"]

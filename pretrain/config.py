@@ -20,7 +20,7 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """Pretrain an encoder-decoder to reconstruct images; keep the encoder."""
 
     model: str = "conv"
-    """The encoder: conv, conv-classic, conv-masci, resnet18/34/50,
+    """The encoder: conv, conv-classic, conv-masci, conv-patches, resnet18/34/50,
     convnext-atto/femto/pico/nano/tiny."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None

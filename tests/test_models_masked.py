@@ -22,11 +22,12 @@ from afterimage.models import (
     norms,
 )
 from afterimage.models.layers import Context
+from afterimage.models.patches import WhitenedPatches
 from checkpoints.trees import flatten
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
-FAMILIES = ["conv", "conv-classic", "resnet18", "convnext-atto"]
+FAMILIES = ["conv", "conv-classic", "resnet18", "convnext-atto", "conv-patches"]
 
 
 def random(seed, *shape):
@@ -98,9 +99,11 @@ NORMS = {
     "conv-classic": ("rms", "batch"),
     "resnet18": ("group", "batch"),
     "convnext-atto": ("layer", "group"),
+    "conv-patches": ("none",),
 }
 
-QUICK = list(zip(FAMILIES, ("group", "batch", "batch", "layer"), strict=True))
+NORM = ("group", "batch", "batch", "layer", "none")
+QUICK = list(zip(FAMILIES, NORM, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_masked_pixels_change_no_map_and_no_statistic(name, norm):
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    cases([(name, NORMS[name][1]) for name in FAMILIES], QUICK[:1]),
+    cases([(name, NORMS[name][-1]) for name in FAMILIES], QUICK[:1]),
 )
 def test_without_a_mask_and_with_an_empty_one_maps_are_the_same(name, norm):
     run, _ = encoded(name, norm)
@@ -163,6 +166,7 @@ def mixers():
         "pool of 5x5": encoders.ClassicStage(8, 8, 5, "group", rngs),
         "stem-pool": encoders.ResNetStem(large, rngs),
         "down": encoders.ConvNeXtDown(8, 8, "layer", rngs),
+        "patches": WhitenedPatches(8, 8, 3, 2, rngs=rngs),
     }
 
 

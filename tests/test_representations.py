@@ -16,6 +16,7 @@ WANTED = {
     "mnist-labels": ["best-100", "scratch-100", "best-1000", "best-all"],
     "cifar10-masci": ["pretrained-1k", "scratch-10k", "pretrained-all"],
     "cifar10": ["linear-probe", "fine-tuned", "scratch", "fine-tuned-4000"],
+    "cifar10-patches": ["linear-probe"],
 }
 
 

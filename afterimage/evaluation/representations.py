@@ -50,6 +50,8 @@ class Protocol:
     """Seed of the first draw, of the sample and of what is held out."""
     batch_size: int = 256
     """Images in memory together."""
+    probes: Sequence[str] = PROBES
+    """Which probes are fitted."""
 
 
 def representation_report(
@@ -108,7 +110,7 @@ def representation_report(
         layers = {layer: layers[layer] for layer in rows.values()}
         for row, layer in rows.items():
             report["accuracy"][row] = _score_budgets(
-                row, layers[layer], probes[layer], budgets, sets
+                row, layers[layer], probes[layer], budgets, sets, protocol.probes
             )
     return report
 
@@ -145,6 +147,7 @@ def _some(size: int, most: int, seed: int) -> Integer[np.ndarray, " n"]:
 def _settings(sets: Sets, protocol: Protocol) -> dict[str, Any]:
     return dataclasses.asdict(protocol) | {
         "per_class": list(protocol.per_class),
+        "probes": list(protocol.probes),
         "train": sets.train.name,
         "train_images": len(sets.train),
         "test": sets.test.name,
@@ -184,7 +187,12 @@ def _right(predicted: Integer[np.ndarray, " n"], sets: Sets) -> int:
 
 
 def _score_budgets(
-    row: str, layer: Layer, streamed: LinearProbe, budgets: Sequence[Budget], sets: Sets
+    row: str,
+    layer: Layer,
+    streamed: LinearProbe,
+    budgets: Sequence[Budget],
+    sets: Sets,
+    wanted: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     labels = sets.labels[sets.sampled]
     both, size = layer.fit + layer.held, layer.sample.shape[1]
@@ -203,7 +211,8 @@ def _score_budgets(
         probe = streamed if budget.name == "all" else fit_ridge(x, y)
         return probe.predict(layer.test), probe.chosen
 
-    kinds: Mapping[str, Callable] = dict(zip(PROBES, (linear, near, ridge)))
+    known: Mapping[str, Callable] = dict(zip(PROBES, (linear, near, ridge)))
+    kinds = {kind: known[kind] for kind in wanted}
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     total = len(kinds) * sum(len(budget.draws) for budget in budgets)
     with Progress(total, f"probes of {row}", "probes") as progress:

@@ -37,7 +37,7 @@ class Preset:
     decoder: str = "light"
     block: str = ""
     kernels: tuple[int, ...] = ()
-    """classic: sides of the stages' convolutions; 3 where there is none."""
+    """classic, patches: sides of the stages' kernels; 3 where there is none."""
 
 
 def _convnext(widths: tuple[int, ...], depths: tuple[int, ...], about: str) -> Preset:
@@ -80,6 +80,16 @@ PRESETS: Mapping[str, Preset] = {
         "unpool",
         kernels=(5, 5, 3),
     ),
+    # Coates, Lee & Ng 2011, section 4: 6 x 6 patches. Of their 1,600 filters as many as
+    # a probe on a 2x2 grid is quick with.
+    "conv-patches": Preset(
+        "one wide convolution over whitened 6x6 patches; strong when frozen",
+        "patches",
+        (512,),
+        (0,),
+        "none",
+        kernels=(6,),
+    ),
     "resnet18": _resnet((2, 2, 2, 2), "basic", "ResNet-18, basic blocks"),
     "resnet34": _resnet((3, 4, 6, 3), "basic", "ResNet-34, basic blocks"),
     "resnet50": _resnet((3, 4, 6, 3), "bottleneck", "ResNet-50, bottleneck blocks"),
@@ -106,6 +116,7 @@ def _stem_stride(family: str, image_size: tuple[int, int]) -> int:
     small, large = {
         "conv": (2, 4),
         "classic": (1, 1),
+        "patches": (4, 4),
         "vgg": (1, 1),
         "resnet": (1, 4),
         "convnext": (1 if side <= 16 else 2, 4),
@@ -195,7 +206,7 @@ class ModelConfig:
 
     @property
     def kernels(self) -> tuple[int, ...]:
-        """Side of the convolution of each stage of a classic model."""
+        """Side of the kernels of each stage of a classic model, or one of patches."""
         return self.preset.kernels or (3,) * len(self.preset.widths)
 
     @property

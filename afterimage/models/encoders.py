@@ -18,6 +18,7 @@ from afterimage.models.config import ModelConfig
 from afterimage.models.encoder import Encoder, Maps, Switches, make_feature_info
 from afterimage.models.layers import Context
 from afterimage.models.norms import make_norm
+from afterimage.models.patches import PatchEncoder
 
 
 class ConvStage(nnx.Module):
@@ -262,6 +263,7 @@ class ConvNeXt(StagedEncoder):
 FAMILIES = {
     "conv": ConvEncoder,
     "classic": ClassicEncoder,
+    "patches": PatchEncoder,
     "vgg": VGG,
     "resnet": ResNet,
     "convnext": ConvNeXt,
