@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_the_planted_layer_is_best_and_has_its_own_row():
     np.testing.assert_allclose(np.diag(cka), 1)
     assert cka[0, 1] < 0.5
     assert json.loads(json.dumps(report)) == report
+
+
+def test_only_the_probes_that_are_asked_for_are_fitted_and_score_the_same():
+    whole = representation_report([PLANTED], TRAIN, TEST, QUICK)
+    one = dataclasses.replace(QUICK, probes=("linear probe",))
+    report = representation_report([PLANTED], TRAIN, TEST, one)
+    assert list(report["accuracy"]) == list(whole["accuracy"])
+    for row, found in report["accuracy"].items():
+        kind = "linear probe"
+        assert found == {kind: whole["accuracy"][row][kind]}
 
 
 def test_the_text_has_every_row_and_marks_the_best_layer():
