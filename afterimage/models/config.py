@@ -80,8 +80,8 @@ PRESETS: Mapping[str, Preset] = {
         "unpool",
         kernels=(5, 5, 3),
     ),
-    # Coates, Lee & Ng 2011, section 4: 6 x 6 patches. Of their 1,600 filters as many as
-    # a probe on a 2x2 grid is quick with.
+    # Coates, Lee & Ng 2011: 6 x 6 patches. Of their 1,600 filters as many as a probe on
+    # a 2x2 grid is quick with.
     "conv-patches": Preset(
         "one wide convolution over whitened 6x6 patches; strong when frozen",
         "patches",

@@ -1,10 +1,10 @@
 """One wide convolution over whitened patches: a dictionary of what images are made of.
 
 Coates, Lee & Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
-Learning" (2011), sections 3 and 4: small patches are contrast-normalised and whitened,
-many filters look at every pixel, regions are averaged. The threshold, in place of its
-"triangle", is that of Coates & Ng, "The Importance of Encoding Versus Training with
-Sparse Coding and Vector Quantization" (2011), section 3.
+Learning" (2011): small patches are contrast-normalised and whitened, many filters look
+at every pixel, regions are averaged. A soft threshold is in place of its "triangle", as
+in Coates & Ng, "The Importance of Encoding Versus Training with Sparse Coding and
+Vector Quantization" (2011).
 """
 
 import functools
