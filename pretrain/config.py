@@ -65,10 +65,11 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     ssim_weight: float = 0.0
     """Adds the structural dissimilarity, times this."""
 
-    target: Literal["data", "image", "patch"] = "data"
+    target: Literal["data", "image", "patch", "hog"] = "data"
     """What is reconstructed: images normalised by the data's statistics, or each image,
     or with objective=masked each patch, by its own mean and spread, so that brightness
-    and contrast cost nothing."""
+    and contrast cost nothing; or, with objective=masked, histograms of oriented
+    gradients, so that only edges count."""
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
     """What the encoder's input suffers and the decoder must undo (a denoising
@@ -108,7 +109,13 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
         from pretrain.corruptions import corruption_mistakes
         from pretrain.losses import loss_mistakes
 
-        found = loss_mistakes(self.loss, self.target, self.ssim_weight)
+        found = loss_mistakes(
+            self.loss,
+            self.target,
+            ssim_weight=self.ssim_weight,
+            gradient_weight=self.gradient_weight,
+            laplacian_weight=self.laplacian_weight,
+        )
         found += corruption_mistakes(self.corruption, self.strength)
         if self.corruption == "none" and self.corruption_strength is not None:
             found.append(
@@ -121,8 +128,10 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
         for name in ("probe_images", "pictures"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)}: at least 0")
-        if self.target == "patch" and self.objective != "masked":
-            found.append("target='patch' is for the patches of objective='masked'")
+        if self.target in ("patch", "hog") and self.objective != "masked":
+            found.append(
+                f"target={self.target!r} is for the patches of objective='masked'"
+            )
         if self.target == "patch" and self.mask_patch == 1:
             found.append("target='patch' leaves nothing of patches of mask_patch=1")
         if self.probe_k < 1:

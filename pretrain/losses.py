@@ -3,10 +3,10 @@
 Three spaces occur: *pixels* in [0, 1]; *standardised* images, `(pixels - mean) / std`
 by the training data's channel statistics (what the network sees); and the *target*,
 what the network's output is compared with. The target is the standardised image, the
-same normalised image by image (`target="image"`) or patch by patch (`"patch"`), or the
-pixels (`bce`, where the network's output is a logit). Every loss is a mean over one
-image's values, so it depends on neither image nor batch size; with a `mask`, over those
-of the pixels where it is true.
+same normalised image by image (`target="image"`) or patch by patch (`"patch"`), its
+histograms of gradients (`"hog"`), or the pixels (`bce`, where the network's output is a
+logit). Every loss is a mean over one image's values, so it depends on neither image nor
+batch size; with a `mask`, over those of the pixels where it is true.
 """
 
 import dataclasses
@@ -20,10 +20,11 @@ from jaxtyping import Array, Bool, Float, Shaped
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.models import ops, pooling
+from pretrain.hog import cell_size, hog_picture, hog_target
 from pretrain.multiscale import gradient, laplacian
 
 Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
-Target = Literal["data", "image", "patch"]
+Target = Literal["data", "image", "patch", "hog"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 Images = Float[Array, "b h w c"]
@@ -146,9 +147,10 @@ class ReconstructionLoss:
     """A reconstruction loss with its target space.
 
     `preprocessing` standardises the network's input; targets use the same statistics.
-    `patch` is the side of the squares that `target="patch"` normalises. The weighted
-    terms are added: of neighbouring differences and of a Laplacian pyramid of the
-    error, in units of the target (of pixels with `bce`), and 1 - SSIM of pixels.
+    `patch` is the side of the squares that `target="patch"` normalises, or that are
+    whole cells of `"hog"`. The weighted terms are added: of neighbouring differences
+    and of a Laplacian pyramid of the error, in units of the target (of pixels with
+    `bce`), and 1 - SSIM of pixels.
     Raises UserError when loss and target do not go together.
     """
 
@@ -161,7 +163,13 @@ class ReconstructionLoss:
     ssim_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        mistakes = loss_mistakes(self.loss, self.target, self.ssim_weight)
+        mistakes = loss_mistakes(
+            self.loss,
+            self.target,
+            ssim_weight=self.ssim_weight,
+            gradient_weight=self.gradient_weight,
+            laplacian_weight=self.laplacian_weight,
+        )
         if mistakes:
             raise UserError("\n".join(mistakes))
 
@@ -169,11 +177,19 @@ class ReconstructionLoss:
         """Pixels in [0, 1] -> what the network's output is compared with."""
         if self.loss == "bce":
             return pixels
+        if self.target == "hog":
+            return hog_target(pixels, self._cell)
         standardised = self.preprocessing.normalise(pixels)
         if self.target == "data":
             return standardised
         centre, spread = self._moments(standardised)
         return (standardised - centre) / spread
+
+    @property
+    def _cell(self) -> int:
+        cell = cell_size(self.patch)
+        assert cell is not None, f"no cells in patches of {self.patch} pixels"
+        return cell
 
     def _moments(self, standardised: Images) -> tuple[Array, Array]:
         if self.target == "patch":
@@ -214,10 +230,13 @@ class ReconstructionLoss:
         """Network output -> pixels in [0, 1].
 
         With `target="image"` or `"patch"` the network does not predict brightness and
-        contrast: they are taken from the image itself, `pixels`.
+        contrast: they are taken from the image itself, `pixels`. With `"hog"` it says
+        where edges are: strokes on black.
         """
         if self.loss == "bce":
             return jax.nn.sigmoid(output)
+        if self.target == "hog":
+            return hog_picture(output, self._cell)
         if self.target != "data":
             centre, spread = self._moments(self.preprocessing.normalise(pixels))
             output = output * spread + centre
@@ -232,19 +251,33 @@ class ReconstructionLoss:
         return jnp.log(chance) - jnp.log1p(-chance)
 
 
-def loss_mistakes(loss: str, target: str, ssim_weight: float = 0.0) -> list[str]:
+def loss_mistakes(
+    loss: str,
+    target: str,
+    *,
+    ssim_weight: float = 0.0,
+    gradient_weight: float = 0.0,
+    laplacian_weight: float = 0.0,
+) -> list[str]:
     """What is wrong with these settings, one sentence each; empty if nothing."""
     mistakes = []
     if loss not in LOSSES:
         mistakes.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
     if target not in get_args(Target):
         mistakes.append(f"target={target!r} is none of {', '.join(get_args(Target))}.")
-    if target in ("image", "patch") and loss in ("bce", "ssim"):
+    if target != "data" and loss in ("bce", "ssim"):
         mistakes.append(
             f"loss={loss!r} compares pixels in [0, 1], which target={target!r} does "
             "away with. Use target='data', or loss 'mse', 'l1' or 'huber'."
         )
-    if target in ("image", "patch") and ssim_weight:
+    weights = {"gradient_weight": gradient_weight, "laplacian_weight": laplacian_weight}
+    mistakes += [
+        f"{name}={weight} compares neighbouring pixels, which target='hog' does away "
+        "with. Use another target."
+        for name, weight in weights.items()
+        if target == "hog" and weight
+    ]
+    if target != "data" and ssim_weight:
         mistakes.append(
             f"ssim_weight={ssim_weight} compares pixels in [0, 1], which "
             f"target={target!r} does away with. Use target='data'."

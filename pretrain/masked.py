@@ -3,7 +3,8 @@
 from jaxtyping import Array, Float
 
 from afterimage.models import Network
-from pretrain.masks import draw_mask
+from pretrain.hog import cell_size
+from pretrain.masks import draw_mask, patch_size
 from pretrain.plain import Pass, Plain, Tree
 
 
@@ -16,13 +17,19 @@ class Masked(Plain):
     """
 
     def mistakes(self) -> list[str]:
-        patch, (height, width) = self.config.mask_patch, self.model.image_size
-        if patch is None or patch < max(height, width):
-            return []
-        return [
-            f"mask_patch={patch}: images of {height}x{width} pixels would be one "
-            "patch; take less than the longer side"
-        ]
+        height, width = self.model.image_size
+        patch, found = patch_size(self.config, (height, width)), []
+        if patch >= max(height, width):
+            found.append(
+                f"mask_patch={patch}: images of {height}x{width} pixels would be one "
+                "patch; take less than the longer side"
+            )
+        if self.config.target == "hog" and cell_size(patch) is None:
+            found.append(
+                f"mask_patch={patch}: target='hog' divides patches into cells of 3 to "
+                "8 pixels; take a multiple of one of these"
+            )
+        return found
 
     def forward(
         self,

@@ -152,6 +152,7 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
     [
         {"decoder": "block", "target": "patch", "mask": "block"},
         {"mask_ratio_max": 0.9, "mask_patch": 3, "loss": "ssim", "augment": "shift"},
+        {"target": "hog", "mask_patch": 3, "loss": "huber"},
         {"gradient_weight": 1.0, "laplacian_weight": 0.5, "ssim_weight": 0.1},
         {"model": "conv-classic", "norm": "batch", "bottleneck": 8},
         {"model": "resnet18", "loss": "bce", "corruption": "gaussian"},
@@ -203,6 +204,10 @@ def test_settings_of_another_objective_are_refused_by_name():
         ("masked", {"decoder": "light"}, "hierarchical, block"),
         ("plain", {"decoder": "block"}, "decoder='block'"),
         ("plain", {"target": "patch"}, "target='patch'"),
+        ("plain", {"target": "hog"}, "target='hog'"),
+        ("masked", {"target": "hog", "loss": "ssim"}, "loss='ssim'"),
+        ("masked", {"target": "hog", "ssim_weight": 1.0}, "ssim_weight=1.0"),
+        ("masked", {"target": "hog", "gradient_weight": 1.0}, "gradient_weight=1.0"),
         ("masked", {"mask_ratio": 1.0}, "mask_ratio=1.0"),
         ("masked", {"mask_ratio_max": 0.5}, "at least mask_ratio"),
         ("masked", {"mask_patch": 0}, "mask_patch=0"),

@@ -1,0 +1,84 @@
+"""Histograms of oriented gradients, as a target that forgets brightness and contrast.
+
+Dalal & Triggs, "Histograms of Oriented Gradients for Human Detection" (2005), section
+6: nine unsigned orientations, each pixel's vote shared by the two nearest. As a target
+of masked prediction: Wei et al., "Masked Feature Prediction for Self-Supervised Visual
+Pre-Training" (2022, MaskFeat), section 3.2: each channel's histograms on their own,
+cells of 8 pixels, every histogram divided by its norm, no blocks.
+
+A target has the shape of the image: in every cell, and every channel, the first nine
+pixels (rows first) hold the histogram, the others 0. So cells are 3 pixels or more.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from afterimage.models import ops
+
+ORIENTATIONS = 9
+_CELLS = range(8, 2, -1)
+# The mean gradient of a cell (a step of a pixel's value over two pixels, which may be
+# 1) at which the norm is half made of this: less is noise.
+_FLOOR = 0.01
+
+
+def cell_size(patch: int) -> int | None:
+    """Pixels a side of a cell: the largest of 8 to 3 that divides a patch, or None."""
+    return next((cell for cell in _CELLS if patch % cell == 0), None)
+
+
+def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H W c 9"]:
+    """Orientations 0 to 180 degrees (the first around 10) in squares of `cell` pixels.
+
+    Gradients are differences of a pixel's two neighbours, borders repeated; a vote is
+    as large as the gradient. Norms are sqrt(sum of squares + (0.01 cell)^2), times 1/3:
+    a cell with an edge has a mean square of 1. A last cell that sticks out of the
+    image is of the pixels that it has.
+    """
+    b, _, _, c = pixels.shape
+    x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
+    down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
+    turn = jnp.mod(jnp.arctan2(down, across), jnp.pi) * (ORIENTATIONS / jnp.pi)
+    centres = jnp.arange(ORIENTATIONS, dtype=x.dtype) + 0.5
+    apart = jnp.abs(turn[..., None] - centres[None, None, None, None])
+    share = jnp.maximum(1 - jnp.minimum(apart, ORIENTATIONS - apart), 0)
+    votes = share * jnp.hypot(across, down)[..., None]
+    votes = ops.pad_to_multiple(
+        votes.reshape(*x.shape[:1], *pixels.shape[1:3], -1), cell
+    )
+    _, h, w, _ = votes.shape
+    votes = votes.reshape(b, h // cell, cell, w // cell, cell, c, ORIENTATIONS)
+    cells = votes.sum((2, 4))
+    squares = jnp.square(cells).sum(-1, keepdims=True) + (_FLOOR * cell) ** 2
+    return cells * (ORIENTATIONS**0.5 / jnp.sqrt(squares))
+
+
+def hog_target(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
+    """The histograms of pixels in [0, 1], laid out as the module says."""
+    _, height, width, c = pixels.shape
+    found = jnp.swapaxes(histograms(pixels, cell), -1, -2)
+    room = ((0, 0), (0, 0), (0, 0), (0, cell**2 - ORIENTATIONS), (0, 0))
+    found = jnp.pad(found, room)
+    laid = ops.depth_to_space(found.reshape(*found.shape[:3], cell**2 * c), cell)
+    return laid[:, :height, :width]
+
+
+def hog_picture(target: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
+    """A target, or a guess at it, as strokes along the edges; in [0, 1]."""
+    _, height, width, c = target.shape
+    blocks = ops.space_to_depth(ops.pad_to_multiple(target, cell), cell)
+    blocks = blocks.reshape(*blocks.shape[:3], cell**2, c)[..., :ORIENTATIONS, :]
+    strength = jnp.maximum(blocks, 0) / ORIENTATIONS**0.5
+    drawn = jnp.einsum("bhwkc,kp->bhwpc", strength, _strokes(cell))
+    drawn = ops.depth_to_space(drawn.reshape(*drawn.shape[:3], cell**2 * c), cell)
+    return jnp.clip(drawn[:, :height, :width], 0, 1)
+
+
+def _strokes(cell: int) -> np.ndarray:
+    """[9, cell^2]: a line across a cell for each orientation, at right angles to it."""
+    angle = (np.arange(ORIENTATIONS)[:, None, None] + 0.5) * np.pi / ORIENTATIONS
+    places = np.arange(cell) - (cell - 1) / 2
+    away = np.cos(angle) * places[None, None] + np.sin(angle) * places[None, :, None]
+    return np.maximum(1 - np.abs(away), 0).reshape(ORIENTATIONS, -1).astype(np.float32)
