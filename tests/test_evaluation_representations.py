@@ -184,13 +184,16 @@ def test_every_level_of_an_encoder_pooled(tmp_path):
     sizes = [m.shape[1] for m in maps]
     assert sizes[-1] == 1  # a single site has no grid
     assert sorted(found) == sorted(
-        [f"stages/{i}" for i in range(3)] + ["stages/0 grid", "stages/1 grid"]
+        [f"stages/{i}" for i in range(3)]
+        + ["stages/0 grid", "stages/1 grid", "pyramid-grid"]
     )
     np.testing.assert_allclose(found["stages/0"], maps[0].mean((1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["stages/2"], encoder.features(images), atol=1e-5)
     corner = maps[0][:, : sizes[0] // 2, : sizes[0] // 2].mean((1, 2))
     width = corner.shape[1]
     np.testing.assert_allclose(found["stages/0 grid"][:, :width], corner, atol=1e-5)
+    parts = [found[name] for name in ("stages/0 grid", "stages/1 grid", "stages/2")]
+    np.testing.assert_array_equal(found["pyramid-grid"], np.concatenate(parts, 1))
 
 
 def test_a_bottleneck_is_a_layer_of_its_own(tmp_path):

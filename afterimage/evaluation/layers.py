@@ -56,8 +56,9 @@ def encoder_representation(
 ) -> Representation:
     """Each level of an encoder pooled by its mean, and by the means of a 2x2 grid.
 
-    Layers `stages/0`, `stages/0 grid`, …; a bottleneck is the layer `features`. A grid
-    of more than `WIDEST` numbers is left out.
+    Layers `stages/0`, `stages/0 grid`, …, and `pyramid-grid`, all the grids side by
+    side (fine-tuning's pool of this name); a bottleneck is the layer `features`. What
+    has more than `WIDEST` numbers is left out.
     """
     info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
     vector = levels[-1] if encoder.config.bottleneck is None else "features"
@@ -70,6 +71,8 @@ def encoder_representation(
             wide = 4 * level.channels > WIDEST
             if not wide and max(map_.shape[1:3]) > 1:
                 pooled[f"{level.name} grid"] = pool_features([map_], "grid")
+        if len(info) > 1 and 4 * sum(level.channels for level in info) <= WIDEST:
+            pooled["pyramid-grid"] = pool_features(maps, "pyramid-grid")
         if vector not in pooled:
             pooled[vector] = encoder.apply(params, images)
         return pooled
