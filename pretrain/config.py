@@ -69,8 +69,7 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """What is reconstructed: images normalised by the data's statistics, or each image,
     or with objective=masked each patch, by its own mean and spread, so that brightness
     and contrast cost nothing; or, with objective=masked, histograms of oriented
-    gradients and mean colours of small cells: which edges are where, not every
-    pixel."""
+    gradients, so that only edges count."""
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
     """What the encoder's input suffers and the decoder must undo (a denoising

@@ -1,16 +1,13 @@
-"""Histograms of oriented gradients, as a target: where edges are, and coarse colour.
+"""Histograms of oriented gradients, as a target that forgets brightness and contrast.
 
 Dalal & Triggs, "Histograms of Oriented Gradients for Human Detection" (2005), section
 6: nine unsigned orientations, each pixel's vote shared by the two nearest. As a target
 of masked prediction: Wei et al., "Masked Feature Prediction for Self-Supervised Visual
 Pre-Training" (2022, MaskFeat), section 3.2: each channel's histograms on their own,
-cells of 8 pixels, every histogram divided by its norm, no blocks. The mean of each
-cell, which MaskFeat leaves out, is a tenth number here: features of it were worth more
-(docs/guide/objectives.md).
+cells of 8 pixels, every histogram divided by its norm, no blocks.
 
-A target has the shape of the image: in every cell, and every channel, the first ten
-pixels (rows first) hold histogram and mean, the others 0. So cells are 4 pixels or
-more.
+A target has the shape of the image: in every cell, and every channel, the first nine
+pixels (rows first) hold the histogram, the others 0. So cells are 3 pixels or more.
 """
 
 import jax.numpy as jnp
@@ -18,31 +15,28 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from afterimage.models import ops
-from afterimage.models.pooling import upsample_nearest
 
 ORIENTATIONS = 9
-_CELLS = range(8, 3, -1)
-# A gradient (difference of a pixel's two neighbours, at most 1) that is noise: where
-# the mean of a cell is this, the norm is mostly made of it.
+_CELLS = range(8, 2, -1)
+# The mean gradient of a cell (a step of a pixel's value over two pixels, which may be
+# 1) at which the norm is half made of this: less is noise.
 _FLOOR = 0.01
-# Of the means, beside histograms whose numbers have a mean square of 1.
-_MEAN_WEIGHT = 0.5
 
 
 def cell_size(patch: int) -> int | None:
-    """Pixels a side of a cell: the largest of 8 to 4 that divides a patch, or None."""
+    """Pixels a side of a cell: the largest of 8 to 3 that divides a patch, or None."""
     return next((cell for cell in _CELLS if patch % cell == 0), None)
 
 
 def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H W c 9"]:
     """Orientations 0 to 180 degrees (the first around 10) in squares of `cell` pixels.
 
-    `pixels` are in [0, 1]. Gradients are differences of a pixel's two neighbours,
-    borders repeated; a vote is as large as the gradient. Norms are
-    sqrt(sum of squares + (0.01 cell)^2) / 3: a cell with an edge has a mean square of
-    1. A last cell that sticks out of the image is of the pixels that it has.
+    Gradients are differences of a pixel's two neighbours, borders repeated; a vote is
+    as large as the gradient. Norms are sqrt(sum of squares + (0.01 cell)^2), times 1/3:
+    a cell with an edge has a mean square of 1. A last cell that sticks out of the
+    image is of the pixels that it has.
     """
-    b, h, w, c = pixels.shape
+    b, _, _, c = pixels.shape
     x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
     down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
@@ -51,44 +45,35 @@ def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H 
     apart = jnp.abs(turn[..., None] - centres[None, None, None, None])
     share = jnp.maximum(1 - jnp.minimum(apart, ORIENTATIONS - apart), 0)
     votes = share * jnp.hypot(across, down)[..., None]
-    cells = _cell_sums(votes.reshape(b, h, w, c * ORIENTATIONS), cell)
-    cells = cells.reshape(*cells.shape[:3], c, ORIENTATIONS)
+    votes = ops.pad_to_multiple(
+        votes.reshape(*x.shape[:1], *pixels.shape[1:3], -1), cell
+    )
+    _, h, w, _ = votes.shape
+    votes = votes.reshape(b, h // cell, cell, w // cell, cell, c, ORIENTATIONS)
+    cells = votes.sum((2, 4))
     squares = jnp.square(cells).sum(-1, keepdims=True) + (_FLOOR * cell) ** 2
     return cells * (ORIENTATIONS**0.5 / jnp.sqrt(squares))
 
 
-def hog_target(
-    pixels: Float[Array, "b h w c"], standardised: Float[Array, "b h w c"], cell: int
-) -> Float[Array, "b h w c"]:
-    """Histograms of pixels in [0, 1], half the means of the standardised ones."""
+def hog_target(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
+    """The histograms of pixels in [0, 1], laid out as the module says."""
     _, height, width, c = pixels.shape
-    count = _cell_sums(jnp.ones((1, height, width, 1)), cell)
-    means = _MEAN_WEIGHT * _cell_sums(standardised, cell) / count
-    found = jnp.concatenate([histograms(pixels, cell), means[..., None]], -1)
-    room = ((0, 0), (0, 0), (0, 0), (0, cell**2 - ORIENTATIONS - 1), (0, 0))
-    found = jnp.pad(jnp.swapaxes(found, -1, -2), room)
+    found = jnp.swapaxes(histograms(pixels, cell), -1, -2)
+    room = ((0, 0), (0, 0), (0, 0), (0, cell**2 - ORIENTATIONS), (0, 0))
+    found = jnp.pad(found, room)
     laid = ops.depth_to_space(found.reshape(*found.shape[:3], cell**2 * c), cell)
     return laid[:, :height, :width]
 
 
-def hog_picture(
-    target: Float[Array, "b h w c"], cell: int
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-    """(strokes along the edges, from 0; the means) of a target, or a guess at it."""
+def hog_picture(target: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
+    """A target, or a guess at it, as strokes along the edges; in [0, 1]."""
     _, height, width, c = target.shape
     blocks = ops.space_to_depth(ops.pad_to_multiple(target, cell), cell)
-    blocks = blocks.reshape(*blocks.shape[:3], cell**2, c)
-    strength = jnp.maximum(blocks[..., :ORIENTATIONS, :], 0) / ORIENTATIONS**0.5
+    blocks = blocks.reshape(*blocks.shape[:3], cell**2, c)[..., :ORIENTATIONS, :]
+    strength = jnp.maximum(blocks, 0) / ORIENTATIONS**0.5
     drawn = jnp.einsum("bhwkc,kp->bhwpc", strength, _strokes(cell))
     drawn = ops.depth_to_space(drawn.reshape(*drawn.shape[:3], cell**2 * c), cell)
-    means = upsample_nearest(blocks[..., ORIENTATIONS, :] / _MEAN_WEIGHT, cell)
-    return drawn[:, :height, :width], means[:, :height, :width]
-
-
-def _cell_sums(x: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H W c"]:
-    x = ops.pad_to_multiple(x, cell)
-    b, h, w, c = x.shape
-    return x.reshape(b, h // cell, cell, w // cell, cell, c).sum((2, 4))
+    return jnp.clip(drawn[:, :height, :width], 0, 1)
 
 
 def _strokes(cell: int) -> np.ndarray:

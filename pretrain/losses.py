@@ -177,11 +177,11 @@ class ReconstructionLoss:
         """Pixels in [0, 1] -> what the network's output is compared with."""
         if self.loss == "bce":
             return pixels
+        if self.target == "hog":
+            return hog_target(pixels, self._cell)
         standardised = self.preprocessing.normalise(pixels)
         if self.target == "data":
             return standardised
-        if self.target == "hog":
-            return hog_target(pixels, standardised, self._cell)
         centre, spread = self._moments(standardised)
         return (standardised - centre) / spread
 
@@ -231,14 +231,12 @@ class ReconstructionLoss:
 
         With `target="image"` or `"patch"` the network does not predict brightness and
         contrast: they are taken from the image itself, `pixels`. With `"hog"` it says
-        where edges are and which colour cells have: strokes over those, both at half.
+        where edges are: strokes on black.
         """
         if self.loss == "bce":
             return jax.nn.sigmoid(output)
         if self.target == "hog":
-            strokes, means = hog_picture(output, self._cell)
-            colours = jnp.clip(self.preprocessing.denormalise(means), 0, 1)
-            return jnp.clip((strokes + colours) / 2, 0, 1)
+            return hog_picture(output, self._cell)
         if self.target != "data":
             centre, spread = self._moments(self.preprocessing.normalise(pixels))
             output = output * spread + centre

@@ -26,7 +26,7 @@ class Masked(Plain):
             )
         if self.config.target == "hog" and cell_size(patch) is None:
             found.append(
-                f"mask_patch={patch}: target='hog' divides patches into cells of 4 to "
+                f"mask_patch={patch}: target='hog' divides patches into cells of 3 to "
                 "8 pixels; take a multiple of one of these"
             )
         return found

@@ -152,7 +152,7 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
     [
         {"decoder": "block", "target": "patch", "mask": "block"},
         {"mask_ratio_max": 0.9, "mask_patch": 3, "loss": "ssim", "augment": "shift"},
-        {"target": "hog", "mask_patch": 5, "loss": "huber"},
+        {"target": "hog", "mask_patch": 3, "loss": "huber"},
         {"gradient_weight": 1.0, "laplacian_weight": 0.5, "ssim_weight": 0.1},
         {"model": "conv-classic", "norm": "batch", "bottleneck": 8},
         {"model": "resnet18", "loss": "bce", "corruption": "gaussian"},
