@@ -140,7 +140,13 @@ TABLES: dict[str, Table] = {
         },
         # Of a ResNet-18, even of half the width, one core trains 32 images a second.
         stand_in={
-            "pretrain": {"model": "conv", "steps": 300, "precision": "float32"},
+            "pretrain": {
+                "model": "conv",
+                "steps": 2_400,
+                "batch_size": 64,
+                "lr": 3e-3,
+                "precision": "float32",
+            },
             # The rate: of 1e-3 and 3e-3, the better on 5,000 training images held out.
             "finetune": {
                 "steps": 2_000,

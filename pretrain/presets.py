@@ -84,6 +84,7 @@ PRESETS: Mapping[str, Preset] = {
             "model": "resnet18",
             "steps": 40_000,
             **_MASKED,
+            "target": "hog",
             "augment": "crop-flip",
             "ema": 0.999,
             "precision": "bfloat16",
