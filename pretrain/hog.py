@@ -18,8 +18,8 @@ from afterimage.models import ops
 
 ORIENTATIONS = 9
 _CELLS = range(8, 2, -1)
-# The mean gradient of a cell (a step of a pixel's value over two pixels, which may be
-# 1) at which the norm is half made of this: less is noise.
+# A gradient (difference of a pixel's two neighbours, at most 1) that is noise: in a
+# cell where the mean is less, the norm is mostly this.
 _FLOOR = 0.01
 
 
@@ -31,12 +31,12 @@ def cell_size(patch: int) -> int | None:
 def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H W c 9"]:
     """Orientations 0 to 180 degrees (the first around 10) in squares of `cell` pixels.
 
-    Gradients are differences of a pixel's two neighbours, borders repeated; a vote is
-    as large as the gradient. Norms are sqrt(sum of squares + (0.01 cell)^2), times 1/3:
-    a cell with an edge has a mean square of 1. A last cell that sticks out of the
-    image is of the pixels that it has.
+    `pixels` are in [0, 1]. Gradients are differences of a pixel's two neighbours,
+    borders repeated; a vote is as large as the gradient. Norms are
+    sqrt(sum of squares + (0.01 cell)^2) / 3: a cell with an edge has a mean square of
+    1. A last cell that sticks out of the image is of the pixels that it has.
     """
-    b, _, _, c = pixels.shape
+    b, h, w, c = pixels.shape
     x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
     down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
@@ -45,11 +45,9 @@ def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H 
     apart = jnp.abs(turn[..., None] - centres[None, None, None, None])
     share = jnp.maximum(1 - jnp.minimum(apart, ORIENTATIONS - apart), 0)
     votes = share * jnp.hypot(across, down)[..., None]
-    votes = ops.pad_to_multiple(
-        votes.reshape(*x.shape[:1], *pixels.shape[1:3], -1), cell
-    )
-    _, h, w, _ = votes.shape
-    votes = votes.reshape(b, h // cell, cell, w // cell, cell, c, ORIENTATIONS)
+    votes = ops.pad_to_multiple(votes.reshape(b, h, w, c * ORIENTATIONS), cell)
+    rows, columns = votes.shape[1] // cell, votes.shape[2] // cell
+    votes = votes.reshape(b, rows, cell, columns, cell, c, ORIENTATIONS)
     cells = votes.sum((2, 4))
     squares = jnp.square(cells).sum(-1, keepdims=True) + (_FLOOR * cell) ** 2
     return cells * (ORIENTATIONS**0.5 / jnp.sqrt(squares))
@@ -66,7 +64,7 @@ def hog_target(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h 
 
 
 def hog_picture(target: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
-    """A target, or a guess at it, as strokes along the edges; in [0, 1]."""
+    """A target, or a guess at it, as strokes along the edges, white on black."""
     _, height, width, c = target.shape
     blocks = ops.space_to_depth(ops.pad_to_multiple(target, cell), cell)
     blocks = blocks.reshape(*blocks.shape[:3], cell**2, c)[..., :ORIENTATIONS, :]
