@@ -141,19 +141,14 @@ TABLES: dict[str, Table] = {
         # Of a ResNet-18, even of half the width, one core trains 32 images a second.
         stand_in={
             "pretrain": {
-                "model": "conv",
-                "steps": 2_400,
-                "batch_size": 64,
-                "lr": 3e-3,
+                **pretrain.presets.PRESETS["small-photos"].settings,
                 "precision": "float32",
             },
-            # The rate: of 1e-3 and 3e-3, the better on 5,000 training images held out.
             "finetune": {
-                "steps": 2_000,
-                "batch_size": 64,
-                "lr": 3e-3,
-                "precision": "float32",
-            },
+                name: finetune.presets.PRESETS["small-photos"].settings[name]
+                for name in ("steps", "batch_size", "lr")
+            }
+            | {"precision": "float32"},
         },
         **_preset("cifar-masked"),
     ),

@@ -8,7 +8,8 @@ from afterimage.errors import DataError, UserError
 from benchmarks import representations
 from benchmarks.recipes import ERROR, TABLES, Row, Table
 from benchmarks.representations import Representations
-from finetune.presets import PRESETS
+from finetune.presets import PRESETS as FINETUNE
+from pretrain.presets import PRESETS as PRETRAIN
 
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
 WANTED = {
@@ -50,7 +51,7 @@ def test_every_recipe_is_a_configuration_that_can_work(name):
 
 def test_the_rows_of_a_preset_have_its_settings():
     found = Representations().settings_of("mnist-labels", "pseudo-labels-100")
-    preset = dict(PRESETS["mnist-pseudo-labels"].settings)
+    preset = dict(FINETUNE["mnist-pseudo-labels"].settings)
     assert found["labels"] == 10 * preset.pop("labels_per_class")
     assert found["finetune"] == preset
 
@@ -77,6 +78,13 @@ def test_the_stand_in_of_cifar_10_has_a_network_for_a_cpu():
         for small in (False, True)
     )
     assert [s["pretrain"]["model"] for s in both] == ["resnet18", "conv"]
+
+
+def test_the_stand_in_of_cifar_10_is_the_preset_for_a_cpu():
+    found = Representations(stand_in=True).settings_of("cifar10", "fine-tuned")
+    for stage, presets in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
+        whole = {"precision": "float32", **presets["small-photos"].settings}
+        assert found[stage] == whole
 
 
 def test_settings_and_data_that_cannot_work_are_all_named(tmp_path):
