@@ -45,7 +45,7 @@ TABLES = {
     # and scratch together read 33.6, 34.1 and 34.1 % at rates 1e-3, 3e-3 and 1e-2.
     "few-labels-cifar10": Images(
         CIFAR,
-        "small-images-masked",
+        "small-photos",
         {"lr": 3e-3, "augment": "crop-flip", "ema": 0.99},
     ),
 }
