@@ -121,6 +121,12 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
             ("ink + pseudo-labels", "source-only", "target-only"),
         ),
         ("proto-maml", "transfer", "omniglot-5w5s", ("proto-maml", "prototypical")),
+        (
+            "small-photos",
+            "representations",
+            "cifar10",
+            ("fine-tuned", "scratch", "fine-tuned-4000", "scratch-4000"),
+        ),
     ],
 )
 def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):
