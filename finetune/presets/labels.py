@@ -121,8 +121,8 @@ PRESETS: Mapping[str, Preset] = {
             Measured(
                 result=(
                     "CIFAR-10, JPEG-compressed, test accuracy 65.2 ± 0.3 % (from "
-                    "scratch 61.6 ± 0.4); with 4,000 labels and --ema 0.99 test error 38.0 ± "
-                    "0.5 % (42.5 ± 1.0), 5 seeds"
+                    "scratch 61.6 ± 0.4); with 4,000 labels and --ema 0.99 test "
+                    "error 38.0 ± 0.5 % (42.5 ± 1.0), 5 seeds"
                 ),
                 time="10 to 12 minutes a seed, with pretraining",
                 device="one core of an AMD EPYC, beside other work",
