@@ -118,7 +118,7 @@ TABLES: dict[str, Table] = {
                 100, "pretrained", metric=ERROR, pretrain={"mask_patch": 8}
             ),
         },
-        stand_in={"pretrain": {"steps": 600}, "finetune": {"steps": 400}},
+        stand_in={"pretrain": {"steps": 1200}, "finetune": {"steps": 400}},
         **_preset("mnist-masked"),
     ),
     "cifar10-masci": Table(

@@ -68,11 +68,14 @@ PRESETS: Mapping[str, Preset] = {
         settings={
             "model": "conv",
             "steps": 20_000,
+            "batch_size": 64,
+            "lr": 3e-3,
             **_MASKED,
+            "target": "hog",
             "augment": "shift",
             "ema": 0.999,
         },
-        cost="20,000 steps of 256 = 5.1 million images",
+        cost="20,000 steps of 64 = 1.3 million images",
     ),
     "cifar-masked": Preset(
         about="CIFAR and images like it, 32 pixels: a masked ResNet-18, bfloat16",
