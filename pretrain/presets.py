@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Preset] = {
         cost="50 epochs; of 60,000 images: 3 million images, 11,719 steps of 256",
     ),
     "small-images-masked": Preset(
-        about="the same images, masked: edges in patches are predicted from the others",
+        about="the same images, masked: edges are predicted from the visible patches",
         command=(
             "afterimage pretrain --preset small-images-masked --data tfds:cifar10 "
             "--out runs/cifar10-masked"
