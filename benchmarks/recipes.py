@@ -74,26 +74,27 @@ def _preset(name: str) -> dict[str, dict[str, Any]]:
     }
 
 
-_MASCI: dict[str, Any] = {
-    "pretrain": {"model": "conv-masci", "steps": 5000, "batch_size": 128},
-    "finetune": {
-        "mode": "full",
-        "head": "mlp",
-        "head_width": 300,
-        "steps": 3000,
-        "batch_size": 128,
-        "augment": "none",
-    },
+_MASCI_TUNING: dict[str, Any] = {
+    "mode": "full",
+    "head": "mlp",
+    "head_width": 300,
+    "steps": 3000,
+    "batch_size": 128,
+    "augment": "none",
 }
-_MASCI_STAND_IN = {"pretrain": {"steps": 240}, "finetune": {"steps": 120}}
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
 TABLES: dict[str, Table] = {
     "mnist-masci": Table(
         data=MNIST,
         rows=_pairs(_SIZES, "pretrained"),
-        pretrain=_MASCI["pretrain"] | {"corruption": "erasing"},
-        finetune=_MASCI["finetune"],
-        stand_in=_MASCI_STAND_IN,
+        pretrain={
+            "model": "conv-masci",
+            "steps": 5000,
+            "batch_size": 128,
+            "corruption": "erasing",
+        },
+        finetune=_MASCI_TUNING,
+        stand_in={"pretrain": {"steps": 240}, "finetune": {"steps": 120}},
     ),
     "mnist-labels": Table(
         data=MNIST,
@@ -127,8 +128,8 @@ TABLES: dict[str, Table] = {
         # After 240 steps of 128 with a rectangle erased, scratch was the better start.
         pretrain=_preset("small-photos")["pretrain"]
         | {"model": "conv-masci", "steps": 10_000},
-        finetune=_MASCI["finetune"],
-        stand_in=_MASCI_STAND_IN | {"pretrain": {"steps": 1440}},
+        finetune=_MASCI_TUNING,
+        stand_in={"pretrain": {"steps": 1440}, "finetune": {"steps": 120}},
     ),
     "cifar10": Table(
         data=CIFAR,
