@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.models.network import Network
+from afterimage.models.network import Network, Tree
 from finetune.context import View
 from finetune.terms.adversarial import (
     HIDDEN,
@@ -56,14 +56,6 @@ def mdan(
     )
     more = (labelled.examples,) if labelled.examples is not None else ()
 
-    def domain(network, own, both, mine):
-        """(d_k, share of domains it tells)."""
-        found, _ = network.apply(own, {}, both)
-        source, other = jnp.split(found, [len(mine)])
-        value = _over(against(source, False), mine) + against(other, True).mean()
-        right = _over((source.argmax(-1) == 0).astype(mine.dtype), mine)
-        return value, (right + (other.argmax(-1) == 1).mean()) / 2
-
     def fn(view: View) -> TermResult:
         own, scale = view["params"]["terms"][name], ramp(view["progress"])
         features, others, number = (view[read] for read in reads)
@@ -74,7 +66,7 @@ def mdan(
         totals, told, there = [], [], []
         for k, (network, _, _) in enumerate(made):
             mine = (number == k).astype(each.dtype)
-            value, right = domain(network, own[str(k)], both, mine)
+            value, right = _domain(network, own[str(k)], both, mine)
             totals.append(_over(each, mine) + weight * value)
             told.append(right)
             there.append(mine.any())
@@ -87,6 +79,17 @@ def mdan(
     params = {str(k): params for k, (_, params, _) in enumerate(made)}
     needed = (*reads, *labelled.reads, *more)
     return adversary(name, fn, needed, params, of=target)
+
+
+def _domain(
+    network: Network, own: Tree, both: Array, mine: Array
+) -> tuple[Array, Array]:
+    """(d_k, share of domains it tells); `mine` marks the images of source k."""
+    found, _ = network.apply(own, {}, both)
+    source, other = jnp.split(found, [len(mine)])
+    value = _over(against(source, False), mine) + against(other, True).mean()
+    right = _over((source.argmax(-1) == 0).astype(mine.dtype), mine)
+    return value, (right + (other.argmax(-1) == 1).mean()) / 2
 
 
 def _over(values: Array, mine: Array) -> Array:
