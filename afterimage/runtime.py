@@ -87,6 +87,13 @@ def start() -> None:
     join_hosts()
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def fingerprint() -> dict[str, Any]:
     """What bitwise repeatability depends on: recorded in every run and checkpoint."""
     device = jax.devices()[0]
@@ -95,9 +102,7 @@ def fingerprint() -> dict[str, Any]:
         "device": device.device_kind,
         "devices": jax.device_count(),
         "hosts": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.version.__version__,
         "python": platform.python_version(),

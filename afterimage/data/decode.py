@@ -29,6 +29,7 @@ SUFFIXES = frozenset(
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _ORIENTATION = 0x0112
+_SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
 _ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
 # EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
 _TURNS = {
@@ -171,7 +172,10 @@ def _bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
     """
     import simplejpeg
 
-    if not data.startswith(b"\xff\xd8") or any(word in data for word in _ORIENTED):
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    before = _before_scan(data)
+    if any(word in before for word in _ORIENTED):
         return None
     try:
         *extent, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -185,6 +189,14 @@ def _bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
     ):
         return None
     return _fast_jpeg(data, (width, height), colours == "Gray", size, _TURNS[1])
+
+
+def _before_scan(data: bytes) -> bytes:
+    """A JPEG's segments before its first scan; all of it where they do not add up."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != _SCAN[1:]:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[:at] if data[at : at + 2] == _SCAN else data
 
 
 def _fast_jpeg(

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Integer, UInt8
 
 from afterimage.errors import DataError
+from afterimage.runtime import cores
 
 UNLABELLED = -1
 """The label of an image whose class is not known."""
@@ -76,7 +76,7 @@ _MOST_THREADS = 4  # memory is the limit beyond
 @functools.cache
 def _pool() -> tuple[int, concurrent.futures.ThreadPoolExecutor]:
     """(threads, the pool): more than there are cores would get in each other's way."""
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    threads = min(_MOST_THREADS, cores())
     return threads, concurrent.futures.ThreadPoolExecutor(threads, "gather")
 
 

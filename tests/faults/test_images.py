@@ -296,3 +296,22 @@ def test_a_jpeg_that_speaks_of_orientation_goes_to_pillow():
     data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG", exif=exif)
     assert _bare_jpeg(data, None) is None
     assert decode(data, None, 3).shape == (30, 20, 3)
+
+
+COMMENT = b"\xff\xfe" + (8).to_bytes(2) + b"\xff\xdaabcd"  # as if a scan began
+
+
+@pytest.mark.parametrize("before", [COMMENT, b"\xff" * 3 + COMMENT])
+def test_orientation_is_looked_for_in_every_segment_before_the_pixels(before):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG", exif=exif)
+    data = data[:2] + before + data[2:]
+    assert _bare_jpeg(data, None) is None
+    assert decode(data, None, 3).shape == (30, 20, 3)
+
+
+def test_a_word_of_orientation_among_the_pixels_says_nothing():
+    data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG")
+    assert _bare_jpeg(data + b"Exif", None).shape == (20, 30, 3)
+    assert decode(data + b"Exif", None, 3).shape == (20, 30, 3)
