@@ -1,6 +1,9 @@
 """`afterimage evaluate`: a fine-tuned classifier on other labelled images."""
 
-from collections.abc import Mapping
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.errors import UserError
@@ -10,7 +13,8 @@ from afterimage.evaluate_command import EvaluateConfig
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The `classification_report` of a classifier on a labelled data set.
 
-    Also "data", "split" and "skipped" (images left out as broken).
+    Also "data", "split", "skipped" (images left out as broken) and "trained_on": how
+    many of these images the classifier learned from, as far as its run lies beside it.
 
     Raises:
       DataError: no labels, classes the classifier does not know, another shape.
@@ -64,7 +68,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if task in images.tasks
         }
     found |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
+    found["trained_on"] = _trained_on(config, images.ids) if split == "train" else 0
     return found
+
+
+def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
+    """How many of these training images `labels.json` of the classifier's run lists."""
+    place = pathlib.Path(config.from_)
+    for file in (place / "labels.json", place.parent / "labels.json"):
+        if file.is_file():
+            used = json.loads(file.read_text())
+            if _place(used["data"]) != _place(config.data):
+                return 0
+            listed = {name for names in used["train"].values() for name in names}
+            return len(listed.intersection(ids))
+    return 0
+
+
+def _place(spec: str) -> tuple[str, list[str]]:
+    """Kind and files of a data spec, however their paths are written."""
+    kind, _, rest = spec.partition(":")
+    return kind, [os.path.realpath(path) for path in rest.split(",")]
 
 
 def _split(config: EvaluateConfig, splits: Any) -> tuple[str, Any]:
@@ -87,6 +111,8 @@ def text(report: Mapping[str, Any]) -> str:
     head = f"{report['data']}, {report['examples']} labelled images"
     if report["skipped"]:
         head += f"; {report['skipped']} broken ones were skipped"
+    if report["trained_on"]:
+        head += f"; {report['trained_on']} of them were trained on: this is no test"
     parts = [head, report_text(report)]
     for task, found in report.get("tasks", {}).items():
         parts += [f"Task {task}", report_text(found)]

@@ -20,7 +20,7 @@ from checkpoints.store import Store
 from checkpoints.trees import flatten
 from finetune.artefact import load_classifier
 from finetune.config import FinetuneConfig
-from finetune.evaluate import evaluate
+from finetune.evaluate import evaluate, text
 from finetune.program import finetune
 
 MODEL = ModelConfig(name="conv", image_size=(8, 8), channels=1, width=0.25)
@@ -325,6 +325,28 @@ def test_wrong_data_is_named(home, tmp_path):
         np.savez(tmp_path / "bad.npz", **arrays)
         with pytest.raises(UserError, match=message):
             finetune(config(home, tmp_path / name, data=f"npz:{tmp_path / 'bad.npz'}"))
+
+
+def test_evaluate_says_how_many_of_the_images_were_trained_on(
+    home, tmp_path, monkeypatch
+):
+    run = finetune(config(home, tmp_path / "run", mode="probe", steps=1, labels=7)).run
+    shutil.copy(home / "data.npz", tmp_path / "other.npz")
+    monkeypatch.chdir(home)
+
+    def said(data, split, place=run):
+        settings = EvaluateConfig(from_=str(place), data=data, split=split)
+        found = evaluate(settings)
+        line = text(found).splitlines()[0]
+        assert ("trained on" in line) == (found["trained_on"] > 0)
+        return found["trained_on"]
+
+    assert said("npz:data.npz", "train") == 7
+    assert said("npz:data.npz", "train", run / "classifier") == 7
+    assert said("npz:data.npz", "test") == 0
+    assert said(f"npz:{tmp_path / 'other.npz'}", "train") == 0
+    shutil.copytree(run / "classifier", tmp_path / "alone")
+    assert said("npz:data.npz", "train", tmp_path / "alone") == 0
 
 
 def test_evaluate_refuses_what_it_cannot_score(home, tmp_path):
