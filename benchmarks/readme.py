@@ -102,16 +102,15 @@ def labels_table(rows: Rows) -> str:
         mode, _, labels = entry["row"].rpartition("-")
         cases.setdefault(mode, {})[labels] = entry
     columns = list(dict.fromkeys(e["row"].rpartition("-")[2] for e in rows))
-    least = {
-        c: min(case[c]["mean"] for case in cases.values() if c in case) for c in columns
-    }
-    digits = {column: 2 if mean < 1 else 1 for column, mean in least.items()}
+    small = {c for case in cases.values() for c in case if case[c]["mean"] < 1}
     lines = [
         "| mode | " + " | ".join(f"{labels} labels" for labels in columns) + " |",
         "|---" * (1 + len(columns)) + "|",
     ]
     for mode, case in cases.items():
-        figures = [_value(case[c], digits[c]) if c in case else "–" for c in columns]
+        figures = [
+            _value(case[c], 1 + (c in small)) if c in case else "–" for c in columns
+        ]
         lines.append(f"| {mode} | {' | '.join(figures)} |")
     return _with_source(lines, rows)
 

@@ -30,6 +30,7 @@ SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _ORIENTATION = 0x0112
 _SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
+_NO_SEGMENT = (b"\xda", b"\xff")  # what may follow 0xff there: the scan, or filling
 _ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
 # EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
 _TURNS = {
@@ -194,7 +195,7 @@ def _bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
 def _before_scan(data: bytes) -> bytes:
     """A JPEG's segments before its first scan; all of it where they do not add up."""
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != _SCAN[1:]:
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in _NO_SEGMENT:
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return data[:at] if data[at : at + 2] == _SCAN else data
 

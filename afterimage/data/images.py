@@ -79,7 +79,7 @@ class Lazy:
         rows = self._rows[index]
         out = np.empty((*rows.shape, *self._shape), np.uint8)
         flat = out.reshape(-1, *self._shape)
-        # All threads take from one iterator: a future an image costs 7 % of the rate.
+        # All threads take from one iterator: cheaper than a future an image.
         jobs = iter(list(zip(flat, rows.ravel().tolist(), strict=True)))
         for _ in _pool().map(self._decode_next, [jobs] * cores()):
             pass

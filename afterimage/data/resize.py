@@ -36,18 +36,13 @@ def cover_and_crop(
     how = cv2.INTER_CUBIC if ratio < 1 else cv2.INTER_LINEAR
     how = cv2.INTER_AREA if ratio >= 2 else how
     # OpenCV resizes up to four channels together, and takes a crop as it lies.
-    groups = [part] if part.shape[2] <= 4 else _fours(part)
+    groups = [part[..., i : i + 4] for i in range(0, part.shape[2], 4)]
     done = [
         cv2.resize(group, size[::-1], interpolation=how).reshape(*size, -1)
         for group in groups
     ]
     result = done[0] if len(done) == 1 else np.concatenate(done, -1)
     return result if image.dtype == np.uint8 else np.clip(result, 0, 1)
-
-
-def _fours(image: np.ndarray) -> list[np.ndarray]:
-    count = image.shape[2]
-    return [np.ascontiguousarray(image[..., i : i + 4]) for i in range(0, count, 4)]
 
 
 def change_channels(
