@@ -46,7 +46,7 @@ def check(ours, plainly, *args, tolerance=1e-5):
 CASES = [(size, "float32") for size in SIZES] + [("odd", "bfloat16")]
 
 
-def milliseconds(*runs, rounds=7):
+def milliseconds(*runs, rounds=21):
     """The least time of each, interleaved: noise only ever adds."""
     best = [float("inf")] * len(runs)
     for run in runs:
