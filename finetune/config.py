@@ -9,6 +9,7 @@ from finetune.continual.options import ContinualOptions
 from finetune.episodes.options import EpisodeOptions
 from finetune.options import (
     AnchorOptions,
+    Augmentation,
     DistillationOptions,
     SourceOptions,
     TargetOptions,
@@ -123,9 +124,7 @@ class FinetuneConfig(
     """none; balanced: each class weighs the same, however many images it has; or one
     number a class, in the order of the class names: 1,1,2.5."""
 
-    augment: Literal[
-        "none", "shift", "crop-flip", "light", "shear", "affine", "tones", "strong"
-    ] = "shift"
+    augment: Augmentation = "shift"
     """Random changes of the training images. shift: small translations; crop-flip:
     crops and mirroring; light: shift, with brightness and contrast; shear: shift, leant
     both ways; affine: shear, drawn larger or smaller by up to a third; tones: affine,

@@ -52,10 +52,16 @@ def make_terms(
     if config.delta:
         terms.append(delta(config.delta))
     if config.unlabelled is not None:
-        weight, confidence = config.unlabelled_weight, config.confidence
-        aligned = config.distribution_alignment
-        share = _frequencies(chosen) if aligned else None
-        terms.append(pseudo_labels(weight, confidence, head=HEAD, frequencies=share))
+        term = pseudo_labels(
+            config.unlabelled_weight,
+            config.confidence,
+            head=HEAD,
+            frequencies=class_frequencies(chosen)
+            if config.distribution_alignment
+            else None,
+            running=config.alignment_momentum > 0,
+        )
+        terms.append(term)
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)
     for name, weight in zip(config.align, config.align_weight or default):
         if name == "mdan":
@@ -154,6 +160,8 @@ def make_stage(
     supply = streams.supply(
         classifier,
         make_augment(config.augment),
+        weak=make_augment(config.weak_augment or config.augment),
+        momentum=config.alignment_momentum,
         streams=stream_names(config),
         statistics=config.domain_statistics,
         teacher=teacher,
@@ -188,7 +196,7 @@ def _class_weights(config: FinetuneConfig, chosen: Chosen) -> tuple[float, ...] 
     return weights
 
 
-def _frequencies(chosen: Chosen) -> tuple[float, ...]:
+def class_frequencies(chosen: Chosen) -> tuple[float, ...]:
     """The share of each class among the labelled training images."""
     labels = _class_indices(chosen)
     counts = np.bincount(labels, minlength=len(chosen.class_names))

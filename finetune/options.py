@@ -207,6 +207,9 @@ class TaskOptions:
         return found
 
 
+Augmentation = Literal[
+    "none", "shift", "crop-flip", "light", "shear", "affine", "tones", "strong"
+]
 Distillation = Literal["logits", "features", "relational"]
 
 
@@ -227,6 +230,11 @@ class UnlabelledOptions:
     unlabelled_weight: float = 1.0
     """Weight of that term beside the labelled images' loss."""
 
+    weak_augment: Augmentation | None = None
+    """Random changes of the images that are predicted, as in --augment; their labels
+    are learned where the same images are changed strongly. The gentler, the more of
+    the predictions are right. Default: those of --augment."""
+
     confidence: float = 0.95
     """A prediction counts as sure from this probability on."""
 
@@ -235,6 +243,11 @@ class UnlabelledOptions:
     have them are raised, those of others lowered, before they count as sure: no class
     dies out. For unlabelled images whose classes are about as frequent as the labelled
     ones'."""
+
+    alignment_momentum: float = 0.0
+    """Share of the earlier steps in the mean of the predictions which
+    --distribution-alignment goes by: 0.99 for that of about a hundred steps, which
+    shows what the mean of one batch hides; 0: this step's alone."""
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
@@ -245,12 +258,20 @@ class UnlabelledOptions:
             found.append(f"unlabelled_weight={self.unlabelled_weight}: more than 0")
         if not 0 <= self.confidence < 1:
             found.append(f"confidence={self.confidence}: in [0, 1)")
+        if not 0 <= self.alignment_momentum < 1:
+            found.append(f"alignment_momentum={self.alignment_momentum}: in [0, 1)")
+        if self.alignment_momentum and not self.distribution_alignment:
+            found.append(
+                f"alignment_momentum={self.alignment_momentum}: only with "
+                "distribution_alignment"
+            )
         if self.unlabelled is None:
             found += [
                 f"{name}={getattr(self, name)}: only with unlabelled"
                 for name in (
                     "unlabelled_ratio",
                     "unlabelled_weight",
+                    "weak_augment",
                     "confidence",
                     "distribution_alignment",
                 )

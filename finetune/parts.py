@@ -18,6 +18,7 @@ from finetune.domains import shift
 from finetune.domains.selection import choose_rule
 from finetune.labels import HEAD
 from finetune.methods import (
+    class_frequencies,
     distillation,
     make_stage,
     make_terms,
@@ -120,6 +121,8 @@ class Parts:
             self.stats["anchors"] = anchors.make_anchors(config, source, source_head)
         if config.weighs_examples:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
+        if config.alignment_momentum:
+            self.stats["predicted"] = jnp.asarray(class_frequencies(self.chosen))
         if config.label_shift != "none":
             # Raises before the first step what would else be found after the last.
             shift.source_frequencies(self.chosen)

@@ -23,7 +23,7 @@ from finetune.classifier import Classifier
 from finetune.config import FinetuneConfig
 from finetune.context import Context
 from finetune.domains.composing import COMPOSERS, strength
-from finetune.labels import Chosen, labelled, matched
+from finetune.labels import HEAD, Chosen, labelled, matched
 from finetune.source import open_for
 from finetune.teacher import Teacher
 
@@ -95,11 +95,16 @@ def supply(
     augment: Callable[[Array, Array], Array],
     *,
     streams: Sequence[str] = (TRAIN,),
+    weak: Callable[[Array, Array], Array] | None = None,
+    momentum: float = 0.0,
     statistics: str | None = None,
     teacher: Teacher | None = None,
     composing: str = "none",
 ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
     """What all streams, the weights of examples and the anchors supply to the terms.
+
+    Images without labels are predicted under the `weak` augmentation, that of the
+    others by default; `stats["predicted"]` keeps the running mean of what is predicted.
 
     With `composing` the labelled images are composed with the target's, after the
     augmentation of both.
@@ -112,6 +117,7 @@ def supply(
     parts = {stream: classifier.supply(augment, stream) for stream in streams}
     if UNLABELLED in parts:
         strong = make_augment("strong")
+        parts[UNLABELLED] = classifier.supply(weak or augment, UNLABELLED)
         parts[STRONG] = classifier.supply(strong, STRONG, of=UNLABELLED)
 
     def rules(params, stats, batch, key, step, moving):
@@ -132,9 +138,29 @@ def supply(
             found |= anchor_rules(classifier, stats["anchors"], tuple(parts))
         if teacher is not None:
             found |= teacher.rules(stats["teacher"])
+        if "predicted" in stats:
+            following = found["stats/next"]
+            found |= _predicted(stats["predicted"], momentum, following)
         return found
 
     return rules
+
+
+def _predicted(
+    before: Array, momentum: float, following: Callable[[Context], Any]
+) -> dict[str, Callable[[Context], Any]]:
+    """The running mean of the predictions of images without labels, for this step's
+    terms and for the next step."""
+    name = f"{UNLABELLED}/predicted"
+
+    def mean(ctx: Context) -> Array:
+        guess = jax.lax.stop_gradient(ctx[f"{UNLABELLED}/logits/{HEAD}"])
+        return momentum * before + (1 - momentum) * jax.nn.softmax(guess).mean(0)
+
+    return {
+        name: mean,
+        "stats/next": lambda ctx: {**following(ctx), "predicted": ctx[name]},
+    }
 
 
 def _composed(

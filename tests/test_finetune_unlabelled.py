@@ -58,11 +58,30 @@ def test_the_guess_gets_no_gradient():
 def test_predictions_are_aligned_to_the_frequencies():
     """Predicted 0.75 and 0.25 in the mean, where both classes are as frequent."""
     guess = jnp.array([[0.9, 0.1], [0.6, 0.4]])
-    found = aligned(guess, jnp.array([0.5, 0.5]))
+    found = aligned(guess, jnp.array([0.5, 0.5]), guess.mean(0))
     # Weighed 0.6 and 0.2; 0.4 and 0.8: each over their sum.
     np.testing.assert_allclose(found, [[0.75, 0.25], [1 / 3, 2 / 3]], rtol=1e-6)
-    lost = aligned(jnp.array([[1.0, 0.0]]), jnp.array([0.5, 0.5]))
+    lost = jnp.array([[1.0, 0.0]])
+    lost = aligned(lost, jnp.array([0.5, 0.5]), lost[0])
     np.testing.assert_array_equal(lost, [[1.0, 0.0]])
+
+
+def test_the_running_mean_is_what_they_are_aligned_by():
+    """This batch is predicted as often as it should be, the ones before were not."""
+    logits = jnp.log(jnp.array([[0.55, 0.45], [0.45, 0.55]]))
+    losses = {}
+    for running in (False, True):
+        settings = {"confidence": 0.0, "frequencies": (0.5, 0.5), "running": running}
+        term = pseudo_labels(head="h", **settings)
+        context = given(
+            unlabelled__logits__h=logits,
+            strong__logits__h=jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
+            unlabelled__predicted=jnp.array([0.75, 0.25]),
+        )
+        losses[running] = float(term.value(context, jnp.int32(0))[0])
+    assert losses[False] == pytest.approx(-np.log(0.9 * 0.8) / 2)
+    # 0.55 / 0.75 is less than 0.45 / 0.25: both images are of the second class.
+    assert losses[True] == pytest.approx(-np.log(0.1 * 0.8) / 2)
 
 
 def boundary(crowd, noisy, *terms):
@@ -143,6 +162,56 @@ def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
     _, found, _ = Store(run).restore(step=6)
     for path, leaf in flatten(expected["params"]).items():
         np.testing.assert_array_equal(flatten(found["params"])[path], leaf)
+
+
+def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
+    """From the labels' frequencies towards what is predicted, by 1 - momentum a step;
+    a cut run goes on with the mean it had."""
+    settings = SETTINGS | {"distribution_alignment": True, "alignment_momentum": 0.9}
+    run = finetune(config(home, tmp_path / "whole", **settings)).run
+    means = [Store(run).restore(step=n)[1]["stats"]["predicted"] for n in range(1, 7)]
+    moved = np.diff([np.full(3, 1 / 3), *means], axis=0)
+    for step, before in zip(moved, [np.full(3, 1 / 3), *means]):
+        # before + step is 0.9 before + 0.1 p, with p a distribution.
+        share = before + step / 0.1
+        assert share.sum() == pytest.approx(1, abs=1e-4)
+        assert np.all((share >= -1e-4) & (share <= 1 + 1e-4))
+    assert np.all(np.abs(moved).max(1) > 1e-6)
+    cut = cut_back(run, tmp_path / "cut", 3, last=6)
+    finetune(config(home, cut, **settings))
+    np.testing.assert_array_equal(
+        Store(cut).restore(step=6)[1]["stats"]["predicted"], means[-1]
+    )
+
+
+def test_the_weak_view_has_its_own_augmentation(home, tmp_path):
+    """The other views are drawn as before."""
+    from finetune.opening import open_all
+    from finetune.parts import Parts
+
+    ramp = jnp.arange(64, dtype=jnp.uint8).reshape(1, 8, 8, 1)
+    views = {}
+    for weak in (None, "none"):
+        settings = SETTINGS | {"mode": "full", "head_steps": None, "weak_augment": weak}
+        settings = config(home, tmp_path / "unused", **settings)
+        parts = Parts(settings, open_all(settings))
+        batch = {
+            name: jnp.broadcast_to(ramp, shape.shape)
+            for name, shape in parts.batch_shapes().items()
+            if name.endswith("image")
+        }
+        state, key = (parts.params, parts.stats), jax.random.key(0)
+        rules = parts.stage.supply(*state, batch, key, jnp.int32(0), frozenset())
+        context = Context(rules)
+        views[weak] = {
+            stream: np.asarray(context[f"{stream}/view"]) * 255
+            for stream in ("train", "unlabelled", "strong")
+        }
+    pixels = np.broadcast_to(ramp, views["none"]["unlabelled"].shape)
+    np.testing.assert_allclose(views["none"]["unlabelled"], pixels, atol=1e-4)
+    assert np.abs(views[None]["unlabelled"] - pixels).max() > 1
+    for stream in ("train", "strong"):
+        np.testing.assert_array_equal(views[None][stream], views["none"][stream])
 
 
 def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
@@ -252,5 +321,13 @@ def test_settings_without_images_are_refused(home, tmp_path):
         config(home, tmp_path / "run", unlabelled="rest", unlabelled_ratio=0)
     with pytest.raises(UserError, match="distribution_alignment=True: only with"):
         config(home, tmp_path / "run", distribution_alignment=True)
+    with pytest.raises(UserError, match="weak_augment=shift: only with unlabelled"):
+        config(home, tmp_path / "run", weak_augment="shift")
+    wrong = {"unlabelled": "rest", "alignment_momentum": 0.9}
+    with pytest.raises(UserError, match="only with distribution_alignment"):
+        config(home, tmp_path / "run", **wrong)
+    wrong |= {"distribution_alignment": True, "alignment_momentum": 1.0}
+    with pytest.raises(UserError, match=r"alignment_momentum=1.0: in \[0, 1\)"):
+        config(home, tmp_path / "run", **wrong)
     with pytest.raises(UserError, match="unlabelled='rest': not with meta"):
         config(home, tmp_path / "run", mode="full", meta="maml", unlabelled="rest")

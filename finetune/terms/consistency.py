@@ -18,6 +18,7 @@ def pseudo_labels(
     weak: str = "unlabelled",
     strong: str = "strong",
     frequencies: Sequence[float] | None = None,
+    running: bool = False,
 ) -> Term:
     """FixMatch: ℓ(i) = [max_c q_c ≥ τ] · −log p_k, k = argmax_c q_c.
 
@@ -25,33 +26,41 @@ def pseudo_labels(
     the same image changed strongly, τ the `confidence` (Sohn et al. 2020, "FixMatch:
     simplifying semi-supervised learning with consistency and confidence", eq. 4). The
     mean is over all images: with few sure ones the term is small. With the
-    `frequencies` of the classes, q are `aligned` to them first. Metric
-    `pseudo_labels_sure`: the share of sure images.
+    `frequencies` of the classes, q are `aligned` to them first: by the mean of these
+    images' q, or with `running` by that of the steps before too, which `WEAK/predicted`
+    gives. Metric `pseudo_labels_sure`: the share of sure images.
     """
-    reads = (f"{weak}/logits/{head}", f"{strong}/logits/{head}")
+    reads = [f"{weak}/logits/{head}", f"{strong}/logits/{head}"]
+    predicted = f"{weak}/predicted"
+    if running:
+        reads.append(predicted)
 
     def fn(view: View) -> TermResult:
         guess = jax.nn.softmax(jax.lax.stop_gradient(view[reads[0]]))
         if frequencies is not None:
-            guess = aligned(guess, jnp.asarray(frequencies, guess.dtype))
+            mean = view[predicted] if running else guess.mean(0)
+            guess = aligned(guess, jnp.asarray(frequencies, guess.dtype), mean)
         sure = guess.max(-1) >= confidence
         logp = jax.nn.log_softmax(view[reads[1]])
         label = guess.argmax(-1)[:, None]
         each = -jnp.take_along_axis(logp, label, axis=1)[:, 0]
         return jnp.where(sure, each, 0.0), {"pseudo_labels_sure": sure.mean()}
 
-    return Term(name="pseudo_labels", fn=fn, reads=reads, weight=weight)
+    return Term(name="pseudo_labels", fn=fn, reads=tuple(reads), weight=weight)
 
 
 def aligned(
-    guess: Float[Array, "b c"], frequencies: Float[Array, " c"]
+    guess: Float[Array, "b c"],
+    frequencies: Float[Array, " c"],
+    mean: Float[Array, " c"],
 ) -> Float[Array, "b c"]:
-    """Distribution alignment: q_ic π_c / mean_i q_ic, normalised over the classes.
+    """Distribution alignment: q_ic π_c / mean_c, normalised over the classes.
 
     A class that is predicted of fewer images than its frequency π gains, so that none
-    dies out (Berthelot et al. 2020, "ReMixMatch", §3.1; there the mean runs over many
-    batches, here it is this batch's).
+    dies out (Berthelot et al. 2020, "ReMixMatch", §3.1). The `mean` of the predictions
+    runs over the last 128 batches there: one batch's is moved by chance more than by a
+    class that is often, not always, taken for another.
     """
-    ratio = frequencies / jnp.maximum(guess.mean(0), 1e-6)
+    ratio = frequencies / jnp.maximum(mean, 1e-6)
     weighed = guess * ratio[None]
     return weighed / weighed.sum(-1, keepdims=True)
