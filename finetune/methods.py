@@ -161,6 +161,7 @@ def make_stage(
         classifier,
         make_augment(config.augment),
         weak=make_augment(config.weak_augment or config.augment),
+        strong=make_augment(config.strong_augment),
         momentum=config.alignment_momentum,
         streams=stream_names(config),
         statistics=config.domain_statistics,

@@ -208,7 +208,15 @@ class TaskOptions:
 
 
 Augmentation = Literal[
-    "none", "shift", "crop-flip", "light", "shear", "affine", "tones", "strong"
+    "none",
+    "shift",
+    "crop-flip",
+    "light",
+    "shear",
+    "affine",
+    "tones",
+    "strong",
+    "strong-affine",
 ]
 Distillation = Literal["logits", "features", "relational"]
 
@@ -234,6 +242,11 @@ class UnlabelledOptions:
     """Random changes of the images that are predicted, as in --augment; their labels
     are learned where the same images are changed strongly. The gentler, the more of
     the predictions are right. Default: those of --augment."""
+
+    strong_augment: Augmentation = "strong"
+    """Random changes of the images that learn these labels: the stronger, the more
+    there is to learn from an image whose label is already predicted. strong-affine
+    also draws them larger and smaller."""
 
     confidence: float = 0.95
     """A prediction counts as sure from this probability on."""
@@ -272,6 +285,7 @@ class UnlabelledOptions:
                     "unlabelled_ratio",
                     "unlabelled_weight",
                     "weak_augment",
+                    "strong_augment",
                     "confidence",
                     "distribution_alignment",
                 )

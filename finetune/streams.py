@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage.data import ImageSet, Preprocessing, Splits
-from afterimage.data.augment import make_augment
+from afterimage.data.augment import AUGMENTS, Augment
 from afterimage.errors import UserError
 from finetune.anchors import anchor_rules
 from finetune.classifier import Classifier
@@ -92,10 +92,11 @@ def open_unlabelled(
 
 def supply(
     classifier: Classifier,
-    augment: Callable[[Array, Array], Array],
+    augment: Augment,
     *,
     streams: Sequence[str] = (TRAIN,),
-    weak: Callable[[Array, Array], Array] | None = None,
+    weak: Augment | None = None,
+    strong: Augment = AUGMENTS["strong"],
     momentum: float = 0.0,
     statistics: str | None = None,
     teacher: Teacher | None = None,
@@ -104,7 +105,8 @@ def supply(
     """What all streams, the weights of examples and the anchors supply to the terms.
 
     Images without labels are predicted under the `weak` augmentation, that of the
-    others by default; `stats["predicted"]` keeps the running mean of what is predicted.
+    others by default, and learned from under the `strong` one; `stats["predicted"]`
+    keeps the running mean of what is predicted.
 
     With `composing` the labelled images are composed with the target's, after the
     augmentation of both.
@@ -116,7 +118,6 @@ def supply(
     """
     parts = {stream: classifier.supply(augment, stream) for stream in streams}
     if UNLABELLED in parts:
-        strong = make_augment("strong")
         parts[UNLABELLED] = classifier.supply(weak or augment, UNLABELLED)
         parts[STRONG] = classifier.supply(strong, STRONG, of=UNLABELLED)
 

@@ -80,7 +80,15 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     that a pixel is replaced; erasing: share of the area. Default: 1, 0.25, 0.25."""
 
     augment: Literal[
-        "none", "shift", "crop-flip", "light", "shear", "affine", "tones", "strong"
+        "none",
+        "shift",
+        "crop-flip",
+        "light",
+        "shear",
+        "affine",
+        "tones",
+        "strong",
+        "strong-affine",
     ] = "none"
     """Random changes of the images before they are corrupted and reconstructed."""
 

@@ -190,6 +190,29 @@ def test_affine_draws_each_image_at_a_size_of_its_own():
     assert 14.5 < sides.max() < 12 * 1.4
 
 
+@pytest.mark.parametrize(
+    ("name", "moved"), [("strong", "shear"), ("strong-affine", "affine")]
+)
+def test_strong_views_are_in_other_tones_and_lack_a_square(name, moved):
+    """But for a ninth or less each image is a line of what the move alone makes."""
+    images = 0.4 + 0.2 * IMAGES[:, :12]  # never clipped
+    key = jax.random.key(0)
+    move = jax.jit(make_augment(moved))
+    before = np.asarray(move(jax.random.split(key, 4)[0], images))
+    found = np.asarray(jax.jit(make_augment(name))(key, images))
+    gains, kept = [], []
+    for x, y in zip(before, found, strict=True):
+        apart = np.abs(np.diff(x, axis=0)) > 0.02
+        gain = np.median(np.diff(y, axis=0)[apart] / np.diff(x, axis=0)[apart])
+        offset = np.median(y - gain * x)
+        kept.append(np.isclose(y, gain * x + offset, atol=1e-4).all(-1).mean())
+        gains.append(gain)
+    assert min(kept) >= 8 / 9
+    assert min(kept) < 1
+    assert 0.6 <= min(gains) < 0.7
+    assert 1.3 < max(gains) <= 1.4
+
+
 def test_strong_erases_a_ninth_or_less():
     found = np.asarray(augment._erase(jax.random.key(0), IMAGES))
     gone = (found != np.asarray(IMAGES)).any(-1).sum((1, 2))

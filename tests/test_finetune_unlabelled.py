@@ -184,34 +184,38 @@ def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     )
 
 
-def test_the_weak_view_has_its_own_augmentation(home, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "changed"),
+    [("weak_augment", "unlabelled"), ("strong_augment", "strong")],
+)
+def test_a_view_has_its_own_augmentation(home, tmp_path, setting, changed):
     """The other views are drawn as before."""
     from finetune.opening import open_all
     from finetune.parts import Parts
 
     ramp = jnp.arange(64, dtype=jnp.uint8).reshape(1, 8, 8, 1)
     views = {}
-    for weak in (None, "none"):
-        settings = SETTINGS | {"mode": "full", "head_steps": None, "weak_augment": weak}
+    for name, given in (("as before", {}), ("none", {setting: "none"})):
+        settings = SETTINGS | {"mode": "full", "head_steps": None} | given
         settings = config(home, tmp_path / "unused", **settings)
         parts = Parts(settings, open_all(settings))
         batch = {
-            name: jnp.broadcast_to(ramp, shape.shape)
-            for name, shape in parts.batch_shapes().items()
-            if name.endswith("image")
+            stream: jnp.broadcast_to(ramp, shape.shape)
+            for stream, shape in parts.batch_shapes().items()
+            if stream.endswith("image")
         }
         state, key = (parts.params, parts.stats), jax.random.key(0)
         rules = parts.stage.supply(*state, batch, key, jnp.int32(0), frozenset())
         context = Context(rules)
-        views[weak] = {
+        views[name] = {
             stream: np.asarray(context[f"{stream}/view"]) * 255
             for stream in ("train", "unlabelled", "strong")
         }
-    pixels = np.broadcast_to(ramp, views["none"]["unlabelled"].shape)
-    np.testing.assert_allclose(views["none"]["unlabelled"], pixels, atol=1e-4)
-    assert np.abs(views[None]["unlabelled"] - pixels).max() > 1
-    for stream in ("train", "strong"):
-        np.testing.assert_array_equal(views[None][stream], views["none"][stream])
+    pixels = np.broadcast_to(ramp, views["none"][changed].shape)
+    np.testing.assert_allclose(views["none"][changed], pixels, atol=1e-4)
+    assert np.abs(views["as before"][changed] - pixels).max() > 1
+    for stream in {"train", "unlabelled", "strong"} - {changed}:
+        np.testing.assert_array_equal(views["as before"][stream], views["none"][stream])
 
 
 def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
@@ -323,6 +327,8 @@ def test_settings_without_images_are_refused(home, tmp_path):
         config(home, tmp_path / "run", distribution_alignment=True)
     with pytest.raises(UserError, match="weak_augment=shift: only with unlabelled"):
         config(home, tmp_path / "run", weak_augment="shift")
+    with pytest.raises(UserError, match="strong_augment=shear: only with unlabelled"):
+        config(home, tmp_path / "run", strong_augment="shear")
     wrong = {"unlabelled": "rest", "alignment_momentum": 0.9}
     with pytest.raises(UserError, match="only with distribution_alignment"):
         config(home, tmp_path / "run", **wrong)

@@ -102,9 +102,14 @@ def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c
     border) and takes the image's mean. Nothing is mirrored. For the strongly changed
     view of consistency training.
     """
-    move, gain, offset, place = jax.random.split(key, 4)
-    images = _tone((gain, offset), shear(move, images), 2 * BRIGHTNESS)
-    return _erase(place, images)
+    return _strengthened(shear, key, images)
+
+
+def strong_affine(
+    key: Array, images: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """As `strong`, after `affine` in place of `shear`: also larger and smaller."""
+    return _strengthened(affine, key, images)
 
 
 AUGMENTS: dict[str, Augment] = {
@@ -116,6 +121,7 @@ AUGMENTS: dict[str, Augment] = {
     "affine": affine,
     "tones": tones,
     "strong": strong,
+    "strong-affine": strong_affine,
 }
 
 
@@ -127,6 +133,15 @@ def make_augment(name: str) -> Augment:
     raise UserError(
         f"augmentation {name!r} is unknown{hint} There are: {', '.join(AUGMENTS)}"
     )
+
+
+def _strengthened(
+    move: Augment, key: Array, images: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """Moved, then in other tones, then with a square erased."""
+    shape, gain, offset, place = jax.random.split(key, 4)
+    images = _tone((gain, offset), move(shape, images), 2 * BRIGHTNESS)
+    return _erase(place, images)
 
 
 def _tone(
