@@ -84,16 +84,24 @@ def test_batches_that_travel_together_are_those_of_their_steps(resident):
                 np.testing.assert_array_equal(batch[key], value)
 
 
-def test_large_batches_gathered_by_threads_are_the_same():
+def test_large_batches_prepared_by_several_threads_come_in_order(monkeypatch):
+    monkeypatch.setattr("afterimage.data.batches.cores", lambda: 3)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (50, 160, 160, 3), np.uint8)
-    whole = array_set(pixels, None, None, "large")
-    part = whole.subset(np.arange(49, -1, -1))
-    rows = rng.integers(-50, 50, 61)
-    np.testing.assert_array_equal(whole.gather(rows), pixels[rows])
-    np.testing.assert_array_equal(part.gather(rows), pixels[::-1][rows])
+    part = array_set(pixels, None, None, "large").subset(np.arange(49, -1, -1))
+    batches = Batches(part, batch_size=64, seed=1, start=3)
+    for step, batch in enumerate(take(batches, 9), start=3):
+        assert batch["step"] == step
+        np.testing.assert_array_equal(batch["image"], pixels[::-1][batch["index"]])
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_rows_are_gathered_from_both_ends(part):
+    images = image_set().subset(np.arange(19, -1, -1)) if part else image_set()
+    pixels, rows = np.asarray(images.images), np.array([3, -1, 0, 3])
+    np.testing.assert_array_equal(images.gather(rows), pixels[rows])
     with pytest.raises(IndexError):
-        whole.gather(np.arange(61))
+        images.gather(np.arange(21))
 
 
 def test_images_and_labels_belong_to_their_index():

@@ -14,10 +14,13 @@ from jaxtyping import Int64
 
 from afterimage.data.sets import ImageSet
 from afterimage.errors import DataError, UserError
+from afterimage.runtime import cores
 
 _LAST_STEP = 2**31 - 1  # steps are int32 in the training state
 _PREFETCH = 4
 _TOGETHER, _TOGETHER_BYTES = 8, 2**23
+_LARGE_BYTES = 2**22  # from here on, copying is worth a second thread
+_MOST_THREADS = 4  # memory is the limit beyond
 
 
 @functools.lru_cache(maxsize=4)
@@ -69,8 +72,8 @@ class Batches:
     Each is {"step": int, "index": int32 [b], "image": uint8 [b, H, W, C], "label":
     int32 [b] where the set is labelled, "label.NAME" of its tasks}; b = batch_size /
     hosts is this host's share. `resident` leaves the images out, for a set that already
-    lies on the device. Batches are prepared by one thread ahead of use; what fails
-    there is raised by the iterator.
+    lies on the device. Batches are prepared by threads ahead of use; what fails there
+    is raised by the iterator.
     """
 
     def __init__(
@@ -117,9 +120,9 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         import grain
 
-        # More threads make Grain slower (research/performance.md §3); one overlaps
-        # with the device, and an image decoder has its own pool.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
+        options = grain.ReadOptions(
+            num_threads=self._threads(), prefetch_buffer_size=_PREFETCH
+        )
         source: Any = _Steps(self, self._together())
         batches = grain.MapDataset.source(source).to_iter_dataset(options)
         iterator = iter(batches)
@@ -129,6 +132,14 @@ class Batches:
         finally:
             iterator.close()
 
+    def _threads(self) -> int:
+        """How many batches are prepared at once.
+
+        One, which overlaps with the device: where batches are small, more of them
+        make Grain slower (research/performance.md §3).
+        """
+        return min(_MOST_THREADS, cores()) if self._bytes() >= _LARGE_BYTES else 1
+
     def _together(self) -> int:
         """How many batches pass from Grain's thread to ours at once.
 
@@ -137,9 +148,12 @@ class Batches:
         """
         if not (self.resident or self.images.in_memory):
             return 1
+        return min(max(1, _TOGETHER_BYTES // self._bytes()), _TOGETHER)
+
+    def _bytes(self) -> int:
+        """Of one batch's images, or of their indices."""
         share = self.batch_size // self.hosts
-        size = share * (4 if self.resident else math.prod(self.images.shape))
-        return min(max(1, _TOGETHER_BYTES // size), _TOGETHER)
+        return share * (4 if self.resident else math.prod(self.images.shape))
 
 
 def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from afterimage.data.files import check_size
 from afterimage.data.images import image_sets
 from afterimage.data.sets import Splits
 from afterimage.errors import DataError, UserError
@@ -54,7 +55,9 @@ class _Records:
 
     def open(self, row: int) -> io.BufferedIOBase:
         source, position = self._places[row]
-        return io.BytesIO(source[position][self._image])
+        data = source[position][self._image]
+        check_size(len(data))
+        return io.BytesIO(data)
 
 
 def _classes(builder: Any, source: Any, label: str | None) -> list[str | None]:

@@ -28,7 +28,9 @@ class Files(Protocol):
         """What changes whenever the content does, from metadata alone."""
         ...
 
-    def open(self, row: int) -> io.BufferedIOBase: ...
+    def open(self, row: int) -> io.BufferedIOBase:
+        """One image's bytes, which end: NotAnImage where they are too many."""
+        ...
 
 
 @contextlib.contextmanager
@@ -46,10 +48,14 @@ def opened(files: Files, row: int) -> Iterator[Any]:
 def read(files: Files, row: int) -> bytes:
     """All bytes of one image; NotAnImage where they are too many or unreadable."""
     with opened(files, row) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
+        # Told a number, Python would first make room for as many bytes.
+        return file.read()
+
+
+def check_size(size: int) -> None:
+    """NotAnImage where encoded bytes are too many to be read."""
+    if size > MAX_BYTES:
         raise NotAnImage(f"more than {MAX_BYTES:,} bytes")
-    return data
 
 
 def is_image_name(name: str) -> bool:
@@ -74,7 +80,12 @@ class OnDisk:
         return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def open(self, row: int) -> io.BufferedIOBase:
-        return open(self._root / self.names[row], "rb")
+        path = os.path.join(self._root, self.names[row])
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # a device or a pipe, say, without an end
+            raise NotAnImage("not a regular file")
+        check_size(found.st_size)
+        return open(path, "rb")
 
 
 class Folder(OnDisk):
@@ -136,8 +147,7 @@ class Archives:
 
     def open(self, row: int) -> io.BufferedIOBase:
         archive, info = self._members[row]
-        if info.file_size > MAX_BYTES:
-            raise NotAnImage(f"more than {MAX_BYTES:,} bytes")
+        check_size(info.file_size)
         return archive.open(info)
 
 

@@ -1,6 +1,7 @@
 """Files that are not what they promise: what a person sees, or a reason."""
 
 import io
+import os
 import resource
 import stat
 import struct
@@ -13,6 +14,7 @@ from PIL import Image
 
 from afterimage.data import open_data
 from afterimage.data.decode import (
+    MAX_BYTES,
     NotAnImage,
     _bare_jpeg,
     _by_pillow,
@@ -241,6 +243,20 @@ def test_a_file_that_breaks_during_the_run_is_named(tmp_path):
     (tmp_path / "b/1.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"b/1.png .*empty"):
         found.gather(range(6))
+
+
+def test_what_would_not_end_is_not_read(tmp_path):
+    """A pipe, which would wait for a writer, and more bytes than an image has."""
+    spec = folder_of(tmp_path, GOOD)
+    os.mkfifo(tmp_path / "a/9.png")
+    with (tmp_path / "b/9.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    found = open_data(spec, on_bad_image="skip")
+    assert {bad.path: bad.reason for bad in found.skipped} == {
+        "a/9.png": "not a regular file",
+        "b/9.png": f"more than {MAX_BYTES:,} bytes",
+    }
+    assert len(found.train) == len(GOOD)
 
 
 LINK = zipfile.ZipInfo("a/link.png")
