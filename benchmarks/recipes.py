@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import finetune.presets
 import pretrain.presets
+from finetune.presets.labels import PSEUDO_LABELS
 
 Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
 Metric = Literal["test accuracy, %", "test error, %"]
@@ -104,8 +105,7 @@ TABLES: dict[str, Table] = {
             "pseudo-labels",
             ERROR,
             control="pseudo-labels-scratch",
-            unlabelled="rest",
-            distribution_alignment=True,
+            **PSEUDO_LABELS,
         )
         | {
             # Patches of the last map's stride, as a latent target needs them.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Preset, find_preset
+from afterimage.cli import Measured, Preset, find_preset
 from pretrain.config import PretrainConfig
 
 _MASKED = {
@@ -83,6 +83,18 @@ PRESETS: Mapping[str, Preset] = {
             "ema": 0.999,
         },
         cost="20,000 steps of 64 = 1.3 million images",
+        measured=(
+            Measured(
+                result=(
+                    "MNIST; afterwards finetune --preset mnist-masked --steps 2000: "
+                    "test error at 100 labels 4.1 ± 1.0 %, at 1,000 1.3 ± 0.1 %, "
+                    "5 seeds"
+                ),
+                time="19 to 25 minutes a seed",
+                device="one core of an AMD EPYC, beside other work",
+                date="2026-11-24",
+            ),
+        ),
     ),
     "cifar-masked": Preset(
         about="CIFAR and images like it, 32 pixels: a masked ResNet-18, bfloat16",
@@ -116,6 +128,17 @@ PRESETS: Mapping[str, Preset] = {
             "ema": 0.999,
         },
         cost="2,400 steps of 64 = 153,600 images",
+        measured=(
+            Measured(
+                result=(
+                    "CIFAR-10, JPEG-compressed, linear probe 61.2 ± 0.3 % "
+                    "(untrained 48.0 ± 0.6), 5 seeds"
+                ),
+                time="4 to 5 minutes a seed",
+                device="one core of an AMD EPYC, beside other work",
+                date="2026-11-23",
+            ),
+        ),
     ),
     "photos-64": Preset(
         about="a folder of photos at 64 pixels, on a laptop or one accelerator",

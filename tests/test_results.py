@@ -9,6 +9,7 @@ from benchmarks import programs, readme
 from benchmarks.results import FOLDER, read_results, row, write_results
 from benchmarks.transfer import Transfer
 from finetune.presets import PRESETS as FINETUNE
+from pretrain.presets import PRESETS as PRETRAIN
 
 
 def test_a_row_says_where_when_and_how():
@@ -131,6 +132,22 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
 )
 def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):
     (said,) = FINETUNE[preset].measured
+    assert_stands(said, file, table, rows)
+
+
+@pytest.mark.parametrize(
+    ("preset", "table", "rows"),
+    [
+        ("mnist-masked", "mnist-labels", ("best-100", "best-1000")),
+        ("small-photos", "cifar10", ("linear-probe", "untrained-probe")),
+    ],
+)
+def test_what_a_pretraining_is_worth_stands_there_too(preset, table, rows):
+    (said,) = PRETRAIN[preset].measured
+    assert_stands(said, "representations", table, rows)
+
+
+def assert_stands(said, file, table, rows):
     entries = [entry for entry in read_results(file) if entry["table"] == table]
     found = {entry["row"]: entry for entry in entries}
     for name in rows:
