@@ -64,7 +64,7 @@ PRESETS: Mapping[str, Preset] = {
                 ),
                 time="3 minutes a seed, after 25 of pretraining; 6 with all labels",
                 device="one core of an AMD EPYC, beside other work",
-                date="2026-11-24",
+                date="2026-11-23 and 2026-11-24",
             ),
         ),
     ),
