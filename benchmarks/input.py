@@ -76,10 +76,18 @@ def bare_jpeg(files: list[pathlib.Path]) -> float:
         pixels = simplejpeg.decode_jpeg(path.read_bytes())
         return cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_LINEAR)
 
+    # All threads take from one iterator: cheaper than a future an image.
+    paths = iter(files * 4)
+
+    def work(_: int) -> None:
+        for path in paths:
+            decode(path)
+
     cv2.setNumThreads(1)
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    threads = os.cpu_count() or 1
+    with futures.ThreadPoolExecutor(threads) as pool:
         began = time.perf_counter()
-        for _ in pool.map(decode, files * 4):
+        for _ in pool.map(work, range(threads)):
             pass
         return 4 * len(files) / (time.perf_counter() - began)
 

@@ -2,13 +2,16 @@
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.data import Batches, array_set, batch_indices, eval_batches
+from afterimage.data.buffers import Buffers
 from afterimage.errors import DataError, UserError
 
 
@@ -95,13 +98,53 @@ def test_large_batches_prepared_by_several_threads_come_in_order(monkeypatch):
         np.testing.assert_array_equal(batch["image"], pixels[::-1][batch["index"]])
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_memory_is_used_again_only_when_nothing_refers_to_it(on_device, monkeypatch):
+    """Batches that are kept, or device arrays made of them, stay as they were."""
+    monkeypatch.setattr("afterimage.data.batches.cores", lambda: 2)
+    pixels = np.arange(256, dtype=np.uint8).repeat(160 * 160 * 3)
+    whole = array_set(pixels.reshape(256, 160, 160, 3), None, None, "large")
+    kept, places = [], set()
+    iterator = iter(Batches(whole, batch_size=64, seed=1))
+    for number, batch in enumerate(itertools.islice(iterator, 60)):
+        places.add(batch["image"].ctypes.data)
+        if number % 7 == 0:
+            image = batch["image"]
+            image = jax.device_put(image) if on_device else image[:, ::2]
+            kept.append((batch["index"], image))
+        del batch
+    iterator.close()
+    assert len(kept) == 9
+    for index, image in kept:
+        np.testing.assert_array_equal(np.asarray(image)[:, 0, 0, 0], index)
+        np.testing.assert_array_equal(np.asarray(image)[:, -1, -1, -1], index)
+    assert len(places) < 30
+
+
+def test_buffers_of_another_shape_or_thread_are_others():
+    buffers = Buffers(most=2)
+    a = buffers.take((2, 3), np.dtype(np.uint8))
+    b = buffers.take((2, 3), np.dtype(np.uint8))
+    c = buffers.take((2, 3), np.dtype(np.uint8))
+    assert len({x.ctypes.data for x in (a, b, c)}) == 3
+    place, view = a.ctypes.data, b[1:]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(buffers.take, (2, 3), np.dtype(np.uint8)).result()
+    assert other.ctypes.data not in {x.ctypes.data for x in (a, b, c)}
+    del a, b
+    assert buffers.take((3, 2), np.dtype(np.uint8)).ctypes.data != place
+    assert buffers.take((2, 3), np.dtype(np.uint8)).ctypes.data == place
+    assert view.base is not None
+
+
 @pytest.mark.parametrize("part", [False, True])
 def test_rows_are_gathered_from_both_ends(part):
     images = image_set().subset(np.arange(19, -1, -1)) if part else image_set()
     pixels, rows = np.asarray(images.images), np.array([3, -1, 0, 3])
-    np.testing.assert_array_equal(images.gather(rows), pixels[rows])
-    with pytest.raises(IndexError):
-        images.gather(np.arange(21))
+    for buffers in (None, Buffers()):
+        np.testing.assert_array_equal(images.gather(rows, buffers), pixels[rows])
+        with pytest.raises(IndexError):
+            images.gather(np.arange(21), buffers)
 
 
 def test_images_and_labels_belong_to_their_index():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from afterimage.data.buffers import Buffers
 from afterimage.data.sets import ImageSet
 from afterimage.errors import DataError, UserError
 from afterimage.runtime import cores
@@ -57,13 +58,15 @@ class _Steps:
 
     def __init__(self, batches: "Batches", together: int):
         self._batches, self._together = batches, together
+        self._buffers = Buffers() if batches.large else None
 
     def __len__(self) -> int:
         return (_LAST_STEP - self._batches.start) // self._together
 
     def __getitem__(self, item: Any) -> list[dict[str, Any]]:
         first = self._batches.start + int(item) * self._together
-        return [self._batches[first + i] for i in range(self._together)]
+        steps = range(first, first + self._together)
+        return [self._batches.batch(step, self._buffers) for step in steps]
 
 
 class Batches:
@@ -105,12 +108,16 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         """This host's share of the batch of one step."""
+        return self.batch(step)
+
+    def batch(self, step: int, buffers: Buffers | None = None) -> dict[str, Any]:
+        """The same, with the images in one of the `buffers`."""
         share = self.batch_size // self.hosts
         index = batch_indices(len(self.images), self.batch_size, self.seed, step)
         index = index[self.host * share : (self.host + 1) * share]
         batch: dict[str, Any] = {"step": step, "index": index.astype(np.int32)}
         if not self.resident:
-            batch["image"] = self.images.gather(index)
+            batch["image"] = self.images.gather(index, buffers)
         if self.images.labels is not None:
             batch["label"] = self.images.labels[index]
         for name, task in self.images.tasks.items():
@@ -138,7 +145,12 @@ class Batches:
         One, which overlaps with the device: where batches are small, more of them
         make Grain slower (research/performance.md §3).
         """
-        return min(_MOST_THREADS, cores()) if self._bytes() >= _LARGE_BYTES else 1
+        return min(_MOST_THREADS, cores()) if self.large else 1
+
+    @property
+    def large(self) -> bool:
+        """Whether a batch is worth a thread and memory of its own."""
+        return self._bytes() >= _LARGE_BYTES
 
     def _together(self) -> int:
         """How many batches pass from Grain's thread to ours at once.

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, Integer, UInt8
 
+from afterimage.data.buffers import Buffers
 from afterimage.errors import DataError
 
 UNLABELLED = -1
@@ -144,15 +145,26 @@ class ImageSet:
         return height, width, channels
 
     def gather(
-        self, indices: Integer[np.ndarray, " b"] | Sequence[int]
+        self,
+        indices: Integer[np.ndarray, " b"] | Sequence[int],
+        buffers: Buffers | None = None,
     ) -> UInt8[np.ndarray, "b h w c"]:
-        """The images at these positions, in this order, as one array in memory."""
+        """The images at these positions, in this order, as one array in memory.
+
+        With `buffers` it is one of these, where the images are an array or mapped.
+        """
         images, rows = self.images, np.asarray(indices, np.int64)
         if isinstance(images, Selected):
             images, rows = images.source, images.rows[rows]
-        if isinstance(images, np.ndarray):  # `take` is faster than an index
+        if not isinstance(images, np.ndarray):
+            return np.asarray(images[rows])
+        if buffers is None:  # `take` is faster than an index
             return np.asarray(images.take(rows, 0))
-        return np.asarray(images[rows])
+        if rows.min() < -len(images) or rows.max() >= len(images):
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(images)} images")
+        out = buffers.take((len(rows), *images.shape[1:]), images.dtype)
+        # "wrap" counts negative rows from the end, and needs no second buffer.
+        return np.take(images, rows, 0, out, mode="wrap")
 
     def subset(self, indices: Integer[np.ndarray, " b"] | Sequence[int]) -> "ImageSet":
         """The set of these positions, in this order; shares the pixels."""
