@@ -1,7 +1,7 @@
 """Memory for large batches, used again.
 
 The system clears fresh memory page by page before it hands it over, which for batches
-of large images takes as long as gathering them.
+of large images is a good part of what gathering them costs.
 """
 
 import sys
