@@ -231,6 +231,8 @@ def test_batches_are_a_function_of_the_step_whatever_the_hosts():
     for name in ("index", "label", "image"):
         joined = np.concatenate([half[name] for half in halves])
         np.testing.assert_array_equal(joined, whole[name])
+    walked = next(iter(batches(start=5)))
+    jax.tree.map(np.testing.assert_array_equal, walked, whole)
 
 
 def test_held_out_classes_are_apart_and_seeded():

@@ -9,6 +9,7 @@ from jaxtyping import Int, Int32
 
 from afterimage.data import ImageSet
 from afterimage.data.batches import Batches
+from afterimage.data.buffers import Buffers
 from afterimage.errors import DataError
 from afterimage.training.feed import Feed
 
@@ -94,7 +95,7 @@ class EpisodeBatches(Batches):
         super().__init__(sampler.images, **settings)
         self.sampler = sampler
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def batch(self, step: int, buffers: Buffers | None = None) -> dict[str, Any]:
         count = self.batch_size // self.sampler.shape.rows
         share = count // self.hosts
         first = step * count + self.host * share
@@ -103,7 +104,7 @@ class EpisodeBatches(Batches):
         batch: dict[str, Any] = {"step": step, "index": index.astype(np.int32)}
         batch["label"] = np.tile(self.sampler.shape.labels, share)
         if not self.resident:
-            batch["image"] = self.images.gather(index)
+            batch["image"] = self.images.gather(index, buffers)
         return batch
 
 
