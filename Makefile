@@ -1,10 +1,11 @@
-# make env | demo | test | test-all | lint | format | bench | clean
+# make env | demo | test | test-all | test-oldest | lint | format | bench | clean
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 RUNS ?= runs/demo
 
-.PHONY: env demo test test-all lint format bench clean
+.PHONY: env demo test test-all test-oldest lint format bench clean
 
 env: $(VENV)/.ready
 
@@ -39,6 +40,16 @@ test-all: lint
 	$(BIN)/python -m pytest -n 2 -m "not speed"
 	$(BIN)/python -m pytest -m speed $(GUARDS)
 
+# With the oldest version of each dependency that pyproject.toml allows.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed"
+
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[test]'
+	@touch $@
+
 format: $(VENV)/.ready-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -48,4 +59,4 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.speed
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .ruff_cache dist build

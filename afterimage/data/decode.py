@@ -146,8 +146,12 @@ def _orientation(image: Any) -> int:
 
 def _is_grey(image: Any) -> bool:
     if image.mode in ("P", "PA"):
-        palette = np.frombuffer(image.palette.tobytes(), np.uint8)
-        colours = palette.reshape(-1, len(image.palette.mode))[:, :3]
+        order, values = image.palette.getdata()  # as the file has it, before loading
+        palette = np.frombuffer(bytes(values), np.uint8)
+        if order.endswith(";L"):  # all of one colour, then all of the next
+            colours = palette.reshape(len(order) - len(";L"), -1).T[:, :3]
+        else:
+            colours = palette.reshape(-1, len(order))[:, :3]
         return bool((colours == colours[:, :1]).all())
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;")
 

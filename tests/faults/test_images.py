@@ -46,6 +46,8 @@ def see(data, channels=None, size=None):
 WIDE = (RAMP.astype(np.uint16) * 257)[:, :, None]
 RGBA = np.dstack([COLOUR, np.full_like(RAMP, 255)])
 HALF = np.dstack([COLOUR, np.full_like(RAMP, 0)])
+GREYS = Image.fromarray(RAMP).convert("P")
+PALETTE = Image.fromarray(COLOUR).quantize(256)
 GREY_CASES = {
     "grey PNG": (encode(RAMP), RAMP),
     "16-bit PNG": (encode(WIDE[..., 0]), RAMP),
@@ -56,6 +58,8 @@ GREY_CASES = {
     "grey, opaque alpha": (encode(np.dstack([RAMP, RAMP | 255])), RAMP),
     "grey, clear alpha": (encode(np.dstack([RAMP, RAMP & 0])), RAMP | 255),
     "grey GIF": (encode(RAMP, "GIF"), RAMP),
+    "grey palette": (encode(GREYS), RAMP),
+    "grey palette TIFF": (encode(GREYS, "TIFF"), RAMP),
 }
 COLOUR_CASES = {
     "RGB": (encode(COLOUR), COLOUR),
@@ -64,7 +68,10 @@ COLOUR_CASES = {
     "WebP": (encode(COLOUR, "WEBP", lossless=True), COLOUR),
     "opaque RGBA": (encode(RGBA), COLOUR),
     "transparent RGBA is white": (encode(HALF), COLOUR | 255),
-    "palette": (encode(Image.fromarray(COLOUR).quantize(256)), COLOUR),
+    "palette": (encode(PALETTE), COLOUR),
+    "palette GIF": (encode(PALETTE, "GIF"), COLOUR),
+    "palette BMP": (encode(PALETTE, "BMP"), COLOUR),
+    "palette TIFF": (encode(PALETTE, "TIFF"), COLOUR),
     "CMYK TIFF": (encode(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"), COLOUR),
 }
 
