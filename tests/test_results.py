@@ -155,7 +155,7 @@ def assert_stands(said, file, table, rows):
     found = {entry["row"]: entry for entry in entries}
     for name in rows:
         entry = found[name]
-        mean, std = entry["mean"], entry["std"]
-        wanted = (f"{mean:.1f} ± {std:.1f}", f"{mean:.2f} ± {std:.2f}")
-        assert any(form in said.result.replace(" %", "") for form in wanted)
+        digits = 1 if entry["mean"] >= 1 else 2
+        wanted = f"{entry['mean']:.{digits}f} ± {entry['std']:.{digits}f}"
+        assert wanted in said.result.replace(" %", "")
         assert entry["date"] in said.date
