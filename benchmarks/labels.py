@@ -2,7 +2,8 @@
 
 few-labels          MNIST, one encoder a seed; rows MODE-LABELS
 few-labels-cifar10  CIFAR-10, likewise
-distillation-mnist  a teacher, and a quarter as wide a student without and with it
+distillation-mnist  a teacher, and a quarter as wide a student without and with it, on
+                    images as they are (as published) and on augmented ones
 """
 
 import pathlib
@@ -99,13 +100,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "teacher": {**RECIPE},
     "student": SMALL,
     "student-distilled": {**SMALL, "distil": ("logits",)},
+    "student-augmented": {**SMALL, "augment": RECIPE["augment"]},
+    "student-augmented-distilled": {
+        **SMALL,
+        "augment": RECIPE["augment"],
+        "distil": ("logits",),
+    },
 }
 
 
 def distillation(
     run: Settings, table: str, out: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
-    """Test errors of 10,000: the teacher, the student alone, the student taught."""
+    """Test errors of 10,000: the teacher, the student alone and taught, both ways."""
     data = MNIST.replace("{}", run.folder)
     for name in filter(run.wants, KINDS):
 

@@ -16,8 +16,10 @@ from checkpoints.store import Store
 from finetune.episodes.estimators import (
     Adaptation,
     adapted_gradient,
+    one_for_all,
     reptile_gradient,
 )
+from finetune.episodes.parts import LAST, EpisodeParts
 from finetune.episodes.program import by_neighbour, by_prototype, summarised
 from finetune.episodes.sampler import (
     EpisodeBatches,
@@ -25,6 +27,7 @@ from finetune.episodes.sampler import (
     Shape,
     split_classes,
 )
+from finetune.opening import open_all
 from finetune.program import finetune
 from finetune.terms.classification import smoothed_cross_entropy
 from finetune.terms.prototypes import nearest_mean, prototype_logits
@@ -119,6 +122,72 @@ def test_a_start_of_the_support_is_differentiated_through():
         assert float(found) == pytest.approx(factor * 0.7 * 2.0 * (phi + 1.0))
 
 
+def test_one_layer_for_every_class_learns_as_their_mean():
+    """Every column takes the mean, and the mean's share of the gradient of each."""
+    leaves = {
+        "head/kernel": jnp.array([[1.0, 3.0], [0.0, -2.0]]),
+        "head/bias": jnp.array([2.0, 4.0]),
+        "encoder/w": jnp.array([7.0, 9.0]),
+    }
+    same = one_for_all(leaves, "head")
+    np.testing.assert_array_equal(same["head/kernel"], [[2.0, 2.0], [-1.0, -1.0]])
+    np.testing.assert_array_equal(same["head/bias"], [3.0, 3.0])
+    np.testing.assert_array_equal(same["encoder/w"], [7.0, 9.0])
+    weights = {name: jnp.arange(x.size).reshape(x.shape) for name, x in leaves.items()}
+
+    def loss(leaves):
+        same = one_for_all(leaves, "head")
+        return sum((weights[name] * x).sum() for name, x in same.items())
+
+    found = jax.grad(loss)(leaves)
+    np.testing.assert_allclose(found["head/kernel"], [[0.5, 0.5], [2.5, 2.5]])
+    np.testing.assert_allclose(found["head/bias"], [0.5, 0.5])
+    np.testing.assert_allclose(found["encoder/w"], [0.0, 1.0])
+
+
+def test_from_one_layer_the_order_of_the_classes_does_not_matter():
+    """Two classes named the other way round: the same layer, its columns exchanged."""
+    images = jax.random.normal(KEY, (2, 3))
+    leaves = {
+        "head/kernel": jax.random.normal(jax.random.key(1), (3, 2)),
+        "head/bias": jnp.array([0.5, -1.0]),
+    }
+
+    def loss(leaves, stats, batch, key):
+        del key
+        logits = batch["image"] @ leaves["head/kernel"] + leaves["head/bias"][None]
+        return smoothed_cross_entropy(logits, batch["label"], 0.0).mean(), ({}, stats)
+
+    def start(leaves, stats, support):
+        del stats, support
+        return one_for_all(leaves, "head")
+
+    def after(labels, start):
+        support = {"image": images, "label": jnp.array(labels)}
+        adaptation = Adaptation(steps=3, lr=ALPHA, start=start)
+        return adaptation(loss, leaves, {}, support, KEY)["head/kernel"]
+
+    np.testing.assert_allclose(
+        after([1, 0], start), after([0, 1], start)[:, ::-1], atol=1e-6
+    )
+    assert np.abs(after([1, 0], None) - after([0, 1], None)[:, ::-1]).max() > 0.1
+
+
+@pytest.mark.parametrize("meta", ["maml", "maml-first-order", "anil", "reptile"])
+def test_where_the_head_of_an_episode_begins(home, tmp_path, meta):
+    """The same for every class, but where the paper says otherwise."""
+    settings = episodes(home, tmp_path / "run", meta=meta)
+    start = EpisodeParts(settings, open_all(settings)).adaptation.start
+    if meta == "reptile":
+        assert start is None
+        return
+    leaves = {f"{LAST}/kernel": jnp.arange(6.0).reshape(3, 2)}
+    leaves[f"{LAST}/bias"] = jnp.array([0.0, 1.0])
+    same = start(leaves, {}, {})
+    np.testing.assert_array_equal(same[f"{LAST}/kernel"][:, 0], [0.5, 2.5, 4.5])
+    np.testing.assert_array_equal(same[f"{LAST}/bias"], [0.5, 0.5])
+
+
 def test_the_nearest_mean_as_a_linear_layer():
     """Its softmax is that of the mean squared differences."""
     shape = Shape(3, 2, 4)
@@ -183,12 +252,12 @@ def test_second_order_through_our_convolutions():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def draw(seed, each, classes=8):
+def draw(seed, each, classes=8, bright=150):
     """uint8 [n, 8, 8, 1]: a bright bar in one of eight rows, noisy."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes), each).astype(np.int32)
     images = rng.uniform(0, 90, (len(labels), 8, 8))
-    images[np.arange(len(labels)), labels % 8] += 150
+    images[np.arange(len(labels)), labels % 8] += bright
     return images.astype(np.uint8)[..., None], labels
 
 
@@ -275,6 +344,8 @@ def home(tmp_path_factory, tiny_module):
     make_encoder(folder / "encoder")
     x, y = draw(0, 6)
     np.savez(folder / "data.npz", images=x, labels=y)
+    x, y = draw(0, 20, bright=75)
+    np.savez(folder / "faint.npz", images=x, labels=y)
     return folder
 
 
@@ -300,7 +371,8 @@ def train_scores(run):
 
 
 def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
-    settings = {"steps": 40, "lr": 3e-3, "save_every": 10, "keep_last": 9}
+    settings = {"steps": 40, "lr": 1e-2, "save_every": 10, "keep_last": 9}
+    settings["data"] = f"npz:{home / 'faint.npz'}"
     whole = finetune(episodes(home, tmp_path / "whole", **settings))
     _, expected, _ = Store(whole.run).restore(step=40)
     run = tmp_path / "cut"
@@ -316,11 +388,11 @@ def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
     assert len(result["held_out_classes"]) == 2
     row = result["accuracy"]["maml"]
     assert row["low"] <= row["value"] <= row["high"]
-    assert "frozen encoder, nearest neighbour" in result["accuracy"]
+    assert row["value"] > result["accuracy"]["frozen encoder, prototypes"]["value"]
     assert "Held-out classes" in whole.report.read_text()
     assert "20 held-out episodes" in whole.summary()
     scores = train_scores(whole.run)
-    assert scores[-1] > max(0.8, scores[0])
+    assert scores[-1] > scores[0] + 0.1
 
 
 @pytest.mark.slow

@@ -12,6 +12,10 @@ on L(·; S), and the mean over a batch's episodes is taken of
                       of the encoder                         (Triantafillou et al. 2020)
     reptile           θ − φ(θ), φ on S and Q together        (Nichol et al. 2018)
 
+Which class of an episode has which number is chance, so maml, maml-first-order and anil
+begin with the same layer for every class, the mean over them (`one_for_all`; Ye & Chao
+2022, "How to Train Your MAML to Excel in Few-Shot Classification", §5). The first step
+then moves the head alone: what the head sends back to the encoder sums to nothing.
 The inner steps are unrolled: a convolution's gradient in a scan is slow on a CPU.
 """
 
@@ -65,6 +69,17 @@ class Adaptation:
                 slope = jax.lax.stop_gradient(slope)
             moving = jax.tree.map(lambda x, g: x - self.lr * g, moving, slope)
         return {**still, **moving}
+
+
+def one_for_all(leaves: Leaves, layer: str) -> Leaves:
+    """The leaves with the mean over the classes in place of each class's own `kernel`
+    and `bias` below the path `layer`; differentiated, the mean is what learns."""
+    own = {name: leaves[f"{layer}/{name}"] for name in ("kernel", "bias")}
+    means = {
+        f"{layer}/{name}": jnp.broadcast_to(x.mean(-1, keepdims=True), x.shape)
+        for name, x in own.items()
+    }
+    return {**leaves, **means}
 
 
 def adapted_gradient(

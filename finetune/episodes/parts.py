@@ -14,7 +14,9 @@ from finetune.config import FinetuneConfig
 from finetune.episodes.estimators import (
     Adaptation,
     Leaves,
+    Start,
     adapted_gradient,
+    one_for_all,
     reptile_gradient,
 )
 from finetune.episodes.sampler import Sampler, Shape, split_classes
@@ -26,6 +28,7 @@ from finetune.stage import Phase, Stage
 from finetune.terms import cross_entropy
 from finetune.terms.prototypes import nearest_mean, prototypical
 
+LAST = f"heads/{HEAD}/linear"
 _TEST = 1  # apart from the seed of the training episodes
 
 
@@ -65,8 +68,17 @@ class EpisodeParts(Parts):
             lr=config.inner_lr,
             first_order=config.meta in ("maml-first-order", "reptile"),
             only="heads/" if config.meta == "anil" else "",
-            start=self._nearest_mean if config.meta == "proto-maml" else None,
+            start=self._start,
         )
+
+    @property
+    def _start(self) -> Start | None:
+        """Where an episode's descent begins: for Reptile, at the parameters."""
+        if self.config.meta == "reptile":
+            return None
+        if self.config.meta == "proto-maml":
+            return self._nearest_mean
+        return lambda leaves, stats, support: one_for_all(leaves, LAST)
 
     def _nearest_mean(self, leaves: Leaves, stats: Any, support: Any) -> Leaves:
         """The head as the nearest mean of this support, before its augmentation."""
@@ -75,8 +87,7 @@ class EpisodeParts(Parts):
         maps, _ = read.maps(params, stats, images)
         features = read.head_features(params, stats, maps, HEAD)
         kernel, bias = nearest_mean(features, self.shape)
-        where = f"heads/{HEAD}/linear"
-        return {**leaves, f"{where}/kernel": kernel, f"{where}/bias": bias}
+        return {**leaves, f"{LAST}/kernel": kernel, f"{LAST}/bias": bias}
 
     @property
     def estimator(self) -> Estimator:
