@@ -16,18 +16,10 @@ from benchmarks.results import row
 from finetune.presets import PRESETS
 
 OMNIGLOT = "omniglot/background_small1.zip"
-_EPISODES = ("maml", "proto-maml", "prototypical", "reptile")
+_EPISODES = ("maml", "anil", "proto-maml", "prototypical", "reptile")
 EPISODES: dict[str, dict[str, Any]] = {
     **{name: dict(PRESETS[name].settings) for name in _EPISODES},
     "maml-first-order": {**PRESETS["maml"].settings, "meta": "maml-first-order"},
-    # Its rates were not looked for.
-    "anil": {
-        "meta": "anil",
-        "mode": "full",
-        "inner_lr": 0.4,
-        "test_inner_steps": 3,
-        "weight_decay": 0.0,
-    },
 }
 # Rates that were better with five shots, and worse with one (finetune/presets).
 _FIVE_SHOTS = {"maml": {"inner_lr": 0.03}, "prototypical": {"lr": 3e-3}}

@@ -89,7 +89,8 @@ def test_all_mistakes_at_once():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
     given = PRESETS[name].settings
-    adapts = "align" in given or given.get("unlabelled") == "target"
+    adapts = {"align", "density_ratio", "label_shift"} & set(given)
+    adapts = adapts or given.get("unlabelled") == "target"
     needed = {"target": "digits"} if adapts else {}
     needed |= {"sources": ("npz:a",)} if "mdan" in given.get("align", ()) else {}
     needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}

@@ -86,6 +86,24 @@ PRESETS: Mapping[str, Preset] = {
             ),
         ),
     ),
+    "covariate-shift": Preset(
+        about="the same kinds of image in other proportions: each weighed by a ratio",
+        command=(
+            "afterimage finetune --preset covariate-shift --from runs/photos --data "
+            "folder:labelled --target folder:others --out runs/weighed"
+        ),
+        settings={"mode": "two-phase", "density_ratio": "classifier"},
+        cost="as two-phase, after one look at both domains' features",
+    ),
+    "label-shift": Preset(
+        about="the same images, classes of other frequencies: the bias corrected",
+        command=(
+            "afterimage finetune --preset label-shift --from runs/photos --data "
+            "folder:labelled --target folder:others --out runs/corrected"
+        ),
+        settings={"mode": "two-phase", "label_shift": "bbse"},
+        cost="as two-phase, and one look at the target's predictions",
+    ),
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
         command=(

@@ -77,6 +77,16 @@ PRESETS: Mapping[str, Preset] = {
         settings={**_EPISODES, **_MAML, **_STEPS, "meta": "maml"},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
     ),
+    "anil": Preset(
+        about="as maml, but only the head takes the steps: cheaper a step",
+        command=(
+            "afterimage finetune --preset anil --from runs/letters --data "
+            "folder:letters --out runs/anil"
+        ),
+        # MAML's rates; none were looked for here.
+        settings={**_EPISODES, **_MAML, **_STEPS, "meta": "anil"},
+        cost="2,000 steps of 4 episodes: 640,000 images",
+    ),
     "proto-maml": Preset(
         about="the same from the nearest mean of the few images: learns much sooner",
         command=(
