@@ -4,12 +4,17 @@ import dataclasses
 import re
 from typing import Literal
 
-from afterimage.training.options import DataOptions, RunOptions, TrainingOptions, check
+from afterimage.training.options import (
+    Augmentation,
+    DataOptions,
+    RunOptions,
+    TrainingOptions,
+    check,
+)
 from finetune.continual.options import ContinualOptions
 from finetune.episodes.options import EpisodeOptions
 from finetune.options import (
     AnchorOptions,
-    Augmentation,
     DistillationOptions,
     SourceOptions,
     TargetOptions,

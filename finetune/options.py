@@ -4,6 +4,8 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+from afterimage.training.options import Augmentation
+
 Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral", "jdot"]
 _RESERVED = ("classes", "source", "train", "target")
 
@@ -207,17 +209,6 @@ class TaskOptions:
         return found
 
 
-Augmentation = Literal[
-    "none",
-    "shift",
-    "crop-flip",
-    "light",
-    "shear",
-    "affine",
-    "tones",
-    "strong",
-    "strong-affine",
-]
 Distillation = Literal["logits", "features", "relational"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from afterimage.training.options import (
+    Augmentation,
     DataOptions,
     RunOptions,
     TrainingOptions,
@@ -79,17 +80,7 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """gaussian: sigma in standard deviations of the data; salt-and-pepper: probability
     that a pixel is replaced; erasing: share of the area. Default: 1, 0.25, 0.25."""
 
-    augment: Literal[
-        "none",
-        "shift",
-        "crop-flip",
-        "light",
-        "shear",
-        "affine",
-        "tones",
-        "strong",
-        "strong-affine",
-    ] = "none"
+    augment: Augmentation = "none"
     """Random changes of the images before they are corrupted and reconstructed."""
 
     probe_images: int = 5000

@@ -1,5 +1,7 @@
 """Statistics, preprocessing, resizing and augmentation: laws rather than examples."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from afterimage.data import (
 from afterimage.data.augment import AUGMENTS
 from afterimage.data.resize import cover_and_crop
 from afterimage.errors import UserError
+from afterimage.training.options import Augmentation
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (50, 9, 11, 3), np.uint8)
@@ -117,6 +120,10 @@ def test_settings_that_cannot_be():
 IMAGES = jnp.asarray(RNG.random((64, 16, 12, 3), np.float32))
 
 
+def test_settings_know_every_augmentation():
+    assert set(get_args(Augmentation)) == set(AUGMENTS)
+
+
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentations_keep_shape_range_and_repeat(name):
     change = jax.jit(make_augment(name))
@@ -188,6 +195,49 @@ def test_affine_draws_each_image_at_a_size_of_its_own():
     sides = np.sqrt(found.sum((1, 2, 3)))
     assert 12 * 0.7 < sides.min() < 10
     assert 14.5 < sides.max() < 12 * 1.4
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_bending_is_linear_interpolation_along_one_axis(axis):
+    """As scipy draws it, whose `reflect` mirrors beyond half a pixel too."""
+    image = RNG.random((9, 7))
+    field = RNG.uniform(-2, 2, (9, 7))
+    source = np.indices((9, 7)).astype(float)
+    source[axis - 1] += field
+    wanted = ndimage.map_coordinates(image, source, order=1, mode="reflect")
+    found = augment._bent(
+        jnp.asarray(image, jnp.float32)[None, :, :, None],
+        jnp.asarray(field, jnp.float32)[None],
+        2,
+        axis,
+    )
+    np.testing.assert_allclose(found[0, :, :, 0], wanted, atol=1e-5)
+
+
+def test_elastic_bends_what_affine_leaves_straight():
+    """A line across stays one by `affine`; `elastic` moves its parts each on its own,
+    by at most an eighth of the side."""
+    line = jnp.zeros((200, 32, 32, 1)).at[:, 15:17].set(1.0)
+    key = jax.random.key(0)
+    straight = make_augment("affine")(jax.random.split(key)[1], line)
+    places = np.arange(32)[None, :, None]
+
+    def heights(images):
+        images = np.asarray(images)[..., 0]
+        return (images * places).sum(1) / np.maximum(images.sum(1), 1e-6)
+
+    def bends(images):
+        """What a straight line through the heights leaves, in pixels."""
+        each = heights(images)[:, 6:26]
+        x = np.arange(20)
+        fits = [np.polyval(np.polyfit(x, y, 1), x) for y in each]
+        return np.abs(each - fits).max(1)
+
+    bent = make_augment("elastic")(key, line)
+    assert np.median(bends(straight)) < 0.5
+    assert np.median(bends(bent)) > 0.8
+    apart = np.abs(heights(bent) - heights(straight))[:, 6:26]
+    assert 1 < apart.max() <= 32 // 8
 
 
 @pytest.mark.parametrize(

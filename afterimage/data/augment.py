@@ -20,6 +20,10 @@ SLOPE = 0.3
 """`shear` leans by up to ± this many pixels a pixel: 17 degrees."""
 ZOOM = 4 / 3
 """`affine` draws larger or smaller by up to this factor."""
+BEND = 1 / 28
+"""`elastic` moves its points by normal amounts of this share of a side."""
+POINTS = 4
+"""`elastic` moves this many points a side."""
 TONES = 0.3
 """`tones` leaves at least this share of a channel's range."""
 
@@ -79,6 +83,26 @@ def affine(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c
     return shear(lean, images)
 
 
+def elastic(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """`affine`, then bent as if drawn on rubber, of which 4 x 4 points are moved.
+
+    By normal amounts of a twenty-eighth of a side, at most an eighth, cubic in between;
+    pixels are interpolated linearly, first along the rows, then along the columns. For
+    handwriting and tissue (Simard et al. 2003; Ronneberger et al. 2015).
+    """
+    bend, rest = jax.random.split(key)
+    images = affine(rest, images)
+    size = images.shape[1:3]
+    points = jax.random.normal(bend, (2, len(images), POINTS, POINTS))
+    shape = (2, len(images), *size)
+    fields = BEND * jax.image.resize(points, shape, "cubic")
+    for axis, field in ((2, fields[0]), (1, fields[1])):
+        side = images.shape[axis]
+        most = max(1, side // 8)
+        images = _bent(images, jnp.clip(side * field, -most, most), most, axis)
+    return images
+
+
 def tones(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """`affine`, and each channel's tones drawn onto a random range, half of them
     inverted: letters of any colour on any other.
@@ -119,6 +143,7 @@ AUGMENTS: dict[str, Augment] = {
     "light": light,
     "shear": shear,
     "affine": affine,
+    "elastic": elastic,
     "tones": tones,
     "strong": strong,
     "strong-affine": strong_affine,
@@ -214,3 +239,22 @@ def _moved(
         near = jax.lax.slice_in_dim(images, 0, size, axis=axis)
         images = jnp.where((offsets >> bit) & 1 == 1, far, near)
     return images
+
+
+def _bent(
+    images: Float[Array, "b h w c"], field: Float[Array, "b h w"], most: int, axis: int
+) -> Float[Array, "b h w c"]:
+    """Each pixel taken from `field` pixels (±`most`) further along the axis.
+
+    The sum over all whole offsets, at most two of which have a weight: one fused pass.
+    """
+    padding = [(0, 0)] * 4
+    padding[axis] = (most, most)
+    padded = jnp.pad(images, padding, mode="symmetric")
+    side, bent = images.shape[axis], jnp.zeros_like(images)
+    for offset in range(-most, most + 1):
+        weight = jnp.maximum(0, 1 - jnp.abs(field - offset))[..., None]
+        first = most + offset
+        moved = jax.lax.slice_in_dim(padded, first, first + side, axis=axis)
+        bent += weight.astype(images.dtype) * moved
+    return bent

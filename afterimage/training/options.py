@@ -5,6 +5,19 @@ from typing import Literal
 
 from afterimage.errors import UserError
 
+Augmentation = Literal[
+    "none",
+    "shift",
+    "crop-flip",
+    "light",
+    "shear",
+    "affine",
+    "elastic",
+    "tones",
+    "strong",
+    "strong-affine",
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions:
