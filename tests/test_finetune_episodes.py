@@ -397,7 +397,7 @@ def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
 
 @pytest.mark.slow
 def test_prototypes_learn_without_a_head(home, tmp_path):
-    settings = {"meta": "prototypical", "inner_lr": 0.1, "steps": 30, "lr": 3e-3}
+    settings = {"meta": "prototypical", "inner_lr": 0.01, "steps": 30, "lr": 3e-3}
     result = finetune(episodes(home, tmp_path / "run", save_every=1, **settings))
     scores = train_scores(result.run)
     assert scores[-1] > max(0.9, scores[0])

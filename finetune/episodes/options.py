@@ -40,7 +40,7 @@ class EpisodeOptions:
     inner_steps: int = 1
     """Steps of gradient descent within an episode."""
 
-    inner_lr: float = 0.1
+    inner_lr: float = 0.01
     """Their learning rate."""
 
     test_inner_steps: int | None = None
