@@ -28,8 +28,9 @@ NOTES = (
     "are stand-ins, and say so in the fields `steps` and `pretrain_steps` of "
     "transfer.json and in their command. The step is kept by the rule in `selection`; "
     "`best` is the method of highest accuracy on labelled source images that its runs "
-    "did not learn from, or the best by the rule that its command names. Seconds a run "
-    "are of one core with other work beside it, and left out where that differed."
+    "did not learn from; of usps-mnist, where they learn from all, the best by "
+    "infomax; or the best by the rule that its command names. Seconds a run are of one "
+    "core with other work beside it, and left out where that differed."
 )
 Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
 
