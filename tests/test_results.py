@@ -124,7 +124,11 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
             "mnist-coloured",
             ("ink + pseudo-labels", "source-only", "target-only"),
         ),
-        ("proto-maml", "transfer", "omniglot-5w5s", ("proto-maml", "prototypical")),
+        *(
+            (preset, "transfer", f"omniglot-5w{shots}s", (preset, "prototypical"))
+            for preset in ("maml", "proto-maml")
+            for shots in (1, 5)
+        ),
         (
             "small-photos",
             "representations",
