@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import results
+from benchmarks.gains import gains_table
+from benchmarks.results import figure
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 Rows = Sequence[Mapping[str, Any]]
@@ -22,11 +24,6 @@ WHAT_LEARNS = {
     "full": "everything at once",
     "scratch": "everything, from random weights",
 }
-
-
-def _value(entry: Mapping[str, Any], digits: int) -> str:
-    spread = f" ± {entry['std']:.{digits}f}" if entry["std"] is not None else ""
-    return f"{entry['mean']:.{digits}f}{spread}"
 
 
 def _source(rows: Rows) -> str:
@@ -56,7 +53,7 @@ def demo_table(rows: Rows) -> str:
     """Test accuracy of each mode."""
     lines = ["| mode | what learns | test accuracy, % |", "|---|---|---|"]
     lines += [
-        f"| {entry['row']} | {WHAT_LEARNS[entry['row']]} | {_value(entry, 1)} |"
+        f"| {entry['row']} | {WHAT_LEARNS[entry['row']]} | {figure(entry, 1)} |"
         for entry in rows
     ]
     return "\n".join(lines) + f"\n\nMean ± std of {rows[0]['n']} seeds. {_source(rows)}"
@@ -73,9 +70,9 @@ def speed_table(rows: Rows) -> str:
         "|---|---|---|---|",
     ]
     for name, case in cases.items():
-        ours = _value(case["afterimage ms per step"], 0)
-        torch = _value(case["time_ratio_to_best_torch"], 2)
-        flax = _value(case["speedup_over_plain_flax"], 2)
+        ours = figure(case["afterimage ms per step"], 0)
+        torch = figure(case["time_ratio_to_best_torch"], 2)
+        flax = figure(case["speedup_over_plain_flax"], 2)
         lines.append(f"| {name} | {ours} | {torch} | {flax} |")
     return "\n".join(lines) + f"\n\nMean ± std of rounds. {_source(rows)}"
 
@@ -88,7 +85,7 @@ def plain_table(rows: Rows) -> str:
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name in dict.fromkeys(entry["row"] for entry in rows):
         mine = {entry["metric"]: entry for entry in rows if entry["row"] == name}
-        figures = [_value(mine[m], 1) if m in mine else "–" for m in metrics]
+        figures = [figure(mine[m], 1) if m in mine else "–" for m in metrics]
         seconds = [entry["seconds"] for entry in mine.values() if "seconds" in entry]
         spent = [f"{seconds[0]:.0f}" if seconds else "–"] if timed else []
         lines.append(f"| {' | '.join([name, *figures, *spent])} |")
@@ -109,7 +106,7 @@ def labels_table(rows: Rows) -> str:
     ]
     for mode, case in cases.items():
         figures = [
-            _value(case[c], 1 + (c in small)) if c in case else "–" for c in columns
+            figure(case[c], 1 + (c in small)) if c in case else "–" for c in columns
         ]
         lines.append(f"| {mode} | {' | '.join(figures)} |")
     return _with_source(lines, rows)
@@ -138,6 +135,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "mnist-masci": (labels_table, "representations", "mnist-masci"),
     "cifar10-masci": (labels_table, "representations", "cifar10-masci"),
     "cifar10": (plain_table, "representations", "cifar10"),
+    "gains": (lambda _: gains_table(), "transfer", None),
     "cifar10-patches": (plain_table, "representations", "cifar10-patches"),
     **{
         name: (plain_table, "transfer", name)

@@ -102,6 +102,12 @@ def row(
     }
 
 
+def figure(entry: Mapping[str, Any], digits: int) -> str:
+    """A row's mean ± std, to so many decimals."""
+    spread = f" ± {entry['std']:.{digits}f}" if entry["std"] is not None else ""
+    return f"{entry['mean']:.{digits}f}{spread}"
+
+
 def read_results(name: str, *, folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
     """The rows of NAME.json; none where it does not exist yet."""
     path = folder / f"{name}.json"
