@@ -191,9 +191,7 @@ def _source_accuracy(
 
 def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, Any]]:
     """A row a method, and `best`, chosen without target labels."""
-    known, rule = {}, run.select
-    if rule not in LABEL_FREE and _LABELLED[TABLES[table][0]] is None:
-        rule = "infomax"
+    known, rule = {}, _rule(run, table)
     data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
     for method in filter(run.wants, METHODS):
         name = f"{table}-{method.replace(' ', '')}"
@@ -229,6 +227,12 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
         if rule in LABEL_FREE:
             why = f"{LABEL_FREE[rule][1]} of the target predictions"
         yield row(table, "best", METRIC, scores, **more, method=f"{best}: {why}")
+
+
+def _rule(run: Settings, table: str) -> str:
+    """What `best` is chosen by: infomax where no source image is held out."""
+    held_out = _LABELLED[TABLES[table][0]] is not None
+    return run.select if run.select in LABEL_FREE or held_out else "infomax"
 
 
 def _merit(rule: str, found: list[dict[str, Any]], more: dict[str, Any]) -> float:

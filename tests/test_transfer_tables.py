@@ -70,16 +70,23 @@ def test_a_row_that_no_table_has_is_refused_before_anything_runs():
 
 
 @pytest.mark.parametrize(
-    ("select", "merit"), [("auto", 91.0), ("infomax", 1.5), ("entropy", -0.3)]
+    ("table", "select", "merit"),
+    [
+        ("mnist-usps", "auto", 91.0),
+        ("mnist-usps", "infomax", 1.5),
+        ("mnist-usps", "entropy", -0.3),
+        ("usps-mnist", "auto", 1.5),  # no source image is held out there
+        ("usps-mnist", "entropy", -0.3),
+    ],
 )
-def test_best_follows_the_rule_of_the_step(select, merit):
-    run = transfer.Transfer(select=select)
+def test_best_follows_the_rule_of_the_step(table, select, merit):
+    rule = domains._rule(transfer.Transfer(select=select), table)
     told = [(1.0, 0.2), (2.0, 0.4)]
     found = [
         {"label_free": {"target_infomax": i, "target_entropy": e}} for i, e in told
     ]
     more = {"source_accuracy": 91.0}
-    assert domains._merit(run, found, more) == pytest.approx(merit)
+    assert domains._merit(rule, found, more) == pytest.approx(merit)
 
 
 def test_the_row_of_a_preset_has_its_settings(folder, tmp_path):
