@@ -38,7 +38,8 @@ class EpisodeOptions:
     """Episodes of a training step; they take the place of batch_size."""
 
     inner_steps: int = 1
-    """Steps of gradient descent within an episode."""
+    """Steps of gradient descent within an episode. Of maml the first moves the head
+    alone: with one step the encoder learns between episodes only."""
 
     inner_lr: float = 0.01
     """Their learning rate."""
