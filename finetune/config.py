@@ -12,12 +12,11 @@ from afterimage.training.options import (
     check,
 )
 from finetune.continual.options import ContinualOptions
+from finetune.domains.options import SourceOptions, TargetOptions
 from finetune.episodes.options import EpisodeOptions
 from finetune.options import (
     AnchorOptions,
     DistillationOptions,
-    SourceOptions,
-    TargetOptions,
     TaskOptions,
     UnlabelledOptions,
     is_default,

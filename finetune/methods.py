@@ -69,7 +69,7 @@ def make_terms(
             settings: dict[str, Any] = {"head": HEAD, "seed": config.seed}
             terms.append(mdan(main, width, count, weight, gamma=gamma, **settings))
         else:
-            terms.append(_alignment(name, weight, head.classes, width, config.seed))
+            terms.append(_alignment(config, name, weight, head.classes, width))
     return tuple(terms)
 
 
@@ -116,19 +116,18 @@ def _labelled(config: FinetuneConfig, chosen: Chosen, classes: int) -> list[Term
     return terms
 
 
-def _alignment(name: str, weight: float, classes: int, width: int, seed: int) -> Term:
-    plain = {
-        "mmd": mmd_term,
-        "jmmd": jmmd_term,
-        "coral": coral_term,
-        "jdot": jdot_term,
-    }
+def _alignment(
+    config: FinetuneConfig, name: str, weight: float, classes: int, width: int
+) -> Term:
+    plain = {"mmd": mmd_term, "jmmd": jmmd_term, "coral": coral_term}
     if name in plain:
         return plain[name](weight, head=HEAD)
+    if name == "jdot":
+        return jdot_term(weight, config.jdot_mass, head=HEAD)
     if name == "dann":
-        return dann(width, weight, head=HEAD, seed=seed)
-    by_entropy = name == "cdan-e"
-    return cdan(width, classes, weight, head=HEAD, by_entropy=by_entropy, seed=seed)
+        return dann(width, weight, head=HEAD, seed=config.seed)
+    settings: dict[str, Any] = {"head": HEAD, "seed": config.seed}
+    return cdan(width, classes, weight, by_entropy=name == "cdan-e", **settings)
 
 
 def own_params(terms: tuple[Term, ...]) -> dict[str, Any]:

@@ -84,6 +84,48 @@ def test_assignment_costs_what_the_best_permutation_costs(seed):
     assert float(cost[np.arange(5), partner].sum()) == pytest.approx(min(costs))
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4))
+def test_partial_assignment_costs_what_the_best_partial_one_costs(seed, apart):
+    cost = normal(seed, 5, 5)
+    assign = jax.jit(transport.assignment, static_argnums=1)
+    partner = np.asarray(assign(cost, apart))
+    rows = np.flatnonzero(partner < 5)
+    costs = [
+        sum(float(cost[i, j]) for i, j in zip(kept, order))
+        for kept in itertools.combinations(range(5), 5 - apart)
+        for order in itertools.permutations(range(5), 5 - apart)
+    ]
+    assert len(rows) == len(set(partner[rows])) == 5 - apart
+    assert set(partner) - set(partner[rows]) == {5}
+    assert float(cost[rows, partner[rows]].sum()) == pytest.approx(min(costs))
+
+
+def test_joint_transport_of_a_part_leaves_alone_what_has_no_partner_of_its_class():
+    # Three noughts and a one against a nought and three ones: two pairs are of a class.
+    features = jnp.array([[0.0], [0.1], [0.2], [5.0]])
+    target = jnp.array([[0.0], [5.0], [5.1], [5.2]])
+    given = {
+        "train/features/h": features,
+        "train/label": jnp.array([0, 0, 0, 1]),
+        "target/features/h": target,
+        "target/logits/h": 9.0 * jax.nn.one_hot(jnp.array([0, 1, 1, 1]), 2),
+    }
+
+    def loss(target, mass):
+        parts = {**given, "target/features/h": target}
+        context = Context({name: lambda _, v=v: v for name, v in parts.items()})
+        term = transport.jdot_term(mass=mass, head="h")
+        value, metrics = term.value(context, jnp.int32(0))
+        return value, metrics["jdot_matched"]
+
+    by_mass = {mass: jax.grad(loss, has_aux=True)(target, mass) for mass in (1.0, 0.5)}
+    whole, half = by_mass[1.0], by_mass[0.5]
+    assert (float(whole[1]), float(half[1])) == (0.5, 1.0)
+    assert float(jnp.abs(whole[0]).max()) > 1.0  # drawn to another class
+    np.testing.assert_allclose(half[0], 0.0, atol=1e-6)  # met already, the rest apart
+
+
 def test_joint_transport_by_hand():
     # Features say 0-0 and 1-1 (0 against 4 / 2), labels 0-1 and 1-0 (log 2 each way).
     features, labels = jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1])

@@ -10,14 +10,22 @@ from finetune.terms.discrepancy import square_distances
 from finetune.terms.term import Term, TermResult
 
 
-def assignment(cost: Float[Array, "n n"]) -> Int[Array, " n"]:
-    """The column π(i) of each row that makes Σ_i cost[i, π(i)] least.
+def assignment(cost: Float[Array, "n n"], apart: int = 0) -> Int[Array, " n"]:
+    """The column π(i) of each row that makes Σ_i cost[i, π(i)] least, or n for none.
 
     Between two samples of one size, every example weighing the same, this is an exact
     optimal transport plan (Optax's Hungarian algorithm: n³, one row after the other).
+    `apart` rows, and as many columns, are left without a partner, those whose absence
+    saves most: exact partial transport, by as many rows and columns that cost nothing
+    (Chapel et al. 2020, "Partial optimal transport", proposition 1).
     """
+    n = len(cost)
+    if apart:
+        never = n * (jnp.abs(cost).max() + 1.0)
+        cost = jnp.pad(cost, (0, apart)).at[n:, n:].set(never)
     rows, columns = optax.assignment.hungarian_algorithm(cost)
-    return jnp.zeros(len(cost), columns.dtype).at[rows].set(columns)
+    partner = jnp.zeros(len(cost), columns.dtype).at[rows].set(columns)
+    return jnp.minimum(partner[:n], n)
 
 
 def joint_cost(
@@ -37,14 +45,19 @@ def joint_cost(
     return feature_weight * distance + jnp.where(labels[:, None] >= 0, surprise, 0.0)
 
 
-def jdot_term(weight: float = 1.0, *, head: str, target: str = "target") -> Term:
+def jdot_term(
+    weight: float = 1.0, mass: float = 1.0, *, head: str, target: str = "target"
+) -> Term:
     """DeepJDOT: (1/n) Σ_i C[i, π(i)], C by `joint_cost`, π its least assignment.
 
     π is found without gradient, then C descends along it: features of an image and of
     its partner meet, and the partner learns the label (Damodaran et al. 2018, "Deep
     joint distribution optimal transport for unsupervised domain adaptation", eq. 6).
-    Either stream gives as many images a step. Metric `jdot_matched`: the share of
-    partners that the head already predicts so.
+    Either stream gives as many images a step. Two batches never have the same number of
+    every class, so that pairing all of them pairs images of two classes: of n images
+    the share `mass`, in (0, 1], is carried, those that cost least (Nguyen et al. 2022,
+    "Improving mini-batch optimal transport via partial transportation"). Metric
+    `jdot_matched`: the share of the carried whose partner the head already predicts so.
     """
     reads = (
         f"train/features/{head}",
@@ -55,10 +68,15 @@ def jdot_term(weight: float = 1.0, *, head: str, target: str = "target") -> Term
 
     def fn(view: View) -> TermResult:
         labels, logits = view[reads[1]], view[reads[3]]
+        n = len(labels)
         cost = joint_cost(*(view[name] for name in reads))
-        partner = assignment(jax.lax.stop_gradient(cost))
-        value = jnp.take_along_axis(cost, partner[:, None], axis=1).mean()
-        matched = logits.argmax(-1)[partner] == labels
-        return value, {"jdot_matched": matched.mean()}
+        apart = min(n - 1, round((1.0 - mass) * n))
+        partner = assignment(jax.lax.stop_gradient(cost), apart)
+        carried = partner < n
+        partner = jnp.where(carried, partner, 0)
+        paired = jnp.take_along_axis(cost, partner[:, None], axis=1)[:, 0]
+        matched = carried & (logits.argmax(-1)[partner] == labels)
+        share = matched.sum() / (n - apart)
+        return jnp.where(carried, paired, 0.0).mean(), {"jdot_matched": share}
 
     return Term(name="jdot", fn=fn, reads=reads, weight=weight, encoder_only=True)
