@@ -1,127 +1,167 @@
 """The table of `docs/guide/which-method.md`: each method beside its control."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from benchmarks.results import figure, read_results
 
-# (what one has, what one takes, what it costs, (results, table, with it, without it))
-GAINS: Sequence[tuple[str, str, str, tuple[str, str, str, str]]] = (
-    (
+
+class Gain(NamedTuple):
+    """One line: what a method gained over doing without it."""
+
+    situation: str
+    """What one has."""
+    method: str
+    """What one takes."""
+    cost: str
+    table: str
+    row: str
+    """With the method."""
+    control: str
+    """The row without it."""
+    results: str = "transfer"
+    """The file below `benchmarks/results`."""
+
+
+GAINS: Sequence[Gain] = (
+    Gain(
         "digits, one label a class",
         "`full` after pretraining",
         "pretraining, once",
-        ("transfer", "few-labels", "full-10", "scratch-10"),
+        "few-labels",
+        "full-10",
+        "scratch-10",
     ),
-    (
+    Gain(
         "digits, ten a class",
         "`full` after pretraining",
         "pretraining, once",
-        ("transfer", "few-labels", "full-100", "scratch-100"),
+        "few-labels",
+        "full-100",
+        "scratch-100",
     ),
-    (
+    Gain(
         "photos, ten a class",
         "`partial` after pretraining",
         "pretraining, once",
-        ("transfer", "few-labels-cifar10", "partial-100", "scratch-100"),
+        "few-labels-cifar10",
+        "partial-100",
+        "scratch-100",
     ),
-    (
+    Gain(
         "photos, a hundred a class",
         "`full` after pretraining",
         "pretraining, once",
-        ("transfer", "few-labels-cifar10", "full-1000", "scratch-1000"),
+        "few-labels-cifar10",
+        "full-1000",
+        "scratch-1000",
     ),
-    (
+    Gain(
         "digits, 6,000 a class",
         "`full` after pretraining",
         "pretraining, once",
-        ("representations", "mnist-labels", "best-all", "scratch-all"),
+        "mnist-labels",
+        "best-all",
+        "scratch-all",
+        results="representations",
     ),
-    (
+    Gain(
         "ten a class, the other images without labels",
         "`--unlabelled rest`",
         "two to three times a run",
-        ("representations", "mnist-labels", "pseudo-labels-100", "best-100"),
+        "mnist-labels",
+        "pseudo-labels-100",
+        "best-100",
+        results="representations",
     ),
-    (
+    Gain(
         "a hundred a class, and the others",
         "`--unlabelled rest`",
         "two to three times a run",
-        ("representations", "mnist-labels", "pseudo-labels-1000", "best-1000"),
+        "mnist-labels",
+        "pseudo-labels-1000",
+        "best-1000",
+        results="representations",
     ),
-    (
+    Gain(
         "labels elsewhere, images that look otherwise",
         "`--align mmd`",
         "up to twice a run",
-        ("transfer", "mnist-usps-shift", "mmd", "source-only"),
+        "mnist-usps-shift",
+        "mmd",
+        "source-only",
     ),
-    (
+    Gain(
         "the same, the difference drawn by augmentation",
         "`--unlabelled target`",
         "two to three times a run",
-        ("transfer", "mnist-usps", "pseudo-labels", "source-only"),
+        "mnist-usps",
+        "pseudo-labels",
+        "source-only",
     ),
-    (
+    Gain(
         "the same, from the plainer domain to the richer",
         "`--align cdan-e`",
         "up to twice a run",
-        ("transfer", "usps-mnist", "cdan-e", "source-only"),
+        "usps-mnist",
+        "cdan-e",
+        "source-only",
     ),
-    (
+    Gain(
         "figures on black, the target on photos",
         "preset `adapt-ink`",
         "two to three times a run",
-        ("transfer", "mnist-coloured", "ink + pseudo-labels", "source-only"),
+        "mnist-coloured",
+        "ink + pseudo-labels",
+        "source-only",
     ),
-    (
+    Gain(
         "a network that must be small",
         "`--teacher`",
         "two and a half times a step",
-        ("transfer", "distillation-mnist", "student-distilled", "student"),
+        "distillation-mnist",
+        "student-distilled",
+        "student",
     ),
-    (
+    Gain(
         "the same, with augmentation",
         "`--teacher`",
         "two and a half times a step",
-        (
-            "transfer",
-            "distillation-mnist",
-            "student-augmented-distilled",
-            "student-augmented",
-        ),
+        "distillation-mnist",
+        "student-augmented-distilled",
+        "student-augmented",
     ),
-    (
+    Gain(
         "classes that come group after group",
         "`--continual replay`",
         "100 images a class, kept",
-        ("transfer", "split-mnist-class", "replay", "none"),
+        "split-mnist-class",
+        "replay",
+        "none",
     ),
-    (
+    Gain(
         "tasks with a head each, no image kept",
         "`--continual ewc`",
         "two copies of the model",
-        ("transfer", "split-mnist-task", "ewc", "none"),
+        "split-mnist-task",
+        "ewc",
+        "none",
     ),
-    (
+    Gain(
         "new classes of one image each",
         "`--meta proto-maml`",
         "four times prototypes",
-        (
-            "transfer",
-            "omniglot-5w1s",
-            "proto-maml",
-            "frozen encoder, nearest neighbour",
-        ),
+        "omniglot-5w1s",
+        "proto-maml",
+        "frozen encoder, nearest neighbour",
     ),
-    (
+    Gain(
         "new classes of five images each",
         "`--meta prototypical`",
         "episodes of classes known",
-        (
-            "transfer",
-            "omniglot-5w5s",
-            "prototypical",
-            "frozen encoder, nearest neighbour",
-        ),
+        "omniglot-5w5s",
+        "prototypical",
+        "frozen encoder, nearest neighbour",
     ),
 )
 
@@ -132,14 +172,16 @@ def gains_table() -> str:
         "| what one has | what one takes | with it | without | what it costs |",
         "|---|---|---|---|---|",
     ]
-    for situation, method, cost, (file, table, *names) in GAINS:
-        rows = [e for e in read_results(file) if e["table"] == table]
+    for gain in GAINS:
+        rows = [e for e in read_results(gain.results) if e["table"] == gain.table]
+        names = gain.row, gain.control
         pair = [next(e for e in rows if e["row"] == name) for name in names]
         metric = pair[0]["metric"].split(" on ")[0].removesuffix(", %")
         small = any(entry["mean"] < 1 for entry in pair)
         digits = 2 if small else 1
         better, worse = (figure(entry, digits) for entry in pair)
         lines.append(
-            f"| {situation} | {method} | {better} {metric} | {worse} | {cost} |"
+            f"| {gain.situation} | {gain.method} | {better} {metric} | {worse} "
+            f"| {gain.cost} |"
         )
     return "\n".join(lines)
