@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "jmmd": {"align": ("jmmd",)},
     "coral": {"align": ("coral",)},
     "jdot": {"align": ("jdot",)},
+    "jdot, whole batches": {"align": ("jdot",), "jdot_mass": 1.0},
     "pseudo-labels": _SURE,
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
     "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},

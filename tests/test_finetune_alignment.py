@@ -141,7 +141,7 @@ def test_joint_transport_by_hand():
         "target/features/h": features,
         "target/logits/h": logits,
     }
-    term = transport.jdot_term(head="h")
+    term = transport.jdot_term(mass=1.0, head="h")
     context = Context({name: lambda _, value=v: value for name, v in given.items()})
     value, metrics = term.value(context, jnp.int32(0))
     assert float(value) == pytest.approx(far)  # 1.61 a pair; crossed, 2.22

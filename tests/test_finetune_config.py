@@ -37,7 +37,7 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
         ({"target": "digits", "align": ("mmd", "mmd")}, "each method once"),
         ({"target": "digits", "align_weight": (1.0,)}, "1 numbers for 0 methods"),
         ({"target": "digits", "align": ("jdot",), "jdot_mass": 0.0}, "jdot_mass=0.0"),
-        ({"target": "digits", "jdot_mass": 0.5}, "is of jdot"),
+        ({"target": "digits", "jdot_mass": 0.7}, "is of jdot"),
         ({"target": "digits", "align": ("mmd",), "mode": "probe"}, "align: a probe's"),
         ({"l2_sp": 0.1, "mode": "probe"}, "l2_sp: a probe's encoder"),
         ({"kl": 0.1, "mode": "scratch"}, "has no source to stay near"),

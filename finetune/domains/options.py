@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from finetune.options import is_default
+
 Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral", "jdot"]
 
 
@@ -23,9 +25,9 @@ class TargetOptions:
     align_weight: tuple[float, ...] = ()
     """One weight for each method of --align. Default: 1 each, coral 10."""
 
-    jdot_mass: float = 1.0
+    jdot_mass: float = 0.5
     """The share of a batch that jdot carries, above 0 and at most 1; what costs most
-    stays where it is."""
+    stays, since no two batches have the same number of every class."""
 
     compose: Literal["none", "mixup", "ink"] = "none"
     """Draw the labelled images with pixels of the target's, more so until half of the
@@ -79,7 +81,7 @@ class TargetOptions:
             )
         if not 0 < self.jdot_mass <= 1:
             found.append(f"jdot_mass={self.jdot_mass}: above 0 and at most 1")
-        if self.jdot_mass != 1 and "jdot" not in self.align:
+        if "jdot" not in self.align and not is_default(self, "jdot_mass"):
             found.append(f"jdot_mass={self.jdot_mass} is of jdot: add it to align")
         if not all(weight > 0 for weight in self.align_weight):
             found.append(f"align_weight={self.align_weight}: more than 0")

@@ -46,7 +46,7 @@ def joint_cost(
 
 
 def jdot_term(
-    weight: float = 1.0, mass: float = 1.0, *, head: str, target: str = "target"
+    weight: float = 1.0, mass: float = 0.5, *, head: str, target: str = "target"
 ) -> Term:
     """DeepJDOT: (1/n) Σ_i C[i, π(i)], C by `joint_cost`, π its least assignment.
 
