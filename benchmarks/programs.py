@@ -82,12 +82,15 @@ def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def by_seed(
-    run: Settings, settings: Callable[[int], dict[str, Any]]
+    run: Settings, settings: Callable[[int], dict[str, Any]], times: int = 1
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(the results, the seconds and the rule as fields of a row) of a run a seed."""
+    """(the results, the seconds and the rule as fields of a row) of a run a seed.
+
+    `times` as many steps as `run` has.
+    """
     found, seconds = [], []
     for seed in range(run.seeds):
-        budget = {"seed": seed, "steps": run.steps}
+        budget = {"seed": seed, "steps": times * run.steps}
         results, spent = finetuned(**settings(seed) | budget)
         found.append(results)
         seconds.append(spent)
