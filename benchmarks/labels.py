@@ -140,6 +140,8 @@ def distillation(
                 own["teacher"] = str(out / f"{table}-teacher-{seed}")
             return own
 
-        found, more = by_seed(run, settings, LONG if "-long" in name else 1)
+        times = LONG if "-long" in name else 1
+        found, more = by_seed(run, settings, times)
+        more["steps"] = times * run.steps
         errors = [100 * (100 - accuracy(results)) for results in found]
         yield row(table, name, "errors of 10,000", errors, **more)

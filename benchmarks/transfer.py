@@ -100,7 +100,7 @@ def _record(run: Transfer, found: dict[str, Any]) -> None:
         for r in read_results("transfer")
         if (r["table"], r["row"], r["metric"]) != key
     ]
-    rows = sorted([*others, {**found, **budget}], key=lambda r: r["table"])
+    rows = sorted([*others, {**budget, **found}], key=lambda r: r["table"])
     write_results("transfer", rows, title="Transfer", notes=NOTES)
 
 
