@@ -1,4 +1,4 @@
-"""The front door: `afterimage pretrain|finetune|features|evaluate|checkpoints …`."""
+"""The front door: `afterimage pretrain|finetune|evaluate|select|features|…`."""
 
 import importlib
 import os
@@ -15,6 +15,10 @@ COMMANDS = {
     "evaluate": (
         "afterimage.evaluate_command",
         "score a classifier or an encoder on labels",
+    ),
+    "select": (
+        "finetune.select_command",
+        "which of several classifiers, without labels",
     ),
     "features": ("afterimage.features_command", "images to vectors, into a file"),
     "checkpoints": ("afterimage.checkpoints_command", "list, show, verify, prune"),

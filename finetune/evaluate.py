@@ -6,8 +6,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.classification import classification_report
+from afterimage.evaluation.render import report_text
+from afterimage.training.mesh import make_mesh
+from afterimage.training.sweep import Sweep
+from finetune.artefact import LoadedClassifier, load_classifier
+from finetune.labels import HEAD, matched
+from finetune.scoring import Scorer
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -20,37 +28,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       DataError: no labels, classes the classifier does not know, another shape.
       CheckpointError: there is no classifier, or it is damaged.
     """
-    from afterimage.data import ImageSet, has_tasks, open_data
-    from afterimage.evaluation.classification import classification_report
-    from afterimage.training.mesh import make_mesh
-    from afterimage.training.sweep import Sweep
-    from finetune.artefact import load_classifier
-    from finetune.labels import HEAD, matched
-    from finetune.scoring import Scorer
-
     loaded = load_classifier(config.from_)
-    preprocessing = loaded.classifier.preprocessing
-    height, width = preprocessing.image_size
-    channels = preprocessing.channels
     tasks = [head for head in loaded.class_names if head != HEAD]
-    splits = open_data(
-        config.data,
-        image_size=height if height == width else None,
-        channels=channels if channels in (1, 3) else None,
-        on_bad_image=config.on_bad_image,
-        cache=config.cache,
-        tasks=tasks if has_tasks(config.data) else (),
+    split, images = images_for(
+        loaded, config, tasks=tasks if has_tasks(config.data) else ()
     )
-    split, images = _split(config, splits)
-    wanted = (height, width, channels)
-    if images.shape != wanted:
-        raise UserError(
-            f"{images.name} has images {images.shape}; this classifier takes {wanted} "
-            "(height, width, channels)"
-        )
-    mesh = make_mesh()
-    batch_size = -(-config.batch_size // mesh.size) * mesh.size
-    sweep = Sweep(mesh, batch_size)
+    sweep = sweep_for(config)
 
     def report(head: str, images: ImageSet) -> dict[str, Any]:
         names = loaded.class_names[head]
@@ -70,6 +53,37 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     found |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
     found["trained_on"] = _trained_on(config, images.ids) if split == "train" else 0
     return found
+
+
+def images_for(
+    loaded: LoadedClassifier, config: EvaluateConfig, tasks: Sequence[str] = ()
+) -> tuple[str, ImageSet]:
+    """(name of the split, images) of `config`, as this classifier takes them."""
+    preprocessing = loaded.classifier.preprocessing
+    height, width = preprocessing.image_size
+    channels = preprocessing.channels
+    splits = open_data(
+        config.data,
+        image_size=height if height == width else None,
+        channels=channels if channels in (1, 3) else None,
+        on_bad_image=config.on_bad_image,
+        cache=config.cache,
+        tasks=tasks,
+    )
+    split, images = _split(config, splits)
+    wanted = (height, width, channels)
+    if images.shape != wanted:
+        raise UserError(
+            f"{images.name} has images {images.shape}; this classifier takes {wanted} "
+            "(height, width, channels)"
+        )
+    return split, images
+
+
+def sweep_for(config: EvaluateConfig) -> Sweep:
+    """Batches of `config`'s size over every device there is."""
+    mesh = make_mesh()
+    return Sweep(mesh, -(-config.batch_size // mesh.size) * mesh.size)
 
 
 def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
@@ -106,8 +120,6 @@ def _split(config: EvaluateConfig, splits: Any) -> tuple[str, Any]:
 
 def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
-    from afterimage.evaluation.render import report_text
-
     head = f"{report['data']}, {report['examples']} labelled images"
     if report["skipped"]:
         head += f"; {report['skipped']} broken ones were skipped"

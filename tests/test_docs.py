@@ -10,6 +10,7 @@ from afterimage.evaluate_command import EvaluateConfig
 from afterimage.features_command import FeaturesConfig
 from finetune.config import FinetuneConfig
 from finetune.presets import PRESETS as FINETUNE
+from finetune.select_command import SelectConfig
 from pretrain.config import PretrainConfig
 from pretrain.presets import PRESETS as PRETRAIN
 
@@ -20,6 +21,7 @@ CONFIGS = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "features": FeaturesConfig,
+    "select": SelectConfig,
 }
 
 

@@ -14,7 +14,7 @@ last        the last step
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -80,13 +80,32 @@ def choose_rule(config: FinetuneConfig, chosen: Chosen, target: Target | None) -
 def label_free(logits: Float[np.ndarray, "n c"]) -> dict[str, float]:
     """The label-free measures of target predictions, nats."""
     p = softmax(logits)
-    mean = p.mean(0)
-    entropy = float(_entropy(p).mean())
     return {
-        "target_entropy": entropy,
-        "target_infomax": float(_entropy(mean[None])[0]) - entropy,
+        "target_entropy": float(_entropy(p).mean()),
+        "target_infomax": infomax(logits),
         "target_snd": soft_neighbourhood_density(p),
     }
+
+
+def infomax(logits: Float[np.ndarray, "n c"]) -> float:
+    """H(mean p) − mean H(p), nats: sure of each image, and of all classes by turns."""
+    p = softmax(logits)
+    return float(_entropy(p.mean(0)[None])[0] - _entropy(p).mean())
+
+
+def ensemble_agreement(
+    logits: Sequence[Float[np.ndarray, "n c"]],
+) -> list[float]:
+    """How often each of several models says what the mean of all says, in [0, 1].
+
+    The mean of their probabilities errs less often than most of them where they err
+    differently, and never more often than the worst: it stands in for the labels. Of
+    finished runs of any methods, where the other rules favour those whose loss they
+    resemble (Hu et al. 2024, "Towards reliable model selection for unsupervised domain
+    adaptation", §4, EnsV).
+    """
+    vote = np.mean([softmax(one) for one in logits], axis=0).argmax(1)
+    return [float((one.argmax(1) == vote).mean()) for one in logits]
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

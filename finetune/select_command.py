@@ -1,0 +1,79 @@
+"""`afterimage select`: which of several classifiers to take, without labels."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from afterimage.cli import parse
+from afterimage.errors import UserError
+from afterimage.evaluate_command import write
+
+DESCRIPTION = """Which of several fine-tuned classifiers to take, by images without \
+labels: the one that most often says what the mean of all of them says.
+
+  afterimage select --from runs/plain runs/dann runs/mmd --data folder:others"""
+FEWEST = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Compare finished runs on images without labels."""
+
+    from_: tuple[str, ...]
+    """Three or more fine-tuning runs, or their classifier/ folders, of the same
+    classes."""
+
+    data: str
+    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
+    tfds:NAME, synthetic:HxWxC. Labels among them are not looked at."""
+
+    split: Literal["train", "validation", "test"] = "train"
+    """Which of the images."""
+
+    out: str | None = None
+    """Write the figures to this file, as JSON."""
+
+    batch_size: int = 256
+    """Images that go through the network together."""
+
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do with a broken image: stop and name it, or skip and count it."""
+
+    cache: bool = True
+    """Keep decoded images of folders and archives on disk for the next pass."""
+
+    def __post_init__(self):
+        if len(self.from_) < FEWEST:
+            raise UserError(
+                f"from has {len(self.from_)} runs: name {FEWEST} or more, since of two "
+                "the surer one would always win"
+            )
+        twice = {one for one in self.from_ if self.from_.count(one) > 1}
+        if twice:
+            raise UserError(f"from names {sorted(twice)[0]} twice: each run once")
+
+
+def text(found: dict[str, Any]) -> str:
+    """The comparison for a terminal."""
+    width = max(len(one["run"]) for one in found["runs"])
+    lines = [
+        f"{found['data']}, {found['examples']} images, labels not looked at",
+        f"{'run':{width}}  agrees with the mean of all  mutual information, nats",
+    ]
+    for one in found["runs"]:
+        share = f"{100 * one['agreement']:.1f} %"
+        lines.append(f"{one['run']:{width}}  {share:>27}  {one['infomax']:>24.3f}")
+    return "\n".join([*lines, f"take {found['chosen']}: {found['rule']}"])
+
+
+def main(argv: Sequence[str], *, prog: str = "afterimage select") -> None:
+    """Parses, compares, prints."""
+    config = parse(SelectConfig, {}, argv, prog=prog, description=DESCRIPTION)
+    from finetune.select import select
+
+    found = select(config)
+    print(text(found))
+    if config.out is not None:
+        write(Path(config.out), (json.dumps(found, indent=1) + "\n").encode())
