@@ -107,6 +107,14 @@ TABLES: dict[str, Table] = {
             control="pseudo-labels-scratch",
             **PSEUDO_LABELS,
         )
+        | _pairs(
+            {"100": 100},
+            "propagated",
+            ERROR,
+            control="propagated-scratch",
+            **PSEUDO_LABELS,
+            propagation=0.5,
+        )
         | {
             # Patches of the last map's stride, as a latent target needs them.
             "latent-100": Row(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from afterimage.data import eval_batches
 from afterimage.runs import Run, write_json
@@ -14,8 +15,9 @@ from finetune import anchors
 from finetune.classifier import standardise
 from finetune.domains import shift
 from finetune.features import best_features
-from finetune.labels import of_head
+from finetune.labels import labelled, of_head
 from finetune.parts import Parts
+from finetune.propagation import Projector, propagated
 from finetune.source import load_weights
 
 _MOST_TO_STANDARDISE, _MOST_TO_SELECT = 20_000, 5_000
@@ -78,7 +80,7 @@ def _selected(
 def _prepared(
     parts: Parts, params: Tree, stats: Tree, say: Callable[[str], None]
 ) -> Tree:
-    """`stats` with Fisher information and the weights of examples."""
+    """`stats` with Fisher information, propagated classes, weights of examples."""
     config, kept = parts.config, stats.get("anchors")
     if config.l2_sp_fisher:
         assert kept is not None
@@ -97,10 +99,30 @@ def _prepared(
         )
         say(shift.describe_weights(config, ratios))
         weights = weights * ratios
+    if config.propagation:
+        stats["propagated"] = {"class": _propagated(parts, params, stats, say)}
     if config.weighs_examples:
         weights = weights / weights.mean()
         stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
     return stats
+
+
+def _propagated(
+    parts: Parts, params: Tree, stats: Tree, say: Callable[[str], None]
+) -> Array:
+    """The class of every image without a label, by propagation of the labels."""
+    config, images = parts.config, parts.opened.unlabelled
+    known = labelled(parts.chosen.train)
+    assert images is not None
+    assert known is not None
+    project = Projector(parts.classifier, parts.sweep, (params, stats), config.seed)
+    classes = propagated(project, known, images, len(parts.chosen.class_names))
+    reached = (classes >= 0).sum()
+    say(
+        f"{len(known):,} labels propagated to {reached:,} of {len(images):,} images "
+        "without labels, over their neighbours in the features"
+    )
+    return jnp.asarray(classes, jnp.int32)
 
 
 def _transferred(report: Report) -> str:

@@ -60,6 +60,7 @@ def make_terms(
             if config.distribution_alignment
             else None,
             running=config.alignment_momentum > 0,
+            propagation=config.propagation,
         )
         terms.append(term)
     default = tuple(_ALIGN_WEIGHTS.get(name, 1.0) for name in config.align)

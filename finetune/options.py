@@ -147,9 +147,17 @@ class UnlabelledOptions:
     --distribution-alignment goes by: 0.99 for that of about a hundred steps, which
     shows what the mean of one batch hides; 0: this step's alone."""
 
+    propagation: float = 0.0
+    """For this share of the steps a prediction counts only where label propagation says
+    the same: the labels spread over near neighbours in the pretrained features, once
+    before the first step. 0.5 keeps a kind of image that the few labels lack from being
+    learned as another class; needs an encoder that tells such kinds apart."""
+
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
         found = []
+        if not 0 <= self.propagation <= 1:
+            found.append(f"propagation={self.propagation}: in [0, 1]")
         if self.unlabelled_ratio < 1:
             found.append(f"unlabelled_ratio={self.unlabelled_ratio}: at least 1")
         if self.unlabelled_weight <= 0:
@@ -173,6 +181,7 @@ class UnlabelledOptions:
                     "strong_augment",
                     "confidence",
                     "distribution_alignment",
+                    "propagation",
                 )
                 if not is_default(self, name)
             ]

@@ -123,6 +123,10 @@ class Parts:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
         if config.alignment_momentum:
             self.stats["predicted"] = jnp.asarray(class_frequencies(self.chosen))
+        if config.propagation:
+            assert self.opened.unlabelled is not None
+            known = jnp.zeros(len(self.opened.unlabelled), jnp.int32)
+            self.stats["propagated"] = {"class": known}
         if config.label_shift != "none":
             # Raises before the first step what would else be found after the last.
             shift.source_frequencies(self.chosen)

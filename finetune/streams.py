@@ -106,7 +106,8 @@ def supply(
 
     Images without labels are predicted under the `weak` augmentation, that of the
     others by default, and learned from under the `strong` one; `stats["predicted"]`
-    keeps the running mean of what is predicted.
+    keeps the running mean of what is predicted, `stats["propagated"]` the class that
+    label propagation gave to each.
 
     With `composing` the labelled images are composed with the target's, after the
     augmentation of both.
@@ -139,6 +140,11 @@ def supply(
             found |= anchor_rules(classifier, stats["anchors"], tuple(parts))
         if teacher is not None:
             found |= teacher.rules(stats["teacher"])
+        if "propagated" in stats:
+            classes = stats["propagated"]["class"]
+            found[f"{UNLABELLED}/propagated"] = lambda _: jnp.take(
+                classes, batch[f"{UNLABELLED}/index"]
+            )
         if "predicted" in stats:
             following = found["stats/next"]
             found |= _predicted(stats["predicted"], momentum, following)

@@ -19,6 +19,7 @@ def pseudo_labels(
     strong: str = "strong",
     frequencies: Sequence[float] | None = None,
     running: bool = False,
+    propagation: float = 0.0,
 ) -> Term:
     """FixMatch: ℓ(i) = [max_c q_c ≥ τ] · −log p_k, k = argmax_c q_c.
 
@@ -28,12 +29,16 @@ def pseudo_labels(
     mean is over all images: with few sure ones the term is small. With the
     `frequencies` of the classes, q are `aligned` to them first: by the mean of these
     images' q, or with `running` by that of the steps before too, which `WEAK/predicted`
-    gives. Metric `pseudo_labels_sure`: the share of sure images.
+    gives. While `progress` is below `propagation`, k must be `WEAK/propagated` too.
+    Metric `pseudo_labels_sure`: the share of images that count.
     """
     reads = [f"{weak}/logits/{head}", f"{strong}/logits/{head}"]
     predicted = f"{weak}/predicted"
     if running:
         reads.append(predicted)
+    told = f"{weak}/propagated"
+    if propagation:
+        reads += [told, "progress"]
 
     def fn(view: View) -> TermResult:
         guess = jax.nn.softmax(jax.lax.stop_gradient(view[reads[0]]))
@@ -42,8 +47,10 @@ def pseudo_labels(
             guess = aligned(guess, jnp.asarray(frequencies, guess.dtype), mean)
         sure = guess.max(-1) >= confidence
         logp = jax.nn.log_softmax(view[reads[1]])
-        label = guess.argmax(-1)[:, None]
-        each = -jnp.take_along_axis(logp, label, axis=1)[:, 0]
+        label = guess.argmax(-1)
+        if propagation:
+            sure &= (label == view[told]) | (view["progress"] >= propagation)
+        each = -jnp.take_along_axis(logp, label[:, None], axis=1)[:, 0]
         return jnp.where(sure, each, 0.0), {"pseudo_labels_sure": sure.mean()}
 
     return Term(name="pseudo_labels", fn=fn, reads=tuple(reads), weight=weight)
