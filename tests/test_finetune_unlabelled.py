@@ -184,6 +184,23 @@ def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     )
 
 
+def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
+    settings = SETTINGS | {"propagation": 1.0, "confidence": 0.0}
+    run = finetune(config(home, tmp_path / "whole", **settings)).run
+    assert "6 labels propagated to" in capsys.readouterr().out
+    expected = Store(run).restore(step=6)[1]
+    classes = np.asarray(expected["stats"]["propagated"]["class"])
+    assert set(classes) <= {-1, 0, 1, 2}
+    assert len(set(classes)) > 1
+    # At confidence 0 every image would count, were it not for the second opinion.
+    sure = [row["train/pseudo_labels_sure"] for row in rows(run) if "train/loss" in row]
+    assert min(sure) < 1
+    cut = cut_back(run, tmp_path / "cut", 3, last=6)
+    finetune(config(home, cut, **settings))
+    found = Store(cut).restore(step=6)[1]
+    np.testing.assert_array_equal(found["stats"]["propagated"]["class"], classes)
+
+
 @pytest.mark.parametrize(
     ("setting", "changed"),
     [("weak_augment", "unlabelled"), ("strong_augment", "strong")],
@@ -335,5 +352,9 @@ def test_settings_without_images_are_refused(home, tmp_path):
     wrong |= {"distribution_alignment": True, "alignment_momentum": 1.0}
     with pytest.raises(UserError, match=r"alignment_momentum=1.0: in \[0, 1\)"):
         config(home, tmp_path / "run", **wrong)
+    with pytest.raises(UserError, match=r"propagation=0.5: only with unlabelled"):
+        config(home, tmp_path / "run", propagation=0.5)
+    with pytest.raises(UserError, match=r"propagation=2.0: in \[0, 1\]"):
+        config(home, tmp_path / "run", unlabelled="rest", propagation=2.0)
     with pytest.raises(UserError, match="unlabelled='rest': not with meta"):
         config(home, tmp_path / "run", mode="full", meta="maml", unlabelled="rest")
