@@ -115,13 +115,11 @@ def _propagated(
     known = labelled(parts.chosen.train)
     assert images is not None
     assert known is not None
+    say(f"Propagating the labels over the neighbours of {len(images):,} images ...")
     project = Projector(parts.classifier, parts.sweep, (params, stats), config.seed)
     classes = propagated(project, known, images, len(parts.chosen.class_names))
     reached = (classes >= 0).sum()
-    say(
-        f"{len(known):,} labels propagated to {reached:,} of {len(images):,} images "
-        "without labels, over their neighbours in the features"
-    )
+    say(f"{len(known):,} labels propagated to {reached:,} of {len(images):,} images")
     return jnp.asarray(classes, jnp.int32)
 
 
