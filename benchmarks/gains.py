@@ -75,6 +75,15 @@ GAINS: Sequence[Gain] = (
         results="representations",
     ),
     Gain(
+        "the same, kinds that the labels lack",
+        "`--propagation 0.5`",
+        "two minutes before the first step",
+        "mnist-labels",
+        "propagated-100",
+        "pseudo-labels-100",
+        results="representations",
+    ),
+    Gain(
         "a hundred a class, and the others",
         "`--unlabelled rest`",
         "two to three times a run",
@@ -130,6 +139,14 @@ GAINS: Sequence[Gain] = (
         "distillation-mnist",
         "student-augmented-distilled",
         "student-augmented",
+    ),
+    Gain(
+        "the same, four times as long",
+        "`--teacher`, augmentation",
+        "the same, four times the steps",
+        "distillation-mnist",
+        "student-long-distilled",
+        "student",
     ),
     Gain(
         "classes that come group after group",

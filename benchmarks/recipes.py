@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import finetune.presets
 import pretrain.presets
-from finetune.presets.labels import PSEUDO_LABELS
+from finetune.presets.labels import PROPAGATION, PSEUDO_LABELS
 
 Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
 Metric = Literal["test accuracy, %", "test error, %"]
@@ -113,7 +113,7 @@ TABLES: dict[str, Table] = {
             ERROR,
             control="propagated-scratch",
             **PSEUDO_LABELS,
-            propagation=0.5,
+            propagation=PROPAGATION,
         )
         | {
             # Patches of the last map's stride, as a latent target needs them.

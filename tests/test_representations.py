@@ -50,7 +50,7 @@ def test_every_recipe_is_a_configuration_that_can_work(name):
 
 
 def test_the_rows_of_a_preset_have_its_settings():
-    found = Representations().settings_of("mnist-labels", "pseudo-labels-100")
+    found = Representations().settings_of("mnist-labels", "propagated-100")
     preset = dict(FINETUNE["mnist-pseudo-labels"].settings)
     assert found["labels"] == 10 * preset.pop("labels_per_class")
     assert found["finetune"] == preset
