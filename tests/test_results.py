@@ -113,6 +113,12 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
             for n in (100, 1000)
         ),
         (
+            "mnist-pseudo-labels",
+            "representations",
+            "mnist-labels",
+            ("propagated-100",),
+        ),
+        (
             "adapt-pseudo-labels",
             "transfer",
             "mnist-usps",
