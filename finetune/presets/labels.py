@@ -94,7 +94,7 @@ PRESETS: Mapping[str, Preset] = {
                     "propagation 1.4 ± 0.7 % (from scratch 1.6 ± 0.7), at 1,000 0.61 ± "
                     "0.03 % (0.85 ± 0.04), 5 seeds each"
                 ),
-                time="8 to 10 minutes a seed, after 25 of pretraining",
+                time="8 to 12 minutes a seed, after 25 of pretraining",
                 device="one core of an AMD EPYC, beside other work",
                 date="2026-11-27",
             ),
