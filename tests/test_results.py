@@ -116,7 +116,7 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
             "mnist-pseudo-labels",
             "representations",
             "mnist-labels",
-            ("propagated-100",),
+            ("propagated-100", "propagated-scratch-100"),
         ),
         (
             "adapt-pseudo-labels",
