@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "jmmd": {"align": ("jmmd",)},
     "coral": {"align": ("coral",)},
     "jdot": {"align": ("jdot",)},
+    "jdot, mass 0.5": {"align": ("jdot",), "jdot_mass": 0.5},
     "jdot, whole batches": {"align": ("jdot",), "jdot_mass": 1.0},
     "pseudo-labels": _SURE,
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},

@@ -25,9 +25,10 @@ class TargetOptions:
     align_weight: tuple[float, ...] = ()
     """One weight for each method of --align. Default: 1 each, coral 10."""
 
-    jdot_mass: float = 0.5
+    jdot_mass: float = 0.75
     """The share of a batch that jdot carries, above 0 and at most 1; what costs most
-    stays, since no two batches have the same number of every class."""
+    stays, since no two batches have the same number of every class. 0.5 where the
+    classes are not as frequent in both domains; too little may carry one class only."""
 
     compose: Literal["none", "mixup", "ink"] = "none"
     """Draw the labelled images with pixels of the target's, more so until half of the

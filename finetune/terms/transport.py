@@ -46,7 +46,7 @@ def joint_cost(
 
 
 def jdot_term(
-    weight: float = 1.0, mass: float = 0.5, *, head: str, target: str = "target"
+    weight: float = 1.0, mass: float = 0.75, *, head: str, target: str = "target"
 ) -> Term:
     """DeepJDOT: (1/n) Σ_i C[i, π(i)], C by `joint_cost`, π its least assignment.
 
@@ -56,7 +56,8 @@ def jdot_term(
     Either stream gives as many images a step. Two batches never have the same number of
     every class, so that pairing all of them pairs images of two classes: of n images
     the share `mass`, in (0, 1], is carried, those that cost least (Nguyen et al. 2022,
-    "Improving mini-batch optimal transport via partial transportation"). Metric
+    "Improving mini-batch optimal transport via partial transportation"). Too small a
+    share may consist of one class, and the other is then drawn to it. Metric
     `jdot_matched`: the share of the carried whose partner the head already predicts so.
     """
     reads = (
