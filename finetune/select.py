@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluate_command import EvaluateConfig, is_classifier
 from finetune.artefact import load_classifier
 from finetune.domains.selection import ensemble_agreement, infomax
 from finetune.evaluate import images_for, sweep_for
@@ -38,6 +38,9 @@ def select(config: SelectConfig) -> dict[str, Any]:
         the same images.
       CheckpointError: there is no classifier, or it is damaged.
     """
+    for run in config.from_:
+        if not is_classifier(run):
+            load_classifier(run)  # says what is missing, before any work
     reads: list[_Read] = []
     for number, run in enumerate(config.from_, 1):
         print(f"{number}/{len(config.from_)}  {run}", file=sys.stderr)

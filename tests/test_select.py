@@ -89,4 +89,6 @@ def test_runs_of_other_classes_are_not_compared(home, tmp_path, capsys):
 
 def test_a_folder_that_is_no_run_is_named(home, tmp_path, capsys):
     assert select(home, [home / "one", home / "other", tmp_path / "none"]) == 2
-    assert str(tmp_path / "none") in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert str(tmp_path / "none") in said
+    assert "1/3" not in said  # before any work
