@@ -77,7 +77,7 @@ GAINS: Sequence[Gain] = (
     Gain(
         "the same, kinds that the labels lack",
         "`--propagation 0.5`",
-        "two minutes before the first step",
+        "two and a half minutes, once",
         "mnist-labels",
         "propagated-100",
         "pseudo-labels-100",

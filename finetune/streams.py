@@ -133,24 +133,32 @@ def supply(
             found[f"{TRAIN}/view"] = _composed(composing, found[f"{TRAIN}/view"], key)
         if statistics == "joint" and "encoder" in moving:
             found |= _joint(classifier, params, stats, tuple(parts))
-        if "examples" in stats:
-            weights = stats["examples"]["weight"]
-            found["train/weight"] = lambda _: jnp.take(weights, batch["index"])
+        found |= _looked_up(stats, batch)
         if "anchors" in stats:
             found |= anchor_rules(classifier, stats["anchors"], tuple(parts))
         if teacher is not None:
             found |= teacher.rules(stats["teacher"])
-        if "propagated" in stats:
-            classes = stats["propagated"]["class"]
-            found[f"{UNLABELLED}/propagated"] = lambda _: jnp.take(
-                classes, batch[f"{UNLABELLED}/index"]
-            )
         if "predicted" in stats:
             following = found["stats/next"]
             found |= _predicted(stats["predicted"], momentum, following)
         return found
 
     return rules
+
+
+def _looked_up(
+    stats: Mapping[str, Any], batch: Mapping[str, Any]
+) -> dict[str, Callable[[Context], Any]]:
+    """What `stats` holds of every image, of those in the batch."""
+    places = {
+        f"{TRAIN}/weight": ("examples", "weight", "index"),
+        f"{UNLABELLED}/propagated": ("propagated", "class", f"{UNLABELLED}/index"),
+    }
+    return {
+        name: lambda _, of=stats[kept][what], at=index: jnp.take(of, batch[at])
+        for name, (kept, what, index) in places.items()
+        if kept in stats
+    }
 
 
 def _predicted(

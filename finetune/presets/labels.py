@@ -22,8 +22,8 @@ PSEUDO_LABELS: Mapping[str, Any] = {
     "distribution_alignment": True,
     "alignment_momentum": 0.99,
 }
-# By the training labels that two of the five runs of `mnist-labels` did not have: 2.40
-# and 2.53 % of them wrong without it, 1.32 and 1.37 with it.
+# By the training labels that two of the five runs of `mnist-labels` did not have: 97.5
+# and 97.4 % of all right without it, 98.8 and 98.6 with it (`afterimage evaluate`).
 PROPAGATION = 0.5
 PRESETS: Mapping[str, Preset] = {
     "digits": Preset(
