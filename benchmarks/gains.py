@@ -174,10 +174,10 @@ GAINS: Sequence[Gain] = (
     ),
     Gain(
         "new classes of five images each",
-        "`--meta prototypical`",
-        "episodes of classes known",
+        "`--meta proto-maml`",
+        "four times prototypes",
         "omniglot-5w5s",
-        "prototypical",
+        "proto-maml",
         "frozen encoder, nearest neighbour",
     ),
 )

@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
+from afterimage.data.progress import Progress
 from afterimage.training.sweep import Sweep, spaced
 from finetune.classifier import Classifier
 
 FEATURES = "pyramid-grid"
 NEIGHBOURS, COMPONENTS, ALPHA = 10, 64, 0.99
 _MOST, _MOST_TO_PROJECT = 60_000, 5_000
+_ROWS = 2_000  # of the graph at a time
 Features = Float[np.ndarray, "_n d"]
 NONE = -1
 
@@ -36,12 +38,11 @@ def propagate(
     """
     from scipy import sparse
     from scipy.sparse.linalg import cg
-    from sklearn.neighbors import NearestNeighbors
 
     n = len(features)
     x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     count = min(NEIGHBOURS, n - 1)
-    distance, index = NearestNeighbors(n_neighbors=count).fit(x).kneighbors()
+    distance, index = _neighbours(x, count)
     width = max(float(np.median(distance)), 1e-12)
     near = np.exp(-np.square(distance / width)).ravel()
     rows = np.repeat(np.arange(n), count)
@@ -57,6 +58,26 @@ def propagate(
             found = np.maximum(cg(system, wanted, rtol=1e-6, maxiter=100)[0], 0.0)
             reached[:, one] = found / found.sum()
     return np.where(reached.max(1) > 0, reached.argmax(1), NONE)
+
+
+def _neighbours(
+    x: Features, count: int
+) -> tuple[Float[np.ndarray, "_n k"], Int[np.ndarray, "_n k"]]:
+    """(distances, rows) of the `count` nearest others of each row."""
+    from sklearn.neighbors import NearestNeighbors
+
+    n, distances, indices = len(x), [], []
+    search = NearestNeighbors(n_neighbors=count + 1).fit(x)
+    with Progress(n, "neighbours") as progress:
+        for first in range(0, n, _ROWS):
+            rows = np.arange(first, min(first + _ROWS, n))
+            distance, index = search.kneighbors(x[rows])
+            others = index != rows[:, None]
+            others[others.all(1), -1] = False  # more equals than neighbours
+            distances.append(distance[others].reshape(len(rows), count))
+            indices.append(index[others].reshape(len(rows), count))
+            progress.add(len(rows))
+    return np.concatenate(distances), np.concatenate(indices)
 
 
 class Projector:
@@ -98,8 +119,10 @@ class Projector:
         return (x - self._mean) / self._scale
 
     def _batches(self, images: ImageSet) -> Iterator[Features]:
-        for _, batch, mask in self._sweep.batches(images):
-            yield np.asarray(self._features(*self._model, batch["image"]))[mask]
+        with Progress(len(images), "features") as progress:
+            for _, batch, mask in self._sweep.batches(images):
+                yield np.asarray(self._features(*self._model, batch["image"]))[mask]
+                progress.add(int(mask.sum()))
 
 
 def propagated(

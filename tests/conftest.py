@@ -69,18 +69,19 @@ def tiny(monkeypatch):
 
     For tests whose time is compiling.
     """
-    _shrink(monkeypatch)
+    shrink(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def tiny_module():
     """`tiny` for a whole module, whose fixtures share what they ran."""
     with pytest.MonkeyPatch.context() as patch:
-        _shrink(patch)
+        shrink(patch)
         yield
 
 
-def _shrink(monkeypatch):
+def shrink(monkeypatch):
+    """What `tiny` does, for a process of its own."""
     # Here, not above: what is imported before the tests is not type checked.
     from afterimage import runtime
     from afterimage.models.config import PRESETS

@@ -9,13 +9,14 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def cut_back(
-    run: pathlib.Path, copy: pathlib.Path, step: int, last: int
-) -> pathlib.Path:
-    """A copy of a finished run as if it had been stopped after `step` of `last`."""
+def cut_back(run: pathlib.Path, copy: pathlib.Path, step: int) -> pathlib.Path:
+    """A copy of a finished run as if it had been stopped after `step`."""
     shutil.copytree(run, copy)
-    for later in range(step + 1, last + 1):
-        shutil.rmtree(copy / "checkpoints" / str(later))
+    saved = [folder for folder in (copy / "checkpoints").iterdir() if folder.is_dir()]
+    later = [folder for folder in saved if int(folder.name) > step]
+    assert 0 < len(later) < len(saved)
+    for folder in later:
+        shutil.rmtree(folder)
     (copy / "results.json").unlink()
     return copy
 

@@ -150,7 +150,7 @@ def test_a_composed_run_resumes_exactly(home, tmp_path):
         "keep_last": 10,
     }
     whole = finetune(config(home, tmp_path / "whole", **settings)).run
-    run = cut_back(whole, tmp_path / "cut", 2, last=4)
+    run = cut_back(whole, tmp_path / "cut", 2)
     finetune(config(home, run, **settings))
     lines = [(p / "metrics.jsonl").read_text().splitlines()[-1] for p in (whole, run)]
     first, second = map(json.loads, lines)

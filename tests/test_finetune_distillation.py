@@ -183,7 +183,7 @@ def test_the_gain_is_reported_where_an_earlier_step_is_kept(
 
 
 def test_it_resumes_exactly(home, whole, tmp_path):
-    run = cut_back(whole.run, tmp_path / "cut", 2, last=4)
+    run = cut_back(whole.run, tmp_path / "cut", 2)
     finetune(distilled(home, run, **EVERYTHING))
     states = [Store(r).restore(step=4)[1] for r in (whole.run, run)]
     jax.tree.map(np.testing.assert_array_equal, *states)

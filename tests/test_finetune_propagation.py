@@ -77,3 +77,18 @@ def test_the_term_counts_what_both_say_and_later_what_the_classifier_says():
     assert float(metrics["pseudo_labels_sure"]) == 0.5
     late, _ = term.value(given(**values, progress=0.5), jnp.int32(0))
     assert float(late) == pytest.approx((-np.log(0.5) - np.log(0.2)) / 2)
+
+
+def test_neighbours_are_the_others_also_where_many_are_equal(monkeypatch):
+    """Against sklearn's own leaving out, in rows of 7; equal rows have each other."""
+    from sklearn.neighbors import NearestNeighbors
+
+    monkeypatch.setattr(propagation, "_ROWS", 7)
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    distance, index = propagation._neighbours(x, 4)
+    wanted, rows = NearestNeighbors(n_neighbors=4).fit(x).kneighbors()
+    np.testing.assert_array_equal(index, rows)
+    np.testing.assert_allclose(distance, wanted)
+    distance, index = propagation._neighbours(np.ones((50, 3)), 4)
+    assert not distance.any()
+    assert (index != np.arange(50)[:, None]).all()

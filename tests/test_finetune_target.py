@@ -73,7 +73,7 @@ def test_everything_together_resumes_exactly(home, tmp_path):
     for path, leaf in flatten(read_encoder(home / "encoder")[0]).items():
         np.testing.assert_array_equal(anchor[path], leaf)
     for cut in (1, 4):
-        run = cut_back(result.run, tmp_path / f"cut-{cut}", cut, last=6)
+        run = cut_back(result.run, tmp_path / f"cut-{cut}", cut)
         again = finetune(config(home, run, **settings))
         _, found, _ = Store(run).restore(step=6)
         jax.tree.map(np.testing.assert_array_equal, found, expected)

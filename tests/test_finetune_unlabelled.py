@@ -157,7 +157,7 @@ def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
     shares = [row.get("train/pseudo_labels_sure") for row in rows(result.run)]
     assert any(share for share in shares if share is not None)
     _, expected, _ = Store(result.run).restore(step=6)
-    run = cut_back(result.run, tmp_path / "cut", 3, last=6)
+    run = cut_back(result.run, tmp_path / "cut", 3)
     finetune(config(home, run, **SETTINGS))
     _, found, _ = Store(run).restore(step=6)
     for path, leaf in flatten(expected["params"]).items():
@@ -177,7 +177,7 @@ def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
         assert share.sum() == pytest.approx(1, abs=1e-4)
         assert np.all((share >= -1e-4) & (share <= 1 + 1e-4))
     assert np.all(np.abs(moved).max(1) > 1e-6)
-    cut = cut_back(run, tmp_path / "cut", 3, last=6)
+    cut = cut_back(run, tmp_path / "cut", 3)
     finetune(config(home, cut, **settings))
     np.testing.assert_array_equal(
         Store(cut).restore(step=6)[1]["stats"]["predicted"], means[-1]
@@ -195,7 +195,7 @@ def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
     # At confidence 0 every image would count, were it not for the second opinion.
     sure = [row["train/pseudo_labels_sure"] for row in rows(run) if "train/loss" in row]
     assert min(sure) < 1
-    cut = cut_back(run, tmp_path / "cut", 3, last=6)
+    cut = cut_back(run, tmp_path / "cut", 3)
     finetune(config(home, cut, **settings))
     found = Store(cut).restore(step=6)[1]
     np.testing.assert_array_equal(found["stats"]["propagated"]["class"], classes)

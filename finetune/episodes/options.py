@@ -37,7 +37,7 @@ class EpisodeOptions:
     episodes_per_step: int = 4
     """Episodes of a training step; they take the place of batch_size."""
 
-    inner_steps: int = 1
+    inner_steps: int = 2
     """Steps of gradient descent within an episode. Of maml the first moves the head
     alone: with one step the encoder learns between episodes only."""
 
