@@ -88,12 +88,15 @@ METHODS: dict[str, dict] = {
         "distil": ("logits", "features", "relational"),
     },
     **{
-        f"tasks, {name}": {"data": "npz:{}/two.npz", "tasks": ("light",), "task_weighting": name}
+        f"tasks, {name}": {
+            "data": "npz:{}/two.npz",
+            "tasks": ("light",),
+            "task_weighting": name,
+        }
         for name in ("fixed", "uncertainty", "pcgrad")
     },
     **{
-        f"sequence, {name}": {**SEQUENCE, "continual": name}
-        for name in ("none", "lwf")
+        f"sequence, {name}": {**SEQUENCE, "continual": name} for name in ("none", "lwf")
     },
     "sequence, ewc": {**SEQUENCE, "continual": "ewc", "weight_decay": 0.0},
     "sequence, replay": {**SEQUENCE, "continual": "replay", "memory": 3},
@@ -210,7 +213,12 @@ def everywhere(method: str, folder: str) -> None:
     np.testing.assert_allclose(losses(run["half"]), losses(run["one"]), rtol=0.2)
 
 
-PROGRAM = "import sys; from tests.faults.test_methods import *; everywhere(*sys.argv[1:])"
+PROGRAM = """
+import sys
+from tests.faults.test_methods import everywhere
+
+everywhere(*sys.argv[1:])
+"""
 
 
 @pytest.mark.slow
