@@ -16,8 +16,9 @@ from finetune.classifier import standardise
 from finetune.domains import shift
 from finetune.features import best_features
 from finetune.labels import labelled, of_head
+from finetune.neighbours import Projector
 from finetune.parts import Parts
-from finetune.propagation import Projector, propagated
+from finetune.propagation import propagated
 from finetune.source import load_weights
 
 _MOST_TO_STANDARDISE, _MOST_TO_SELECT = 20_000, 5_000
@@ -116,7 +117,12 @@ def _propagated(
     assert images is not None
     assert known is not None
     say(f"Propagating the labels over the neighbours of {len(images):,} images ...")
-    project = Projector(parts.classifier, parts.sweep, (params, stats), config.seed)
+
+    def maps(model: tuple[Tree, Tree], images: Array) -> list[Array]:
+        pixels = parts.classifier.preprocessing.normalise(images)
+        return parts.classifier.maps(*model, pixels)[0]
+
+    project = Projector(maps, (params, stats), parts.sweep, config.seed)
     classes = propagated(project, known, images, len(parts.chosen.class_names))
     reached = (classes >= 0).sum()
     say(f"{len(known):,} labels propagated to {reached:,} of {len(images):,} images")

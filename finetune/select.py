@@ -4,17 +4,26 @@ import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
+from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig, is_classifier
+from afterimage.training.sweep import spaced_rows
 from finetune.artefact import load_classifier
-from finetune.domains.selection import ensemble_agreement, infomax
+from finetune.domains.selection import (
+    ensemble_agreement,
+    infomax,
+    neighbour_information,
+)
 from finetune.evaluate import images_for, sweep_for
 from finetune.labels import HEAD
+from finetune.neighbours import NEIGHBOURS, Projector, nearest, unit
 from finetune.scoring import Scorer
 from finetune.select_command import SelectConfig
+
+_MOST = 20_000  # images whose neighbours are asked
 
 
 class _Read(NamedTuple):
@@ -28,19 +37,22 @@ class _Read(NamedTuple):
 
 
 def select(config: SelectConfig) -> dict[str, Any]:
-    """The runs with their `ensemble_agreement`, best first, and "chosen", the first.
+    """The runs, best first, and "chosen", the first of them, by "rule".
 
-    Also of each: "infomax", the mutual information of its predictions, nats; and
-    "data", "split", "examples".
+    Of each: with an encoder "neighbours", by which they are ordered, the information
+    that its predictions have of those of near images, nats; "agreement" with the mean
+    of all, by which they are ordered without; "infomax", the mutual information of its
+    predictions, nats. Also "data", "split", "examples".
 
     Raises:
-      UserError: fewer than three runs; runs of different classes, or that cannot read
-        the same images.
-      CheckpointError: there is no classifier, or it is damaged.
+      UserError: too few runs; runs of different classes, or that cannot read the same
+        images.
+      CheckpointError: there is no classifier or encoder, or it is damaged.
     """
     for run in config.from_:
         if not is_classifier(run):
             load_classifier(run)  # says what is missing, before any work
+    encoder = None if config.encoder is None else load_encoder(config.encoder)
     reads: list[_Read] = []
     for number, run in enumerate(config.from_, 1):
         print(f"{number}/{len(config.from_)}  {run}", file=sys.stderr)
@@ -51,10 +63,17 @@ def select(config: SelectConfig) -> dict[str, Any]:
         {"run": read.run, "agreement": share, "infomax": infomax(read.logits)}
         for read, share in zip(reads, ensemble_agreement(logits))
     ]
-    found.sort(key=lambda one: -one["agreement"])
+    by, rule = "agreement", "highest agreement with the mean of all predictions (EnsV)"
+    if encoder is not None:
+        by = "neighbours"
+        rule = f"predictions most alike between neighbours in {config.encoder}"
+        rows, neighbours = _neighbours(config, encoder, reads[0].images)
+        for one, told in zip(found, logits):
+            one[by] = neighbour_information(told[rows], neighbours)
+    found.sort(key=lambda one: -one[by])
     return {
         "chosen": found[0]["run"],
-        "rule": "highest agreement with the mean of all predictions (EnsV)",
+        "rule": rule,
         "runs": found,
         "data": reads[0].images.name,
         "split": config.split,
@@ -62,9 +81,28 @@ def select(config: SelectConfig) -> dict[str, Any]:
     }
 
 
-def _read(config: SelectConfig, run: str) -> _Read:
-    loaded = load_classifier(run)
-    own = EvaluateConfig(
+def _neighbours(
+    config: SelectConfig, encoder: Encoder, images: ImageSet
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n k"]]:
+    """(rows of `images`, the neighbours of each as positions among these rows)."""
+    height, width = encoder.preprocessing.image_size
+    channels = encoder.preprocessing.channels
+    if images.shape != (height, width, channels):
+        raise UserError(
+            f"encoder={config.encoder} takes images {(height, width, channels)}, the "
+            f"runs {images.shape} (height, width, channels): give the encoder that "
+            "they began from"
+        )
+    rows = spaced_rows(len(images), _MOST)
+    project = Projector(encoder.apply_maps, encoder.params, sweep_for(_reading(config)))
+    some = images.subset(rows)
+    project.fit(some)
+    return rows, nearest(unit(project(some)), min(NEIGHBOURS, len(rows) - 1))[1]
+
+
+def _reading(config: SelectConfig, run: str = "") -> EvaluateConfig:
+    """How images are read, as `evaluate` is told it."""
+    return EvaluateConfig(
         from_=run,
         data=config.data,
         split=config.split,
@@ -72,6 +110,11 @@ def _read(config: SelectConfig, run: str) -> _Read:
         on_bad_image=config.on_bad_image,
         cache=config.cache,
     )
+
+
+def _read(config: SelectConfig, run: str) -> _Read:
+    loaded = load_classifier(run)
+    own = _reading(config, run)
     _, images = images_for(loaded, own)
     scorer = Scorer(loaded.classifier, HEAD, sweep_for(own))
     logits = scorer.logits(loaded.params, loaded.stats, images)

@@ -11,9 +11,12 @@ from afterimage.errors import UserError
 from afterimage.evaluate_command import write
 
 DESCRIPTION = """Which of several fine-tuned classifiers to take, by images without \
-labels: the one that most often says what the mean of all of them says.
+labels. With --encoder the one whose predictions are most alike between images that \
+are near in the features of that pretrained encoder; else the one that most often says \
+what the mean of all of them says.
 
-  afterimage select --from runs/plain runs/dann runs/mmd --data folder:others"""
+  afterimage select --from runs/plain runs/dann runs/mmd --data folder:others \
+--encoder runs/pretrained"""
 FEWEST = 3
 
 
@@ -22,12 +25,17 @@ class SelectConfig:
     """Compare finished runs on images without labels."""
 
     from_: tuple[str, ...]
-    """Three or more fine-tuning runs, or their classifier/ folders, of the same
-    classes."""
+    """Fine-tuning runs, or their classifier/ folders, of the same classes: two or more
+    with encoder, three or more without."""
 
     data: str
     """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
     tfds:NAME, synthetic:HxWxC. Labels among them are not looked at."""
+
+    encoder: str | None = None
+    """The pretrained encoder, a run or its encoder/ folder, by whose features the
+    neighbours of an image are told: best the one that the runs began from. Without it
+    the mean of all predictions decides."""
 
     split: Literal["train", "validation", "test"] = "train"
     """Which of the images."""
@@ -45,10 +53,12 @@ class SelectConfig:
     """Keep decoded images of folders and archives on disk for the next pass."""
 
     def __post_init__(self):
-        if len(self.from_) < FEWEST:
+        if len(self.from_) < 2:
+            raise UserError(f"from has {len(self.from_)} runs: name two or more")
+        if len(self.from_) < FEWEST and self.encoder is None:
             raise UserError(
                 f"from has {len(self.from_)} runs: name {FEWEST} or more, since of two "
-                "the surer one would always win"
+                "the surer one would always win; or give --encoder"
             )
         twice = {one for one in self.from_ if self.from_.count(one) > 1}
         if twice:
@@ -58,13 +68,18 @@ class SelectConfig:
 def text(found: dict[str, Any]) -> str:
     """The comparison for a terminal."""
     width = max(len(one["run"]) for one in found["runs"])
+    columns = {"agreement": "agrees with the mean", "infomax": "infomax, nats"}
+    if "neighbours" in found["runs"][0]:
+        columns = {"neighbours": "neighbours, nats", **columns}
     lines = [
         f"{found['data']}, {found['examples']} images, labels not looked at",
-        f"{'run':{width}}  agrees with the mean of all  mutual information, nats",
+        "  ".join([f"{'run':{width}}", *columns.values()]),
     ]
     for one in found["runs"]:
-        share = f"{100 * one['agreement']:.1f} %"
-        lines.append(f"{one['run']:{width}}  {share:>27}  {one['infomax']:>24.3f}")
+        cells = {"agreement": f"{100 * one['agreement']:.1f} %"}
+        cells |= {k: f"{one[k]:.3f}" for k in columns if k not in cells}
+        row = [f"{cells[k]:>{len(head)}}" for k, head in columns.items()]
+        lines.append("  ".join([f"{one['run']:{width}}", *row]))
     return "\n".join([*lines, f"take {found['chosen']}: {found['rule']}"])
 
 

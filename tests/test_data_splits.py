@@ -65,6 +65,18 @@ def test_per_class_and_seed():
     assert not np.array_equal(chosen, choose_labels(images, per_class=5, seed=1))
 
 
+def test_of_some_classes_the_same_as_of_all():
+    """Also where a class that is not asked for has too few."""
+    labels = [0, 1, 2] * 15
+    images, few = image_set(labels), image_set([0, 1] * 15 + [2])
+    chosen = choose_labels(images, per_class=5, seed=3)
+    of_two = choose_labels(images, per_class=5, classes=[0, 1], seed=3)
+    np.testing.assert_array_equal(of_two, chosen[images.labels[chosen] < 2])
+    assert len(choose_labels(few, per_class=5, classes=[0, 1], seed=3)) == 10
+    with pytest.raises(DataError, match="'b' has 15, 20 asked"):
+        choose_labels(few, per_class=20, classes=[1], seed=3)
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from afterimage.data import array_set
-from finetune import propagation
-from finetune.propagation import Projector, propagate, propagated
+from finetune import neighbours, propagation
+from finetune.neighbours import Projector, nearest
+from finetune.propagation import propagate, propagated
 from finetune.terms.consistency import pseudo_labels
 from tests.test_finetune_unlabelled import given
 
@@ -83,12 +84,12 @@ def test_neighbours_are_the_others_also_where_many_are_equal(monkeypatch):
     """Against sklearn's own leaving out, in rows of 7; equal rows have each other."""
     from sklearn.neighbors import NearestNeighbors
 
-    monkeypatch.setattr(propagation, "_ROWS", 7)
+    monkeypatch.setattr(neighbours, "_ROWS", 7)
     x = np.random.default_rng(0).normal(size=(50, 3))
-    distance, index = propagation._neighbours(x, 4)
+    distance, index = nearest(x, 4)
     wanted, rows = NearestNeighbors(n_neighbors=4).fit(x).kneighbors()
     np.testing.assert_array_equal(index, rows)
     np.testing.assert_allclose(distance, wanted)
-    distance, index = propagation._neighbours(np.ones((50, 3)), 4)
+    distance, index = nearest(np.ones((50, 3)), 4)
     assert not distance.any()
     assert (index != np.arange(50)[:, None]).all()

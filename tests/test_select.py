@@ -9,9 +9,10 @@ from afterimage.__main__ import main
 from afterimage.data import Preprocessing
 from afterimage.models import ModelConfig
 from checkpoints.classifier import write_classifier
+from finetune import select as select_module
 from finetune.artefact import head_entry
 from finetune.classifier import Classifier, HeadConfig
-from finetune.domains.selection import ensemble_agreement
+from finetune.domains.selection import ensemble_agreement, neighbour_information
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 
@@ -53,6 +54,53 @@ def test_who_says_most_often_what_all_say():
     assert ensemble_agreement([np.log(one) for one in p]) == [1.0, 1.0, 0.0]
     sure = np.log([[0.999, 0.001]])  # outvotes two unsure ones
     assert ensemble_agreement([sure, *[np.log([[0.4, 0.6]])] * 2]) == [1.0, 0.0, 0.0]
+
+
+def test_what_neighbours_tell_of_each_other_in_closed_form():
+    """Pairs (0, 1) and (2, 3). Alike in both: log 2; all one class: 0; of three of a
+    class and one of another, P = [[1/2, 1/4], [1/4, 0]]."""
+    pairs, one_hot = np.array([[1], [0], [3], [2]]), np.eye(2)
+    assert neighbour_information(one_hot[[0, 0, 1, 1]], pairs) == pytest.approx(
+        np.log(2)
+    )
+    assert neighbour_information(one_hot[[0, 0, 0, 0]], pairs) == 0.0
+    expected = np.log(0.5 / 0.75**2) / 2 + np.log(0.25 / (0.75 * 0.25)) / 2
+    found = neighbour_information(one_hot[[0, 0, 0, 1]], pairs)
+    assert found == pytest.approx(expected)
+    every = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # half of each kind
+    assert neighbour_information(one_hot[[0, 0, 1, 1]], every) < 0.1
+
+
+def test_of_two_runs_the_one_whose_neighbours_are_alike_is_taken(
+    home, tmp_path, monkeypatch, capsys
+):
+    """Dark and bright images: `other` tells them apart, `one` guesses."""
+    tell = np.arange(40) % 2
+    images = pictures(40) // 4 + (190 * tell)[:, None, None, None].astype(np.uint8)
+    np.savez(tmp_path / "bright.npz", images=images)
+    encoder_artefact.write(tmp_path / "encoder")
+    said = {"one": np.random.default_rng(0).integers(0, 2, 40), "other": tell}
+    read = select_module._read
+
+    def told(config, run):
+        return read(config, run)._replace(logits=np.eye(3)[said[run.split("/")[-1]]])
+
+    monkeypatch.setattr(select_module, "_read", told)
+    runs = ["--from", str(home / "one"), str(home / "other")]
+    given = ["select", *runs, "--data", f"npz:{tmp_path / 'bright.npz'}"]
+    assert main([*given, "--encoder", str(tmp_path / "encoder")]) == 0
+    printed = capsys.readouterr().out
+    assert f"take {home / 'other'}: predictions most alike" in printed
+    row = printed[printed.index(f"{home / 'other'} ") :]
+    assert float(row.split()[1]) == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_an_encoder_of_other_images_is_refused(home, tmp_path, capsys):
+    encoder_artefact.write(tmp_path / "encoder", image_size=(8, 8))
+    runs = [home / "one", home / "other"]
+    assert select(home, runs, "--encoder", str(tmp_path / "encoder")) == 2
+    said = capsys.readouterr().err
+    assert "takes images (8, 8, 3), the runs (16, 16, 3)" in said
 
 
 def test_of_three_runs_one_of_the_two_that_agree_is_taken(home, tmp_path, capsys):

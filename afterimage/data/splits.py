@@ -1,5 +1,7 @@
 """Which images train, validate, or keep their labels: balanced, a function of seed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int64
 
@@ -57,11 +59,13 @@ def choose_labels(
     *,
     labels: int | None = None,
     per_class: int | None = None,
+    classes: Sequence[int] | None = None,
     seed: int,
 ) -> Int64[np.ndarray, " k"]:
     """Sorted positions of a balanced subset of the labelled images, by seed.
 
-    `labels` in all (spread over the classes to within one), or `per_class` of each. A
+    `labels` in all (spread over the classes to within one), or `per_class` of each (of
+    each of these `classes`, by number; of them the same as without). A
     smaller choice with the same seed is contained in a larger one. A class that has too
     few raises DataError and is named.
     """
@@ -75,16 +79,19 @@ def choose_labels(
     order = rng.permutation(count)
     if per_class is not None:
         wanted = np.full(count, per_class)
+        asked_of = np.arange(count) if classes is None else np.asarray(classes)
     else:
         assert labels is not None
         wanted = np.full(count, labels // count)
         wanted[order[: labels % count]] += 1
+        asked_of = np.arange(count)
     if wanted.min() < 1:
         asked = f"labels={labels}" if per_class is None else f"per_class={per_class}"
         raise UserError(
             f"{asked} leaves a class of {images.name} without an image; its {count} "
             f"classes need at least {count} labels"
         )
+    wanted[np.setdiff1d(np.arange(count), asked_of)] = 0
     have = np.bincount(images.labels[images.labels >= 0], minlength=count)
     short = [
         f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} asked"

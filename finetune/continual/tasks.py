@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from afterimage.data import ImageSet, choose_labels
-from afterimage.errors import UserError, did_you_mean
+from afterimage.errors import DataError, UserError, did_you_mean
 from finetune.classifier import HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.labels import HEAD
@@ -82,8 +82,12 @@ class Tasks:
         A function of the seed alone: a resumed run finds the same. Raises DataError for
         a class with fewer images.
         """
-        chosen = images.subset(choose_labels(images, per_class=size, seed=seed))
-        return self.images(chosen, range(number))
+        seen = [c for i in range(number) for c in self.classes[i]]
+        try:
+            kept = choose_labels(images, per_class=size, classes=seen, seed=seed)
+        except DataError as error:
+            raise DataError(f"memory={size}: {error}") from None
+        return images.subset(kept)
 
 
 def make_tasks(config: FinetuneConfig, names: tuple[str, ...]) -> Tasks:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet, array_set
 from afterimage.errors import UserError
@@ -106,6 +106,28 @@ def ensemble_agreement(
     """
     vote = np.mean([softmax(one) for one in logits], axis=0).argmax(1)
     return [float((one.argmax(1) == vote).mean()) for one in logits]
+
+
+def neighbour_information(
+    logits: Float[np.ndarray, "n c"], neighbours: Int[np.ndarray, "n k"]
+) -> float:
+    """I(y; y') of the classes predicted of an image and of its `neighbours`, nats.
+
+    Σ_cd P_cd log(P_cd / P_c P_d), where P_cd is how often c is predicted of one and d
+    of the other, in either order. Neighbours are mostly of one class: what tells them
+    apart errs in one of them, and what calls all images the same tells nothing. The
+    quantity is that of invariant information clustering (Ji et al. 2019, §3.1), there
+    of an image and its distorted copy, to be learned from; here to choose by, where the
+    neighbours are told by features that none of the methods has moved.
+    """
+    predicted, classes = logits.argmax(1), logits.shape[1]
+    pairs = np.zeros((classes, classes))
+    np.add.at(pairs, (predicted[:, None], predicted[neighbours]), 1.0)
+    pairs = (pairs + pairs.T) / (2 * pairs.sum())
+    alone = pairs.sum(1)
+    seen = pairs > 0
+    ratio = pairs[seen] / np.outer(alone, alone)[seen]
+    return float((pairs[seen] * np.log(ratio)).sum())
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""Neighbours in the features as they were pretrained, which no method has moved.
+
+NumPy and scikit-learn on the host: 64 numbers an image, ten neighbours.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from afterimage.data import ImageSet
+from afterimage.data.progress import Progress
+from afterimage.models.heads import pool_features
+from afterimage.training.sweep import Sweep, spaced
+
+NEIGHBOURS, COMPONENTS = 10, 64
+_MOST_TO_PROJECT = 5_000
+_ROWS = 2_000  # of the search at a time
+Features = Float[np.ndarray, "_n d"]
+
+
+def unit(x: Features) -> Features:
+    """The rows at length one; rows of zeros as they are."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def nearest(
+    x: Features, count: int
+) -> tuple[Float[np.ndarray, "_n k"], Int[np.ndarray, "_n k"]]:
+    """(distances, rows) of the `count` nearest others of each row."""
+    from sklearn.neighbors import NearestNeighbors
+
+    n, distances, indices = len(x), [], []
+    search = NearestNeighbors(n_neighbors=count + 1).fit(x)
+    with Progress(n, "neighbours") as progress:
+        for first in range(0, n, _ROWS):
+            rows = np.arange(first, min(first + _ROWS, n))
+            distance, index = search.kneighbors(x[rows])
+            others = index != rows[:, None]
+            others[others.all(1), -1] = False  # more equals than neighbours
+            distances.append(distance[others].reshape(len(rows), count))
+            indices.append(index[others].reshape(len(rows), count))
+            progress.add(len(rows))
+    return np.concatenate(distances), np.concatenate(indices)
+
+
+class Projector:
+    """Features of images on 64 principal components of what the encoder makes of them.
+
+    All feature maps, which `maps` gives of (model, uint8 images), as means of a 2 x 2
+    grid, standardised, one batch after the other: what is kept is 64 numbers an image.
+    """
+
+    def __init__(
+        self,
+        maps: Callable[[Any, Any], list[Any]],
+        model: Any,
+        sweep: Sweep,
+        seed: int = 0,
+    ):
+        self._sweep, self._model, self._seed = sweep, model, seed
+        self._features = sweep.jit(
+            lambda model, images: pool_features(maps(model, images), "pyramid-grid")
+        )
+        self._pca: Any = None
+
+    def fit(self, images: ImageSet) -> None:
+        """The components, from at most 5,000 of these images."""
+        from sklearn.decomposition import PCA
+
+        x = np.concatenate(list(self._batches(spaced(images, _MOST_TO_PROJECT))))
+        self._mean, self._scale = x.mean(0), x.std(0) + 1e-6
+        count = min(COMPONENTS, *x.shape)
+        self._pca = PCA(count, random_state=self._seed).fit(self._standard(x))
+
+    def __call__(self, images: ImageSet) -> Features:
+        parts = [
+            self._pca.transform(self._standard(x)).astype(np.float32)
+            for x in self._batches(images)
+        ]
+        return np.concatenate(parts)
+
+    def _standard(self, x: Features) -> Features:
+        return (x - self._mean) / self._scale
+
+    def _batches(self, images: ImageSet) -> Iterator[Features]:
+        with Progress(len(images), "features") as progress:
+            for _, batch, mask in self._sweep.batches(images):
+                yield np.asarray(self._features(self._model, batch["image"]))[mask]
+                progress.add(int(mask.sum()))
