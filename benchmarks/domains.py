@@ -7,10 +7,10 @@ mnist-coloured          to digits blended over photos (made here as MNIST-M was)
 An encoder is pretrained on the training images of both domains, without labels; then
 every method is fine-tuned on the source's labels with the target's images beside them,
 and scored once on the target's test split. source-only never sees the target; row
-target-only has the target's labels. `best` is the method of highest accuracy on
-labelled images of the source that its runs did not learn from; where they learn from
-all of them (USPS as the source) the best by infomax, and where `--select` names a
-label-free rule, the best by that.
+target-only has the target's labels. `best` is the method that `afterimage select
+--encoder` takes, by the target's training images without labels and the neighbours in
+the pretrained encoder's features; where `--select` names a label-free rule, the best
+by that.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as
+from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as, quietly
 from benchmarks.results import row
 from finetune.domains.selection import LABEL_FREE
 from finetune.presets import PRESETS
@@ -34,6 +34,7 @@ TABLES = {
 }
 PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
 _SURE = {"unlabelled": "target", "distribution_alignment": True}
+_RUNNING = {**_SURE, "alignment_momentum": 0.99}
 _INK = {"compose": "ink", **_SURE, "confidence": 0.8}
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
@@ -49,8 +50,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "jdot, mass 0.5": {"align": ("jdot",), "jdot_mass": 0.5},
     "jdot, whole batches": {"align": ("jdot",), "jdot_mass": 1.0},
     "pseudo-labels": _SURE,
+    "pseudo-labels, running mean": _RUNNING,
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
     "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},
+    "cdan-e + pseudo-labels, running mean": {"align": ("cdan-e",), **_RUNNING},
     "ink": {"compose": "ink"},
     "ink + pseudo-labels": _INK,
     "ink + pseudo-labels, from scratch": {**_INK, "mode": "scratch"},
@@ -193,20 +196,17 @@ def _source_accuracy(
 
 def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, Any]]:
     """A row a method, and `best`, chosen without target labels."""
-    known, rule = {}, _rule(run, table)
+    known = {}
     data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
     for method in filter(run.wants, METHODS):
-        name = f"{table}-{method.replace(' ', '')}"
 
-        def settings(
-            seed: int, method: str = method, name: str = name
-        ) -> dict[str, Any]:
-            home = out / f"{'-'.join(sorted(TABLES[table]))}-pretrained-{seed}"
+        def settings(seed: int, method: str = method) -> dict[str, Any]:
+            home = _encoder(out, table, seed)
             return {
                 "from_": pretrained_as(
                     "small-images", data, home, run.pretrain_steps, seed
                 ),
-                "out": str(out / f"{name}-{seed}"),
+                "out": str(_home(out, table, method, seed)),
                 **_settings(run, table, method, out),
             }
 
@@ -216,31 +216,63 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
             yield row(table, method, METRIC, scores, **more)
             continue
         told = [
-            100 * _source_accuracy(run, table, out / f"{name}-{r['seed']}", r)
+            100 * _source_accuracy(run, table, _home(out, table, method, r["seed"]), r)
             for r in found
         ]
         more["source_accuracy"] = round(float(np.mean(told)), 2)
         yield row(table, method, METRIC, scores, **more)
-        known[method] = (_merit(rule, found, more), scores, more)
+        known[method] = (found, scores, more)
     if known:
-        best = max(known, key=lambda name: known[name][0])
+        merits = _merits(run, table, out, known)
+        best = max(merits, key=lambda name: merits[name])
         _, scores, more = known[best]
-        why = "highest accuracy on held-out images of the source"
-        if rule in LABEL_FREE:
-            why = f"{LABEL_FREE[rule][1]} of the target predictions"
+        why = "predictions most alike between neighbours in the pretrained features"
+        if run.select in LABEL_FREE:
+            why = f"{LABEL_FREE[run.select][1]} of the target predictions"
         yield row(table, "best", METRIC, scores, **more, method=f"{best}: {why}")
 
 
-def _rule(run: Settings, table: str) -> str:
-    """What `best` is chosen by: infomax where no source image is held out."""
-    held_out = _LABELLED[TABLES[table][0]] is not None
-    return run.select if run.select in LABEL_FREE or held_out else "infomax"
-
-
-def _merit(rule: str, found: list[dict[str, Any]], more: dict[str, Any]) -> float:
+def _merits(
+    run: Settings, table: str, out: pathlib.Path, known: dict[str, Any]
+) -> dict[str, float]:
     """What `best` is chosen by, larger for the better: the mean over the seeds."""
-    if rule not in LABEL_FREE:
-        return more["source_accuracy"]
-    values = [results["label_free"][f"target_{rule}"] for results in found]
-    value = float(np.mean(values))
-    return value if LABEL_FREE[rule][0] == "max" else -value
+    if run.select not in LABEL_FREE:
+        return _neighbours(run, table, out, list(known))
+    direction, _ = LABEL_FREE[run.select]
+    sign = 1 if direction == "max" else -1
+    return {
+        method: sign
+        * float(np.mean([r["label_free"][f"target_{run.select}"] for r in found]))
+        for method, (found, *_) in known.items()
+    }
+
+
+def _neighbours(
+    run: Settings, table: str, out: pathlib.Path, methods: list[str]
+) -> dict[str, float]:
+    """Of each method what neighbouring target images tell of each other, nats."""
+    from finetune.select import select
+    from finetune.select_command import SelectConfig
+
+    if len(methods) < 2:
+        return dict.fromkeys(methods, 0.0)
+    told: dict[str, list[float]] = {method: [] for method in methods}
+    target = _domain(TABLES[table][1], pathlib.Path(run.folder), out)
+    for seed in range(run.seeds):
+        runs = {str(_home(out, table, method, seed)): method for method in methods}
+        given = SelectConfig(
+            from_=tuple(runs),
+            data=f"npz:{target}",
+            encoder=str(_encoder(out, table, seed)),
+        )
+        for one in quietly(select, given)["runs"]:
+            told[runs[one["run"]]].append(one["neighbours"])
+    return {method: float(np.mean(values)) for method, values in told.items()}
+
+
+def _home(out: pathlib.Path, table: str, method: str, seed: int) -> pathlib.Path:
+    return out / f"{table}-{method.replace(' ', '')}-{seed}"
+
+
+def _encoder(out: pathlib.Path, table: str, seed: int) -> pathlib.Path:
+    return out / f"{'-'.join(sorted(TABLES[table]))}-pretrained-{seed}"

@@ -69,24 +69,15 @@ def test_a_row_that_no_table_has_is_refused_before_anything_runs():
         transfer.main(run)
 
 
-@pytest.mark.parametrize(
-    ("table", "select", "merit"),
-    [
-        ("mnist-usps", "auto", 91.0),
-        ("mnist-usps", "infomax", 1.5),
-        ("mnist-usps", "entropy", -0.3),
-        ("usps-mnist", "auto", 1.5),  # no source image is held out there
-        ("usps-mnist", "entropy", -0.3),
-    ],
-)
-def test_best_follows_the_rule_of_the_step(table, select, merit):
-    rule = domains._rule(transfer.Transfer(select=select), table)
+@pytest.mark.parametrize(("select", "merit"), [("infomax", 1.5), ("entropy", -0.3)])
+def test_best_follows_the_rule_of_the_step(select, merit, tmp_path):
     told = [(1.0, 0.2), (2.0, 0.4)]
     found = [
         {"label_free": {"target_infomax": i, "target_entropy": e}} for i, e in told
     ]
-    more = {"source_accuracy": 91.0}
-    assert domains._merit(rule, found, more) == pytest.approx(merit)
+    run = transfer.Transfer(select=select)
+    merits = domains._merits(run, "mnist-usps", tmp_path, {"mmd": (found, [], {})})
+    assert merits == {"mmd": pytest.approx(merit)}
 
 
 def test_the_row_of_a_preset_has_its_settings(folder, tmp_path):
@@ -123,11 +114,12 @@ def test_rows_are_recorded_one_by_one_and_replaced(folder, tiny, tmp_path, monke
             ("usps-mnist", "best"),
         ]
         assert all(r["steps"] == 2 for r in rows)
+        assert "most alike between neighbours" in rows[-1]["method"]
     assert "seconds" not in rows[0]
 
 
 @pytest.mark.slow
-def test_best_is_chosen_by_source_images_that_no_run_learned_from(
+def test_source_accuracy_is_of_images_that_no_run_learned_from(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(domains._LABELLED, "mnist", 40)

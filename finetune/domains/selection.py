@@ -113,21 +113,19 @@ def neighbour_information(
 ) -> float:
     """I(y; y') of the classes predicted of an image and of its `neighbours`, nats.
 
-    Σ_cd P_cd log(P_cd / P_c P_d), where P_cd is how often c is predicted of one and d
-    of the other, in either order. Neighbours are mostly of one class: what tells them
-    apart errs in one of them, and what calls all images the same tells nothing. The
-    quantity is that of invariant information clustering (Ji et al. 2019, §3.1), there
-    of an image and its distorted copy, to be learned from; here to choose by, where the
-    neighbours are told by features that none of the methods has moved.
+    Σ_cd P_cd log(P_cd / P_c P_d), P the mean of p(x) p(x')ᵀ over images and neighbours,
+    made symmetric. Neighbours are mostly of one class: what tells them apart errs in
+    one of them, and what calls all images the same tells nothing. The quantity is that
+    of invariant information clustering (Ji et al. 2019, §3.1), there of an image and
+    its distorted copy, to be learned from; here to choose by, where the neighbours are
+    told by features that no method has moved.
     """
-    predicted, classes = logits.argmax(1), logits.shape[1]
-    pairs = np.zeros((classes, classes))
-    np.add.at(pairs, (predicted[:, None], predicted[neighbours]), 1.0)
+    p = softmax(logits)
+    pairs = np.sum([p.T @ p[column] for column in neighbours.T], axis=0)
     pairs = (pairs + pairs.T) / (2 * pairs.sum())
     alone = pairs.sum(1)
-    seen = pairs > 0
-    ratio = pairs[seen] / np.outer(alone, alone)[seen]
-    return float((pairs[seen] * np.log(ratio)).sum())
+    ratio = np.maximum(pairs, 1e-12) / np.maximum(np.outer(alone, alone), 1e-12)
+    return float((pairs * np.log(ratio)).sum())
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
