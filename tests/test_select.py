@@ -84,7 +84,8 @@ def test_of_two_runs_the_one_whose_neighbours_are_alike_is_taken(
     read = select_module._read
 
     def told(config, run):
-        return read(config, run)._replace(logits=99 * np.eye(3)[said[run.split("/")[-1]]])
+        logits = 99 * np.eye(3)[said[run.split("/")[-1]]]
+        return read(config, run)._replace(logits=logits)
 
     monkeypatch.setattr(select_module, "_read", told)
     runs = ["--from", str(home / "one"), str(home / "other")]
