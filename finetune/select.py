@@ -10,7 +10,7 @@ from afterimage.data import ImageSet
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig, is_classifier
-from afterimage.training.sweep import spaced_rows
+from afterimage.training.sweep import spaced
 from finetune.artefact import load_classifier
 from finetune.domains.selection import (
     ensemble_agreement,
@@ -22,8 +22,6 @@ from finetune.labels import HEAD
 from finetune.neighbours import NEIGHBOURS, Projector, nearest, unit
 from finetune.scoring import Scorer
 from finetune.select_command import SelectConfig
-
-_MOST = 20_000  # images whose neighbours are asked
 
 
 class _Read(NamedTuple):
@@ -67,9 +65,9 @@ def select(config: SelectConfig) -> dict[str, Any]:
     if encoder is not None:
         by = "neighbours"
         rule = f"predictions most alike between neighbours in {config.encoder}"
-        rows, neighbours = _neighbours(config, encoder, reads[0].images)
+        neighbours = _neighbours(config, encoder, reads[0].images)
         for one, told in zip(found, logits):
-            one[by] = neighbour_information(told[rows], neighbours)
+            one[by] = neighbour_information(told, neighbours)
     found.sort(key=lambda one: -one[by])
     return {
         "chosen": found[0]["run"],
@@ -83,8 +81,8 @@ def select(config: SelectConfig) -> dict[str, Any]:
 
 def _neighbours(
     config: SelectConfig, encoder: Encoder, images: ImageSet
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n k"]]:
-    """(rows of `images`, the neighbours of each as positions among these rows)."""
+) -> Int[np.ndarray, "n k"]:
+    """The rows of each image's neighbours in the features of `encoder`."""
     height, width = encoder.preprocessing.image_size
     channels = encoder.preprocessing.channels
     if images.shape != (height, width, channels):
@@ -93,11 +91,9 @@ def _neighbours(
             f"runs {images.shape} (height, width, channels): give the encoder that "
             "they began from"
         )
-    rows = spaced_rows(len(images), _MOST)
     project = Projector(encoder.apply_maps, encoder.params, sweep_for(_reading(config)))
-    some = images.subset(rows)
-    project.fit(some)
-    return rows, nearest(unit(project(some)), min(NEIGHBOURS, len(rows) - 1))[1]
+    project.fit(images)
+    return nearest(unit(project(images)), min(NEIGHBOURS, len(images) - 1))[1]
 
 
 def _reading(config: SelectConfig, run: str = "") -> EvaluateConfig:
@@ -116,6 +112,7 @@ def _read(config: SelectConfig, run: str) -> _Read:
     loaded = load_classifier(run)
     own = _reading(config, run)
     _, images = images_for(loaded, own)
+    images = spaced(images, config.most)
     scorer = Scorer(loaded.classifier, HEAD, sweep_for(own))
     logits = scorer.logits(loaded.params, loaded.stats, images)
     return _Read(run, loaded.class_names[HEAD], images, logits)

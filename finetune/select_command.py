@@ -40,6 +40,9 @@ class SelectConfig:
     split: Literal["train", "validation", "test"] = "train"
     """Which of the images."""
 
+    most: int = 10_000
+    """Of more images so many, evenly spaced."""
+
     out: str | None = None
     """Write the figures to this file, as JSON."""
 
@@ -60,6 +63,8 @@ class SelectConfig:
                 f"from has {len(self.from_)} runs: name {FEWEST} or more, since of two "
                 "the surer one would always win; or give --encoder"
             )
+        if self.most < 2:
+            raise UserError(f"most={self.most}: at least 2 images")
         twice = {one for one in self.from_ if self.from_.count(one) > 1}
         if twice:
             raise UserError(f"from names {sorted(twice)[0]} twice: each run once")

@@ -6,25 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
 
 from afterimage import runtime
 from afterimage.data import ImageSet, eval_batches
 from afterimage.training.mesh import place, replicated
 
 
-def spaced_rows(count: int, most: int) -> Int[np.ndarray, " n"]:
-    """At most `most` of `count` row numbers, evenly spaced."""
-    if count <= most:
-        return np.arange(count)
-    return np.linspace(0, count - 1, most).round().astype(np.int64)
-
-
 def spaced(images: ImageSet, most: int) -> ImageSet:
     """At most `most` images, evenly spaced over the set."""
     if len(images) <= most:
         return images
-    return images.subset(spaced_rows(len(images), most))
+    return images.subset(np.linspace(0, len(images) - 1, most).round().astype(np.int64))
 
 
 class Sweep:
