@@ -102,10 +102,10 @@ GAINS: Sequence[Gain] = (
     ),
     Gain(
         "the same, the difference drawn by augmentation",
-        "`--unlabelled target`",
+        "preset `adapt-pseudo-labels`",
         "two to three times a run",
         "mnist-usps",
-        "pseudo-labels",
+        "pseudo-labels, running mean",
         "source-only",
     ),
     Gain(
