@@ -143,10 +143,10 @@ GAINS: Sequence[Gain] = (
     Gain(
         "the same, four times as long",
         "`--teacher`, augmentation",
-        "the same, four times the steps",
+        "two and a half times a step",
         "distillation-mnist",
         "student-long-distilled",
-        "student",
+        "student-long",
     ),
     Gain(
         "classes that come group after group",

@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     split, images = images_for(
         loaded, config, tasks=tasks if has_tasks(config.data) else ()
     )
-    sweep = sweep_for(config)
+    sweep = sweep_for(config.batch_size)
 
     def report(head: str, images: ImageSet) -> dict[str, Any]:
         names = loaded.class_names[head]
@@ -80,10 +80,10 @@ def images_for(
     return split, images
 
 
-def sweep_for(config: EvaluateConfig) -> Sweep:
-    """Batches of `config`'s size over every device there is."""
+def sweep_for(batch_size: int) -> Sweep:
+    """Batches of this size over every device there is."""
     mesh = make_mesh()
-    return Sweep(mesh, -(-config.batch_size // mesh.size) * mesh.size)
+    return Sweep(mesh, -(-batch_size // mesh.size) * mesh.size)
 
 
 def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:

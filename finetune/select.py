@@ -91,14 +91,15 @@ def _neighbours(
             f"runs {images.shape} (height, width, channels): give the encoder that "
             "they began from"
         )
-    project = Projector(encoder.apply_maps, encoder.params, sweep_for(_reading(config)))
+    sweep = sweep_for(config.batch_size)
+    project = Projector(encoder.apply_maps, encoder.params, sweep)
     project.fit(images)
     return nearest(unit(project(images)), min(NEIGHBOURS, len(images) - 1))[1]
 
 
-def _reading(config: SelectConfig, run: str = "") -> EvaluateConfig:
-    """How images are read, as `evaluate` is told it."""
-    return EvaluateConfig(
+def _read(config: SelectConfig, run: str) -> _Read:
+    loaded = load_classifier(run)
+    own = EvaluateConfig(
         from_=run,
         data=config.data,
         split=config.split,
@@ -106,14 +107,9 @@ def _reading(config: SelectConfig, run: str = "") -> EvaluateConfig:
         on_bad_image=config.on_bad_image,
         cache=config.cache,
     )
-
-
-def _read(config: SelectConfig, run: str) -> _Read:
-    loaded = load_classifier(run)
-    own = _reading(config, run)
     _, images = images_for(loaded, own)
     images = spaced(images, config.most)
-    scorer = Scorer(loaded.classifier, HEAD, sweep_for(own))
+    scorer = Scorer(loaded.classifier, HEAD, sweep_for(config.batch_size))
     logits = scorer.logits(loaded.params, loaded.stats, images)
     return _Read(run, loaded.class_names[HEAD], images, logits)
 

@@ -34,6 +34,19 @@ def home(tmp_path_factory, tiny):
     return folder
 
 
+EVERYTHING = {
+    "align": ("cdan-e", "mmd"),
+    "l2_sp": 0.01,
+    "l2_head": 0.01,
+    "delta": 0.1,
+    "weight_decay": 0.0,
+    "layer_decay": 0.7,
+    "density_ratio": "classifier",
+    "select": "mixval",
+    "augment": "shift",
+}
+
+
 def dark(home):
     return f"npz:{home / 'dark.npz'}"
 
@@ -50,15 +63,7 @@ def test_everything_together_resumes_exactly(home, tmp_path):
         "eval_every": 3,
         "keep_last": 10,
         "target": dark(home),
-        "align": ("cdan-e", "mmd"),
-        "l2_sp": 0.01,
-        "l2_head": 0.01,
-        "delta": 0.1,
-        "weight_decay": 0.0,
-        "layer_decay": 0.7,
-        "density_ratio": "classifier",
-        "select": "mixval",
-        "augment": "shift",
+        **EVERYTHING,
     }
     result = finetune(config(home, tmp_path / "whole", **settings))
     assert result.results["selection"]["rule"].startswith("mixval: highest agreement")

@@ -64,10 +64,10 @@ def choose_labels(
 ) -> Int64[np.ndarray, " k"]:
     """Sorted positions of a balanced subset of the labelled images, by seed.
 
-    `labels` in all (spread over the classes to within one), or `per_class` of each (of
-    each of these `classes`, by number; of them the same as without). A
-    smaller choice with the same seed is contained in a larger one. A class that has too
-    few raises DataError and is named.
+    `labels` in all (spread over the classes to within one), or `per_class` of each; of
+    `classes` alone, by number: of these the same as without. A smaller choice with the
+    same seed is contained in a larger one. A class that has too few raises DataError
+    and is named.
     """
     if (labels is None) == (per_class is None):
         raise UserError("give exactly one of labels and per_class")
@@ -79,19 +79,18 @@ def choose_labels(
     order = rng.permutation(count)
     if per_class is not None:
         wanted = np.full(count, per_class)
-        asked_of = np.arange(count) if classes is None else np.asarray(classes)
     else:
         assert labels is not None
         wanted = np.full(count, labels // count)
         wanted[order[: labels % count]] += 1
-        asked_of = np.arange(count)
     if wanted.min() < 1:
         asked = f"labels={labels}" if per_class is None else f"per_class={per_class}"
         raise UserError(
             f"{asked} leaves a class of {images.name} without an image; its {count} "
             f"classes need at least {count} labels"
         )
-    wanted[np.setdiff1d(np.arange(count), asked_of)] = 0
+    if classes is not None:
+        wanted[np.setdiff1d(np.arange(count), classes)] = 0
     have = np.bincount(images.labels[images.labels >= 0], minlength=count)
     short = [
         f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} asked"

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ from afterimage.models import ModelConfig
 from checkpoints.store import Store
 from checkpoints.trees import flatten
 from finetune.config import FinetuneConfig
+from finetune.episodes.options import EpisodeOptions
 from finetune.program import finetune
 from tests.conftest import shrink
 from tests.helpers import cut_back, run_python
 from tests.test_finetune_episodes import draw as bars
 from tests.test_finetune_program import draw, make_encoder, write_domain, write_npz
+from tests.test_finetune_target import EVERYTHING
 
 STEPS = 4
 TARGET = {"target": "npz:{}/dark.npz"}
@@ -102,32 +104,11 @@ METHODS: dict[str, dict] = {
     "sequence, replay": {**SEQUENCE, "continual": "replay", "memory": 3},
     **{
         name: {**EPISODES, "meta": name}
-        for name in (
-            "maml",
-            "maml-first-order",
-            "anil",
-            "proto-maml",
-            "reptile",
-            "prototypical",
-        )
+        for name in get_args(get_type_hints(EpisodeOptions)["meta"])
+        if name != "none"
     },
-    "everything": {
-        **TARGET,
-        "mode": "two-phase",
-        "head_steps": 2,
-        "align": ("cdan-e", "mmd"),
-        "l2_sp": 0.01,
-        "l2_head": 0.01,
-        "delta": 0.1,
-        "weight_decay": 0.0,
-        "layer_decay": 0.7,
-        "density_ratio": "classifier",
-        "select": "mixval",
-        "augment": "shift",
-    },
+    "everything": {**TARGET, "mode": "two-phase", "head_steps": 2, **EVERYTHING},
 }
-
-
 NORMED = ModelConfig(name="resnet18", image_size=(8, 8), channels=1, width=0.25)
 
 
