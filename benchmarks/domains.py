@@ -226,7 +226,8 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
         merits = _merits(run, table, out, known)
         best = max(merits, key=lambda name: merits[name])
         _, scores, more = known[best]
-        more["merits"] = {name: round(value, 4) for name, value in merits.items()}
+        if len(merits) > 1:
+            more["merits"] = {name: round(value, 4) for name, value in merits.items()}
         why = "predictions most alike between neighbours in the pretrained features"
         if run.select in LABEL_FREE:
             why = f"{LABEL_FREE[run.select][1]} of the target predictions"

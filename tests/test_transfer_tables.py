@@ -115,6 +115,10 @@ def test_rows_are_recorded_one_by_one_and_replaced(folder, tiny, tmp_path, monke
         ]
         assert all(r["steps"] == 2 for r in rows)
         assert "most alike between neighbours" in rows[-1]["method"]
+        merits = rows[-1]["merits"]
+        chosen = max(merits, key=merits.get)
+        assert set(merits) == {"source-only", "coral"}
+        assert rows[-1]["method"].startswith(f"{chosen}: ")
     assert "seconds" not in rows[0]
 
 
