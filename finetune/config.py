@@ -136,13 +136,21 @@ class FinetuneConfig(
     as in light, further, and a square erased."""
 
     select: Literal[
-        "auto", "validation", "last", "entropy", "infomax", "snd", "mixval", "oracle"
+        "auto",
+        "validation",
+        "last",
+        "entropy",
+        "infomax",
+        "snd",
+        "mixval",
+        "neighbours",
+        "oracle",
     ] = "auto"
     """Which step is kept: the best on validation, or the last. auto: validation, unless
     it had to be cut from so few labels that it would have under 100 images. Where
     labels are limited, a validation split of the data is not used. With --target also
-    by its predictions without labels: entropy, infomax, snd, mixval; oracle: by its
-    labels, an upper bound."""
+    by its predictions without labels: entropy, infomax, snd, mixval,
+    neighbours; oracle: by its labels, an upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """The validation measure by which a step is best."""
@@ -222,6 +230,7 @@ class FinetuneConfig(
             "infomax",
             "snd",
             "mixval",
+            "neighbours",
             "oracle",
         ):
             found.append(f"select={self.select!r} looks at a target: give target")

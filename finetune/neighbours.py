@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
 from afterimage.data.progress import Progress
+from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
 from afterimage.training.sweep import Sweep, spaced
 
@@ -43,6 +44,20 @@ def nearest(
             indices.append(index[others].reshape(len(rows), count))
             progress.add(len(rows))
     return np.concatenate(distances), np.concatenate(indices)
+
+
+def shape_of(encoder: Encoder) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that it takes."""
+    return (*encoder.preprocessing.image_size, encoder.preprocessing.channels)
+
+
+def neighbours(
+    encoder: Encoder, images: ImageSet, sweep: Sweep
+) -> Int[np.ndarray, "n k"]:
+    """The rows of the ten images nearest to each, in the features of `encoder`."""
+    project = Projector(encoder.apply_maps, encoder.params, sweep)
+    project.fit(images)
+    return nearest(unit(project(images)), min(NEIGHBOURS, len(images) - 1))[1]
 
 
 class Projector:

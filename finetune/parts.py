@@ -1,17 +1,23 @@
 """The pieces of one run, built in the order they depend on each other."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 
+from afterimage.data import ImageSet
+from afterimage.encoder import Encoder
+from afterimage.errors import UserError
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.state import State, averaged_params
-from afterimage.training.sweep import Sweep
-from finetune import anchors, streams
+from afterimage.training.sweep import Sweep, spaced
+from finetune import anchors, neighbours, streams
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.domains import shift
@@ -31,6 +37,7 @@ from finetune.stage import Stage
 from finetune.teacher import read_teacher
 from finetune.trainer import Trainer
 
+MOST_SCORED = 2_000
 Tree = dict[str, Any]
 
 
@@ -46,6 +53,7 @@ class Parts:
         self.config, self.opened = config, opened
         self.chosen, self.target = opened.chosen, opened.target
         self.rule = choose_rule(config, self.chosen, self.target)
+        self._check_neighbours()
         self.info = abstract_encoder(opened.model).feature_info
         self.mesh = make_mesh(config.devices)
         check_batch(config.batch_size, config.accumulate, self.mesh)
@@ -79,6 +87,34 @@ class Parts:
         self.trainer = Trainer(
             self.stage, self.params, mesh=self.mesh, images=len(self.chosen.train)
         )
+
+    @functools.cached_property
+    def of_target(self) -> ImageSet:
+        """The target's images by whose predictions a step is chosen."""
+        assert self.target is not None
+        return spaced(self.target.images, MOST_SCORED)
+
+    @functools.cached_property
+    def near(self) -> Int[np.ndarray, "n k"]:
+        """The rows of each one's neighbours in the features as they were pretrained."""
+        return neighbours.neighbours(self._pretrained(), self.of_target, self.sweep)
+
+    def _pretrained(self) -> Encoder:
+        source = self.opened.source
+        return Encoder(source.params, source.stats, source.manifest)
+
+    def _check_neighbours(self) -> None:
+        """Raises UserError where the source's features of these images are wanted, and
+        it takes others."""
+        if self.config.select != "neighbours":
+            return
+        wanted, given = neighbours.shape_of(self._pretrained()), self.of_target.shape
+        if given != wanted:
+            raise UserError(
+                f"select='neighbours' reads the features of {self.config.from_}, which "
+                f"takes images {wanted} (height, width, channels), not {given}: leave "
+                "--image-size and --channels out, or choose by mixval or infomax"
+            )
 
     def make_heads(self) -> dict[str, HeadConfig]:
         """The heads that learn: one for the labels, and one for each further task."""

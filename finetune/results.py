@@ -19,15 +19,20 @@ from finetune.artefact import head_entry, write_artefacts
 from finetune.domains import shift
 from finetune.domains.picture import composed_picture, domain_picture
 from finetune.domains.pooling import SOURCE
-from finetune.domains.selection import MIXVAL, ORACLE, label_free, mixed_agreement
+from finetune.domains.selection import (
+    MIXVAL,
+    NEIGHBOURS,
+    ORACLE,
+    label_free,
+    mixed_agreement,
+    neighbour_information,
+)
 from finetune.labels import HEAD, of_head
-from finetune.parts import Parts
+from finetune.parts import MOST_SCORED, Parts
 from finetune.scoring import measures, reports
 from finetune.stage import describe
 from finetune.summary import FinetuneResult, write_run_report
 from finetune.teacher import compare
-
-_MOST_SCORED = 2_000
 
 
 def evaluate(
@@ -43,7 +48,7 @@ def evaluate(
 
     images, prefix = parts.chosen.validation, ""
     if images is None:
-        images, prefix = spaced(parts.chosen.train, _MOST_SCORED), "train_"
+        images, prefix = spaced(parts.chosen.train, MOST_SCORED), "train_"
     found, each = {}, []
     for head in parts.heads:
         some = of_head(images, head)
@@ -56,15 +61,11 @@ def evaluate(
         for name in each[0]:
             found[f"{prefix}mean_{name}"] = sum(m[name] for m in each) / len(each)
     if parts.target is not None:
-        some = spaced(parts.target.images, _MOST_SCORED)
-        told = logits(some)
-        found |= label_free(told)
-        if parts.config.select == "mixval":
-            found[MIXVAL] = mixed_agreement(some, told, logits)
+        found |= _without_labels(parts, logits, (parts.config.select,))
     if parts.rule.metric == ORACLE:
         assert parts.target is not None
         assert parts.target.oracle is not None
-        some = spaced(parts.target.oracle, _MOST_SCORED)
+        some = spaced(parts.target.oracle, MOST_SCORED)
         assert some.labels is not None
         found[ORACLE] = measures(logits(some), some.labels)["accuracy"]
     return found
@@ -101,7 +102,12 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
     if found:
         results["tasks"] = found
     if parts.target is not None:
-        results["label_free"] = _without_labels(parts, params, stats)
+
+        def logits(images: ImageSet) -> Any:
+            return parts.scorer.logits(params, stats, images)
+
+        rules = parts.config.select, "mixval"
+        results["label_free"] = _without_labels(parts, logits, rules)
     if parts.config.sources:
         results["sources"] = _by_source(parts, (params, stats))
     scored_on = parts.chosen.test or parts.chosen.validation
@@ -123,16 +129,18 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
     return FinetuneResult.of(run, complete=False, results=results)
 
 
-def _without_labels(parts: Parts, params: Any, stats: Any) -> dict[str, float]:
-    """What the target's images say of the classifier."""
-
-    def logits(images: ImageSet) -> Any:
-        return parts.scorer.logits(params, stats, images)
-
-    assert parts.target is not None
-    some = spaced(parts.target.images, _MOST_SCORED)
-    told = logits(some)
-    return label_free(told) | {MIXVAL: mixed_agreement(some, told, logits)}
+def _without_labels(
+    parts: Parts, logits: Callable[[ImageSet], Any], rules: tuple[str, ...]
+) -> dict[str, float]:
+    """What the target's images say of the classifier: all that the predictions alone
+    tell, and of `rules` what takes more."""
+    told = logits(parts.of_target)
+    found = label_free(told)
+    if "mixval" in rules:
+        found[MIXVAL] = mixed_agreement(parts.of_target, told, logits)
+    if "neighbours" in rules:
+        found[NEIGHBOURS] = neighbour_information(told, parts.near)
+    return found
 
 
 def _pictures(

@@ -19,7 +19,7 @@ from finetune.domains.selection import (
 )
 from finetune.evaluate import images_for, sweep_for
 from finetune.labels import HEAD
-from finetune.neighbours import NEIGHBOURS, Projector, nearest, unit
+from finetune.neighbours import neighbours, shape_of
 from finetune.scoring import Scorer
 from finetune.select_command import SelectConfig
 
@@ -65,9 +65,9 @@ def select(config: SelectConfig) -> dict[str, Any]:
     if encoder is not None:
         by = "neighbours"
         rule = f"predictions most alike between neighbours in {config.encoder}"
-        neighbours = _neighbours(config, encoder, reads[0].images)
+        near = _neighbours(config, encoder, reads[0].images)
         for one, told in zip(found, logits):
-            one[by] = neighbour_information(told, neighbours)
+            one[by] = neighbour_information(told, near)
     found.sort(key=lambda one: -one[by])
     return {
         "chosen": found[0]["run"],
@@ -83,18 +83,13 @@ def _neighbours(
     config: SelectConfig, encoder: Encoder, images: ImageSet
 ) -> Int[np.ndarray, "n k"]:
     """The rows of each image's neighbours in the features of `encoder`."""
-    height, width = encoder.preprocessing.image_size
-    channels = encoder.preprocessing.channels
-    if images.shape != (height, width, channels):
+    if images.shape != shape_of(encoder):
         raise UserError(
-            f"encoder={config.encoder} takes images {(height, width, channels)}, the "
-            f"runs {images.shape} (height, width, channels): give the encoder that "
+            f"encoder={config.encoder} takes images {shape_of(encoder)}, the runs "
+            f"{images.shape} (height, width, channels): give the encoder that "
             "they began from"
         )
-    sweep = sweep_for(config.batch_size)
-    project = Projector(encoder.apply_maps, encoder.params, sweep)
-    project.fit(images)
-    return nearest(unit(project(images)), min(NEIGHBOURS, len(images) - 1))[1]
+    return neighbours(encoder, images, sweep_for(config.batch_size))
 
 
 def _read(config: SelectConfig, run: str) -> _Read:

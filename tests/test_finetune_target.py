@@ -13,6 +13,8 @@ from checkpoints.store import Store
 from checkpoints.trees import flatten
 from finetune.artefact import load_classifier
 from finetune.program import finetune
+from finetune.select import select
+from finetune.select_command import SelectConfig
 from tests.helpers import cut_back
 from tests.test_finetune_program import (
     config,
@@ -208,6 +210,40 @@ def test_label_shift_moves_the_bias_alone(home, tmp_path, method):
     estimate = np.maximum(found["target_frequencies"], 1e-4)
     shift = np.log(estimate / estimate.sum() / known)
     np.testing.assert_allclose(now["bias"] - bias, shift, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_is_kept_by_neighbours_in_the_pretrained_features(home, tmp_path):
+    """The measure of the kept step is the largest of all, and what the command that
+    compares runs says of this one."""
+    settings = {"mode": "full", "steps": 6, "eval_every": 2, "lr": 3e-2}
+    given = {"target": dark(home), "select": "neighbours", **settings}
+    found = finetune(config(home, tmp_path / "run", **given))
+    assert found.results["selection"]["rule"].startswith("neighbours: highest mutual")
+    rows = (found.run / "metrics.jsonl").read_text().splitlines()
+    told = {row["step"]: row for row in map(json.loads, rows)}
+    values = {n: row.get("eval/target_neighbours") for n, row in told.items()}
+    values = {n: value for n, value in values.items() if value is not None}
+    assert list(values) == [2, 4, 6]
+    kept = found.results["selection"]["step"]
+    assert values[kept] == max(values.values())
+    measured = found.results["label_free"]["target_neighbours"]
+    assert measured == pytest.approx(values[kept], rel=1e-5)
+    other = finetune(config(home, tmp_path / "other", mode="probe", steps=1)).run
+    compared = select(
+        SelectConfig(
+            from_=(str(found.run), str(other)),
+            data=dark(home),
+            encoder=str(home / "encoder"),
+        )
+    )
+    by_run = {one["run"]: one["neighbours"] for one in compared["runs"]}
+    assert by_run[str(found.run)] == pytest.approx(measured, rel=1e-4)
+
+
+def test_neighbours_are_of_images_that_the_source_takes(home, tmp_path):
+    settings = {"target": dark(home), "mode": "full", "image_size": 12}
+    with pytest.raises(UserError, match=r"takes images \(8, 8, 1\).*not \(12, 12, 1\)"):
+        finetune(config(home, tmp_path / "run", select="neighbours", **settings))
 
 
 def test_the_oracle_is_labelled_and_needs_labels(home, tmp_path):

@@ -9,6 +9,8 @@ infomax     the highest H(mean p) − mean H(p) of the target predictions (Shi &
             2012): entropy alone is best when everything falls into one class
 snd         the highest soft neighbourhood density (Saito et al. 2021)
 mixval      the highest agreement on mixed target images (Hu et al. 2023)
+neighbours  the highest mutual information of the target predictions of neighbours in
+            the features as they were pretrained
 oracle      the accuracy on labelled target images: an upper bound, no method
 last        the last step
 """
@@ -32,9 +34,11 @@ LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
     "infomax": ("max", "highest mutual information"),
     "snd": ("max", "highest soft neighbourhood density"),
     "mixval": ("max", "highest agreement on mixed images"),
+    "neighbours": ("max", "highest mutual information between neighbours"),
 }
 ORACLE = "oracle_accuracy"
 MIXVAL = "target_mixval"
+NEIGHBOURS = "target_neighbours"
 _SND_TEMPERATURE = 0.05
 _HEAVIER = 0.55
 
