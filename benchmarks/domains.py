@@ -32,6 +32,8 @@ TABLES = {
     "usps-mnist": ("usps", "mnist"),
     "mnist-coloured": ("mnist", "coloured"),
 }
+# What the encoder of a table is pretrained as, where it is not small-images.
+PRESET = {"mnist-usps": "mnist-masked"}
 PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
 _SURE = {"unlabelled": "target", "distribution_alignment": True}
 _RUNNING = {**_SURE, "alignment_momentum": 0.99}
@@ -65,17 +67,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "layer_decay": 0.75,
     },
-}
-# From an encoder pretrained by preset mnist-masked in place of small-images, on as many
-# images: four times the steps of a quarter of the batch.
-MASKED = ", masked encoder"
-METHODS |= {
-    name + MASKED: METHODS[name]
-    for name in (
-        "source-only",
-        "pseudo-labels, running mean",
-        "cdan-e + pseudo-labels, running mean",
-    )
 }
 METRIC = "target test accuracy, %"
 _LABELLED = {"mnist": 10_000, "usps": None}
@@ -208,11 +199,14 @@ def _source_accuracy(
 def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, Any]]:
     """A row a method, and `best`, chosen without target labels."""
     known = {}
+    data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
+    preset = PRESET.get(table, "small-images")
     for method in filter(run.wants, METHODS):
 
         def settings(seed: int, method: str = method) -> dict[str, Any]:
+            home = _encoder(out, table, seed)
             return {
-                "from_": _pretrained(run, table, method, out, seed),
+                "from_": pretrained_as(preset, data, home, run.pretrain_steps, seed),
                 "out": str(_home(out, table, method, seed)),
                 **_settings(run, table, method, out),
             }
@@ -239,18 +233,6 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
         if run.select in LABEL_FREE:
             why = f"{LABEL_FREE[run.select][1]} of the target predictions"
         yield row(table, "best", METRIC, scores, **more, method=f"{best}: {why}")
-
-
-def _pretrained(
-    run: Settings, table: str, method: str, out: pathlib.Path, seed: int
-) -> str:
-    """The encoder that this method starts from, of both domains' training images."""
-    data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
-    home, steps = _encoder(out, table, seed), run.pretrain_steps
-    if method.endswith(MASKED):
-        home = home.with_name(f"{home.name}-masked")
-        return pretrained_as("mnist-masked", data, home, 4 * steps, seed)
-    return pretrained_as("small-images", data, home, steps, seed)
 
 
 def _merits(
@@ -296,4 +278,5 @@ def _home(out: pathlib.Path, table: str, method: str, seed: int) -> pathlib.Path
 
 
 def _encoder(out: pathlib.Path, table: str, seed: int) -> pathlib.Path:
-    return out / f"{'-'.join(sorted(TABLES[table]))}-pretrained-{seed}"
+    kind = "masked" if table in PRESET else "pretrained"
+    return out / f"{'-'.join(sorted(TABLES[table]))}-{kind}-{seed}"
