@@ -51,7 +51,7 @@ def shape_of(encoder: Encoder) -> tuple[int, int, int]:
     return (*encoder.preprocessing.image_size, encoder.preprocessing.channels)
 
 
-def neighbours(
+def nearest_images(
     encoder: Encoder, images: ImageSet, sweep: Sweep
 ) -> Int[np.ndarray, "n k"]:
     """The rows of the ten images nearest to each, in the features of `encoder`."""

@@ -97,7 +97,7 @@ class Parts:
     @functools.cached_property
     def near(self) -> Int[np.ndarray, "n k"]:
         """The rows of each one's neighbours in the features as they were pretrained."""
-        return neighbours.neighbours(self._pretrained(), self.of_target, self.sweep)
+        return neighbours.nearest_images(self._pretrained(), self.of_target, self.sweep)
 
     def _pretrained(self) -> Encoder:
         source = self.opened.source

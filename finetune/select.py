@@ -19,7 +19,7 @@ from finetune.domains.selection import (
 )
 from finetune.evaluate import images_for, sweep_for
 from finetune.labels import HEAD
-from finetune.neighbours import neighbours, shape_of
+from finetune.neighbours import nearest_images, shape_of
 from finetune.scoring import Scorer
 from finetune.select_command import SelectConfig
 
@@ -89,7 +89,7 @@ def _neighbours(
             f"{images.shape} (height, width, channels): give the encoder that "
             "they began from"
         )
-    return neighbours(encoder, images, sweep_for(config.batch_size))
+    return nearest_images(encoder, images, sweep_for(config.batch_size))
 
 
 def _read(config: SelectConfig, run: str) -> _Read:
