@@ -37,6 +37,7 @@ PRESET = {"mnist-usps": "mnist-masked"}
 PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
 _SURE = {"unlabelled": "target", "distribution_alignment": True}
 _RUNNING = {**_SURE, "alignment_momentum": 0.99}
+_COUNTED = {**_RUNNING, "alignment_frequencies": "predicted"}
 _INK = {"compose": "ink", **_SURE, "confidence": 0.8}
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
@@ -53,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "jdot, whole batches": {"align": ("jdot",), "jdot_mass": 1.0},
     "pseudo-labels": _SURE,
     "pseudo-labels, running mean": _RUNNING,
+    "pseudo-labels, counted": _COUNTED,
+    "cdan-e + pseudo-labels, counted": {"align": ("cdan-e",), **_COUNTED},
     "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
     "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},
     "cdan-e + pseudo-labels, running mean": {"align": ("cdan-e",), **_RUNNING},

@@ -60,6 +60,7 @@ def make_terms(
             if config.distribution_alignment
             else None,
             running=config.alignment_momentum > 0,
+            counted=config.alignment_frequencies == "predicted",
             propagation=config.propagation,
         )
         terms.append(term)

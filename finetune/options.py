@@ -140,12 +140,19 @@ class UnlabelledOptions:
     """Predictions of classes that are predicted more rarely than the labelled images
     have them are raised, those of others lowered, before they count as sure: no class
     dies out. For unlabelled images whose classes are about as frequent as the labelled
-    ones'."""
+    ones', or with alignment_frequencies=predicted."""
 
     alignment_momentum: float = 0.0
     """Share of the earlier steps in the mean of the predictions which
     --distribution-alignment goes by: 0.99 for that of about a hundred steps, which
     shows what the mean of one batch hides; 0: this step's alone."""
+
+    alignment_frequencies: Literal["labelled", "predicted"] = "labelled"
+    """What --distribution-alignment takes for the frequencies of the classes. labelled:
+    those of the labelled images; predicted: what is predicted of the others, in the
+    running mean (--alignment-momentum) at a quarter of a phase's steps, until when
+    nothing is learned from these predictions. For unlabelled images whose classes are
+    of other frequencies."""
 
     propagation: float = 0.0
     """For this share of the steps a prediction counts only where label propagation says
@@ -170,6 +177,11 @@ class UnlabelledOptions:
             found.append(
                 f"alignment_momentum={self.alignment_momentum}: only with "
                 "distribution_alignment"
+            )
+        if self.alignment_frequencies == "predicted" and not self.alignment_momentum:
+            found.append(
+                "alignment_frequencies='predicted' is a mean of many steps: give "
+                "distribution_alignment and alignment_momentum, 0.99 for instance"
             )
         if self.unlabelled is None:
             found += [

@@ -158,7 +158,10 @@ class Parts:
         if config.weighs_examples:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
         if config.alignment_momentum:
-            self.stats["predicted"] = jnp.asarray(class_frequencies(self.chosen))
+            known = jnp.asarray(class_frequencies(self.chosen))
+            self.stats["predicted"] = known
+            if config.alignment_frequencies == "predicted":
+                self.stats["frequencies"] = known
         if config.propagation:
             assert self.opened.unlabelled is not None
             known = jnp.zeros(len(self.opened.unlabelled), jnp.int32)

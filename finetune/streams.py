@@ -26,6 +26,7 @@ from finetune.domains.composing import COMPOSERS, strength
 from finetune.labels import HEAD, Chosen, labelled, matched
 from finetune.source import open_for
 from finetune.teacher import Teacher
+from finetune.terms.consistency import COUNTED
 
 TRAIN, TARGET = "train", "target"
 UNLABELLED, STRONG = "unlabelled", "strong"
@@ -106,7 +107,8 @@ def supply(
 
     Images without labels are predicted under the `weak` augmentation, that of the
     others by default, and learned from under the `strong` one; `stats["predicted"]`
-    keeps the running mean of what is predicted, `stats["propagated"]` the class that
+    keeps the running mean of what is predicted, `stats["frequencies"]` what it was when
+    that began to be learned from, `stats["propagated"]` the class that
     label propagation gave to each.
 
     With `composing` the labelled images are composed with the target's, after the
@@ -140,7 +142,7 @@ def supply(
             found |= teacher.rules(stats["teacher"])
         if "predicted" in stats:
             following = found["stats/next"]
-            found |= _predicted(stats["predicted"], momentum, following)
+            found |= _predicted(stats, momentum, following)
         return found
 
     return rules
@@ -162,20 +164,30 @@ def _looked_up(
 
 
 def _predicted(
-    before: Array, momentum: float, following: Callable[[Context], Any]
+    stats: Mapping[str, Any], momentum: float, following: Callable[[Context], Any]
 ) -> dict[str, Callable[[Context], Any]]:
-    """The running mean of the predictions of images without labels, for this step's
-    terms and for the next step."""
-    name = f"{UNLABELLED}/predicted"
+    """The running mean of the predictions of images without labels, and what it was
+    when they began to be learned from, for this step's terms and for the next step."""
+    names = {"predicted": f"{UNLABELLED}/predicted"}
 
     def mean(ctx: Context) -> Array:
         guess = jax.lax.stop_gradient(ctx[f"{UNLABELLED}/logits/{HEAD}"])
-        return momentum * before + (1 - momentum) * jax.nn.softmax(guess).mean(0)
+        now = jax.nn.softmax(guess).mean(0)
+        return momentum * stats["predicted"] + (1 - momentum) * now
 
-    return {
-        name: mean,
-        "stats/next": lambda ctx: {**following(ctx), "predicted": ctx[name]},
-    }
+    def frequencies(ctx: Context) -> Array:
+        counting = ctx["progress"] < COUNTED
+        return jnp.where(counting, ctx[names["predicted"]], stats["frequencies"])
+
+    found: dict[str, Callable[[Context], Any]] = {names["predicted"]: mean}
+    if "frequencies" in stats:
+        names["frequencies"] = f"{UNLABELLED}/frequencies"
+        found[names["frequencies"]] = frequencies
+
+    def kept(ctx: Context) -> Any:
+        return {**following(ctx), **{part: ctx[name] for part, name in names.items()}}
+
+    return {**found, "stats/next": kept}
 
 
 def _composed(

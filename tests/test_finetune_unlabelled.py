@@ -15,7 +15,7 @@ from checkpoints.trees import flatten
 from finetune.context import Context
 from finetune.program import finetune
 from finetune.terms.classification import cross_entropy
-from finetune.terms.consistency import aligned, pseudo_labels
+from finetune.terms.consistency import COUNTED, aligned, pseudo_labels
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, rows, write_npz
 
@@ -82,6 +82,26 @@ def test_the_running_mean_is_what_they_are_aligned_by():
     assert losses[False] == pytest.approx(-np.log(0.9 * 0.8) / 2)
     # 0.55 / 0.75 is less than 0.45 / 0.25: both images are of the second class.
     assert losses[True] == pytest.approx(-np.log(0.1 * 0.8) / 2)
+
+
+def test_predicted_frequencies_are_aligned_to_once_they_are_counted():
+    """Both predictions are of the first class where three of four images are of it,
+    by the same running mean; before that no image counts."""
+    losses = {}
+    for progress in (COUNTED - 0.01, COUNTED):
+        term = pseudo_labels(
+            head="h", confidence=0.0, frequencies=(0.5, 0.5), running=True, counted=True
+        )
+        context = given(
+            unlabelled__logits__h=jnp.log(jnp.array([[0.55, 0.45], [0.51, 0.49]])),
+            strong__logits__h=jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
+            unlabelled__predicted=jnp.array([0.75, 0.25]),
+            unlabelled__frequencies=jnp.array([0.75, 0.25]),
+            progress=jnp.float32(progress),
+        )
+        losses[progress] = float(term.value(context, jnp.int32(0))[0])
+    assert losses[COUNTED - 0.01] == 0
+    assert losses[COUNTED] == pytest.approx(-np.log(0.9 * 0.2) / 2)
 
 
 def boundary(crowd, noisy, *terms):
@@ -182,6 +202,33 @@ def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     np.testing.assert_array_equal(
         Store(cut).restore(step=6)[1]["stats"]["predicted"], means[-1]
     )
+
+
+def test_frequencies_are_counted_in_the_first_quarter_and_then_kept(home, tmp_path):
+    """Of six steps the first two lie before a quarter of them: the running mean of the
+    second is what the later ones go by, also where the run was cut in between."""
+    settings = SETTINGS | {
+        "mode": "full",
+        "head_steps": None,
+        "distribution_alignment": True,
+        "alignment_momentum": 0.9,
+        "alignment_frequencies": "predicted",
+        "confidence": 0.0,
+    }
+    run = finetune(config(home, tmp_path / "whole", **settings)).run
+    kept = [Store(run).restore(step=n)[1]["stats"] for n in range(1, 7)]
+    for stats in kept[:2]:
+        np.testing.assert_array_equal(stats["frequencies"], stats["predicted"])
+    for stats in kept[2:]:
+        np.testing.assert_array_equal(stats["frequencies"], kept[1]["predicted"])
+    assert not np.array_equal(kept[1]["predicted"], kept[2]["predicted"])
+    sure = [row["train/pseudo_labels_sure"] for row in rows(run) if "train/loss" in row]
+    assert sure == [0, 0, 1, 1, 1, 1]
+    for cut_at in (1, 3):
+        cut = cut_back(run, tmp_path / f"cut-{cut_at}", cut_at)
+        finetune(config(home, cut, **settings))
+        found = Store(cut).restore(step=6)[1]["stats"]["frequencies"]
+        np.testing.assert_array_equal(found, kept[-1]["frequencies"])
 
 
 def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
@@ -349,7 +396,10 @@ def test_settings_without_images_are_refused(home, tmp_path):
     wrong = {"unlabelled": "rest", "alignment_momentum": 0.9}
     with pytest.raises(UserError, match="only with distribution_alignment"):
         config(home, tmp_path / "run", **wrong)
-    wrong |= {"distribution_alignment": True, "alignment_momentum": 1.0}
+    wrong = {"unlabelled": "rest", "distribution_alignment": True}
+    with pytest.raises(UserError, match="'predicted' is a mean of many steps"):
+        config(home, tmp_path / "run", **wrong, alignment_frequencies="predicted")
+    wrong |= {"alignment_momentum": 1.0}
     with pytest.raises(UserError, match=r"alignment_momentum=1.0: in \[0, 1\)"):
         config(home, tmp_path / "run", **wrong)
     with pytest.raises(UserError, match=r"propagation=0.5: only with unlabelled"):

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 from finetune.context import View
 from finetune.terms.term import Term, TermResult
 
+COUNTED = 0.25
+"""The share of the steps after which the predicted frequencies are taken."""
+
 
 def pseudo_labels(
     weight: float = 1.0,
@@ -19,6 +22,7 @@ def pseudo_labels(
     strong: str = "strong",
     frequencies: Sequence[float] | None = None,
     running: bool = False,
+    counted: bool = False,
     propagation: float = 0.0,
 ) -> Term:
     """FixMatch: ℓ(i) = [max_c q_c ≥ τ] · −log p_k, k = argmax_c q_c.
@@ -29,23 +33,32 @@ def pseudo_labels(
     mean is over all images: with few sure ones the term is small. With the
     `frequencies` of the classes, q are `aligned` to them first: by the mean of these
     images' q, or with `running` by that of the steps before too, which `WEAK/predicted`
-    gives. While `progress` is below `propagation`, k must be `WEAK/propagated` too.
+    gives. With `counted` they are aligned to `WEAK/frequencies` in place of those
+    given, and no image counts while these are still counted, `progress` below COUNTED.
+    While `progress` is below `propagation`, k must be `WEAK/propagated` too.
     Metric `pseudo_labels_sure`: the share of images that count.
     """
     reads = [f"{weak}/logits/{head}", f"{strong}/logits/{head}"]
     predicted = f"{weak}/predicted"
     if running:
         reads.append(predicted)
-    told = f"{weak}/propagated"
+    told, wanted = f"{weak}/propagated", f"{weak}/frequencies"
+    if counted:
+        reads.append(wanted)
     if propagation:
-        reads += [told, "progress"]
+        reads.append(told)
+    if counted or propagation:
+        reads.append("progress")
 
     def fn(view: View) -> TermResult:
         guess = jax.nn.softmax(jax.lax.stop_gradient(view[reads[0]]))
         if frequencies is not None:
             mean = view[predicted] if running else guess.mean(0)
-            guess = aligned(guess, jnp.asarray(frequencies, guess.dtype), mean)
+            aim = view[wanted] if counted else frequencies
+            guess = aligned(guess, jnp.asarray(aim, guess.dtype), mean)
         sure = guess.max(-1) >= confidence
+        if counted:
+            sure &= view["progress"] >= COUNTED
         logp = jax.nn.log_softmax(view[reads[1]])
         label = guess.argmax(-1)
         if propagation:
