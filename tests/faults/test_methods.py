@@ -76,6 +76,12 @@ METHODS: dict[str, dict] = {
     "pseudo-labels": {**FEW, "alignment_momentum": 0.9, "distribution_alignment": True},
     "propagation": {**FEW, "propagation": 0.5},
     "target pseudo-labels": {**SURE, "distribution_alignment": True},
+    "counted frequencies": {
+        **SURE,
+        "distribution_alignment": True,
+        "alignment_momentum": 0.9,
+        "alignment_frequencies": "predicted",
+    },
     "ink": {**SURE, "compose": "ink"},
     "sources": {"sources": ("npz:{}/bright.npz",), "source_weights": (1.0, 3.0)},
     "several sources, mdan": {
