@@ -105,7 +105,7 @@ GAINS: Sequence[Gain] = (
         "preset `adapt-pseudo-labels`",
         "two to three times a run",
         "mnist-usps",
-        "pseudo-labels, running mean",
+        "pseudo-labels, counted",
         "source-only",
     ),
     Gain(

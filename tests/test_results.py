@@ -122,7 +122,7 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
             "adapt-pseudo-labels",
             "transfer",
             "mnist-usps",
-            ("pseudo-labels, running mean", "source-only", "target-only"),
+            ("pseudo-labels, counted", "source-only", "target-only"),
         ),
         (
             "adapt-ink",
