@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "cdan-e": {"align": ("cdan-e",)},
     "mmd": {"align": ("mmd",)},
     "jmmd": {"align": ("jmmd",)},
+    "jmmd, weight 0.1": {"align": ("jmmd",), "align_weight": (0.1,)},
     "coral": {"align": ("coral",)},
     "jdot": {"align": ("jdot",)},
     "jdot, mass 0.5": {"align": ("jdot",), "jdot_mass": 0.5},
