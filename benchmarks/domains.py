@@ -1,7 +1,8 @@
 """Tables of `benchmarks.transfer`: labels in one domain, none in another.
 
 mnist-usps, usps-mnist  10,000 labelled MNIST digits to USPS, and back
-mnist-usps-shift        the same, with digits drawn at one size and preset adapt's rate
+mnist-usps-shift        the same, with digits drawn at one size, preset adapt's rate and
+                        an encoder that denoised
 mnist-coloured          to digits blended over photos (made here as MNIST-M was)
 
 An encoder is pretrained on the training images of both domains, without labels; then

@@ -149,8 +149,8 @@ class FinetuneConfig(
     """Which step is kept: the best on validation, or the last. auto: validation, unless
     it had to be cut from so few labels that it would have under 100 images. Where
     labels are limited, a validation split of the data is not used. With --target also
-    by its predictions without labels: entropy, infomax, snd, mixval,
-    neighbours; oracle: by its labels, an upper bound."""
+    by its predictions without labels: entropy, infomax, snd, mixval, neighbours;
+    oracle: by its labels, an upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """The validation measure by which a step is best."""
@@ -225,14 +225,8 @@ class FinetuneConfig(
             used = [*self.anchors, *(["align"] if self.align else [])]
             used += [f"distil {name}" for name in self.distilled if name != "logits"]
             found += [f"{name}: a probe's encoder does not learn" for name in used]
-        if self.target is None and self.select in (
-            "entropy",
-            "infomax",
-            "snd",
-            "mixval",
-            "neighbours",
-            "oracle",
-        ):
+        of_source = "auto", "validation", "last"
+        if self.target is None and self.select not in of_source:
             found.append(f"select={self.select!r} looks at a target: give target")
         if self.target is None and self.unlabelled == "target":
             found.append("unlabelled='target' looks at a target: give target")

@@ -158,10 +158,11 @@ class Parts:
         if config.weighs_examples:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
         if config.alignment_momentum:
-            known = jnp.asarray(class_frequencies(self.chosen))
-            self.stats["predicted"] = known
+            known = class_frequencies(self.chosen)
+            self.stats["predicted"] = jnp.asarray(known)
             if config.alignment_frequencies == "predicted":
-                self.stats["frequencies"] = known
+                # An array of its own: one buffer cannot be donated twice.
+                self.stats["frequencies"] = jnp.asarray(known)
         if config.propagation:
             assert self.opened.unlabelled is not None
             known = jnp.zeros(len(self.opened.unlabelled), jnp.int32)
