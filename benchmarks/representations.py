@@ -99,6 +99,7 @@ class Representations:
         pretraining["steps"] = self.steps or pretraining["steps"]
         tuning["steps"] = self.finetune_steps or tuning["steps"]
         probe = wanted.kind.endswith("probe")
+        viewed = {"views": wanted.views} if wanted.views > 1 else {}
         return {
             "kind": wanted.kind,
             "labels": wanted.labels,
@@ -106,6 +107,7 @@ class Representations:
             "pretrain": pretraining,
             "finetune": {} if probe else tuning,
             "budget": "stand-in" if short else "full",
+            **viewed,
         }
 
 
@@ -150,6 +152,14 @@ def _tuned_accuracy(
         eval_every=max(1, tuning["steps"] // 5),
         **tuning,
     )
+    if "views" in settings:
+        from afterimage.evaluate_command import EvaluateConfig
+        from finetune.evaluate import evaluate
+
+        scored = EvaluateConfig(
+            from_=str(out), data=data, split="test", views=settings["views"]
+        )
+        return evaluate(scored)["accuracy"]["value"]
     return results["test"]["accuracy"]["value"]
 
 
@@ -160,6 +170,7 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
     form = f"{name}-stand-in" if config.stand_in else name
     home, metric = pathlib.Path(config.out) / form, table.rows[row_name].metric
     data = table.data.replace("{}", config.folder)
+    runs = table.rows[row_name].runs or row_name
     # Rows share an encoder, unless one wants an encoder of its own.
     encoder = f"pretrain-{row_name}" if table.rows[row_name].pretrain else "pretrain"
     values, began = [], time.perf_counter()
@@ -172,7 +183,7 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
         if settings["kind"].endswith("probe"):
             accuracy = _probe_accuracy(run, data, settings["kind"], seed)
         else:
-            out = home / f"{row_name}-{steps}-{settings['finetune']['steps']}-{seed}"
+            out = home / f"{runs}-{steps}-{settings['finetune']['steps']}-{seed}"
             accuracy = _tuned_accuracy(out, run, data, settings, seed)
         values.append(100 * (accuracy if metric == ACCURACY else 1 - accuracy))
         spent = time.perf_counter() - clock

@@ -155,7 +155,7 @@ class Classifier:
         return self.heads[head][1].apply(params["heads"][head], {}, features)[0]
 
     def predict(self, params: Tree, stats: Tree, images: Array, head: str) -> Array:
-        """Logits of uint8 images of the trained size, in evaluation mode."""
+        """Logits, in evaluation mode, of images of its size: uint8, or in [0, 1]."""
         maps, _ = self.maps(params, stats, self.preprocessing.normalise(images))
         return self.logits(params, stats, maps, head)
 

@@ -1,12 +1,17 @@
 """Logits of whole image sets, and what they are worth."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from afterimage.data import ImageSet
+from afterimage.data.augment import make_augment
 from afterimage.evaluation.classification import (
     classification_report,
     confusion_matrix,
@@ -15,15 +20,60 @@ from afterimage.evaluation.classification import (
 from afterimage.training.sweep import Sweep
 from finetune.classifier import Classifier
 
+Predict = Callable[[Any, Any, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Test-time augmentation: an image's class is told from several views of it.
+
+    The first is the image as it is; the others are drawn by `augment`, the same changes
+    for every image, so that no prediction depends on what else is in the batch.
+    """
+
+    count: int = 1
+    augment: str = "shift"
+
+    def over(self, predict: Predict) -> Predict:
+        """Logits of uint8 images: the log of the mean of the views' probabilities."""
+        if self.count == 1:
+            return predict
+        change = make_augment(self.augment)
+
+        def viewed(params: Any, stats: Any, images: Array) -> Array:
+            pixels = images.astype(jnp.float32) / 255
+
+            def view(key: Array) -> Array:
+                changed = jax.vmap(lambda image: change(key, image[None])[0])(pixels)
+                return _log_probabilities(predict(params, stats, changed))
+
+            keys = jax.random.split(jax.random.key(0), self.count - 1)
+            first = _log_probabilities(predict(params, stats, images))
+            every = jnp.concatenate([first[None], jax.lax.map(view, keys)])
+            return jax.nn.logsumexp(every, axis=0) - math.log(self.count)
+
+        return viewed
+
+
+_ONE = Views()
+
+
+def _log_probabilities(logits: Array) -> Array:
+    return jax.nn.log_softmax(logits.astype(jnp.float32))
+
 
 class Scorer:
     """One head's logits and features of an image set, jitted once for every set."""
 
-    def __init__(self, classifier: Classifier, head: str, sweep: Sweep):
+    def __init__(
+        self, classifier: Classifier, head: str, sweep: Sweep, views: Views = _ONE
+    ):
         self._sweep, self.head = sweep, head
         self.predict = sweep.jit(
-            lambda params, stats, images: classifier.predict(
-                params, stats, images, head
+            views.over(
+                lambda params, stats, images: classifier.predict(
+                    params, stats, images, head
+                )
             )
         )
 

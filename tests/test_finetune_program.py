@@ -349,6 +349,24 @@ def test_evaluate_says_how_many_of_the_images_were_trained_on(
     assert said("npz:data.npz", "train", tmp_path / "alone") == 0
 
 
+def test_evaluate_takes_the_mean_of_several_views(home, tmp_path):
+    settings = {"steps": 60, "lr": 3e-3, "labels_per_class": 5}
+    run = finetune(config(home, tmp_path / "run", mode="full", **settings)).run
+
+    def said(**settings):
+        where = {"from_": str(run), "data": f"npz:{home / 'data.npz'}"}
+        return evaluate(EvaluateConfig(**where, **settings))
+
+    one, several = said(), said(views=4)
+    assert (one["views"], several["views"]) == (1, 4)
+    assert "mean of 4 views (shift)" in text(several).splitlines()[0]
+    assert "views" not in text(one).splitlines()[0]
+    assert several["accuracy"]["value"] > 0.9
+    assert several["calibration_error"] != one["calibration_error"]
+    # An image's views do not depend on those beside it.
+    assert said(views=4, batch_size=7)["confusion"] == several["confusion"]
+
+
 def test_evaluate_refuses_what_it_cannot_score(home, tmp_path):
     with pytest.raises(UsageError, match="holds no classifier"):
         evaluate(EvaluateConfig(from_=str(home), data="digits"))
