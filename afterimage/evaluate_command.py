@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from afterimage.cli import parse
 from afterimage.errors import UserError
-from afterimage.training.options import Augmentation
 
 DESCRIPTION = """Score a run on labelled images.
 
@@ -46,14 +45,11 @@ class EvaluateConfig:
     """For a classifier: which split is scored. auto: test where there is one, else all
     there is."""
 
-    views: int = 1
-    """For a classifier: test-time augmentation, the mean of the probabilities of so
-    many views of each image. The first is the image, the others are changed at random;
-    so many times the work."""
-
-    view_augment: Augmentation = "shift"
-    """For a classifier: how the other views are changed, as `finetune --augment` has
-    it. Nothing that could make another class of an image."""
+    views: Literal["none", "flip", "shift", "shift-flip"] = "none"
+    """For a classifier: test-time augmentation, the mean of the probabilities of
+    several views of each image. flip: mirrored left to right, 2 views; shift: moved by
+    a twenty-eighth of its sides each way, 9; shift-flip: both, 18. So many times the
+    work."""
 
     validation: float = 0.2
     """For an encoder: share of the images to score, where the data has no test or
@@ -101,7 +97,7 @@ class EvaluateConfig:
             wrong.append(f"validation={self.validation}: a share in (0, 1)")
         wrong += [
             f"{name}={getattr(self, name)}: at least 1"
-            for name in ("views", "label_seeds", "most", "picture_images", "batch_size")
+            for name in ("label_seeds", "most", "picture_images", "batch_size")
             if getattr(self, name) < 1
         ]
         if any(size < 1 for size in self.per_class):
@@ -145,7 +141,7 @@ def main(
         print(text)
         if config.out is not None:
             write(Path(config.out), (json.dumps(figures, indent=1) + "\n").encode())
-    elif config.views > 1:
+    elif config.views != "none":
         raise UserError(
             f"views={config.views}: {config.from_} is no classifier, and an encoder is "
             "scored by images as they are; leave --views out, or fine-tune it."

@@ -99,7 +99,7 @@ class Representations:
         pretraining["steps"] = self.steps or pretraining["steps"]
         tuning["steps"] = self.finetune_steps or tuning["steps"]
         probe = wanted.kind.endswith("probe")
-        viewed = {"views": wanted.views} if wanted.views > 1 else {}
+        viewed = {} if wanted.views == "none" else {"views": wanted.views}
         return {
             "kind": wanted.kind,
             "labels": wanted.labels,

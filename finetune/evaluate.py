@@ -15,14 +15,14 @@ from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep
 from finetune.artefact import LoadedClassifier, load_classifier
 from finetune.labels import HEAD, matched
-from finetune.scoring import Scorer, Views
+from finetune.scoring import Scorer
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The `classification_report` of a classifier on a labelled data set.
 
-    Also "data", "split", "skipped" (images left out as broken), "views" (of each image,
-    with "view_augment") and "trained_on": how many of these images the classifier
+    Also "data", "split", "skipped" (images left out as broken), "views" (of
+    each image, as asked for) and "trained_on": how many of these images the classifier
     learned from, as far as its run lies beside it.
 
     Raises:
@@ -35,12 +35,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         loaded, config, tasks=tasks if has_tasks(config.data) else ()
     )
     sweep = sweep_for(config.batch_size)
-    views = Views(config.views, config.view_augment)
 
     def report(head: str, images: ImageSet) -> dict[str, Any]:
         names = loaded.class_names[head]
         images = matched(images, names)
-        scorer = Scorer(loaded.classifier, head, sweep, views)
+        scorer = Scorer(loaded.classifier, head, sweep, config.views)
         logits = scorer.logits(loaded.params, loaded.stats, images)
         assert images.labels is not None
         return classification_report(logits, images.labels, names)
@@ -53,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if task in images.tasks
         }
     found |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
-    found |= {"views": config.views, "view_augment": config.view_augment}
+    found["views"] = config.views
     found["trained_on"] = _trained_on(config, images.ids) if split == "train" else 0
     return found
 
@@ -126,8 +125,8 @@ def text(report: Mapping[str, Any]) -> str:
     head = f"{report['data']}, {report['examples']} labelled images"
     if report["skipped"]:
         head += f"; {report['skipped']} broken ones were skipped"
-    if report["views"] > 1:
-        head += f"; mean of {report['views']} views ({report['view_augment']})"
+    if report["views"] != "none":
+        head += f"; mean of several views of each ({report['views']})"
     if report["trained_on"]:
         head += f"; {report['trained_on']} of them were trained on: this is no test"
     parts = [head, report_text(report)]

@@ -1,6 +1,6 @@
 """Logits of whole image sets, and what they are worth."""
 
-import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from afterimage.data import ImageSet
-from afterimage.data.augment import make_augment
 from afterimage.evaluation.classification import (
     classification_report,
     confusion_matrix,
@@ -23,59 +22,59 @@ from finetune.classifier import Classifier
 Predict = Callable[[Any, Any, Array], Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Views:
-    """Test-time augmentation: an image's class is told from several views of it.
-
-    The first is the image as it is; the others are drawn by `augment`, the same changes
-    for every image, so that no prediction depends on what else is in the batch.
-    """
-
-    count: int = 1
-    augment: str = "shift"
-
-    def over(self, predict: Predict) -> Predict:
-        """Logits of uint8 images: the log of the mean of the views' probabilities."""
-        if self.count == 1:
-            return predict
-        change = make_augment(self.augment)
-
-        def viewed(params: Any, stats: Any, images: Array) -> Array:
-            pixels = images.astype(jnp.float32) / 255
-
-            def view(key: Array) -> Array:
-                changed = jax.vmap(lambda image: change(key, image[None])[0])(pixels)
-                return _log_probabilities(predict(params, stats, changed))
-
-            keys = jax.random.split(jax.random.key(0), self.count - 1)
-            first = _log_probabilities(predict(params, stats, images))
-            every = jnp.concatenate([first[None], jax.lax.map(view, keys)])
-            return jax.nn.logsumexp(every, axis=0) - math.log(self.count)
-
-        return viewed
+def _flipped(images: Array) -> Array:
+    return jnp.stack([images, images[:, :, ::-1]])
 
 
-_ONE = Views()
+def _shifted(images: Array) -> Array:
+    _, h, w, _ = images.shape
+    y, x = (max(1, round(side / 28)) for side in (h, w))
+    padded = jnp.pad(images, ((0, 0), (y, y), (x, x), (0, 0)), "reflect")
+    corners = itertools.product((0, y, 2 * y), (0, x, 2 * x))
+    return jnp.stack([padded[:, a : a + h, b : b + w] for a, b in corners])
 
 
-def _log_probabilities(logits: Array) -> Array:
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
+def _shifted_and_flipped(images: Array) -> Array:
+    return jnp.concatenate([_shifted(part) for part in _flipped(images)])
+
+
+VIEWS: Mapping[str, Callable[[Array], Array]] = {
+    "flip": _flipped,
+    "shift": _shifted,
+    "shift-flip": _shifted_and_flipped,
+}
+"""[b, h, w, c] -> [v, b, h, w, c], beside none: `afterimage evaluate --views`."""
+
+
+def over_views(predict: Predict, name: str) -> Predict:
+    """Logits by test-time augmentation: the log of the views' mean probability."""
+    if name == "none":
+        return predict
+
+    def viewed(params: Any, stats: Any, images: Array) -> Array:
+        def one(view: Array) -> Array:
+            logits = predict(params, stats, view)
+            return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+        # One after the other: of the network's maps there are as many as of one view.
+        every = jax.lax.map(one, VIEWS[name](images))
+        return jax.nn.logsumexp(every, axis=0) - math.log(len(every))
+
+    return viewed
 
 
 class Scorer:
     """One head's logits and features of an image set, jitted once for every set."""
 
     def __init__(
-        self, classifier: Classifier, head: str, sweep: Sweep, views: Views = _ONE
+        self, classifier: Classifier, head: str, sweep: Sweep, views: str = "none"
     ):
         self._sweep, self.head = sweep, head
-        self.predict = sweep.jit(
-            views.over(
-                lambda params, stats, images: classifier.predict(
-                    params, stats, images, head
-                )
-            )
-        )
+
+        def predict(params, stats, images):
+            return classifier.predict(params, stats, images, head)
+
+        self.predict = sweep.jit(over_views(predict, views))
 
         def features(of):
             def run(params, stats, images):

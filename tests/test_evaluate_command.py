@@ -120,13 +120,13 @@ def test_a_classifier_goes_to_the_stage_that_made_it(tmp_path, data, capsys):
 
 
 def test_settings_that_cannot_work_are_all_named(run, data):
-    with pytest.raises(UserError, match=r"validation=2.*views=0.*per_class"):
-        EvaluateConfig(from_=run, data=data, validation=2.0, views=0, per_class=(0,))
+    with pytest.raises(UserError, match=r"validation=2.*most=0.*per_class"):
+        EvaluateConfig(from_=run, data=data, validation=2.0, most=0, per_class=(0,))
 
 
 def test_views_are_of_a_classifier(run, data):
-    with pytest.raises(UserError, match=r"views=4: .* is no classifier"):
-        evaluate_command.main(["--from", str(run), "--data", data, "--views", "4"])
+    with pytest.raises(UserError, match=r"views=flip: .* is no classifier"):
+        evaluate_command.main(["--from", str(run), "--data", data, "--views", "flip"])
 
 
 def test_a_folder_without_an_encoder_is_named(data, tmp_path):

@@ -114,7 +114,9 @@ def small(monkeypatch, tmp_path, tiny):
             "best-100": Row(100, "pretrained", metric=ERROR),
             "scratch-100": Row(100, "scratch", metric=ERROR),
             "linear-probe": Row(None, "linear-probe", metric=ERROR),
-            "views-100": Row(100, "pretrained", metric=ERROR, views=3, runs="best-100"),
+            "views-100": Row(
+                100, "pretrained", metric=ERROR, views="flip", runs="best-100"
+            ),
         },
         stand_in={"pretrain": {}, "finetune": {}},
     )
