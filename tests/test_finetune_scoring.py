@@ -5,9 +5,7 @@ import pytest
 
 from finetune.scoring import VIEWS, over_views
 
-IMAGES = jnp.asarray(
-    np.random.default_rng(0).integers(0, 256, (5, 56, 28, 1), np.uint8)
-)
+IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (5, 56, 28, 1), "u1"))
 
 
 def columns(params, stats, images):
