@@ -66,6 +66,15 @@ GAINS: Sequence[Gain] = (
         results="representations",
     ),
     Gain(
+        "the same, a prediction may take longer",
+        "`evaluate --views shift`",
+        "nine predictions for one",
+        "mnist-labels",
+        "views-all",
+        "best-all",
+        results="representations",
+    ),
+    Gain(
         "ten a class, the other images without labels",
         "`--unlabelled rest`",
         "two to three times a run",
