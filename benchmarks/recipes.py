@@ -87,11 +87,45 @@ _MASCI_TUNING: dict[str, Any] = {
     "batch_size": 128,
     "augment": "none",
 }
-_VIEWED: tuple[tuple[str, Kind, str], ...] = (
-    ("", "pretrained", "best"),
-    ("-scratch", "scratch", "scratch"),
-)
+
+
+def _viewed(rows: dict[str, Row], names: dict[str, str]) -> dict[str, Row]:
+    """The runs of other rows, scored by several views of each test image."""
+    return {
+        name: dataclasses.replace(rows[runs], views="shift", runs=runs)
+        for name, runs in names.items()
+    }
+
+
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
+_MNIST_ROWS: dict[str, Row] = (
+    _pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
+    | _pairs(
+        {"100": 100, "1000": 1_000},
+        "pseudo-labels",
+        ERROR,
+        control="pseudo-labels-scratch",
+        **PSEUDO_LABELS,
+    )
+    | _pairs(
+        {"100": 100},
+        "propagated",
+        ERROR,
+        control="propagated-scratch",
+        **PSEUDO_LABELS,
+        propagation=PROPAGATION,
+    )
+    | {
+        # Patches of the last map's stride, as a latent target needs them.
+        "latent-100": Row(
+            100,
+            "pretrained",
+            metric=ERROR,
+            pretrain={"latent_weight": 1.0, "mask_patch": 8},
+        ),
+        "patch-8-100": Row(100, "pretrained", metric=ERROR, pretrain={"mask_patch": 8}),
+    }
+)
 TABLES: dict[str, Table] = {
     "mnist-masci": Table(
         data=MNIST,
@@ -107,40 +141,23 @@ TABLES: dict[str, Table] = {
     ),
     "mnist-labels": Table(
         data=MNIST,
-        rows=_pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
-        | _pairs(
-            {"100": 100, "1000": 1_000},
-            "pseudo-labels",
-            ERROR,
-            control="pseudo-labels-scratch",
-            **PSEUDO_LABELS,
-        )
-        | _pairs(
-            {"100": 100},
-            "propagated",
-            ERROR,
-            control="propagated-scratch",
-            **PSEUDO_LABELS,
-            propagation=PROPAGATION,
-        )
-        | {
-            # Patches of the last map's stride, as a latent target needs them.
-            "latent-100": Row(
-                100,
-                "pretrained",
-                metric=ERROR,
-                pretrain={"latent_weight": 1.0, "mask_patch": 8},
-            ),
-            "patch-8-100": Row(
-                100, "pretrained", metric=ERROR, pretrain={"mask_patch": 8}
-            ),
-        }
-        | {
-            f"views{name}-all": Row(
-                None, kind, metric=ERROR, views="shift", runs=f"{runs}-all"
-            )
-            for name, kind, runs in _VIEWED
-        },
+        rows=_MNIST_ROWS
+        | _viewed(
+            _MNIST_ROWS,
+            {
+                "views-all": "best-all",
+                "views-scratch-all": "scratch-all",
+                **{
+                    f"views-{name}": name
+                    for name in (
+                        "pseudo-labels-1000",
+                        "pseudo-labels-scratch-1000",
+                        "propagated-100",
+                        "propagated-scratch-100",
+                    )
+                },
+            },
+        ),
         stand_in={"pretrain": {"steps": 1200}, "finetune": {"steps": 400}},
         **_preset("mnist-masked"),
     ),
