@@ -172,7 +172,7 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
     data = table.data.replace("{}", config.folder)
     runs = table.rows[row_name].runs or row_name
     # Rows share an encoder, unless one wants an encoder of its own.
-    encoder = f"pretrain-{row_name}" if table.rows[row_name].pretrain else "pretrain"
+    encoder = f"pretrain-{runs}" if table.rows[row_name].pretrain else "pretrain"
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
         clock = time.perf_counter()

@@ -64,7 +64,10 @@ def over_views(predict: Predict, name: str) -> Predict:
 
 
 class Scorer:
-    """One head's logits and features of an image set, jitted once for every set."""
+    """One head's logits and features of an image set, jitted once for every set.
+
+    Logits are of several `views` of each image, where VIEWS has them; features of one.
+    """
 
     def __init__(
         self, classifier: Classifier, head: str, sweep: Sweep, views: str = "none"

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from afterimage.errors import DataError, UserError
+from afterimage.evaluate_command import EvaluateConfig
 from benchmarks import representations
 from benchmarks.recipes import ERROR, TABLES, Row, Table
 from benchmarks.representations import Representations
+from finetune.evaluate import evaluate
 from finetune.presets import PRESETS as FINETUNE
 from pretrain.presets import PRESETS as PRETRAIN
 
@@ -142,6 +144,12 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
         assert entry["mean"] == pytest.approx(np.mean(entry["each"]))
     # The probe sees what three steps of tuning do not.
     assert rows[2]["mean"] < 60
+    # Views are of the other row's run, and of nothing else.
+    (run,) = (tmp_path / "runs" / "small").glob("best-100-*")
+    assert not list(run.parent.glob("views*"))
+    where = {"from_": str(run), "data": f"npz:{tmp_path / 'mnist.npz'}"}
+    found = evaluate(EvaluateConfig(**where, split="test", views="flip"))
+    assert rows[3]["mean"] == pytest.approx(100 * (1 - found["accuracy"]["value"]))
     assert "kept" not in capsys.readouterr().out
     again = representations.run(small)
     assert again == rows

@@ -103,6 +103,12 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
             )
             for n in (100, 1000)
         ),
+        (
+            "mnist-masked",
+            "representations",
+            "mnist-labels",
+            ("best-all", "scratch-all", "views-all", "views-scratch-all"),
+        ),
         *(
             (
                 "mnist-pseudo-labels",
