@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from afterimage.models import ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.contractive import Contractive
+from pretrain.dictionary import Dictionary
 from pretrain.latent import Latent
 from pretrain.masked import Masked
 from pretrain.plain import Plain
@@ -19,6 +20,7 @@ OBJECTIVES: Mapping[str, type[Plain]] = {
     "sparse": Sparse,
     "vq": Quantised,
     "contractive": Contractive,
+    "dictionary": Dictionary,
 }
 
 

@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "sparse": ("sparsity", "sparsity_weight", "sparsity_k"),
     "vq": ("codes", "commitment"),
     "contractive": ("contraction",),
+    "dictionary": (),
 }
 """The settings each objective reads; beside another one they are a mistake."""
 
@@ -41,13 +42,13 @@ class ObjectiveOptions:
     """What the network must do, and how hard it is made."""
 
     objective: Literal[
-        "plain", "masked", "variational", "sparse", "vq", "contractive"
+        "plain", "masked", "variational", "sparse", "vq", "contractive", "dictionary"
     ] = "plain"
     """plain: reconstruct the image, from a corrupted one where a corruption is set;
     masked: reconstruct the patches that the encoder does not see; variational: from a
     noisy code near a standard normal distribution; sparse: from few channels; vq: from
     vectors of a learned codebook; contractive: from a code that moves little where the
-    image does."""
+    image does; dictionary, of model conv-patches: each whitened patch by one filter."""
 
     mask: Literal["random", "block"] = "random"
     """masked: patches at random, or in a few blocks."""

@@ -190,6 +190,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         settings={
             "model": "conv-patches",
+            "objective": "dictionary",
             "image_size": 32,
             "steps": 300,
             "batch_size": 64,

@@ -245,7 +245,7 @@ class _Program:
             "training images": f"{len(self.train):,} of {size}",
             "validation images": len(self.validation) if self.validation else 0,
             "encoder parameters": f"{count_parameters(params['encoder']):,}",
-            "decoder parameters": f"{count_parameters(params['decoder']):,}",
+            "decoder parameters": f"{count_parameters(params.get('decoder', {})):,}",
             "feature vector": self.model.bottleneck or self.info[-1].channels,
             "steps in this session": self.total - step,
             "minutes in this session": (time.perf_counter() - time_then) / 60,
@@ -259,7 +259,7 @@ class _Program:
             f"{self.source.name}: {len(self.train):,} training images "
             f"{'x'.join(map(str, self.train.shape))}, {held} held out",
             f"{self.model.name}: encoder {count_parameters(params['encoder']):,} "
-            f"parameters, decoder {count_parameters(params['decoder']):,}",
+            f"parameters, decoder {count_parameters(params.get('decoder', {})):,}",
             f"{self.total:,} steps of {self.config.batch_size} images, on "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device"
             f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.path}",

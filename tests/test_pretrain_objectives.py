@@ -38,7 +38,10 @@ EXTRA = {
     "sparse": {"reconstruction", "active_share", "dead_channels"},
     "vq": {"reconstruction", "commitment", "perplexity", "dead_codes"},
     "contractive": {"reconstruction", "jacobian"},
+    "dictionary": {"reconstruction", "patch_error", "dead_filters"},
 }
+OWN = {"dictionary": {"model": "conv-patches", "width": 0.03}}
+"""Settings without which an objective cannot train."""
 
 
 def config(out, objective, **changes):
@@ -55,7 +58,7 @@ def config(out, objective, **changes):
         "tensorboard": False,
         "pictures": 3,
     }
-    return PretrainConfig(**settings | changes)
+    return PretrainConfig(**settings | OWN.get(objective, {}) | changes)
 
 
 def rows(run):
@@ -85,7 +88,7 @@ def test_what_every_objective_measures(objective):
     """By shapes: one loss, the metrics it promises, a loss and pictures an image."""
     options = config("x", objective)
     decoder = "hierarchical" if objective == "masked" else ""
-    model = ModelConfig(image_size=(8, 8), channels=1, width=0.25, decoder=decoder)
+    model = ModelConfig(options.model, (8, 8), 1, width=options.width, decoder=decoder)
     chosen = make_objective(options, model)
     network, params, stats = Network.create(chosen.build(nnx.Rngs(0)))
     preprocessing = Preprocessing((8, 8), (0.4,), (0.2,), 1)
@@ -175,6 +178,7 @@ def test_masked_settings_train(tmp_path, changes):
         ("vq", {"model": "resnet18", "norm": "batch", "accumulate": 2}),
         ("contractive", {"bottleneck": 4, "model": "conv-classic"}),
         ("contractive", {"model": "convnext-atto", "remat": True}),
+        ("dictionary", {"precision": "bfloat16", "corruption": "gaussian"}),
     ],
 )
 def test_settings_of_the_others_train(tmp_path, objective, changes):
@@ -229,6 +233,7 @@ def test_settings_that_cannot_work_say_why(objective, changes, says):
     [
         ("masked", {"mask_patch": 8}, "mask_patch=8: images of 8x8 pixels"),
         ("sparse", {"sparsity": "top-k", "sparsity_k": 99}, "has 16 channels"),
+        ("dictionary", {"model": "resnet18"}, "needs model='conv-patches'"),
     ],
 )
 def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(

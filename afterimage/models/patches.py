@@ -28,7 +28,7 @@ _THRESHOLD = 0.25
 # Batches after which the mean of all becomes a running mean.
 _MEMORY = 100.0
 # Pixels between the patches that are counted: neighbours say the same.
-_APART = 3
+APART = 3
 
 
 class WhitenedPatches(nnx.Module):
@@ -57,10 +57,8 @@ class WhitenedPatches(nnx.Module):
     ) -> Float[Array, "b H W o"]:
         x = context.hide(x)
         if context.train:
-            self._follow(x, context)
-        kernel = self.kernel[...]
-        kernel = kernel * lax.rsqrt(jnp.square(kernel).sum(0, keepdims=True) + 1e-12)
-        kernel = self.whitening[...] @ kernel
+            self.follow(x, context)
+        kernel = self.whitening[...] @ self.filters
         shift = -(self.mean[...][None] @ kernel) - _THRESHOLD
         # A patch's mean is taken off here, once, and not from every patch.
         kernel = kernel - kernel.mean(0, keepdims=True)
@@ -75,8 +73,14 @@ class WhitenedPatches(nnx.Module):
         one = jax.checkpoint(lambda image: respond(image[None])[0])
         return lax.map(one, x)
 
+    @property
+    def filters(self) -> Float[Array, "d o"]:
+        """The filters, each of unit length, for whitened patches."""
+        kernel = self.kernel[...]
+        return kernel * lax.rsqrt(jnp.square(kernel).sum(0, keepdims=True) + 1e-12)
+
     def _respond(self, x: Array, kernel: Array, shift: Array) -> Array:
-        rows, scale = _windows(x, self.k), _contrast(x, self.k).astype(x.dtype)
+        rows, scale = patch_rows(x, self.k), inverse_contrast(x, self.k).astype(x.dtype)
         b, h, w, d = rows.shape
         found = (rows.reshape(-1, d) @ kernel) * scale.reshape(-1, 1) + shift
         found = jax.nn.relu(found).reshape(b, h, w, -1)
@@ -85,17 +89,17 @@ class WhitenedPatches(nnx.Module):
         found = jnp.pad(found, ((0, 0), pad, pad, (0, 0)))
         return _block_means(found, self.stride)
 
-    def _follow(self, x: Array, context: Context) -> None:
+    def follow(self, x: Float[Array, "b h w i"], context: Context) -> None:
         """The moments of some patches of these images into those of all."""
-        some = (slice(None), slice(None, None, _APART), slice(None, None, _APART))
+        some = (slice(None), slice(None, None, APART), slice(None, None, APART))
         x = lax.stop_gradient(x).astype(jnp.float32)
-        rows = _windows(x, self.k)[some]
-        rows = (rows - rows.mean(-1, keepdims=True)) * _contrast(x, self.k)[some]
+        rows = patch_rows(x, self.k)[some]
+        rows = (rows - rows.mean(-1, keepdims=True)) * inverse_contrast(x, self.k)[some]
         visible = context.visible(x)
         if visible is None:
             shown = jnp.ones((*rows.shape[:3], 1), jnp.float32)
         else:
-            shown = _windows(visible.astype(jnp.float32), self.k)[some]
+            shown = patch_rows(visible.astype(jnp.float32), self.k)[some]
             shown = shown.min(-1, keepdims=True)
         rows, shown = rows.reshape(-1, rows.shape[-1]), shown.reshape(-1, 1)
         count = jnp.maximum(shown.sum(), 1)
@@ -114,7 +118,7 @@ class WhitenedPatches(nnx.Module):
         self.whitening[...] = (basis * scale[None]) @ basis.T
 
 
-def _windows(x: Shaped[Array, "b h w c"], k: int) -> Shaped[Array, "b _h _w d"]:
+def patch_rows(x: Shaped[Array, "b h w c"], k: int) -> Shaped[Array, "b _h _w d"]:
     """All k x k patches inside the image: [b, h - k + 1, w - k + 1, k k c]."""
     h, w = x.shape[1] - k + 1, x.shape[2] - k + 1
     # Along a row first: XLA:CPU copies few long pieces faster than many short ones.
@@ -124,7 +128,7 @@ def _windows(x: Shaped[Array, "b h w c"], k: int) -> Shaped[Array, "b _h _w d"]:
     return jnp.concatenate([x[:, n : n + h] for n in range(k)], -1)
 
 
-def _contrast(x: Float[Array, "b h w c"], k: int) -> Float[Array, "b _h _w 1"]:
+def inverse_contrast(x: Float[Array, "b h w c"], k: int) -> Float[Array, "b _h _w 1"]:
     """1 / sqrt(variance + floor) of each such patch, in float32."""
     x = x.astype(jnp.float32)
     # Less cancels in E x^2 - (E x)^2 where the image's own mean is taken off first.
