@@ -24,6 +24,9 @@ from afterimage.evaluation import (
 from afterimage.evaluation.embedding import import_umap
 from afterimage.features_command import open_for, report_skipped, select
 
+_CAPTION = 80
+"""Characters of a data spec that a picture has room for."""
+
 
 def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     """(`representation_report`, its tables): this encoder, the same untrained, pixels.
@@ -119,6 +122,12 @@ def _place(config: EvaluateConfig) -> Path | None:
     return Path(config.from_) / "evaluation" / f"{name}.json"
 
 
+def _short(name: str) -> str:
+    """A data spec of many archives, by its two ends: a picture is only so wide."""
+    keep = _CAPTION // 2
+    return name if len(name) <= _CAPTION else f"{name[:keep]} … {name[-keep:]}"
+
+
 def _picture(encoder: Encoder, test: ImageSet, config: EvaluateConfig) -> bytes:
     from PIL import Image
 
@@ -131,12 +140,13 @@ def _picture(encoder: Encoder, test: ImageSet, config: EvaluateConfig) -> bytes:
         config.embedding,
         seed=config.seed,
     )
+    of = f"{len(images):,} of {len(test):,} images of {_short(test.name)}"
     picture = draw_embedding(
         places,
         pixels,
         images.labels,
         images.class_names or (),
-        caption=f"{len(images):,} of {len(test):,} images of {test.name}: {how}",
+        caption=f"{of}: {how}",
     )
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)

@@ -57,6 +57,15 @@ GAINS: Sequence[Gain] = (
         "scratch-1000",
     ),
     Gain(
+        "photos, 5,000 a class, a linear classifier",
+        "preset `patches`, frozen",
+        "half a minute of pretraining",
+        "cifar10-patches",
+        "linear-probe",
+        "untrained-probe",
+        results="representations",
+    ),
+    Gain(
         "digits, 6,000 a class",
         "`full` after pretraining",
         "pretraining, once",

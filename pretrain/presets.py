@@ -197,6 +197,17 @@ PRESETS: Mapping[str, Preset] = {
             "lr": 3e-3,
         },
         cost="300 steps of 64 = 19,200 images",
+        measured=(
+            Measured(
+                result=(
+                    "CIFAR-10, JPEG-compressed: a linear probe with all labels reads "
+                    "71.2 ± 0.4 % of the test images (untrained 68.4 ± 0.5), 5 seeds"
+                ),
+                time="31 seconds a seed, 80 where the archives had to be read first",
+                device="one core of an AMD EPYC, beside other work",
+                date="2026-11-28",
+            ),
+        ),
     ),
     "classic": Preset(
         about="the classic convolutional autoencoder: pooling, unpooling, no noise",

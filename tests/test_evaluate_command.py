@@ -7,7 +7,7 @@ from PIL import Image
 from afterimage import evaluate_command
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
-from afterimage.evaluate_encoder import evaluate_encoder
+from afterimage.evaluate_encoder import _short, evaluate_encoder
 from checkpoints.errors import CheckpointError
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
@@ -132,3 +132,12 @@ def test_views_are_of_a_classifier(run, data):
 def test_a_folder_without_an_encoder_is_named(data, tmp_path):
     with pytest.raises(CheckpointError, match="holds no encoder"):
         evaluate_command.main(["--from", str(tmp_path), "--data", data])
+
+
+def test_a_spec_of_many_archives_fits_the_picture():
+    name = "zip:" + ",".join(f"photos/train-{i}.zip" for i in range(9)) + " [test]"
+    short = _short(name)
+    assert len(short) <= 83
+    assert short.startswith("zip:photos/train-0.zip,")
+    assert short.endswith("photos/train-8.zip [test]")
+    assert _short("digits [test]") == "digits [test]"
