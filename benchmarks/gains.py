@@ -59,7 +59,7 @@ GAINS: Sequence[Gain] = (
     Gain(
         "photos, 5,000 a class, a linear classifier",
         "preset `patches`, frozen",
-        "half a minute of pretraining",
+        "three and a half minutes of pretraining",
         "cifar10-patches",
         "linear-probe",
         "untrained-probe",

@@ -58,9 +58,9 @@ class PatchDictionary(nnx.Module):
         if train:
             layer.follow(images, Context(train=True))
         k, filters = layer.k, layer.filters
-        across, down = (_starts(n, k) for n in images.shape[1:3])
-        rows = patch_rows(images, k)[:, across][:, :, down]
-        contrast = inverse_contrast(images, k)[:, across][:, :, down]
+        down, across = (_starts(n, k) for n in images.shape[1:3])
+        rows = patch_rows(images, k)[:, down][:, :, across]
+        contrast = inverse_contrast(images, k)[:, down][:, :, across]
         level, mean = rows.mean(-1, keepdims=True), layer.mean[...][None, None, None]
         white = (rows - level) * contrast - mean
         white = white @ layer.whitening[...]
@@ -75,7 +75,7 @@ class PatchDictionary(nnx.Module):
         found = jax.lax.stop_gradient(found)
         patches = found @ jnp.linalg.inv(layer.whitening[...])
         patches = (patches + mean) / contrast + level
-        return _laid_out(patches, across, down, images.shape, k), error, use
+        return _laid_out(patches, down, across, images.shape, k), error, use
 
 
 def _starts(n: int, k: int) -> np.ndarray:
@@ -83,14 +83,14 @@ def _starts(n: int, k: int) -> np.ndarray:
     return np.unique([*range(0, n - k + 1, APART), n - k])
 
 
-def _laid_out(patches, across, down, shape, k: int) -> Float[Array, "b h w c"]:
+def _laid_out(patches, down, across, shape, k: int) -> Float[Array, "b h w c"]:
     """The mean, at each pixel, of the patches that are laid over it."""
     b, h, w, c = shape
-    patches = patches.reshape(b, len(across), len(down), k, k, c)
+    patches = patches.reshape(b, len(down), len(across), k, k, c)
     total, count = jnp.zeros(shape), np.zeros((1, h, w, 1), np.float32)
     for i in range(k):
         for j in range(k):
-            rows, columns = across[:, None] + i, down[None] + j
+            rows, columns = down[:, None] + i, across[None] + j
             total = total.at[:, rows, columns].add(patches[:, :, :, i, j])
             count[:, rows, columns] += 1
     return total / count

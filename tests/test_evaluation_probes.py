@@ -268,6 +268,28 @@ def test_logistic_regression_agrees_with_scikit_learn(digits, n, strength):
     assert np.mean(same) > 0.98
 
 
+def test_logistic_regression_needs_few_steps_where_features_are_alike(monkeypatch):
+    """Along principal directions, scaled by curvature: half of L-BFGS as it is."""
+    import scipy.optimize
+
+    rng = np.random.default_rng(0)
+    mix = np.geomspace(1, 0.01, 40)[:, None] * rng.normal(size=(40, 40))
+    x = (rng.normal(size=(500, 40)) @ mix).astype(np.float32)
+    labels = (x @ rng.normal(size=(40, 5)) + rng.normal(size=(500, 5))).argmax(1)
+    found, minimise = [], scipy.optimize.minimize
+
+    def counted(*args, **kwargs):
+        found.append(minimise(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(scipy.optimize, "minimize", counted)
+    logistic.fit_logistic(x, labels, strengths=(10.0,))
+    monkeypatch.undo()
+    scaled = StandardScaler().fit_transform(x)
+    reference = LogisticRegression(C=10.0, tol=1e-4, max_iter=5000)
+    assert 2 * found[0].nit <= reference.fit(scaled, labels).n_iter_[0]
+
+
 def test_c_is_the_one_with_the_best_folds(digits):
     train, labels = digits[0][:150], digits[1][:150]
     folds = folds_of(labels, seed=3)

@@ -52,13 +52,13 @@ class Layer:
 
 
 def encoder_representation(
-    name: str, encoder: Encoder, *, batch_size: int = 256, widest: int = WIDEST
+    name: str, encoder: Encoder, *, batch_size: int = 256
 ) -> Representation:
     """Each level of an encoder pooled by its mean, and by the means of a 2x2 grid.
 
     Layers `stages/0`, `stages/0 grid`, …, and `pyramid-grid`, all the grids side by
     side (fine-tuning's pool of this name); a bottleneck is the layer `features`. What
-    has more than `widest` numbers is left out.
+    has more than `WIDEST` numbers is left out.
     """
     info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
     vector = levels[-1] if encoder.config.bottleneck is None else "features"
@@ -68,10 +68,10 @@ def encoder_representation(
         pooled = {}
         for level, map_ in zip(info, maps, strict=True):
             pooled[level.name] = pool_features([map_])
-            wide = 4 * level.channels > widest
+            wide = 4 * level.channels > WIDEST
             if not wide and max(map_.shape[1:3]) > 1:
                 pooled[f"{level.name} grid"] = pool_features([map_], "grid")
-        if len(info) > 1 and 4 * sum(level.channels for level in info) <= widest:
+        if len(info) > 1 and 4 * sum(level.channels for level in info) <= WIDEST:
             pooled["pyramid-grid"] = pool_features(maps, "pyramid-grid")
         if vector not in pooled:
             pooled[vector] = encoder.apply(params, images)
