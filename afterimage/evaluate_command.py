@@ -46,10 +46,14 @@ class EvaluateConfig:
     there is."""
 
     views: Literal["none", "flip", "shift", "shift-flip"] = "none"
-    """For a classifier: test-time augmentation, the mean of the probabilities of
-    several views of each image. flip: mirrored left to right, 2 views; shift: moved by
-    a twenty-eighth of its sides each way, 9; shift-flip: both, 18. So many times the
-    work."""
+    """Several views of each image: of a classifier the mean of their probabilities
+    (test-time augmentation), of an encoder that of their vectors, before any probe.
+    flip: mirrored left to right, 2 views; shift: moved by a twenty-eighth of its sides
+    each way, 9; shift-flip: both, 18. So many times the work."""
+
+    grid_3: bool = False
+    """For an encoder: also the means of a 3x3 grid of the last level, however wide: a
+    linear probe of all labels gains from it on small images, at its cost."""
 
     validation: float = 0.2
     """For an encoder: share of the images to score, where the data has no test or
@@ -141,11 +145,6 @@ def main(
         print(text)
         if config.out is not None:
             write(Path(config.out), (json.dumps(figures, indent=1) + "\n").encode())
-    elif config.views != "none":
-        raise UserError(
-            f"views={config.views}: {config.from_} is no classifier, and an encoder is "
-            "scored by images as they are; leave --views out, or fine-tune it."
-        )
     else:
         from afterimage.evaluate_encoder import evaluate_encoder
 

@@ -53,7 +53,13 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     report_skipped(select(splits, "all", config.data))
     train, test = _probe_sets(splits, config)
     representations = [
-        encoder_representation(name, each, batch_size=config.batch_size)
+        encoder_representation(
+            name,
+            each,
+            batch_size=config.batch_size,
+            views=config.views,
+            grid_3=config.grid_3,
+        )
         for name, each in named.items()
     ]
     protocol = Protocol(
@@ -66,6 +72,12 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     figures = representation_report(
         [*representations, pixel_representation()], train, test, protocol
     )
+    figures["settings"]["views"] = config.views
+    if config.views != "none":
+        figures["notes"].append(
+            "vectors of encoders are means over several views of each image "
+            f"({config.views}); pixels are of one"
+        )
     text = representation_text(figures)
     if place is None:
         said = "Nothing was written: this is no run's folder; give --out FILE.json."

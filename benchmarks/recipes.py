@@ -29,7 +29,9 @@ class Row:
     pretrain: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of pretraining, beside the table's own."""
     views: str = "none"
-    """Of each test image, by `afterimage evaluate --views`."""
+    """`afterimage evaluate --views`: of each test image, or of every image's vector."""
+    grid_3: bool = False
+    """`afterimage evaluate --grid-3`, of a probe."""
     runs: str | None = None
     """The row whose runs are scored, where it has none of its own."""
 
@@ -199,6 +201,10 @@ TABLES: dict[str, Table] = {
         rows={
             "linear-probe": Row(None, "linear-probe"),
             "untrained-probe": Row(None, "untrained-probe"),
+            "views-linear-probe": Row(None, "linear-probe", views="flip", grid_3=True),
+            "views-untrained-probe": Row(
+                None, "untrained-probe", views="flip", grid_3=True
+            ),
         },
         pretrain=dict(pretrain.presets.PRESETS["patches"].settings),
         finetune={"steps": 1},  # nothing is fine-tuned

@@ -100,6 +100,7 @@ class Representations:
         tuning["steps"] = self.finetune_steps or tuning["steps"]
         probe = wanted.kind.endswith("probe")
         viewed = {} if wanted.views == "none" else {"views": wanted.views}
+        viewed |= {"grid_3": True} if wanted.grid_3 else {}
         return {
             "kind": wanted.kind,
             "labels": wanted.labels,
@@ -111,7 +112,7 @@ class Representations:
         }
 
 
-def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
+def _probe_accuracy(run: str, data: str, settings: dict, seed: int) -> float:
     """Linear probe on the layer that is best on validation, all labels."""
     from afterimage.data import open_data
     from afterimage.encoder import load_encoder
@@ -122,11 +123,13 @@ def _probe_accuracy(run: str, data: str, kind: str, seed: int) -> float:
     )
 
     encoder = load_encoder(run)
-    encoder = encoder.untrained(seed) if kind == "untrained-probe" else encoder
+    if settings["kind"] == "untrained-probe":
+        encoder = encoder.untrained(seed)
     splits = open_data(data, image_size=encoder.preprocessing.image_size[0])
     assert splits.test is not None
+    views = {name: settings[name] for name in ("views", "grid_3") if name in settings}
     report = representation_report(
-        [encoder_representation("encoder", encoder)],
+        [encoder_representation("encoder", encoder, **views)],
         splits.train,
         splits.test,
         Protocol(per_class=(), most=50_000, seed=seed, probes=("linear probe",)),
@@ -181,7 +184,7 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
             data, home / f"{encoder}-{steps}-{seed}", seed, **settings["pretrain"]
         )
         if settings["kind"].endswith("probe"):
-            accuracy = _probe_accuracy(run, data, settings["kind"], seed)
+            accuracy = _probe_accuracy(run, data, settings, seed)
         else:
             out = home / f"{runs}-{steps}-{settings['finetune']['steps']}-{seed}"
             accuracy = _tuned_accuracy(out, run, data, settings, seed)

@@ -1,6 +1,5 @@
 """Logits of whole image sets, and what they are worth."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,34 +15,11 @@ from afterimage.evaluation.classification import (
     confusion_matrix,
     macro_f1,
 )
+from afterimage.evaluation.views import VIEWS
 from afterimage.training.sweep import Sweep
 from finetune.classifier import Classifier
 
 Predict = Callable[[Any, Any, Array], Array]
-
-
-def _flipped(images: Array) -> Array:
-    return jnp.stack([images, images[:, :, ::-1]])
-
-
-def _shifted(images: Array) -> Array:
-    _, h, w, _ = images.shape
-    y, x = (max(1, round(side / 28)) for side in (h, w))
-    padded = jnp.pad(images, ((0, 0), (y, y), (x, x), (0, 0)), "reflect")
-    corners = itertools.product((0, y, 2 * y), (0, x, 2 * x))
-    return jnp.stack([padded[:, a : a + h, b : b + w] for a, b in corners])
-
-
-def _shifted_and_flipped(images: Array) -> Array:
-    return jnp.concatenate([_shifted(part) for part in _flipped(images)])
-
-
-VIEWS: Mapping[str, Callable[[Array], Array]] = {
-    "flip": _flipped,
-    "shift": _shifted,
-    "shift-flip": _shifted_and_flipped,
-}
-"""[b, h, w, c] -> [v, b, h, w, c], beside none: `afterimage evaluate --views`."""
 
 
 def over_views(predict: Predict, name: str) -> Predict:

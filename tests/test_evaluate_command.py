@@ -124,9 +124,24 @@ def test_settings_that_cannot_work_are_all_named(run, data):
         EvaluateConfig(from_=run, data=data, validation=2.0, most=0, per_class=(0,))
 
 
-def test_views_are_of_a_classifier(run, data):
-    with pytest.raises(UserError, match=r"views=flip: .* is no classifier"):
-        evaluate_command.main(["--from", str(run), "--data", data, "--views", "flip"])
+def test_an_encoder_is_scored_by_several_views_and_says_so(run, data):
+    def scored(**settings):
+        config = EvaluateConfig(
+            from_=run, data=data, per_class=(), embedding="none", **settings
+        )
+        return evaluate_encoder(config)
+
+    (one, said), (several, told) = scored(), scored(views="flip", grid_3=True)
+    assert (one["settings"]["views"], several["settings"]["views"]) == ("none", "flip")
+    note = "means over several views of each image (flip); pixels are of one"
+    assert note in told
+    assert note not in said
+    # Pixels are images as they are.
+    assert one["layers"]["raw pixels"] == several["layers"]["raw pixels"]
+    first, second = (each["layers"]["this encoder"] for each in (one, several))
+    assert first != second
+    added = {row["layer"] for row in second} - {row["layer"] for row in first}
+    assert all(layer.endswith("grid-3") for layer in added)
 
 
 def test_a_folder_without_an_encoder_is_named(data, tmp_path):

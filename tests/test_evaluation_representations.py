@@ -196,6 +196,46 @@ def test_every_level_of_an_encoder_pooled(tmp_path):
     np.testing.assert_array_equal(found["pyramid-grid"], np.concatenate(parts, 1))
 
 
+@pytest.fixture
+def encoder(tmp_path):
+    """Maps of 16, 8 and 4 pixels a side."""
+    encoder_artefact.write(tmp_path / "e", image_size=(32, 32), channels=1)
+    return load_encoder(tmp_path / "e")
+
+
+def test_a_finer_grid_of_the_last_level(encoder):
+    representation = encoder_representation("it", encoder, grid_3=True)
+    images = pictures(6, size=(32, 32), channels=1)
+    (found,) = representation.stream([images])
+    last = encoder.feature_maps(images)[-1]
+    assert last.shape[1:3] == (4, 4)
+    # Thirds of four sites overlap: of two sites each.
+    cells = [last[:, i : i + 2, j : j + 2].mean((1, 2)) for i, j in np.ndindex(3, 3)]
+    expected = np.concatenate(cells, -1)
+    np.testing.assert_allclose(found["stages/2 grid-3"], expected, atol=1e-5)
+    assert "stages/1 grid-3" not in found
+    (without,) = encoder_representation("it", encoder).stream([images])
+    assert set(found) - set(without) == {"stages/2 grid-3"}
+
+
+def test_vectors_are_the_mean_over_views(encoder):
+    images = pictures(6, size=(32, 32), channels=1)
+    one = encoder_representation("it", encoder)
+    (plain,), (mirrored,) = one.stream([images]), one.stream([images[:, :, ::-1]])
+    several = encoder_representation("it", encoder, views="flip")
+    (found,) = several.stream([images])
+    assert found.keys() == plain.keys()
+    for name, vectors in found.items():
+        expected = (plain[name] + mirrored[name]) / 2
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    # Told apart left and right as they are, an image and its mirror image are one.
+    (turned,) = several.stream([images[:, :, ::-1]])
+    np.testing.assert_allclose(
+        turned["stages/0 grid"], found["stages/0 grid"], atol=1e-5
+    )
+    assert not np.allclose(plain["stages/0 grid"], mirrored["stages/0 grid"], atol=1e-3)
+
+
 def test_a_bottleneck_is_a_layer_of_its_own(tmp_path):
     encoder_artefact.write(tmp_path / "e", image_size=(8, 8), channels=1, bottleneck=5)
     encoder = load_encoder(tmp_path / "e")

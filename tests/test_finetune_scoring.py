@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finetune.scoring import VIEWS, over_views
+from afterimage.evaluation.views import VIEWS
+from finetune.scoring import over_views
 
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (5, 56, 28, 1), "u1"))
 

@@ -324,6 +324,11 @@ def test_pooled_features():
     pyramid = pool_features(maps, "pyramid")
     assert pyramid.shape == (2, 7)
     np.testing.assert_array_equal(pyramid[:, 3:], last)
+    ramp = jnp.arange(25.0).reshape(1, 5, 5, 1)
+    ninths = pool_features([ramp], "grid-3").reshape(3, 3)
+    # Of five sites the first two, the middle three, the last two.
+    np.testing.assert_allclose(ninths[0], [3.0, 4.5, 6.0])
+    np.testing.assert_allclose(ninths[1], [10.5, 12.0, 13.5])
     with pytest.raises(UserError, match="pyramid"):
         pool_features(maps, "max")
 

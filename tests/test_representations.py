@@ -119,6 +119,9 @@ def small(monkeypatch, tmp_path, tiny):
             "views-100": Row(
                 100, "pretrained", metric=ERROR, views="flip", runs="best-100"
             ),
+            "views-linear-probe": Row(
+                None, "linear-probe", metric=ERROR, views="flip", grid_3=True
+            ),
         },
         stand_in={"pretrain": {}, "finetune": {}},
     )
@@ -144,6 +147,8 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
         assert entry["mean"] == pytest.approx(np.mean(entry["each"]))
     # The probe sees what three steps of tuning do not.
     assert rows[2]["mean"] < 60
+    assert rows[4]["settings"]["grid_3"]
+    assert rows[4]["mean"] != rows[2]["mean"]
     # Views are of the other row's run, and of nothing else.
     (run,) = (tmp_path / "runs" / "small").glob("best-100-*")
     assert not list(run.parent.glob("views*"))
@@ -153,13 +158,13 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
     assert "kept" not in capsys.readouterr().out
     again = representations.run(small)
     assert again == rows
-    assert capsys.readouterr().out.count("kept, measured") == 4
+    assert capsys.readouterr().out.count("kept, measured") == 5
     # A killed run loses the rows it had not written, and no other.
     file = tmp_path / "results" / "representations.json"
     file.write_text(json.dumps([r for r in rows if r["row"] != "scratch-100"]))
     found = {r["row"]: r for r in representations.run(small)}
     assert found["scratch-100"]["each"] == rows[1]["each"]
-    assert capsys.readouterr().out.count("kept, measured") == 3
+    assert capsys.readouterr().out.count("kept, measured") == 4
 
 
 def test_a_row_may_want_an_encoder_of_its_own():

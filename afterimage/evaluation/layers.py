@@ -4,7 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
 from afterimage.data import ImageSet
@@ -13,6 +15,7 @@ from afterimage.data.resize import cover_and_crop
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.moments import Moments
+from afterimage.evaluation.views import VIEWS
 from afterimage.models.heads import pool_features
 from afterimage.runtime import jit
 
@@ -52,18 +55,29 @@ class Layer:
 
 
 def encoder_representation(
-    name: str, encoder: Encoder, *, batch_size: int = 256
+    name: str,
+    encoder: Encoder,
+    *,
+    batch_size: int = 256,
+    views: str = "none",
+    grid_3: bool = False,
 ) -> Representation:
     """Each level of an encoder pooled by its mean, and by the means of a 2x2 grid.
 
     Layers `stages/0`, `stages/0 grid`, …, and `pyramid-grid`, all the grids side by
     side (fine-tuning's pool of this name); a bottleneck is the layer `features`. What
-    has more than `WIDEST` numbers is left out.
+    has more than `WIDEST` numbers is left out. With `grid_3` the last level, if of more
+    than 2x2 sites, has `stages/N grid-3` as well: 9 numbers a channel, however many.
+
+    With `views` (one of VIEWS) vectors are the mean of those of several views of each
+    image, in so many times the time.
     """
     info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
     vector = levels[-1] if encoder.config.bottleneck is None else "features"
 
-    def layers(params: Mapping, images: Num[Array, "n h w c"]) -> dict[str, Array]:
+    def pooled_layers(
+        params: Mapping, images: Num[Array, "n h w c"]
+    ) -> dict[str, Array]:
         maps = encoder.apply_maps(params, images)
         pooled = {}
         for level, map_ in zip(info, maps, strict=True):
@@ -73,9 +87,18 @@ def encoder_representation(
                 pooled[f"{level.name} grid"] = pool_features([map_], "grid")
         if len(info) > 1 and 4 * sum(level.channels for level in info) <= WIDEST:
             pooled["pyramid-grid"] = pool_features(maps, "pyramid-grid")
+        if grid_3 and max(maps[-1].shape[1:3]) > 2:
+            pooled[f"{info[-1].name} grid-3"] = pool_features(maps, "grid-3")
         if vector not in pooled:
             pooled[vector] = encoder.apply(params, images)
         return pooled
+
+    def layers(params: Mapping, images: Num[Array, "n h w c"]) -> dict[str, Array]:
+        if views == "none":
+            return pooled_layers(params, images)
+        each = functools.partial(pooled_layers, params)
+        every = lax.map(each, VIEWS[views](images))
+        return jax.tree.map(lambda vectors: vectors.mean(0), every)
 
     stream = functools.partial(
         encoder.stream, function=jit(layers), batch_size=batch_size

@@ -15,7 +15,8 @@ def representation_text(report: Mapping[str, Any]) -> str:
         f"deviation over {settings['seeds']} draws of the labels."
     )
     chosen = (
-        "Layers: every level pooled by its mean, or by the means of a 2x2 grid; ridge "
+        "Layers: every level pooled by its mean, or by the means of a grid (2x2 where "
+        "no other is named); ridge "
         "with all labels. `*` is best on the held-out fifth of the training images, "
         "and is the layer in the table above: chosen with all training labels."
     )

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from afterimage.errors import UserError
 from afterimage.models import layers
 
-POOLS = ("last", "pyramid", "grid", "pyramid-grid")
+POOLS = ("last", "pyramid", "grid", "grid-3", "pyramid-grid")
 HEADS = ("linear", "mlp")
 
 
@@ -19,7 +19,8 @@ def pool_features(
 
     `last`: the mean over the pixels of the last map. `pyramid`: of every map. `grid`
     and `pyramid-grid`: the same, but the means of a 2 x 2 grid, which keep some
-    position (on small images a linear probe gains much from it).
+    position (on small images a linear probe gains much from it); `grid-3`: of a 3 x 3
+    one.
 
     Raises:
         UserError: an unknown kind.
@@ -27,16 +28,19 @@ def pool_features(
     if kind not in POOLS:
         raise UserError(f"pool={kind!r} must be one of {', '.join(POOLS)}")
     chosen = maps if kind.startswith("pyramid") else maps[-1:]
-    pool = _grid if kind.endswith("grid") else _mean
-    return jnp.concatenate([pool(m) for m in chosen], -1)
+    if "grid" not in kind:
+        return jnp.concatenate([_mean(m) for m in chosen], -1)
+    cells = 3 if kind == "grid-3" else 2
+    return jnp.concatenate([_grid(m, cells) for m in chosen], -1)
 
 
 def _mean(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     return x.mean((1, 2))
 
 
-def _grid(x: Float[Array, "b h w c"], cells: int = 2) -> Float[Array, "b d"]:
-    """Means of a grid of cells that cover the map; odd sides share their middle."""
+def _grid(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b d"]:
+    """Means of a grid of cells that cover the map; they overlap where a side is not a
+    multiple of `cells`: halves of an odd side share its middle."""
 
     def spans(size: int) -> list[slice]:
         n = min(cells, size)

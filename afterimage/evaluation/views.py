@@ -1,0 +1,31 @@
+"""Several views of each image at test time: a fixed set, small and symmetrical."""
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def _flipped(images: Array) -> Array:
+    return jnp.stack([images, images[:, :, ::-1]])
+
+
+def _shifted(images: Array) -> Array:
+    _, h, w, _ = images.shape
+    y, x = (max(1, round(side / 28)) for side in (h, w))
+    padded = jnp.pad(images, ((0, 0), (y, y), (x, x), (0, 0)), "reflect")
+    corners = itertools.product((0, y, 2 * y), (0, x, 2 * x))
+    return jnp.stack([padded[:, a : a + h, b : b + w] for a, b in corners])
+
+
+def _shifted_and_flipped(images: Array) -> Array:
+    return jnp.concatenate([_shifted(part) for part in _flipped(images)])
+
+
+VIEWS: Mapping[str, Callable[[Array], Array]] = {
+    "flip": _flipped,
+    "shift": _shifted,
+    "shift-flip": _shifted_and_flipped,
+}
+"""[b, h, w, c] -> [v, b, h, w, c], beside none: `afterimage evaluate --views`."""
