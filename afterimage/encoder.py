@@ -21,8 +21,11 @@ from afterimage.models import (
     Network,
     abstract_encoder,
     build_encoder,
+    pool_features,
 )
 from afterimage.models.config import MIN_IMAGE_SIZE
+from afterimage.models.heads import POOLS
+from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
@@ -31,6 +34,8 @@ from checkpoints.trees import flatten
 # Batches handed to the device before the first result is waited for: one computes, one
 # is queued behind it, and meanwhile the host prepares the next.
 _IN_FLIGHT = 2
+VECTORS = ("vector", *POOLS)
+"""What a feature vector may be: the encoder's own, or its maps pooled."""
 
 
 class Encoder:
@@ -83,7 +88,7 @@ class Encoder:
         self.network, *wanted = Network.create(module, dtype=dtype)
         _check_leaves(wanted, [params, stats], self.config.name)
         self.params, self.stats = jax.device_put((dict(params), dict(stats)))
-        self._features = jit(self.apply)
+        self._features = {("vector", "none"): jit(self.apply)}
         self._maps = jit(self.apply_maps)
 
     def apply(
@@ -113,6 +118,8 @@ class Encoder:
         self,
         images: Any,
         *,
+        pool: str = "vector",
+        views: str = "none",
         batch_size: int = 256,
         resize: bool = True,
         progress: bool = False,
@@ -124,6 +131,10 @@ class Encoder:
         as the encoder needs. Another size is scaled and centre-cropped to the trained
         one; with `resize=False` the network sees images as they are.
 
+        `pool` says what of the maps is the vector, where that is not `vector` but one
+        of POOLS (`pool_features`); with `views` (one of VIEWS: flip, shift, shift-flip)
+        it is the mean over 2, 9 or 18 views of each image, in so many times the time.
+
         Compiled once per image shape and `batch_size`: a ragged last batch is padded,
         and fewer images than a batch are padded to a power of two. The numbers are the
         same however the images are batched (to 1e-5).
@@ -132,7 +143,8 @@ class Encoder:
         that the network cannot take.
         """
         batches, total = image_batches(images, batch_size)
-        parts = self._stream(self._features, batches, batch_size, resize)
+        function = self._vectors(pool, views)
+        parts = self._stream(function, batches, batch_size, resize)
         return _joined(_shown(parts, total) if progress else parts, total)
 
     def feature_maps(
@@ -150,6 +162,8 @@ class Encoder:
         self,
         batches: Iterable[Batch],
         *,
+        pool: str = "vector",
+        views: str = "none",
         batch_size: int = 256,
         resize: bool = True,
         function: Callable[..., Any] | None = None,
@@ -158,10 +172,33 @@ class Encoder:
 
         A batch is an array [b, H, W, C] or a list of [H, W, C], b ≤ `batch_size`; the
         next ones are read while the device computes. `function` is a jitted function
-        of (params, images) in place of `apply`; its results, arrays or a tree of them
-        with an image a row, come as NumPy. All else as in `features`.
+        of (params, images) in place of pool and views; its results, arrays or a tree
+        of them with an image a row, come as NumPy. All else as in `features`.
         """
-        return self._stream(function or self._features, batches, batch_size, resize)
+        function = function or self._vectors(pool, views)
+        return self._stream(function, batches, batch_size, resize)
+
+    def vector_size(self, pool: str = "vector") -> int:
+        """Length of the vectors that `features` gives of images of the trained size."""
+        image = np.zeros(
+            (1, *self.preprocessing.image_size, self.preprocessing.channels), np.uint8
+        )
+        return jax.eval_shape(self._vectors(pool, "none"), self.params, image).shape[1]
+
+    def _vectors(self, pool: str, views: str) -> Callable[..., Any]:
+        """The jitted function of (params, images), compiled once for each choice."""
+        if pool not in VECTORS:
+            raise UserError(f"pool={pool!r} must be one of {', '.join(VECTORS)}")
+
+        def vectors(params: Any, images: Any) -> Array:
+            if pool == "vector":
+                return self.apply(params, images)
+            return pool_features(self.apply_maps(params, images), pool)
+
+        key = pool, views
+        if key not in self._features:
+            self._features.setdefault(key, jit(mean_over_views(vectors, views)))
+        return self._features[key]
 
     def _stream(
         self,

@@ -23,9 +23,13 @@ def export_features(
     sets: Mapping[str, ImageSet],
     out: str | os.PathLike[str],
     *,
+    pool: str = "vector",
+    views: str = "none",
     batch_size: int = 256,
 ) -> int:
     """Write the feature vector of every image of `sets` ({split: images}); the count.
+
+    `pool` and `views` are those of `Encoder.features`.
 
     - `.parquet`: split, id, label and class (null where unknown; absent where no image
       is labelled), vector (fixed-size list of float32). Memory stays bounded.
@@ -39,14 +43,16 @@ def export_features(
     """
     out = Path(out)
     make = _writer(out)
-    rows = sum(map(len, sets.values()))
+    rows, width = sum(map(len, sets.values())), encoder.vector_size(pool)
     if not rows:
         raise UserError("there are no images to take features of.")
     try:
         with _complete_or_absent(out) as partial:
-            writer = make(partial, (rows, encoder.num_features), _labelled(sets))
+            writer = make(partial, (rows, width), _labelled(sets))
             with contextlib.closing(writer), Progress(rows, "features") as progress:
-                for part in _rows(encoder, sets, batch_size):
+                for part in _rows(
+                    encoder, sets, pool=pool, views=views, batch_size=batch_size
+                ):
                     writer.add(part)
                     progress.add(len(part["vector"]))
     except OSError as error:
@@ -103,7 +109,7 @@ def _alive(pid: int) -> bool:
 
 
 def _rows(
-    encoder: Encoder, sets: Mapping[str, ImageSet], batch_size: int
+    encoder: Encoder, sets: Mapping[str, ImageSet], *, batch_size: int, **how: str
 ) -> Iterator[dict[str, Any]]:
     for split, images in sets.items():
         starts = range(0, len(images), batch_size)
@@ -111,7 +117,7 @@ def _rows(
             images.gather(np.arange(start, min(start + batch_size, len(images))))
             for start in starts
         )
-        vectors = encoder.stream(batches, batch_size=batch_size)
+        vectors = encoder.stream(batches, batch_size=batch_size, **how)
         for start, vector in zip(starts, vectors, strict=True):
             part = slice(start, start + len(vector))
             labels = [-1] * len(vector)

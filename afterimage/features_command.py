@@ -35,6 +35,18 @@ class FeaturesConfig:
     split: Split = "all"
     """Which images: all, or those of one split."""
 
+    pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
+        "vector"
+    )
+    """What of the maps is the vector. vector: the bottleneck, or as last. last: the
+    mean of the last map. pyramid: the means of all maps, joined. grid, pyramid-grid:
+    the same with the means of a 2x2 grid; grid-3: of a 3x3 one."""
+
+    views: Literal["none", "flip", "shift", "shift-flip"] = "none"
+    """The mean of the vectors of several views of each image. flip: mirrored left to
+    right, 2 views; shift: moved by a twenty-eighth of its sides each way, 9;
+    shift-flip: both, 18. So many times the work."""
+
     batch_size: int = 256
     """Images that go through the network together."""
 
@@ -60,7 +72,14 @@ def features(config: FeaturesConfig) -> int:
     )
     chosen = select(splits, config.split, config.data)
     report_skipped(chosen)
-    return export_features(encoder, chosen, config.out, batch_size=config.batch_size)
+    return export_features(
+        encoder,
+        chosen,
+        config.out,
+        pool=config.pool,
+        views=config.views,
+        batch_size=config.batch_size,
+    )
 
 
 def open_for(

@@ -11,6 +11,11 @@ from sklearn.utils.validation import check_is_fitted
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 
+_POOLS = {"features": "vector", "maps": "pyramid"} | {
+    name: name for name in ("grid", "grid-3", "pyramid-grid")
+}
+"""What of the maps each output is."""
+
 
 @functools.lru_cache(maxsize=4)
 def _cached(path: str, written: int) -> Encoder:
@@ -29,7 +34,9 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
 
     Parameters: `path` of a run, step or encoder folder; `batch_size` of the forward
     passes; `output`: "features" for the feature vector, "maps" for the mean of every
-    feature map, joined.
+    feature map, joined, "grid", "grid-3" or "pyramid-grid" for means of a grid;
+    `views`: "none", or "flip", "shift", "shift-flip" for the mean over several views of
+    each image, as in `Encoder.features`.
 
     Takes what `Encoder.features` takes, and rows of H·W·C numbers at the trained size:
     uint8, or float in [0, 1]. `clone`, `GridSearchCV` (also with `n_jobs`) and pickling
@@ -41,15 +48,19 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         path: str | os.PathLike[str],
         batch_size: int = 256,
         output: str = "features",
+        views: str = "none",
     ):
         self.path = path
         self.batch_size = batch_size
         self.output = output
+        self.views = views
 
     def fit(self, X: Any, y: Any = None) -> "EncoderTransformer":
         """Check parameters and images; remember how many numbers a row has."""
-        if self.output not in ("features", "maps"):
-            raise UserError(f"output={self.output!r}; expected 'features' or 'maps'.")
+        if self.output not in _POOLS:
+            raise UserError(
+                f"output={self.output!r}; expected one of {', '.join(_POOLS)}."
+            )
         encoder = _encoder(self.path)
         images = self._images(X, encoder)
         if not len(images):
@@ -62,21 +73,21 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         encoder = _encoder(self.path)
         images = self._images(X, encoder)
-        if self.output == "features":
-            return encoder.features(images, batch_size=self.batch_size)
-        size = self.batch_size
-        # The maps of one batch at a time: those of a whole data set are large.
-        pooled = [
-            [m.mean((1, 2)) for m in encoder.feature_maps(part, batch_size=size)]
-            for part in (images[i : i + size] for i in range(0, len(images), size))
-        ]
-        return np.concatenate([np.concatenate(row, axis=1) for row in pooled])
+        return encoder.features(
+            images,
+            pool=_POOLS[self.output],
+            views=self.views,
+            batch_size=self.batch_size,
+        )
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """`features0`, `features1`, …, or `stages/0:0`, … by map and channel."""
+        """`features0`, …, or `stages/0:0`, … by map and channel, or `grid:0`, …."""
         encoder = _encoder(self.path)
         if self.output == "features":
             names = [f"features{i}" for i in range(encoder.num_features)]
+        elif self.output != "maps":
+            size = encoder.vector_size(self.output)
+            names = [f"{self.output}:{i}" for i in range(size)]
         else:
             names = [
                 f"{info.name}:{i}"

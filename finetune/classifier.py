@@ -24,13 +24,12 @@ from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.models.config import ModelConfig
 from afterimage.models.encoders import abstract_encoder, build_encoder
-from afterimage.models.heads import POOLS, Head, pool_features
+from afterimage.models.heads import Head, pool_features
 from afterimage.models.network import Network
 from finetune.context import Context
 
 Tree = dict[str, Any]
 Maps = list[Array]
-FEATURES = ("vector", *POOLS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,13 +74,13 @@ class FinetuneConfig(
     head_width: int | None = None
     """mlp: units of the hidden layer. Default: as many as there are features."""
 
-    features: Literal[
-        "vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"
-    ] = "grid"
+    features: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
+        "grid"
+    )
     """What the head reads. vector: the encoder's feature vector (its bottleneck, or as
     last). last: the mean of the last map. pyramid: the means of all maps, concatenated.
     grid, pyramid-grid: the same with means over a 2x2 grid, so that some position is
-    kept."""
+    kept; grid-3: of the last map over a 3x3 one."""
 
     feature_selection: Literal["none", "fisher", "mutual-information", "l1"] = "none"
     """The head reads only the best features, scored on the labelled training images

@@ -15,7 +15,7 @@ from afterimage.evaluation.classification import (
     confusion_matrix,
     macro_f1,
 )
-from afterimage.evaluation.views import VIEWS
+from afterimage.models.views import VIEWS
 from afterimage.training.sweep import Sweep
 from finetune.classifier import Classifier
 

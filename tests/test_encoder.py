@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import afterimage
-from afterimage.encoder import Encoder
+from afterimage.encoder import VECTORS, Encoder
 from afterimage.errors import UserError
-from afterimage.models import Network, build_encoder
+from afterimage.models import Network, build_encoder, pool_features
+from afterimage.models.views import VIEWS
 from checkpoints.errors import CheckpointError
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
@@ -64,6 +65,27 @@ def test_feature_info_describes_the_maps(encoder):
         assert array.shape == (3, side, side, info.channels)
         assert array.dtype == np.float32
     assert encoder.features(pictures(3)).shape == (3, encoder.num_features)
+
+
+@pytest.mark.parametrize("pool", VECTORS)
+def test_vectors_are_what_is_asked_for_of_the_maps(encoder, pool):
+    x = pictures(5)
+    maps = [jnp.asarray(m) for m in encoder.feature_maps(x)]
+    want = pool_features(maps, "last" if pool == "vector" else pool)
+    found = encoder.features(x, pool=pool)
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    assert encoder.vector_size(pool) == found.shape[1]
+    (streamed,) = encoder.stream([x], pool=pool)
+    np.testing.assert_array_equal(streamed, found)
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_vectors_may_be_the_mean_over_views(encoder, views):
+    x = pictures(5)
+    each = [encoder.features(np.asarray(view)) for view in VIEWS[views](jnp.asarray(x))]
+    found = encoder.features(x, views=views, batch_size=4)
+    np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
+    assert not np.allclose(found, each[0], atol=1e-4)
 
 
 @given(
@@ -185,6 +207,10 @@ def test_sizes_that_cannot_go_through_are_named(encoder):
         encoder.features(mixed, resize=False)
     with pytest.raises(UserError, match="batch_size=0"):
         encoder.features(pictures(1), batch_size=0)
+    with pytest.raises(UserError, match="pool='mean' must be one of vector, last"):
+        encoder.features(pictures(1), pool="mean")
+    with pytest.raises(UserError, match="views='two' must be one of none, flip"):
+        encoder.features(pictures(1), views="two")
 
 
 def test_a_bottleneck_is_the_feature_vector_at_the_trained_size(tmp_path):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from afterimage import features_command
+from afterimage import features_command, load_encoder
+from afterimage.data import open_data
 from afterimage.errors import DataError, UserError
 from tests import encoder_artefact
 
@@ -36,6 +37,16 @@ def test_features_of_one_split(run, data, tmp_path):
         features_command.main(
             f"--from {run} --data {data} --out {config.out} --split validation".split()
         )
+
+
+def test_features_of_a_grid_over_views(run, data, tmp_path):
+    out = tmp_path / "f.npy"
+    command = f"--from {run} --data {data} --out {out} --pool grid-3 --views flip"
+    features_command.main(command.split())
+    images = open_data(data).train
+    x = images.gather(np.arange(len(images)))
+    want = load_encoder(run).features(x, pool="grid-3", views="flip")
+    np.testing.assert_allclose(np.load(out)[: len(x)], want, atol=1e-5)
 
 
 def test_a_bad_suffix_is_named_before_anything_is_read(tmp_path):

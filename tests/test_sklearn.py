@@ -55,6 +55,16 @@ def test_maps_are_pooled_and_named(path):
     assert names[0] == "stages/0:0"
 
 
+def test_means_of_a_grid_over_views(path):
+    x = pictures(10)
+    transformer = EncoderTransformer(path, output="grid-3", views="flip").fit(x)
+    want = afterimage.load_encoder(path).features(x, pool="grid-3", views="flip")
+    found = transformer.transform(x)
+    np.testing.assert_array_equal(found, want)
+    names = transformer.get_feature_names_out()
+    assert [len(names), names[1]] == [want.shape[1], "grid-3:1"]
+
+
 def test_pipeline_clone_and_parallel_grid_search(path):
     x, y = _bright_and_dark()
     pipeline = make_pipeline(

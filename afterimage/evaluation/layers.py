@@ -4,9 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
 from afterimage.data import ImageSet
@@ -15,8 +13,8 @@ from afterimage.data.resize import cover_and_crop
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.moments import Moments
-from afterimage.evaluation.views import VIEWS
 from afterimage.models.heads import pool_features
+from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
 
 WIDEST = 2048
@@ -75,9 +73,7 @@ def encoder_representation(
     info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
     vector = levels[-1] if encoder.config.bottleneck is None else "features"
 
-    def pooled_layers(
-        params: Mapping, images: Num[Array, "n h w c"]
-    ) -> dict[str, Array]:
+    def layers(params: Mapping, images: Num[Array, "n h w c"]) -> dict[str, Array]:
         maps = encoder.apply_maps(params, images)
         pooled = {}
         for level, map_ in zip(info, maps, strict=True):
@@ -93,16 +89,8 @@ def encoder_representation(
             pooled[vector] = encoder.apply(params, images)
         return pooled
 
-    def layers(params: Mapping, images: Num[Array, "n h w c"]) -> dict[str, Array]:
-        if views == "none":
-            return pooled_layers(params, images)
-        each = functools.partial(pooled_layers, params)
-        every = lax.map(each, VIEWS[views](images))
-        return jax.tree.map(lambda vectors: vectors.mean(0), every)
-
-    stream = functools.partial(
-        encoder.stream, function=jit(layers), batch_size=batch_size
-    )
+    function = jit(mean_over_views(layers, views))
+    stream = functools.partial(encoder.stream, function=function, batch_size=batch_size)
     return Representation(name, stream, vector, tuple(dict.fromkeys([*levels, vector])))
 
 
