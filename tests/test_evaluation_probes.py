@@ -312,6 +312,26 @@ def test_c_is_the_one_with_the_best_folds(digits):
     assert np.mean(probe.predict(digits[2]) == alone.predict(digits[2])) > 0.98
 
 
+def test_weak_penalties_are_left_out_once_two_fell_behind(monkeypatch):
+    """Of labels that are partly chance a strong penalty knows best."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 100)).astype(np.float32)
+    chance, truth = rng.random(400) < 0.3, x[:, :5].sum(1) > 0
+    labels = np.where(chance, rng.integers(0, 2, 400), truth)
+    scores, validation = [], logistic._validation
+
+    def noted(*args):
+        scores.append(validation(*args))
+        return scores[-1]
+
+    monkeypatch.setattr(logistic, "_validation", noted)
+    probe = logistic.fit_logistic(x, labels, folds=folds_of(labels, seed=0))
+    best = max(scores)
+    assert probe.chosen == logistic.STRENGTHS[scores.index(best)]
+    assert len(scores) < len(logistic.STRENGTHS)
+    assert all(a < b for score in scores[-2:] for a, b in zip(score, best, strict=True))
+
+
 def test_without_folds_c_is_the_default(digits):
     train, labels = digits[0][:10], np.arange(10)
     assert folds_of(labels, seed=0).tolist() == [-1] * 10
