@@ -18,7 +18,6 @@ STRENGTHS = tuple(10.0**p for p in range(-4, 3))
 DEFAULT_STRENGTH = 1.0
 """C where there are too few labels to hold any out."""
 _TOLERANCE, _MOST_ITERATIONS = 1e-4, 200
-_ENOUGH = 2
 
 
 def fit_logistic(
@@ -35,8 +34,8 @@ def fit_logistic(
     in turn is held out of a fit to the others (an example of fold -1 never is). The C
     of the highest accuracy wins, then that of the lowest cross-entropy, then the
     smallest; it is fitted again to all examples. Strengths are tried from the smallest
-    on, until two in a row have fallen behind the best in both: the weakest penalties
-    are the slowest to fit. Without folds C is
+    on, until one falls behind the best in both: the weakest penalties are the slowest
+    to fit. Without folds C is
     `DEFAULT_STRENGTH`, or the only one of `strengths`. `moments` is (mean, deviation)
     to standardise by, if not those of `features`.
 
@@ -80,18 +79,15 @@ def _choose(x, energy, labels, folds, strengths) -> tuple[np.ndarray, float]:
         strengths = [nearest]
     # The problems are solved together: one without each fold, and last the whole one.
     held = np.stack([folds == f for f in range(count)] + [labels < 0], axis=1)
-    best, worse = ((-1.0, 0.0), x[:0], 0.0), 0
+    best = (-1.0, 0.0), x[:0], 0.0
     for strength, solution in zip(
         strengths, _path(x, energy, labels, held, strengths), strict=True
     ):
         score = _validation(x, labels, held[:, :-1], solution)
         if score > best[0]:
             best = score, solution[-1], strength
-        # In both respects, or it may be chance.
-        fell = score[0] < best[0][0] and score[1] < best[0][1]
-        worse = worse + 1 if fell else 0
-        if worse == _ENOUGH:
-            break
+        elif score[0] < best[0][0] and score[1] < best[0][1]:
+            break  # in one of the two alone it may be chance
     return best[1:]
 
 
