@@ -78,6 +78,9 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
             "vectors of encoders are means over several views of each image "
             f"({config.views}); pixels are of one"
         )
+    names = [row["layer"] for row in figures["layers"]["this encoder"]]
+    if config.grid_3 and not any(name.endswith("grid-3") for name in names):
+        figures["notes"].append("no grid-3: the last level has no more than 2x2 sites")
     text = representation_text(figures)
     if place is None:
         said = "Nothing was written: this is no run's folder; give --out FILE.json."

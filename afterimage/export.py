@@ -50,9 +50,7 @@ def export_features(
         with _complete_or_absent(out) as partial:
             writer = make(partial, (rows, width), _labelled(sets))
             with contextlib.closing(writer), Progress(rows, "features") as progress:
-                for part in _rows(
-                    encoder, sets, pool=pool, views=views, batch_size=batch_size
-                ):
+                for part in _rows(encoder, sets, pool, views, batch_size):
                     writer.add(part)
                     progress.add(len(part["vector"]))
     except OSError as error:
@@ -109,7 +107,11 @@ def _alive(pid: int) -> bool:
 
 
 def _rows(
-    encoder: Encoder, sets: Mapping[str, ImageSet], *, batch_size: int, **how: str
+    encoder: Encoder,
+    sets: Mapping[str, ImageSet],
+    pool: str,
+    views: str,
+    batch_size: int,
 ) -> Iterator[dict[str, Any]]:
     for split, images in sets.items():
         starts = range(0, len(images), batch_size)
@@ -117,7 +119,7 @@ def _rows(
             images.gather(np.arange(start, min(start + batch_size, len(images))))
             for start in starts
         )
-        vectors = encoder.stream(batches, batch_size=batch_size, **how)
+        vectors = encoder.stream(batches, pool=pool, views=views, batch_size=batch_size)
         for start, vector in zip(starts, vectors, strict=True):
             part = slice(start, start + len(vector))
             labels = [-1] * len(vector)

@@ -141,6 +141,8 @@ def test_an_encoder_is_scored_by_several_views_and_says_so(run, data):
     first, second = (each["layers"]["this encoder"] for each in (one, several))
     assert first != second
     added = {row["layer"] for row in second} - {row["layer"] for row in first}
+    missing = "no grid-3: the last level has no more than 2x2 sites"
+    assert (missing in told) == (not added)
     assert all(layer.endswith("grid-3") for layer in added)
 
 

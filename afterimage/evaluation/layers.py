@@ -84,7 +84,7 @@ def encoder_representation(
         if len(info) > 1 and 4 * sum(level.channels for level in info) <= WIDEST:
             pooled["pyramid-grid"] = pool_features(maps, "pyramid-grid")
         if grid_3 and max(maps[-1].shape[1:3]) > 2:
-            pooled[f"{info[-1].name} grid-3"] = pool_features(maps, "grid-3")
+            pooled[f"{levels[-1]} grid-3"] = pool_features(maps, "grid-3")
         if vector not in pooled:
             pooled[vector] = encoder.apply(params, images)
         return pooled
