@@ -160,6 +160,11 @@ def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):
         ("mnist-masked", "mnist-labels", ("best-100", "best-1000")),
         ("small-photos", "cifar10", ("linear-probe", "untrained-probe")),
         ("patches", "cifar10-patches", ("linear-probe", "untrained-probe")),
+        (
+            "patches",
+            "cifar10-patches",
+            ("views-linear-probe", "views-untrained-probe"),
+        ),
     ],
 )
 def test_what_a_pretraining_is_worth_stands_there_too(preset, table, rows):
