@@ -73,14 +73,7 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
         [*representations, pixel_representation()], train, test, protocol
     )
     figures["settings"]["views"] = config.views
-    if config.views != "none":
-        figures["notes"].append(
-            "vectors of encoders are means over several views of each image "
-            f"({config.views}); pixels are of one"
-        )
-    names = [row["layer"] for row in figures["layers"]["this encoder"]]
-    if config.grid_3 and not any(name.endswith("grid-3") for name in names):
-        figures["notes"].append("no grid-3: the last level has no more than 2x2 sites")
+    figures["notes"] += _notes(config, figures["layers"]["this encoder"])
     text = representation_text(figures)
     if place is None:
         said = "Nothing was written: this is no run's folder; give --out FILE.json."
@@ -94,6 +87,19 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     for file, content in files.items():
         write(file, content)
     return figures, f"{text}\n\nWritten: {', '.join(map(str, files))}"
+
+
+def _notes(config: EvaluateConfig, layers: list[dict[str, Any]]) -> list[str]:
+    """What `--views` and `--grid-3` did, where a reader might think otherwise."""
+    notes = []
+    if config.views != "none":
+        notes.append(
+            "vectors of encoders are means over several views of each image "
+            f"({config.views}); pixels are of one"
+        )
+    if config.grid_3 and not any(row["layer"].endswith("grid-3") for row in layers):
+        notes.append("no grid-3: the last level has no more than 2x2 sites")
+    return notes
 
 
 def _probe_sets(splits: Splits, config: EvaluateConfig) -> tuple[ImageSet, ImageSet]:

@@ -220,6 +220,19 @@ def test_moments_of_batches_are_those_of_all_at_once(n, shift, seed):
     np.testing.assert_allclose(moments.scatter, centred.T @ centred, atol=1e-7)
 
 
+def test_moments_may_be_read_between_batches():
+    """What waits to be merged is never forgotten, nor counted twice."""
+    x = np.random.default_rng(0).normal(size=(9, 50)).astype(np.float32)
+    moments = Moments(50)
+    for n in range(3):
+        moments.add(x[3 * n : 3 * n + 3])
+        so_far = x[: 3 * n + 3]
+        np.testing.assert_allclose(moments.mean, so_far.mean(0), atol=1e-6)
+        assert moments.count == len(so_far)
+    centred = x - x.mean(0)
+    np.testing.assert_allclose(moments.scatter, centred.T @ centred, atol=1e-5)
+
+
 def test_streamed_ridge_and_spectrum_are_those_in_memory(digits):
     train, labels, test, _ = digits
     both = np.concatenate([train, np.eye(10)[labels]], axis=1)

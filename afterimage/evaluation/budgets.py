@@ -13,7 +13,8 @@ _FOLDS, _ALL_FOLDS_UP_TO = 5, 500
 FOLD_RULE = (
     f"C: highest accuracy over {_FOLDS} stratified folds of the budget's own labels "
     f"(above {_ALL_FOLDS_UP_TO:,} labels: on one of the {_FOLDS}), then refitted to "
-    "all of them; C = 1 where no class has two labels. k: highest leave-one-out "
+    "all of them; tried from the smallest until one falls behind in accuracy and "
+    "likelihood both; C = 1 where no class has two labels. k: highest leave-one-out "
     "accuracy. Ridge penalty: least leave-one-out error; with all labels, least error "
     "on a held-out fifth"
 )

@@ -9,8 +9,8 @@ class Moments:
 
     In float64, by exact merging: with δ the difference of the means of two sets of n
     and m vectors, scatter = scatter₁ + scatter₂ + δ δᵀ n m / (n + m). The order and the
-    sizes of the batches change rounding only. Memory is 2 size² numbers, however many
-    vectors there are.
+    sizes of the batches change rounding only. Memory is a few times size² numbers,
+    however many vectors there are.
     """
 
     def __init__(self, size: int):

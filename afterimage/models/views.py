@@ -33,7 +33,7 @@ VIEWS: Mapping[str, Callable[[Array], Array]] = {
     "shift": _shifted,
     "shift-flip": _shifted_and_flipped,
 }
-"""[b, h, w, c] -> [v, b, h, w, c], beside none: `afterimage evaluate --views`."""
+"""[b, h, w, c] -> [v, b, h, w, c], beside none: `--views` of evaluate and features."""
 
 
 def mean_over_views(function: Callable[[Any, Array], Any], name: str) -> Callable:
