@@ -128,6 +128,9 @@ _MNIST_ROWS: dict[str, Row] = (
         "patch-8-100": Row(100, "pretrained", metric=ERROR, pretrain={"mask_patch": 8}),
     }
 )
+_WIDE_PROBE = Row(
+    None, "linear-probe", pretrain={"width": 1.5}, views="flip", grid_3=True
+)
 TABLES: dict[str, Table] = {
     "mnist-masci": Table(
         data=MNIST,
@@ -204,6 +207,10 @@ TABLES: dict[str, Table] = {
             "views-linear-probe": Row(None, "linear-probe", views="flip", grid_3=True),
             "views-untrained-probe": Row(
                 None, "untrained-probe", views="flip", grid_3=True
+            ),
+            "wide-linear-probe": _WIDE_PROBE,
+            "wide-untrained-probe": dataclasses.replace(
+                _WIDE_PROBE, kind="untrained-probe", runs="wide-linear-probe"
             ),
         },
         pretrain=dict(pretrain.presets.PRESETS["patches"].settings),

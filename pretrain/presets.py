@@ -13,7 +13,7 @@ _MASKED = {
     "target": "hog",
 }
 # For model `conv` alone, chosen on images held out of CIFAR-10 and MNIST: better than
-# `hierarchical` after as many steps, in half the time (docs/guide/objectives.md).
+# `hierarchical` after as many steps, in half the time (docs/design/representations.md).
 _CONV_MASKED = {**_MASKED, "decoder": "block"}
 PRESETS: Mapping[str, Preset] = {
     "digits": Preset(

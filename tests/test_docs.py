@@ -42,6 +42,18 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_to_a_section_name_one(page):
+    missing = []
+    for link, section in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text()):
+        other = page.parent / link if link else page
+        headings = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
+        # As GitHub makes them: lower case, punctuation gone, a hyphen a space.
+        slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+        missing += [f"{link}#{section}"] * (section not in slugs)
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_have_settings_that_exist(page):
     text = page.read_text().replace("\\\n", " ")
     unknown = []

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import programs, readme
+from benchmarks import programs, published, readme
 from benchmarks.results import FOLDER, read_results, row, write_results
 from benchmarks.transfer import Transfer
 from finetune.presets import PRESETS as FINETUNE
@@ -76,6 +76,30 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
     lines = readme.plain_table(rows).splitlines()
     assert lines[0] == "| row | x | y | seconds a run |"
     assert lines[2:4] == ["| a | 1.0 | 2.0 | 3 |", "| b | 3.0 | – | – |"]
+
+
+ERROR, ACCURACY = "test error, %", "test accuracy, %"
+
+
+@pytest.mark.parametrize(
+    ("metric", "ours", "control", "aim", "gap", "says"),
+    [
+        (ERROR, 0.9, 1.2, 1.0, 0, "**aim**"),
+        (ERROR, 1.0, 1.2, 1.0, 0, "**aim**"),
+        (ERROR, 1.4, 1.6, 1.0, 0, "published"),
+        (ERROR, 0.9, 0.8, 1.0, 0, "published"),  # no better than its control
+        (ERROR, 2.1, 2.2, 1.0, 0, "no"),
+        (ACCURACY, 2.1, 1.0, None, 1.0, "**aim**"),
+        (ACCURACY, 2.1, 1.2, None, 1.0, "published"),  # ahead, but not by enough
+        (ACCURACY, 2.0, 0.0, None, 0, "no"),  # level
+    ],
+)
+def test_what_was_reached_is_said_of_figure_aim_and_control(
+    metric, ours, control, aim, gap, says
+):
+    line = published.Published("p", "t", "r", "c", 2.0, aim, gap)
+    rows = (row("t", name, metric, v) for name, v in (("r", ours), ("c", control)))
+    assert published._reached(line, *rows) == says
 
 
 def test_rows_that_were_measured_in_turn_are_of_one_command():
