@@ -1,5 +1,6 @@
 """Any pytree as {path: leaf}, and back into the shape, dtype and place of a target."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,16 @@ def differences(
         if want["shape"] != have["shape"] or want["dtype"] != have["dtype"]:
             lines.append(f"{path}: saved {describe(have)}, target {describe(want)}")
     return lines
+
+
+def require_fit(target: Any, leaves: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raise CheckpointError, listing all, where a target is not of the saved leaves."""
+    wrong = differences(paths(target), leaves)
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit what it is to be restored into; nothing was loaded. "
+            f"{len(wrong)} differences:\n  " + "\n  ".join(wrong)
+        )
 
 
 def describe(leaf: Mapping[str, Any]) -> str:

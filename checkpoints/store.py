@@ -18,12 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from checkpoints import encoder as encoders
-from checkpoints import files, lock, manifest, processes, pytrees, steps
+from checkpoints import files, lock, manifest, processes, pytrees, state, steps
 from checkpoints.errors import CheckpointError, SaveError, UsageError
 from checkpoints.manifest import Finding
 from checkpoints.trees import unflatten
@@ -127,7 +124,7 @@ class Store:
         _writing.add(partial)
         try:
             arrays = pytrees.to_host(flat)
-            write = functools.partial(_write_state, partial / _STATE, arrays)
+            write = functools.partial(state.write, partial / _STATE, arrays)
             if jax.process_count() > 1:
                 # Orbax agrees between processes on the devices: here, not beside steps.
                 write = functools.partial(_identity, write())
@@ -179,9 +176,9 @@ class Store:
             if content is None:
                 continue
             if target is not None:
-                _require_fit(target, content["leaves"], path)
+                pytrees.require_fit(target, content["leaves"], path)
             try:
-                flat = _read_state(path / _STATE, content["leaves"])
+                flat = state.read(path / _STATE, content["leaves"])
             except Exception as error:  # whatever Orbax raises: the one before is next
                 text = f"cannot be restored: {type(error).__name__}: {error}"
                 self._note(Finding(str(path), "damaged", text))
@@ -303,45 +300,6 @@ def _end_of_program() -> None:
 _register: Any = getattr(threading, "_register_atexit", None)
 if _register is not None:
     _register(_end_of_program)
-
-
-def _write_state(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
-    """Start Orbax on {path: array}; None when there is nothing to write."""
-    # Orbax refuses arrays without elements; the manifest has their shape and dtype.
-    some = {path: array for path, array in arrays.items() if array.size}
-    if not some:
-        return None
-    context = ocp.Context()
-    context.async_options.create_directories_asynchronously = False
-    context.memory_options.deepcopy_host_arrays = False  # they are our own copies
-    with context:
-        return ocp.save_async(str(folder), some)
-
-
-def _read_state(
-    folder: pathlib.Path, leaves: Mapping[str, Mapping[str, Any]]
-) -> dict[str, np.ndarray]:
-    """{path: array} as the manifest lists them, each with its own dtype."""
-    flat = {
-        path: np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))
-        for path, leaf in leaves.items()
-    }
-    some = {path: array for path, array in flat.items() if array.size}
-    if some:
-        flat |= ocp.load(str(folder), some)
-    wrong = pytrees.differences(flat, leaves)
-    if wrong:
-        raise CheckpointError("; ".join(wrong))
-    return flat
-
-
-def _require_fit(target: Any, leaves: Mapping[str, Any], path: pathlib.Path) -> None:
-    wrong = pytrees.differences(pytrees.paths(target), leaves)
-    if wrong:
-        raise CheckpointError(
-            f"{path} does not fit what it is to be restored into; nothing was loaded. "
-            f"{len(wrong)} differences:\n  " + "\n  ".join(wrong)
-        )
 
 
 def _finite(metric: float | int | None) -> float | None:

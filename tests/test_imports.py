@@ -44,7 +44,7 @@ def test_arrows_point_one_way(room):
     assert not wrong, wrong
 
 
-def test_only_the_store_imports_orbax():
+def test_only_one_module_imports_orbax():
     users = [
         file.relative_to(ROOT).as_posix()
         for room in ALLOWED
@@ -57,4 +57,4 @@ def test_only_the_store_imports_orbax():
             if isinstance(n, ast.Import | ast.ImportFrom)
         )
     ]
-    assert users == ["checkpoints/store.py"]
+    assert users == ["checkpoints/state.py"]

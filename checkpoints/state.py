@@ -1,0 +1,45 @@
+"""The arrays of a checkpoint, written and read by Orbax."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from checkpoints import pytrees
+from checkpoints.errors import CheckpointError
+
+
+def write(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
+    """Start Orbax on {path: array}; None when there is nothing to write."""
+    # Orbax refuses arrays without elements; the manifest has their shape and dtype.
+    some = {path: array for path, array in arrays.items() if array.size}
+    if not some:
+        return None
+    context = ocp.Context()
+    context.async_options.create_directories_asynchronously = False
+    context.memory_options.deepcopy_host_arrays = False  # they are our own copies
+    with context:
+        return ocp.save_async(str(folder), some)
+
+
+def read(
+    folder: pathlib.Path, leaves: Mapping[str, Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """{path: array} as the manifest lists them, each with its own dtype.
+
+    Raises CheckpointError where Orbax gives others, and whatever Orbax raises.
+    """
+    flat = {
+        path: np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))
+        for path, leaf in leaves.items()
+    }
+    some = {path: array for path, array in flat.items() if array.size}
+    if some:
+        flat |= ocp.load(str(folder), some)
+    wrong = pytrees.differences(flat, leaves)
+    if wrong:
+        raise CheckpointError("; ".join(wrong))
+    return flat
