@@ -31,6 +31,7 @@ from benchmarks.recipes import ACCURACY, TABLES, files_of
 from benchmarks.results import read_results, row, write_results
 
 NAME = "representations"
+_NETWORK = ("model", "width", "image_size")
 NOTES = (
     "MNIST as published; CIFAR-10 is JPEG-compressed, so its figures differ slightly "
     "from those on the original pixels. A row whose settings say stand-in was trained "
@@ -94,10 +95,15 @@ class Representations:
         if self.stand_in:
             pretraining |= table.stand_in["pretrain"]
             tuning |= table.stand_in["finetune"]
-        short |= (self.steps or pretraining["steps"]) < pretraining["steps"]
         short |= (self.finetune_steps or tuning["steps"]) < tuning["steps"]
-        pretraining["steps"] = self.steps or pretraining["steps"]
         tuning["steps"] = self.finetune_steps or tuning["steps"]
+        if wanted.kind == "scratch":
+            # The network is all that it has of the encoder it is given.
+            pretraining = {k: v for k, v in pretraining.items() if k in _NETWORK}
+            pretraining["steps"] = 1
+        else:
+            short |= (self.steps or pretraining["steps"]) < pretraining["steps"]
+            pretraining["steps"] = self.steps or pretraining["steps"]
         probe = wanted.kind.endswith("probe")
         viewed = {} if wanted.views == "none" else {"views": wanted.views}
         viewed |= {"grid_3": True} if wanted.grid_3 else {}
@@ -176,6 +182,7 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
     runs = table.rows[row_name].runs or row_name
     # Rows share an encoder, unless one wants an encoder of its own.
     encoder = f"pretrain-{runs}" if table.rows[row_name].pretrain else "pretrain"
+    encoder = "untrained" if settings["kind"] == "scratch" else encoder
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
         clock = time.perf_counter()
