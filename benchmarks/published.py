@@ -68,10 +68,10 @@ FIGURES: Sequence[Published] = (
         75,
     ),
     Published(
-        "CIFAR-10, linear probe of `patches`, two views",
+        "CIFAR-10, linear probe of `patches --width 1.5`, two views",
         "cifar10-patches",
-        "views-linear-probe",
-        "views-untrained-probe",
+        "wide-linear-probe",
+        "wide-untrained-probe",
         49.33,
         75,
     ),

@@ -189,6 +189,7 @@ def test_what_a_preset_reached_stands_in_the_results(preset, file, table, rows):
             "cifar10-patches",
             ("views-linear-probe", "views-untrained-probe"),
         ),
+        ("patches", "cifar10-patches", ("wide-linear-probe", "wide-untrained-probe")),
     ],
 )
 def test_what_a_pretraining_is_worth_stands_there_too(preset, table, rows):
