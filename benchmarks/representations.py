@@ -31,6 +31,7 @@ from benchmarks.recipes import ACCURACY, TABLES, files_of
 from benchmarks.results import read_results, row, write_results
 
 NAME = "representations"
+# Settings of pretraining that a network from random weights has too.
 _NETWORK = ("model", "width", "image_size")
 NOTES = (
     "MNIST as published; CIFAR-10 is JPEG-compressed, so its figures differ slightly "
@@ -98,7 +99,7 @@ class Representations:
         short |= (self.finetune_steps or tuning["steps"]) < tuning["steps"]
         tuning["steps"] = self.finetune_steps or tuning["steps"]
         if wanted.kind == "scratch":
-            # The network is all that it has of the encoder it is given.
+            # The network is all that it has of the encoder it is given: one step.
             pretraining = {k: v for k, v in pretraining.items() if k in _NETWORK}
             pretraining["steps"] = 1
         else:
@@ -180,9 +181,9 @@ def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]
     home, metric = pathlib.Path(config.out) / form, table.rows[row_name].metric
     data = table.data.replace("{}", config.folder)
     runs = table.rows[row_name].runs or row_name
+    encoder = "untrained" if settings["kind"] == "scratch" else "pretrain"
     # Rows share an encoder, unless one wants an encoder of its own.
-    encoder = f"pretrain-{runs}" if table.rows[row_name].pretrain else "pretrain"
-    encoder = "untrained" if settings["kind"] == "scratch" else encoder
+    encoder += f"-{runs}" if table.rows[row_name].pretrain else ""
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
         clock = time.perf_counter()

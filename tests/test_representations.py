@@ -142,7 +142,7 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
     for entry in rows:
         assert entry["n"] == 1
         settings = entry["settings"]
-        # From scratch the pretraining decides nothing: it is neither done nor noted.
+        # From scratch the pretraining decides nothing: one step makes the network.
         network = {"model": "conv-masci", "width": 0.1, "steps": 1}
         scratch = settings["kind"] == "scratch"
         assert settings["budget"] == ("full" if scratch else "stand-in")

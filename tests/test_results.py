@@ -6,6 +6,7 @@ import re
 import pytest
 
 from benchmarks import programs, published, readme
+from benchmarks.recipes import ACCURACY, ERROR
 from benchmarks.results import FOLDER, read_results, row, write_results
 from benchmarks.transfer import Transfer
 from finetune.presets import PRESETS as FINETUNE
@@ -76,9 +77,6 @@ def test_a_table_of_rows_has_a_column_for_each_metric():
     lines = readme.plain_table(rows).splitlines()
     assert lines[0] == "| row | x | y | seconds a run |"
     assert lines[2:4] == ["| a | 1.0 | 2.0 | 3 |", "| b | 3.0 | – | – |"]
-
-
-ERROR, ACCURACY = "test error, %", "test accuracy, %"
 
 
 @pytest.mark.parametrize(
