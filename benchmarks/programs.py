@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from checkpoints.errors import RunLocked
+
 _QUIET = {"tensorboard": False, "log_every": 50}
+_WAIT = 10.0  # seconds, for a run folder that another program has
 
 
 class Settings(Protocol):
@@ -29,7 +32,10 @@ class Settings(Protocol):
 
 
 def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
-    """The run folder of an encoder of these images, found complete or trained."""
+    """The run folder of an encoder of these images, found complete or trained.
+
+    While another program has the folder it is waited for: rows share encoders.
+    """
     from pretrain.config import PretrainConfig
     from pretrain.program import pretrain
 
@@ -45,8 +51,16 @@ def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
         **_QUIET,
         **settings,
     )
-    quietly(pretrain, config)
-    return str(out)
+    told = False
+    while True:
+        try:
+            quietly(pretrain, config)
+            return str(out)
+        except RunLocked as error:
+            if not told:
+                print(f"{error} Asked again every {_WAIT:g} s.")
+            told = True
+            time.sleep(_WAIT)
 
 
 def pretrained_as(

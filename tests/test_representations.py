@@ -1,14 +1,16 @@
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
 
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
-from benchmarks import representations
+from benchmarks import programs, representations
 from benchmarks.recipes import ERROR, TABLES, Row, Table
 from benchmarks.representations import Representations
+from checkpoints.lock import RunLock
 from finetune.evaluate import evaluate
 from finetune.presets import PRESETS as FINETUNE
 from pretrain.presets import PRESETS as PRETRAIN
@@ -70,7 +72,7 @@ def test_budgets_are_told_apart():
     assert budget(seeds=2) != budget()
     small = budget(stand_in=True)
     assert small["budget"] == "stand-in"
-    assert (small["pretrain"]["steps"], small["finetune"]["steps"]) == (240, 120)
+    assert (small["pretrain"]["steps"], small["finetune"]["steps"]) == (1440, 120)
     assert budget(stand_in=True, steps=10)["pretrain"]["steps"] == 10
 
 
@@ -170,6 +172,26 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
     found = {r["row"]: r for r in representations.run(small)}
     assert found["scratch-100"]["each"] == rows[1]["each"]
     assert capsys.readouterr().out.count("kept, measured") == 4
+
+
+def test_an_encoder_that_another_program_has_is_waited_for(
+    tmp_path, monkeypatch, capsys
+):
+    lock, waits = RunLock(tmp_path / "encoder"), []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            lock.release()
+
+    monkeypatch.setattr(programs, "time", types.SimpleNamespace(sleep=sleep))
+    with lock:
+        run = programs.pretrained(
+            "digits", lock.folder, 0, model="conv", width=0.1, steps=1
+        )
+    assert len(waits) == 2
+    assert capsys.readouterr().out.count("Asked again") == 1
+    assert (pathlib.Path(run) / "report.html").is_file()
 
 
 def test_a_row_may_want_an_encoder_of_its_own():
