@@ -1,33 +1,41 @@
 # make env | demo | test | test-all | test-oldest | lint | format | bench | clean
+#
+# `make test PYTHON=python3.13` uses that Python; an environment of another
+# version is built anew.
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 RUNS ?= runs/demo
+PIP := -m pip install --quiet --disable-pip-version-check
+
+# An environment belongs to one version of Python: the stamps bear its name.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 .PHONY: env demo test test-all test-oldest lint format bench clean
 
-env: $(VENV)/.ready
+env: $(VENV)/.ready-$(VERSION)
 
-$(VENV)/.ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Afterimage needs Python 3.11 or newer, and {sys.executable} is {v.major}.{v.minor}. Try: make $(MAKECMDGOALS) PYTHON=python3.12")'
-	@echo "Building $(VENV) (a minute or two, once) ..."
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+$(VENV)/.ready-$(VERSION): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Afterimage needs Python 3.11 or newer, and {sys.executable} is {v.major}.{v.minor}. Try: make $(MAKECMDGOALS) PYTHON=python3.12")' \
+	  || { echo "PYTHON=$(PYTHON) cannot be used; name a Python from 3.11 to 3.13"; exit 1; }
+	@echo "Building $(VENV) with Python $(VERSION) (a minute or two, once) ..."
+	@$(PYTHON) -m venv $(if $(filter-out %-$(VERSION),$(wildcard $(VENV)/.ready-3*)),--clear) $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python $(PIP) -e .
 	@touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready
+$(VENV)/.ready-test-$(VERSION): $(VENV)/.ready-$(VERSION)
 	@echo "Adding the test tools ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python $(PIP) -e '.[test]'
 	@touch $@
 
 demo: env
 	@$(BIN)/python -m benchmarks.demo --out $(RUNS)
 
-lint: $(VENV)/.ready-test
+lint: $(VENV)/.ready-test-$(VERSION)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --level error
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 # Importing the others would take longer than these.
 GUARDS = $(shell grep -l on_cpu tests/test_*.py)
@@ -41,21 +49,23 @@ test-all: lint
 	$(BIN)/python -m pytest -m speed $(GUARDS)
 
 # With the oldest version of each dependency that pyproject.toml allows.
-test-oldest: $(OLDEST)/.ready
+test-oldest: $(OLDEST)/.ready-$(VERSION)
+	$(OLDEST)/bin/basedpyright --level error --pythonpath $(OLDEST)/bin/python
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed"
 
-$(OLDEST)/.ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[test]'
+$(OLDEST)/.ready-$(VERSION): pyproject.toml
+	@echo "Building $(OLDEST) with Python $(VERSION) and the oldest dependencies ..."
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@$(OLDEST)/bin/python $(PIP) uv
+	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[test]'
 	@touch $@
 
-format: $(VENV)/.ready-test
+format: $(VENV)/.ready-test-$(VERSION)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+bench: $(VENV)/.ready-$(VERSION)
+	$(BIN)/python $(PIP) -e '.[bench]'
 	$(BIN)/python -m benchmarks.speed
 
 clean:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from tyro.conf import Positional, subcommand
@@ -94,7 +94,7 @@ def main(argv: Sequence[str], *, prog: str = "afterimage checkpoints") -> None:
         | Annotated[Export, subcommand("export")]
     )
     choice = tyro.cli(
-        kinds,  # pyright: ignore[reportArgumentType]
+        cast(Any, kinds),
         prog=prog,
         args=list(argv),
         description="What a run has saved: list, show, verify, prune; known encoders.",

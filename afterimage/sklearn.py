@@ -102,10 +102,11 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         rows = np.asarray(X)
         if rows.ndim != 2:
             return rows
+        width = rows.shape[-1]
         shape = (*encoder.preprocessing.image_size, encoder.preprocessing.channels)
-        if rows.shape[1] != np.prod(shape):
+        if width != np.prod(shape):
             raise UserError(
-                f"rows of {rows.shape[1]} numbers; this encoder's images "
+                f"rows of {width} numbers; this encoder's images "
                 f"{' x '.join(map(str, shape))} have {np.prod(shape)}. Pass other "
                 "sizes as [N, H, W, C]."
             )

@@ -1,5 +1,7 @@
 """How many dimensions the features really use."""
 
+from typing import Any, cast
+
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Num
@@ -18,9 +20,12 @@ def thin_svd(
     constant; its older QR iteration (gesvd) is slower and does not.
     """
     try:
-        return np.linalg.svd(x, full_matrices=False)
+        u, s, vt = np.linalg.svd(x, full_matrices=False)
     except np.linalg.LinAlgError:
-        return scipy.linalg.svd(x, full_matrices=False, lapack_driver="gesvd")
+        u, s, vt = cast(Any, scipy.linalg.svd)(
+            x, full_matrices=False, lapack_driver="gesvd"
+        )
+    return u, s, vt
 
 
 def singular_values(features: Num[Array, "n d"]) -> Float[np.ndarray, " r"]:
