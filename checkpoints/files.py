@@ -150,9 +150,10 @@ def leads_out(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
     return os.path.commonpath([home, target]) != home
 
 
-def printable(text: str) -> str:
+def printable(text: str, most: int = 200) -> str:
     """A name for a terminal: what would not be printed, or steer it, is escaped."""
-    return text if text.isprintable() else repr(text)[1:-1]
+    cut = text if len(text) <= most else f"{text[:most]}…"
+    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 def folder_size(folder: pathlib.Path) -> int:

@@ -196,7 +196,7 @@ def format_show(shown: Shown) -> str:
     hidden = ("files", "checksum")
     for key, value in shown.manifest.items():
         if key not in hidden:
-            lines.append(f"{key}: {files.printable(str(value))}")
+            lines.append(f"{key}: {files.printable(str(value), 2000)}")
     size = sum(entry["size"] for entry in shown.manifest["files"].values())
     lines.append(f"files: {len(shown.manifest['files'])}, {files.readable_size(size)}")
     rows = [

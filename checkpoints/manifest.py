@@ -169,8 +169,7 @@ def _digest_of(path: pathlib.Path, keep: list[bytes] | None) -> str:
 
 def _place(folder: pathlib.Path, name: str) -> str:
     """A path for a message; the name may be anything."""
-    plain = name.isprintable() and len(name) < 200
-    return f"{folder}/{name if plain else files.shown(name)}"
+    return f"{folder}/{files.printable(name)}"
 
 
 def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:

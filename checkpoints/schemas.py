@@ -2,7 +2,8 @@
 
 Checked by `jsons.mistakes`: types are strict (a string is no number, a boolean no
 integer), every size and count has a bound, and numbers are finite because the parser
-takes no others. Fields that a schema does not name are kept and not looked at, unless
+takes no others. (`metrics.jsonl` is read line by line: `afterimage.training.rows`.)
+Fields that a schema does not name are kept and not looked at, unless
 it forbids them.
 """
 
@@ -11,11 +12,16 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import ml_dtypes
+import msgspec
 from msgspec import Meta, Struct
 
 LARGEST_SIDE = 2**14
 """Pixels: the largest height or width of an image that a model is built for."""
 MOST_CHANNELS = 4096
+WIDEST = 2**20
+"""Numbers in a bottleneck or in the hidden layer of a head."""
+LARGEST_LABELS = 2**28
+"""Bytes of `labels.json`: the names of a few million images."""
 LONGEST_AXIS = 2**40
 """Numbers along one axis of an array."""
 HIGHEST_RANK = 64
@@ -54,7 +60,7 @@ class Model(Struct, forbid_unknown_fields=True):
     channels: Channels
     norm: Name
     decoder: Name
-    bottleneck: Annotated[int, Meta(ge=1, le=2**20)] | None
+    bottleneck: Annotated[int, Meta(ge=1, le=WIDEST)] | None
     width: Annotated[float, Meta(gt=0, le=16)]
     stem_stride: Annotated[int, Meta(ge=0, le=64)]
     remat: bool
@@ -82,7 +88,7 @@ class FeatureInfo(Struct):
     """`afterimage.models.FeatureInfo`."""
 
     name: Name
-    channels: Annotated[int, Meta(ge=1, le=2**20)]
+    channels: Annotated[int, Meta(ge=1, le=WIDEST)]
     stride: Annotated[int, Meta(ge=1, le=2**14)]
 
 
@@ -102,6 +108,13 @@ class Encoder(Struct):
     trained: Free
     feature_info: Annotated[list[FeatureInfo], Meta(max_length=64)]
 
+    def __post_init__(self) -> None:
+        if self.model.channels != self.preprocessing.channels:
+            raise ValueError(
+                f"model.channels is {self.model.channels}, preprocessing.channels "
+                f"{self.preprocessing.channels}"
+            )
+
 
 class Head(Struct, forbid_unknown_fields=True):
     """`finetune.classifier.HeadConfig` and the names of its classes."""
@@ -110,7 +123,7 @@ class Head(Struct, forbid_unknown_fields=True):
     kind: Name
     features: Name
     keep: Annotated[int, Meta(ge=1, le=2**24)] | None
-    width: Annotated[int, Meta(ge=1, le=2**20)] | None
+    width: Annotated[int, Meta(ge=1, le=WIDEST)] | None
     class_names: list[str]
 
     def __post_init__(self) -> None:
@@ -179,12 +192,73 @@ class Labels(Used):
     tasks: dict[str, Used] = {}
 
 
-class Results(Struct):
+class Share(Struct):
+    """A measure and its interval; null where it was not finite."""
+
+    value: Number | None
+    low: Number | None
+    high: Number | None
+
+
+class Report(Struct):
+    """`afterimage.evaluation.classification_report`."""
+
+    examples: Count
+    accuracy: Share
+    macro_f1: Share
+    calibration_error: Share
+
+
+class Reports(Struct):
+    """The reports on one task."""
+
+    validation: Report | None
+    test: Report | None
+
+
+class Selection(Struct):
+    """Which step was chosen, and by which rule."""
+
+    rule: str
+    step: Count
+
+
+class Distillation(Struct):
+    """What a student gained over its teacher."""
+
+    smaller: Number | None
+    faster: Number | None
+
+
+class Continual(Struct):
+    """The measures of a sequence of tasks."""
+
+    average_accuracy: Number | None
+    forgetting: Number | None
+    forward_transfer: Number | None
+
+
+class Episodes(Struct):
+    """Accuracy over held-out episodes, by method."""
+
+    method: str
+    test_episodes: Count
+    accuracy: dict[str, Share]
+
+    def __post_init__(self) -> None:
+        if self.method not in self.accuracy:
+            raise ValueError(f"no accuracy of {self.method[:80]!r}")
+
+
+class Results(Reports):
     """`results.json` of a fine-tuning run."""
 
-    validation: Free | None
-    test: Free | None
-    tasks: dict[str, dict[str, Free | None]] = {}
+    steps: Count
+    selection: Selection
+    tasks: dict[str, Reports] = {}
+    distillation: Distillation | msgspec.UnsetType = msgspec.UNSET
+    continual: Continual | msgspec.UnsetType = msgspec.UNSET
+    episodes: Episodes | None = None
 
 
 class Probe(Struct):
@@ -195,12 +269,6 @@ class Probe(Struct):
 
 Baselines = dict[str, dict[str, Probe]]
 """`baselines.json` of a pretraining run: {features: {probe: …}}."""
-
-
-class Row(Struct):
-    """One line of `metrics.jsonl`; every other key has a number, a string or null."""
-
-    step: Count
 
 
 MANIFESTS: dict[str, Any] = {"encoder": Encoder, "classifier": Classifier, "step": Step}

@@ -174,7 +174,9 @@ class _Reader:
             )
         if empty:
             return np.empty(size, storage.array.dtype)
-        steps = [step * storage.array.itemsize for step in stride]
+        # The stride of an axis of one is never taken, and may be anything.
+        each = storage.array.itemsize
+        steps = [step * each if n > 1 else 0 for n, step in zip(size, stride)]
         return np.lib.stride_tricks.as_strided(
             storage.array[offset : last + 1], size, steps, writeable=False
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
 from afterimage.errors import DataError, UserError
+from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
 from checkpoints.encoder import read_encoder
 from checkpoints.transfer import Report, transfer
@@ -40,12 +41,12 @@ class Source:
     @property
     def model(self) -> ModelConfig:
         """What the stored encoder is built from."""
-        return ModelConfig.from_dict(self.manifest["model"])
+        return stored_model(self.manifest, self.path)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How its images were prepared."""
-        return Preprocessing.from_dict(self.manifest["preprocessing"])
+        return stored_preprocessing(self.manifest, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Where the weights come from, for artefacts and results."""

@@ -1,6 +1,7 @@
 """How an encoder's images were prepared: stored with it, applied inside jit."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +34,11 @@ class Preprocessing:
                 f"{len(self.mean)} means and {len(self.std)} standard deviations for "
                 f"{self.channels} channels; give one of each a channel"
             )
-        if min(self.image_size) < 1 or min(self.std) < 0:
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if min(self.image_size) < 1 or min(self.std) <= 0 or not finite:
             raise UserError(
                 f"image size {self.image_size} and standard deviations {self.std} must "
-                "be positive"
+                f"be above 0, and they and the means {self.mean} finite"
             )
 
     def normalise(
