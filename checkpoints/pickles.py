@@ -113,7 +113,11 @@ class _Machine:
         function = self.pop()
         if type(function) is not Name or function.call is None:
             raise ValueError("its pickle calls what is no function")
-        self.push(function.call(*arguments))
+        try:
+            self.push(function.call(*arguments))
+        except TypeError:
+            text = f"its pickle calls {function.text} with {len(arguments)} arguments"
+            raise ValueError(text) from None
 
     def build(self) -> None:
         self.pop()

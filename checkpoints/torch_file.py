@@ -158,11 +158,12 @@ class _Reader:
             raise ValueError("a tensor is made from what is no storage")
         if type(size) is not tuple or type(stride) is not tuple:
             raise ValueError("a tensor has no shape or no strides")
-        wrong = wrong_shape(size) or wrong_shape([offset])
-        if wrong or len(size) != len(stride):
-            raise ValueError(wrong or "a tensor has more strides than dimensions")
-        if any(type(step) is not int or step < 0 for step in stride):
-            raise ValueError("a tensor's strides must be non-negative integers")
+        if wrong := wrong_shape(size):
+            raise ValueError(f"a tensor is impossible: {wrong}")
+        if any(type(step) is not int or step < 0 for step in (offset, *stride)):
+            raise ValueError("offset and strides must be non-negative integers")
+        if len(size) != len(stride):
+            raise ValueError(f"{len(stride)} strides of {len(size)} dimensions")
         held = storage.array.size
         empty = 0 in size
         # Python's integers: no product wraps around.

@@ -171,8 +171,9 @@ class ModelConfig:
         size = self.image_size
         if len(size) != 2 or min(size) < MIN_IMAGE_SIZE or max(size) > LARGEST_SIDE:
             wrong.append(
-                f"image_size={size} must be (H, W), each at least {MIN_IMAGE_SIZE} and"
-                f" at most {LARGEST_SIDE} px (resize the images, e.g. --image-size 32)"
+                f"image_size={size} must be (H, W), each at least {MIN_IMAGE_SIZE} px"
+                f" and at most {LARGEST_SIDE} px"
+                " (resize the images, e.g. --image-size 32)"
             )
         if not 1 <= self.channels <= MOST_CHANNELS:
             wrong.append(
