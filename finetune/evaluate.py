@@ -67,7 +67,8 @@ def images_for(
     splits = open_data(
         config.data,
         image_size=height if height == width else None,
-        channels=channels if channels in (1, 3) else None,
+        channels=channels,
+        value_range=preprocessing.value_range,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,

@@ -44,7 +44,10 @@ def load(folder: pathlib.Path) -> Entry | None:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         digests = [bytes.fromhex(text) for text in index["digests"]]
         bad = {int(row): str(reason) for row, reason in index["bad"]}
-        value_range = index["value_range"] and tuple(map(float, index["value_range"]))
+        value_range = None
+        if index["value_range"] is not None:
+            low, high = map(float, index["value_range"])
+            value_range = (low, high)
         whole = (
             index["format"] == _FORMAT
             and images.dtype == np.uint8

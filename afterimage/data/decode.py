@@ -225,9 +225,7 @@ def _is_grey(image: Any) -> bool:
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;")
 
 
-def _by_pillow(
-    data: bytes, size: tuple[int, int] | None, channels: int
-) -> np.ndarray:
+def _by_pillow(data: bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
     with _open(io.BytesIO(data), data) as image:
         turn = TURNS[_orientation(image)]
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):

@@ -166,7 +166,10 @@ def _say_left_aside(files: Folder | Archives, source: str) -> None:
     if files.others:
         count = sum(files.others.values())
         kinds = listed_kinds(files.others)
-        print(f"{source}: {count} files of other kinds left aside: {kinds}", file=sys.stderr)
+        print(
+            f"{source}: {count} files of other kinds left aside: {kinds}",
+            file=sys.stderr,
+        )
 
 
 def image_sets(
@@ -260,7 +263,9 @@ def _decode_all(
     height, width = size or _common_size(files, good, source)
     value_range = wanted.value_range
     if value_range == "auto":
-        value_range = _measured(files, {r: good[r] for r in learnt if r in good}, source)
+        value_range = _measured(
+            files, {r: good[r] for r in learnt if r in good}, source
+        )
     channels = wanted.channels or max(h.channels for h in good.values())
     decoder = _Decoder((height, width, channels), size, value_range)
 

@@ -55,8 +55,10 @@ def _name(start: bytes, text: bytes) -> str | None:
         return "a Netpbm image (PBM, PGM, PPM, PAM, PFM)"
     if start[4:8] == b"ftyp":
         brand = _HEIF.get(start[8:12])
-        return f"an {brand} image" if brand == "AVIF" else (
-            f"a {brand} image" if brand else "an MP4 or QuickTime film"
+        return (
+            f"an {brand} image"
+            if brand == "AVIF"
+            else (f"a {brand} image" if brand else "an MP4 or QuickTime film")
         )
     if start[128:132] == b"DICM":
         return "a DICOM file"

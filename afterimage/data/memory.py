@@ -84,7 +84,10 @@ def _rlimits() -> Iterator[int]:
     except ImportError:  # Windows
         return
     used = _lines(pathlib.Path("/proc/self/status"))
-    for limit, field in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+    for limit, field in (
+        (resource.RLIMIT_AS, "VmSize:"),
+        (resource.RLIMIT_DATA, "VmData:"),
+    ):
         soft = resource.getrlimit(limit)[0]
         if soft != resource.RLIM_INFINITY:
             yield soft - used.get(field, 0) * 1024

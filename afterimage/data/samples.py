@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Shaped, UInt8
 
 from afterimage.data.header import NotAnImage, takes_bands
 from afterimage.data.resize import change_channels
@@ -29,7 +29,7 @@ class Samples:
     `inverted` is for images in which 0 is white. `cmyk` has four samples for colour.
     """
 
-    values: Num[np.ndarray, "h w s"]
+    values: Shaped[np.ndarray, "h w s"]
     channels: int
     bits: int = 8
     alpha: Literal["", "straight", "premultiplied"] = ""
@@ -37,13 +37,13 @@ class Samples:
     cmyk: bool = False
 
     @property
-    def colours(self) -> Num[np.ndarray, "h w c"]:
+    def colours(self) -> Shaped[np.ndarray, "h w c"]:
         """Without transparency."""
         return self.values[..., :-1] if self.alpha else self.values
 
 
 def parse_range(text: str | Range | None) -> Range | Literal["auto"] | None:
-    """"LOW,HIGH" or "auto", or the two numbers themselves; UserError for others."""
+    """ "LOW,HIGH" or "auto", or the two numbers themselves; UserError for others."""
     if text is None or text == "auto":
         return text
     try:
@@ -59,7 +59,7 @@ def parse_range(text: str | Range | None) -> Range | Literal["auto"] | None:
     return low, high
 
 
-def spaced(values: Num[np.ndarray, "*b c"], most: int = 2**13) -> np.ndarray:
+def spaced(values: Shaped[np.ndarray, "*b c"], most: int = 2**13) -> np.ndarray:
     """At most about `most` of the numbers, of pixels at even distances."""
     pixels = values.reshape(-1, values.shape[-1])
     step = max(1, pixels.size // most)
@@ -98,8 +98,10 @@ def seen(
     out = np.empty((*values.shape[:2], channels), np.uint8)
     for rows in _blocks(values):
         part = dataclasses.replace(samples, values=values[rows])
-        out[rows] = _bands(part, value_range) if bands else change_channels(
-            _picture(part, value_range), channels
+        out[rows] = (
+            _bands(part, value_range)
+            if bands
+            else change_channels(_picture(part, value_range), channels)
         )
     return out
 
@@ -135,7 +137,7 @@ def _over_255(product: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(
-    values: Num[np.ndarray, "*b"], bits: int, value_range: Range | None
+    values: Shaped[np.ndarray, "*b"], bits: int, value_range: Range | None
 ) -> UInt8[np.ndarray, "*b"]:
     """Numbers of any type -> 0..255, rounded to the nearest."""
     if values.dtype == np.uint8 and bits == 8:
@@ -168,7 +170,9 @@ def _table(dtype: str, bits: int, value_range: Range | None) -> np.ndarray:
             raise NotAnImage(_no_range(kind))
         value_range = (0.0, 1.0 if kind.kind == "b" else 2.0**bits - 1)
     low, high = value_range
-    scaled = (np.clip(values.astype(np.float64), low, high) - low) * (255 / (high - low))
+    scaled = (np.clip(values.astype(np.float64), low, high) - low) * (
+        255 / (high - low)
+    )
     return np.rint(scaled).astype(np.uint8)
 
 

@@ -44,9 +44,10 @@ def open_data(
     number of bands that the images have; None keeps grey and colour as they are.
     `value_range` is what becomes black and white in images of more than 8 bits:
     (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
-    images; None is the range of their type. 8-bit images are left alone. `on_bad_image` "skip" leaves out files that are no image
-    and lists them in `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks`
-    names further labels to read, which only npz and csv files have. Raises UserError
+    images; None is the range of their type. 8-bit images are left alone.
+    `on_bad_image` "skip" leaves out files that are no image and lists them in
+    `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks` names further
+    labels to read, which only npz and csv files have. Raises UserError
     for a spec that means nothing and DataError for data that does not fit it.
     """
     kind, _, rest = spec.partition(":")

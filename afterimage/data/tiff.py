@@ -114,7 +114,9 @@ def _check_kind(page: Any) -> None:
             "floats"
         )
     if not 1 <= page.samplesperpixel <= MAX_SAMPLES:
-        raise NotAnImage(f"{page.samplesperpixel} bands; at most {MAX_SAMPLES} are read")
+        raise NotAnImage(
+            f"{page.samplesperpixel} bands; at most {MAX_SAMPLES} are read"
+        )
     if photometric == _YCBCR and compression != _JPEG:
         raise NotAnImage(
             "a TIFF with YCbCr colours without JPEG compression, which is not read; "
@@ -135,8 +137,8 @@ def _meaning(page: Any) -> tuple[int, str]:
         )
     if photometric == _CMYK and page.tags.valueof(332, 1) != 1:
         raise NotAnImage("a TIFF with inks other than CMYK, which is not read")
-    kinds = tuple(page.extrasamples or ())
-    alpha = _ALPHA.get(kinds[0], "") if extra == len(kinds) == 1 else ""
+    kinds = list(page.extrasamples or ())
+    alpha = _ALPHA.get(int(kinds[0]), "") if extra == len(kinds) == 1 else ""
     if extra and not alpha:
         if photometric == 0:
             raise NotAnImage(f"{samples} bands, of which 0 is white: MINISWHITE")
