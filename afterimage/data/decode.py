@@ -235,10 +235,18 @@ def _by_pillow(data: bytes, size: tuple[int, int] | None, channels: int) -> np.n
         grey = _is_grey(image)  # before loading
         samples = _samples(image, 1 if grey else 3)
         image.load()
+        _scale_key(image, _bit_depth(data))
         if samples in (2, 4) and channels == samples:
             return turned(_in_blocks(image, samples, np.asarray), turn)
         mode = "L" if grey else "RGB"
         return turned(_in_blocks(image, len(mode), lambda p: _as_seen(p, mode)), turn)
+
+
+def _scale_key(image: Any, bits: int) -> None:
+    """Pillow scales grey of 2 and 4 bits to 8, but not the value that is clear."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int) and bits < 8 and key < 2**bits:
+        image.info["transparency"] = key * 255 // (2**bits - 1)
 
 
 def _in_blocks(

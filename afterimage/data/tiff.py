@@ -113,6 +113,11 @@ def _check_kind(page: Any) -> None:
             f"{int(page.sampleformat)}, which are not read; write unsigned integers or "
             "floats"
         )
+    if page.dtype.kind == "b" and page.samplesperpixel > 1:
+        raise NotAnImage(  # writers do not agree on the order of their bits
+            f"a TIFF with {page.samplesperpixel} samples of 1 bit a pixel, which is not "
+            "read; write 8 bits"
+        )
     if not 1 <= page.samplesperpixel <= MAX_SAMPLES:
         raise NotAnImage(
             f"{page.samplesperpixel} bands; at most {MAX_SAMPLES} are read"
