@@ -15,6 +15,7 @@ from afterimage.data import Preprocessing
 from afterimage.data.progress import Progress
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare
+from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import (
     FeatureInfo,
     ModelConfig,
@@ -29,6 +30,7 @@ from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
+from checkpoints.files import printable
 from checkpoints.trees import flatten
 
 # Batches handed to the device before the first result is waited for: one computes, one
@@ -79,8 +81,8 @@ class Encoder:
         float32 means float32, also where a device would round products (TF32).
         """
         self.manifest = dict(manifest)
-        self.config = ModelConfig.from_dict(manifest["model"])
-        self.preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        self.config = stored_model(manifest)
+        self.preprocessing = stored_preprocessing(manifest)
         # Shapes alone: nothing is initialised at random only to be overwritten.
         module = abstract_encoder(self.config)
         self.feature_info = module.feature_info
@@ -265,7 +267,8 @@ def _check_leaves(wanted: list[Any], given: list[Any], model: str) -> None:
     want = {k: v for tree in wanted for k, v in flatten(tree).items()}
     have = {k: v for tree in given for k, v in flatten(tree).items()}
     wrong = [f"missing {path}" for path in sorted(want.keys() - have.keys())]
-    wrong += [f"unexpected {path}" for path in sorted(have.keys() - want.keys())]
+    unexpected = sorted(have.keys() - want.keys())
+    wrong += [f"unexpected {printable(path)}" for path in unexpected]
     wrong += [
         f"{path} is {have[path].dtype} {have[path].shape}, not "
         f"{want[path].dtype} {want[path].shape}"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from afterimage.cli import parse
 from afterimage.errors import UserError
+from checkpoints import files, jsons
 
 DESCRIPTION = """Score a run on labelled images.
 
@@ -116,11 +117,10 @@ def is_classifier(path: str) -> bool:
     if (folder / "classifier").is_dir():
         return True
     try:
-        return (
-            json.loads((folder / "manifest.json").read_text())["kind"] == "classifier"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        content = jsons.parse(files.read_bytes(folder / "manifest.json", jsons.MOST))
+    except (OSError, ValueError):
+        return False  # whatever it is, the encoder's reader says what is wrong with it
+    return isinstance(content, dict) and content.get("kind") == "classifier"
 
 
 def main(

@@ -90,11 +90,11 @@ def open_for(
 ) -> Splits:
     """The data at the encoder's size and channels, as far as the source can."""
     height, width = preprocessing.image_size
-    channels = preprocessing.channels
     return open_data(
         data,
         image_size=height if height == width else None,
-        channels=channels if channels in (1, 3) else None,
+        channels=preprocessing.channels,
+        value_range=preprocessing.value_range,
         on_bad_image=on_bad_image,
         cache=cache,
     )

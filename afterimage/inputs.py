@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from afterimage.data import Preprocessing
+from afterimage.data.resize import looks_channels_first, transposed_hint
 from afterimage.errors import UserError
 
 Batch = np.ndarray | list[np.ndarray]
@@ -77,6 +78,8 @@ def prepare(
 
 
 def _fit(images: np.ndarray, preprocessing: Preprocessing, resize: bool) -> np.ndarray:
+    if looks_channels_first(images.shape, preprocessing.channels):
+        raise UserError(f"{transposed_hint(images.shape)}.")
     if images.ndim == 4 and images.shape[-1] not in (1, 3, preprocessing.channels):
         raise UserError(
             f"images {images.shape} are read as [N, H, W, C] with {images.shape[-1]} "
@@ -84,7 +87,8 @@ def _fit(images: np.ndarray, preprocessing: Preprocessing, resize: bool) -> np.n
             "turn into each other). Grey images without a channel axis need one: "
             "images[..., None]; channels first need images.transpose(0, 2, 3, 1)."
         )
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
+    numbers = "f" if preprocessing.value_range is None else "iuf"
+    if images.dtype != np.uint8 and images.dtype.kind not in numbers:
         raise UserError(f"images are {images.dtype}; {_EXPECTED}.")
     if images.dtype.kind == "f" and np.isnan(images).any():
         raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 import afterimage
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError, did_you_mean
+from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from checkpoints import files, tensors
 from checkpoints.encoder import read_encoder, write_encoder
@@ -78,7 +79,8 @@ def import_encoder(
     fine-tuned; `"batch"` lets scale and shift learn and the statistics move.
 
     Raises UserError that lists every name missing, unexpected or of another shape, and
-    names the model whose file it is where there is one.
+    names the model whose file it is where there is one; CheckpointError for a file that
+    is damaged, hostile, or holds NaN or infinite numbers.
     """
     config = _config(model, image_size, norm)
     found = read_weights(path)
@@ -86,9 +88,12 @@ def import_encoder(
     weights = {name: array for name, array in found.items() if name not in head}
     _check(weights, config, path)
     wanted = _expected(config)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        read = {name: weights[name].astype(np.float32) for name in wanted}
+    tensors.require_finite(read, str(path))
     trees: dict[str, Any] = {"params": {}, "stats": {}}
     trees |= unflatten(
-        {ours: _ours(weights[theirs]) for theirs, (ours, _) in wanted.items()}
+        {ours: _ours(read[theirs]) for theirs, (ours, _) in wanted.items()}
     )
     size = config.image_size
     content = {
@@ -115,7 +120,7 @@ def export_encoder(
     Raises UserError where its architecture is not torchvision's.
     """
     params, stats, manifest = read_encoder(path)
-    config = ModelConfig.from_dict(manifest["model"])
+    config = stored_model(manifest, path)
     wrong = [] if config.name in KNOWN else [f"model {config.name}"]
     if "resnet" in config.name and config.stem_stride != 4:
         wrong.append(f"stem_stride={config.stem_stride}, not 4")
@@ -139,7 +144,11 @@ def export_encoder(
     for name in [name for name in weights if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
-    files.write_bytes(pathlib.Path(out), tensors.encode(weights))
+    out = pathlib.Path(out)
+    try:
+        files.write_bytes(out, tensors.encode(weights))
+    except OSError as error:
+        raise files.explain(error, f"{out}", out.parent) from error
     return config
 
 
@@ -151,9 +160,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}; a pipe or a device is none")
     if path.suffix == ".safetensors":
-        tree: Any = tensors.decode(path.read_bytes(), str(path))
+        try:
+            data = files.read_bytes(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} {files.reason(error)}.") from error
+        tree: Any = tensors.decode(data, str(path))
     elif path.suffix in _PICKLED:
         tree = read_torch(path)
     else:
@@ -169,11 +182,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         for name, array in tree.items()
     ):
         raise CheckpointError(f"{path} does not hold a state dict: names and tensors.")
-    return {
+    found = {
         name.removeprefix("module."): array
         for name, array in tree.items()
         if not name.endswith("num_batches_tracked")
     }
+    if len(found) < sum(not name.endswith("num_batches_tracked") for name in tree):
+        raise CheckpointError(f"{path} holds a name both with and without `module.`.")
+    return found
 
 
 def torch_name(path: str, config: ModelConfig) -> str:
@@ -229,7 +245,8 @@ def _expected(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
 def _mismatches(weights: Mapping[str, np.ndarray], config: ModelConfig) -> list[str]:
     wanted = _expected(config)
     wrong = [f"missing {name}" for name in sorted(wanted.keys() - weights.keys())]
-    wrong += [f"unexpected {name}" for name in sorted(weights.keys() - wanted.keys())]
+    unexpected = sorted(weights.keys() - wanted.keys())
+    wrong += [f"unexpected {files.printable(name)}" for name in unexpected]
     wrong += [
         f"{name} is {weights[name].shape}, not {wanted[name][1]}"
         for name in sorted(wanted.keys() & weights.keys())
@@ -252,7 +269,6 @@ def _check(weights: Mapping[str, np.ndarray], config: ModelConfig, path: Any) ->
 
 
 def _ours(array: np.ndarray) -> np.ndarray:
-    array = array.astype(np.float32)
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 

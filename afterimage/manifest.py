@@ -1,12 +1,15 @@
 """What an encoder artefact says of itself, whichever stage wrote it."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import afterimage
 from afterimage.data import ImageSet, Preprocessing
+from afterimage.errors import UserError
 from afterimage.models import FeatureInfo, ModelConfig
+from checkpoints.errors import CheckpointError
 
 
 def encoder_manifest(
@@ -24,3 +27,29 @@ def encoder_manifest(
         "data": {"name": data.name, "fingerprint": data.fingerprint},
         "trained": {**trained, "afterimage": afterimage.__version__},
     }
+
+
+def stored_model(
+    manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
+) -> ModelConfig:
+    """The model that the manifest of the artefact in `path` describes.
+
+    Raises CheckpointError where this version cannot build it.
+    """
+    try:
+        return ModelConfig.from_dict(manifest["model"])
+    except UserError as error:
+        raise CheckpointError(f"{path}: its manifest: {error}") from error
+
+
+def stored_preprocessing(
+    manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
+) -> Preprocessing:
+    """How the images of the artefact in `path` were prepared.
+
+    Raises CheckpointError where it does not fit the model.
+    """
+    try:
+        return Preprocessing.from_dict(manifest["preprocessing"])
+    except UserError as error:
+        raise CheckpointError(f"{path}: its manifest: {error}") from error

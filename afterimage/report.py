@@ -94,7 +94,8 @@ def write_report(
 
 def logged(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
     """(step, value) of the lines of metrics.jsonl that have this key."""
-    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    found = ((row["step"], row.get(key)) for row in rows)
+    return [(s, v) for s, v in found if isinstance(v, int | float)]
 
 
 def _cards(headline: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import time
@@ -18,15 +19,26 @@ from afterimage.data.sets import BadImage
 from afterimage.errors import UserError
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
-from checkpoints import processes
+from checkpoints import jsons, processes, schemas
+from checkpoints.files import printable, shown
 from checkpoints.lock import RunLock
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Atomic: the file is whole or not there."""
+    """Atomic: the file is whole or not there. What is not finite becomes null."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    value = finite(json.loads(json.dumps(value, default=str)))
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     os.replace(temporary, path)
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_png(
@@ -110,6 +122,7 @@ class Run:
                 self.path,
                 tensorboard=bool(self.config.get("tensorboard", True)),
                 wandb=wandb if self.first else None,
+                note=self.notes.append,
             )
         except BaseException:
             if self._lock is not None:
@@ -129,14 +142,9 @@ class Run:
 
     def _stored(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
-        try:
-            return json.loads(path.read_text())
-        except (json.JSONDecodeError, OSError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); restore it, or use a new --out"
-            ) from error
+        return jsons.read(path, schemas.Config, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
         stored = self._stored()
@@ -150,10 +158,10 @@ class Run:
                     "not a run folder. Name a new or empty folder"
                 )
             return
-        if stored.get("kind") != self.kind:
+        if stored["kind"] != self.kind:
             raise UserError(
-                f"out={self.path} holds a {stored.get('kind')} run, not a {self.kind} "
-                "run; name another folder"
+                f"out={self.path} holds a {printable(stored['kind'])} run, not a "
+                f"{self.kind} run; name another folder"
             )
         changed = self._changed(stored)
         if changed and self._has_checkpoints():
@@ -168,7 +176,8 @@ class Run:
         """The settings that differ from the folder's and may not."""
         old = self._settings(stored)
         return [
-            f"{key}: {old.get(key)!r} in the folder, {self.config.get(key)!r} asked for"
+            f"{printable(key)}: {shown(old.get(key))} in the folder, "
+            f"{self.config.get(key)!r} asked for"
             for key in sorted(set(old) | set(self.config))
             if key not in FREE_TO_CHANGE and old.get(key) != self.config.get(key)
         ]
@@ -200,7 +209,7 @@ class Run:
             if config.get(k) != self.config.get(k)
         ]
         if moved:
-            what = ", ".join(f"{k} {before} -> {after}" for k, before, after in moved)
+            what = ", ".join(f"{k} {shown(old)} -> {new}" for k, old, new in moved)
             self.notes.append(
                 "This machine, or its use, differs from that which began the run "
                 f"({what}): it continues with the same batches, but not bit for bit"

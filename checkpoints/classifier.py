@@ -37,6 +37,8 @@ def read_classifier(
     if (place / FOLDER).is_dir():
         place = place / FOLDER
     try:
+        if place != pathlib.Path(path):
+            encoder.require_inside(place)
         return encoder.read_folder(place, KIND)
     except CheckpointError as error:
         if (place / encoder.WEIGHTS).is_file():

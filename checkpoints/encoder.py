@@ -5,7 +5,6 @@ they are. Loading reads bytes and JSON: no code of the file is executed, and nei
 nor Orbax is needed.
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -14,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints import files, lock, manifest, steps, tensors
+from checkpoints import files, jsons, lock, manifest, schemas, steps, tensors
 from checkpoints.errors import CheckpointError, UsageError
+from checkpoints.manifest import Finding
 from checkpoints.trees import flatten, unflatten
 
 FOLDER = "encoder"
@@ -35,8 +35,9 @@ def write_encoder(
     """Write an encoder folder, atomically; one that stood there is replaced at the end.
 
     `params` and `stats` are nested dicts of arrays; `manifest` says what they are
-    (model, preprocessing, feature_info, data, trained) and must be JSON. `schema`,
-    `kind`, `files` and `checksum` are added. Raises SaveError, leaving the old one.
+    (model, preprocessing, feature_info, data, trained: `schemas.Encoder`). `schema`,
+    `kind`, `files` and `checksum` are added. Raises SaveError, leaving the old one, and
+    UsageError for a manifest that could not be read again.
     """
     final = pathlib.Path(folder)
     artefact = collect(params, stats, manifest, kind)
@@ -91,6 +92,7 @@ def collect(
         for path, leaf in flatten({"params": params, "stats": stats}).items()
     }
     content = manifest.require_json(content, f"The manifest of the {kind}")
+    manifest.require_valid(content, kind)
     return Artefact(arrays, content, kind)
 
 
@@ -114,6 +116,8 @@ def read_encoder(
     refused = []
     for candidate in _candidates(place):
         try:
+            if candidate != place:
+                require_inside(candidate)
             return read_folder(candidate, KIND)
         except CheckpointError as error:
             refused.append(str(error))
@@ -135,23 +139,59 @@ def _candidates(place: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
+def require_inside(folder: pathlib.Path) -> None:
+    """Raise CheckpointError where an artefact's folder links out of the one it is in.
+
+    The folder that a user names may itself be a link.
+    """
+    if files.leads_out(folder, folder.parent):
+        raise CheckpointError(
+            f"{folder} is a link that leads out of {folder.parent}; name its target, "
+            f"{os.path.realpath(folder)}, if that is meant."
+        )
+
+
 def read_folder(folder: pathlib.Path, kind: str) -> tuple[dict, dict, dict]:
     """(params, stats, manifest) of one artefact folder of this kind, verified."""
-    content, findings = manifest.check_folder(folder, (kind,))
+    content, tree, findings = examine(folder, kind)
     fatal = [str(finding) for finding in findings if finding.fatal]
     if content is None or fatal:
         raise CheckpointError("; ".join(fatal))
+    return tree.get("params", {}), tree.get("stats", {}), content
+
+
+def examine(
+    folder: pathlib.Path, kind: str
+) -> tuple[dict[str, Any] | None, dict[str, Any], list[Finding]]:
+    """(manifest, {"params", "stats"}, findings) of one artefact folder of this kind.
+
+    Every byte is compared with its checksum, every name, shape and number is looked at.
+    """
+    kept: dict[str, list[bytes]] = {WEIGHTS: []}
+    content, findings = manifest.check_folder(folder, (kind,), keep=kept)
+    if content is None or any(finding.fatal for finding in findings):
+        return content, {}, findings
+    place = folder / WEIGHTS
     if WEIGHTS not in content["files"]:
-        raise CheckpointError(f"{folder}: its manifest lists no {WEIGHTS}.")
-    flat = tensors.decode((folder / WEIGHTS).read_bytes(), str(folder / WEIGHTS))
+        text = f"lists no {WEIGHTS}"
+        return content, {}, [*findings, Finding(str(folder), "damaged", text)]
+    try:
+        flat = tensors.decode(kept[WEIGHTS][0], str(place))
+        _require_names(flat, place)
+        tensors.require_finite(flat, str(place))
+    except CheckpointError as error:
+        text = str(error).removeprefix(f"{place} ").removesuffix(".")
+        return content, {}, [*findings, Finding(str(place), "damaged", text)]
     tree = unflatten({name: array.copy() for name, array in flat.items()})
-    if set(tree) - _NAMES:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} holds {sorted(tree)}; expected names under "
-            f"{sorted(_NAMES)}."
-        )
-    return (
-        tree.get("params", {}),
-        tree.get("stats", {}),
-        json.loads(json.dumps(content)),
-    )
+    return content, tree, findings
+
+
+def _require_names(flat: Mapping[str, Any], place: pathlib.Path) -> None:
+    """Raise CheckpointError unless all are `params/PATH` or `stats/PATH`."""
+    wrong = schemas.wrong_paths(flat) + [
+        f"{files.shown(name)} is under neither of {sorted(_NAMES)}"
+        for name in flat
+        if name.partition("/")[0] not in _NAMES or "/" not in name
+    ]
+    if wrong:
+        raise CheckpointError(f"{place} holds wrong names: {jsons.listed(wrong)}.")

@@ -3,18 +3,94 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pathlib
 import shutil
+import stat
 from typing import Any
 
 from checkpoints.errors import SaveError
 
 
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises OSError for anything else: a pipe would wait for a writer, a device may have
+    no end.
+    """
+    _require_regular(os.stat(path).st_mode)  # opening a device may already act on it
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        _require_regular(os.fstat(file.fileno()).st_mode)  # replaced meanwhile?
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """The bytes of a regular file, at most `most`; by default what memory holds.
+
+    Raises OSError for what is no regular file, is larger, or cannot be read.
+    """
+    limit = memory() if most is None else most
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(
+                f"has {size} bytes ({readable_size(size)}); expected at most {limit}"
+            )
+        try:
+            return file.read(size)
+        except MemoryError:
+            raise OSError(f"has {size} bytes, more than memory can hold") from None
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 2**36
+
+
+def reason(error: BaseException) -> str:
+    """What a failed read says, without errno and path: `is a pipe, not a file`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return str(error)
+
+
+def shown(name: object, most: int = 80) -> str:
+    """A name or value from a file for a message: quoted, escaped, and cut."""
+    text = name if isinstance(name, str) else repr(name)
+    cut = text[:most]
+    quoted = repr(cut) if isinstance(name, str) else cut
+    more = len(text) - most
+    return f"{quoted}… ({more} more characters)" if more > 0 else quoted
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _require_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(f"is {kind}, not a regular file")
+
+
 def sha256(path: pathlib.Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, as 64 hexadecimal digits."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -54,6 +130,30 @@ def files_under(folder: pathlib.Path) -> list[str]:
         base = pathlib.Path(parent).relative_to(folder)
         found += [(base / name).as_posix() for name in names]
     return sorted(found)
+
+
+def links_out(folder: pathlib.Path) -> list[str]:
+    """Relative paths of links below a folder that lead out of it, sorted."""
+    return sorted(
+        os.path.relpath(path, folder)
+        for parent, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+        if leads_out(path := os.path.join(parent, name), folder)
+    )
+
+
+def leads_out(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a path is a link to something outside a folder."""
+    if not os.path.islink(path):
+        return False
+    home, target = os.path.realpath(folder), os.path.realpath(path)
+    return os.path.commonpath([home, target]) != home
+
+
+def printable(text: str, most: int = 200) -> str:
+    """A name for a terminal: what would not be printed, or steer it, is escaped."""
+    cut = text if len(text) <= most else f"{text[:most]}…"
+    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 def folder_size(folder: pathlib.Path) -> int:

@@ -61,12 +61,7 @@ def verify(folder: _Path) -> list[Finding]:
     """
     place = _existing(folder)
     if (place / manifest.NAME).exists() or (place / encoder.WEIGHTS).exists():
-        kinds = (steps.KIND, encoder.KIND, classifier.KIND)
-        content, findings = manifest.check_folder(place, kinds)
-        inner = place / encoder.FOLDER
-        if content and content["kind"] == steps.KIND and inner.is_dir():
-            findings += manifest.check_folder(inner, (encoder.KIND,))[1]
-        return findings
+        return _all_findings(place, None)
     found = [(path, steps.KIND) for _, path in steps.numbered(place)]
     for part in (encoder, classifier):
         if (place / part.FOLDER).is_dir():
@@ -74,14 +69,29 @@ def verify(folder: _Path) -> list[Finding]:
     if not found:
         raise _nothing(place)
     findings = [
-        finding
-        for path, kind in found
-        for finding in manifest.check_folder(path, (kind,))[1]
+        finding for path, kind in found for finding in _all_findings(path, kind)
     ]
     text = "left by an interrupted save; the next run cleans it up"
     return findings + [
         Finding(str(path), "extra", text) for *_, path in steps.leftovers(place)
     ]
+
+
+def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
+    """What is wrong with one step, encoder or classifier folder; None: any of them."""
+    kinds = (kind,) if kind else (steps.KIND, encoder.KIND, classifier.KIND)
+    if kind and files.leads_out(folder, folder.parent):
+        return [Finding(str(folder), "foreign", "is a link that leads elsewhere")]
+    content, findings = manifest.check_folder(folder, kinds, checksums=False)
+    if content is None:
+        return findings
+    if content["kind"] != steps.KIND:
+        return encoder.examine(folder, content["kind"])[2]
+    findings = manifest.check_folder(folder, kinds)[1]
+    inner = folder / encoder.FOLDER
+    if inner.is_dir() and not any(finding.fatal for finding in findings):
+        findings += encoder.examine(inner, encoder.KIND)[2]
+    return findings
 
 
 def format_verify(findings: Sequence[Finding]) -> str:
@@ -134,7 +144,7 @@ def format_list(rows: Sequence[StepInfo]) -> str:
             *(
                 (
                     str(row.step),
-                    row.created or "?",
+                    files.printable(row.created or "?"),
                     files.readable_size(row.size),
                     "-" if row.metric is None else f"{row.metric:.6g}",
                     " ".join(("last",) * row.last + ("best",) * row.best),
@@ -167,8 +177,12 @@ def show(folder: _Path, step: int | None = None) -> Shown:
     content = manifest.read(place, (steps.KIND, encoder.KIND, classifier.KIND))
     leaves = content.pop("leaves", None)
     if leaves is None:
-        data = (place / encoder.WEIGHTS).read_bytes()
-        arrays = tensors.decode(data, str(place / encoder.WEIGHTS))
+        weights = place / encoder.WEIGHTS
+        try:
+            data = files.read_bytes(weights)
+        except OSError as error:
+            raise CheckpointError(f"{weights} {files.reason(error)}.") from None
+        arrays = tensors.decode(data, str(weights))
         leaves = {
             path: {"shape": list(array.shape), "dtype": str(array.dtype)}
             for path, array in arrays.items()
@@ -182,11 +196,16 @@ def format_show(shown: Shown) -> str:
     hidden = ("files", "checksum")
     for key, value in shown.manifest.items():
         if key not in hidden:
-            lines.append(f"{key}: {value}")
+            lines.append(f"{key}: {files.printable(str(value), 2000)}")
     size = sum(entry["size"] for entry in shown.manifest["files"].values())
     lines.append(f"files: {len(shown.manifest['files'])}, {files.readable_size(size)}")
     rows = [
-        (path, leaf["dtype"], str(leaf["shape"]), f"{math.prod(leaf['shape']):,}")
+        (
+            files.printable(path),
+            leaf["dtype"],
+            str(leaf["shape"]),
+            f"{math.prod(leaf['shape']):,}",
+        )
         for path, leaf in shown.leaves.items()
     ]
     total = ("total", "", f"{len(rows)} leaves", f"{shown.count:,}")

@@ -8,16 +8,16 @@ so that a flipped bit in the manifest is seen as well.
 import hashlib
 import json
 import pathlib
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints import files
-from checkpoints.errors import CheckpointError
+from checkpoints import files, jsons, schemas
+from checkpoints.errors import CheckpointError, UsageError
 
 SCHEMA = 1
 NAME = "manifest.json"
-_LIMIT = 64 * 2**20  # bytes; a larger "manifest" is not one of ours
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ def require_json(content: Mapping[str, Any], what: str) -> dict[str, Any]:
         ) from error
 
 
+def require_valid(content: Mapping[str, Any], kind: str) -> None:
+    """Raise UsageError, naming everything, where `read` would refuse this manifest."""
+    if wrong := jsons.mistakes(content, schemas.MANIFESTS[kind]):
+        raise UsageError(f"This is no manifest of a {kind}: {jsons.listed(wrong)}.")
+
+
 def read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
     """The manifest of a folder; CheckpointError names what is wrong with it."""
     try:
@@ -85,13 +91,18 @@ def read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_folder(
-    folder: pathlib.Path, kinds: tuple[str, ...], *, checksums: bool = True
+    folder: pathlib.Path,
+    kinds: tuple[str, ...],
+    *,
+    checksums: bool = True,
+    keep: Mapping[str, list[bytes]] | None = None,
 ) -> tuple[dict[str, Any] | None, list[Finding]]:
     """(manifest or None, findings) of one checkpoint or encoder folder.
 
     Every file is read and compared with the manifest's size and SHA-256; what is
     missing or extra is named. No finding with `fatal` means: every byte is the one
-    that was written. Without `checksums` only names and sizes are compared.
+    that was written. Without `checksums` only names and sizes are compared. The bytes
+    of a good file that `keep` names are appended to its list: those that were checked.
     """
     try:
         manifest = _read(folder, kinds)
@@ -102,10 +113,20 @@ def check_folder(
     findings = [
         finding
         for name in sorted(listed)
-        if (finding := _check_file(folder, name, listed[name], present, checksums))
+        if (
+            finding := _check_file(
+                folder, name, listed[name], present, checksums, (keep or {}).get(name)
+            )
+        )
     ]
     findings += [
-        Finding(str(folder / name), "extra", "not in the manifest; not read")
+        Finding(
+            _place(folder, name), "foreign", "is a link that leads out of the folder"
+        )
+        for name in files.links_out(folder)
+    ]
+    findings += [
+        Finding(_place(folder, name), "extra", "not in the manifest; not read")
         for name in sorted(present - set(listed))
     ]
     return manifest, findings
@@ -117,21 +138,38 @@ def _check_file(
     entry: Mapping[str, Any],
     present: set[str],
     checksums: bool,
+    keep: list[bytes] | None,
 ) -> Finding | None:
-    path = folder / name
+    path, place = folder / name, _place(folder, name)
     if name not in present:
-        return Finding(str(path), "missing", "listed in the manifest, not on disk")
+        text = "listed in the manifest, not on disk"
+        return Finding(place, "missing", text)
     try:
-        size = path.stat().st_size
-        if size != entry["size"]:
-            text = f"has {size} bytes, was written with {entry['size']}"
-            return Finding(str(path), "damaged", text)
-        if checksums and files.sha256(path) != entry["sha256"]:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Finding(place, "foreign", "is not a regular file")
+        if status.st_size != entry["size"]:
+            text = f"has {status.st_size} bytes, was written with {entry['size']}"
+            return Finding(place, "damaged", text)
+        if checksums and _digest_of(path, keep) != entry["sha256"]:
             text = "its bytes are not the ones that were written (SHA-256 differs)"
-            return Finding(str(path), "damaged", text)
+            return Finding(place, "damaged", text)
     except OSError as error:
-        return Finding(str(path), "damaged", f"cannot be read: {error}")
+        return Finding(place, "damaged", files.reason(error))
     return None
+
+
+def _digest_of(path: pathlib.Path, keep: list[bytes] | None) -> str:
+    if keep is None:
+        return files.sha256(path)
+    # Read once: what is checked here is what is used, whoever writes meanwhile.
+    keep.append(files.read_bytes(path))
+    return hashlib.sha256(keep[-1]).hexdigest()
+
+
+def _place(folder: pathlib.Path, name: str) -> str:
+    """A path for a message; the name may be anything."""
+    return f"{folder}/{files.printable(name)}"
 
 
 def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -142,16 +180,15 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         return _Unusable(Finding(str(where), kind, text))
 
     try:
-        if not path.is_file():
+        if not path.exists():
             raise _nothing_there(folder, unusable)
-        if path.stat().st_size > _LIMIT:
-            raise unusable("foreign", f"{NAME} is too large to be one of ours")
-        content = json.loads(path.read_bytes())
+        content = jsons.parse(files.read_bytes(path, jsons.MOST))
     except OSError as error:
-        raise unusable("damaged", f"cannot be read: {error}") from None
-    except (ValueError, RecursionError):
-        raise unusable("damaged", "is not the JSON that was written") from None
-    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise unusable("damaged", files.reason(error)) from None
+    except ValueError as error:
+        text = f"is not the JSON that was written: it {error}"
+        raise unusable("damaged", text) from None
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:
         raise unusable("damaged", "has no schema version")
     if content["schema"] > SCHEMA:
         raise unusable(
@@ -161,11 +198,13 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         )
     if content.get("checksum") != _own_checksum(content):
         raise unusable("damaged", "does not match its own checksum")
-    if content.get("kind") not in kinds:
-        raise unusable(
-            "foreign", f"is a {content.get('kind')!r}, not a {' or '.join(kinds)}"
-        )
+    kind = content.get("kind")
+    if kind not in kinds:
+        text = f"is a {files.shown(kind)}, not a {' or '.join(kinds)}"
+        raise unusable("foreign", text)
     _require_files(content.get("files"), unusable)
+    if wrong := jsons.mistakes(content, schemas.MANIFESTS[kind]):
+        raise unusable("damaged", jsons.listed(wrong))
     return content
 
 
@@ -185,20 +224,18 @@ def _require_files(listed: Any, unusable: Any) -> None:
     """A list of files that stay inside the folder, each with size and SHA-256."""
     if not isinstance(listed, dict):
         raise unusable("damaged", "lists no files")
-    for name, entry in listed.items():
+    for name in listed:
         pure = pathlib.PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts:
-            raise unusable("foreign", f"lists {name!r}, which is outside the folder")
-        if not isinstance(entry, dict) or not {"size", "sha256"} <= set(entry):
-            raise unusable("damaged", f"says no size and sha256 of {name!r}")
+            text = f"lists {files.shown(name)}, which is outside the folder"
+            raise unusable("foreign", text)
+    if wrong := jsons.mistakes(listed, dict[str, schemas.File], "files"):
+        raise unusable("damaged", jsons.listed(wrong))
 
 
 def _own_checksum(content: Mapping[str, Any]) -> str:
     body = {key: value for key, value in content.items() if key != "checksum"}
-    try:
-        return hashlib.sha256(files.canonical_json(body).encode()).hexdigest()
-    except ValueError:  # NaN, which we never write
-        return ""
+    return hashlib.sha256(files.canonical_json(body).encode()).hexdigest()
 
 
 def _digest(path: pathlib.Path) -> str:

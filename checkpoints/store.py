@@ -20,13 +20,24 @@ from typing import Any, Literal
 import jax
 
 from checkpoints import encoder as encoders
-from checkpoints import files, lock, manifest, processes, pytrees, state, steps
+from checkpoints import (
+    files,
+    jsons,
+    lock,
+    manifest,
+    processes,
+    pytrees,
+    state,
+    steps,
+    tensors,
+)
 from checkpoints.errors import CheckpointError, SaveError, UsageError
 from checkpoints.manifest import Finding
 from checkpoints.trees import unflatten
 
 _log = logging.getLogger("checkpoints")
 _STATE = "state"
+_WEIGHTS = ("params/", "stats/", "ema/")  # a state's leaves that must be finite
 _writing: set[pathlib.Path] = (
     set()
 )  # partial folders of saves under way in this process
@@ -182,6 +193,10 @@ class Store:
             except Exception as error:  # whatever Orbax raises: the one before is next
                 text = f"cannot be restored: {type(error).__name__}: {error}"
                 self._note(Finding(str(path), "damaged", text))
+                continue
+            weights = {p: a for p, a in flat.items() if p.startswith(_WEIGHTS)}
+            if wrong := tensors.not_finite(weights):
+                self._note(Finding(str(path), "damaged", jsons.listed(wrong)))
                 continue
             tree = unflatten(flat) if target is None else pytrees.rebuild(target, flat)
             return number, tree, content["manifest"]

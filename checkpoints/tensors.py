@@ -13,10 +13,11 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from checkpoints import jsons
 from checkpoints.errors import CheckpointError
+from checkpoints.files import shown
+from checkpoints.schemas import wrong_shape
 
-_HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
-_LONGEST = 2**40  # elements along one axis
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype("u1"),
@@ -69,23 +70,57 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
             "any further; only safetensors written by Afterimage is read here."
         )
     size = int.from_bytes(data[:8], "little")
-    if size > min(_HEADER_LIMIT, len(data) - 8):
+    if size > min(jsons.MOST, len(data) - 8):
         raise CheckpointError(
-            f"{what} claims a header of {size} bytes, but has only {len(data)} in all."
+            f"{what} claims a header of {size} bytes, but has only {len(data)} in all; "
+            f"expected at most {jsons.MOST}."
         )
     try:
-        header = json.loads(data[8 : 8 + size])
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{what} has a header that is not JSON.") from None
+        header = jsons.parse(data[8 : 8 + size])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{what} has a header that is not JSON as expected: it {error}."
+        ) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{what} has a header that is not a JSON object.")
     header.pop("__metadata__", None)
     body = memoryview(data)[8 + size :]
-    wrong = [f"{name}: {p}" for name, e in header.items() if (p := _wrong(e, body))]
+    wrong = [
+        f"{shown(name)}: {p}" for name, e in header.items() if (p := _wrong(e, body))
+    ]
     if wrong:
-        raise CheckpointError(f"{what} contradicts itself:\n  " + "\n  ".join(wrong))
+        raise CheckpointError(f"{what} contradicts itself: {jsons.listed(wrong)}.")
     _require_cover(header, body, what)
     return {name: _array(entry, body) for name, entry in header.items()}
+
+
+def require_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
+    """Raise CheckpointError that names every array with NaN or infinite numbers."""
+    wrong = not_finite(arrays)
+    if wrong:
+        raise CheckpointError(
+            f"{what} holds weights that are not finite: {jsons.listed(wrong)}. Take an "
+            "earlier checkpoint, or train again."
+        )
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """`NAME: 3 of 64 numbers are NaN or infinite`, for every array that has such."""
+    found = []
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biu":
+            bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+            if bad:
+                text = f"{bad} of {array.size} numbers are NaN or infinite"
+                found.append(f"{shown(name)}: {text}")
+    return found
+
+
+def from_bytes(data: bytes | memoryview, dtype: np.dtype) -> np.ndarray:
+    """A read-only view of raw numbers; ValueError for booleans other than 0 and 1."""
+    if dtype == np.bool_ and len(data) and np.frombuffer(data, np.uint8).max() > 1:
+        raise ValueError("a boolean must be 0 or 1")
+    return np.frombuffer(data, dtype)
 
 
 def _require_cover(header: dict[str, Any], body: memoryview, what: str) -> None:
@@ -106,19 +141,24 @@ def _require_cover(header: dict[str, Any], body: memoryview, what: str) -> None:
 
 def _wrong(entry: Any, body: memoryview) -> str | None:
     """What is wrong with one header entry, or None."""
-    if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES:
+    code = entry.get("dtype") if isinstance(entry, dict) else None
+    if not isinstance(code, str) or code not in _DTYPES:
         return "unknown dtype or no entry"
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         return "shape and data_offsets must be lists of non-negative integers"
+    if reason := wrong_shape(shape):
+        return reason
     begin, end = offsets
-    if any(size > _LONGEST for size in shape):
-        return f"shape {shape} is larger than any file"
-    needed = math.prod(shape) * _DTYPES[entry["dtype"]].itemsize
+    needed = math.prod(shape) * _DTYPES[code].itemsize
     if end - begin != needed:
         return f"shape {shape} needs {needed} bytes, {end - begin} are given to it"
     if end > len(body):
         return f"ends at byte {end} of {len(body)}"
+    try:
+        from_bytes(body[begin:end], _DTYPES[code])
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -130,8 +170,8 @@ def _counts(value: Any) -> TypeGuard[list[int]]:
 
 def _array(entry: dict[str, Any], body: memoryview) -> np.ndarray:
     begin, end = entry["data_offsets"]
-    dtype = _DTYPES[entry["dtype"]]
-    return np.frombuffer(body[begin:end], dtype).reshape(entry["shape"])
+    array = from_bytes(body[begin:end], _DTYPES[entry["dtype"]])
+    return array.reshape(entry["shape"])
 
 
 def _looks_like(data: bytes) -> str:

@@ -23,6 +23,7 @@ from afterimage.errors import UserError
 from afterimage.training.sweep import spaced
 from checkpoints.classifier import FOLDER, read_classifier
 from checkpoints.errors import CheckpointError
+from checkpoints.files import printable
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.context import Context
@@ -52,8 +53,19 @@ def source_head(config: FinetuneConfig) -> tuple[HeadConfig, Tree, Tree] | None:
             "source's own predictions: give a finished fine-tuning run, or leave "
             f"{wanted} out (l2_sp and delta need no classifier)"
         ) from error
+    if HEAD not in manifest["heads"]:
+        heads = ", ".join(map(printable, manifest["heads"]))
+        raise UserError(
+            f"from={config.from_} has a classifier without a head {HEAD!r}; it has "
+            f"{heads}"
+        )
     entry = {k: v for k, v in manifest["heads"][HEAD].items() if k != "class_names"}
-    return HeadConfig(**entry), params["heads"][HEAD], stats["heads"][HEAD]
+    try:
+        return HeadConfig(**entry), params["heads"][HEAD], stats["heads"][HEAD]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{config.from_}: its classifier has no weights of the head {HEAD!r}."
+        ) from error
 
 
 def make_anchors(

@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.data import Preprocessing
-from afterimage.models import ModelConfig
+from afterimage.errors import UserError
+from afterimage.manifest import stored_model, stored_preprocessing
 from checkpoints.classifier import read_classifier, write_classifier
 from checkpoints.encoder import write_encoder
 from checkpoints.errors import CheckpointError, TransferError
@@ -63,16 +63,16 @@ def load_classifier(path: str, *, dtype: str = "float32") -> LoadedClassifier:
     params, stats, manifest = read_classifier(path)
     entries = {name: dict(entry) for name, entry in manifest["heads"].items()}
     names = {name: tuple(entry.pop("class_names")) for name, entry in entries.items()}
-    classifier, fresh_params, fresh_stats = Classifier.create(
-        ModelConfig.from_dict(manifest["model"]),
-        {name: HeadConfig(**entry) for name, entry in entries.items()},
-        Preprocessing.from_dict(manifest["preprocessing"]),
-        dtype=dtype,
-        fresh=False,
-    )
     try:
+        classifier, fresh_params, fresh_stats = Classifier.create(
+            stored_model(manifest, path),
+            {name: HeadConfig(**entry) for name, entry in entries.items()},
+            stored_preprocessing(manifest, path),
+            dtype=dtype,
+            fresh=False,
+        )
         params, _ = transfer(params, fresh_params)
         stats, _ = transfer(stats, fresh_stats)
-    except TransferError as error:
+    except (TransferError, UserError) as error:
         raise CheckpointError(f"{path}: not what its manifest says. {error}") from error
     return LoadedClassifier(classifier, params, stats, names, manifest)

@@ -1,6 +1,5 @@
 """`afterimage evaluate`: a fine-tuned classifier on other labelled images."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.render import report_text
 from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep
+from checkpoints import jsons, schemas
 from finetune.artefact import LoadedClassifier, load_classifier
 from finetune.labels import HEAD, matched
 from finetune.scoring import Scorer
@@ -67,7 +67,8 @@ def images_for(
     splits = open_data(
         config.data,
         image_size=height if height == width else None,
-        channels=channels if channels in (1, 3) else None,
+        channels=channels,
+        value_range=preprocessing.value_range,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,
@@ -92,8 +93,9 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
     """How many of these training images `labels.json` of the classifier's run lists."""
     place = pathlib.Path(config.from_)
     for file in (place / "labels.json", place.parent / "labels.json"):
-        if file.is_file():
-            used = json.loads(file.read_text())
+        if os.path.lexists(file):
+            cure = "restore it, or delete it: it only tells who was trained on"
+            used = jsons.read(file, schemas.Labels, cure, most=schemas.LARGEST_LABELS)
             if _place(used["data"]) != _place(config.data):
                 return 0
             listed = {name for names in used["train"].values() for name in names}

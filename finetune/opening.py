@@ -38,16 +38,20 @@ def open_all(config: FinetuneConfig) -> Opened:
     architecture = chosen_model(config, source.model)
     check_scratch(config, architecture)
     splits = open_for(config, source.preprocessing, tasks=config.tasks)
+    # What was measured on the data goes for all other images, too.
+    stored = source.preprocessing
+    value_range = splits.train.value_range or stored.value_range
+    stored = dataclasses.replace(stored, value_range=value_range)
     if config.sources:
         others = [
-            open_for(config, source.preprocessing, spec, tasks=config.tasks)
+            open_for(config, stored, spec, tasks=config.tasks)
             for spec in config.sources
         ]
         splits = pool([splits, *others], (config.data, *config.sources))
     chosen = choose(config, splits)
-    target = open_target(config, source.preprocessing, chosen.class_names)
-    unlabelled = open_unlabelled(config, source.preprocessing, splits, chosen)
-    model, preprocessing = adapt(architecture, source.preprocessing, splits)
+    target = open_target(config, stored, chosen.class_names)
+    unlabelled = open_unlabelled(config, stored, splits, chosen)
+    model, preprocessing = adapt(architecture, stored, splits)
     return Opened(source, splits, chosen, target, unlabelled, model, preprocessing)
 
 

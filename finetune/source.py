@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
 from afterimage.errors import DataError, UserError
+from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
 from checkpoints.encoder import read_encoder
 from checkpoints.transfer import Report, transfer
@@ -40,12 +41,12 @@ class Source:
     @property
     def model(self) -> ModelConfig:
         """What the stored encoder is built from."""
-        return ModelConfig.from_dict(self.manifest["model"])
+        return stored_model(self.manifest, self.path)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How its images were prepared."""
-        return Preprocessing.from_dict(self.manifest["preprocessing"])
+        return stored_preprocessing(self.manifest, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Where the weights come from, for artefacts and results."""
@@ -102,8 +103,8 @@ def open_for(
     splits = open_data(
         spec or config.data,
         image_size=size,
-        # 1 and 3 can be made from each other; other counts must be the data's own.
-        channels=channels if channels in (1, 3) else None,
+        channels=channels,
+        value_range=_value_range(config, stored, spec),
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,
@@ -119,6 +120,14 @@ def open_for(
     return splits
 
 
+def _value_range(
+    config: FinetuneConfig, stored: Preprocessing, spec: str | None
+) -> str | tuple[float, float] | None:
+    """What the settings ask for, else the encoder's; measured on `config.data` only."""
+    measured = config.value_range == "auto" and spec not in (None, config.data)
+    return stored.value_range if measured else config.value_range or stored.value_range
+
+
 def adapt(
     model: ModelConfig, stored: Preprocessing, splits: Splits
 ) -> tuple[ModelConfig, Preprocessing]:
@@ -132,7 +141,8 @@ def adapt(
     mean, std = stored.mean, stored.std
     if channels != stored.channels:
         mean, std = channel_statistics(splits.train)
-    return model, Preprocessing((height, width), mean, std, channels)
+    value_range = splits.train.value_range or stored.value_range
+    return model, Preprocessing((height, width), mean, std, channels, value_range)
 
 
 def load_weights(

@@ -9,6 +9,7 @@ from typing import Any
 from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
 from afterimage.report import logged, write_report
 from afterimage.runs import Run
+from checkpoints import jsons, schemas
 from finetune.config import FinetuneConfig
 
 _MEASURES = {
@@ -39,9 +40,9 @@ class FinetuneResult:
     ) -> "FinetuneResult":
         """The result of a run folder, from its results.json where not given."""
         if results is None:
-            stored: Mapping[str, Any] = json.loads(
-                (run.path / "results.json").read_text()
-            )
+            path = run.path / "results.json"
+            cure = "delete it, and the same command scores the run again"
+            stored: Mapping[str, Any] = jsons.read(path, schemas.Results, cure)
         else:
             stored = results
         return cls(

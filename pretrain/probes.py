@@ -1,6 +1,6 @@
 """kNN and ridge probe of the encoder, beside raw pixels and the untrained encoder."""
 
-import json
+import contextlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,8 @@ from afterimage.data import ImageSet
 from afterimage.evaluation import pixel_vectors, probe_report
 from afterimage.runs import write_json
 from afterimage.training.sweep import spaced
+from checkpoints import jsons, schemas
+from checkpoints.errors import CheckpointError
 
 RAW, UNTRAINED, TRAINED = "raw pixels", "untrained encoder", "this encoder"
 PROBES = ("knn", "ridge")
@@ -56,10 +58,8 @@ class Probes:
         """Raw pixels and the untrained encoder: measured once a run, kept in `file`."""
         # Several processes must take the same path: all compute, the first one writes.
         if jax.process_count() == 1:
-            try:
-                return json.loads(file.read_text())
-            except (OSError, json.JSONDecodeError):
-                pass
+            with contextlib.suppress(CheckpointError):  # absent or damaged: measured
+                return jsons.read(file, schemas.Baselines, "delete it")
         report = self.measure(RAW, _raw_pixels) | self.measure(UNTRAINED, untrained)
         if jax.process_index() == 0:
             write_json(file, report)

@@ -63,6 +63,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         config.data,
         image_size=config.image_size,
         channels=config.channels,
+        value_range=config.value_range,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
     )
@@ -302,7 +303,7 @@ def _held_out(
 def _preprocessing(train: ImageSet) -> Preprocessing:
     height, width, channels = train.shape
     mean, std = channel_statistics(train)
-    return Preprocessing((height, width), mean, std, channels)
+    return Preprocessing((height, width), mean, std, channels, train.value_range)
 
 
 def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:

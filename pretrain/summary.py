@@ -1,7 +1,9 @@
 """What a run ends with: a result in Python, a report on disk, a few lines on screen."""
 
+import collections
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,9 +37,13 @@ class PretrainResult:
     @classmethod
     def of(cls, run: Run, *, complete: bool, steps: int) -> "PretrainResult":
         """The result of a run folder, its metrics read from the lines of `run`."""
-        last: dict[str, float] = {}
+        last: Mapping[str, float] = {}
         for row in run.metrics.rows:
-            found = {k[5:]: v for k, v in row.items() if k.startswith("eval/")}
+            found = {
+                k[5:]: v
+                for k, v in row.items()
+                if k.startswith("eval/") and isinstance(v, int | float)
+            }
             last = found or last
         pictures = sorted((run.path / "pictures").glob("step-*.png"))
         return cls(
@@ -52,7 +58,8 @@ class PretrainResult:
 
     def summary(self) -> str:
         """A few lines for a terminal."""
-        m = self.metrics
+        # A figure that was not finite, or whose line is damaged, is not there.
+        m = collections.defaultdict(lambda: math.nan, self.metrics)
         lines = [
             f"validation loss {m['loss']:.4g}, {m['relative_loss']:.3f} of predicting "
             f"the mean image; effective rank {m['effective_rank']:.1f}"

@@ -21,10 +21,11 @@ from checkpoints import tensors
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
 from checkpoints.store import Store
+from tests.manifests import encoder_manifest
 
 PARAMS = {"stem": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
 STATS = {"stem": {"mean": np.ones(3, ml_dtypes.bfloat16)}}
-MANIFEST = {"model": {"name": "conv"}, "data": {"name": "digits", "fingerprint": "f"}}
+MANIFEST = encoder_manifest(steps=3)
 
 
 def test_it_comes_back_with_its_manifest(tmp_path):
@@ -34,12 +35,12 @@ def test_it_comes_back_with_its_manifest(tmp_path):
     assert stats["stem"]["mean"].dtype == ml_dtypes.bfloat16
     assert manifest["schema"] == 1
     assert manifest["kind"] == "encoder"
-    assert manifest["model"] == {"name": "conv"}
+    assert manifest["trained"] == {"steps": 3}
     assert set(manifest["files"]) == {"weights.safetensors"}
 
 
 def test_device_arrays_and_empty_stats(tmp_path):
-    write_encoder(tmp_path / "encoder", {"a": jnp.ones(2, jnp.bfloat16)}, {}, {})
+    write_encoder(tmp_path / "encoder", {"a": jnp.ones(2, jnp.bfloat16)}, {}, MANIFEST)
     params, stats, _ = read_encoder(tmp_path)
     assert params["a"].dtype == ml_dtypes.bfloat16
     assert stats == {}
@@ -168,7 +169,7 @@ def test_a_pickle_with_a_good_manifest_is_refused_unexecuted(tmp_path, monkeypat
 
     monkeypatch.chdir(tmp_path)
     _pickled_checkpoint(tmp_path / "encoder")
-    sealed = manifest.seal({"kind": "encoder"}, tmp_path / "encoder")
+    sealed = manifest.seal({**MANIFEST, "kind": "encoder"}, tmp_path / "encoder")
     (tmp_path / "encoder" / "manifest.json").write_bytes(sealed)
     with pytest.raises(CheckpointError, match="Python pickle"):
         read_encoder(tmp_path)
@@ -199,16 +200,16 @@ def test_a_run_folder_gives_its_encoder_else_the_newest_good_step(tmp_path):
     with Store(tmp_path) as store:
         for step in (1, 2):
             params = {"a": np.full(2, step)}
-            store.save(
-                step, {"x": jnp.ones(1)}, manifest={}, encoder=(params, {}, {"n": step})
-            )
-    assert read_encoder(tmp_path)[2]["n"] == 2
-    assert read_encoder(tmp_path / "checkpoints" / "1")[2]["n"] == 1
-    write_encoder(tmp_path / "encoder", {"a": np.ones(2)}, {}, {"n": "run"})
-    assert read_encoder(tmp_path)[2]["n"] == "run"
+            artefact = (params, {}, encoder_manifest(n=step))
+            store.save(step, {"x": jnp.ones(1)}, manifest={}, encoder=artefact)
+    assert read_encoder(tmp_path)[2]["trained"]["n"] == 2
+    assert read_encoder(tmp_path / "checkpoints" / "1")[2]["trained"]["n"] == 1
+    content = encoder_manifest(n="run")
+    write_encoder(tmp_path / "encoder", {"a": np.ones(2)}, {}, content)
+    assert read_encoder(tmp_path)[2]["trained"]["n"] == "run"
     (tmp_path / "encoder" / "weights.safetensors").write_bytes(b"")
     (tmp_path / "checkpoints/2/encoder/weights.safetensors").unlink()
-    assert read_encoder(tmp_path)[2]["n"] == 1
+    assert read_encoder(tmp_path)[2]["trained"]["n"] == 1
     (tmp_path / "checkpoints/1/encoder/manifest.json").write_text("{}")
     with pytest.raises(CheckpointError) as error:
         read_encoder(tmp_path)
@@ -222,15 +223,15 @@ def test_nothing_to_read_is_an_error_that_says_what_is_expected(tmp_path, name):
 
 
 def test_a_failed_write_leaves_the_old_encoder(tmp_path, monkeypatch):
-    write_encoder(tmp_path / "encoder", PARAMS, {}, {"n": 1})
+    write_encoder(tmp_path / "encoder", PARAMS, {}, encoder_manifest(n=1))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("checkpoints.files.write_bytes", full)
     with pytest.raises(CheckpointError, match="disk is full"):
-        write_encoder(tmp_path / "encoder", PARAMS, {}, {"n": 2})
-    assert read_encoder(tmp_path)[2]["n"] == 1
+        write_encoder(tmp_path / "encoder", PARAMS, {}, encoder_manifest(n=2))
+    assert read_encoder(tmp_path)[2]["trained"]["n"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
 
 

@@ -9,6 +9,7 @@ from checkpoints.encoder import write_encoder
 from checkpoints.errors import CheckpointError, RunLocked, UsageError
 from checkpoints.lock import RunLock
 from checkpoints.store import Store
+from tests.manifests import encoder_manifest
 
 
 @pytest.fixture
@@ -18,11 +19,11 @@ def run(tmp_path):
     with Store(tmp_path, best="min") as store:
         for step, metric in ((1, 3.0), (2, 1.0), (3, 2.0)):
             tree = {"params": {"w": jnp.ones((4, 2))}, "step": jnp.int32(step)}
-            artefact = (params, {}, {"model": {"name": "conv"}})
+            artefact = (params, {}, encoder_manifest())
             store.save(
                 step, tree, manifest={"lr": 0.1}, metric=metric, encoder=artefact
             )
-    write_encoder(tmp_path / "encoder", params, {}, {"model": {"name": "conv"}})
+    write_encoder(tmp_path / "encoder", params, {}, encoder_manifest())
     return tmp_path
 
 

@@ -10,6 +10,7 @@ from checkpoints.encoder import read_encoder
 from checkpoints.errors import CheckpointError, UsageError
 from checkpoints.lock import RunLock
 from checkpoints.store import Store
+from tests.manifests import encoder_manifest
 
 
 def make_state(seed=0):
@@ -95,9 +96,8 @@ def test_arrays_may_be_donated_right_after_save_returns(tmp_path):
     want = {key: np.array(value) for key, value in (state | host).items()}
     jax.block_until_ready(overwrite(state))
     with Store(tmp_path) as store:
-        store.save(
-            1, state | host, manifest={}, encoder=({"h": host["h"]}, {}, {"model": {}})
-        )
+        artefact = ({"h": host["h"]}, {}, encoder_manifest())
+        store.save(1, state | host, manifest={}, encoder=artefact)
         state = donate(state)
         host["h"][:] = -1
         jax.block_until_ready(state)

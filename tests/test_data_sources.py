@@ -293,7 +293,9 @@ def test_names_that_mean_nothing(spec, message):
 
 def test_a_folder_without_images_says_what_was_looked_for(tmp_path):
     (tmp_path / "x.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"found only \.heic.*\.jpg.*subfolder a class"):
+    with pytest.raises(
+        DataError, match=r"found only 1 \.heic.*\.jpg.*subfolder a class"
+    ):
         open_data(f"folder:{tmp_path}")
 
 

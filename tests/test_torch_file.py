@@ -4,6 +4,10 @@ import collections
 import os
 import pathlib
 import pickle
+import struct
+import subprocess
+import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 
 from checkpoints.errors import CheckpointError, UsageError
 from checkpoints.torch_file import read_torch
+from tests import torch_pickles as pickles
 
 FILES = pathlib.Path(__file__).parent / "fixtures" / "torch"
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -89,3 +94,173 @@ def test_the_legacy_format_is_refused():
 def test_a_tensor_larger_than_its_storage_is_refused():
     with pytest.raises(CheckpointError, match="does not fit its storage"):
         read_torch(FILES / "overrun.pth")
+
+
+FLOATS = {"0": np.arange(6, dtype="<f4").tobytes()}
+STORAGE = pickles.storage(6)
+EMPTY = pickles.tensor(STORAGE, (2000, 0), (0, 1))
+
+
+def _twice(times):
+    """A tuple of a tuple of …, each twice: to hash it takes 2^times steps."""
+    step = b"q\x00h\x00\x86"
+    return b")" + step * times
+
+
+HOSTILE = {
+    "a tensor as storage": pickles.state_dict(w=pickles.tensor(EMPTY, (2000,), (1,))),
+    "a tuple as storage": pickles.state_dict(w=pickles.tensor(b")", (1,), (1,))),
+    "a string as storage": pickles.state_dict(
+        w=pickles.tensor(pickles.text("x"), (1,), (1,))
+    ),
+    "beyond its storage": pickles.state_dict(w=pickles.tensor(STORAGE, (7,), (1,))),
+    "beyond by its offset": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (6,), (1,), offset=1)
+    ),
+    "beyond by its strides": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (2, 2), (4, 3))
+    ),
+    "negative stride": pickles.state_dict(w=pickles.tensor(STORAGE, (2,), (-1,))),
+    "negative offset": pickles.state_dict(w=pickles.tensor(STORAGE, (1,), (1,), -1)),
+    "strides that wrap around": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (2, 2), (2**62, 2**62))
+    ),
+    "sizes that wrap around": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (2**32, 2**32), (0, 0))
+    ),
+    "an integer of 400 bits": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (2**400,), (0,))
+    ),
+    "65 dimensions": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (1,) * 65, (1,) * 65)
+    ),
+    "huge without numbers": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (2**62, 0, 2**62), (0, 0, 0))
+    ),
+    "fewer strides": pickles.state_dict(w=pickles.tensor(STORAGE, (2, 3), (1,))),
+    "a storage of another size": pickles.state_dict(
+        w=pickles.tensor(pickles.storage(7), (1,), (1,))
+    ),
+    "a storage that is not there": pickles.state_dict(
+        w=pickles.tensor(pickles.storage(6, "1"), (1,), (1,))
+    ),
+    "one storage of two types": pickles.state_dict(
+        v=pickles.tensor(STORAGE, (1,), (1,)),
+        w=pickles.tensor(pickles.storage(3, "0", "DoubleStorage"), (1,), (1,)),
+    ),
+    "booleans that are none": pickles.state_dict(
+        w=pickles.tensor(pickles.storage(24, "0", "BoolStorage"), (24,), (1,))
+    ),
+    "attributes of a function": pickles.state_dict(
+        w=pickles.named("torch._utils", "_rebuild_tensor_v2")
+        + b"}"
+        + pickles.text("evil")
+        + b"\x88sb"
+    ),
+    "attributes of a tensor": pickles.state_dict(
+        w=pickles.tensor(STORAGE, (6,), (1,)) + b"}" + pickles.text("shape") + b")sb"
+    ),
+    "a key that takes for ever": b"\x80\x02}" + _twice(100) + b"\x88s.",
+    "an argument that takes for ever": b"\x80\x02"
+    + pickles.named("collections", "OrderedDict")
+    + b"]("
+    + _twice(100)
+    + b"\x88\x86e\x85R.",
+    "calls a storage's type": pickles.state_dict(
+        w=pickles.named("torch", "FloatStorage") + b")R"
+    ),
+    "calls a string": pickles.state_dict(w=pickles.text("x") + b")R"),
+    "no end": pickles.state_dict()[:-1],
+    "no value": b"\x80\x02.",
+    "a value from nowhere": b"\x80\x02h\x07.",
+    "a string longer than the file": b"\x80\x02X\xff\xff\xff\x7fx.",
+    "a copied mark": b"\x80\x02((q\x01h\x01t.",
+    "an object by its class": b"\x80\x02"
+    + pickles.named("collections", "OrderedDict")
+    + b")\x81.",
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_file_that_lies_is_refused(tmp_path, attack):
+    path = pickles.write(tmp_path / "x.pth", HOSTILE[attack], FLOATS)
+    with pytest.raises(CheckpointError) as error:
+        read_torch(path)
+    assert str(path) in str(error.value)
+    assert error.value.exit_code == 3
+
+
+def test_no_foreign_memory_is_read_and_the_process_lives(tmp_path):
+    """As before, but of 50 million numbers: reading them ends the process."""
+    empty = pickles.tensor(STORAGE, (50_000_000, 0), (0, 1))
+    attack = pickles.state_dict(w=pickles.tensor(empty, (50_000_000,), (1,)))
+    path = pickles.write(tmp_path / "x.pth", attack, FLOATS)
+    code = (
+        "import sys; from checkpoints.torch_file import read_torch\n"
+        "from checkpoints.errors import CheckpointError\n"
+        "try: read_torch(sys.argv[1])\n"
+        "except CheckpointError: sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], check=False)
+    assert done.returncode == 3
+
+
+def test_what_is_unusual_and_true_is_read(tmp_path):
+    """An axis of one with any stride, no numbers, shared storages, overlapping rows."""
+    saved = pickles.state_dict(
+        one=pickles.tensor(STORAGE, (1, 6), (2**62, 1)),
+        empty=pickles.tensor(STORAGE, (5, 0), (0, 1)),
+        scalar=pickles.tensor(STORAGE, (), (), offset=5),
+        rows=pickles.tensor(STORAGE, (2, 3), (2, 1)),
+    )
+    found = read_torch(pickles.write(tmp_path / "x.pth", saved, FLOATS))
+    np.testing.assert_array_equal(found["one"], [[0, 1, 2, 3, 4, 5]])
+    assert found["empty"].shape == (5, 0)
+    assert found["scalar"] == 5
+    np.testing.assert_array_equal(found["rows"], [[0, 1, 2], [2, 3, 4]])
+    assert not any(array.flags.writeable for array in found.values() if array.size)
+
+
+def _deflated(path):
+    return pickles.write(path, b"\x80\x02}." + bytes(10**8), {}, zipfile.ZIP_DEFLATED)
+
+
+def _long_pickle(path):
+    return pickles.write(path, b"]" * (17 * 2**20))
+
+
+def _one_member_many_times(path):
+    """Two hundred entries of the directory, one place in the file."""
+    pickles.write(path, pickles.state_dict(), {"0": bytes(10**6)})
+    data = path.read_bytes()
+    start = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", start + 1)
+    end = data.index(b"PK\x05\x06")
+    names = [b"archive/data/%03d" % n for n in range(200)]
+    entry = data[second:end].replace(b"archive/data/0", b"archive/data/%s")
+    head = entry[:28] + struct.pack("<H", len(names[0])) + entry[30:46]
+    entries = b"".join(head + name for name in names)
+    tail = struct.pack("<HHLL", 201, 201, second - start + len(entries), start)
+    path.write_bytes(data[:second] + entries + data[end : end + 8] + tail + b"\0\0")
+    return path
+
+
+def _long_directory(path):
+    end = b"PK\x05\x06" + bytes(4) + struct.pack("<HHLLH", 9, 9, 20 * 2**20, 0, 0)
+    path.write_bytes(bytes(20 * 2**20) + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    "make", [_deflated, _long_pickle, _one_member_many_times, _long_directory]
+)
+def test_no_more_than_the_file_holds_is_read(tmp_path, make):
+    path = make(tmp_path / "x.pth")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"x\.pth"):
+            read_torch(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**26

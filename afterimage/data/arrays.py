@@ -1,21 +1,33 @@
 """Data that is already arrays: `npz:PATH` and `synthetic:HxWxC`."""
 
+import ast
+import math
 import pathlib
 import re
 import zipfile
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
+from afterimage.data.files import inflates_too_much
+from afterimage.data.header import NotAnImage
 from afterimage.data.labels import Indexed, index_values, task_labels
-from afterimage.data.resize import change_channels, cover_and_crop
+from afterimage.data.memory import allowance
+from afterimage.data.resize import (
+    change_channels,
+    cover_and_crop,
+    looks_channels_first,
+    transposed_hint,
+)
+from afterimage.data.samples import Range, range_of, spaced, to_bytes
 from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
 from afterimage.errors import DataError, UserError
 
 _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
+_LONGEST_HEADER = 10_000  # of an array, as NumPy's own limit
 _KEYS = {
     "train": [("x_train", "y_train"), ("images", "labels")],
     "validation": [("x_val", "y_val"), ("x_valid", "y_valid")],
@@ -42,6 +54,7 @@ def open_npz(
     *,
     image_size: int | None,
     channels: int | None,
+    value_range: Range | Literal["auto"] | None = None,
     tasks: Sequence[str] = (),
     **_: Any,
 ) -> Splits:
@@ -51,7 +64,7 @@ def open_npz(
     `labels_NAME`; -1 or NaN is an image without a label of that task.
 
     Images are [N, H, W] or [N, H, W, C], uint8 (or wider integers within 0..255), or
-    floats in [0, 1].
+    floats in [0, 1]; with a `value_range`, any integers and floats.
     """
     arrays = _load(path)
     found = {
@@ -65,7 +78,12 @@ def open_npz(
             "x_train (with y_train, x_test, y_test) or images (with labels)"
         )
     name = {split: f"npz:{path} [{split}]" for split in keys}
-    pixels = {split: _pixels(arrays[k[0]], name[split]) for split, k in keys.items()}
+    given = {
+        split: _images(arrays.pop(pair[0]), channels, name[split])
+        for split, pair in keys.items()
+    }
+    value_range = _resolved(value_range, given["train"], name["train"])
+    pixels = {s: _pixels(x, name[s], value_range) for s, x in given.items()}
     labels, classes = index_values(
         {split: arrays.get(k[1]) for split, k in keys.items()}, f"npz:{path}"
     )
@@ -85,6 +103,7 @@ def open_npz(
             classes,
             name[split],
             tasks=more.get(split, {}),
+            value_range=value_range,
         )
         for split in keys
     }
@@ -115,8 +134,12 @@ def _missing(values: np.ndarray | None) -> np.ndarray | None:
 def _load(path: str) -> dict[str, np.ndarray]:
     where = pathlib.Path(path).expanduser()
     if not where.is_file():
-        raise DataError(f"npz:{path}: there is no such file")
+        there = (
+            "it is not a regular file" if where.exists() else "there is no such file"
+        )
+        raise DataError(f"npz:{path}: {there}")
     try:
+        _check_sizes(where)
         with np.load(where, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
@@ -126,7 +149,54 @@ def _load(path: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _pixels(images: np.ndarray, name: str) -> np.ndarray:
+def _check_sizes(where: pathlib.Path) -> None:
+    """ValueError where the arrays are more than can be, or than they say."""
+    if not zipfile.is_zipfile(where):
+        return  # what it is instead, NumPy says
+    with zipfile.ZipFile(where) as archive:
+        infos = archive.infolist()
+        for info in infos:
+            with archive.open(info) as member:
+                said = _said_size(member)
+            if said != info.file_size:
+                raise ValueError(
+                    f"{info.filename} claims {said:,} bytes and has {info.file_size:,}"
+                )
+            if inflates_too_much(info.file_size, info.compress_size):
+                raise ValueError(
+                    f"{info.filename} has {info.compress_size:,} bytes that inflate to "
+                    f"{info.file_size:,}"
+                )
+    # Beside the arrays there are, at times, their copies as uint8.
+    total, most = 2 * sum(info.file_size for info in infos), allowance()
+    if total > most:
+        raise ValueError(
+            f"its arrays need {total:,} bytes of memory, and {most:,} may be taken; "
+            "write the images as files, which are read one by one"
+        )
+
+
+def _said_size(member: IO[bytes]) -> int:
+    """Bytes of a .npy file, by its header."""
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"an array in format {version}")
+    start = member.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(start, "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    head = ast.literal_eval(member.read(length).decode("utf-8"))
+    dtype = np.lib.format.descr_to_dtype(head["descr"])
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    shape = [int(side) for side in head["shape"]]
+    if len(shape) > 32 or any(not 0 <= side < 2**48 for side in shape):
+        raise ValueError(f"an array of {len(shape)} dimensions, too large in some")
+    return 8 + len(start) + length + math.prod(shape) * dtype.itemsize
+
+
+def _images(images: np.ndarray, channels: int | None, name: str) -> np.ndarray:
+    """[N, H, W, C]; DataError where it is not, or has bands that nobody asked for."""
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
@@ -134,23 +204,63 @@ def _pixels(images: np.ndarray, name: str) -> np.ndarray:
             f"{name}: images have shape {images.shape}; expected [N, H, W] or "
             "[N, H, W, C], none of them 0"
         )
+    if looks_channels_first(images.shape, channels):
+        raise DataError(f"{name}: {transposed_hint(images.shape)}")
+    bands = images.shape[3]
+    if channels is None and bands not in (1, 3):
+        raise DataError(
+            f"{name}: images have {bands} bands, neither grey nor RGB; "
+            f"channels={bands} (--channels {bands}) takes them as they are. If the "
+            "channels come first, give images.transpose(0, 2, 3, 1)"
+        )
+    return images
+
+
+def _resolved(
+    value_range: Range | Literal["auto"] | None, images: np.ndarray, name: str
+) -> Range | None:
+    if value_range != "auto":
+        return value_range
+    if images.dtype.kind not in "iuf" or images.dtype == np.uint8:
+        raise DataError(
+            f"{name}: value_range='auto' (--value-range auto) is for integers of more "
+            f"than 8 bits and for floats; these are {images.dtype}"
+        )
+    return range_of([spaced(images, 2**24)], name)
+
+
+def _pixels(images: np.ndarray, name: str, value_range: Range | None) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     if images.dtype == bool:
         return images.astype(np.uint8) * 255
     if images.dtype.kind not in "iuf":
         raise DataError(f"{name}: {images.dtype} images; expected uint8 or floats")
+    if value_range is not None:
+        return _each(images, name, value_range)
     low, high = images.min(), images.max()
     top = 1 if images.dtype.kind == "f" else 255
     # Not `low < 0`: a NaN must fail as well.
     if not (low >= 0 and high <= top):
         raise DataError(
             f"{name}: {images.dtype} images range from {low:g} to {high:g}; expected "
-            "uint8 in 0..255 or floats in [0, 1]"
+            "uint8 in 0..255 or floats in [0, 1], or say what is black and white with "
+            "value_range=(LOW, HIGH) or 'auto' (--value-range LOW,HIGH or auto)"
         )
     if top == 255:
         return images.astype(np.uint8)
-    return np.rint(images * 255).astype(np.uint8)
+    return _each(images, name, None)
+
+
+def _each(images: np.ndarray, name: str, value_range: Range | None) -> np.ndarray:
+    """As bytes, one by one: wider numbers of all would be much memory."""
+    out = np.empty(images.shape, np.uint8)
+    try:
+        for row, image in zip(out, images, strict=True):
+            row[:] = to_bytes(image, 8 * image.dtype.itemsize, value_range)
+    except NotAnImage as error:
+        raise DataError(f"{name}: {error}") from error
+    return out
 
 
 def open_synthetic(

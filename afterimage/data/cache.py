@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from afterimage.data.samples import Range
 from afterimage.data.sets import Images
 
 _FORMAT = 1
@@ -32,6 +33,8 @@ class Entry:
     digests: list[bytes]
     bad: dict[int, str]
     """Row among the files -> why it is no image."""
+    value_range: Range | None = None
+    """What became 0 and 255 in images of more than 8 bits."""
 
 
 def load(folder: pathlib.Path) -> Entry | None:
@@ -41,6 +44,10 @@ def load(folder: pathlib.Path) -> Entry | None:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         digests = [bytes.fromhex(text) for text in index["digests"]]
         bad = {int(row): str(reason) for row, reason in index["bad"]}
+        value_range = None
+        if index["value_range"] is not None:
+            low, high = map(float, index["value_range"])
+            value_range = (low, high)
         whole = (
             index["format"] == _FORMAT
             and images.dtype == np.uint8
@@ -50,7 +57,7 @@ def load(folder: pathlib.Path) -> Entry | None:
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return Entry(images, digests, bad) if whole else None
+    return Entry(images, digests, bad, value_range) if whole else None
 
 
 def _checksum(images: np.ndarray) -> int:
@@ -108,13 +115,26 @@ class Writer:
         )
 
     def add(self, image: np.ndarray) -> None:
-        """The next image, uint8 of the entry's shape."""
+        """The next image, uint8 of the entry's shape; RuntimeError for any other.
+
+        Bytes of another shape would be cut into rows at the wrong width, in silence.
+        """
+        if image.dtype != np.uint8 or image.shape != self._shape:
+            raise RuntimeError(
+                f"a decoder gave {image.dtype} {image.shape} for a cache of uint8 "
+                f"{self._shape}: a fault of Afterimage's, please report it"
+            )
         if self._file is not None:
             with self._or_without():
                 self._file.write(np.ascontiguousarray(image).data)
                 self._count += 1
 
-    def commit(self, digests: list[bytes], bad: dict[int, str]) -> Entry | None:
+    def commit(
+        self,
+        digests: list[bytes],
+        bad: dict[int, str],
+        value_range: Range | None = None,
+    ) -> Entry | None:
         """Finish and rename into place, unless another process was first; the entry."""
         if self._file is None or self._folder is None or self._scratch is None:
             return None
@@ -128,6 +148,7 @@ class Writer:
                 "checksum": _checksum(images),
                 "digests": [digest.hex() for digest in digests],
                 "bad": sorted(bad.items()),
+                "value_range": value_range,
             }
             (self._scratch / "index.json").write_text(json.dumps(index))
             if self._folder.exists() and load(self._folder) is None:

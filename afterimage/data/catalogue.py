@@ -53,6 +53,9 @@ class _Records:
     def stamp(self, row: int) -> Sequence[int | str]:
         return (self._stamp[0], str(self._stamp[1]))
 
+    def size(self, row: int) -> int:
+        return 0  # a record is read whole, in `open`, before its size is known
+
     def open(self, row: int) -> io.BufferedIOBase:
         source, position = self._places[row]
         data = source[position][self._image]

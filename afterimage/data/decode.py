@@ -1,61 +1,50 @@
 """Encoded bytes -> what a person sees, as uint8; or why that cannot be.
 
 What Pillow's `convert("RGB")` gets wrong is done here (research/performance.md §4):
-16-bit grey is scaled instead of clipped, floats in [0, 1] do not become zeros, EXIF
-orientation is applied, alpha is composited on white, sizes are judged from the header.
+16-bit samples are scaled instead of clipped or cut, EXIF orientation is applied, alpha
+is composited on white, sizes are judged from the header. TIFFs are not Pillow's at all
+(`tiff`).
 """
 
 import contextlib
-import dataclasses
 import io
+import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from afterimage.data.header import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    TURNS,
+    Header,
+    NotAnImage,
+    check_extent,
+    takes_bands,
+)
+from afterimage.data.jpeg import bare_jpeg, fast_jpeg, turned
+from afterimage.data.kinds import kind_of
 from afterimage.data.resize import change_channels, cover_and_crop
+from afterimage.data.samples import Range, Samples, seen, spaced
+from afterimage.data.tiff import decode_tiff, is_tiff, tiff_header
 
-MAX_PIXELS = 89_478_485
-"""Largest image decoded: a quarter of a gigabyte as RGB (Pillow's own limit)."""
-MAX_ASPECT = 100
-"""Longest side over shortest: anything beyond is a strip, not a picture."""
-MAX_BYTES = 2**29
-"""Largest encoded file read."""
+__all__ = ["MAX_BYTES", "SUFFIXES", "Header", "NotAnImage", "decode", "read_header"]
+
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif"}
     | {".tif", ".tiff"}
 )
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF")
 _ORIENTATION = 0x0112
-_SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
-_NO_SEGMENT = (b"\xda", b"\xff")  # what may follow 0xff there: the scan, or filling
-_ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
-# EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
-_TURNS = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
-
-
-class NotAnImage(ValueError):
-    """These bytes cannot become a picture; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """Size as seen, orientation applied; 1 channel for grey, 3 for colour."""
-
-    height: int
-    width: int
-    channels: int
+_PNG = b"\x89PNG\r\n\x1a\n"
+_COLOUR_TYPES = {0: (1, 1), 2: (3, 3), 4: (1, 2), 6: (3, 4)}  # (channels, samples)
+_EXIF = b"Exif\0\0"
+# What a decoder itself keeps of each pixel, in bytes, beside Pillow's image.
+_OWN = {"WEBP": 12, "GIF": 8, "JPEG": 3, "MPO": 3}
+_BLOCK = 2**18  # pixels that are converted together
 
 
 @contextlib.contextmanager
@@ -70,31 +59,55 @@ def strict() -> Iterator[None]:
         yield
 
 
-def read_header(file: io.BufferedIOBase) -> Header:
-    """Size and channels, from as few bytes as the format allows."""
-    with _reasons(), _open(file) as image:
-        width, height = image.size
-        if _TURNS[_orientation(image)][0]:
-            height, width = width, height
-        return Header(height, width, 1 if _is_grey(image) else 3)
+def read_header(file: Any) -> Header:
+    """Size and channels, from as few bytes as the format allows; no pixel is decoded.
+
+    `file` is open for reading bytes, and seekable.
+    """
+    with _reasons():
+        start = file.read(132)
+        file.seek(0)
+        if is_tiff(start):
+            return tiff_header(file)
+        with _open(file, start) as image:
+            return _header(image, start)
 
 
 def decode(
-    data: bytes, size: tuple[int, int] | None, channels: int
+    data: bytes,
+    size: tuple[int, int] | None,
+    channels: int,
+    value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
     """The picture at `size` (covered and cropped; None: as it is), grey or RGB.
 
-    Scales: 16-bit v -> round(v / 257); float [0, 1] -> round(255 v); 1-bit -> 0 and
-    255; alpha over white; CMYK by Pillow's formula, without colour management.
+    Or its bands as they are, where there are `channels` of them. Scales: b-bit integers
+    v -> round(255 v / (2^b - 1)); float [0, 1] -> round(255 v); those of more than 8
+    bits by `value_range` where given; alpha over white; CMYK by Pillow's formula,
+    without colour management.
     """
     with _reasons():
-        pixels = _bare_jpeg(data, size)
-        if pixels is None:
-            pixels = _by_pillow(data, size)
-    pixels = change_channels(pixels, channels)
+        wide = _wide(data)
+        if wide is not None:
+            samples, turn = wide
+            pixels = turned(seen(samples, channels, value_range), turn)
+        else:
+            pixels = bare_jpeg(data, size)
+            if pixels is None:
+                pixels = _by_pillow(data, size, channels)
+    if pixels.shape[2] != channels:
+        takes_bands(pixels.shape[2], pixels.shape[2], channels)
+        pixels = change_channels(pixels, channels)
     return (
         np.ascontiguousarray(pixels) if size is None else cover_and_crop(pixels, size)
     )
+
+
+def some_values(data: bytes) -> np.ndarray:
+    """Evenly spaced numbers of an image of more than 8 bits; no transparency."""
+    with _reasons():
+        wide = _wide(data)
+        return spaced(wide[0].colours) if wide else np.empty(0)
 
 
 @contextlib.contextmanager
@@ -113,35 +126,91 @@ def _reasons() -> Iterator[None]:
         raise NotAnImage(message) from error
 
 
-def _open(file: Any) -> Any:
+def _wide(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]] | None:
+    """Numbers and turn of a TIFF, or of a PNG with 16 bits; None for other images."""
+    if is_tiff(data):
+        return decode_tiff(data)
+    if _bit_depth(data) != 16:
+        return None
+    import imagecodecs
+
+    with _open(io.BytesIO(data), data) as image:
+        turn = TURNS[_orientation(image)]
+    values = imagecodecs.png_decode(data)
+    values = values.reshape(*values.shape[:2], -1)
+    alpha = "straight" if values.shape[2] in (2, 4) else ""
+    return Samples(values, 1 if values.shape[2] < 3 else 3, 16, alpha), turn
+
+
+def _bit_depth(start: bytes) -> int:
+    """Of a PNG; 8 for everything else."""
+    return start[24] if start.startswith(_PNG) and len(start) > 24 else 8
+
+
+def _open(file: Any, start: bytes) -> Any:
     from PIL import Image
 
-    start = file.read(64)
     if not start:
         raise NotAnImage("empty file")
-    file.seek(0)
     try:
         image = Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError:
-        raise NotAnImage(
-            "a web page, not an image"
-            if start.lstrip().lower().startswith((b"<html", b"<!doctype"))
-            else "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
-        ) from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise NotAnImage(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise NotAnImage(f"{width}x{height} is a strip, longer than {MAX_ASPECT} to 1")
+        raise NotAnImage(kind_of(start[:132])) from None
+    check_extent(*image.size)
     return image
 
 
+def _header(image: Any, start: bytes) -> Header:
+    width, height = image.size
+    if TURNS[_orientation(image)][0]:
+        height, width = width, height
+    wide = _bit_depth(start) == 16
+    if wide:  # Pillow's mode is of 8 bits; the colour type tells
+        channels, samples = _COLOUR_TYPES.get(start[25], (3, 3))
+        each = 4 * samples + 2  # libpng may add transparency
+    else:
+        channels = 1 if _is_grey(image) else 3
+        samples = _samples(image, channels)
+        each = {"1": 1, "L": 1, "P": 1}.get(image.mode, 4) + _OWN.get(image.format, 0)
+    # The result too, before and after it is turned.
+    cost = height * width * (each + 2 * channels)
+    return Header(height, width, channels, samples, wide, cost)
+
+
+def _samples(image: Any, channels: int) -> int:
+    """How many a pixel has: transparency counts where it is a channel of its own."""
+    return {"LA": 2, "RGBA": 4}.get(image.mode, channels)
+
+
 def _orientation(image: Any) -> int:
+    """EXIF's, or XMP's; read without decoding a pixel."""
+    from PIL import Image
+
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        if image.format == "PNG" and "exif" not in image.info:
+            late = _late_exif(image.fp)
+            if late:
+                image.info["exif"] = _EXIF + late
+        # PngImageFile's own would decode the pixels to see what follows them.
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # broken metadata says nothing about the pixels
         return 1
-    return value if value in _TURNS else 1
+    return value if value in TURNS else 1
+
+
+def _late_exif(file: Any) -> bytes:
+    """The eXIf chunk of a PNG, wherever it stands; the position is kept."""
+    here = file.tell()
+    try:
+        file.seek(len(_PNG))
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            (length,) = struct.unpack(">I", head[:4])
+            if head[4:] == b"eXIf":
+                return file.read(min(length, 2**20))
+            file.seek(length + 4, io.SEEK_CUR)  # and its checksum
+        return b""
+    finally:
+        file.seek(here)
 
 
 def _is_grey(image: Any) -> bool:
@@ -156,122 +225,48 @@ def _is_grey(image: Any) -> bool:
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;")
 
 
-def _by_pillow(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
-    with _open(io.BytesIO(data)) as image:
-        turn = _TURNS[_orientation(image)]
-        pixels = None
+def _by_pillow(data: bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    with _open(io.BytesIO(data), data) as image:
+        turn = TURNS[_orientation(image)]
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            pixels = _fast_jpeg(data, image.size, image.mode == "L", size, turn)
-        if pixels is None:
-            image.load()
-            # Pillow turns TIFFs itself while loading.
-            turn = _TURNS[1] if image.format == "TIFF" else turn
-            pixels = _turned(_as_seen(image), turn)
-        return pixels
+            pixels = fast_jpeg(data, image.size, image.mode == "L", size, turn)
+            if pixels is not None:
+                return pixels
+        grey = _is_grey(image)  # before loading
+        samples = _samples(image, 1 if grey else 3)
+        image.load()
+        _scale_key(image, _bit_depth(data))
+        if samples in (2, 4) and channels == samples:
+            return turned(_in_blocks(image, samples, np.asarray), turn)
+        mode = "L" if grey else "RGB"
+        return turned(_in_blocks(image, len(mode), lambda p: _as_seen(p, mode)), turn)
 
 
-def _bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
-    """A JPEG of a usual kind that says nothing of orientation; else None.
-
-    Without Pillow, whose look at the header holds Python's lock: other threads decode.
-    """
-    import simplejpeg
-
-    if not data.startswith(b"\xff\xd8"):
-        return None
-    before = _before_scan(data)
-    if any(word in before for word in _ORIENTED):
-        return None
-    try:
-        *extent, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    height, width = map(int, extent)
-    if (
-        colours not in ("Gray", "YCbCr", "RGB")
-        or height * width > MAX_PIXELS
-        or max(height, width) > MAX_ASPECT * min(height, width)
-    ):
-        return None
-    return _fast_jpeg(data, (width, height), colours == "Gray", size, _TURNS[1])
+def _scale_key(image: Any, bits: int) -> None:
+    """Pillow scales grey of 2 and 4 bits to 8, but not the value that is clear."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int) and bits < 8 and key < 2**bits:
+        image.info["transparency"] = key * 255 // (2**bits - 1)
 
 
-def _before_scan(data: bytes) -> bytes:
-    """A JPEG's segments before its first scan; all of it where they do not add up."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in _NO_SEGMENT:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return data[:at] if data[at : at + 2] == _SCAN else data
+def _in_blocks(
+    image: Any, channels: int, convert: Callable[[Any], np.ndarray]
+) -> np.ndarray:
+    """`convert` of some rows at a time: several copies of all would be much memory."""
+    width, height = image.size
+    out = np.empty((height, width, channels), np.uint8)
+    step = max(1, _BLOCK // width)
+    for top in range(0, height, step):
+        part = image.crop((0, top, width, min(top + step, height)))
+        out[top : top + step] = convert(part).reshape(-1, width, channels)
+    return out
 
 
-def _fast_jpeg(
-    data: bytes,
-    extent: tuple[int, int],
-    grey: bool,
-    size: tuple[int, int] | None,
-    turn: tuple[bool, bool, bool],
-) -> np.ndarray | None:
-    """A JPEG through libjpeg-turbo, shrunk by 2, 4 or 8 on the way where it may be.
-
-    None where that is not certain of every byte: Pillow then decides.
-    """
-    import simplejpeg
-
-    width, height = extent
-    high, wide = size or (0, 0)
-    wanted = (wide, high) if turn[0] else (high, wide)
-    factor = 1
-    while size and factor < 8 and _shrinks(extent, wanted, 2.0 * factor):
-        factor *= 2
-    try:
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            colorspace="GRAY" if grey else "RGB",
-            min_height=height // factor if factor > 1 else 0,
-            min_width=width // factor if factor > 1 else 0,
-            min_factor=1,
-            # Colours at half the size are smoothed by the resize that follows.
-            fastupsample=bool(size) and _shrinks(extent, wanted, 1.25),
-        )
-    except ValueError:
-        return None
-    return _turned(pixels, turn)
-
-
-def _shrinks(extent: tuple[int, int], wanted: tuple[int, int], factor: float) -> bool:
-    """Whether width x height covers `wanted` (height, width) so many times."""
-    width, height = extent
-    return min(height / wanted[0], width / wanted[1]) >= factor
-
-
-def _turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
-    swap, rows, columns = turn
-    if swap:
-        pixels = pixels.transpose(1, 0, 2)
-    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
-
-
-def _as_seen(image: Any) -> np.ndarray:
+def _as_seen(image: Any, mode: str) -> np.ndarray:
     from PIL import Image
 
-    if image.mode.startswith("I") or image.mode == "F":
-        return _wide(np.asarray(image))[..., None]
-    grey = _is_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "f":
-        low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high <= 1):
-            raise NotAnImage(f"float values from {low:g} to {high:g}, not in [0, 1]")
-        return np.rint(values * 255).astype(np.uint8)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise NotAnImage(f"integers from {low} to {high}, wider than 16 bits")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.asarray(image.convert(mode))

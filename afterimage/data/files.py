@@ -1,5 +1,6 @@
 """Where encoded images lie: a folder, archives, or any list of named bytes."""
 
+import collections
 import contextlib
 import io
 import os
@@ -8,7 +9,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from afterimage.data.decode import MAX_BYTES, SUFFIXES, NotAnImage
@@ -26,6 +27,10 @@ class Files(Protocol):
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """What changes whenever the content does, from metadata alone."""
+        ...
+
+    def size(self, row: int) -> int:
+        """Bytes of one image, as far as they are known without reading them."""
         ...
 
     def open(self, row: int) -> io.BufferedIOBase:
@@ -48,21 +53,31 @@ def opened(files: Files, row: int) -> Iterator[Any]:
 def read(files: Files, row: int) -> bytes:
     """All bytes of one image; NotAnImage where they are too many or unreadable."""
     with opened(files, row) as file:
-        # Told a number, Python would first make room for as many bytes.
-        return file.read()
+        # Without a number an archive's member is inflated whatever size it claims.
+        return file.read(files.size(row) or -1)
 
 
-def check_size(size: int) -> None:
-    """NotAnImage where encoded bytes are too many to be read."""
+def check_size(size: int, packed: int | None = None) -> None:
+    """NotAnImage where encoded bytes are too many to be read, or are a bomb's."""
     if size > MAX_BYTES:
         raise NotAnImage(f"more than {MAX_BYTES:,} bytes")
+    if packed is not None and inflates_too_much(size, packed):
+        raise NotAnImage(f"{packed:,} bytes that inflate to {size:,}")
+
+
+def inflates_too_much(size: int, packed: int) -> bool:
+    """Whether no data worth keeping does: beyond 64 MiB, to over a hundred times."""
+    return size > 2**26 and size > 100 * packed
 
 
 def is_image_name(name: str) -> bool:
     """A suffix of a known format, and nothing hidden on the way."""
-    parts = pathlib.PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and pathlib.PurePosixPath(name).suffix.lower() in SUFFIXES
+    path = pathlib.PurePosixPath(name)
+    return not _is_hidden(path) and path.suffix.lower() in SUFFIXES
+
+
+def _is_hidden(path: pathlib.PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 class OnDisk:
@@ -78,6 +93,12 @@ class OnDisk:
         except OSError as error:  # a broken link: reading it will say so
             return (str(error.errno),)
         return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    def size(self, row: int) -> int:
+        try:
+            return (self._root / self.names[row]).stat().st_size
+        except OSError:
+            return 0
 
     def open(self, row: int) -> io.BufferedIOBase:
         path = os.path.join(self._root, self.names[row])
@@ -98,9 +119,11 @@ class Folder(OnDisk):
                 f"folder:{path} is not a folder"
                 + ("; it is a file" if root.exists() else "; it does not exist")
             )
-        super().__init__(root, sorted(filter(is_image_name, _walk(root))))
+        names = list(_walk(root))
+        super().__init__(root, sorted(filter(is_image_name, names)))
+        self.others = other_kinds(names)
         if not self.names:
-            raise DataError(_nothing(f"folder:{path}", _walk(root)))
+            raise DataError(_nothing(f"folder:{path}", self.others))
 
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
@@ -124,6 +147,7 @@ class Archives:
         self._zips = [_open_zip(path) for path in paths.split(",") if path]
         several = len(self._zips) > 1
         members = {}
+        self.others = other_kinds(n for _, z in self._zips for n in z.namelist())
         for path, archive in self._zips:
             for info in archive.infolist():
                 _check_member(path, info)
@@ -137,17 +161,20 @@ class Archives:
         self._members = [members[name] for name in self.names]
         if not self.names:
             where = f"zip:{paths}" + (" (all of them)" if several else "")
-            everything = (n for _, z in self._zips for n in z.namelist())
-            raise DataError(_nothing(where, everything))
+            raise DataError(_nothing(where, self.others))
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """The member's own checksum, which zipfile verifies on reading."""
         info = self._members[row][1]
         return (info.file_size, info.CRC)
 
+    def size(self, row: int) -> int:
+        """As declared: more is not inflated, and less fails its checksum."""
+        return self._members[row][1].file_size
+
     def open(self, row: int) -> io.BufferedIOBase:
         archive, info = self._members[row]
-        check_size(info.file_size)
+        check_size(info.file_size, info.compress_size)
         return archive.open(info)
 
 
@@ -182,9 +209,25 @@ def _check_member(path: str, info: zipfile.ZipInfo) -> None:
     )
 
 
-def _nothing(where: str, names: Iterator[str]) -> str:
-    suffixes = {pathlib.PurePosixPath(name).suffix.lower() for name in names} - {""}
-    found = f" (found only {', '.join(sorted(suffixes)[:8])})" if suffixes else ""
+def other_kinds(names: Iterable[str]) -> Mapping[str, int]:
+    """{suffix: how many files that are no images by their name}, most first."""
+    paths = map(pathlib.PurePosixPath, (n for n in names if not n.endswith("/")))
+    found = collections.Counter(
+        path.suffix.lower() or "without suffix"
+        for path in paths
+        if not is_image_name(str(path)) and not _is_hidden(path)
+    )
+    return dict(found.most_common())
+
+
+def listed_kinds(kinds: Mapping[str, int]) -> str:
+    """ "3 .heic, 1 .txt", the first eight."""
+    shown = [f"{count} {suffix}" for suffix, count in list(kinds.items())[:8]]
+    return ", ".join(shown) + (", and others" if len(kinds) > 8 else "")
+
+
+def _nothing(where: str, others: Mapping[str, int]) -> str:
+    found = f" (found only {listed_kinds(others)})" if others else ""
     return (
         f"{where} holds no images{found}; looked for {' '.join(sorted(SUFFIXES))}, "
         "flat, in one subfolder a class, or in train/, validation/, test/ above those"

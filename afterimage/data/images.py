@@ -1,21 +1,33 @@
 """Encoded images -> image sets: look at the headers, decode once, keep the pixels."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from afterimage.data import cache as store
 from afterimage.data import decode
-from afterimage.data.files import Archives, Files, Folder, opened, read
+from afterimage.data.files import (
+    Archives,
+    Files,
+    Folder,
+    listed_kinds,
+    opened,
+    read,
+)
+from afterimage.data.header import Header, NotAnImage, check_seen, takes_bands
 from afterimage.data.labels import index_names, task_labels
 from afterimage.data.layout import layout
+from afterimage.data.memory import Budget, allowance
 from afterimage.data.progress import Progress
+from afterimage.data.samples import Range, range_of
 from afterimage.data.sets import (
     BadImage,
     ImageSet,
@@ -27,6 +39,17 @@ from afterimage.errors import DataError
 from afterimage.runtime import cache_dir, cores
 
 _WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
+_MEASURED = 1024  # images that an automatic value range looks at
+_budget = Budget()  # of the bytes that all threads together take for decoding
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What files are to become; None is as they are. "auto" is measured."""
+
+    image_size: int | None = None
+    channels: int | None = None
+    value_range: Range | Literal["auto"] | None = None
 
 
 @functools.cache
@@ -35,12 +58,17 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 
 
 def _windows(
-    function: Callable[[int], Any], rows: Sequence[int], what: str
+    function: Callable[[int], Any], rows: Sequence[int], what: str, each: int = 1
 ) -> Iterator[tuple[int, Any]]:
-    """(row, function(row)) in order, from all cores, a window at a time."""
+    """(row, function(row)) in order, from all cores, a window at a time.
+
+    A result has `each` bytes; those of a window take at most a quarter of what they
+    may.
+    """
+    window = max(1, min(_WINDOW, allowance() // 4 // each))
     with decode.strict(), Progress(len(rows), what) as progress:
-        for start in range(0, len(rows), _WINDOW):
-            part = rows[start : start + _WINDOW]
+        for start in range(0, len(rows), window):
+            part = rows[start : start + window]
             yield from zip(part, _pool().map(function, part), strict=True)
             progress.add(len(part))
 
@@ -51,22 +79,26 @@ def _or_reason(function: Callable[[int], Any]) -> Callable[[int], Any]:
     def call(row: int) -> Any:
         try:
             return function(row)
-        except decode.NotAnImage as error:
+        except NotAnImage as error:
             return str(error)
-        except MemoryError:
-            return "too large for this machine's memory"
+        except MemoryError as error:
+            return _too_large(error)
 
     return call
+
+
+def _too_large(error: MemoryError) -> str:
+    return f"too large for this machine's memory ({error})".replace(" ()", "")
 
 
 class Lazy:
     """Decodes whenever asked, on all cores: for images that no cache can hold."""
 
     def __init__(
-        self, files: Files, rows: np.ndarray, shape: tuple[int, int, int], size: Any
+        self, files: Files, rows: np.ndarray, costs: np.ndarray, decoder: "_Decoder"
     ):
-        self._files, self._rows, self._size = files, rows, size
-        self._shape = shape
+        self._files, self._rows, self._costs = files, rows, costs
+        self._shape, self._decoder = decoder.shape, decoder
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,24 +108,27 @@ class Lazy:
         return len(self._rows)
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
-        rows = self._rows[index]
+        rows, costs = self._rows[index], self._costs[index]
         out = np.empty((*rows.shape, *self._shape), np.uint8)
         flat = out.reshape(-1, *self._shape)
         # All threads take from one iterator: cheaper than a future an image.
-        jobs = iter(list(zip(flat, rows.ravel().tolist(), strict=True)))
+        numbers = rows.ravel().tolist(), costs.ravel().tolist()
+        jobs = iter(list(zip(flat, *numbers, strict=True)))
         for _ in _pool().map(self._decode_next, [jobs] * cores()):
             pass
         return out
 
-    def _decode_next(self, jobs: Iterator[tuple[np.ndarray, int]]) -> None:
+    def _decode_next(self, jobs: Iterator[tuple[np.ndarray, int, int]]) -> None:
         for job in jobs:
             self._decode(job)
 
-    def _decode(self, job: tuple[np.ndarray, int]) -> None:
-        target, row = job
+    def _decode(self, job: tuple[np.ndarray, int, int]) -> None:
+        target, row, cost = job
         try:
-            data = read(self._files, row)
-            target[:] = decode.decode(data, self._size, self._shape[2])
+            with _budget.hold(cost):
+                target[:] = self._decoder(read(self._files, row))
+        except MemoryError as error:
+            raise DataError(f"{self._files.names[row]}: {_too_large(error)}") from error
         except ValueError as error:
             raise DataError(
                 f"{self._files.names[row]} was an image when the run began and is not "
@@ -101,16 +136,40 @@ class Lazy:
             ) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """Bytes -> an image of one shape, at `size` where it is resized."""
+
+    shape: tuple[int, int, int]
+    size: tuple[int, int] | None
+    value_range: Range | None
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        return decode.decode(data, self.size, self.shape[2], self.value_range)
+
+
 def open_folder(path: str, **options: Any) -> Splits:
     """Images under a folder: flat, one subfolder a class, or splits above those."""
     files, source = Folder(path), f"folder:{path}"
+    _say_left_aside(files, source)
     return image_sets(files, source, layout(files.names, source), **options)
 
 
 def open_zip(paths: str, **options: Any) -> Splits:
     """The same inside one or several zip archives, taken together, unextracted."""
     files, source = Archives(paths), f"zip:{paths}"
+    _say_left_aside(files, source)
     return image_sets(files, source, layout(files.names, source), **options)
+
+
+def _say_left_aside(files: Folder | Archives, source: str) -> None:
+    if files.others:
+        count = sum(files.others.values())
+        kinds = listed_kinds(files.others)
+        print(
+            f"{source}: {count} files of other kinds left aside: {kinds}",
+            file=sys.stderr,
+        )
 
 
 def image_sets(
@@ -122,6 +181,7 @@ def image_sets(
     channels: int | None,
     on_bad_image: str,
     cache: bool,
+    value_range: Range | Literal["auto"] | None = None,
     tasks: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Splits:
     """Sets of {split: (rows of `files`, class name of each)}, decoded as asked.
@@ -131,10 +191,12 @@ def image_sets(
     The fingerprint of each is over the digests of its files' bytes, so it does not
     depend on where they lie, when they were written, or whether there is a cache.
     """
-    folder = _cache_folder(files, image_size, channels) if cache else None
+    wanted = Wanted(image_size, channels, value_range)
+    learnt = groups["train"][0]
+    folder = _cache_folder(files, wanted, learnt) if cache else None
     entry = store.load(folder) if folder else None
     if entry is None:
-        entry = _decode_all(files, source, image_size, channels, on_bad_image, folder)
+        entry = _decode_all(files, source, wanted, learnt, on_bad_image, folder)
     if entry.bad and (on_bad_image == "fail" or not len(entry.images)):
         raise DataError(_bad_message(files, entry.bad, source))
     good = [row for row in range(len(files.names)) if row not in entry.bad]
@@ -158,6 +220,8 @@ def image_sets(
         ids = [files.names[row] for row, _ in pairs]
         images, own = Selected(entry.images, rows), more.get(split, {})
         digests = [entry.digests[row] for row in rows]
+        if entry.value_range:  # the same bytes are other images in another range
+            digests.append(repr(entry.value_range).encode())
         mark = content_fingerprint(digests, labels[split], ids, images.shape, own)
         skipped = [row for row in groups[split][0] if row in entry.bad]
         sets[split] = ImageSet(
@@ -168,60 +232,101 @@ def image_sets(
             name=f"{source} [{split}]",
             fingerprint=mark,
             tasks=own,
+            value_range=entry.value_range,
             skipped=tuple(BadImage(files.names[r], entry.bad[r]) for r in skipped),
         )
     return Splits(**sets)
 
 
-def _cache_folder(
-    files: Files, image_size: int | None, channels: int | None
-) -> pathlib.Path:
+def _cache_folder(files: Files, wanted: Wanted, learnt: Sequence[int]) -> pathlib.Path:
     stamps = [[name, *files.stamp(row)] for row, name in enumerate(files.names)]
-    key = json.dumps([image_size, channels, stamps]).encode()
+    # An automatic range depends on which images are for training.
+    measured = list(learnt) if wanted.value_range == "auto" else None
+    key = json.dumps([dataclasses.astuple(wanted), measured, stamps]).encode()
     return cache_dir() / "images" / hashlib.sha256(key).hexdigest()
 
 
 def _decode_all(
     files: Files,
     source: str,
-    image_size: int | None,
-    channels: int | None,
+    wanted: Wanted,
+    learnt: Sequence[int],
     on_bad_image: str,
     folder: pathlib.Path | None,
 ) -> store.Entry:
     """One pass over the headers and one over the pixels, into the cache if there is."""
-
-    def header(row: int) -> decode.Header:
-        with opened(files, row) as file:
-            return decode.read_header(file)
-
-    headers = dict(_windows(_or_reason(header), range(len(files.names)), "headers"))
-    bad = {row: found for row, found in headers.items() if isinstance(found, str)}
-    good = {row: found for row, found in headers.items() if row not in bad}
+    good, bad = _headers(files, wanted.channels)
     if bad and (on_bad_image == "fail" or not good):
         raise DataError(_bad_message(files, bad, source))
-    size = None if image_size is None else (image_size, image_size)
+    side = wanted.image_size
+    size = None if side is None else (side, side)
     height, width = size or _common_size(files, good, source)
-    shape = (height, width, channels or max(h.channels for h in good.values()))
+    value_range = wanted.value_range
+    if value_range == "auto":
+        value_range = _measured(
+            files, {r: good[r] for r in learnt if r in good}, source
+        )
+    channels = wanted.channels or max(h.channels for h in good.values())
+    decoder = _Decoder((height, width, channels), size, value_range)
 
     def pixels(row: int) -> tuple[np.ndarray, bytes]:
-        data = read(files, row)
-        digest = hashlib.sha256(data).digest()
-        return decode.decode(data, size, shape[2]), digest
+        with _budget.hold(costs[row]):
+            data = read(files, row)
+            return decoder(data), hashlib.sha256(data).digest()
 
     digests = []
-    with store.writer(folder, len(good), shape) as writer:
-        for row, found in _windows(_or_reason(pixels), list(good), "decoding"):
+    each = height * width * channels
+    costs = {row: header.cost + files.size(row) + each for row, header in good.items()}
+    with store.writer(folder, len(good), decoder.shape) as writer:
+        for row, found in _windows(_or_reason(pixels), list(good), "decoding", each):
             if isinstance(found, str):
                 bad[row] = found
                 continue
             writer.add(found[0])
             digests.append(found[1])
-        entry = writer.commit(digests, bad)
+        entry = writer.commit(digests, bad, value_range)
     if entry is not None:
         return entry
-    rows = np.array([row for row in good if row not in bad], np.int64)
-    return store.Entry(Lazy(files, rows, shape, size), digests, bad)
+    rows = [row for row in good if row not in bad]
+    lazy = Lazy(files, np.array(rows), np.array([costs[r] for r in rows]), decoder)
+    return store.Entry(lazy, digests, bad, value_range)
+
+
+def _headers(
+    files: Files, channels: int | None
+) -> tuple[dict[int, Header], dict[int, str]]:
+    """({row: what its header says}, {row: why it cannot be used so})."""
+
+    def header(row: int) -> Header:
+        with opened(files, row) as file:
+            found = decode.read_header(file)
+        if channels is None:
+            check_seen(found)
+        else:
+            takes_bands(found.channels, found.samples, channels)
+        return found
+
+    found = dict(_windows(_or_reason(header), range(len(files.names)), "headers"))
+    bad = {row: reason for row, reason in found.items() if isinstance(reason, str)}
+    return {row: h for row, h in found.items() if row not in bad}, bad
+
+
+def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range:
+    """The range of the training images of more than 8 bits: see `range_of`."""
+    wide = [row for row, header in headers.items() if header.wide]
+    if not wide:
+        raise DataError(
+            f"{source}: value_range='auto' (--value-range auto) is for images of more "
+            "than 8 bits, and there are none to train with"
+        )
+    chosen = wide[:: -(-len(wide) // _MEASURED)]
+
+    def values(row: int) -> np.ndarray:
+        with _budget.hold(headers[row].cost + files.size(row)):
+            return decode.some_values(read(files, row))
+
+    found = (v for _, v in _windows(_or_reason(values), chosen, "values", 2**20))
+    return range_of([v for v in found if not isinstance(v, str)], source)
 
 
 def _common_size(

@@ -1,6 +1,7 @@
 """How an encoder's images were prepared: stored with it, applied inside jit."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from afterimage.data.header import NotAnImage
 from afterimage.data.resize import change_channels, cover_and_crop
+from afterimage.data.samples import to_bytes
 from afterimage.errors import UserError
 
 SMALLEST_STD = 1 / 255
@@ -19,13 +22,15 @@ SMALLEST_STD = 1 / 255
 class Preprocessing:
     """Size, channels, and the channel statistics that images are normalised with.
 
-    `mean` and `std` are per channel, for images in [0, 1].
+    `mean` and `std` are per channel, for images in [0, 1]. `value_range` is what became
+    0 and 1 in images of more than 8 bits: wide integers and floats of the user's.
     """
 
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: int
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.channels:
@@ -33,10 +38,11 @@ class Preprocessing:
                 f"{len(self.mean)} means and {len(self.std)} standard deviations for "
                 f"{self.channels} channels; give one of each a channel"
             )
-        if min(self.image_size) < 1 or min(self.std) < 0:
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if min(self.image_size) < 1 or min(self.std) <= 0 or not finite:
             raise UserError(
                 f"image size {self.image_size} and standard deviations {self.std} must "
-                "be positive"
+                f"be above 0, and they and the means {self.mean} finite"
             )
 
     def normalise(
@@ -67,10 +73,12 @@ class Preprocessing:
     def fit(self, images: Num[np.ndarray, "n h w c"]) -> Num[np.ndarray, "n hh ww cc"]:
         """Images of any size -> the trained size and channels; uint8 stays uint8.
 
-        Grey becomes RGB by repetition, RGB grey by ITU-R 601 luma; other channel
-        counts, integers other than uint8, and floats outside [0, 1] raise UserError.
+        Grey becomes RGB by repetition, RGB grey by ITU-R 601 luma. With a
+        `value_range`, integers other than uint8, and floats, are numbers in that range,
+        as in the training images. Without it, such integers and floats outside [0, 1]
+        raise UserError; other channel counts always do.
         """
-        images = _checked(np.asarray(images))
+        images = _checked(_in_range(np.asarray(images), self.value_range))
         images = change_channels(images, self.channels)
         if images.shape[1:3] == self.image_size:
             return images
@@ -85,18 +93,43 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
             "channels": self.channels,
+            "value_range": self.value_range and list(self.value_range),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`."""
         height, width = values["image_size"]
+        value_range = values.get("value_range")
         return cls(
             (int(height), int(width)),
             tuple(float(v) for v in values["mean"]),
             tuple(float(v) for v in values["std"]),
             int(values["channels"]),
+            value_range and (float(value_range[0]), float(value_range[1])),
         )
+
+
+def _in_range(
+    images: np.ndarray, value_range: tuple[float, float] | None
+) -> np.ndarray:
+    """Wide numbers as bytes; others as they are."""
+    if (
+        value_range is None
+        or images.dtype == np.uint8
+        or images.dtype.kind not in "iuf"
+    ):
+        return images
+    low, high = value_range
+    if images.dtype.kind == "f" and images.size and high > 2 and 0 < images.max() <= 1:
+        raise UserError(
+            f"float images up to {images.max():g}, and this encoder's images have "
+            f"values from {low:g} to {high:g}; give them so, or as uint8"
+        )
+    try:
+        return to_bytes(images, 8 * images.dtype.itemsize, value_range)
+    except NotAnImage as error:
+        raise UserError(str(error)) from error
 
 
 def _checked(images: np.ndarray) -> np.ndarray:

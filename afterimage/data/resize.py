@@ -45,23 +45,56 @@ def cover_and_crop(
     return result if image.dtype == np.uint8 else np.clip(result, 0, 1)
 
 
+_BLOCK = 2**20  # pixels made grey together, with wider numbers in between
+
+
+def looks_channels_first(shape: tuple[int, ...], channels: int | None) -> bool:
+    """Whether images [N, H, W, C] rather are [N, C, H, W]; `channels` are expected.
+
+    No picture is 1 to 4 pixels high, and few have that many channels unasked.
+    """
+    if len(shape) != 4 or shape[3] in (1, 3):
+        return False
+    few = 1 <= shape[1] <= 4 and min(shape[2:]) > 4
+    return few or (channels not in (None, shape[3]) and shape[1] == channels)
+
+
+def transposed_hint(shape: tuple[int, ...]) -> str:
+    """The sentence for such images."""
+    return (
+        f"images of shape {shape} look as if channels came first; give "
+        "images.transpose(0, 2, 3, 1), so that they are [N, H, W, C]"
+    )
+
+
 def change_channels(
     images: Num[np.ndarray, "*b h w c"], channels: int
 ) -> Num[np.ndarray, "*b h w cc"]:
     """Grey <-> RGB; grey is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601, as Pillow)."""
     have = images.shape[-1]
+    if looks_channels_first(images.shape, channels):
+        raise UserError(transposed_hint(images.shape))
     if have == channels:
         return images
     if have == 1 and channels == 3:
         return np.repeat(images, 3, -1)
     if have == 3 and channels == 1:
         if images.dtype == np.uint8:
-            # Pillow's integer weights, so that both paths give the same bytes.
-            weights = np.array([19595, 38470, 7471], np.uint32)
-            return ((images @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+            return _luma(images)
         luma = images @ np.array([0.299, 0.587, 0.114], images.dtype)
         return luma[..., None]
     raise UserError(
         f"images with {have} channels where {channels} are expected; only grey (1) and "
         "RGB (3) turn into each other"
     )
+
+
+def _luma(images: np.ndarray) -> np.ndarray:
+    # Pillow's integer weights, so that both paths give the same bytes.
+    weights = np.array([19595, 38470, 7471], np.uint32)
+    pixels = images.reshape(-1, 3)
+    grey = np.empty(len(pixels), np.uint8)
+    for start in range(0, len(pixels), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        grey[block] = (pixels[block] @ weights + 0x8000) >> 16
+    return grey.reshape(*images.shape[:-1], 1)

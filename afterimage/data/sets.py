@@ -106,6 +106,7 @@ class ImageSet:
     labelled. `fingerprint` is a SHA-256 of content, order, labels and shape: two sets
     with the same one hold the same images, wherever they were read from. `skipped`
     names the files left out. `tasks` are further labels of the same images, by name.
+    `value_range` is what became 0 and 255 in images of more than 8 bits.
     """
 
     images: Images
@@ -116,6 +117,7 @@ class ImageSet:
     fingerprint: str
     skipped: tuple[BadImage, ...] = ()
     tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         counts = {len(self.images), len(self.ids)}
@@ -246,9 +248,19 @@ def array_set(
     name: str,
     ids: Sequence[str] | None = None,
     tasks: Mapping[str, Labels] | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> ImageSet:
     """An ImageSet of an array in memory; ids are positions where none are given."""
     ids = [str(i) for i in range(len(images))] if ids is None else ids
     tasks = tasks or {}
     fingerprint = content_fingerprint(images, labels, ids, images.shape, tasks)
-    return ImageSet(images, labels, ids, class_names, name, fingerprint, tasks=tasks)
+    return ImageSet(
+        images,
+        labels,
+        ids,
+        class_names,
+        name,
+        fingerprint,
+        tasks=tasks,
+        value_range=value_range,
+    )

@@ -6,7 +6,9 @@ from typing import Literal
 from afterimage.data.arrays import open_npz, open_synthetic
 from afterimage.data.catalogue import open_tfds
 from afterimage.data.digits import open_digits
+from afterimage.data.header import MAX_SAMPLES
 from afterimage.data.images import open_folder, open_zip
+from afterimage.data.samples import parse_range
 from afterimage.data.sets import Splits
 from afterimage.data.table import open_csv
 from afterimage.errors import UserError, did_you_mean
@@ -30,6 +32,7 @@ def open_data(
     *,
     image_size: int | None = None,
     channels: int | None = None,
+    value_range: str | tuple[float, float] | None = None,
     on_bad_image: OnBadImage = "fail",
     cache: bool = True,
     tasks: Sequence[str] = (),
@@ -37,10 +40,14 @@ def open_data(
     """The splits that `spec` names: `digits`, `tfds:NAME`, `folder:PATH`, `zip:PATH`, …
 
     `image_size` resizes to a square: the short side is scaled, the centre is cropped;
-    None keeps the size that all images share. `channels` is 1 (grey) or 3 (RGB); None
-    keeps what the data has. `on_bad_image` "skip" leaves out files that are no image
-    and lists them in `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks`
-    names further labels to read, which only npz and csv files have. Raises UserError
+    None keeps the size that all images share. `channels` is 1 (grey), 3 (RGB), or the
+    number of bands that the images have; None keeps grey and colour as they are.
+    `value_range` is what becomes black and white in images of more than 8 bits:
+    (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
+    images; None is the range of their type. 8-bit images are left alone.
+    `on_bad_image` "skip" leaves out files that are no image and lists them in
+    `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks` names further
+    labels to read, which only npz and csv files have. Raises UserError
     for a spec that means nothing and DataError for data that does not fit it.
     """
     kind, _, rest = spec.partition(":")
@@ -48,8 +55,11 @@ def open_data(
         raise UserError(_unknown(spec, kind))
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size {image_size} is not positive")
-    if channels not in (None, 1, 3):
-        raise UserError(f"channels {channels}; expected 1 (grey) or 3 (RGB)")
+    if channels is not None and not 1 <= channels <= MAX_SAMPLES:
+        raise UserError(
+            f"channels {channels}; expected 1 (grey), 3 (RGB) or the number of bands, "
+            f"at most {MAX_SAMPLES}"
+        )
     if on_bad_image not in ("fail", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
     if tasks and not has_tasks(spec):
@@ -62,6 +72,7 @@ def open_data(
         rest,
         image_size=image_size,
         channels=channels,
+        value_range=parse_range(value_range),
         on_bad_image=on_bad_image,
         cache=cache,
         **({"tasks": tasks} if tasks else {}),

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from afterimage.data.preprocessing import SMALLEST_STD
 from afterimage.data.sets import ImageSet
 
 MOST_VALUES = 2**28
@@ -15,9 +16,10 @@ def channel_statistics(
     """(mean, standard deviation) of each channel, images scaled to [0, 1].
 
     mean = Σ v·n(v) / Σ n(v) over grey levels v, so the result depends neither on order
-    nor on rounding. A constant channel has standard deviation 0; `Preprocessing` floors
-    it. Sets of more than 2²⁸ values are sampled at even spacing (error below 10⁻⁴ of
-    the range for anything but adversarial order).
+    nor on rounding. The deviation of a constant channel is given as 1/255, one grey
+    level, so that nothing is ever divided by zero. Sets of more than 2²⁸ values are
+    sampled at even spacing (error below 10⁻⁴ of the range for anything but adversarial
+    order).
     """
     height, width, channels = images.shape
     pixels = height * width * channels
@@ -34,5 +36,6 @@ def channel_statistics(
     mean = counts @ levels / total
     variance = counts @ levels**2 / total - mean**2
     constant = (counts > 0).sum(1) == 1
-    std = np.where(constant, 0.0, np.sqrt(np.maximum(variance, 0.0)))
+    std = np.sqrt(np.maximum(variance, 0.0))
+    std = np.where(constant | (std == 0), SMALLEST_STD, std)
     return tuple(mean.tolist()), tuple(std.tolist())

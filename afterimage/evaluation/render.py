@@ -1,5 +1,6 @@
 """Reports as text that reads well in a terminal and as Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def percent(share: Mapping[str, float]) -> str:
-    """`97.2 % (96.1-98.0)`: a value with its interval."""
-    low, high = 100 * share["low"], 100 * share["high"]
-    return f"{100 * share['value']:.1f} % ({low:.1f}-{high:.1f})"
+def percent(share: Mapping[str, float | None]) -> str:
+    """`97.2 % (96.1-98.0)`: a value with its interval; None is shown as nan."""
+    found = (share[key] for key in ("value", "low", "high"))
+    value, low, high = (math.nan if v is None else 100 * v for v in found)
+    return f"{value:.1f} % ({low:.1f}-{high:.1f})"
 
 
 def _measures(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from afterimage.errors import UserError, did_you_mean
+from checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS, WIDEST
 
 MIN_IMAGE_SIZE = 8
 NORMS = ("rms", "layer", "group", "batch", "frozen", "none")
@@ -168,13 +169,17 @@ class ModelConfig:
     def _mismatches(self) -> list[str]:
         wrong = []
         size = self.image_size
-        if len(size) != 2 or min(size) < MIN_IMAGE_SIZE:
+        if len(size) != 2 or min(size) < MIN_IMAGE_SIZE or max(size) > LARGEST_SIDE:
             wrong.append(
                 f"image_size={size} must be (H, W), each at least {MIN_IMAGE_SIZE} px"
+                f" and at most {LARGEST_SIDE} px"
                 " (resize the images, e.g. --image-size 32)"
             )
-        if self.channels < 1:
-            wrong.append(f"channels={self.channels} must be at least 1")
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            wrong.append(
+                f"channels={self.channels} must be at least 1 and at most"
+                f" {MOST_CHANNELS}"
+            )
         if self.norm not in ("", *NORMS):
             wrong.append(f"norm={self.norm!r} must be one of {', '.join(NORMS)}")
         if self.decoder not in ("", *DECODERS):
@@ -191,8 +196,11 @@ class ModelConfig:
                 f"image_size={size} must be multiples of 32: VGG halves five times"
                 " and drops the odd pixel"
             )
-        if self.bottleneck is not None and self.bottleneck < 1:
-            wrong.append(f"bottleneck={self.bottleneck} must be None or at least 1")
+        if self.bottleneck is not None and not 1 <= self.bottleneck <= WIDEST:
+            wrong.append(
+                f"bottleneck={self.bottleneck} must be None, or at least 1 and at most"
+                f" {WIDEST}"
+            )
         if not 0 < self.width <= 16:
             wrong.append(f"width={self.width} must be above 0 and at most 16")
         if self.stem_stride not in (0, 1, 2, 4):

@@ -72,31 +72,46 @@ DENSE = Context()
 """What a layer is told where nothing is masked and no statistic moves."""
 
 
-def _generator(rngs: nnx.Rngs) -> np.random.Generator:
-    """NumPy draws the initial values: JAX would compile a program for every shape."""
+def _generator(rngs: nnx.Rngs) -> np.random.Generator | None:
+    """NumPy draws the initial values: JAX would compile a program for every shape.
+
+    None where only shapes are asked for: a stored model of any size is only compared
+    with its weights, and takes no memory.
+    """
     key = rngs.params()
-    if isinstance(key, Tracer):  # only shapes are asked for
-        return np.random.default_rng(0)
+    if isinstance(key, Tracer):
+        return None
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def he_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
     """Normal with variance 2 / fan_in (He et al. 2015)."""
-    drawn = _generator(rngs).standard_normal(shape, np.float32)
+    if (generator := _generator(rngs)) is None:
+        return jnp.zeros(shape, jnp.float32)
+    drawn = generator.standard_normal(shape, np.float32)
     return jnp.asarray(drawn * np.float32(math.sqrt(2 / fan_in)))
 
 
 def trunc_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
     """Normal with deviation 0.02, cut at two deviations, as ConvNeXt starts."""
     del fan_in
+    if (generator := _generator(rngs)) is None:
+        return jnp.zeros(shape, jnp.float32)
     low, high = ndtr(-2.0), ndtr(2.0)
-    drawn = ndtri(low + (high - low) * _generator(rngs).random(shape))
+    drawn = ndtri(low + (high - low) * generator.random(shape))
     return jnp.asarray(0.02 * drawn, jnp.float32)
 
 
 def constant(value: float, *shape: int) -> Array:
     """Biases and scales; `jnp.full` would compile a program for every shape."""
     return jnp.asarray(np.full(shape, value, np.float32))
+
+
+def identity(size: int, *, like: Array) -> Array:
+    """The identity matrix; a shape alone where `like` is one."""
+    if isinstance(like, Tracer):
+        return jnp.eye(size, dtype=jnp.float32)
+    return jnp.asarray(np.eye(size, dtype=np.float32))
 
 
 class Conv(nnx.Module):

@@ -48,8 +48,9 @@ class WhitenedPatches(nnx.Module):
         d = k * k * i
         self.kernel = nnx.Param(layers.he_normal(rngs, (d, o), d))
         self.mean = nnx.BatchStat(layers.constant(0.0, d))
-        self.covariance = nnx.BatchStat(jnp.asarray(np.eye(d, dtype=np.float32)))
-        self.whitening = nnx.BatchStat(jnp.asarray(np.eye(d, dtype=np.float32)))
+        eye = layers.identity(d, like=self.kernel[...])
+        self.covariance = nnx.BatchStat(eye)
+        self.whitening = nnx.BatchStat(eye)
         self.batches = nnx.BatchStat(layers.constant(0.0))
 
     def __call__(

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from afterimage.errors import UserError
+from afterimage.training.rows import read_rows
+
+_log = logging.getLogger("afterimage")
 
 
 def _plain(value: Any) -> float | int | str | None:
@@ -32,9 +36,10 @@ class MetricsWriter:
         *,
         tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
+        note: Callable[[str], None] = _log.warning,
     ) -> None:
         self.path = folder / "metrics.jsonl"
-        self._folder = folder
+        self._folder, self._note = folder, note
         self._tensorboard_on = tensorboard
         self._tensorboard: Any = None
         self._wandb: Any = _open_wandb(folder, wandb) if wandb is not None else None
@@ -42,16 +47,8 @@ class MetricsWriter:
         self.rows: list[dict[str, Any]] = []
 
     def start(self, step: int) -> None:
-        """Opens the files; drops lines after `step` and a half-written last one."""
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if row.get("step", -1) <= step:
-                    kept.append(row)
+        """Opens the files; drops lines after `step`, sets damaged ones aside."""
+        kept = [r for r in read_rows(self.path, self._note) if r["step"] <= step]
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self.path)
@@ -115,10 +112,8 @@ class NoMetrics(MetricsWriter):
     """What every process but the first writes: nothing."""
 
     def start(self, step: int) -> None:
-        if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
-            self.rows = [row for row in rows if row["step"] <= step]
+        rows = read_rows(self.path, self._note, keep_bad=False)
+        self.rows = [row for row in rows if row["step"] <= step]
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         self.rows.append({"step": step, **values})

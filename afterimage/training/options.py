@@ -32,7 +32,13 @@ class DataOptions:
     size."""
 
     channels: int | None = None
-    """1 makes every image grey, 3 colour. Default: what the data is."""
+    """1 makes every image grey, 3 colour; another number takes so many bands as they
+    are. Default: what the data is, which must be grey or colour."""
+
+    value_range: str | None = None
+    """What is black and white in images of more than 8 bits, LOW,HIGH (0,4095 for 12
+    bits in 16), or auto: the 0.1 and 99.9 % quantiles of the training images. Default:
+    the range of their type, and 0,1 for floats. 8-bit images stay as they are."""
 
     validation: float = 0.1
     """Share of the training images held out for validation, cut by seed and stratified
@@ -51,6 +57,14 @@ class DataOptions:
             found.append(f"image_size={self.image_size}: the smallest is 8 pixels")
         if self.channels is not None and self.channels < 1:
             found.append(f"channels={self.channels}: at least 1")
+        if self.value_range is not None:
+            # Here, not above: naming a setting on the command line needs no JAX.
+            from afterimage.data.samples import parse_range
+
+            try:
+                parse_range(self.value_range)
+            except UserError as error:
+                found.append(str(error))
         if not 0 <= self.validation < 1:
             found.append(f"validation={self.validation}: a share in [0, 1)")
         return found

@@ -90,19 +90,19 @@ class ContinualProgram(Program):
     def table(self) -> tuple[Float[np.ndarray, "t t"], Float[np.ndarray, " t"] | None]:
         """(R, b): accuracy after each task, and before the first, from metrics.jsonl.
 
-        Joint training has the last row alone.
+        Joint training has the last row alone. What the file lacks is NaN.
         """
         parts, count = self.parts, len(self.parts.tasks)
-        at = {
-            row["step"]: [row[f"eval/task_{i + 1}"] for i in range(count)]
-            for row in self.folder.metrics.rows
-            if "eval/task_1" in row
-        }
+        rows = self.folder.metrics.rows
+        at = np.full((parts.total + 1, count), np.nan)
+        for task in range(count):
+            for step, value in logged(rows, f"eval/task_{task + 1}"):
+                at[step, task] = value
         accuracy = np.full((count, count), np.nan)
         phases = len(parts.rows)
         for index in range(phases):
             accuracy[count - phases + index] = at[parts.stage.start(index + 1)]
-        before = np.array(at[0]) if parts.tasks.per_task else None
+        before = at[0] if parts.tasks.per_task else None
         return accuracy, before
 
     def finish(self, state: State, store: Store) -> FinetuneResult:
@@ -114,8 +114,8 @@ class ContinualProgram(Program):
             "scenario": parts.config.scenario,
             "method": parts.config.continual,
             "tasks": tasks,
-            "accuracy": [[None if np.isnan(x) else x for x in r] for r in accuracy],
-            "before": None if before is None else before.tolist(),
+            "accuracy": [_known(row) for row in accuracy],
+            "before": None if before is None else _known(before),
             **continual_measures(accuracy, before),
         }
         results = outline(parts, step)
@@ -145,3 +145,7 @@ class ContinualProgram(Program):
             # Last: its presence says that the run is complete.
             write_json(run.path / "results.json", results)
         return FinetuneResult.of(run, complete=False, results=results)
+
+
+def _known(row: Float[np.ndarray, " t"]) -> list[float | None]:
+    return [None if np.isnan(x) else float(x) for x in row]

@@ -12,6 +12,7 @@ import pytest
 from checkpoints.errors import CheckpointError, RunLocked
 from checkpoints.lock import RunLock
 from checkpoints.store import Store
+from tests.manifests import encoder_manifest
 
 
 def tree_of(step):
@@ -29,7 +30,7 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
     with Store(folder) as store:
         for step in (1, 2):
-            encoder = (tree_of(step)["params"], {}, {"step": step})
+            encoder = (tree_of(step)["params"], {}, encoder_manifest(step=step))
             store.save(step, tree_of(step), manifest={"step": step}, encoder=encoder)
     return folder
 

@@ -69,6 +69,7 @@ jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 import jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from checkpoints.store import Store
+from tests.manifests import encoder_manifest
 
 assert jax.process_count() == 2
 mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -81,7 +82,7 @@ for step in (1, 2):
     state = {"w": put(spread + step, P("data")), "b": put(whole + step, P())}
     state["b"] = state["b"].astype(jnp.bfloat16)
     store.save(step, state, manifest={"n": step},
-               encoder=({"b": state["b"]}, {}, {"n": step}))
+               encoder=({"b": state["b"]}, {}, encoder_manifest(n=step)))
 step, tree, manifest = store.restore(state)
 assert (step, manifest) == (2, {"n": 2})
 for name in state:

@@ -22,6 +22,7 @@ import os, sys, itertools
 import numpy as np, jax
 from checkpoints.store import Store
 from checkpoints.lock import RunLock
+from tests.manifests import encoder_manifest
 parent = os.getpid()
 def save_for_ever(folder):
     with RunLock(folder):
@@ -32,7 +33,7 @@ def save_for_ever(folder):
                 return  # the tests were stopped
             tree = {f"w{i}": jax.numpy.full((64, 64), step * 1.0) for i in range(6)}
             store.save(step, tree, manifest={"step": step},
-                       encoder=({"w": tree["w0"]}, {}, {"step": step}))
+                       encoder=({"w": tree["w0"]}, {}, encoder_manifest(step=step)))
             store.wait()
             with open(folder + "/done", "a") as file:
                 print(step, file=file)

@@ -16,12 +16,12 @@ from afterimage.data import open_data
 from afterimage.data.decode import (
     MAX_BYTES,
     NotAnImage,
-    _bare_jpeg,
     _by_pillow,
     decode,
     read_header,
     strict,
 )
+from afterimage.data.jpeg import bare_jpeg
 from afterimage.errors import DataError
 from afterimage.runs import Run
 
@@ -307,17 +307,17 @@ def test_a_flipped_bit_in_an_archive_is_found(tmp_path):
 def test_a_jpeg_is_the_same_with_and_without_pillow(mode, quality):
     image = Image.fromarray(COLOUR).convert(mode)
     data = encode(image, "JPEG", quality=quality)
-    bare = _bare_jpeg(data, None)
+    bare = bare_jpeg(data, None)
     assert (bare is None) == (mode == "CMYK")
     if bare is not None:
-        np.testing.assert_array_equal(bare, _by_pillow(data, None))
+        np.testing.assert_array_equal(bare, _by_pillow(data, None, bare.shape[2]))
 
 
 def test_a_jpeg_that_speaks_of_orientation_goes_to_pillow():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG", exif=exif)
-    assert _bare_jpeg(data, None) is None
+    assert bare_jpeg(data, None) is None
     assert decode(data, None, 3).shape == (30, 20, 3)
 
 
@@ -330,11 +330,11 @@ def test_orientation_is_looked_for_in_every_segment_before_the_pixels(before):
     exif[0x0112] = 6
     data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG", exif=exif)
     data = data[:2] + before + data[2:]
-    assert _bare_jpeg(data, None) is None
+    assert bare_jpeg(data, None) is None
     assert decode(data, None, 3).shape == (30, 20, 3)
 
 
 def test_a_word_of_orientation_among_the_pixels_says_nothing():
     data = encode(np.zeros((20, 30, 3), np.uint8), "JPEG")
-    assert _bare_jpeg(data + b"Exif", None).shape == (20, 30, 3)
+    assert bare_jpeg(data + b"Exif", None).shape == (20, 30, 3)
     assert decode(data + b"Exif", None, 3).shape == (20, 30, 3)

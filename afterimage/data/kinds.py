@@ -1,0 +1,67 @@
+"""What a file is that is none of the images we read, by its first bytes."""
+
+_WEB = (b"<html", b"<!doctype")
+_HEIF = {
+    b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC", b"heis": "HEIC",
+    b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b"avif": "AVIF",
+    b"avis": "AVIF", b"jpeg": "HEIF", b"crx ": "Canon raw",
+}  # fmt: skip
+_STARTS = {
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"8BPS": "a Photoshop document",
+    b"\x76\x2f\x31\x01": "an OpenEXR image",
+    b"#?RADIANCE": "a Radiance HDR image",
+    b"SIMPLE  =": "a FITS image",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"qoif": "a QOI image",
+    b"\0\0\1\0": "an icon (ICO)",
+    b"DDS ": "a DirectDraw surface",
+    b"gimp xcf": "a GIMP document",
+    b"AT&TFORM": "a DjVu document",
+    b"%PDF": "a PDF document",
+    b"%!PS": "a PostScript document",
+    b"<svg": "an SVG drawing",
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x1aE\xdf\xa3": "a Matroska or WebM film",
+    b"version https://git-lfs": "a pointer of Git LFS, not its file (git lfs pull)",
+}
+
+
+def kind_of(start: bytes) -> str:
+    """What a file is, by its first bytes (132 suffice), as the end of a sentence."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(_WEB):
+        return "a web page, not an image"
+    name = _name(start, text)
+    if name is None:
+        return "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+    return f"{name}, which is not read; convert it to PNG, JPEG or TIFF"
+
+
+def _name(start: bytes, text: bytes) -> str | None:
+    for begin, name in _STARTS.items():
+        if start.startswith(begin) or text.startswith(begin):
+            return name
+    if text.startswith(b"<?xml") and b"<svg" in text:
+        return "an SVG drawing"
+    if start[:1] == b"P" and start[1:2] in b"1234567Ff" and start[2:3] in b" \t\r\n":
+        return "a Netpbm image (PBM, PGM, PPM, PAM, PFM)"
+    if start[4:8] == b"ftyp":
+        brand = _HEIF.get(start[8:12])
+        return (
+            f"an {brand} image"
+            if brand == "AVIF"
+            else (f"a {brand} image" if brand else "an MP4 or QuickTime film")
+        )
+    if start[128:132] == b"DICM":
+        return "a DICOM file"
+    if start[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):
+        return "a NIfTI volume"
+    return None
