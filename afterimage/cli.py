@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from afterimage.errors import AfterimageError, UserError, did_you_mean
+from afterimage.names import printable
 from checkpoints.errors import CheckpointError
 
 Config = TypeVar("Config")
@@ -127,7 +128,7 @@ def exit_code(command: Callable[[], object]) -> int:
         finally:
             sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
     except (AfterimageError, CheckpointError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error), keep="\n\t"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,8 +13,9 @@ import numpy as np
 from afterimage.data import cache as store
 from afterimage.data import decode
 from afterimage.data.files import Archives, Files, Folder, opened, read
-from afterimage.data.labels import index_names, task_labels
-from afterimage.data.layout import layout
+from afterimage.data.folder_metadata import with_metadata
+from afterimage.data.labels import index_names, say_alike, task_labels
+from afterimage.data.layout import Groups, layout
 from afterimage.data.progress import Progress
 from afterimage.data.sets import (
     BadImage,
@@ -24,6 +25,8 @@ from afterimage.data.sets import (
     content_fingerprint,
 )
 from afterimage.errors import DataError
+from afterimage.names import printable, spelling
+from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir, cores
 
 _WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
@@ -96,21 +99,40 @@ class Lazy:
             target[:] = decode.decode(data, self._size, self._shape[2])
         except ValueError as error:
             raise DataError(
-                f"{self._files.names[row]} was an image when the run began and is not "
-                f"now: {error}"
+                f"{spelling(self._files.names[row])} was an image when the run began "
+                f"and is not now: {error}"
             ) from error
 
 
-def open_folder(path: str, **options: Any) -> Splits:
-    """Images under a folder: flat, one subfolder a class, or splits above those."""
-    files, source = Folder(path), f"folder:{path}"
-    return image_sets(files, source, layout(files.names, source), **options)
+def open_folder(
+    path: str, *, reading: ReadingOptions, strict: bool, **options: Any
+) -> Splits:
+    """Images under a folder: flat, one subfolder a class, or splits above those.
+
+    A `metadata.csv` or `.jsonl` among them gives their labels.
+    """
+    files, source = Folder(path), f"folder:{spelling(path)}"
+    return image_sets(files, source, _groups(files, source, reading, strict), **options)
 
 
-def open_zip(paths: str, **options: Any) -> Splits:
+def open_zip(
+    paths: str, *, reading: ReadingOptions, strict: bool, **options: Any
+) -> Splits:
     """The same inside one or several zip archives, taken together, unextracted."""
-    files, source = Archives(paths), f"zip:{paths}"
-    return image_sets(files, source, layout(files.names, source), **options)
+    files, source = Archives(paths), f"zip:{spelling(paths)}"
+    return image_sets(files, source, _groups(files, source, reading, strict), **options)
+
+
+def _groups(
+    files: Folder | Archives, source: str, reading: ReadingOptions, strict: bool
+) -> Groups:
+    groups = layout(files.names, source, reading.split_folders, strict=strict)
+    # What the options leave aside is not even read.
+    used = sorted(row for rows, _ in groups.values() for row in rows)
+    place = {row: number for number, row in enumerate(used)}
+    files.names = [files.names[row] for row in used]
+    groups = {s: ([place[row] for row in rows], c) for s, (rows, c) in groups.items()}
+    return with_metadata(files, source, groups, reading)
 
 
 def image_sets(
@@ -144,6 +166,7 @@ def image_sets(
         for split, group in groups.items()
     }
     labels, classes = index_names({s: [n for _, n in k] for s, k in kept.items()})
+    say_alike(classes, source)
     more = task_labels(
         {
             task: index_names({s: [names[r] for r, _ in k] for s, k in kept.items()})
@@ -155,7 +178,7 @@ def image_sets(
         if not pairs:
             raise DataError(f"{source} [{split}]: every file is bad")
         rows = np.array([place[row] for row, _ in pairs], np.int64)
-        ids = [files.names[row] for row, _ in pairs]
+        ids = [spelling(files.names[row]) for row, _ in pairs]
         images, own = Selected(entry.images, rows), more.get(split, {})
         digests = [entry.digests[row] for row in rows]
         mark = content_fingerprint(digests, labels[split], ids, images.shape, own)
@@ -168,7 +191,10 @@ def image_sets(
             name=f"{source} [{split}]",
             fingerprint=mark,
             tasks=own,
-            skipped=tuple(BadImage(files.names[r], entry.bad[r]) for r in skipped),
+            skipped=tuple(
+                BadImage(spelling(files.names[r]), printable(entry.bad[r]))
+                for r in skipped
+            ),
         )
     return Splits(**sets)
 
@@ -227,7 +253,9 @@ def _decode_all(
 def _common_size(
     files: Files, headers: Mapping[int, decode.Header], source: str
 ) -> tuple[int, int]:
-    sizes = {(h.height, h.width): files.names[row] for row, h in headers.items()}
+    sizes = {
+        (h.height, h.width): spelling(files.names[row]) for row, h in headers.items()
+    }
     if len(sizes) > 1:
         small, large = min(sizes), max(sizes)
         raise DataError(
@@ -240,7 +268,10 @@ def _common_size(
 
 
 def _bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
-    shown = [f"{files.names[row]}: {bad[row]}" for row in sorted(bad)[:10]]
+    shown = [
+        f"{spelling(files.names[row])}: {printable(bad[row])}"
+        for row in sorted(bad)[:10]
+    ]
     more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
     cure = (
         "Remove or repair them, or leave them out with on_bad_image='skip' "

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from afterimage.errors import UserError
+from afterimage.reading import ReadingOptions
 
 Augmentation = Literal[
     "none",
@@ -20,7 +21,7 @@ Augmentation = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Which images, at which size."""
 
     data: str
@@ -52,7 +53,10 @@ class DataOptions:
         if self.channels is not None and self.channels < 1:
             found.append(f"channels={self.channels}: at least 1")
         if not 0 <= self.validation < 1:
-            found.append(f"validation={self.validation}: a share in [0, 1)")
+            found.append(
+                f"validation={self.validation}: a share in [0, 1) (a folder of "
+                "validation images is --validation-folder)"
+            )
         return found
 
 
