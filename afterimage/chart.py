@@ -38,7 +38,8 @@ def line_chart(
         key_x += 40 + 8 * len(name)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(printable(label))}" font-family="system-ui, sans-serif" '
+        f'aria-label="{html.escape(printable(label))}" '
+        'font-family="system-ui, sans-serif" '
         f'font-size="13" fill="#5c6470">{"".join(marks)}</svg>'
     )
 

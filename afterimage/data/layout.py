@@ -44,8 +44,7 @@ def layout(
     """
     paths, places = [name.split("/") for name in names], {}
     if given:
-        places = {split: _parts(name) for split, name in given.items()}
-        paths = _reached(paths, list(places.values()))
+        places = {split: _place(name, paths) for split, name in given.items()}
         if strict or any(_below(p, place) for place in places.values() for p in paths):
             return _named(paths, source, places)
     paths = _unwrapped(paths)
@@ -166,25 +165,26 @@ def _rest(
     }
 
 
-def _parts(name: str) -> list[str]:
-    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
-    return [part for part in parts if part not in ("", ".")]
+def _place(name: str, paths: Paths) -> list[str]:
+    """The parts of a folder's path; it may leave out a lone folder around everything.
+
+    `.` is the folder that holds the classes.
+    """
+    parts = _nfc(name.replace("\\", "/").split("/"))
+    place = [part for part in parts if part not in ("", ".")]
+    if place and any(_below(path, place) for path in paths):
+        return place
+    inner = _unwrapped(paths)
+    return [*_nfc(paths[0][: len(paths[0]) - len(inner[0])]), *place]
+
+
+def _nfc(parts: list[str]) -> list[str]:
+    return [unicodedata.normalize("NFC", part) for part in parts]
 
 
 def _below(path: list[str], place: list[str]) -> bool:
     """Whether a file lies in a folder, whatever the Unicode form of its name."""
-    above = [unicodedata.normalize("NFC", part) for part in path[: len(place)]]
-    return len(path) > len(place) and above == place
-
-
-def _reached(paths: Paths, places: list[list[str]]) -> Paths:
-    """The paths, without the lone folder around everything where places leave it out.
-
-    `.` is the folder that holds the classes.
-    """
-    if all(place and any(_below(p, place) for p in paths) for place in places):
-        return paths
-    return _unwrapped(paths)
+    return len(path) > len(place) and _nfc(path[: len(place)]) == place
 
 
 def _there(paths: Paths, place: list[str]) -> str:

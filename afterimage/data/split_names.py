@@ -1,6 +1,7 @@
 """Which names of folders and of table cells mean train, validation or test."""
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -96,13 +97,13 @@ def check_clear(
         beside += [f"{len(odd) - 5:,} more folders"] * (len(odd) > 5)
         beside += [f"the image {spelling(name)}" for name in loose[:1]]
         beside += [f"{len(loose) - 1:,} more images"] * (len(loose) > 1)
-        problems.append(f"{_listed(named)} {they}, and {_listed(beside)} {them}")
+        problems.append(f"{_listed(named)} {they}, and {' and '.join(beside)} {them}")
     if not problems:
         return
     known = {split: name for name, split in named.items() if name not in twice}
     wanted = {"train", *known} | ({"test"} if asked else set())
     example = " ".join(
-        f"{option} {spelling(known.get(split, 'FOLDER'))}"
+        f"{option} {shlex.quote(spelling(known.get(split, 'FOLDER')))}"
         for split, option in OPTIONS.items()
         if split in wanted
     )
