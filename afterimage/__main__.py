@@ -1,7 +1,6 @@
 """The front door: `afterimage pretrain|finetune|evaluate|select|features|…`."""
 
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -84,9 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow, where TFDS brings it in, must be quiet about accelerators.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path may hold what the terminal's encoding does not.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return exit_code(lambda: _dispatch(arguments))
     except KeyboardInterrupt:

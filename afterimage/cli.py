@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import io
 import itertools
 import os
 import sys
@@ -122,6 +123,9 @@ def exit_code(command: Callable[[], object]) -> int:
     141 nobody reads the output any more (`| head`); anything else is our fault and
     keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             command()

@@ -1,8 +1,10 @@
 """Names that no one would choose, through every command: files, classes, folders."""
 
+import io
 import json
 import os
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 from PIL import Image
 
 from afterimage.__main__ import main
+from afterimage.cli import exit_code
 from afterimage.data import open_data
 from tests import encoder_artefact
+from tests.test_select import classifier
 
 # As bytes: not UTF-8, controls, an escape that clears the screen, text turned around.
 FILES = [
@@ -168,3 +172,62 @@ def test_a_table_and_an_archive_name_the_same_files(tmp_path):
         found = open_data(spec).train
         assert list(found.ids) == ["caf\\xe9/\\xe9.png"]
         assert found.class_names == ("caf\\xe9",)
+
+
+def ambiguous(root):
+    for i, name in enumerate(("train/a/1", "train/b/2", "test/a/3", "odd/4")):
+        file = root / f"{name}.png"
+        file.parent.mkdir(parents=True)
+        Image.fromarray(noise(i, 0)).save(file)
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize(
+    "command", ["pretrain", "finetune", "features", "evaluate", "classifier", "select"]
+)
+def test_every_command_asks_which_folder_is_what_and_is_told(tmp_path, command, capsys):
+    """Before anything is trained or written: two folders that could be anything."""
+    data = ambiguous(tmp_path / "data")
+    encoder, cls = tmp_path / "encoder", tmp_path / "cls"
+    encoder_artefact.write(encoder)
+    if command in ("classifier", "select"):
+        classifier(cls, 0, ("a", "b"))
+    argv = {
+        "pretrain": ["pretrain", "--out", tmp_path / "run"],
+        "finetune": ["finetune", "--from", encoder, "--out", tmp_path / "run"],
+        "features": ["features", "--from", encoder, "--out", tmp_path / "f.npy"],
+        "evaluate": ["evaluate", "--from", encoder],
+        "classifier": ["evaluate", "--from", cls],
+        "select": ["select", "--encoder", encoder, "--from", cls, cls / "classifier"],
+    }[command]
+    argv = [*map(str, argv), "--data", data]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert "odd" in err
+    assert "--train train --test test" in err
+    assert main([*argv, "--train", "nowhere"]) == 2
+    assert "--train nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    if command == "features":
+        out = run(capsys, *argv, "--train", "train", "--test", "test")
+        assert "3 feature vectors" in out
+
+
+def test_a_foreign_artefact_cannot_steer_the_terminal(tmp_path, capsys):
+    classifier(tmp_path, 0, ("a\x1b[2J", "b\u202e"))
+    run(capsys, "checkpoints", "show", tmp_path / "classifier")
+    images = np.stack([noise(i, 0) for i in range(4)])
+    names = np.array(["a\x1b[2J", "b\u202e"] * 2)
+    np.savez(tmp_path / "d.npz", images=images, labels=names)
+    out = run(
+        capsys, "evaluate", "--from", tmp_path, "--data", f"npz:{tmp_path}/d.npz"
+    )  # fmt: skip
+    assert "a\\x1b[2J" in out
+
+
+def test_text_beyond_the_terminals_encoding_is_escaped(monkeypatch):
+    """A terminal without UTF-8, as in a cron job or a container."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
+    assert exit_code(lambda: print("runs/caf\u00e9 runs/\udce9")) == 0
+    assert screen.getvalue() == b"runs/caf\\xe9 runs/\\udce9\n"
