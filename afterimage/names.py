@@ -54,6 +54,15 @@ def _escape(character: str, keep: str) -> str:
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a raw name is UTF-8: libraries that are not Python may need it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def spreadsheet_cell(value: object) -> str:
     """A value for a cell of a CSV file that no spreadsheet will run as a formula.
 

@@ -1,9 +1,11 @@
 """Settings both stages share, as mixins of flat, frozen, documented dataclasses."""
 
 import dataclasses
+import os
 from typing import Literal
 
 from afterimage.errors import UserError
+from afterimage.names import is_utf8, spelling
 from afterimage.reading import ReadingOptions
 
 Augmentation = Literal[
@@ -207,6 +209,11 @@ class RunOptions:
                 found.append(f"{name}={getattr(self, name)}: at least 1")
         if self.keep_best < 0:
             found.append(f"keep_best={self.keep_best}: at least 0")
+        place = os.path.abspath(self.out)
+        if not is_utf8(place):
+            found.append(
+                f"out={spelling(place)}: checkpoints need a path in UTF-8; name another"
+            )
         return found
 
     def cadence(self, total: int) -> tuple[int, int]:

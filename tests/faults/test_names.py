@@ -231,3 +231,22 @@ def test_text_beyond_the_terminals_encoding_is_escaped(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
     assert exit_code(lambda: print("runs/caf\u00e9 runs/\udce9")) == 0
     assert screen.getvalue() == b"runs/caf\\xe9 runs/\\udce9\n"
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+def test_features_from_and_into_folders_of_such_names(tmp_path, folder, capsys, name):
+    place = tmp_path / "d\udce9p\udcf4t\x1b"
+    place.mkdir()
+    encoder_artefact.write(place / "encoder")
+    out = place / name
+    data = ["--data", f"folder:{folder}", "--on-bad-image", "skip"]
+    code = main(["features", "--from", f"{place}/encoder", *data, "--out", str(out)])
+    assert code == 0
+    assert out.stat().st_size > 0
+
+
+def test_a_run_folder_that_checkpoints_cannot_have_is_refused(tmp_path, capsys):
+    out = tmp_path / "r\udce9"
+    assert main(["pretrain", "--data", "digits", "--out", str(out)]) == 2
+    assert "r\\xe9" in capsys.readouterr().err
+    assert not out.exists()
