@@ -5,6 +5,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from afterimage.names import printable
+
 Points = Sequence[tuple[float | int, float]]
 
 _COLOURS = ("#2563a8", "#d9730d", "#4d7c3a", "#8b4fa8")
@@ -36,7 +38,8 @@ def line_chart(
         key_x += 40 + 8 * len(name)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(label)}" font-family="system-ui, sans-serif" '
+        f'aria-label="{html.escape(printable(label))}" '
+        'font-family="system-ui, sans-serif" '
         f'font-size="13" fill="#5c6470">{"".join(marks)}</svg>'
     )
 
@@ -102,7 +105,7 @@ def _axes(frame: _Frame) -> list[str]:
 def _key(x: int, name: str, colour: str) -> list[str]:
     return [
         f'<rect x="{x}" y="10" width="14" height="4" rx="2" fill="{colour}"/>',
-        f'<text x="{x + 20}" y="17">{html.escape(name)}</text>',
+        f'<text x="{x + 20}" y="17">{html.escape(printable(name))}</text>',
     ]
 
 

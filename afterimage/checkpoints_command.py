@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 from tyro.conf import Positional, subcommand
 
+from afterimage.names import printable
 from checkpoints import inspect
 from checkpoints.errors import CheckpointError
 
@@ -102,19 +103,24 @@ def main(argv: Sequence[str], *, prog: str = "afterimage checkpoints") -> None:
     if isinstance(choice, Import | Export):
         _convert(choice)
     elif isinstance(choice, List):
-        print(inspect.format_list(inspect.list_steps(choice.run)))
+        _print(inspect.format_list(inspect.list_steps(choice.run)))
     elif isinstance(choice, Show):
-        print(inspect.format_show(inspect.show(choice.run, choice.step)))
+        _print(inspect.format_show(inspect.show(choice.run, choice.step)))
     elif isinstance(choice, Prune):
         done = inspect.prune(
             choice.run, choice.keep_last, choice.keep_best, dry_run=choice.dry_run
         )
-        print(inspect.format_prune(done))
+        _print(inspect.format_prune(done))
     elif isinstance(choice, Verify):
         findings = inspect.verify(choice.run)
-        print(inspect.format_verify(findings))
+        _print(inspect.format_verify(findings))
         if any(finding.fatal for finding in findings):
             raise CheckpointError(f"{choice.run} is damaged; see above")
+
+
+def _print(text: str) -> None:
+    """An artefact may be anybody's: nothing in it may steer a terminal."""
+    print(printable(text, keep="\n\t"))
 
 
 def _convert(choice: Import | Export) -> None:

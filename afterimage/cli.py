@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import io
 import itertools
 import os
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from afterimage.errors import AfterimageError, UserError, did_you_mean
+from afterimage.names import printable
 from checkpoints.errors import CheckpointError
 
 Config = TypeVar("Config")
@@ -121,13 +123,16 @@ def exit_code(command: Callable[[], object]) -> int:
     141 nobody reads the output any more (`| head`); anything else is our fault and
     keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             command()
         finally:
             sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
     except (AfterimageError, CheckpointError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error), keep="\n\t"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from afterimage.cli import parse
 from afterimage.errors import UserError
+from afterimage.reading import ReadingOptions
 from checkpoints import files, jsons
 
 DESCRIPTION = """Score a run on labelled images.
@@ -26,7 +27,7 @@ learn from the data's training images and are scored on its test images.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ReadingOptions):
     """Score a run on labelled images."""
 
     from_: str

@@ -23,6 +23,7 @@ from afterimage.evaluation import (
 )
 from afterimage.evaluation.embedding import import_umap
 from afterimage.features_command import open_for, report_skipped, select
+from afterimage.names import printable
 
 _CAPTION = 80
 """Characters of a data spec that a picture has room for."""
@@ -47,9 +48,7 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     }
     if config.against is not None:
         named[f"against {config.against}"] = load_encoder(config.against)
-    splits = open_for(
-        encoder.preprocessing, config.data, config.on_bad_image, config.cache
-    )
+    splits = open_for(encoder.preprocessing, config)
     report_skipped(select(splits, "all", config.data))
     train, test = _probe_sets(splits, config)
     representations = [
@@ -80,7 +79,7 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
         return figures, f"{text}\n\n{said}"
     files = {
         place: (json.dumps(figures, indent=1) + "\n").encode(),
-        place.with_suffix(".md"): f"{text}\n".encode(),
+        place.with_suffix(".md"): printable(f"{text}\n", keep="\n").encode(),
     }
     if config.embedding != "none":
         files[place.with_suffix(".png")] = _picture(encoder, test, config)

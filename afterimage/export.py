@@ -151,7 +151,9 @@ class ParquetRows:
             columns += [("label", pa.int32()), ("class", pa.string())]
         columns.append(("vector", pa.list_(pa.float32(), shape[1])))
         self._schema = pa.schema(columns)
-        self._file = pq.ParquetWriter(path, self._schema)
+        # Opened here: Arrow itself takes no path that is not UTF-8.
+        self._sink = path.open("wb")
+        self._file = pq.ParquetWriter(self._sink, self._schema)
         self._held: list[Any] = []
 
     def add(self, rows: Mapping[str, Any]) -> None:
@@ -168,8 +170,11 @@ class ParquetRows:
             self._write()
 
     def close(self) -> None:
-        self._write()
-        self._file.close()
+        try:
+            self._write()
+            self._file.close()
+        finally:
+            self._sink.close()
 
     def _write(self) -> None:
         import pyarrow as pa

@@ -3,12 +3,16 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from afterimage.cli import parse
 from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import DataError
+from afterimage.reading import ReadingOptions
+
+if TYPE_CHECKING:
+    from afterimage.evaluate_command import EvaluateConfig
 
 DESCRIPTION = """The feature vector of every image, into a file.
 
@@ -18,7 +22,7 @@ Split = Literal["all", "train", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
+class FeaturesConfig(ReadingOptions):
     """Images to vectors, into a file."""
 
     from_: str
@@ -67,9 +71,7 @@ def features(config: FeaturesConfig) -> int:
 
     check_suffix(config.out)  # before hours of work
     encoder = load_encoder(config.from_, dtype=config.dtype)
-    splits = open_for(
-        encoder.preprocessing, config.data, config.on_bad_image, config.cache
-    )
+    splits = open_for(encoder.preprocessing, config)
     chosen = select(splits, config.split, config.data)
     report_skipped(chosen)
     return export_features(
@@ -83,20 +85,18 @@ def features(config: FeaturesConfig) -> int:
 
 
 def open_for(
-    preprocessing: Preprocessing,
-    data: str,
-    on_bad_image: Literal["fail", "skip"],
-    cache: bool,
+    preprocessing: Preprocessing, config: "FeaturesConfig | EvaluateConfig"
 ) -> Splits:
     """The data at the encoder's size and channels, as far as the source can."""
     height, width = preprocessing.image_size
     return open_data(
-        data,
+        config.data,
         image_size=height if height == width else None,
         channels=preprocessing.channels,
         value_range=preprocessing.value_range,
-        on_bad_image=on_bad_image,
-        cache=cache,
+        on_bad_image=config.on_bad_image,
+        cache=config.cache,
+        reading=config,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from afterimage.chart import Points, line_chart, number
+from afterimage.names import printable
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -160,7 +161,7 @@ def _section(name: str, body: str) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+    return html.escape(printable(value), quote=True)
 
 
 def _plain(value: Any) -> str:

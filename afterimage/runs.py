@@ -17,10 +17,11 @@ import afterimage
 from afterimage import runtime
 from afterimage.data.sets import BadImage
 from afterimage.errors import UserError
+from afterimage.names import printable
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 from checkpoints import jsons, processes, schemas
-from checkpoints.files import printable, shown
+from checkpoints.files import shown
 from checkpoints.lock import RunLock
 
 
@@ -251,8 +252,10 @@ class Run:
             f"{len(skipped)} images were skipped; they are listed in {path}"
         )
         if self.first:
-            lines = [f"{bad.path}\t{bad.reason}\n" for bad in skipped]
-            path.write_text("".join(lines))
+            lines = [
+                f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
+            ]
+            path.write_text("".join(lines), encoding="utf-8")
 
 
 def _defaults(config: Any) -> dict[str, Any]:

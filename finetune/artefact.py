@@ -7,6 +7,7 @@ from typing import Any
 
 from afterimage.errors import UserError
 from afterimage.manifest import stored_model, stored_preprocessing
+from afterimage.names import printable
 from checkpoints.classifier import read_classifier, write_classifier
 from checkpoints.encoder import write_encoder
 from checkpoints.errors import CheckpointError, TransferError
@@ -62,7 +63,11 @@ def load_classifier(path: str, *, dtype: str = "float32") -> LoadedClassifier:
     """
     params, stats, manifest = read_classifier(path)
     entries = {name: dict(entry) for name, entry in manifest["heads"].items()}
-    names = {name: tuple(entry.pop("class_names")) for name, entry in entries.items()}
+    # Foreign artefacts are shown too: no name may steer a terminal.
+    names = {
+        name: tuple(map(printable, entry.pop("class_names")))
+        for name, entry in entries.items()
+    }
     try:
         classifier, fresh_params, fresh_stats = Classifier.create(
             stored_model(manifest, path),

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.data import ImageSet, has_tasks, open_data
+from afterimage.data.files import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.render import report_text
+from afterimage.names import spelling
 from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep
 from checkpoints import jsons, schemas
@@ -72,6 +74,7 @@ def images_for(
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,
+        reading=config,
     )
     split, images = _split(config, splits)
     wanted = (height, width, channels)
@@ -96,7 +99,8 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
         if os.path.lexists(file):
             cure = "restore it, or delete it: it only tells who was trained on"
             used = jsons.read(file, schemas.Labels, cure, most=schemas.LARGEST_LABELS)
-            if _place(used["data"]) != _place(config.data):
+            same = used["data"] == spelling(config.data)  # also where not UTF-8
+            if not same and _place(used["data"]) != _place(config.data):
                 return 0
             listed = {name for names in used["train"].values() for name in names}
             return len(listed.intersection(ids))
@@ -106,7 +110,8 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
 def _place(spec: str) -> tuple[str, list[str]]:
     """Kind and files of a data spec, however their paths are written."""
     kind, _, rest = spec.partition(":")
-    return kind, [os.path.realpath(path) for path in rest.split(",")]
+    paths = archive_paths(rest) if kind == "zip" else [rest]
+    return kind, [os.path.realpath(os.path.expanduser(path)) for path in paths]
 
 
 def _split(config: EvaluateConfig, splits: Any) -> tuple[str, Any]:

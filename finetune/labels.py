@@ -22,6 +22,7 @@ from afterimage.data import (
     hold_out,
 )
 from afterimage.errors import DataError
+from afterimage.names import alike, spelling
 from finetune.config import FinetuneConfig
 
 FEWEST_TO_CHOOSE_BY = 100
@@ -55,7 +56,7 @@ class Chosen:
     def record(self, config: FinetuneConfig) -> dict[str, Any]:
         """What `labels.json` holds: every image whose label was used, by id."""
         return {
-            "data": config.data,
+            "data": spelling(config.data),
             "seed": config.seed,
             "labels": config.labels,
             "labels_per_class": config.labels_per_class,
@@ -193,10 +194,15 @@ def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
     used = [found.class_names[i] for i in np.unique(found.labels)]
     unknown = [name for name in used if name not in names]
     if unknown:
+        near = [pair for pair in alike((*names, *unknown)) if set(pair) & set(unknown)]
+        hint = "".join(
+            f" {' and '.join(map(repr, pair))} differ by case or spaces alone."
+            for pair in near
+        )
         raise DataError(
             f"{images.name} has classes that the classifier does not know: "
             f"{', '.join(unknown)}. It knows {', '.join(names)}; rename the folders or "
-            "leave those images out"
+            f"leave those images out.{hint}"
         )
     to = np.array(
         [names.index(n) if n in names else -1 for n in found.class_names], np.int32

@@ -1,5 +1,6 @@
 """A run from resuming or beginning to its results, whatever is learned in it."""
 
+from afterimage.data import counted
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.loop import Fit
@@ -109,6 +110,7 @@ class Program:
         lines = [
             f"{chosen.train.name}: {len(chosen.train):,} labelled training images of "
             f"{len(chosen.class_names)} classes, {test}",
+            f"classes: {counted(chosen.train)}",
             f"step chosen by: {self.parts.rule.text}",
             describe(self.parts.stage, self.parts.params),
         ]

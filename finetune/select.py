@@ -101,6 +101,7 @@ def _read(config: SelectConfig, run: str) -> _Read:
         batch_size=config.batch_size,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
+        **config.settings(),
     )
     _, images = images_for(loaded, own)
     images = spaced(images, config.most)

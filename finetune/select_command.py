@@ -9,6 +9,7 @@ from typing import Any, Literal
 from afterimage.cli import parse
 from afterimage.errors import UserError
 from afterimage.evaluate_command import write
+from afterimage.reading import ReadingOptions
 
 DESCRIPTION = """Which of several fine-tuned classifiers to take, by images without \
 labels. With --encoder the one whose predictions are most alike between images that \
@@ -21,7 +22,7 @@ FEWEST = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectConfig:
+class SelectConfig(ReadingOptions):
     """Compare finished runs on images without labels."""
 
     from_: tuple[str, ...]

@@ -108,6 +108,8 @@ def open_for(
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,
+        reading=config,
+        strict=spec is None,
     )
     wanted = (*((size, size) if size else stored.image_size), channels)
     if splits.train.shape != wanted:

@@ -147,7 +147,7 @@ def write_run_report(
                 headline[f"{name} {task} accuracy (95 % interval)"] = value
                 more = _grids(reports[name])
                 grids |= {f"{task}: {title}": grid for title, grid in more.items()}
-        (run.path / "confusion.md").write_text(report_text(scored))
+        (run.path / "confusion.md").write_text(report_text(scored), "utf-8")
     if "distillation" in results:
         grids["Teacher and student"] = distillation_grid(results["distillation"])
     curves = {**more_curves, **_curves(run.metrics.rows)}

@@ -13,6 +13,7 @@ from afterimage.data import (
     Preprocessing,
     Splits,
     channel_statistics,
+    counted,
     hold_out,
     open_data,
 )
@@ -66,6 +67,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         value_range=config.value_range,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
+        reading=config,
     )
     _check_data(config, splits)
     with run:
@@ -265,6 +267,8 @@ class _Program:
             f"{self.mesh.size} {jax.devices()[0].device_kind} device"
             f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.path}",
         ]
+        if classes := counted(self.train):
+            lines.insert(1, f"classes, used by probes alone: {classes}")
         if began:
             lines.append(f"Continuing after step {began:,}")
         return "\n".join(lines)

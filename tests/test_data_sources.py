@@ -92,11 +92,6 @@ LAYOUTS = {
         {"train": [0], "validation": [1], "test": [2]},
         ("a", "b", "c"),
     ),
-    "a class named train": (
-        ["train/x.png", "bus/y.png"],
-        {"train": [0, 1]},
-        ("bus", "train"),
-    ),
     "wrapped": (["all/a/x.png", "all/b/y.png"], {"train": [0, 1]}, ("a", "b")),
     "test alone": (["test/a/x.png", "test/b/y.png"], {"train": [0, 1]}, ("a", "b")),
     "mixed": (["x.png", "a/y.png"], {"train": None}, None),

@@ -2,7 +2,7 @@
 
 from afterimage.data.augment import make_augment
 from afterimage.data.batches import Batches, batch_indices, eval_batches
-from afterimage.data.labels import WAYS_TO_LABEL, check_classes
+from afterimage.data.labels import WAYS_TO_LABEL, check_classes, counted
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.data.sets import (
     UNLABELLED,
@@ -32,6 +32,7 @@ __all__ = [
     "channel_statistics",
     "check_classes",
     "choose_labels",
+    "counted",
     "eval_batches",
     "has_tasks",
     "hold_out",

@@ -2,7 +2,7 @@
 
 import ast
 import math
-import pathlib
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from afterimage.data.files import inflates_too_much
 from afterimage.data.header import NotAnImage
-from afterimage.data.labels import Indexed, index_values, task_labels
+from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
 from afterimage.data.memory import allowance
 from afterimage.data.resize import (
     change_channels,
@@ -23,15 +23,25 @@ from afterimage.data.resize import (
 from afterimage.data.samples import Range, range_of, spaced, to_bytes
 from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
 from afterimage.errors import DataError, UserError
+from afterimage.names import spelling
+from afterimage.reading import ReadingOptions
 
 _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
 _LONGEST_HEADER = 10_000  # of an array, as NumPy's own limit
 _KEYS = {
-    "train": [("x_train", "y_train"), ("images", "labels")],
-    "validation": [("x_val", "y_val"), ("x_valid", "y_valid")],
-    "test": [("x_test", "y_test")],
+    "train": [
+        ("x_train", "y_train"),
+        ("train_images", "train_labels"),  # as MedMNIST's files have them
+        ("images", "labels"),
+    ],
+    "validation": [
+        ("x_val", "y_val"),
+        ("x_valid", "y_valid"),
+        ("val_images", "val_labels"),
+    ],
+    "test": [("x_test", "y_test"), ("test_images", "test_labels")],
 }
 
 
@@ -55,10 +65,13 @@ def open_npz(
     image_size: int | None,
     channels: int | None,
     value_range: Range | Literal["auto"] | None = None,
+    reading: ReadingOptions,
     tasks: Sequence[str] = (),
     **_: Any,
 ) -> Splits:
     """`x_train, y_train[, x_val, y_val][, x_test, y_test]`, or `images[, labels]`.
+
+    MedMNIST's `train_images, train_labels, val_images, …` are read as well.
 
     Labels of further `tasks` stand beside them as `y_train_NAME`, `y_test_NAME`, or
     `labels_NAME`; -1 or NaN is an image without a label of that task.
@@ -66,7 +79,7 @@ def open_npz(
     Images are [N, H, W] or [N, H, W, C], uint8 (or wider integers within 0..255), or
     floats in [0, 1]; with a `value_range`, any integers and floats.
     """
-    arrays = _load(path)
+    arrays, source = _load(path), f"npz:{spelling(path)}"
     found = {
         split: next((pair for pair in pairs if pair[0] in arrays), None)
         for split, pairs in _KEYS.items()
@@ -74,10 +87,11 @@ def open_npz(
     keys = {split: pair for split, pair in found.items() if pair}
     if "train" not in keys:
         raise DataError(
-            f"npz:{path} holds {', '.join(sorted(arrays)) or 'nothing'}; expected "
-            "x_train (with y_train, x_test, y_test) or images (with labels)"
+            f"{source} holds {', '.join(sorted(arrays)) or 'nothing'}; expected "
+            "x_train (with y_train, x_test, y_test), train_images (with train_labels, "
+            "test_images, test_labels) or images (with labels)"
         )
-    name = {split: f"npz:{path} [{split}]" for split in keys}
+    name = {split: f"{source} [{split}]" for split in keys}
     given = {
         split: _images(arrays.pop(pair[0]), channels, name[split])
         for split, pair in keys.items()
@@ -85,15 +99,16 @@ def open_npz(
     value_range = _resolved(value_range, given["train"], name["train"])
     pixels = {s: _pixels(x, name[s], value_range) for s, x in given.items()}
     labels, classes = index_values(
-        {split: arrays.get(k[1]) for split, k in keys.items()}, f"npz:{path}"
+        {split: arrays.get(k[1]) for split, k in keys.items()}, source, reading
     )
+    say_alike(classes, source)
     more = task_labels(
-        {task: _task(task, arrays, keys, f"npz:{path}") for task in tasks}
+        {task: _task(task, arrays, keys, source, reading) for task in tasks}
     )
     shapes = {split: x.shape[1:] for split, x in pixels.items()}
     if len(set(shapes.values())) > 1 and (image_size is None or channels is None):
         raise DataError(
-            f"npz:{path}: the splits differ in shape, {shapes}; give image_size and "
+            f"{source}: the splits differ in shape, {shapes}; give image_size and "
             "channels to bring them together"
         )
     sets = {
@@ -115,12 +130,14 @@ def _task(
     arrays: dict[str, np.ndarray],
     keys: dict[str, tuple[str, str]],
     source: str,
+    reading: ReadingOptions,
 ) -> Indexed:
     """(labels by split, class names) of one task, from the arrays LABELS_NAME."""
     given = {split: arrays.get(f"{pair[1]}_{name}") for split, pair in keys.items()}
     return index_values(
         {split: _missing(array) for split, array in given.items()},
         f"{source}, task {name}",
+        reading,
     )
 
 
@@ -132,24 +149,22 @@ def _missing(values: np.ndarray | None) -> np.ndarray | None:
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
-    where = pathlib.Path(path).expanduser()
-    if not where.is_file():
-        there = (
-            "it is not a regular file" if where.exists() else "there is no such file"
-        )
-        raise DataError(f"npz:{path}: {there}")
+    where, shown = os.path.expanduser(path), spelling(path)
+    if not os.path.isfile(where):
+        there = "it is not a regular file" if os.path.exists(where) else "no such file"
+        raise DataError(f"npz:{shown}: {there}")
     try:
         _check_sizes(where)
         with np.load(where, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise DataError(
-            f"npz:{path} cannot be read ({error}); expected an archive written by "
+            f"npz:{shown} cannot be read ({error}); expected an archive written by "
             "numpy.savez, without Python objects"
         ) from error
 
 
-def _check_sizes(where: pathlib.Path) -> None:
+def _check_sizes(where: str) -> None:
     """ValueError where the arrays are more than can be, or than they say."""
     if not zipfile.is_zipfile(where):
         return  # what it is instead, NumPy says

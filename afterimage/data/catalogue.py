@@ -19,6 +19,8 @@ from afterimage.data.files import check_size
 from afterimage.data.images import image_sets
 from afterimage.data.sets import Splits
 from afterimage.errors import DataError, UserError
+from afterimage.names import class_name
+from afterimage.reading import ReadingOptions
 
 _SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
@@ -66,13 +68,15 @@ class _Records:
 def _classes(builder: Any, source: Any, label: str | None) -> list[str | None]:
     if label is None:
         return [None] * len(source)
-    names = builder.info.features[label].names
+    names = [class_name(name) for name in builder.info.features[label].names]
     records = (source[i] for i in range(len(source)))
     found = (int(record[label]) for record in records)
     return [names[value] if value >= 0 else None for value in found]
 
 
-def open_tfds(name: str, **options: Any) -> Splits:
+def open_tfds(
+    name: str, *, reading: ReadingOptions, strict: bool, **options: Any
+) -> Splits:
     """A TFDS data set that is prepared, or that can be here and now.
 
     Needs a train split and one image feature; the first ClassLabel feature labels it.

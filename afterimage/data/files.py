@@ -2,9 +2,11 @@
 
 import collections
 import contextlib
+import functools
 import io
 import os
 import pathlib
+import posixpath
 import re
 import stat
 import zipfile
@@ -13,7 +15,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from afterimage.data.decode import MAX_BYTES, SUFFIXES, NotAnImage
+from afterimage.data.near_miss import listing, near_miss
 from afterimage.errors import DataError
+from afterimage.names import spelling
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Tables of labels inside a folder of images, as Hugging Face's `imagefolder` reads."""
+
+# Thumbnails, waste and metadata of cameras, file systems and NAS boxes; whatever begins
+# with a dot is hidden anyway.
+_NOT_OURS = {
+    "@eadir",
+    "@recycle",
+    "@recently-snapshot",
+    "@__thumb",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "network trash folder",
+    "temporary items",
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+}
 
 
 @runtime_checkable
@@ -22,7 +49,7 @@ class Files(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """One name an image, unique; the folders in it tell split and class."""
+        """One raw name an image, unique; the folders in it tell split and class."""
         ...
 
     def stamp(self, row: int) -> Sequence[int | str]:
@@ -72,12 +99,22 @@ def inflates_too_much(size: int, packed: int) -> bool:
 
 def is_image_name(name: str) -> bool:
     """A suffix of a known format, and nothing hidden on the way."""
-    path = pathlib.PurePosixPath(name)
-    return not _is_hidden(path) and path.suffix.lower() in SUFFIXES
+    parts = name.split("/")
+    return not any(map(_is_hidden, parts)) and _suffix(name) in SUFFIXES
 
 
-def _is_hidden(path: pathlib.PurePosixPath) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part.casefold() in _NOT_OURS
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _is_metadata(name: str) -> bool:
+    return posixpath.basename(name) in METADATA and not any(
+        map(_is_hidden, name.split("/"))
+    )
 
 
 class OnDisk:
@@ -85,6 +122,7 @@ class OnDisk:
 
     def __init__(self, root: pathlib.Path, names: Sequence[str]):
         self._root, self.names = root, names
+        self._listing = functools.cache(listing)
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """Size and both times: a file replaced under an old date has a new ctime."""
@@ -102,7 +140,14 @@ class OnDisk:
 
     def open(self, row: int) -> io.BufferedIOBase:
         path = os.path.join(self._root, self.names[row])
-        found = os.stat(path)
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if os.path.islink(path):
+                raise NotAnImage("a link to a file that is not there") from error
+            near = near_miss(str(self._root), self.names[row], self._listing)
+            hint = f"; {spelling(near)} is" if near else ""
+            raise NotAnImage(f"is not there{hint}") from error
         if not stat.S_ISREG(found.st_mode):  # a device or a pipe, say, without an end
             raise NotAnImage("not a regular file")
         check_size(found.st_size)
@@ -110,112 +155,178 @@ class OnDisk:
 
 
 class Folder(OnDisk):
-    """Every image under a folder; links are followed, cycles are not."""
+    """Every image under a folder; links are followed, cycles are not.
+
+    `metadata` are the names of tables of labels among them.
+    """
 
     def __init__(self, path: str):
-        root = pathlib.Path(path).expanduser()
-        if not root.is_dir():
+        root = pathlib.Path(os.path.expanduser(path))
+        if not os.path.isdir(root):
             raise DataError(
-                f"folder:{path} is not a folder"
-                + ("; it is a file" if root.exists() else "; it does not exist")
+                f"folder:{spelling(path)} is not a folder"
+                + ("; it is a file" if os.path.exists(root) else "; it does not exist")
             )
-        names = list(_walk(root))
-        super().__init__(root, sorted(filter(is_image_name, names)))
-        self.others = other_kinds(names)
+        everything = sorted(_walk(root))
+        super().__init__(root, list(filter(is_image_name, everything)))
+        self.metadata = list(filter(_is_metadata, everything))
+        self.others = other_kinds(everything)
         if not self.names:
-            raise DataError(_nothing(f"folder:{path}", self.others))
+            raise DataError(_nothing(f"folder:{spelling(path)}", self.others))
+
+    def read_metadata(self, name: str) -> bytes:
+        """The content of one of `metadata`."""
+        check_size((self._root / name).stat().st_size)
+        return (self._root / name).read_bytes()
 
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
-    """Every file below, by its path from there."""
+    """Every file below, by its path from there; DataError for an unreadable folder."""
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
         where = os.stat(folder)
         if (where.st_dev, where.st_ino) in seen:
             folders.clear()
             continue
         seen.add((where.st_dev, where.st_ino))
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in names:
             yield pathlib.Path(folder, name).relative_to(root).as_posix()
 
 
+def _unreadable(error: OSError) -> None:
+    name = str(error.filename)
+    shown = name if len(name) < 300 else f"{name[:100]} … {name[-100:]}"
+    raise DataError(
+        f"the folder {spelling(shown)} cannot be read ({error.strerror}); without its "
+        "images the data would not be whole. Make it readable, or move it away"
+    ) from error
+
+
 class Archives:
-    """Every image in zip archives, read in place; unsafe members refuse the archive."""
+    """Every image in zip archives, read in place; unsafe members refuse the archive.
+
+    `metadata` are the names of tables of labels among them.
+    """
 
     def __init__(self, paths: str):
-        self._zips = [_open_zip(path) for path in paths.split(",") if path]
+        self._zips = [_open_zip(path) for path in archive_paths(paths)]
         several = len(self._zips) > 1
         members = {}
         self.others = other_kinds(n for _, z in self._zips for n in z.namelist())
         for path, archive in self._zips:
             for info in archive.infolist():
-                _check_member(path, info)
-                if info.is_dir() or not is_image_name(info.filename):
+                name = _member_name(info)
+                _check_member(path, info, name)
+                if info.is_dir() or not (is_image_name(name) or _is_metadata(name)):
                     continue
-                name = info.filename
+                name = posixpath.normpath(name)
                 if name in members:
-                    raise DataError(f"zip:{paths}: {name} is there twice")
+                    raise DataError(
+                        f"zip:{spelling(paths)}: {spelling(name)} is there twice"
+                    )
                 members[name] = (archive, info)
-        self.names = sorted(members)
-        self._members = [members[name] for name in self.names]
+        self.names = sorted(filter(is_image_name, members))
+        self.metadata = sorted(filter(_is_metadata, members))
+        self._members = members
         if not self.names:
-            where = f"zip:{paths}" + (" (all of them)" if several else "")
+            where = f"zip:{spelling(paths)}" + (" (all of them)" if several else "")
             raise DataError(_nothing(where, self.others))
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """The member's own checksum, which zipfile verifies on reading."""
-        info = self._members[row][1]
+        info = self._members[self.names[row]][1]
         return (info.file_size, info.CRC)
 
     def size(self, row: int) -> int:
         """As declared: more is not inflated, and less fails its checksum."""
-        return self._members[row][1].file_size
+        return self._members[self.names[row]][1].file_size
 
     def open(self, row: int) -> io.BufferedIOBase:
-        archive, info = self._members[row]
+        archive, info = self._members[self.names[row]]
         check_size(info.file_size, info.compress_size)
         return archive.open(info)
 
+    def read_metadata(self, name: str) -> bytes:
+        """The content of one of `metadata`."""
+        archive, info = self._members[name]
+        check_size(info.file_size)
+        return archive.read(info)
+
+
+def archive_paths(paths: str) -> list[str]:
+    """The archives that `A.zip,B.zip` names; a comma in a file's own name is kept."""
+    found, parts = [], paths.split(",")
+    while parts:
+        fits = (n for n in range(len(parts), 0, -1) if _is_file(",".join(parts[:n])))
+        count = next(fits, 1)
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [path for path in found if path]
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(os.path.expanduser(path))
+
 
 def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
-    where = pathlib.Path(path).expanduser()
-    if not where.is_file():
-        raise DataError(f"zip:{path}: there is no such file")
+    shown = spelling(path)
+    if not _is_file(path):
+        raise DataError(f"zip:{shown}: there is no such file")
     try:
-        return path, zipfile.ZipFile(where)
-    except (zipfile.BadZipFile, OSError) as error:
+        return shown, zipfile.ZipFile(os.path.expanduser(path))
+    # A name that is marked as UTF-8 and is not gives a ValueError.
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(
-            f"zip:{path} is not a readable zip archive ({error})"
+            f"zip:{shown} is not a readable zip archive ({error})"
         ) from error
 
 
-def _check_member(path: str, info: zipfile.ZipInfo) -> None:
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """A member's name with `/` between its parts, as its folder would have it.
+
+    Without the flag for UTF-8 a name is cp437 by the standard; tools on Unix write the
+    bytes of the file's name.
+    """
     name = info.orig_filename
-    parts = re.split(r"[/\\]", name)
+    if not info.flag_bits & 0x800:
+        raw = name.encode("cp437")
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            if info.create_system == 3:  # Unix
+                name = raw.decode(errors="surrogateescape")
+    return name.replace("\\", "/")
+
+
+def _check_member(path: str, info: zipfile.ZipInfo, name: str) -> None:
     if stat.S_ISLNK(info.external_attr >> 16):
         problem = "is a symbolic link"
-    elif name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+    elif name.startswith("/") or re.match(r"[A-Za-z]:", name):
         problem = "has an absolute path"
-    elif ".." in parts:
+    elif ".." in name.split("/"):
         problem = "leads out of the archive"
+    elif "\0" in name:
+        problem = "has a NUL in its name"
     elif info.flag_bits & 1:
         problem = "is encrypted"
     else:
         return
     raise DataError(
-        f"zip:{path}: member {name!r} {problem}; the archive is refused. Pack plain "
-        "image files under relative paths"
+        f"zip:{path}: member {spelling(name)} {problem}; the archive is refused. Pack "
+        "plain image files under relative paths"
     )
 
 
 def other_kinds(names: Iterable[str]) -> Mapping[str, int]:
-    """{suffix: how many files that are no images by their name}, most first."""
-    paths = map(pathlib.PurePosixPath, (n for n in names if not n.endswith("/")))
+    """{suffix: how many files that are neither images nor labels by name}."""
     found = collections.Counter(
-        path.suffix.lower() or "without suffix"
-        for path in paths
-        if not is_image_name(str(path)) and not _is_hidden(path)
+        spelling(_suffix(name)) or "without suffix"
+        for name in names
+        if not name.endswith("/")
+        and not is_image_name(name)
+        and not _is_metadata(name)
+        and not any(map(_is_hidden, name.split("/")))
     )
     return dict(found.most_common())
 

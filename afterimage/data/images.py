@@ -22,9 +22,10 @@ from afterimage.data.files import (
     opened,
     read,
 )
+from afterimage.data.folder_metadata import with_metadata
 from afterimage.data.header import Header, NotAnImage, check_seen, takes_bands
-from afterimage.data.labels import index_names, task_labels
-from afterimage.data.layout import layout
+from afterimage.data.labels import index_names, say_alike, task_labels
+from afterimage.data.layout import Groups, layout
 from afterimage.data.memory import Budget, allowance
 from afterimage.data.progress import Progress
 from afterimage.data.samples import Range, range_of
@@ -36,6 +37,8 @@ from afterimage.data.sets import (
     content_fingerprint,
 )
 from afterimage.errors import DataError
+from afterimage.names import printable, spelling
+from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir, cores
 
 _WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
@@ -131,8 +134,8 @@ class Lazy:
             raise DataError(f"{self._files.names[row]}: {_too_large(error)}") from error
         except ValueError as error:
             raise DataError(
-                f"{self._files.names[row]} was an image when the run began and is not "
-                f"now: {error}"
+                f"{spelling(self._files.names[row])} was an image when the run began "
+                f"and is not now: {error}"
             ) from error
 
 
@@ -148,18 +151,37 @@ class _Decoder:
         return decode.decode(data, self.size, self.shape[2], self.value_range)
 
 
-def open_folder(path: str, **options: Any) -> Splits:
-    """Images under a folder: flat, one subfolder a class, or splits above those."""
-    files, source = Folder(path), f"folder:{path}"
+def open_folder(
+    path: str, *, reading: ReadingOptions, strict: bool, **options: Any
+) -> Splits:
+    """Images under a folder: flat, one subfolder a class, or splits above those.
+
+    A `metadata.csv` or `.jsonl` among them gives their labels.
+    """
+    files, source = Folder(path), f"folder:{spelling(path)}"
     _say_left_aside(files, source)
-    return image_sets(files, source, layout(files.names, source), **options)
+    return image_sets(files, source, _groups(files, source, reading, strict), **options)
 
 
-def open_zip(paths: str, **options: Any) -> Splits:
+def open_zip(
+    paths: str, *, reading: ReadingOptions, strict: bool, **options: Any
+) -> Splits:
     """The same inside one or several zip archives, taken together, unextracted."""
-    files, source = Archives(paths), f"zip:{paths}"
+    files, source = Archives(paths), f"zip:{spelling(paths)}"
     _say_left_aside(files, source)
-    return image_sets(files, source, layout(files.names, source), **options)
+    return image_sets(files, source, _groups(files, source, reading, strict), **options)
+
+
+def _groups(
+    files: Folder | Archives, source: str, reading: ReadingOptions, strict: bool
+) -> Groups:
+    groups = layout(files.names, source, reading.split_folders, strict=strict)
+    # What the options leave aside is not even read.
+    used = sorted(row for rows, _ in groups.values() for row in rows)
+    place = {row: number for number, row in enumerate(used)}
+    files.names = [files.names[row] for row in used]
+    groups = {s: ([place[row] for row in rows], c) for s, (rows, c) in groups.items()}
+    return with_metadata(files, source, groups, reading)
 
 
 def _say_left_aside(files: Folder | Archives, source: str) -> None:
@@ -206,6 +228,7 @@ def image_sets(
         for split, group in groups.items()
     }
     labels, classes = index_names({s: [n for _, n in k] for s, k in kept.items()})
+    say_alike(classes, source)
     more = task_labels(
         {
             task: index_names({s: [names[r] for r, _ in k] for s, k in kept.items()})
@@ -217,7 +240,7 @@ def image_sets(
         if not pairs:
             raise DataError(f"{source} [{split}]: every file is bad")
         rows = np.array([place[row] for row, _ in pairs], np.int64)
-        ids = [files.names[row] for row, _ in pairs]
+        ids = [spelling(files.names[row]) for row, _ in pairs]
         images, own = Selected(entry.images, rows), more.get(split, {})
         digests = [entry.digests[row] for row in rows]
         if entry.value_range:  # the same bytes are other images in another range
@@ -233,7 +256,10 @@ def image_sets(
             fingerprint=mark,
             tasks=own,
             value_range=entry.value_range,
-            skipped=tuple(BadImage(files.names[r], entry.bad[r]) for r in skipped),
+            skipped=tuple(
+                BadImage(spelling(files.names[r]), printable(entry.bad[r]))
+                for r in skipped
+            ),
         )
     return Splits(**sets)
 
@@ -332,7 +358,9 @@ def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range
 def _common_size(
     files: Files, headers: Mapping[int, decode.Header], source: str
 ) -> tuple[int, int]:
-    sizes = {(h.height, h.width): files.names[row] for row, h in headers.items()}
+    sizes = {
+        (h.height, h.width): spelling(files.names[row]) for row, h in headers.items()
+    }
     if len(sizes) > 1:
         small, large = min(sizes), max(sizes)
         raise DataError(
@@ -345,7 +373,10 @@ def _common_size(
 
 
 def _bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
-    shown = [f"{files.names[row]}: {bad[row]}" for row in sorted(bad)[:10]]
+    shown = [
+        f"{spelling(files.names[row])}: {printable(bad[row])}"
+        for row in sorted(bad)[:10]
+    ]
     more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
     cure = (
         "Remove or repair them, or leave them out with on_bad_image='skip' "

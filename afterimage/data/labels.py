@@ -1,6 +1,7 @@
 """Labels as they come, and what a classifier needs of them."""
 
-from collections.abc import Iterable, Mapping
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ from jaxtyping import Int32
 
 from afterimage.data.sets import UNLABELLED, ImageSet, Labels, Splits
 from afterimage.errors import DataError
+from afterimage.names import alike, class_name
+from afterimage.notes import say_once
+from afterimage.reading import ReadingOptions
 
 Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]
 """(class indices by split, class names); None where nothing is labelled."""
@@ -15,6 +19,45 @@ Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | Non
 WAYS_TO_LABEL = (
     "one subfolder a class, labels beside the images, or a column `label` in a csv file"
 )
+
+_NOTHINGS = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "?"}
+"""What tables write for no value, in lower case."""
+
+
+def named(
+    cells: Sequence[str], where: str, reading: ReadingOptions
+) -> list[str | None]:
+    """The class name that each text gives; None where it means that there is none."""
+    texts = collections.Counter(cells)
+    names = {t: None if reading.is_missing(t) else class_name(t) for t in texts}
+    for text, name in names.items():
+        if name is not None and name.casefold() in _NOTHINGS:
+            say_once(
+                f"{where}: {texts[text]:,} labels are {name}, which is a class like "
+                f"any other. If it means that there is none: --missing {name}"
+            )
+    return [names[cell] for cell in cells]
+
+
+def say_alike(classes: Sequence[str] | None, source: str) -> None:
+    """Warn of classes whose names differ in case or in spaces alone."""
+    for group in alike(classes or ()):
+        say_once(
+            f"{source}: {' and '.join(map(repr, group))} are different classes, by "
+            "case or spaces alone. If they are one, give them one name"
+        )
+
+
+def counted(images: ImageSet) -> str:
+    """The classes of a set with their numbers of images: `cat 12, dog 9`."""
+    if images.labels is None or images.class_names is None:
+        return ""
+    counts = np.bincount(
+        images.labels[images.labels >= 0], minlength=len(images.class_names)
+    )
+    shown = [f"{name} {n:,}" for name, n in zip(images.class_names, counts.tolist())]
+    more = f", and {len(shown) - 50:,} more" if len(shown) > 50 else ""
+    return ", ".join(shown[:50]) + more
 
 
 def index_names(
@@ -37,17 +80,25 @@ def index_names(
     return labels, tuple(classes) or None
 
 
-def index_values(values: Mapping[str, Any], source: str) -> Indexed:
+def index_values(
+    values: Mapping[str, Any],
+    source: str,
+    reading: ReadingOptions,
+) -> Indexed:
     """Label arrays by split (integers or strings) -> class indices, class names.
 
     Classes are numbered by value: integers with gaps are closed up, the original
-    numbers stay as the names. -1 means unlabelled; other negatives, fractions, one-hot
-    rows and anything not a number or string raise DataError, all at once.
+    numbers stay as the names. -1 means unlabelled, and so does a string that `reading`
+    says is missing; other negatives, fractions, one-hot rows and anything not a number
+    or string raise DataError, all at once.
     """
     checked, problems = {}, []
     for split, given in values.items():
         try:
-            checked[split] = None if given is None else _plain(np.asarray(given))
+            array = None if given is None else _plain(np.asarray(given))
+            if array is not None and array.dtype.kind == "U":
+                array = _strings(array, f"{source} [{split}]", reading)
+            checked[split] = array
         except ValueError as error:
             problems.append(f"{split} labels {error}")
     kinds = {v.dtype.kind for v in checked.values() if v is not None}
@@ -83,6 +134,12 @@ def task_labels(found: Mapping[str, Indexed]) -> dict[str, dict[str, Labels]]:
     return splits
 
 
+def _strings(values: np.ndarray, where: str, reading: ReadingOptions) -> np.ndarray:
+    """Class names as objects; UNLABELLED where a label is missing."""
+    names = named(values.tolist(), where, reading)
+    return np.array([UNLABELLED if n is None else n for n in names], object)
+
+
 def _plain(values: np.ndarray) -> np.ndarray:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -92,7 +149,7 @@ def _plain(values: np.ndarray) -> np.ndarray:
             "(one-hot rows: save labels.argmax(1))"
         )
     if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8")
+        values = np.char.decode(values, "utf-8", "surrogateescape")
     if values.dtype.kind == "U":
         return values
     if values.dtype.kind not in "biuf":

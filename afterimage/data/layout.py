@@ -1,45 +1,66 @@
 """What the folders in image names say: split and class."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 
-from afterimage.errors import DataError
+from afterimage.data.split_names import (
+    OPTIONS,
+    UNLABELLED,
+    check_clear,
+    exact,
+    is_unlabelled,
+    is_word,
+    meanings,
+)
+from afterimage.errors import DataError, did_you_mean
+from afterimage.names import class_name, spelling
+from afterimage.notes import say_once
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
+Groups = dict[str, tuple[list[int], list[str | None]]]
+"""{split: (rows, class name of each, or None where unlabelled)}."""
+Paths = list[list[str]]
 
 
 def layout(
-    names: Sequence[str], source: str
-) -> dict[str, tuple[list[int], list[str | None]]]:
-    """{split: (rows into `names`, class name of each, or None where unlabelled)}.
+    names: Sequence[str],
+    source: str,
+    given: Mapping[str, str] | None = None,
+    *,
+    strict: bool = True,
+) -> Groups:
+    """The splits and classes that the folders in `names` tell.
 
-    Folders named train, val or validation, and test are splits where no other folder
-    stands beside them; a lone folder around everything is looked through. Below that,
-    the first folder is the class, provided that every image of the split lies in one.
+    Folders named for a split (train, val2017, seg_test) are splits where all folders
+    beside them are; images in one called unlabelled have no label. A lone folder around
+    everything is looked through. Below that, the first folder is the class, provided
+    that every image of the split lies in one.
+
+    `given` names the folder of each split instead ({"train": "seg_train"}); `.` is the
+    whole, and folders that are not named are left aside. Not `strict`, it holds only
+    where one of these folders is there.
+
+    Raises DataError where only some of the folders bear a split's name, naming the odd
+    ones and the options, and for a named folder that is not there.
     """
-    paths = [name.split("/") for name in names]
-    while _is_wrapper(paths):
-        paths = [path[1:] for path in paths]
-    tops = {path[0] if len(path) > 1 else "" for path in paths}
-    found = {SPLITS.get(top.lower()) for top in tops}
-    given = ["train"] * len(paths)
-    if None not in found:
-        given = [SPLITS[path[0].lower()] for path in paths]
-        paths = [path[1:] for path in paths]
-    splits = by_split(given, source)
-    result = {}
-    for split, rows in splits.items():
-        labelled = all(len(paths[row]) > 1 for row in rows)
-        result[split] = (rows, [paths[row][0] if labelled else None for row in rows])
-    return result
+    paths, places = [name.split("/") for name in names], {}
+    if given:
+        places = {split: _place(name, paths) for split, name in given.items()}
+        if strict or any(_below(p, place) for place in places.values() for p in paths):
+            return _named(paths, source, places)
+    paths = _unwrapped(paths)
+    tops = {path[0] for path in paths if len(path) > 1}
+    meaning = meanings(tops)
+    if set(meaning.values()) - {UNLABELLED}:
+        loose = [path[0] for path in paths if len(path) == 1]
+        check_clear(source, meaning, sorted(tops - set(meaning)), loose)
+        for top, split in meaning.items():
+            if not is_word(top):
+                say_once(f"{source}: the folder {spelling(top)} is read as {split}")
+        return _grouped(paths, [meaning[path[0]] for path in paths], source)
+    if (inner := _split_below(paths)) is not None:
+        say_once(f"{source}: the folders in each class are read as its splits")
+        return _grouped(inner, [str(exact(path[0])) for path in inner], source)
+    return {"train": _classes(paths, range(len(paths)), source)}
 
 
 def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
@@ -50,16 +71,150 @@ def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
     if "train" not in splits:
         raise DataError(
             f"{source} has {' and '.join(sorted(splits))} but no train; name one of "
-            "them as the data, or add train"
+            "them as the data, add train, or say with --train which it is"
         )
     return splits
 
 
-def _is_wrapper(paths: list[list[str]]) -> bool:
+def _grouped(paths: Paths, given: list[str], source: str) -> Groups:
+    """Groups of paths with their split; `unlabelled` ones train without a label."""
+    free = {row for row, split in enumerate(given) if split == UNLABELLED}
+    splits = by_split(["train" if s == UNLABELLED else s for s in given], source)
+    paths, groups = [path[1:] for path in paths], {}
+    for split, rows in splits.items():
+        mine = [row for row in rows if row not in free]
+        found = dict(zip(*_classes(paths, mine, f"{source} [{split}]"), strict=True))
+        groups[split] = (rows, [found.get(row) for row in rows])
+    _say_unlabelled(len(free), source)
+    return groups
+
+
+def _classes(
+    paths: Paths, rows: Sequence[int], source: str
+) -> tuple[list[int], list[str | None]]:
+    """(rows, class of each): the first folder, where every image lies in one."""
+    loose = [row for row in rows if len(paths[row]) == 1]
+    inside = [row for row in rows if len(paths[row]) > 1]
+    free = {row for row in inside if is_unlabelled(paths[row][0])}
+    if loose and inside:
+        rest = f" and {len(loose) - 1:,} more images" if len(loose) > 1 else ""
+        say_once(
+            f"{source}: {spelling(paths[loose[0]][0])}{rest} beside the folders of "
+            f"{len(inside):,} others: no image counts as labelled. For labels, move "
+            "each image into the folder of its class, or away"
+        )
+    if loose or len(free) == len(inside):
+        return list(rows), [None] * len(rows)
+    _say_unlabelled(len(free), source)
+    names = {top: class_name(top) for top in {paths[row][0] for row in rows}}
+    return list(rows), [None if r in free else names[paths[r][0]] for r in rows]
+
+
+def _say_unlabelled(count: int, source: str) -> None:
+    if count:
+        say_once(
+            f"{source}: {count:,} images in a folder called unlabelled are training "
+            "images without a label"
+        )
+
+
+def _named(paths: Paths, source: str, places: Mapping[str, list[str]]) -> Groups:
+    """Groups by the folders that were named for each split."""
+    found: dict[int, str] = {}
+    for split, place in places.items():
+        mine = [row for row, path in enumerate(paths) if _below(path, place)]
+        if not mine:
+            raise DataError(
+                f"{source}: {OPTIONS[split]} {spelling('/'.join(place))}: no image "
+                f"lies in a folder of this name{_there(paths, place)}"
+            )
+        if shared := next((found[row] for row in mine if row in found), None):
+            raise DataError(
+                f"{source}: {OPTIONS[shared]} and {OPTIONS[split]} name images of one "
+                "folder; each image is of one split"
+            )
+        found |= dict.fromkeys(mine, split)
+    rest = [row for row in range(len(paths)) if row not in found]
+    groups: Groups = {}
+    if "train" not in places:  # what is not named is read as ever
+        groups = _rest(paths, rest, source, places)
+    elif rest:
+        say_once(f"{source}: {len(rest):,} images in other folders are left aside")
+    for split, place in places.items():
+        short = [path[len(place) :] for path in paths]
+        rows = [row for row, mine in found.items() if mine == split]
+        groups[split] = _classes(short, rows, f"{source} [{split}]")
+    return groups
+
+
+def _rest(
+    paths: Paths, rows: list[int], source: str, places: Mapping[str, list[str]]
+) -> Groups:
+    if not rows:
+        by_split(list(places), source)
+    left = layout(["/".join(paths[row]) for row in rows], source)
+    for split in set(left) & set(places):
+        raise DataError(
+            f"{source}: {OPTIONS[split]} {spelling('/'.join(places[split]))}, and "
+            f"another folder is named for {split}; name the training images too, with "
+            "--train"
+        )
+    return {
+        split: ([rows[row] for row in mine], classes)
+        for split, (mine, classes) in left.items()
+    }
+
+
+def _place(name: str, paths: Paths) -> list[str]:
+    """The parts of a folder's path; it may leave out a lone folder around everything.
+
+    `.` is the folder that holds the classes.
+    """
+    parts = _nfc(name.replace("\\", "/").split("/"))
+    place = [part for part in parts if part not in ("", ".")]
+    if place and any(_below(path, place) for path in paths):
+        return place
+    inner = _unwrapped(paths)
+    return [*_nfc(paths[0][: len(paths[0]) - len(inner[0])]), *place]
+
+
+def _nfc(parts: list[str]) -> list[str]:
+    return [unicodedata.normalize("NFC", part) for part in parts]
+
+
+def _below(path: list[str], place: list[str]) -> bool:
+    """Whether a file lies in a folder, whatever the Unicode form of its name."""
+    return len(path) > len(place) and _nfc(path[: len(place)]) == place
+
+
+def _there(paths: Paths, place: list[str]) -> str:
+    tops = sorted({path[0] for path in paths if len(path) > 1})
+    shown = ", ".join(spelling(top) for top in tops[:8]) or "none"
+    hint = did_you_mean(place[0] if place else "", tops)
+    return f"{hint} There are: {shown}" + (" …" if len(tops) > 8 else "")
+
+
+def _split_below(paths: Paths) -> Paths | None:
+    """Paths with split and class swapped, where splits stand in every class folder."""
+    if any(len(path) < 3 for path in paths):
+        return None
+    inner = {exact(path[1]) for path in paths}
+    if None in inner or "train" not in inner or len(inner) < 2:
+        return None
+    return [[path[1], path[0], *path[2:]] for path in paths]
+
+
+def _unwrapped(paths: Paths) -> Paths:
+    while _is_wrapper(paths):
+        paths = [path[1:] for path in paths]
+    return paths
+
+
+def _is_wrapper(paths: Paths) -> bool:
     tops = {path[0] for path in paths if len(path) > 1}
     if len(tops) != 1 or any(len(path) == 1 for path in paths):
         return False
     (top,) = tops
     # Below a lone `train` or `test` everything is one set; any other lone folder is a
     # class, unless there are folders in it for all images.
-    return top.lower() in SPLITS or all(len(path) > 2 for path in paths)
+    return is_word(top) or all(len(path) > 2 for path in paths)

@@ -10,8 +10,10 @@ from afterimage.data.header import MAX_SAMPLES
 from afterimage.data.images import open_folder, open_zip
 from afterimage.data.samples import parse_range
 from afterimage.data.sets import Splits
+from afterimage.data.split_names import OPTIONS
 from afterimage.data.table import open_csv
 from afterimage.errors import UserError, did_you_mean
+from afterimage.reading import ReadingOptions
 
 OnBadImage = Literal["fail", "skip"]
 
@@ -36,6 +38,8 @@ def open_data(
     on_bad_image: OnBadImage = "fail",
     cache: bool = True,
     tasks: Sequence[str] = (),
+    reading: ReadingOptions | None = None,
+    strict: bool = True,
 ) -> Splits:
     """The splits that `spec` names: `digits`, `tfds:NAME`, `folder:PATH`, `zip:PATH`, …
 
@@ -47,9 +51,12 @@ def open_data(
     images; None is the range of their type. 8-bit images are left alone.
     `on_bad_image` "skip" leaves out files that are no image and lists them in
     `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks` names further
-    labels to read, which only npz and csv files have. Raises UserError
-    for a spec that means nothing and DataError for data that does not fit it.
+    labels to read, which only npz and csv files have. `reading` says what
+    names of folders and cells of tables mean; not `strict`, the folders that it names
+    for splits need not be there. Raises UserError for a spec that means nothing and
+    DataError for data that does not fit it.
     """
+    reading = reading or ReadingOptions()
     kind, _, rest = spec.partition(":")
     if kind not in SOURCES or bool(rest) != bool(SOURCES[kind][0]):
         raise UserError(_unknown(spec, kind))
@@ -68,6 +75,12 @@ def open_data(
             "in a table with a column a task, csv:PATH, or give an npz file with the "
             "labels of each, e.g. y_train_NAME beside x_train"
         )
+    if reading.split_folders and strict and kind not in ("folder", "zip", "csv"):
+        options = ", ".join(OPTIONS[split] for split in reading.split_folders)
+        raise UserError(
+            f"{options}: {spec} has no folders; these name "
+            "folders of folder: and zip:, or values in the column split of csv:"
+        )
     return SOURCES[kind][1](
         rest,
         image_size=image_size,
@@ -75,6 +88,8 @@ def open_data(
         value_range=parse_range(value_range),
         on_bad_image=on_bad_image,
         cache=cache,
+        reading=reading,
+        strict=strict,
         **({"tasks": tasks} if tasks else {}),
     )
 

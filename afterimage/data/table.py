@@ -1,94 +1,155 @@
 """`csv:PATH`: images listed in a table, with their labels, split and further tasks."""
 
-import collections
-import csv
-import io
+import os
 import pathlib
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.data.files import OnDisk
+from afterimage.data.decode import NotAnImage
+from afterimage.data.files import OnDisk, check_size
 from afterimage.data.images import image_sets
-from afterimage.data.layout import SPLITS, by_split
+from afterimage.data.labels import named
+from afterimage.data.layout import by_split
 from afterimage.data.sets import Splits
+from afterimage.data.split_names import OPTIONS, exact
+from afterimage.data.table_rows import Table, listed, no_columns, read_table
 from afterimage.errors import DataError
+from afterimage.names import spelling
+from afterimage.notes import say_once
+from afterimage.reading import ReadingOptions
 
-IMAGE, LABEL, SPLIT = "image", "label", "split"
 
-
-def open_csv(path: str, *, tasks: Sequence[str] = (), **options: Any) -> Splits:
+def open_csv(
+    path: str,
+    *,
+    tasks: Sequence[str] = (),
+    reading: ReadingOptions,
+    strict: bool,
+    **options: Any,
+) -> Splits:
     """Images named in column `image`, from the table's own folder on.
 
     Column `label` holds class names, `split` train, validation or test; both may be
-    left out. Any further column holds the labels of a task. An empty cell is an image
-    without a label. Commas, semicolons or tabs part the cells; the text is UTF-8. A
-    task without a column has no labels. Raises DataError for a table that is none.
+    left out, and each has synonyms (`SYNONYMS`). Any further column holds the labels of
+    a task. An empty cell is an image without a label. A task without a column has no
+    labels. Raises DataError for a table that is none, an image that is listed twice,
+    and one outside the folder without `reading.outside_images`.
     """
-    source = f"csv:{path}"
-    columns = _columns(pathlib.Path(path).expanduser(), source)
-    files = OnDisk(pathlib.Path(path).expanduser().parent, columns[IMAGE])
-    more = {task: columns[task] for task in tasks if task in columns}
+    source = f"csv:{spelling(path)}"
+    where = pathlib.Path(os.path.expanduser(path))
+    table = read_table(
+        _content(where, source), source, json_lines=path.lower().endswith(".jsonl")
+    )
+    column = table.named("image", source, tasks)
+    if column is None:
+        raise DataError(no_columns(source, table.columns))
+    table, splits = _chosen(table, source, tasks, reading, strict)
+    label = table.named("label", source, tasks)
+    names = _names(table, column, label, source, reading.outside_images)
+    classes = {
+        name: named(table.columns[name], f"{source}, column {name}", reading)
+        for name in (label, *tasks)
+        if name is not None and name in table.columns
+    }
+    labels = [None] * len(names) if label is None else classes[label]
     return image_sets(
-        files,
+        OnDisk(where.parent, names),
         source,
-        _groups(columns, source),
-        tasks={task: [c or None for c in cells] for task, cells in more.items()},
+        {
+            split: (rows, [labels[row] for row in rows])
+            for split, rows in by_split(splits, source).items()
+        },
+        tasks={task: classes[task] for task in tasks if task in classes},
         **options,
     )
 
 
-def _columns(where: pathlib.Path, source: str) -> dict[str, list[str]]:
-    """{column: its cells}, all of one length; every problem of the rows at once."""
-    if not where.is_file():
+def _content(where: pathlib.Path, source: str) -> bytes:
+    if not os.path.isfile(where):
         raise DataError(f"{source}: there is no such file")
     try:
-        text = where.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} is not a UTF-8 text ({error})") from error
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    lines = csv.reader(io.StringIO(text), delimiter=delimiter)
-    rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if row]
-    head = rows[0][1] if rows else []
-    if IMAGE not in head or len(set(head)) < len(head):
-        raise DataError(
-            f"{source}: the first line is {first.strip()!r}; expected names of "
-            "columns, each once, among them `image`; and `label`, `split` where there "
-            "are such"
-        )
-    rows = rows[1:]
-    column = head.index(IMAGE)
-    whole = [(number, row) for number, row in rows if len(row) == len(head)]
-    seen = collections.Counter(row[column] for _, row in whole)
-    problems = [
-        f"line {number} has {len(row)} cells, the first line {len(head)}"
-        for number, row in rows
-        if len(row) != len(head)
-    ]
-    problems += [f"line {n} names no image" for n, row in whole if not row[column]]
-    problems += [f"{name} stands in {n} lines" for name, n in seen.items() if n > 1]
-    if problems or not rows:
-        raise DataError(_listed(problems or ["no image is listed"], source))
-    return {name: [row[i] for _, row in rows] for i, name in enumerate(head)}
+        check_size(where.stat().st_size)
+        return where.read_bytes()
+    except (OSError, NotAnImage) as error:
+        raise DataError(f"{source} cannot be read ({error})") from error
 
 
-def _groups(
-    columns: dict[str, list[str]], source: str
-) -> dict[str, tuple[list[int], list[str | None]]]:
-    """{split: (rows, class name of each)}."""
-    count = len(columns[IMAGE])
-    given = columns.get(SPLIT, ["train"] * count)
-    wrong = sorted({name for name in given if name.lower() not in SPLITS})
+def _names(
+    table: Table, column: str, label: str | None, source: str, outside: bool
+) -> list[str]:
+    """The images' paths as they are opened; every problem of the rows at once."""
+    cells = table.columns[column]
+    problems, first = [], {}
+    for row, cell in enumerate(cells):
+        line, name = table.lines[row], posixpath.normpath(cell)
+        if not cell:
+            problems.append(f"line {line} names no image")
+        elif "\0" in cell:
+            problems.append(f"line {line}: a NUL in the path {spelling(cell)}")
+        elif not outside and (name.startswith(("/", "../")) or name == ".."):
+            problems.append(
+                f"line {line}: {spelling(cell)} lies outside the table's folder; "
+                "--outside-images allows it"
+            )
+        elif name in first:
+            problems.append(_twice(table, first[name], row, name, label))
+        first.setdefault(name, row)
+    if problems or not cells:
+        raise DataError(listed(problems or ["no image is listed"], source))
+    # Only what cannot change the file: `a/../b` may lead elsewhere through a link.
+    return [c if ".." in c.split("/") else posixpath.normpath(c) for c in cells]
+
+
+def _twice(table: Table, one: int, other: int, name: str, label: str | None) -> str:
+    lines = f"{table.lines[one]} and {table.lines[other]}"
+    text = f"{spelling(name)} stands in 2 lines, {lines}"
+    cells = ["", ""] if label is None else table.columns[label]
+    if label is not None and cells[one] != cells[other]:
+        text += f", as {spelling(cells[one])} and as {spelling(cells[other])}"
+    return text
+
+
+def _chosen(
+    table: Table,
+    source: str,
+    tasks: Sequence[str],
+    reading: ReadingOptions,
+    strict: bool,
+) -> tuple[Table, list[str]]:
+    """The rows that are used, and the split of each."""
+    column = table.named("split", source, tasks)
+    cells = ["train"] * len(table.lines) if column is None else table.columns[column]
+    given, values = reading.split_folders, set(cells)
+    if given and (strict or values & set(given.values())):
+        _check_given(given, column, values, source)
+        meaning = {value: split for split, value in given.items()}
+        rows = [row for row, cell in enumerate(cells) if cell in meaning]
+        if len(rows) < len(cells):
+            say_once(
+                f"{source}: {len(cells) - len(rows):,} images of other splits are left "
+                "aside"
+            )
+        return table.rows(rows), [meaning[cells[row]] for row in rows]
+    wrong = sorted(value for value in values if exact(value) is None)
     if wrong:
         raise DataError(
-            f"{source}: column split holds {', '.join(map(repr, wrong[:5]))}; expected "
-            "train, validation or test in each line"
+            f"{source}: column {column} holds {', '.join(map(spelling, wrong[:5]))}; "
+            "expected train, validation or test in each line, or say with "
+            f"{', '.join(OPTIONS.values())} which value is what"
         )
-    splits = by_split([SPLITS[name.lower()] for name in given], source)
-    labels = [cell or None for cell in columns.get(LABEL, [""] * count)]
-    return {name: (rows, [labels[r] for r in rows]) for name, rows in splits.items()}
+    return table, [str(exact(cell)) for cell in cells]
 
 
-def _listed(problems: list[str], source: str) -> str:
-    more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-    return f"{source}:\n  " + "\n  ".join(problems[:10]) + more
+def _check_given(
+    given: Mapping[str, str], column: str | None, values: set[str], source: str
+) -> None:
+    for split, value in given.items():
+        if column is None:
+            why = "the table has no column split"
+        elif value not in values:
+            there = ", ".join(map(spelling, sorted(values)[:8]))
+            why = f"no cell of column {column} holds it. There are: {there}"
+        else:
+            continue
+        raise DataError(f"{source}: {OPTIONS[split]} {spelling(value)}: {why}")

@@ -1,9 +1,12 @@
 """Settings both stages share, as mixins of flat, frozen, documented dataclasses."""
 
 import dataclasses
+import os
 from typing import Literal
 
 from afterimage.errors import UserError
+from afterimage.names import is_utf8, spelling
+from afterimage.reading import ReadingOptions
 
 Augmentation = Literal[
     "none",
@@ -20,7 +23,7 @@ Augmentation = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Which images, at which size."""
 
     data: str
@@ -66,7 +69,10 @@ class DataOptions:
             except UserError as error:
                 found.append(str(error))
         if not 0 <= self.validation < 1:
-            found.append(f"validation={self.validation}: a share in [0, 1)")
+            found.append(
+                f"validation={self.validation}: a share in [0, 1) (a folder of "
+                "validation images is --validation-folder)"
+            )
         return found
 
 
@@ -217,6 +223,11 @@ class RunOptions:
                 found.append(f"{name}={getattr(self, name)}: at least 1")
         if self.keep_best < 0:
             found.append(f"keep_best={self.keep_best}: at least 0")
+        place = os.path.abspath(self.out)
+        if not is_utf8(place):
+            found.append(
+                f"out={spelling(place)}: checkpoints need a path in UTF-8; name another"
+            )
         return found
 
     def cadence(self, total: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """A sequence of tasks: which classes, which images, which outputs."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,7 +97,8 @@ def make_tasks(config: FinetuneConfig, names: tuple[str, ...]) -> Tasks:
     Raises UserError, with everything at once, for unknown classes, classes in two
     tasks, tasks of one class, fewer than two tasks.
     """
-    groups = [tuple(n.strip() for n in task.split(",")) for task in config.sequence]
+    given = [unicodedata.normalize("NFC", task) for task in config.sequence]
+    groups = [tuple(n.strip() for n in task.split(",")) for task in given]
     flat = [name for group in groups for name in group]
     problems = [
         f"{name!r} is no class of the data{did_you_mean(name, names)}"

@@ -1,0 +1,122 @@
+"""Which names of folders and of table cells mean train, validation or test."""
+
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from afterimage.errors import DataError
+from afterimage.names import spelling
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+OPTIONS = {
+    "train": "--train",
+    "validation": "--validation-folder",
+    "test": "--test",
+}
+UNLABELLED = "unlabelled"
+ASK = "validation or test"  # the two are equally common meanings of `eval`
+_WORDS = {
+    **SPLITS,
+    "eval": ASK,
+    "evaluation": ASK,
+    "unlabeled": UNLABELLED,
+    "unlabelled": UNLABELLED,
+}
+_ONE = "|".join(sorted(_WORDS, key=len, reverse=True))
+# train2017, test_images, val-set; and seg_train, where others go with it.
+_PLAIN = re.compile(rf"({_ONE})(?:[ _-]?(?:set|data|images?|imgs|[0-9]))*")
+_PREFIXED = re.compile(rf"(.+[_-])({_ONE})(?:[_-]?[0-9]+)?")
+
+
+def exact(name: str) -> str | None:
+    """The split that a name is, word for word in any case; None where it is none."""
+    return SPLITS.get(_key(name))
+
+
+def is_word(name: str) -> bool:
+    """Whether a name is one of a split's, or `unlabelled`."""
+    return _key(name) in _WORDS
+
+
+def is_unlabelled(name: str) -> bool:
+    """Whether images in a folder of this name are to have no label."""
+    found = _PLAIN.fullmatch(_key(name))
+    return found is not None and _WORDS[found[1]] == UNLABELLED
+
+
+def meanings(names: Iterable[str]) -> dict[str, str]:
+    """{name: its split, `unlabelled`, or ASK}, of those named for one."""
+    names, found = sorted(names), {}
+    prefixes: dict[str, dict[str, str]] = {}
+    for name in names:
+        if plain := _PLAIN.fullmatch(_key(name)):
+            found[name] = _WORDS[plain[1]]
+        elif prefixed := _PREFIXED.fullmatch(_key(name)):
+            prefixes.setdefault(prefixed[1], {})[name] = _WORDS[prefixed[2]]
+    plain = dict(found)
+    for prefix, some in prefixes.items():
+        # A `bullet_train` alone is a class; beside `bullet_test` it is a split.
+        kin = sum(_key(name).startswith(prefix) for name in names)
+        others = {
+            s for p, more in prefixes.items() if p != prefix for s in more.values()
+        }
+        others |= set(plain.values())
+        if kin > 1 or others - set(some.values()):
+            found |= some
+    return found
+
+
+def check_clear(
+    source: str, meaning: Mapping[str, str], odd: Sequence[str], loose: Sequence[str]
+) -> None:
+    """Raise DataError where folders named for splits leave open what is what.
+
+    `odd` are the folders beside them that are named for none, `loose` the images.
+    """
+    named = {name: split for name, split in meaning.items() if split != UNLABELLED}
+    splits = list(named.values())
+    twice = [n for n, s in named.items() if s != ASK and splits.count(s) > 1]
+    asked = [name for name, split in named.items() if split == ASK]
+    problems = [f"{spelling(name)} may be {ASK}" for name in asked]
+    if twice:
+        problems.append(f"{_listed(twice)} are named for one split")
+    if odd or loose:
+        they = "are named for splits" if len(named) > 1 else "is named for a split"
+        them = "are not" if len(odd) + len(loose) > 1 else "is not"
+        beside = [f"the folder {spelling(name)}" for name in odd[:5]]
+        beside += [f"{len(odd) - 5:,} more folders"] * (len(odd) > 5)
+        beside += [f"the image {spelling(name)}" for name in loose[:1]]
+        beside += [f"{len(loose) - 1:,} more images"] * (len(loose) > 1)
+        problems.append(f"{_listed(named)} {they}, and {' and '.join(beside)} {them}")
+    if not problems:
+        return
+    known = {split: name for name, split in named.items() if name not in twice}
+    wanted = {"train", *known} | ({"test"} if asked else set())
+    example = " ".join(
+        f"{option} {shlex.quote(spelling(known.get(split, 'FOLDER')))}"
+        for split, option in OPTIONS.items()
+        if split in wanted
+    )
+    raise DataError(
+        f"{source}: {'; '.join(problems)}. Say which folder is what, for example "
+        f"{example} (also {', '.join(OPTIONS.values())}; other folders are left "
+        "aside), or --train . where each folder is a class"
+    )
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(spelling(name) for name in names)

@@ -1,0 +1,83 @@
+r"""Names from outside (files, classes, columns): one spelling, safe to store and show.
+
+A file's name is any bytes but NUL and `/`, in some Unicode form or in none. Files are
+opened by that raw name. All else (ids, class names, messages, reports, artefacts) has
+its spelling: bytes that are not UTF-8, control characters and characters that turn the
+direction of text are written as `\xe9`, `\x1b` or `\u202e`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# Controls, surrogates (bytes that are not UTF-8: Python's surrogateescape), separators
+# of lines, and what turns the direction of text around it.
+_UNSAFE = re.compile(
+    r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_ESCAPED = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones count too
+
+
+def spelling(name: str) -> str:
+    r"""How a raw name is stored and shown; two raw names never share one.
+
+    A name that already reads like an escape has its backslashes doubled.
+    """
+    if _ESCAPED.search(name) or ("\\" in name and _UNSAFE.search(name)):
+        name = name.replace("\\", "\\\\")
+    return printable(name)
+
+
+def class_name(name: str) -> str:
+    """The spelling of a class or column: in Unicode's composed form (NFC) too.
+
+    macOS writes é as e and an accent; both are one class.
+    """
+    return spelling(unicodedata.normalize("NFC", name))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` without a character that could break a line or steer a terminal.
+
+    Characters in `keep` (a newline between messages, say) stay.
+    """
+    return _UNSAFE.sub(lambda found: _escape(found[0], keep), text)
+
+
+def _escape(character: str, keep: str) -> str:
+    if character in keep:
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a raw name is UTF-8: libraries that are not Python may need it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def spreadsheet_cell(value: object) -> str:
+    """A value for a cell of a CSV file that no spreadsheet will run as a formula.
+
+    Numbers stay numbers. Text that begins like a formula gets an apostrophe before it,
+    which is how spreadsheets mark a text (OWASP, CSV Injection).
+    """
+    if isinstance(value, int | float):
+        return str(value)
+    text = printable(str(value))
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of different names that differ in case or in spaces alone."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
