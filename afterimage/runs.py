@@ -1,11 +1,13 @@
 """A run folder: one writer, one configuration, everything the run leaves behind."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,18 +17,18 @@ from jaxtyping import UInt8
 import afterimage
 from afterimage import runtime
 from afterimage.data.sets import BadImage
-from afterimage.errors import UserError
+from afterimage.errors import DiskError, UserError
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 from checkpoints import processes
+from checkpoints.files import disk_fault, is_partial, replace_file
 from checkpoints.lock import RunLock
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Atomic: the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=2, default=str) + "\n"
+    replace_file(path, text.encode())
 
 
 def write_png(
@@ -37,17 +39,17 @@ def write_png(
 
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own first: a reader never sees half a picture.
-    partial = path.with_suffix(".partial")
-    Image.fromarray(picture).save(partial, format="PNG", optimize=True)
-    return partial.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return replace_file(path, buffer.getvalue())
 
 
 class Run:
     """An opened run folder; a context manager that holds its lock.
 
     Opening a folder with checkpoints of another configuration is refused with the
-    difference, one that another process writes to is refused with its name.
+    difference, one that another process writes to is refused with its name. What a
+    full, read-only or failing disk does while it is open ends as a DiskError.
     """
 
     def __init__(
@@ -69,11 +71,28 @@ class Run:
 
         To be asked before the data are opened, which may take long.
         """
-        self._first_alone(self._refuse_others)
+        with self._disk():
+            self._first_alone(self._refuse_unwritable)
+            self._first_alone(self._refuse_others)
 
     def __enter__(self) -> "Run":
-        self._first_alone(self._open)
+        with self._disk():
+            self._first_alone(self._open)
         return self
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A disk's error inside ends as a DiskError that names this folder."""
+        try:
+            yield
+        except OSError as error:
+            fault = disk_fault(error)
+            if fault is None:
+                raise
+            raise DiskError(
+                f"out={self.path}: {fault} What was saved before is untouched; the "
+                "same command continues from there"
+            ) from error
 
     def _first_alone(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
@@ -90,14 +109,27 @@ class Run:
         if self.first:
             processes.from_first(1)
 
-    def _open(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+    def _refuse_unwritable(self) -> None:
+        """UserError where the folder cannot be made, or nothing written into it."""
+        if not self.first:
+            return
+        place = self.path.absolute()
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
             raise UserError(
-                f"out={self.path}: cannot make this folder ({error.strerror}); "
-                "name one that can be written to"
-            ) from error
+                f"out={self.path}: cannot make this folder, since {place} is no "
+                "folder; name another place"
+            )
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"out={self.path}: {place} cannot be written to (read-only, or not "
+                "yours); make it writable, or name another place"
+            )
+
+    def _open(self) -> None:
+        self._refuse_unwritable()
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self.path) if self.first else None
         if self._lock is not None:
             self._lock.__enter__()
@@ -116,10 +148,18 @@ class Run:
                 self._lock.__exit__(None, None, None)
             raise
 
-    def __exit__(self, *exc: object) -> None:
-        self.metrics.close()
-        if self._lock is not None:
-            self._lock.__exit__(None, None, None)
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        with self._disk():
+            try:
+                self.metrics.close()
+            except OSError:
+                if error is None:  # what went wrong first is what is told
+                    raise
+            finally:
+                if self._lock is not None:
+                    self._lock.__exit__(None, None, None)
+            if isinstance(error, OSError):
+                raise error
 
     @property
     def pictures(self) -> pathlib.Path:
@@ -142,11 +182,12 @@ class Run:
         stored = self._stored()
         if stored is None:
             found = self.path.iterdir() if self.path.is_dir() else ()
-            others = sorted({p.name for p in found} - {"lock", ".lock"})
+            names = {p.name for p in found} - {"lock", ".lock"}
+            others = sorted(name for name in names if not is_partial(name))
             if others and self.first:
-                names = ", ".join(others[:5])
+                shown = ", ".join(others[:5])
                 raise UserError(
-                    f"out={self.path} holds other files ({names}) and no config.json: "
+                    f"out={self.path} holds other files ({shown}) and no config.json: "
                     "not a run folder. Name a new or empty folder"
                 )
             return
@@ -243,7 +284,7 @@ class Run:
         )
         if self.first:
             lines = [f"{bad.path}\t{bad.reason}\n" for bad in skipped]
-            path.write_text("".join(lines))
+            replace_file(path, "".join(lines).encode())
 
 
 def _defaults(config: Any) -> dict[str, Any]:

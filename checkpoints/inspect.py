@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoints import classifier, encoder, files, lock, manifest, steps, tensors
-from checkpoints.errors import CheckpointError, UsageError
+from checkpoints.errors import UsageError
 from checkpoints.manifest import Finding
 
 _Path = str | os.PathLike[str]
@@ -229,9 +229,8 @@ def prune(
             try:
                 steps.delete(place, step)
             except OSError as error:
-                raise CheckpointError(
-                    f"step {step} was not deleted: {error}"
-                ) from error
+                fault = files.disk_fault(error) or str(error)
+                raise UsageError(f"step {step} was not deleted: {fault}") from error
     return Pruned(sorted(kept), deleted, untouched, freed, dry_run)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
 from afterimage.report import logged, write_report
 from afterimage.runs import Run
+from checkpoints.files import replace_file
 from finetune.config import FinetuneConfig
 
 _MEASURES = {
@@ -146,7 +147,7 @@ def write_run_report(
                 headline[f"{name} {task} accuracy (95 % interval)"] = value
                 more = _grids(reports[name])
                 grids |= {f"{task}: {title}": grid for title, grid in more.items()}
-        (run.path / "confusion.md").write_text(report_text(scored))
+        replace_file(run.path / "confusion.md", report_text(scored).encode())
     if "distillation" in results:
         grids["Teacher and student"] = distillation_grid(results["distillation"])
     curves = {**more_curves, **_curves(run.metrics.rows)}
