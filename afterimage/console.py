@@ -49,17 +49,14 @@ def prepare() -> None:
     terminal lacks is escaped. Streams that a caller in Python replaced stay.
     """
     # In this order each takes the lowest free number: its own.
-    for number, name, mode in (
-        (0, "stdin", "r"),
-        (1, "stdout", "w"),
-        (2, "stderr", "w"),
-    ):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
     sys.stdout = _replaced(sys.stdout, 1)
     sys.stderr = _replaced(sys.stderr, 2)
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from afterimage.cli import parse
 from afterimage.errors import UserError
+from afterimage.fields import field_problems
+from afterimage.training.options import check
 
 DESCRIPTION = """Score a run on labelled images.
 
@@ -96,6 +98,7 @@ class EvaluateConfig:
     """Keep decoded images of folders and archives on disk for the next pass."""
 
     def __post_init__(self):
+        check(field_problems(self))
         wrong = []
         if not 0 < self.validation < 1:
             wrong.append(f"validation={self.validation}: a share in (0, 1)")

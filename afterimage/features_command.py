@@ -8,7 +8,9 @@ from typing import Literal
 from afterimage.cli import parse
 from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
-from afterimage.errors import DataError
+from afterimage.errors import DataError, UserError
+from afterimage.fields import field_problems
+from afterimage.training.options import check
 
 DESCRIPTION = """The feature vector of every image, into a file.
 
@@ -58,6 +60,11 @@ class FeaturesConfig:
 
     cache: bool = True
     """Keep decoded images of folders and archives on disk for the next pass."""
+
+    def __post_init__(self):
+        check(field_problems(self))
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: at least 1")
 
 
 def features(config: FeaturesConfig) -> int:

@@ -1,6 +1,7 @@
 """The metrics for TensorBoard: a copy of metrics.jsonl that a run can do without."""
 
 import contextlib
+import importlib
 import os
 import pathlib
 import sys
@@ -22,7 +23,6 @@ class TensorBoard:
         self._writer: Any = None
         with self._or_without():
             from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto.event_pb2 import SessionLog
 
             folder.mkdir(parents=True, exist_ok=True)
             # The name has the second, and by these the file is a new one whatever the
@@ -33,15 +33,15 @@ class TensorBoard:
             self._writer = EventsWriter(prefix, filename_suffix=suffix)
             if purge_step is not None:
                 # What an earlier file has from this step on does not count.
-                log = SessionLog(status=SessionLog.START)
-                self._event(purge_step, session_log=log)
+                session = _messages("event").SessionLog
+                self._event(purge_step, session_log=session(status=session.START))
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """The numbers of one step."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        made = [Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()]
-        self._event(step, summary=Summary(value=made))
+        made = _messages("summary").Summary()
+        for tag, value in values.items():
+            made.value.add(tag=tag, simple_value=value)
+        self._event(step, summary=made)
 
     def picture(self, step: int, tag: str, image: Any) -> None:
         """An RGB uint8 [H, W, 3] picture."""
@@ -65,9 +65,9 @@ class TensorBoard:
 
     def _event(self, step: int, **content: Any) -> None:
         if self._writer is not None:
-            from tensorboardX.proto.event_pb2 import Event
-
-            event = Event(step=step, wall_time=time.time(), **content)
+            event = _messages("event").Event(
+                step=step, wall_time=time.time(), **content
+            )
             with self._or_without():
                 self._writer.write_event(event)
 
@@ -85,3 +85,8 @@ class TensorBoard:
                 "metrics.jsonl.",
                 file=sys.stderr,
             )
+
+
+def _messages(name: str) -> Any:
+    """A module of generated classes, which type checkers cannot see into."""
+    return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
