@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afterimage.cli import parse
-from afterimage.errors import UserError
+from afterimage.errors import DiskError, UserError
 from afterimage.fields import field_problems
 from afterimage.training.options import check
+from checkpoints.files import disk_fault, replace_file
 
 DESCRIPTION = """Score a run on labelled images.
 
@@ -155,9 +156,10 @@ def main(
 
 
 def write(file: Path, content: bytes) -> None:
-    """Write a file, folders included; UserError where it cannot be."""
+    """Write a file, folders included; DiskError where it cannot be."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        replace_file(file, content)
     except OSError as error:
-        raise UserError(f"{file} was not written: {error}; choose --out.") from error
+        fault = disk_fault(error) or str(error)
+        raise DiskError(f"out={file} was not written: {fault}") from error

@@ -70,9 +70,9 @@ class FeaturesConfig:
 def features(config: FeaturesConfig) -> int:
     """Write the file that `config` asks for; the number of its rows."""
     from afterimage.encoder import load_encoder
-    from afterimage.export import check_suffix, export_features
+    from afterimage.export import check_place, export_features
 
-    check_suffix(config.out)  # before hours of work
+    check_place(config.out)  # before hours of work
     encoder = load_encoder(config.from_, dtype=config.dtype)
     splits = open_for(
         encoder.preprocessing, config.data, config.on_bad_image, config.cache

@@ -15,7 +15,7 @@ import numpy as np
 
 import afterimage
 from afterimage.data import Preprocessing
-from afterimage.errors import UserError, did_you_mean
+from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from checkpoints import files, tensors
 from checkpoints.encoder import read_encoder, write_encoder
@@ -139,7 +139,11 @@ def export_encoder(
     for name in [name for name in weights if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
-    files.write_bytes(pathlib.Path(out), tensors.encode(weights))
+    try:
+        files.replace_file(pathlib.Path(out), tensors.encode(weights))
+    except OSError as error:
+        fault = files.disk_fault(error) or str(error)
+        raise DiskError(f"out={out} was not written: {fault}") from error
     return config
 
 

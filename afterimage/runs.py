@@ -21,6 +21,8 @@ from afterimage.errors import DiskError, UserError
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 from checkpoints import processes
+from checkpoints.encoder import read_folder
+from checkpoints.errors import CheckpointError
 from checkpoints.files import disk_fault, is_partial, replace_file
 from checkpoints.lock import RunLock
 
@@ -166,6 +168,23 @@ class Run:
         folder = self.path / "pictures"
         folder.mkdir(exist_ok=True)
         return folder
+
+    def missing(
+        self, artefacts: Sequence[str], files: Sequence[str] = ()
+    ) -> tuple[str, ...] | None:
+        """Of what a run leaves at its end, what is not there, or not whole.
+
+        None where nothing is missing: every process gets the same answer, the names
+        are known to the first alone.
+        """
+        found = [name for name in files if not (self.path / name).is_file()]
+        for name in artefacts:
+            try:
+                read_folder(self.path / name, name)
+            except CheckpointError:
+                found.append(name)
+        lost = tuple(found) if self.first else ()
+        return lost if processes.from_first(len(lost)) else None
 
     def _stored(self) -> dict[str, Any] | None:
         path = self.path / "config.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
 from afterimage.report import logged, write_report
-from afterimage.runs import Run
+from afterimage.runs import Run, write_json
 from checkpoints.files import replace_file
 from finetune.config import FinetuneConfig
 
@@ -17,6 +17,9 @@ _MEASURES = {
     "macro_f1": "macro-F1",
     "calibration_error": "calibration error",
 }
+
+
+_RESULTS = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +43,7 @@ class FinetuneResult:
     ) -> "FinetuneResult":
         """The result of a run folder, from its results.json where not given."""
         if results is None:
-            stored: Mapping[str, Any] = json.loads(
-                (run.path / "results.json").read_text()
-            )
+            stored: Mapping[str, Any] = json.loads((run.path / _RESULTS).read_text())
         else:
             stored = results
         return cls(
@@ -101,6 +102,27 @@ class FinetuneResult:
             f"report      {self.report}",
         ]
         return "\n".join(lines)
+
+
+def write_results(run: Run, results: dict[str, Any]) -> None:
+    """results.json, last of all: its presence says that the run is complete.
+
+    It lists the files that must stand beside it (`files`).
+    """
+    names = [n for n in ("report.html", "confusion.md") if (run.path / n).is_file()]
+    pictures = sorted((run.path / "pictures").glob("*.png"))
+    results["files"] = [*names, *(f"pictures/{path.name}" for path in pictures)]
+    write_json(run.path / _RESULTS, results)
+
+
+def missing(run: Run) -> tuple[str, ...] | None:
+    """What a run that has all its steps still lacks; None where it is complete."""
+    artefacts = ["encoder", "classifier"]
+    try:
+        files = [str(f) for f in json.loads((run.path / _RESULTS).read_text())["files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))
+    return run.missing(artefacts, files)
 
 
 def highlights(results: Mapping[str, Any]) -> dict[str, str]:

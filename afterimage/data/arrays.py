@@ -1,5 +1,6 @@
 """Data that is already arrays: `npz:PATH` and `synthetic:HxWxC`."""
 
+import math
 import pathlib
 import re
 import zipfile
@@ -16,6 +17,8 @@ from afterimage.errors import DataError, UserError
 _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
+_MOST_BYTES = 2**31
+"""Synthetic images are made in memory: so much of it at most."""
 _KEYS = {
     "train": [("x_train", "y_train"), ("images", "labels")],
     "validation": [("x_val", "y_val"), ("x_valid", "y_valid")],
@@ -165,6 +168,13 @@ def open_synthetic(
         raise UserError(
             f"synthetic:{size} is not a size; expected synthetic:HxWxC, for example "
             "synthetic:32x32x3"
+        )
+    if max(map(len, match.groups())) > 6 or (
+        math.prod(map(int, match.groups())) * (_TRAIN + _TEST) > _MOST_BYTES
+    ):
+        raise UserError(
+            f"synthetic:{size} does not fit into memory: {_TRAIN + _TEST:,} images may "
+            f"take {_MOST_BYTES:,} bytes in all, e.g. synthetic:512x512x3"
         )
     height, width, depth = map(int, match.groups())
     names = tuple(f"{180 * k // _CLASSES} degrees" for k in range(_CLASSES))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from afterimage.report import logged
-from afterimage.runs import Run, write_json
+from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
@@ -18,7 +18,7 @@ from finetune.continual.parts import REPLAY, ContinualParts
 from finetune.results import outline
 from finetune.running import Program
 from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_run_report
+from finetune.summary import FinetuneResult, write_results, write_run_report
 
 
 class ContinualProgram(Program):
@@ -90,7 +90,7 @@ class ContinualProgram(Program):
     def table(self) -> tuple[Float[np.ndarray, "t t"], Float[np.ndarray, " t"] | None]:
         """(R, b): accuracy after each task, and before the first, from metrics.jsonl.
 
-        Joint training has the last row alone.
+        Joint training has the last row alone; lines that are lost were not measured.
         """
         parts, count = self.parts, len(self.parts.tasks)
         at = {
@@ -101,8 +101,10 @@ class ContinualProgram(Program):
         accuracy = np.full((count, count), np.nan)
         phases = len(parts.rows)
         for index in range(phases):
-            accuracy[count - phases + index] = at[parts.stage.start(index + 1)]
-        before = np.array(at[0]) if parts.tasks.per_task else None
+            row = at.get(parts.stage.start(index + 1))
+            if row is not None:
+                accuracy[count - phases + index] = row
+        before = np.array(at[0]) if parts.tasks.per_task and 0 in at else None
         return accuracy, before
 
     def finish(self, state: State, store: Store) -> FinetuneResult:
@@ -142,6 +144,5 @@ class ContinualProgram(Program):
                     "Test accuracy after each task": (["after", *tasks], lines)
                 },
             )
-            # Last: its presence says that the run is complete.
-            write_json(run.path / "results.json", results)
+            write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
