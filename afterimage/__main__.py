@@ -83,14 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow, where TFDS brings it in, must be quiet about accelerators.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return exit_code(lambda: _dispatch(arguments))
-    except KeyboardInterrupt:
-        print("\nStopped at once; what was saved before stands.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `afterimage … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_code(lambda: _dispatch(arguments))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 from tyro.conf import Positional, subcommand
 
+from afterimage.fields import field_problems
 from afterimage.names import printable
+from afterimage.training.options import check
 from checkpoints import inspect
 from checkpoints.errors import CheckpointError
 
@@ -100,6 +102,7 @@ def main(argv: Sequence[str], *, prog: str = "afterimage checkpoints") -> None:
         args=list(argv),
         description="What a run has saved: list, show, verify, prune; known encoders.",
     )
+    check(field_problems(choice))
     if isinstance(choice, Import | Export):
         _convert(choice)
     elif isinstance(choice, List):

@@ -1,9 +1,9 @@
 """From a command line to a stage's configuration: presets first, then settings."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
-import io
 import itertools
 import os
 import sys
@@ -13,9 +13,11 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from afterimage.errors import AfterimageError, UserError, did_you_mean
+from afterimage import console
+from afterimage.errors import AfterimageError, DiskError, UserError, did_you_mean
 from afterimage.names import printable
 from checkpoints.errors import CheckpointError
+from checkpoints.files import disk_fault
 
 Config = TypeVar("Config")
 
@@ -119,24 +121,55 @@ def parse(
 def exit_code(command: Callable[[], object]) -> int:
     """Runs a command; errors a user can act on are a message and their own code.
 
-    0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved,
-    141 nobody reads the output any more (`| head`); anything else is our fault and
-    keeps its traceback.
+    0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved, 130
+    stopped at once, 141 nobody reads the output any more (`| head`); anything else is
+    our fault and keeps its traceback.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path may hold what the terminal's encoding does not.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    console.prepare()
     try:
-        try:
-            command()
-        finally:
-            sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
+        code = _run(command)
+        sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # not a real one
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
+    lost = console.lost_output()
+    if lost is not None and code == 0:
+        print(
+            f"The work is done, but some of its output is lost: {lost.strerror} on "
+            "standard output.",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
+    return code
+
+
+def _run(command: Callable[[], object]) -> int:
+    try:
+        command()
     except (AfterimageError, CheckpointError) as error:
         print(printable(str(error), keep="\n\t"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        print(fault, file=sys.stderr)
+        return DiskError.exit_code
+    except MemoryError as error:
+        print(
+            f"This machine's memory, or the part of it that this process may use, is "
+            f"not enough{f' ({error})' if str(error) else ''}. Try a smaller "
+            "--batch-size or --image-size, or allow more (ulimit -v, the job's limit).",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
+    except KeyboardInterrupt:
+        print("\nStopped at once; what was saved before stands.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -24,6 +24,13 @@ class DataError(UserError):
     """Data that is missing, broken, or not what its name promised."""
 
 
+class DiskError(UserError):
+    """A file or folder that cannot be read or written: the disk's fault, or a right's.
+
+    `checkpoints.files.disk_fault` says which errors of the system these are.
+    """
+
+
 class Diverged(AfterimageError):
     """Several steps in a row were not finite; the last good checkpoint stands."""
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afterimage.cli import parse
-from afterimage.errors import UserError
+from afterimage.errors import DiskError, UserError
+from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
+from afterimage.training.options import check
 from checkpoints import files, jsons
+from checkpoints.files import disk_fault, replace_file
 
 DESCRIPTION = """Score a run on labelled images.
 
@@ -98,6 +101,7 @@ class EvaluateConfig(ReadingOptions):
     """Keep decoded images of folders and archives on disk for the next pass."""
 
     def __post_init__(self):
+        check(field_problems(self))
         wrong = []
         if not 0 < self.validation < 1:
             wrong.append(f"validation={self.validation}: a share in (0, 1)")
@@ -153,9 +157,10 @@ def main(
 
 
 def write(file: Path, content: bytes) -> None:
-    """Write a file, folders included; UserError where it cannot be."""
+    """Write a file, folders included; DiskError where it cannot be."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        replace_file(file, content)
     except OSError as error:
-        raise UserError(f"{file} was not written: {error}; choose --out.") from error
+        fault = disk_fault(error) or str(error)
+        raise DiskError(f"out={file} was not written: {fault}") from error

@@ -1,18 +1,23 @@
 """Features of whole data sets into a file, streamed: `.parquet`, `.npz` or `.npy`."""
 
 import contextlib
+import glob
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from afterimage.data import ImageSet
 from afterimage.data.progress import Progress
 from afterimage.encoder import Encoder
-from afterimage.errors import UserError
+from afterimage.errors import DiskError, UserError
+from afterimage.fields import place_problems
+from checkpoints.files import disk_fault
+from checkpoints.lock import alive
 
 # Vectors held until they are written as one row group of a Parquet file.
 _ROWS_TOGETHER = 8192
@@ -39,32 +44,54 @@ def export_features(
     The file appears under its name when it is complete, by one rename: killed and
     repeated, it has exactly one row an image. One that stood there is replaced then.
 
-    Raises UserError for another suffix, no images, and a file that cannot be written.
+    Raises UserError for another suffix and no images, DiskError for a place that cannot
+    be written.
     """
-    out = Path(out)
-    make = _writer(out)
+    make, out = _writer(out), Path(out)
     rows, width = sum(map(len, sets.values())), encoder.vector_size(pool)
     if not rows:
         raise UserError("there are no images to take features of.")
     try:
         with _complete_or_absent(out) as partial:
-            writer = make(partial, (rows, width), _labelled(sets))
-            with contextlib.closing(writer), Progress(rows, "features") as progress:
+            with partial.open("wb") as file, Progress(rows, "features") as progress:
+                writer = make(file, (rows, width), _labelled(sets))
                 for part in _rows(encoder, sets, pool, views, batch_size):
                     writer.add(part)
                     progress.add(len(part["vector"]))
+                writer.close()
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{out} was not written: {error}.") from error
+        fault = disk_fault(error) or f"{error}."
+        raise DiskError(
+            f"out={out} was not written: {fault} What was there before is untouched"
+        ) from error
     return rows
 
 
-def check_suffix(out: str | os.PathLike[str]) -> None:
-    """Raises UserError where `out` is nothing that `export_features` can write."""
-    _writer(Path(out))
+def check_place(out: str | os.PathLike[str]) -> None:
+    """Raises UserError where `out` is nothing that `export_features` can write.
+
+    A folder that cannot be written to, or where it could not be made, is one.
+    """
+    _writer(out)
+    place = Path(out).absolute().parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise DiskError(
+            f"out={out}: {place} is no folder that can be written to; name another"
+        )
 
 
-def _writer(out: Path) -> type["ParquetRows"] | type["NpzRows"] | type["NpyRows"]:
+def _writer(
+    out: str | os.PathLike[str],
+) -> type["ParquetRows"] | type["NpzRows"] | type["NpyRows"]:
     kinds = {".parquet": ParquetRows, ".npz": NpzRows, ".npy": NpyRows}
+    problems = place_problems("out", out)
+    if problems:
+        raise UserError(problems[0])
+    out = Path(out)
     if out.suffix.lower() not in kinds:
         raise UserError(
             f"out={out}: features are written as {', '.join(kinds)}; "
@@ -83,27 +110,18 @@ def _labelled(sets: Mapping[str, ImageSet]) -> bool:
 def _complete_or_absent(out: Path) -> Iterator[Path]:
     """A path to write; renamed to `out` at the end, deleted where anything fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for old in out.parent.glob(f".{out.name}.partial-*"):
-        if not _alive(int(old.name.rpartition("-")[2])):
-            old.unlink(missing_ok=True)
+    for old in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        pid = old.name.rpartition("-")[2]
+        if re.fullmatch(r"[0-9]{1,18}", pid) and not alive(int(pid)):
+            with contextlib.suppress(OSError):  # not a file, or not ours
+                old.unlink(missing_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
         partial.replace(out)
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _rows(
@@ -142,7 +160,7 @@ def _rows(
 class ParquetRows:
     """Row groups of a Parquet file."""
 
-    def __init__(self, path: Path, shape: tuple[int, int], labelled: bool):
+    def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -151,9 +169,7 @@ class ParquetRows:
             columns += [("label", pa.int32()), ("class", pa.string())]
         columns.append(("vector", pa.list_(pa.float32(), shape[1])))
         self._schema = pa.schema(columns)
-        # Opened here: Arrow itself takes no path that is not UTF-8.
-        self._sink = path.open("wb")
-        self._file = pq.ParquetWriter(self._sink, self._schema)
+        self._file = pq.ParquetWriter(file, self._schema)
         self._held: list[Any] = []
 
     def add(self, rows: Mapping[str, Any]) -> None:
@@ -170,11 +186,8 @@ class ParquetRows:
             self._write()
 
     def close(self) -> None:
-        try:
-            self._write()
-            self._file.close()
-        finally:
-            self._sink.close()
+        self._write()
+        self._file.close()
 
     def _write(self) -> None:
         import pyarrow as pa
@@ -193,22 +206,22 @@ def _header(file: Any, shape: tuple[int, int]) -> None:
 class NpyRows:
     """The vectors as one NumPy array, written as they come."""
 
-    def __init__(self, path: Path, shape: tuple[int, int], labelled: bool):
-        self._file = path.open("wb")
-        _header(self._file, shape)
+    def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):
+        self._file = file
+        _header(file, shape)
 
     def add(self, rows: Mapping[str, Any]) -> None:
         self._file.write(np.ascontiguousarray(rows["vector"]).data)
 
     def close(self) -> None:
-        self._file.close()
+        pass
 
 
 class NpzRows:
     """An archive of arrays: the vectors as they come, the rest at the end."""
 
-    def __init__(self, path: Path, shape: tuple[int, int], labelled: bool):
-        self._zip = zipfile.ZipFile(path, "w")
+    def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):
+        self._zip = zipfile.ZipFile(file, "w")
         self._file = self._zip.open("vector.npy", "w", force_zip64=True)
         _header(self._file, shape)
         self._rest: dict[str, list[Any]] = {"split": [], "id": []}

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from afterimage.cli import parse
 from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
-from afterimage.errors import DataError
+from afterimage.errors import DataError, UserError
+from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
+from afterimage.training.options import check
 
 if TYPE_CHECKING:
     from afterimage.evaluate_command import EvaluateConfig
@@ -63,13 +65,18 @@ class FeaturesConfig(ReadingOptions):
     cache: bool = True
     """Keep decoded images of folders and archives on disk for the next pass."""
 
+    def __post_init__(self):
+        check(field_problems(self))
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: at least 1")
+
 
 def features(config: FeaturesConfig) -> int:
     """Write the file that `config` asks for; the number of its rows."""
     from afterimage.encoder import load_encoder
-    from afterimage.export import check_suffix, export_features
+    from afterimage.export import check_place, export_features
 
-    check_suffix(config.out)  # before hours of work
+    check_place(config.out)  # before hours of work
     encoder = load_encoder(config.from_, dtype=config.dtype)
     splits = open_for(encoder.preprocessing, config)
     chosen = select(splits, config.split, config.data)

@@ -15,7 +15,7 @@ import numpy as np
 
 import afterimage
 from afterimage.data import Preprocessing
-from afterimage.errors import UserError, did_you_mean
+from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from checkpoints import files, tensors
@@ -144,11 +144,11 @@ def export_encoder(
     for name in [name for name in weights if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
-    out = pathlib.Path(out)
     try:
-        files.write_bytes(out, tensors.encode(weights))
+        files.replace_file(pathlib.Path(out), tensors.encode(weights))
     except OSError as error:
-        raise files.explain(error, f"{out}", out.parent) from error
+        fault = files.disk_fault(error) or str(error)
+        raise DiskError(f"out={out} was not written: {fault}") from error
     return config
 
 

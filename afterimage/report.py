@@ -8,6 +8,7 @@ from typing import Any
 
 from afterimage.chart import Points, line_chart, number
 from afterimage.names import printable
+from checkpoints.files import replace_file
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -87,10 +88,7 @@ def write_report(
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
-    path = pathlib.Path(path)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(path)
+    return replace_file(pathlib.Path(path), page.encode())
 
 
 def logged(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:

@@ -1,12 +1,14 @@
 """A run folder: one writer, one configuration, everything the run leaves behind."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,21 +18,22 @@ from jaxtyping import UInt8
 import afterimage
 from afterimage import runtime
 from afterimage.data.sets import BadImage
-from afterimage.errors import UserError
+from afterimage.errors import DiskError, UserError
 from afterimage.names import printable
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 from checkpoints import jsons, processes, schemas
-from checkpoints.files import shown
+from checkpoints.encoder import read_folder
+from checkpoints.errors import CheckpointError
+from checkpoints.files import disk_fault, is_partial, replace_file, shown
 from checkpoints.lock import RunLock
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Atomic: the file is whole or not there. What is not finite becomes null."""
-    temporary = path.with_name(f".{path.name}.partial")
     value = finite(json.loads(json.dumps(value, default=str)))
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    replace_file(path, text.encode())
 
 
 def finite(value: Any) -> Any:
@@ -50,17 +53,17 @@ def write_png(
 
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own first: a reader never sees half a picture.
-    partial = path.with_suffix(".partial")
-    Image.fromarray(picture).save(partial, format="PNG", optimize=True)
-    return partial.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return replace_file(path, buffer.getvalue())
 
 
 class Run:
     """An opened run folder; a context manager that holds its lock.
 
     Opening a folder with checkpoints of another configuration is refused with the
-    difference, one that another process writes to is refused with its name.
+    difference, one that another process writes to is refused with its name. What a
+    full, read-only or failing disk does while it is open ends as a DiskError.
     """
 
     def __init__(
@@ -82,11 +85,28 @@ class Run:
 
         To be asked before the data are opened, which may take long.
         """
-        self._first_alone(self._refuse_others)
+        with self._disk():
+            self._first_alone(self._refuse_unwritable)
+            self._first_alone(self._refuse_others)
 
     def __enter__(self) -> "Run":
-        self._first_alone(self._open)
+        with self._disk():
+            self._first_alone(self._open)
         return self
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A disk's error inside ends as a DiskError that names this folder."""
+        try:
+            yield
+        except OSError as error:
+            fault = disk_fault(error)
+            if fault is None:
+                raise
+            raise DiskError(
+                f"out={self.path}: {fault} What was saved before is untouched; the "
+                "same command continues from there"
+            ) from error
 
     def _first_alone(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
@@ -103,14 +123,27 @@ class Run:
         if self.first:
             processes.from_first(1)
 
-    def _open(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+    def _refuse_unwritable(self) -> None:
+        """UserError where the folder cannot be made, or nothing written into it."""
+        if not self.first:
+            return
+        place = self.path.absolute()
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
             raise UserError(
-                f"out={self.path}: cannot make this folder ({error.strerror}); "
-                "name one that can be written to"
-            ) from error
+                f"out={self.path}: cannot make this folder, since {place} is no "
+                "folder; name another place"
+            )
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"out={self.path}: {place} cannot be written to (read-only, or not "
+                "yours); make it writable, or name another place"
+            )
+
+    def _open(self) -> None:
+        self._refuse_unwritable()
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self.path) if self.first else None
         if self._lock is not None:
             self._lock.__enter__()
@@ -130,16 +163,41 @@ class Run:
                 self._lock.__exit__(None, None, None)
             raise
 
-    def __exit__(self, *exc: object) -> None:
-        self.metrics.close()
-        if self._lock is not None:
-            self._lock.__exit__(None, None, None)
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        with self._disk():
+            try:
+                self.metrics.close()
+            except OSError:
+                if error is None:  # what went wrong first is what is told
+                    raise
+            finally:
+                if self._lock is not None:
+                    self._lock.__exit__(None, None, None)
+            if isinstance(error, OSError):
+                raise error
 
     @property
     def pictures(self) -> pathlib.Path:
         folder = self.path / "pictures"
         folder.mkdir(exist_ok=True)
         return folder
+
+    def missing(
+        self, artefacts: Sequence[str], files: Sequence[str] = ()
+    ) -> tuple[str, ...] | None:
+        """Of what a run leaves at its end, what is not there, or not whole.
+
+        None where nothing is missing: every process gets the same answer, the names
+        are known to the first alone.
+        """
+        found = [name for name in files if not (self.path / name).is_file()]
+        for name in artefacts:
+            try:
+                read_folder(self.path / name, name)
+            except CheckpointError:
+                found.append(name)
+        lost = tuple(found) if self.first else ()
+        return lost if processes.from_first(len(lost)) else None
 
     def _stored(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
@@ -151,11 +209,12 @@ class Run:
         stored = self._stored()
         if stored is None:
             found = self.path.iterdir() if self.path.is_dir() else ()
-            others = sorted({p.name for p in found} - {"lock", ".lock"})
+            names = {p.name for p in found} - {"lock", ".lock"}
+            others = sorted(name for name in names if not is_partial(name))
             if others and self.first:
-                names = ", ".join(others[:5])
+                shown = ", ".join(others[:5])
                 raise UserError(
-                    f"out={self.path} holds other files ({names}) and no config.json: "
+                    f"out={self.path} holds other files ({shown}) and no config.json: "
                     "not a run folder. Name a new or empty folder"
                 )
             return
@@ -255,7 +314,7 @@ class Run:
             lines = [
                 f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
             ]
-            path.write_text("".join(lines), encoding="utf-8")
+            replace_file(path, "".join(lines).encode())
 
 
 def _defaults(config: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import platform
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,17 @@ import jaxlib.version
 
 
 def cache_dir() -> pathlib.Path:
-    """Where caches live: $AFTERIMAGE_CACHE, else the user's cache folder."""
+    """Where caches are: $AFTERIMAGE_CACHE, else the user's, else a temporary one."""
     explicit = os.environ.get("AFTERIMAGE_CACHE")
     if explicit:
         return pathlib.Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "afterimage"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return pathlib.Path(base) / "afterimage"
+    try:
+        return pathlib.Path.home() / ".cache" / "afterimage"
+    except RuntimeError:  # a user without a home, as in many containers
+        return pathlib.Path(tempfile.gettempdir()) / f"afterimage-{os.getuid()}"
 
 
 # XLA:CPU hands convolutions to a library that runs them on one thread up to 64 output

@@ -5,8 +5,10 @@ they are. Loading reads bytes and JSON: no code of the file is executed, and nei
 nor Orbax is needed.
 """
 
+import glob
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -56,9 +58,11 @@ def write_encoder(
 def _remove_leftovers(final: pathlib.Path) -> None:
     """Delete what a writer of this folder left when it was killed."""
     for kind in ("partial", "replaced"):
-        for path in final.parent.glob(f".{final.name}.{kind}-*"):
+        for path in final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"):
             pid = path.name.rpartition("-")[2]
-            if pid.isdigit() and (int(pid) == os.getpid() or not lock.alive(int(pid))):
+            if re.fullmatch("[0-9]{1,18}", pid) and (
+                int(pid) == os.getpid() or not lock.alive(int(pid))
+            ):
                 shutil.rmtree(path, ignore_errors=True)
 
 

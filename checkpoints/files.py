@@ -118,6 +118,26 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_file(path: pathlib.Path, data: bytes) -> pathlib.Path:
+    """Write a file whole or not at all: under another name first, then renamed.
+
+    Where that fails, the file that was there stays and nothing else is left behind.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write_bytes(partial, data)
+        return partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def is_partial(name: str) -> bool:
+    """Whether a name is one that `replace_file` gives an unfinished file."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
 def canonical_json(value: Any) -> str:
     """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -183,23 +203,81 @@ def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
         )
 
 
+_FULL = ("ENOSPC", "EDQUOT")
+_FORBIDDEN = ("EACCES", "EPERM")
+_CURES = {
+    **dict.fromkeys(_FULL, "The disk, or your share of it, is full: free some space."),
+    **dict.fromkeys(_FORBIDDEN, "Get the right to it, or name another place."),
+    "ENOTDIR": "Where a folder is expected there is a file: name another place.",
+    "EISDIR": "Where a file is expected there is a folder: move it away.",
+    "EEXIST": "Something else has this name: move it away, or name another place.",
+    "ENOTEMPTY": "Something else has this name: move it away.",
+    "ENAMETOOLONG": "Choose a shorter name.",
+    "ELOOP": "Its links lead in a circle, or a link is not allowed here.",
+    "ENOENT": "It is missing, or was removed meanwhile: restore it.",
+    "EROFS": "The disk is read-only: make it writable, or name another place.",
+    "EFBIG": "The file is larger than the disk or `ulimit -f` allows.",
+    "EMFILE": "Too many files are open: raise `ulimit -n`.",
+    "ENFILE": "Too many files are open on this machine.",
+    "ENOLCK": "This file system cannot lock files: name a place on another one.",
+    **dict.fromkeys(("ENOTSUP", "EOPNOTSUPP"), "Name a place on another file system."),
+    "EIO": "The disk, or the connection to it, fails: look at it.",
+    "ENXIO": "The device, or the other end of the pipe, is not there.",
+    "ENODEV": "The device is not there.",
+    "ESTALE": "The network drive lost it: mount it again.",
+    "ETIMEDOUT": "The network drive does not answer: look at it.",
+    "EBUSY": "Something else uses it: try again.",
+}
+"""What a disk, a folder or a limit can do to a program, and what helps."""
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What a disk or a folder did, with the cure; None where it is no such error.
+
+    A programming fault is an OSError too (a closed handle, a wrong argument): it is
+    not explained, so that it keeps its traceback.
+    """
+    cure = _CURES.get(_code(error))
+    if cure is None or not isinstance(error, OSError):
+        return None
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    where = f"{' -> '.join(names)}: " if names else ""
+    return f"{where}{error.strerror}. {cure}"
+
+
+def _code(error: BaseException) -> str:
+    """The name of a system error, e.g. ENOSPC; empty for other exceptions."""
+    return errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+
+
 def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
     """A SaveError for whatever stopped a save, with the cure where one is known."""
     if isinstance(error, SaveError):
         return error
-    code = getattr(error, "errno", None)
-    text = str(error)
-    if code == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-        free = shutil.disk_usage(folder).free
-        cure = f"The disk is full ({readable_size(free)} free): free some space."
-    elif isinstance(error, PermissionError) or "ermission denied" in text:
+    code, text = _code(error), str(error)
+    known = disk_fault(error)
+    if code in _FULL or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        free = _free(folder)
+        cure = f"The disk is full ({free} free): free some space."
+    elif code in _FORBIDDEN or "ermission denied" in text:
         cure = f"Make {folder} writable."
+    elif known is not None:
+        return SaveError(
+            f"{what} was not saved: {known} The checkpoints before it are untouched."
+        )
     else:
         cure = f"Look at {folder}."
     return SaveError(
         f"{what} was not saved: {type(error).__name__}: {text}. {cure} "
         "The checkpoints before it are untouched."
     )
+
+
+def _free(folder: pathlib.Path) -> str:
+    try:
+        return readable_size(shutil.disk_usage(folder).free)
+    except OSError:  # the folder itself may be gone
+        return "unknown"
 
 
 def put_in_place(new: pathlib.Path, final: pathlib.Path) -> None:

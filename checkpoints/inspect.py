@@ -248,9 +248,8 @@ def prune(
             try:
                 steps.delete(place, step)
             except OSError as error:
-                raise CheckpointError(
-                    f"step {step} was not deleted: {error}"
-                ) from error
+                fault = files.disk_fault(error) or str(error)
+                raise UsageError(f"step {step} was not deleted: {fault}") from error
     return Pruned(sorted(kept), deleted, untouched, freed, dry_run)
 
 

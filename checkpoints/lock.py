@@ -1,14 +1,18 @@
 """One writer to a run folder."""
 
+import contextlib
 import datetime
+import errno
 import json
 import os
 import pathlib
 import socket
+import stat
 import weakref
 from typing import Any
 
-from checkpoints.errors import RunLocked
+from checkpoints import files
+from checkpoints.errors import RunLocked, UsageError
 
 try:
     import fcntl
@@ -28,7 +32,8 @@ class RunLock:
     removed at the end, and taken over when its process on this host is no more. On a
     network file system that does not pass `flock` on, hosts do not see each other.
 
-    Raises RunLocked, naming the other writer.
+    Raises RunLocked, naming the other writer; UsageError where the folder cannot be
+    locked at all (read-only, a folder named `lock`, a disk without locks).
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -47,10 +52,16 @@ class RunLock:
         """Take the lock or raise RunLocked; creates the folder."""
         if self._handle is not None:
             raise self._refusal()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._handle = self._open_locked()
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps(_this_process()).encode(), 0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._handle = self._open_locked()
+        except OSError as error:
+            fault = files.disk_fault(error) or str(error)
+            raise UsageError(f"{self.folder} cannot be locked: {fault}") from error
+        # What the file says is for people: a full disk is no reason to refuse here.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, json.dumps(_this_process()).encode(), 0)
         _held.add(self)
 
     def release(self) -> None:
@@ -60,20 +71,29 @@ class RunLock:
         _held.discard(self)
         handle, self._handle = self._handle, None
         # Emptied, not deleted: a second process may have opened it to wait for us.
-        os.ftruncate(handle, 0)
-        if fcntl is None:
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk may have become read-only
+            os.ftruncate(handle, 0)
+            if fcntl is None:
+                self.path.unlink(missing_ok=True)
         os.close(handle)
 
     def _open_locked(self) -> int:
         if fcntl is None:
             return self._create()
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        # Not through a link: what it leads to would be emptied. Not waiting for the
+        # other end of a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(self.path, flags, 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
             raise self._refusal() from None
+        except OSError:
+            os.close(handle)
+            raise
         return handle
 
     def _create(self) -> int:
@@ -122,7 +142,7 @@ def alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has such a number
         return False
     except PermissionError:
         return True

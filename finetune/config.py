@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from afterimage.fields import field_problems
 from afterimage.training.options import (
     Augmentation,
     DataOptions,
@@ -163,6 +164,9 @@ class FinetuneConfig(
     not fit is an error."""
 
     def __post_init__(self) -> None:
+        check(
+            field_problems(self)
+        )  # first: what is no number cannot be compared with one
         check(
             DataOptions.problems(self),
             AnchorOptions.problems(self),

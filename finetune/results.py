@@ -9,7 +9,7 @@ import numpy as np
 
 from afterimage import runtime
 from afterimage.data import ImageSet
-from afterimage.runs import Run, write_json
+from afterimage.runs import Run
 from afterimage.training.state import State
 from afterimage.training.sweep import spaced
 from checkpoints.inspect import list_steps
@@ -31,7 +31,7 @@ from finetune.labels import HEAD, of_head
 from finetune.parts import MOST_SCORED, Parts
 from finetune.scoring import measures, reports
 from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_run_report
+from finetune.summary import FinetuneResult, write_results, write_run_report
 from finetune.teacher import compare
 
 
@@ -124,8 +124,7 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
         write_run_report(
             run, parts.config, results, description=description, pictures=pictures
         )
-        # Last: its presence says that the run is complete.
-        write_json(run.path / "results.json", results)
+        write_results(run, results)
     return FinetuneResult.of(run, complete=False, results=results)
 
 

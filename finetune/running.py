@@ -12,7 +12,7 @@ from finetune.beginning import begin
 from finetune.methods import stream_names
 from finetune.parts import Parts
 from finetune.stage import describe
-from finetune.summary import FinetuneResult
+from finetune.summary import FinetuneResult, missing
 
 
 class Program:
@@ -35,11 +35,10 @@ class Program:
                 store, lambda: parts.fresh(parts.params, parts.stats)
             )
             began = 0 if state is None else int(state["step"])
-            complete = began >= parts.total and (run.path / "results.json").exists()
             run.metrics.start(began)
             for note in run.notes:
                 self._say(note)
-            if complete:
+            if began >= parts.total and self._whole():
                 self._say(
                     f"{run.path} is complete: {parts.total} of {parts.total} steps. "
                     "For another run, name a new --out"
@@ -52,6 +51,13 @@ class Program:
                     self.begun(state, stop)
                 state = self._train(state, store, stop)
                 return self.finish(state, store)
+
+    def _whole(self) -> bool:
+        """Whether all that the run leaves at its end is there; says what is not."""
+        lost = missing(self.folder)
+        if lost:
+            self._say(f"Made again from the checkpoint: {', '.join(lost)}")
+        return lost is None
 
     def _train(self, state: State, store: Store, stop: StopSignal) -> State:
         config, parts = self.parts.config, self.parts

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from afterimage.cli import parse
 from afterimage.errors import UserError
 from afterimage.evaluate_command import write
+from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
+from afterimage.training.options import check
 
 DESCRIPTION = """Which of several fine-tuned classifiers to take, by images without \
 labels. With --encoder the one whose predictions are most alike between images that \
@@ -57,6 +59,9 @@ class SelectConfig(ReadingOptions):
     """Keep decoded images of folders and archives on disk for the next pass."""
 
     def __post_init__(self):
+        check(field_problems(self))
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: at least 1")
         if len(self.from_) < 2:
             raise UserError(f"from has {len(self.from_)} runs: name two or more")
         if len(self.from_) < FEWEST and self.encoder is None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
 from afterimage.report import logged, write_report
-from afterimage.runs import Run
+from afterimage.runs import Run, write_json
 from checkpoints import jsons, schemas
+from checkpoints.files import replace_file
 from finetune.config import FinetuneConfig
 
 _MEASURES = {
@@ -17,6 +18,9 @@ _MEASURES = {
     "macro_f1": "macro-F1",
     "calibration_error": "calibration error",
 }
+
+
+_RESULTS = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class FinetuneResult:
     ) -> "FinetuneResult":
         """The result of a run folder, from its results.json where not given."""
         if results is None:
-            path = run.path / "results.json"
+            path = run.path / _RESULTS
             cure = "delete it, and the same command scores the run again"
             stored: Mapping[str, Any] = jsons.read(path, schemas.Results, cure)
         else:
@@ -103,6 +107,27 @@ class FinetuneResult:
         return "\n".join(lines)
 
 
+def write_results(run: Run, results: dict[str, Any]) -> None:
+    """results.json, last of all: its presence says that the run is complete.
+
+    It lists the files that must stand beside it (`files`).
+    """
+    names = [n for n in ("report.html", "confusion.md") if (run.path / n).is_file()]
+    pictures = sorted((run.path / "pictures").glob("*.png"))
+    results["files"] = [*names, *(f"pictures/{path.name}" for path in pictures)]
+    write_json(run.path / _RESULTS, results)
+
+
+def missing(run: Run) -> tuple[str, ...] | None:
+    """What a run that has all its steps still lacks; None where it is complete."""
+    artefacts = ["encoder", "classifier"]
+    try:
+        files = [str(f) for f in json.loads((run.path / _RESULTS).read_text())["files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))
+    return run.missing(artefacts, files)
+
+
 def highlights(results: Mapping[str, Any]) -> dict[str, str]:
     """What a method beyond plain training reached, by what it is: {name: figure}."""
     found = {}
@@ -147,7 +172,7 @@ def write_run_report(
                 headline[f"{name} {task} accuracy (95 % interval)"] = value
                 more = _grids(reports[name])
                 grids |= {f"{task}: {title}": grid for title, grid in more.items()}
-        (run.path / "confusion.md").write_text(report_text(scored), "utf-8")
+        replace_file(run.path / "confusion.md", report_text(scored).encode())
     if "distillation" in results:
         grids["Teacher and student"] = distillation_grid(results["distillation"])
     curves = {**more_curves, **_curves(run.metrics.rows)}

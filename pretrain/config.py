@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+from afterimage.fields import field_problems
 from afterimage.training.options import (
     Augmentation,
     DataOptions,
@@ -94,6 +95,9 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """Validation images in each reconstruction picture; 0 turns pictures off."""
 
     def __post_init__(self) -> None:
+        check(
+            field_problems(self)
+        )  # first: what is no number cannot be compared with one
         check(
             DataOptions.problems(self),
             ObjectiveOptions.problems(self),

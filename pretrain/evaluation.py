@@ -24,6 +24,11 @@ _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 Check = Callable[[], None]
 
 
+def picture_name(step: int) -> str:
+    """The file in `pictures/` that shows reconstructions after this step."""
+    return f"step-{step:07d}.png"
+
+
 class Evaluation:
     """Made once a run, called at each evaluation; every figure is of held-out images.
 
@@ -158,7 +163,7 @@ class Evaluation:
             rows["samples"] = np.asarray(samples)
         picture = draw_rows(rows)
         if self.run.first:
-            write_png(picture, self.run.pictures / f"step-{step:07d}.png")
+            write_png(picture, self.run.pictures / picture_name(step))
         self.run.metrics.picture(step, "reconstruction", picture)
 
     def _mean_image_loss(self, some: ImageSet) -> float:

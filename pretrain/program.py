@@ -1,7 +1,7 @@
 """The pretraining program: data in, a run folder with an encoder out."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ from afterimage.training.sweep import Sweep
 from checkpoints.encoder import write_encoder
 from checkpoints.store import Store
 from pretrain.config import PretrainConfig
-from pretrain.evaluation import Evaluation
+from pretrain.evaluation import Evaluation, picture_name
 from pretrain.objectives import make_objective
 from pretrain.reconstruction import Reconstruction
 from pretrain.summary import PretrainResult, write_run_report
@@ -125,8 +125,7 @@ class _Program:
             run.metrics.start(began)
             for note in run.notes:
                 self._say(note)
-            # The report is written last: its presence says that nothing is left to do.
-            if began >= self.total and (run.path / "report.html").exists():
+            if began >= self.total and self._whole():
                 self._say(
                     f"{run.path} is complete: {self.total} of {self.total} steps. For "
                     "more, start a new --out with more --steps"
@@ -137,7 +136,30 @@ class _Program:
             evaluation.measure_baselines(*untrained)
             del untrained
             self._train(store, evaluation, began)
+            if began >= self.total:  # for the pictures and the report's figures
+                self._evaluate(evaluation, self.state, self.total)
             return self._finish(evaluation)
+
+    def _whole(self) -> bool:
+        """Whether all that the run leaves at its end is there; says what is not."""
+        run = self.folder
+        files = ["report.html"]
+        if self.config.pictures:
+            files.append(f"pictures/{picture_name(self.total)}")
+        missing = run.missing(["encoder"], files)
+        if missing:
+            self._say(f"Made again from the checkpoint: {', '.join(missing)}")
+        return missing is None and run.metrics.has(self.total, "eval/")
+
+    def _evaluate(
+        self,
+        evaluation: Evaluation,
+        state: State,
+        step: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> Mapping[str, float]:
+        params = averaged_params(state, self.partition)
+        return evaluation(params, state["stats"], step, check)
 
     def _evaluation(self) -> Evaluation:
         sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
@@ -172,8 +194,7 @@ class _Program:
         )
 
         def evaluate(state: State, step: int, stop: StopSignal) -> Mapping[str, float]:
-            params = averaged_params(state, self.partition)
-            return evaluation(params, state["stats"], step, stop.check)
+            return self._evaluate(evaluation, state, step, stop.check)
 
         def relative(metrics: Mapping[str, Any]) -> Mapping[str, float]:
             """1 is no better than predicting the training images' mean, 0 perfect."""

@@ -248,6 +248,23 @@ def check_resume(home, whole, tmp_path, **settings):
         assert stored["continual"] == whole.results["continual"]
 
 
+def test_a_complete_sequence_makes_its_classifier_again(home, ewc_run, tmp_path):
+    """And where metrics.jsonl is gone too, what only it told counts as not measured."""
+    run = tmp_path / "run"
+    shutil.copytree(ewc_run.run, run)
+    shutil.rmtree(run / "classifier")
+    settings = sequence(home, run, **STEPS, continual="ewc")
+    assert finetune(settings).results["continual"] == ewc_run.results["continual"]
+    assert (run / "classifier" / "weights.safetensors").is_file()
+    shutil.rmtree(run / "classifier")
+    (run / "metrics.jsonl").unlink()
+    found = finetune(settings).results["continual"]
+    told = ewc_run.results["continual"]
+    assert found["average_accuracy"] == told["average_accuracy"]
+    assert found["accuracy"][-1] == told["accuracy"][-1]
+    assert found["forgetting"] is None
+
+
 def test_a_killed_sequence_resumes_exactly(home, ewc_run, tmp_path):
     check_resume(home, ewc_run, tmp_path, continual="ewc")
 

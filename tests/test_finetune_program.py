@@ -288,6 +288,36 @@ def test_a_complete_run_is_left_alone(home, tmp_path, capsys):
         finetune(config(home, tmp_path / "run", mode="full", steps=2))
 
 
+def test_what_a_complete_run_lost_is_made_again(home, tmp_path):
+    run = tmp_path / "run"
+
+    def again():
+        return finetune(config(home, run, mode="probe", steps=2))
+
+    whole = again()
+    parts = ("encoder", "classifier")
+    files = [run / part / "weights.safetensors" for part in parts]
+    before = [file.read_bytes() for file in files]
+
+    def check():
+        made = again()
+        assert not made.complete
+        assert made.results["test"] == whole.results["test"]
+        assert [file.read_bytes() for file in files] == before
+
+    for part in parts:
+        shutil.rmtree(run / part)
+    check()
+    for name in ("report.html", "confusion.md", "encoder/manifest.json"):
+        (run / name).unlink()
+    check()
+    assert (run / "confusion.md").is_file()
+    for damaged in ("", "[]", '{"files": 1}'):
+        (run / "results.json").write_text(damaged)
+        check()
+    assert again().complete
+
+
 def test_the_best_step_on_validation_is_kept(home, tmp_path):
     result = finetune(
         config(

@@ -1,6 +1,7 @@
 """The pretraining program end to end, a few steps at a time, on CPU."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +187,44 @@ def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
     assert again.metrics == finished.metrics
     assert timeless(finished.run) == lines
     assert {p: p.stat().st_mtime_ns for p in finished.run.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "encoder",
+        "metrics",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("encoder/weights.safetensors", "report.html", "pictures")
+        ),
+    ],
+)
+def test_what_a_complete_run_lost_is_made_again(finished, tmp_path, lost):
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    gone = run / ("metrics.jsonl" if lost == "metrics" else lost)
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    again = run_program(config(run))
+    assert not again.complete
+    assert again.metrics == finished.metrics
+    assert again.picture.read_bytes() == finished.picture.read_bytes()
+    assert "untrained encoder" in again.report.read_text()
+    for one, other in zip(read_encoder(run)[:2], read_encoder(finished.run)[:2]):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert (run / "encoder" / "weights.safetensors").is_file()
+    assert run_program(config(run)).complete
+
+
+@pytest.mark.slow
+def test_a_damaged_encoder_of_a_complete_run_is_made_again(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    weights = run / "encoder" / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert not run_program(config(run)).complete
+    assert weights.read_bytes() == whole
 
 
 def test_another_setting_on_the_same_folder_is_refused(finished):

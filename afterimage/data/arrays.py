@@ -30,6 +30,8 @@ _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
 _LONGEST_HEADER = 10_000  # of an array, as NumPy's own limit
+_MOST_BYTES = 2**31
+"""Synthetic images are made in memory: so much of it at most."""
 _KEYS = {
     "train": [
         ("x_train", "y_train"),
@@ -290,6 +292,13 @@ def open_synthetic(
         raise UserError(
             f"synthetic:{size} is not a size; expected synthetic:HxWxC, for example "
             "synthetic:32x32x3"
+        )
+    if max(map(len, match.groups())) > 6 or (
+        math.prod(map(int, match.groups())) * (_TRAIN + _TEST) > _MOST_BYTES
+    ):
+        raise UserError(
+            f"synthetic:{size} does not fit into memory: {_TRAIN + _TEST:,} images may "
+            f"take {_MOST_BYTES:,} bytes in all, e.g. synthetic:512x512x3"
         )
     height, width, depth = map(int, match.groups())
     names = tuple(f"{180 * k // _CLASSES} degrees" for k in range(_CLASSES))

@@ -163,9 +163,11 @@ class Writer:
 
     def close(self) -> None:
         """Remove what was not committed."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            # Closing writes what is buffered: on a full disk it fails once more.
+            with contextlib.suppress(OSError):
+                file.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 

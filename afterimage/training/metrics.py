@@ -11,6 +11,8 @@ from typing import Any
 
 from afterimage.errors import UserError
 from afterimage.training.rows import read_rows
+from afterimage.training.tensorboard import TensorBoard
+from checkpoints.files import replace_file
 
 _log = logging.getLogger("afterimage")
 
@@ -41,7 +43,7 @@ class MetricsWriter:
         self.path = folder / "metrics.jsonl"
         self._folder, self._note = folder, note
         self._tensorboard_on = tensorboard
-        self._tensorboard: Any = None
+        self._tensorboard: TensorBoard | None = None
         self._wandb: Any = _open_wandb(folder, wandb) if wandb is not None else None
         self._file: Any = None
         self.rows: list[dict[str, Any]] = []
@@ -49,16 +51,13 @@ class MetricsWriter:
     def start(self, step: int) -> None:
         """Opens the files; drops lines after `step`, sets damaged ones aside."""
         kept = [r for r in read_rows(self.path, self._note) if r["step"] <= step]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self.path)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        replace_file(self.path, text.encode())
         self.rows = kept
         self._file = self.path.open("a")
         if self._tensorboard_on:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(
-                str(self._folder / "tensorboard"), purge_step=step + 1 if step else None
+            self._tensorboard = TensorBoard(
+                self._folder / "tensorboard", purge_step=step + 1 if step else None
             )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -70,8 +69,7 @@ class MetricsWriter:
         numbers = {k: v for k, v in row.items() if isinstance(v, float | int)}
         numbers.pop("step", None)
         if self._tensorboard is not None:
-            for key, value in numbers.items():
-                self._tensorboard.add_scalar(key, value, step)
+            self._tensorboard.scalars(step, numbers)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
@@ -85,7 +83,7 @@ class MetricsWriter:
     def picture(self, step: int, tag: str, image: Any) -> None:
         """An RGB uint8 [H, W, 3] picture into TensorBoard."""
         if self._tensorboard is not None:
-            self._tensorboard.add_image(tag, image, step, dataformats="HWC")
+            self._tensorboard.picture(step, tag, image)
 
     def flush(self) -> None:
         """On disk when this returns: a checkpoint that follows relies on it."""
@@ -96,16 +94,18 @@ class MetricsWriter:
             self._tensorboard.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self.flush()
-            self._file.close()
-            self._file = None
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        """Writes what is left; an OSError of the disk comes after all are closed."""
+        tensorboard, self._tensorboard = self._tensorboard, None
+        if tensorboard is not None:
+            tensorboard.close()
+        wandb, self._wandb = self._wandb, None
+        if wandb is not None:
+            wandb.finish()
+        file, self._file = self._file, None
+        if file is not None:
+            with file:  # closed even where the flush fails
+                file.flush()
+                os.fsync(file.fileno())
 
 
 class NoMetrics(MetricsWriter):

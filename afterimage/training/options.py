@@ -5,6 +5,7 @@ import os
 from typing import Literal
 
 from afterimage.errors import UserError
+from afterimage.fields import MOST
 from afterimage.names import is_utf8, spelling
 from afterimage.reading import ReadingOptions
 
@@ -171,11 +172,14 @@ class TrainingOptions:
         return found
 
     def total_steps(self, images: int, *, default_epochs: float = 100.0) -> int:
-        """Steps of the run over `images` training images."""
+        """Steps of the run over `images` training images; UserError for too many."""
         if self.steps is not None:
             return self.steps
         epochs = self.epochs if self.epochs is not None else default_epochs
-        return max(1, round(epochs * images / self.batch_size))
+        steps = max(1, round(epochs * images / self.batch_size))
+        if steps > MOST:
+            raise UserError(f"epochs={epochs:g} are {steps} steps: at most {MOST}")
+        return steps
 
     def warmup(self, images: int, total: int) -> int:
         """Steps of warm-up, at most the whole run."""

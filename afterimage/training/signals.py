@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT: finish the step, save, leave with an own exit code."""
+"""SIGTERM, SIGINT, SIGHUP: finish the step, save, leave with an own exit code."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -8,7 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP")  # the last not on Windows
+    if hasattr(signal, name)
+)
 
 
 class StopRequested(Exception):
@@ -29,7 +34,10 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
+                # `nohup` asked that the end of the terminal change nothing.
+                ignored = signal.getsignal(number) == signal.SIG_IGN
+                if not (ignored and number == getattr(signal, "SIGHUP", None)):
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +50,10 @@ class StopSignal:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        print(f"\n{self.name}: saving, then stopping ...", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # with SIGHUP the terminal is gone
+            print(
+                f"\n{self.name}: saving, then stopping ...", file=sys.stderr, flush=True
+            )
 
     def requested(self) -> bool:
         """Whether this process was asked to stop."""

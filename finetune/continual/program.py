@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from afterimage.report import logged
-from afterimage.runs import Run, write_json
+from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
@@ -18,7 +18,7 @@ from finetune.continual.parts import REPLAY, ContinualParts
 from finetune.results import outline
 from finetune.running import Program
 from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_run_report
+from finetune.summary import FinetuneResult, write_results, write_run_report
 
 
 class ContinualProgram(Program):
@@ -142,8 +142,7 @@ class ContinualProgram(Program):
                     "Test accuracy after each task": (["after", *tasks], lines)
                 },
             )
-            # Last: its presence says that the run is complete.
-            write_json(run.path / "results.json", results)
+            write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from afterimage.evaluation.knn import unit_rows
-from afterimage.runs import Run, write_json
+from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
@@ -24,7 +24,7 @@ from finetune.results import outline
 from finetune.running import Program
 from finetune.source import load_weights
 from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_run_report
+from finetune.summary import FinetuneResult, write_results, write_run_report
 from finetune.terms.classification import smoothed_cross_entropy
 
 _ON_THE_WAY = 50
@@ -149,8 +149,7 @@ class EpisodeProgram(Program):
                 description=describe(parts.stage, parts.params),
                 more_grids={"Held-out classes": (["", "accuracy", *keys[1:]], lines)},
             )
-            # Last: its presence says that the run is complete.
-            write_json(run.path / "results.json", results)
+            write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
 
 

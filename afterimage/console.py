@@ -1,0 +1,86 @@
+"""The standard streams of a command, whatever is at their other end."""
+
+import io
+import os
+import select
+import sys
+from typing import Any
+
+
+class _Tolerant(io.RawIOBase):
+    """Bytes to a file descriptor; what its disk or terminal refuses is lost.
+
+    A pipe that nobody reads any more still raises BrokenPipeError.
+    """
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self.lost: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:  # a reader made the pipe so, and is slow
+                select.select([], [self._descriptor], [])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self.lost = error
+                break
+        return len(data)
+
+
+def prepare() -> None:
+    """From now on nothing that is printed ends the program.
+
+    Closed streams (`>&-`) lead nowhere, and no file that the program opens takes their
+    place; a full disk, or a terminal that is gone, loses text; what the encoding of the
+    terminal lacks is escaped. Streams that a caller in Python replaced stay.
+    """
+    # In this order each takes the lowest free number: its own.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    sys.stdout = _replaced(sys.stdout, 1)
+    sys.stderr = _replaced(sys.stderr, 2)
+
+
+def lost_output() -> OSError | None:
+    """Why text for standard output was lost, if any was."""
+    return getattr(_raw(sys.stdout), "lost", None)
+
+
+def _raw(stream: Any) -> Any:
+    buffer = getattr(stream, "buffer", None)  # itself the raw one in `python -u`
+    return getattr(buffer, "raw", buffer)
+
+
+def _replaced(stream: Any, number: int) -> Any:
+    raw = _raw(stream)
+    if not isinstance(raw, io.FileIO) or raw.fileno() != number:
+        return stream
+    stream.flush()
+    raw = _Tolerant(number)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw) if hasattr(stream.buffer, "raw") else raw,  # type: ignore
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=not hasattr(stream.buffer, "raw"),
+    )

@@ -1,0 +1,150 @@
+"""Checks that every setting of a kind shares: numbers, places, specs of data."""
+
+import dataclasses
+import functools
+import numbers
+import os
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+MOST = 2**31 - 1
+"""Of a whole number: what counters on a device can hold."""
+_LARGEST = 1e30
+"""Of a number: its square is still one in float32 arithmetic, or nearly."""
+_SEVERAL = 2**20
+_LIMITS = {
+    **dict.fromkeys(("batch_size", "probe_images", "most", "picture_images"), 2**24),
+    **dict.fromkeys(("bottleneck", "head_width", "codes", "keep_features"), _SEVERAL),
+    **dict.fromkeys(("ways", "shots", "queries", "episodes_per_step"), 2**16),
+    **dict.fromkeys(("inner_steps", "test_inner_steps", "unlabelled_ratio"), 2**16),
+    "steps_per_dispatch": 2**16,
+    "label_seeds": 2**16,
+    "pictures": 1000,
+    "image_size": 2**13,
+    "mask_patch": 2**13,
+    "channels": 2**10,
+}
+"""Of settings that are sizes: more cannot be meant, and would fill any memory."""
+_FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
+_SPECS = frozenset({"data", "target", "unlabelled", "sources"})
+_REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
+_NAME_BYTES = 255
+"""Of one part of a path, on every common file system."""
+
+
+def field_problems(config: Any) -> list[str]:
+    """Every value of a dataclass that cannot be one of its field, in one list.
+
+    Numbers of the wrong type, not finite, or beyond what arithmetic holds; a seed below
+    0; empty names, names that no disk can hold, places on other machines.
+    """
+    found = []
+    hints = _hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        shown = field.name.rstrip("_")
+        kind = _number(hints[field.name])
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if kind is not None:
+                found += _number_problems(shown, one, kind)
+            elif field.name in _FOLDERS:
+                found += place_problems(shown, one)
+            elif field.name in _SPECS:
+                found += spec_problems(shown, one)
+    return found
+
+
+@functools.cache
+def _hints(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
+
+
+def _number(hint: Any) -> type | None:
+    """int or float, where a field is one, may be one, or is a tuple of some."""
+    kinds = set(_kinds(hint)) - {types.NoneType, Ellipsis}
+    return kinds.pop() if kinds in ({int}, {float}) else None
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    if isinstance(hint, type) and not typing.get_args(hint):
+        yield hint
+    elif typing.get_origin(hint) in (tuple, types.UnionType, typing.Union):
+        for argument in typing.get_args(hint):
+            yield from _kinds(argument)
+    else:
+        yield hint
+
+
+def _number_problems(name: str, value: Any, kind: type) -> list[str]:
+    wanted: Any = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        what = "a whole number" if kind is int else "a number"
+        return [f"{name}={value!r}: {what}"]
+    number: Any = value
+    if not abs(number) <= _LARGEST:  # not `>`: NaN as well; too long to be printed
+        shown = number if isinstance(number, float) else "(too large)"
+        return [f"{name}={shown}: a finite number, at most {_LARGEST:g}"]
+    if kind is float:
+        return []
+    most = _LIMITS.get(name, MOST)
+    if number > most:
+        return [f"{name}={number}: at most {most}"]
+    if number < (0 if name == "seed" else -MOST):
+        return [f"{name}={number}: at least 0"]
+    return []
+
+
+def place_problems(name: str, value: Any) -> list[str]:
+    """What is wrong with the path of a file or folder, one sentence each."""
+    if not isinstance(value, str | os.PathLike):
+        return [f"{name}={value!r}: the path of a file or folder"]
+    text = os.fspath(value)
+    # A Path has one slash left of two.
+    remote = re.match(r"([A-Za-z][\w+.-]+):/", text)
+    if remote:
+        return [_elsewhere(name, text, remote[1])]
+    return _path_problems(name, text)
+
+
+def spec_problems(name: str, value: Any) -> list[str]:
+    """What is wrong with the paths in a spec of data, one sentence each."""
+    if not isinstance(value, str):
+        return [f"{name}={value!r}: a text such as folder:PATH"]
+    remote = _REMOTE.search(value)
+    if remote:
+        from afterimage.data.sources import SOURCES
+
+        if remote[1] not in SOURCES:
+            return [_elsewhere(name, value, remote[1])]
+    kind, _, rest = value.partition(":")
+    return _path_problems(name, rest if rest.strip() else kind)
+
+
+def _elsewhere(name: str, text: str, scheme: str) -> str:
+    return (
+        f"{name}={text}: places of the kind {scheme}:// are not supported; copy it to "
+        "a folder of this machine, or mount it, and give that path"
+    )
+
+
+def _path_problems(name: str, text: str) -> list[str]:
+    if not text.strip():
+        return [f"{name}={text!r}: empty; give a name"]
+    if "\0" in text:
+        return [f"{name}={text!r}: no name has a NUL character"]
+    try:
+        long = max(len(os.fsencode(part)) for part in pathlib.PurePath(text).parts)
+    except UnicodeEncodeError:
+        return [f"{name}={text!r}: not a name in this system's encoding"]
+    if long > _NAME_BYTES:
+        return [
+            f"{name}={text[:40]}…: a name of {long} bytes; at most {_NAME_BYTES} "
+            "between two slashes"
+        ]
+    return []

@@ -1,0 +1,92 @@
+"""The metrics for TensorBoard: a copy of metrics.jsonl that a run can do without."""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class TensorBoard:
+    """Writes one event file, in the thread that calls.
+
+    (tensorboardX's own SummaryWriter writes in a thread that ends at the first error of
+    the disk, after which the training waits for ever for room in its queue.)
+
+    Where the file cannot be written, that is said once and training goes on.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None) -> None:
+        self._writer: Any = None
+        with self._or_without():
+            from tensorboardX.event_file_writer import EventsWriter
+
+            folder.mkdir(parents=True, exist_ok=True)
+            # The name has the second, and by these the file is a new one whatever the
+            # clock says.
+            suffix = f".{os.getpid()}.{time.monotonic_ns()}"
+            # Absolute: of a relative path the part before a colon is taken for a host.
+            prefix = str(folder.absolute() / "events")
+            self._writer = EventsWriter(prefix, filename_suffix=suffix)
+            if purge_step is not None:
+                # What an earlier file has from this step on does not count.
+                session = _messages("event").SessionLog
+                self._event(purge_step, session_log=session(status=session.START))
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """The numbers of one step."""
+        made = _messages("summary").Summary()
+        for tag, value in values.items():
+            made.value.add(tag=tag, simple_value=value)
+        self._event(step, summary=made)
+
+    def picture(self, step: int, tag: str, image: Any) -> None:
+        """An RGB uint8 [H, W, 3] picture."""
+        if self._writer is not None:
+            from tensorboardX.summary import image as summary
+
+            self._event(step, summary=summary(tag, image, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """On disk when this returns."""
+        if self._writer is not None:
+            with self._or_without():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._or_without():
+                writer.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        if self._writer is not None:
+            event = _messages("event").Event(
+                step=step, wall_time=time.time(), **content
+            )
+            with self._or_without():
+                self._writer.write_event(event)
+
+    @contextlib.contextmanager
+    def _or_without(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):  # closing writes once more
+                    writer.close()
+            print(
+                f"Going on without TensorBoard files: {error}. All metrics are in "
+                "metrics.jsonl.",
+                file=sys.stderr,
+            )
+
+
+def _messages(name: str) -> Any:
+    """A module of generated classes, which type checkers cannot see into."""
+    return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
