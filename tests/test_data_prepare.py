@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -138,7 +138,12 @@ def test_augmentations_keep_shape_range_and_repeat(name):
         assert not np.array_equal(found, change(jax.random.key(1), IMAGES))
 
 
-@settings(deadline=None, max_examples=10)
+@given(st.integers(8, 10_000))
+def test_reach_is_an_eighth_rounded_down(side):
+    assert augment.reach(side) <= side / 8 < augment.reach(side) + 1
+
+
+@settings(deadline=None, max_examples=2)
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
 @example(height=28, width=96)
 @example(height=224, width=8)
@@ -146,7 +151,7 @@ def test_shift_reaches_an_eighth_of_every_side_each_way(height, width):
     """Every whole number of pixels up to it, as often to either side, and no other."""
     rows, columns = jnp.indices((height, width), dtype=jnp.float32)
     places = jnp.stack([rows, columns], -1)[None].repeat(1500, 0)
-    found = np.asarray(make_augment("shift")(jax.random.key(0), places))
+    found = np.asarray(jax.jit(make_augment("shift"))(jax.random.key(0), places))
     middle = found[:, height // 2, width // 2].astype(int)
     for axis, side in enumerate((height, width)):
         far = max(1, side // 8)

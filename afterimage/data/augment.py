@@ -37,7 +37,7 @@ def none(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]
 def shift(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Move each image by up to an eighth of its side each way, borders mirrored.
 
-    Whole pixels, each as likely: -r … r, r an eighth rounded down, at least 1 (`reach`).
+    Whole pixels, each as likely: -r … r, r an eighth rounded down, at least 1.
     """
     rows, columns = jax.random.split(key)
     return _shift_axis(columns, _shift_axis(rows, images, 1), 2)
