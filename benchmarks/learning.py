@@ -16,13 +16,13 @@ from benchmarks.results import row
 from finetune.presets import PRESETS
 
 OMNIGLOT = "omniglot/background_small1.zip"
-_EPISODES = ("maml", "anil", "proto-maml", "prototypical", "reptile")
+_EPISODES = (*("maml", "maml-tied", "anil", "proto-maml", "prototypical", "reptile"),)
 EPISODES: dict[str, dict[str, Any]] = {
     **{name: dict(PRESETS[name].settings) for name in _EPISODES},
     "maml-first-order": {**PRESETS["maml"].settings, "meta": "maml-first-order"},
 }
 # Rates that were better with five shots, and worse with one (finetune/presets).
-_FIVE_SHOTS = {"maml": {"inner_lr": 0.03}, "prototypical": {"lr": 3e-3}}
+_FIVE_SHOTS = {"maml-tied": {"inner_lr": 0.03}, "prototypical": {"lr": 3e-3}}
 # The weight of EWC (its default) and the memory were chosen on 6,000 training images
 # held out, seed 7, 500 steps.
 SEQUENCES: dict[str, dict[str, Any]] = {

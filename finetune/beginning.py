@@ -88,15 +88,13 @@ def _prepared(
         kept["fisher"] = anchors.measure_fisher(
             parts.classifier, kept, parts.chosen.train
         )
-    weights = shift.source_weights(config, parts.chosen.train)
+    weights, held = shift.source_weights(config, parts.chosen.train), []
     if config.density_ratio != "none":
         assert parts.target is not None
-        ratios = shift.example_weights(
-            config,
-            parts.scorer,
-            (params, stats),
-            parts.chosen.train,
-            parts.target.images,
+        validation = parts.chosen.validation
+        sets = [parts.chosen.train, *([] if validation is None else [validation])]
+        ratios, *held = shift.example_weights(
+            config, parts.scorer, (params, stats), sets, parts.target.images
         )
         say(shift.describe_weights(config, ratios))
         weights = weights * ratios
@@ -105,6 +103,8 @@ def _prepared(
     if config.weighs_examples:
         weights = weights / weights.mean()
         stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
+        for ratios in held:
+            stats["examples"]["validation"] = jnp.asarray(ratios, jnp.float32)
     return stats
 
 

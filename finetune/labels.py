@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from afterimage.data import (
     WAYS_TO_LABEL,
@@ -132,6 +133,13 @@ def of_head(images: ImageSet | None, task: str) -> ImageSet | None:
     if images is None or task == HEAD:
         return labelled(images)
     return labelled(images.of_task(task))
+
+
+def rows_of_head(images: ImageSet, task: str) -> Int[np.ndarray, " n"]:
+    """Where the images of `of_head` are among all of them."""
+    labels = images.labels if task == HEAD else images.tasks[task].values
+    assert labels is not None
+    return np.flatnonzero(labels >= 0)
 
 
 def labelled(images: ImageSet | None) -> ImageSet | None:

@@ -26,11 +26,11 @@ from finetune.terms.distillation import (
     distil_logits,
     distil_relations,
 )
-from finetune.terms.multisource import mdan
+from finetune.terms.multisource import MDAN_WEIGHT, mdan
 from finetune.terms.tasks import pcgrad, uncertain
 from finetune.terms.transport import jdot_term
 
-_ALIGN_WEIGHTS = {"coral": 10.0}
+_ALIGN_WEIGHTS = {"coral": 10.0, "mdan": MDAN_WEIGHT}
 _DISTIL_WEIGHTS = {"relational": 25.0}
 
 

@@ -15,7 +15,7 @@ from afterimage.errors import UserError
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.training.mesh import check_batch, make_mesh
-from afterimage.training.state import State, averaged_params
+from afterimage.training.state import State, averaged_params, averaged_stats
 from afterimage.training.sweep import Sweep, spaced
 from finetune import anchors, neighbours, streams
 from finetune.classifier import Classifier, HeadConfig
@@ -157,6 +157,9 @@ class Parts:
             self.stats["anchors"] = anchors.make_anchors(config, source, source_head)
         if config.weighs_examples:
             self.stats["examples"] = {"weight": jnp.ones(len(self.chosen.train))}
+            held = self.chosen.validation
+            if config.density_ratio != "none" and held is not None:
+                self.stats["examples"]["validation"] = jnp.ones(len(held))
         if config.alignment_momentum:
             known = class_frequencies(self.chosen)
             self.stats["predicted"] = jnp.asarray(known)
@@ -199,10 +202,10 @@ class Parts:
         return self.trainer.fresh(params, stats, seed=seed, ema=ema)
 
     def weights(self, state: State) -> tuple[Any, Any, int]:
-        """(params, stats, step) of a state; the running mean where one is kept."""
+        """(params, stats, step) of a state; the running means where they are kept."""
         step = int(state["step"])
         partition = self.trainer.partition(step)
-        return averaged_params(state, partition), state["stats"], step
+        return averaged_params(state, partition), averaged_stats(state), step
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What an artefact of this run says of itself."""

@@ -10,7 +10,7 @@ import numpy as np
 from afterimage import runtime
 from afterimage.data import ImageSet
 from afterimage.runs import Run
-from afterimage.training.state import State
+from afterimage.training.state import State, averaged_stats
 from afterimage.training.sweep import spaced
 from checkpoints.inspect import list_steps
 from checkpoints.store import Store
@@ -23,11 +23,12 @@ from finetune.domains.selection import (
     MIXVAL,
     NEIGHBOURS,
     ORACLE,
+    WEIGHTED,
     label_free,
     mixed_agreement,
     neighbour_information,
 )
-from finetune.labels import HEAD, of_head
+from finetune.labels import HEAD, of_head, rows_of_head
 from finetune.parts import MOST_SCORED, Parts
 from finetune.scoring import measures, reports
 from finetune.stage import describe
@@ -49,12 +50,16 @@ def evaluate(
     images, prefix = parts.chosen.validation, ""
     if images is None:
         images, prefix = spaced(parts.chosen.train, MOST_SCORED), "train_"
+    weights = stats.get("examples", {}).get("validation")
     found, each = {}, []
     for head in parts.heads:
         some = of_head(images, head)
         if some is not None:
             assert some.labels is not None
-            each.append(measures(logits(some, head), some.labels))
+            told = logits(some, head)
+            each.append(measures(told, some.labels))
+            if weights is not None:
+                each[-1] |= _weighted(told, some, weights[rows_of_head(images, head)])
             named = prefix if head == HEAD else f"{prefix}{head}_"
             found |= {named + name: value for name, value in each[-1].items()}
     if parts.config.tasks:
@@ -69,6 +74,13 @@ def evaluate(
         assert some.labels is not None
         found[ORACLE] = measures(logits(some), some.labels)["accuracy"]
     return found
+
+
+def _weighted(told: Any, images: ImageSet, weights: Any) -> dict[str, float]:
+    """The measures under the density ratios: estimates of those of the target."""
+    assert images.labels is not None
+    found = measures(told, images.labels, np.asarray(weights, np.float64))
+    return {WEIGHTED + name: value for name, value in found.items()}
 
 
 def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult:
@@ -87,6 +99,13 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
         params, results["label_shift"] = shift.correct_labels(
             parts.config, parts.scorer, (params, stats), parts.chosen, parts.target
         )
+    weights = stats.get("examples", {}).get("validation")
+    if weights is not None:
+        held = of_head(parts.chosen.validation, HEAD)
+        if held is not None:
+            told = parts.scorer.logits(params, stats, held)
+            rows = rows_of_head(parts.chosen.validation, HEAD)
+            results |= _weighted(told, held, weights[rows])
     names = parts.chosen.head_names(parts.config.tasks)
     found = {
         head: reports(
@@ -171,7 +190,8 @@ def _selected(
         return parts.weights(state)
     step, tree, _ = store.restore(step=best.step)
     averaged = flatten(tree["params"]) | flatten(tree.get("ema", {}))
-    stats = {"encoder": {}, "heads": {}, **tree["stats"]}
+    known = averaged_stats({"ema_stats": {}, **tree})
+    stats = {"encoder": {}, "heads": {}, **known}
     return unflatten(averaged), stats, step
 
 

@@ -117,18 +117,24 @@ def reports(
 
 
 def measures(
-    logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"],
+    labels: Int[np.ndarray, " n"],
+    weights: Float[np.ndarray, " n"] | None = None,
 ) -> dict[str, float]:
-    """Accuracy, macro-F1 and cross-entropy (nats) of labelled examples."""
+    """Accuracy, macro-F1 and cross-entropy (nats) of labelled examples.
+
+    With `weights` an example counts as that many: means Σ w v / Σ w, and sums of
+    weights in the place of counts.
+    """
     logits = logits.astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):  # logits of a diverged run: the loss says so
         log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
     right = logits[np.arange(len(labels)), labels]
     predicted = logits.argmax(axis=1)
-    counts = confusion_matrix(labels, predicted, logits.shape[1])
+    counts = confusion_matrix(labels, predicted, logits.shape[1], weights)
     return {
-        "accuracy": float((predicted == labels).mean()),
+        "accuracy": float(np.average(predicted == labels, weights=weights)),
         "macro_f1": macro_f1(counts),
-        "loss": float((log_sum - right).mean()),
+        "loss": float(np.average(log_sum - right, weights=weights)),
     }

@@ -131,6 +131,11 @@ def missing(run: Run) -> tuple[str, ...] | None:
 def highlights(results: Mapping[str, Any]) -> dict[str, str]:
     """What a method beyond plain training reached, by what it is: {name: figure}."""
     found = {}
+    if "importance_weighted_accuracy" in results:
+        value = results["importance_weighted_accuracy"]
+        found["validation accuracy, importance-weighted by the density ratio"] = (
+            f"{100 * value:.1f} %"
+        )
     if "distillation" in results:
         gain = results["distillation"]
         found["times fewer parameters than the teacher"] = f"{gain['smaller']:.2f}"

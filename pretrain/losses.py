@@ -296,11 +296,11 @@ def _image_moments(images: Images) -> tuple[Array, Array]:
 
 
 def _patch_moments(images: Images, patch: int) -> tuple[Array, Array]:
-    """The same of each patch, spread over its pixels, [B,H,W,1].
+    """The same of each patch, spread over its pixels, [B,H,W,1]; variance unbiased.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners" (2022), section 3,
-    "reconstruction target"; `norm_pix_loss` in its code. A last patch that sticks out
-    of the image is of the pixels that it has.
+    "reconstruction target"; `norm_pix_loss` in its code, which divides by n - 1. A last
+    patch that sticks out of the image is of the pixels that it has.
     """
     _, height, width, channels = images.shape
 
@@ -311,5 +311,5 @@ def _patch_moments(images: Images, patch: int) -> tuple[Array, Array]:
 
     count = spread_sum(jnp.ones((1, height, width, 1))) * channels
     centre = spread_sum(images) / count
-    variance = spread_sum(jnp.square(images - centre)) / count
+    variance = spread_sum(jnp.square(images - centre)) / jnp.maximum(count - 1, 1)
     return centre, jnp.sqrt(variance + _VARIANCE_FLOOR)

@@ -33,7 +33,13 @@ from afterimage.training.mesh import check_batch, make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
-from afterimage.training.state import State, abstract, averaged_params, init_state
+from afterimage.training.state import (
+    State,
+    abstract,
+    averaged_params,
+    averaged_stats,
+    init_state,
+)
 from afterimage.training.step import make_step
 from afterimage.training.sweep import Sweep
 from checkpoints.encoder import write_encoder
@@ -159,7 +165,7 @@ class _Program:
         check: Callable[[], None] = lambda: None,
     ) -> Mapping[str, float]:
         params = averaged_params(state, self.partition)
-        return evaluation(params, state["stats"], step, check)
+        return evaluation(params, averaged_stats(state), step, check)
 
     def _evaluation(self) -> Evaluation:
         sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
@@ -243,7 +249,7 @@ class _Program:
         manifest = encoder_manifest(
             self.model, self.info, self.preprocessing, self.source, trained
         )
-        return params, state["stats"].get("encoder", {}), manifest
+        return params, averaged_stats(state).get("encoder", {}), manifest
 
     def _finish(self, evaluation: Evaluation) -> PretrainResult:
         run = self.folder

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -138,12 +138,38 @@ def test_augmentations_keep_shape_range_and_repeat(name):
         assert not np.array_equal(found, change(jax.random.key(1), IMAGES))
 
 
+@given(st.integers(8, 10_000))
+def test_reach_is_an_eighth_rounded_down(side):
+    assert augment.reach(side) <= side / 8 < augment.reach(side) + 1
+
+
+@settings(deadline=None, max_examples=2)
+@given(height=st.integers(1, 40), width=st.integers(1, 40))
+@example(height=28, width=96)
+@example(height=224, width=8)
+def test_shift_reaches_an_eighth_of_every_side_each_way(height, width):
+    """Every whole number of pixels up to it, as often to either side, and no other."""
+    rows, columns = jnp.indices((height, width), dtype=jnp.float32)
+    places = jnp.stack([rows, columns], -1)[None].repeat(1500, 0)
+    found = np.asarray(jax.jit(make_augment("shift"))(jax.random.key(0), places))
+    middle = found[:, height // 2, width // 2].astype(int)
+    for axis, side in enumerate((height, width)):
+        far = max(1, side // 8)
+        # Of so small a side that its mirror image shows, nothing can be told.
+        if side < 4:
+            continue
+        apart, counts = np.unique(middle[:, axis] - side // 2, return_counts=True)
+        assert apart.tolist() == list(range(-far, far + 1))
+        expected = 1500 / (2 * far + 1)
+        assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)
+
+
 def test_each_image_is_shifted_on_its_own_by_whole_pixels():
     same = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)
     found = np.asarray(make_augment("shift")(jax.random.key(0), same))
-    padded = np.pad(np.asarray(same[0]), [(1, 2), (1, 2), (0, 0)], mode="symmetric")
+    padded = np.pad(np.asarray(same[0]), [(2, 2), (1, 1), (0, 0)], mode="symmetric")
     windows = {
-        padded[r : r + 16, c : c + 12].tobytes() for r in range(4) for c in range(4)
+        padded[r : r + 16, c : c + 12].tobytes() for r in range(5) for c in range(3)
     }
     assert len({image.tobytes() for image in found}) > 4
     assert {image.tobytes() for image in found} <= windows

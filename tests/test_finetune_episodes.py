@@ -13,6 +13,7 @@ from afterimage.errors import DataError, UserError
 from afterimage.models import ops
 from afterimage.training.step import plain_gradient
 from checkpoints.store import Store
+from checkpoints.trees import flatten, unflatten
 from finetune.episodes.estimators import (
     Adaptation,
     adapted_gradient,
@@ -27,6 +28,7 @@ from finetune.episodes.sampler import (
     Shape,
     split_classes,
 )
+from finetune.labels import HEAD
 from finetune.opening import open_all
 from finetune.program import finetune
 from finetune.terms.classification import smoothed_cross_entropy
@@ -173,12 +175,13 @@ def test_from_one_layer_the_order_of_the_classes_does_not_matter():
     assert np.abs(after([1, 0], None) - after([0, 1], None)[:, ::-1]).max() > 0.1
 
 
-@pytest.mark.parametrize("meta", ["maml", "maml-first-order", "anil", "reptile"])
-def test_where_the_head_of_an_episode_begins(home, tmp_path, meta):
-    """The same for every class, but where the paper says otherwise."""
-    settings = episodes(home, tmp_path / "run", meta=meta)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("meta", ["maml", "maml-first-order", "anil"])
+def test_where_the_head_of_an_episode_begins(home, tmp_path, meta, tied):
+    """Each class with what was learned for its number; tied, with the mean of all."""
+    settings = episodes(home, tmp_path / "run", meta=meta, tied_head=tied)
     start = EpisodeParts(settings, open_all(settings)).adaptation.start
-    if meta == "reptile":
+    if not tied:
         assert start is None
         return
     leaves = {f"{LAST}/kernel": jnp.arange(6.0).reshape(3, 2)}
@@ -186,6 +189,69 @@ def test_where_the_head_of_an_episode_begins(home, tmp_path, meta):
     same = start(leaves, {}, {})
     np.testing.assert_array_equal(same[f"{LAST}/kernel"][:, 0], [0.5, 2.5, 4.5])
     np.testing.assert_array_equal(same[f"{LAST}/bias"], [0.5, 0.5])
+
+
+def finns_maml(predict, params, images, labels, shape, lr, steps):
+    """MAML's loss as Finn et al. 2017 write it, Algorithm 2, for one episode."""
+
+    def loss(params, images, labels):
+        logp = jax.nn.log_softmax(predict(params, images))
+        return -logp[jnp.arange(len(labels)), labels].mean()
+
+    support = images[: shape.support], labels[: shape.support]
+    for _ in range(steps):
+        slope = jax.grad(loss)(params, *support)
+        params = jax.tree.map(lambda p, g: p - lr * g, params, slope)
+    return loss(params, images[shape.support :], labels[shape.support :])
+
+
+def test_maml_is_finns(home, tmp_path):
+    """The gradient of a whole batch of episodes, of encoder and head: every class has
+    a column of its own, and each is differentiated through the inner steps."""
+    settings = episodes(home, tmp_path / "run", inner_steps=2)
+    parts = EpisodeParts(settings, open_all(settings))
+    params = {**parts.params, "heads": jax.tree.map(jnp.asarray, parts.params["heads"])}
+    rng = np.random.default_rng(0)
+    leaves = {
+        path: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32)
+        for path, leaf in flatten(params).items()
+    }
+    stats, shape = jax.tree.map(jnp.asarray, parts.stats), parts.shape
+    batch = EpisodeBatches(parts.sampler, batch_size=2 * shape.rows, seed=0)[0]
+    images, labels = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
+
+    def predict(leaves, images):
+        return parts.classifier.predict(unflatten(leaves), stats, images, HEAD)
+
+    def loss(leaves, stats, batch, key):
+        del key
+        found = predict(leaves, batch["image"])
+        value = smoothed_cross_entropy(found, batch["label"], 0.0).mean()
+        return value, ({}, stats)
+
+    def reference(leaves):
+        pairs = zip(jnp.split(images, 2), jnp.split(labels, 2))
+        return sum(finns_maml(predict, leaves, *p, shape, 0.3, 2) for p in pairs) / 2
+
+    given = {"image": images, "label": labels}
+    (value, _), found = jax.jit(parts.estimator(loss))(leaves, stats, given, KEY)
+    wanted, expected = jax.jit(jax.value_and_grad(reference))(leaves)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    assert set(found) == set(expected)
+    for path, leaf in found.items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-3, atol=1e-5)
+    kernel = found[f"{LAST}/kernel"]
+    # Tied, all columns would have the same gradient.
+    assert np.abs(kernel - kernel.mean(-1, keepdims=True)).max() > 1e-3
+
+
+def test_each_episode_numbers_its_classes_anew():
+    """As Finn's code does: the same two classes come in either order."""
+    images = images_of(classes=2)
+    sampler = Sampler(images, Shape(2, 1, 1), seed=0)
+    assert images.labels is not None
+    first = [int(images.labels[sampler.episode(n)[0]]) for n in range(40)]
+    assert 10 < sum(first) < 30
 
 
 def test_the_nearest_mean_as_a_linear_layer():
@@ -405,9 +471,20 @@ def test_prototypes_learn_without_a_head(home, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("meta", ["maml-first-order", "anil", "proto-maml", "reptile"])
-def test_the_other_methods_learn_as_well(home, tmp_path, meta):
-    settings = {"meta": meta, "steps": 60, "lr": 3e-3, "inner_steps": 2}
+@pytest.mark.parametrize(
+    ("meta", "tied"),
+    [
+        ("maml", True),
+        ("maml-first-order", False),
+        ("maml-first-order", True),
+        ("anil", False),
+        ("anil", True),
+        ("proto-maml", False),
+        ("reptile", False),
+    ],
+)
+def test_the_other_methods_learn_as_well(home, tmp_path, meta, tied):
+    settings = {"meta": meta, "tied_head": tied, "steps": 60, "lr": 3e-3}
     result = finetune(episodes(home, tmp_path / "run", **settings))
     assert train_scores(result.run)[-1] > 0.8
 
@@ -420,6 +497,7 @@ def test_the_other_methods_learn_as_well(home, tmp_path, meta):
         ({"ways": 1}, "ways=1: at least 2 classes"),
         ({"meta": "proto-maml", "head": "mlp"}, "head='mlp': with meta='proto-maml'"),
         ({"shots": 0}, "shots=0: at least 1"),
+        ({"meta": "reptile", "tied_head": True}, "tied_head: meta='reptile'"),
         ({"inner_lr": 0.0}, "inner_lr=0.0"),
         ({"test_classes": 1.0}, "test_classes=1.0"),
         ({"meta": "prototypical"}, "inner_lr=0.3: prototypes take no steps"),

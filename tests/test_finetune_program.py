@@ -1,5 +1,6 @@
 """Fine-tuning as a whole: every mode on a tiny encoder and an npz of three classes."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -274,6 +275,23 @@ def test_resume_is_exact_at_the_boundary_and_inside_a_phase(
     for name in ("test", "selection"):
         stored = [json.loads((r / "results.json").read_text()) for r in (run, whole)]
         assert stored[0][name] == stored[1][name]
+
+
+def test_averaged_weights_carry_averaged_moments(home, tmp_path):
+    """Of an encoder with BatchNorm, in the artefact of the step that is kept."""
+    model = dataclasses.replace(MODEL, norm="batch")
+    source = make_encoder(home / "batch", model)
+    settings = {"from_": source, "mode": "full", "ema": 0.9, "save_every": 1}
+    result = finetune(config(home, tmp_path / "run", select="last", **settings))
+    _, state, _ = Store(result.run).restore(step=4)
+    loaded = flatten(read_encoder(result.run)[1])
+    averaged, live = flatten(state["ema_stats"]), flatten(state["stats"]["encoder"])
+    assert set(loaded) == set(live)
+    for path, leaf in loaded.items():
+        np.testing.assert_array_equal(leaf, averaged[f"encoder/{path}"])
+        assert not np.array_equal(leaf, live[path])
+    kept = load_classifier(str(result.run)).stats
+    jax.tree.map(np.testing.assert_array_equal, flatten(kept["encoder"]), loaded)
 
 
 def test_a_complete_run_is_left_alone(home, tmp_path, capsys):

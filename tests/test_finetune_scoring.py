@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afterimage.models.views import VIEWS
-from finetune.scoring import over_views
+from finetune.scoring import measures, over_views
 
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (5, 56, 28, 1), "u1"))
 
@@ -38,3 +38,31 @@ def test_logits_are_the_log_of_the_mean_of_the_views_probabilities(name):
     each = [jax.nn.softmax(columns(None, None, view)) for view in VIEWS[name](IMAGES)]
     np.testing.assert_allclose(np.exp(found), np.mean(each, axis=0), rtol=1e-4)
     assert not np.allclose(np.exp(found), each[0])
+
+
+def test_weighted_measures_are_those_of_examples_repeated():
+    """A weight of n is n copies; a scale of all weights changes nothing."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(40, 3)).astype(np.float32)
+    labels, copies = rng.integers(0, 3, 40), rng.integers(0, 4, 40)
+    again = np.repeat(np.arange(40), copies)
+    expected = measures(logits[again], labels[again])
+    for scale in (1.0, 0.01):
+        found = measures(logits, labels, scale * copies)
+        assert found == pytest.approx(expected, rel=1e-9)
+    assert found != pytest.approx(measures(logits, labels), rel=1e-3)
+
+
+def test_weighting_turns_the_source_risk_into_the_targets():
+    """Sugiyama et al. 2007: of a source N(0, 1) and a target N(1, 1), the weights
+    e^(x - 1/2) choose the classifier that errs less in the target."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200_000)
+    weights, labels = np.exp(x - 0.5), (x > 1).astype(int)
+    near, far = (np.stack([np.zeros_like(x), where], 1) for where in (x + 0.2, x - 1.4))
+    plain = [measures(logits, labels)["accuracy"] for logits in (near, far)]
+    weighted = [measures(logits, labels, weights)["accuracy"] for logits in (near, far)]
+    moved = x + 1
+    truth = [np.mean((moved > edge) == (moved > 1)) for edge in (-0.2, 1.4)]
+    np.testing.assert_allclose(weighted, truth, atol=0.02)
+    assert plain[0] < plain[1]

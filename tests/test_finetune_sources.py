@@ -13,10 +13,13 @@ from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
+from finetune.classifier import HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.context import Context
 from finetune.domains.pooling import SOURCE, pool
 from finetune.domains.shift import source_weights
+from finetune.labels import Chosen
+from finetune.methods import make_terms
 from finetune.stage import Phase, Stage
 from finetune.terms import cross_entropy
 from finetune.terms.multisource import mdan
@@ -117,6 +120,33 @@ def test_mdan_is_the_smoothed_bound(gamma):
     assert value == pytest.approx(expected - each.mean(), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize(("weights", "factor"), [((), 0.01), ((1.0,), 1.0)])
+def test_mdans_adversaries_weigh_what_their_authors_gave_them(weights, factor):
+    """μ = 0.01: of hanzhaoml/MDAN, main_amazon.py; another is given as it is asked."""
+    settings = {"from_": "a", "out": "b", "data": "c", "target": "e"}
+    settings |= {"sources": ("d",), "align": ("mdan",), "align_weight": weights}
+    train = pool([Splits(train=part) for part in two()], ("c", "d")).train
+    terms = make_terms(
+        FinetuneConfig(**settings),
+        Chosen(train, None, None, ""),
+        HeadConfig(2, "linear", "vector"),
+        2,
+    )
+    own = jax.tree.map(jnp.zeros_like, dict(terms[-1].params))
+    rules = {
+        "params": lambda _: {"terms": {"mdan": own}},
+        "progress": lambda _: jnp.array(0.5),
+        "train/features/classes": lambda _: jnp.ones((6, 2)),
+        "target/features/classes": lambda _: jnp.ones((4, 2)),
+        "train/label/source": lambda _: jnp.zeros(6, jnp.int32),
+        "train/logits/classes": lambda _: jnp.zeros((6, 2)),
+        "train/label": lambda _: jnp.zeros(6, jnp.int32),
+    }
+    value, _ = terms[-1].value(Context(rules), jnp.zeros(()))
+    # One source alone, at chance: μ d = μ 2 log 2.
+    assert float(value) == pytest.approx(factor * 2 * np.log(2), rel=1e-4)
+
+
 def test_mdan_lies_between_the_mean_and_the_hardest_source():
     numbers = np.array([0, 0, 1, 1, 2, 2])
     (mean, each), (hardest, _) = bound(1e-3, numbers), bound(1e3, numbers)
@@ -154,7 +184,7 @@ def adapted(aligned):
     labelled = cross_entropy(2)
     terms = (labelled,)
     if aligned:
-        terms += (mdan(labelled, 1, 2, head="classes", hidden=32, gamma=1.0),)
+        terms += (mdan(labelled, 1, 2, 1.0, head="classes", hidden=32, gamma=1.0),)
     params = {
         "encoder": {"linear": jnp.array([[0.5], [0.1]])},
         "heads": {

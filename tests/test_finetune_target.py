@@ -212,6 +212,55 @@ def test_label_shift_moves_the_bias_alone(home, tmp_path, method):
     np.testing.assert_allclose(now["bias"] - bias, shift, rtol=1e-3, atol=1e-5)
 
 
+def test_under_covariate_shift_a_step_is_kept_by_the_importance_weighted_risk(
+    home, tmp_path
+):
+    """By the ratios of the training term, of images held out; said wherever it is
+    told, and a run that was cut off goes on with the same ones."""
+    settings = {
+        "mode": "full",
+        "steps": 6,
+        "eval_every": 2,
+        "save_every": 2,
+        "lr": 0.03,
+        "target": dark(home),
+        "density_ratio": "ulsif",
+        "keep_last": 9,
+        "select": "validation",
+        "select_by": "loss",
+        "validation": 0.4,
+    }
+    found = finetune(config(home, tmp_path / "run", **settings))
+    rule = found.results["selection"]["rule"]
+    assert "importance-weighted by the density ratio (ulsif)" in rule
+    assert "importance-weighted" in found.summary()
+    assert "importance-weighted" in found.report.read_text()
+    values = evaluated(found.run, "importance_weighted_loss")
+    assert list(values) == [2, 4, 6]
+    assert values != evaluated(found.run, "loss")
+    kept = found.results["selection"]["step"]
+    assert values[kept] == min(values.values())
+    measured = found.results["importance_weighted_loss"]
+    assert measured == pytest.approx(values[kept], rel=1e-5)
+    _, state, _ = Store(found.run).restore(step=6)
+    weights = {name: np.asarray(w) for name, w in state["stats"]["examples"].items()}
+    assert [len(weights[name]) for name in ("weight", "validation")] == [36, 24]
+    # One estimate for both: their mean is one, and of those that train alone it is
+    # made one again.
+    assert weights["weight"].mean() == pytest.approx(1.0)
+    assert weights["validation"].std() > 0
+    run = cut_back(found.run, tmp_path / "cut", 2)
+    again = finetune(config(home, run, **settings))
+    assert evaluated(run, "importance_weighted_loss") == values
+    assert again.results["selection"] == found.results["selection"]
+
+
+def evaluated(run, name):
+    """{step: the measure of each evaluation}."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row[f"eval/{name}"] for row in rows if f"eval/{name}" in row}
+
+
 def test_a_step_is_kept_by_neighbours_in_the_pretrained_features(home, tmp_path):
     """The measure of the kept step is the largest of all, and what the command that
     compares runs says of this one."""

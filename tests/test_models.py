@@ -1,5 +1,6 @@
 """Encoders, decoders, heads and the functional network."""
 
+import functools
 import json
 
 import jax
@@ -74,6 +75,53 @@ def test_maps_agree_with_feature_info_at_every_size(name):
         strides = [info.stride for info in encoder.feature_info]
         assert strides == sorted(strides), "finest first"
         assert encoder.num_features == maps[-1].shape[-1]
+
+
+_QUICK = ("conv", "conv-classic", "resnet18", "vgg11_bn")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in models()
+    ],
+)
+def test_forward_mode_agrees_with_reverse_mode(name, tiny):
+    """`jax.jacfwd` and `jax.jacrev` of every encoder's features along some directions,
+    and a Hessian-vector product by forward over reverse."""
+    side = 32 if name.startswith("vgg") else 8
+    config = ModelConfig(name, image_size=(side, side), channels=1)
+    network, params, stats = _create(config, build_encoder)
+    images = _images(config, 1)
+    directions = _images(config, 4)
+    onto = jax.random.normal(KEY, (network_width(config), 3))
+
+    # Unoptimised: compiling is most of the time here.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(params, images):
+        def features(along):
+            moved = images + jnp.tensordot(along, directions, 1)[None]
+            found, _ = network.apply(params, stats, moved, method="features")
+            return (found @ onto)[0]
+
+        def energy(along):
+            return jnp.square(features(along)).sum()
+
+        start = jnp.zeros(4)
+        _, curved = jax.jvp(jax.grad(energy), (start,), (jnp.ones(4),))
+        return jax.jacfwd(features)(start), jax.jacrev(features)(start), curved
+
+    forward, backward, curved = run(params, images)
+    scale = np.abs(backward).max()
+    assert scale > 0
+    np.testing.assert_allclose(forward / scale, backward / scale, atol=1e-5)
+    assert np.isfinite(curved).all()
+
+
+def network_width(config):
+    """Length of the feature vector."""
+    return nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0))).num_features
 
 
 @pytest.mark.parametrize("name", _models(*_LARGE))

@@ -78,6 +78,49 @@ def test_matmul_equals_its_plain_form(shape, dtype):
     check(ops.matmul, plain.matmul, x, kernel, tolerance=DTYPES[dtype])
 
 
+FORWARD = {
+    **{name: KERNELS[name] for name in ("up 2", "k4s2", "conv 3x3", "depthwise 3")},
+    "matmul": (ops.matmul, plain.matmul, (3, 5)),
+    "conv on a tiny map": (lambda x, k: ops.conv2d(x[:, :1], k), None, (3, 3, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode_agrees_with_reverse_mode(name):
+    """Jacobians by both modes, and forward over reverse for the second derivative."""
+    ours, _, shape = FORWARD[name]
+    x, kernel = normal(0, 1, 4, 3, 3), 0.3 * normal(1, *shape)
+
+    def value(x, kernel):
+        return jnp.tanh(ours(x, kernel)).sum((1, 2))
+
+    for argument in (0, 1):
+        forward, backward = (
+            jax.jit(mode(value, argument))(x, kernel)
+            for mode in (jax.jacfwd, jax.jacrev)
+        )
+        close(forward, backward, 1e-5)
+
+    slope = jax.grad(lambda x, k: value(x, k).sum(), (0, 1))
+    along = (normal(2, *x.shape), normal(3, *kernel.shape))
+    _, forward = jax.jit(lambda *v: jax.jvp(slope, (x, kernel), v))(*along)
+    _, pull = jax.vjp(slope, x, kernel)
+    # A Hessian is symmetric, so that its transpose gives the same product.
+    for got, expected in zip(forward, jax.jit(pull)(along), strict=True):
+        close(got, expected, 1e-5)
+
+
+def test_what_has_no_tangent_costs_no_product():
+    """A frozen kernel, or images: neither its gradient nor a product with zeros."""
+    x, kernel = normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 4)
+
+    def products(argument):
+        slope = jax.grad(lambda x, k: ops.conv2d(x, k).sum(), argument)
+        return str(jax.make_jaxpr(slope)(x, kernel)).count("conv_general_dilated[")
+
+    assert [products(a) for a in (0, 1, (0, 1))] == [2, 2, 3]
+
+
 @pytest.mark.parametrize(("size", "dtype"), CASES)
 def test_per_channel_equals_broadcasting(size, dtype):
     x = normal(0, 2, *SIZES[size], 3, dtype=dtype)

@@ -197,6 +197,35 @@ def test_masked_mean_leaves_padding_out_even_if_it_is_nan():
     assert masked_mean(values[:2]) == 2.0
 
 
+def test_patch_target_is_that_of_the_masked_autoencoders_code():
+    """`(target - mean) / (var + 1e-6) ** 0.5`, torch's `var`: of n - 1
+    (facebookresearch/mae, `forward_loss`). The last row of patches has the two rows that there are."""
+    preprocessing = Preprocessing((10, 12), MEAN, STD, 3)
+    loss = ReconstructionLoss(
+        loss="mse", target="patch", preprocessing=preprocessing, patch=4
+    )
+    images = pixels(shape=(2, 10, 12, 3))
+    found = np.asarray(loss.targets(jnp.asarray(images)))
+    x = (images - np.array(MEAN)) / np.array(STD)
+    for row, column in np.ndindex(3, 3):
+        place = np.s_[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        flat = x[place].reshape(2, -1)
+        flat = flat - flat.mean(1, keepdims=True)
+        expected = flat / np.sqrt(flat.var(1, ddof=1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(
+            found[place].reshape(2, -1), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_patch_of_a_single_value_is_its_own_mean():
+    preprocessing = Preprocessing((4, 4), (0.5,), (0.25,), 1)
+    loss = ReconstructionLoss(
+        loss="mse", target="patch", preprocessing=preprocessing, patch=1
+    )
+    found = loss.targets(jnp.asarray(pixels(shape=(2, 4, 4, 1))))
+    np.testing.assert_array_equal(found, np.zeros((2, 4, 4, 1)))
+
+
 def test_every_mistake_is_named_at_once():
     found = loss_mistakes("mae", "patches")
     assert len(found) == 2

@@ -171,6 +171,31 @@ def test_encoder_loads_alone_and_is_the_average(finished):
     assert features.shape == (2, manifest["feature_info"][-1]["channels"])
 
 
+def test_averaged_weights_carry_averaged_moments(tmp_path, tiny):
+    """With BatchNorm the encoder has the running mean of its moments too, is scored
+    with it, and a run that was cut goes on with both, bit for bit."""
+    settings = {"norm": "batch", "steps": 4, "eval_every": 2, "save_every": 2}
+    whole = run_program(config(tmp_path / "whole", **settings, keep_last=9)).run
+    _, stats, _ = read_encoder(whole / "encoder")
+    _, state, _ = Store(whole).restore()
+    loaded, live = flatten(stats), flatten(state["stats"]["encoder"])
+    averaged = flatten(state["ema_stats"])
+    assert set(loaded) == set(live)
+    for path, leaf in loaded.items():
+        np.testing.assert_array_equal(leaf, averaged[f"encoder/{path}"])
+        assert not np.array_equal(leaf, live[path])
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "4")
+    shutil.rmtree(cut / "encoder")
+    (cut / "report.html").unlink()
+    run_program(config(cut, **settings, keep_last=9))
+    assert_equal_runs(cut, whole)
+    again = flatten(read_encoder(cut / "encoder")[1])
+    for path, leaf in loaded.items():
+        np.testing.assert_array_equal(leaf, again[path])
+
+
 def test_report_shows_loss_pictures_and_probes(finished):
     page = finished.report.read_text()
     for part in ("<polyline", "data:image/png", "raw pixels", "untrained encoder"):

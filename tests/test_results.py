@@ -160,7 +160,7 @@ def test_rows_that_were_measured_in_turn_are_of_one_command():
         ),
         *(
             (preset, "transfer", f"omniglot-5w{shots}s", (preset, "prototypical"))
-            for preset in ("maml", "proto-maml")
+            for preset in ("maml-tied", "proto-maml")
             for shots in (1, 5)
         ),
         (

@@ -9,7 +9,7 @@ import pytest
 from afterimage.training.groups import EVERYTHING, Group, split_groups
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import averaged_params, init_state
+from afterimage.training.state import averaged_params, averaged_stats, init_state
 from afterimage.training.step import compile_step, compile_stretch, make_step
 
 
@@ -44,17 +44,18 @@ def _batch(seed, weight=1.0):
     return {"image": image, "weight": np.full(8, weight, np.float32)}
 
 
-def _setup(groups=EVERYTHING, **settings):
+def _setup(groups=EVERYTHING, stats=None, loss=_loss, **settings):
     options = TrainingOptions(**{"batch_size": 8, **settings})
     params = _params()
     part = split_groups(params, groups)
     optimiser = make_optimiser(options, part)
+    ema, stats = options.ema > 0, stats or {}
     state = init_state(
-        params, {}, optimiser=optimiser, partition=part, seed=1, ema=options.ema > 0
+        params, stats, optimiser=optimiser, partition=part, seed=1, ema=ema
     )
     schedule = make_schedule(options, total=10, warmup=2)
     step = make_step(
-        _loss, optimiser=optimiser, schedule=schedule, partition=part, options=options
+        loss, optimiser=optimiser, schedule=schedule, partition=part, options=options
     )
     return state, step, part
 
@@ -208,6 +209,58 @@ def test_the_running_mean_follows_the_parameters():
     np.testing.assert_allclose(
         averaged_params(state, part)["decoder"]["bias"], expected, rtol=1e-5
     )
+
+
+def _counting(params, stats, batch, key, step):
+    """As `_loss`; the moments of one layer move, as a normalisation's do."""
+    value, (metrics, _) = _loss(params, stats, batch, key, step)
+    norm, still = stats["encoder"]["norm"], stats["encoder"]["still"]
+    moved = {"mean": norm["mean"] + 1.0 + step, "var": 0.9 * norm["var"]}
+    encoder = {"norm": moved, "still": still, "codes": stats["encoder"]["codes"] + 1}
+    return value, (metrics, {**stats, "encoder": encoder})
+
+
+def test_the_running_mean_of_moments_follows_as_that_of_the_parameters():
+    """By the same decay; what does not move keeps its bits, other statistics are those
+    of the last step, and a step that is not finite changes nothing."""
+    third = {"mean": np.full(2, 1 / 3, "f4"), "var": np.full(2, 0.1, "f4")}
+    norm = {"mean": np.zeros(2, "f4"), "var": np.ones(2, "f4")}
+    stats = {
+        "encoder": {"norm": norm, "still": third, "codes": np.zeros(3, "f4")},
+        "heads": {"classes": {"mean": np.zeros(2, "f4"), "std": np.ones(2, "f4")}},
+    }
+    state, step, _ = _setup(ema=0.5, lr=0.1, stats=stats, loss=_counting)
+    run = compile_step(step)
+    mean = average = 0.0
+    for i in range(4):
+        state, _ = run(state, _batch(i), {})
+        decay = min(0.5, (1 + i) / (10 + i))
+        mean += 1.0 + i
+        average = decay * average + (1 - decay) * mean
+    found = averaged_stats(state)
+    np.testing.assert_allclose(found["encoder"]["norm"]["mean"], average, rtol=1e-6)
+    assert (
+        found["encoder"]["norm"]["var"] > state["stats"]["encoder"]["norm"]["var"]
+    ).all()
+    _same(found["encoder"]["still"], third)
+    np.testing.assert_array_equal(found["encoder"]["codes"], 4.0)
+    _same(found["heads"], stats["heads"])
+    before = jax.tree.map(np.asarray, state["ema_stats"])
+    state, _ = run(state, _batch(9, weight=np.nan), {})
+    _same(state["ema_stats"], before)
+    assert set(before) == {
+        f"encoder/{layer}/{name}" for layer in ("norm", "still") for name in norm
+    }
+
+
+def test_without_a_running_mean_statistics_are_those_of_the_last_step():
+    norm = {"mean": np.zeros(2, "f4"), "var": np.ones(2, "f4")}
+    still = {name: leaf + 1 for name, leaf in norm.items()}
+    stats = {"encoder": {"norm": norm, "still": still, "codes": np.zeros(3, "f4")}}
+    state, step, _ = _setup(stats=stats, loss=_counting)
+    state, _ = compile_step(step)(state, _batch(0), {})
+    assert state["ema_stats"] == {}
+    assert averaged_stats(state) is state["stats"]
 
 
 def test_warm_up_starts_above_zero_and_cosine_ends_at_zero():

@@ -1,6 +1,6 @@
 """Augmentations on the device, inside jit: (key, images in [0, 1]) -> images.
 
-Written without gathers, which are slow on CPU: an offset is taken bit by bit, each a
+Written without gathers, which are slow on CPU: an offset is taken half by half, each a
 choice between two slices, so a random crop is a few fused passes over the batch.
 """
 
@@ -35,7 +35,10 @@ def none(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]
 
 
 def shift(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Move each image by up to an eighth of its side each way, borders mirrored."""
+    """Move each image by up to an eighth of its side each way, borders mirrored.
+
+    Whole pixels, each as likely: -r … r, r an eighth rounded down, at least 1.
+    """
     rows, columns = jax.random.split(key)
     return _shift_axis(columns, _shift_axis(rows, images, 1), 2)
 
@@ -98,7 +101,7 @@ def elastic(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w 
     fields = BEND * jax.image.resize(points, shape, "cubic")
     for axis, field in ((2, fields[0]), (1, fields[1])):
         side = images.shape[axis]
-        most = max(1, side // 8)
+        most = reach(side)
         images = _bent(images, jnp.clip(side * field, -most, most), most, axis)
     return images
 
@@ -203,12 +206,18 @@ def _zoom(factor: Float[Array, "b 1"], size: int) -> Float[Array, "b n n"]:
     return jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - place[None, None]))
 
 
+def reach(side: int) -> int:
+    """How far `shift` moves an image of this side, each way: an eighth of it, rounded
+    down to whole pixels, but at least one."""
+    return max(1, side // 8)
+
+
 def _shift_axis(
     key: Array, images: Float[Array, "b h w c"], axis: int
 ) -> Float[Array, "b h w c"]:
-    bits = max(1, (images.shape[axis] // 4).bit_length() - 1)
-    offsets = jax.random.randint(key, (len(images), 1, 1, 1), 0, 2**bits)
-    return _moved(images, offsets, bits, axis)
+    most = reach(images.shape[axis])
+    offsets = jax.random.randint(key, (len(images), 1, 1, 1), -most, most + 1)
+    return _moved(images, offsets, most, axis)
 
 
 def _lean(
@@ -216,28 +225,31 @@ def _lean(
 ) -> Float[Array, "b h w c"]:
     """Lines along `axis` moved by a slope times their distance from the middle."""
     lines = images.shape[3 - axis]
-    bits = math.ceil(math.log2(SLOPE * lines + 2))
     shape = [len(images), 1, 1, 1]
     slope = jax.random.uniform(key, shape, None, -SLOPE, SLOPE)
     place = jnp.arange(lines, dtype=slope.dtype) - (lines - 1) / 2
     shape[0], shape[3 - axis] = 1, lines
     offsets = jnp.round(slope * place.reshape(shape)).astype(jnp.int32)
-    return _moved(images, offsets + (2**bits - 1) // 2, bits, axis)
+    return _moved(images, offsets, math.ceil(SLOPE * (lines - 1) / 2), axis)
 
 
 def _moved(
-    images: Float[Array, "b h w c"], offsets: Array, bits: int, axis: int
+    images: Float[Array, "b h w c"], offsets: Array, most: int, axis: int
 ) -> Float[Array, "b h w c"]:
-    """Moved by `offsets` (0 … 2^bits - 1, about the middle), borders mirrored."""
-    extra = 2**bits - 1
+    """Each pixel taken from `offsets` (-most … most) further on, borders mirrored."""
     padding = [(0, 0)] * 4
-    padding[axis] = (extra // 2, extra - extra // 2)
+    padding[axis] = (most, most)
     images = jnp.pad(images, padding, mode="symmetric")
-    for bit in range(bits):
-        size = images.shape[axis] - 2**bit
-        far = jax.lax.slice_in_dim(images, 2**bit, size + 2**bit, axis=axis)
+    left, offsets = 2 * most, offsets + most
+    while left:
+        # Half of the way that is left, or none of it: every offset is reached.
+        half = (left + 1) // 2
+        size = images.shape[axis] - half
+        far = jax.lax.slice_in_dim(images, half, size + half, axis=axis)
         near = jax.lax.slice_in_dim(images, 0, size, axis=axis)
-        images = jnp.where((offsets >> bit) & 1 == 1, far, near)
+        goes = offsets >= half
+        images = jnp.where(goes, far, near)
+        offsets, left = jnp.where(goes, offsets - half, offsets), left - half
     return images
 
 

@@ -54,26 +54,35 @@ def probabilities(
 
 
 def confusion_matrix(
-    labels: Integer[Array, " _n"], predicted: Integer[Array, " n"], classes: int
-) -> Integer[np.ndarray, "classes classes"]:
-    """Counts; the row is the true class, the column the predicted one."""
+    labels: Integer[Array, " _n"],
+    predicted: Integer[Array, " n"],
+    classes: int,
+    weights: Float[np.ndarray, " n"] | None = None,
+) -> Num[np.ndarray, "classes classes"]:
+    """Counts, or sums of `weights`; the row is the true class, the column the predicted
+    one."""
     cell = np.asarray(labels, np.int64) * classes + np.asarray(predicted)
-    return np.bincount(cell, minlength=classes**2).reshape(classes, classes)
+    counts = np.bincount(cell, weights=weights, minlength=classes**2)
+    return counts.reshape(classes, classes)
 
 
-def class_scores(confusion: Integer[np.ndarray, "c c"]) -> dict[str, np.ndarray]:
+def class_scores(confusion: Num[np.ndarray, "c c"]) -> dict[str, np.ndarray]:
     """Precision, recall, F1 and support of each class; 0 where undefined."""
     hit = np.diag(confusion).astype(np.float64)
     support, named = confusion.sum(axis=1), confusion.sum(axis=0)
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return part / np.where(whole > 0, whole, 1)
+
     return {
-        "precision": hit / np.maximum(named, 1),
-        "recall": hit / np.maximum(support, 1),
-        "f1": 2 * hit / np.maximum(support + named, 1),
+        "precision": share(hit, named),
+        "recall": share(hit, support),
+        "f1": share(2 * hit, support + named),
         "support": support,
     }
 
 
-def macro_f1(confusion: Integer[np.ndarray, "c c"]) -> float:
+def macro_f1(confusion: Num[np.ndarray, "c c"]) -> float:
     """Mean F1 over the classes that occur in the labels.
 
     A class absent from the labels has no recall and is left out; predicting it still

@@ -18,6 +18,7 @@ STRENGTHS = tuple(10.0**p for p in range(-4, 3))
 DEFAULT_STRENGTH = 1.0
 """C where there are too few labels to hold any out."""
 _TOLERANCE, _MOST_ITERATIONS = 1e-4, 200
+_PRECISION, _MOST_ROUNDS, _ROWS = 1e-7, 50, 4096
 
 
 def fit_logistic(
@@ -42,7 +43,8 @@ def fit_logistic(
     L-BFGS starts each C from the solution of the one before. It works along the
     principal directions, each scaled by what the curvature is there to begin with, and
     where there are fewer examples than dimensions in the examples' span, in which the
-    solution lies. In float32, objective and sums in float64.
+    solution lies. In float32, objective and sums in float64; the one solution that is
+    kept is then taken to a millionth of the lowest objective in float64.
 
     Raises UserError for an empty set, values that are not finite, unlabelled examples,
     or strengths that are not positive.
@@ -61,6 +63,7 @@ def fit_logistic(
         energy, basis = np.linalg.eigh(x.T @ x)
         x = x @ basis
     solution, chosen = _choose(x, np.maximum(energy, 0), labels, folds, strengths)
+    solution = _polished(x, labels, chosen, solution)
     weights = basis @ solution[:-1]
     return LinearProbe(
         np.asarray(mean, np.float64),
@@ -161,3 +164,73 @@ def _path(
         ).x
         solution = flat.reshape(classes, problems, d + 1) * unit
         yield solution.transpose(1, 2, 0)
+
+
+def _polished(
+    x: Float[np.ndarray, "n d"],
+    labels: Integer[np.ndarray, " n"],
+    strength: float,
+    solution: Float[np.ndarray, "d_and_1 classes"],
+) -> Float[np.ndarray, "d_and_1 classes"]:
+    """The minimum itself, from a solution near it.
+
+    Where a weak penalty lets all examples be told apart, the objective is a thousandth
+    of what it was at first, and its curvature lies elsewhere: here it is measured
+    against its own size, and each number has a curvature near 1 at the solution.
+    """
+    from scipy.optimize import minimize
+
+    def objective(flat, unit, size) -> tuple[float, np.ndarray]:
+        solution = flat.reshape(unit.shape) * unit
+        value, gradient, _ = _objective(x, labels, strength, solution)
+        return value / size, (gradient * unit).reshape(-1) / size
+
+    for _ in range(_MOST_ROUNDS):
+        before, _, curvature = _objective(x, labels, strength, solution)
+        unit = 1 / np.sqrt(curvature / before + 1e-12)
+        found = minimize(
+            objective,
+            (solution / unit).reshape(-1),
+            args=(unit, before),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 200, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-7},
+        )
+        solution = found.x.reshape(unit.shape) * unit
+        if found.fun >= 1 - _PRECISION:
+            break
+    return solution
+
+
+def _objective(
+    x: Float[np.ndarray, "n d"],
+    labels: Integer[np.ndarray, " n"],
+    strength: float,
+    solution: Float[np.ndarray, "d_and_1 classes"],
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """(value, gradient, curvature of each number by itself), in float64, some rows at a
+    time: features need no second copy as wide."""
+    weights = solution[:-1]
+    value = np.sum(weights**2) / (2 * strength)
+    gradient, curvature = np.zeros((2, *solution.shape))
+    gradient[:-1], curvature[:-1] = weights / strength, 1 / strength
+    for first in range(0, len(x), _ROWS):
+        rows = x[first : first + _ROWS].astype(np.float64)
+        each = np.arange(len(rows))
+        own = each, labels[first : first + _ROWS]
+        logits = rows @ weights + solution[-1]
+        logits -= logits[own][:, None]
+        best = each, logits.argmax(axis=1)
+        top = logits[best]
+        p = np.exp(logits - top[:, None])
+        # The largest term apart from the rest, which keeps its digits where it is tiny.
+        p[best] = 0
+        rest = p.sum(axis=1)
+        p[best] = 1
+        value += np.sum(top + np.log1p(rest))
+        p /= (1 + rest)[:, None]
+        spread = p * (1 - p)
+        p[own] -= 1
+        gradient += np.vstack([rows.T @ p, p.sum(axis=0)])
+        curvature += np.vstack([(rows**2).T @ spread, spread.sum(axis=0)])
+    return float(value), gradient, curvature

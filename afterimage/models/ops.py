@@ -7,13 +7,50 @@ Pooling is in `afterimage.models.pooling`.
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Shaped
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def _bilinear(
+    product: Callable[[Array, Array, Any], Array],
+    to_x: Callable[[Array, Array, Any], Array],
+    to_kernel: Callable[[Array, Array, Any], Array],
+) -> Callable[[Array, Array, Any], Array]:
+    """`product(x, kernel, setting)`, linear in x and in the kernel, with gradients of
+    its own: dX = `to_x(kernel, g, setting)` and dK = `to_kernel(x, g, setting)`.
+
+    Forward mode works too, which a `custom_vjp` does not have: the tangent is written
+    as the transpose of these two, so that reverse mode, which transposes the tangent,
+    is given back exactly them. What has no tangent costs nothing.
+    """
+    run = jax.custom_jvp(product, nondiff_argnums=(2,))
+
+    def rule(setting: Any, primals: Any, tangents: Any) -> tuple[Array, Any]:
+        x, kernel = primals
+        y = run(x, kernel, setting)
+        g = jax.ShapeDtypeStruct(y.shape, y.dtype)
+        backward = (
+            lambda g: to_x(kernel, g, setting),
+            lambda g: to_kernel(x, g, setting),
+        )
+        parts = [
+            jax.linear_transpose(back, g)(tangent)[0]
+            for back, tangent in zip(backward, tangents, strict=True)
+            if not isinstance(tangent, SymbolicZero)
+        ]
+        # g is made once for both, not anew for each of them.
+        return y, lax.optimization_barrier(functools.reduce(jnp.add, parts))
+
+    run.defjvp(rule, symbolic_zeros=True)
+    return run
 
 
 def pad_to_multiple(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W c"]:
@@ -49,26 +86,18 @@ def matmul(
     """
     if jax.default_backend() != "cpu":
         return x @ kernel
-    rows = _matmul(x.reshape(-1, x.shape[-1]), kernel)
+    rows = _matmul(x.reshape(-1, x.shape[-1]), kernel, None)
     return rows.reshape(*x.shape[:-1], -1)
 
 
-@jax.custom_vjp
-def _matmul(x: Array, kernel: Array) -> Array:
-    return x @ kernel
-
-
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
-    return x @ kernel, (x, kernel)
-
-
-def _matmul_backward(saved: tuple, g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    x, g = lax.optimization_barrier((x, g))
-    return g @ kernel.T, lax.dot_general(x, g, (((0,), (0,)), ((), ())))
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul = _bilinear(
+    lambda x, kernel, _: x @ kernel,
+    lambda kernel, g, _: g @ kernel.T,
+    # Rows are the summed axis of both.
+    lambda x, g, _: lax.dot_general(
+        lax.optimization_barrier(x), g, (((0,), (0,)), ((), ()))
+    ),
+)
 
 
 def patchify(
@@ -170,18 +199,8 @@ def _lax_conv(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, padding: Padding) -> Array:
-    return _lax_conv(x, kernel, padding)
-
-
-def _conv_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple]:
-    return _conv(x, kernel, padding), (x, kernel)
-
-
-def _conv_backward(padding: Padding, saved: tuple, g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    # Full correlation with the flipped kernel: pads k - 1 - p on each side.
+def _conv_to_x(kernel: Array, g: Array, padding: Padding) -> Array:
+    """Full correlation with the flipped kernel: pads k - 1 - p on each side."""
     kh, kw = kernel.shape[:2]
     (top, bottom), (left, right) = padding
     mirrored = (
@@ -189,13 +208,20 @@ def _conv_backward(padding: Padding, saved: tuple, g: Array) -> tuple[Array, Arr
         (kw - 1 - left, kw - 1 - right),
     )
     flipped = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
-    dx = _lax_conv(g, flipped, mirrored)
-    # dK[a, b] = sum_bhw x[b, h + a, w + b] g[b, h, w]: batch is the summed channel.
+    return _lax_conv(g, flipped, mirrored)
+
+
+def _conv_to_kernel(x: Array, g: Array, padding: Padding) -> Array:
+    """dK[a, b] = sum_bhw x[b, h + a, w + b] g[b, h, w]: batch is the summed channel."""
     dk = _lax_conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding)
-    return dx, dk.transpose(1, 2, 0, 3)
+    return dk.transpose(1, 2, 0, 3)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_conv = _bilinear(
+    lambda x, kernel, padding: _lax_conv(x, kernel, padding),
+    _conv_to_x,
+    _conv_to_kernel,
+)
 
 
 def depthwise_conv(
@@ -209,7 +235,7 @@ def depthwise_conv(
     have native kernels, so they run the plain form.
     """
     if jax.default_backend() == "cpu":
-        return _depthwise_shift(x, kernel)
+        return _depthwise_shift(x, kernel, len(kernel))
     return _depthwise_lax(x, kernel)
 
 
@@ -230,11 +256,6 @@ def _shifted_sum(x: Array, kernel: Array) -> Array:
     return lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
-@jax.custom_vjp
-def _depthwise_shift(x: Array, kernel: Array) -> Array:
-    return _shifted_sum(x, kernel)
-
-
 def _depthwise_dk(x: Array, g: Array, k: int) -> Array:
     """dK[i, j, c] = sum_bhw x[b, h + i, w + j, c] g[b, h, w, c], x padded by k // 2.
 
@@ -253,16 +274,12 @@ def _depthwise_dk(x: Array, g: Array, k: int) -> Array:
     return sums.reshape(c, k, k).transpose(1, 2, 0)[:, :, None]
 
 
-def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
-    return _depthwise_shift(x, kernel), (x, kernel)
-
-
-def _depthwise_backward(saved: tuple, g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    return _shifted_sum(g, jnp.flip(kernel, (0, 1))), _depthwise_dk(x, g, len(kernel))
-
-
-_depthwise_shift.defvjp(_depthwise_forward, _depthwise_backward)
+# The kernel's size is the setting: dK alone does not tell it.
+_depthwise_shift = _bilinear(
+    lambda x, kernel, _: _shifted_sum(x, kernel),
+    lambda kernel, g, _: _shifted_sum(g, jnp.flip(kernel, (0, 1))),
+    _depthwise_dk,
+)
 
 
 def per_channel(

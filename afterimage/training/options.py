@@ -118,7 +118,8 @@ class TrainingOptions:
     """Micro-batches a step: batch_size is split so that less memory is needed."""
 
     ema: float = 0.0
-    """Decay of the running mean of the parameters, e.g. 0.999; 0 turns it off."""
+    """Decay of the running mean of the parameters, and of BatchNorm's moments with
+    them, e.g. 0.999; 0 turns it off."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass; parameters stay float32."""

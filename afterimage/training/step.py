@@ -12,7 +12,7 @@ from afterimage import runtime
 from afterimage.training.groups import Partition
 from afterimage.training.optimiser import Schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import State
+from afterimage.training.state import State, running_moments
 
 Batch = Mapping[str, Array]
 Loss = Callable[..., tuple[Array, tuple[dict[str, Array], Any]]]
@@ -128,11 +128,17 @@ def make_step(
         direction, opt = optimiser.update(grads, state["opt"], trainable)
         rate = schedule(state["step"])
         new = jax.tree.map(lambda x, d: x - rate * d, trainable, direction)
-        ema = state["ema"]
+        ema, ema_stats = state["ema"], state["ema_stats"]
         if ema:
             count = state["step"].astype(jnp.float32)
             decay = jnp.minimum(options.ema, (1 + count) / (10 + count))
             ema = {p: decay * ema[p] + (1 - decay) * new[p] for p in ema}
+        if ema_stats:
+            # In a form that leaves moments that do not move bit-identical.
+            moments = running_moments(stats)
+            ema_stats = {
+                p: x + (1 - decay) * (moments[p] - x) for p, x in ema_stats.items()
+            }
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -145,6 +151,7 @@ def make_step(
             "stats": keep(stats, state["stats"]),
             "opt": keep(opt, state["opt"]),
             "ema": keep(ema, state["ema"]),
+            "ema_stats": keep(ema_stats, state["ema_stats"]),
             "key": state["key"],
             "skipped": state["skipped"] + bad,
             "bad_row": (state["bad_row"] + 1) * bad,

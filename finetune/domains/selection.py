@@ -3,7 +3,10 @@
 An alignment has no target labels to be chosen by. Each rule here says what it looks at;
 the oracle, which looks at target labels, says so in every result.
 
-validation  a measure on labelled source images (the default)
+validation  a measure on labelled source images (the default); with density ratios
+            each weighs as in training, so that it estimates the target's (Sugiyama,
+            Krauledat & Müller 2007, "Covariate shift adaptation by importance
+            weighted cross validation")
 entropy     the lowest mean entropy of the target predictions (Morerio et al. 2018)
 infomax     the highest H(mean p) − mean H(p) of the target predictions (Shi & Sha
             2012): entropy alone is best when everything falls into one class
@@ -37,6 +40,8 @@ LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
     "neighbours": ("max", "highest mutual information between neighbours"),
 }
 ORACLE = "oracle_accuracy"
+WEIGHTED = "importance_weighted_"
+"""What a measure on validation images is called where density ratios weigh them."""
 MIXVAL = "target_mixval"
 NEIGHBOURS = "target_neighbours"
 _SND_TEMPERATURE = 0.05
@@ -75,10 +80,13 @@ def choose_rule(config: FinetuneConfig, chosen: Chosen, target: Target | None) -
         return Rule(None, "max", chosen.rule)
     direction = "min" if config.select_by == "loss" else "max"
     source = " (source domain)" if target is not None else ""
+    words, measure = chosen.rule + source, config.select_by
+    if config.density_ratio != "none":
+        words += f", importance-weighted by the density ratio ({config.density_ratio})"
+        measure = WEIGHTED + measure
     if config.tasks:
-        words = f"{chosen.rule}{source}, mean over the tasks"
-        return Rule(f"mean_{config.select_by}", direction, words)
-    return Rule(config.select_by, direction, chosen.rule + source)
+        words, measure = f"{words}, mean over the tasks", f"mean_{measure}"
+    return Rule(measure, direction, words)
 
 
 def label_free(logits: Float[np.ndarray, "n c"]) -> dict[str, float]:

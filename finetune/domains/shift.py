@@ -1,5 +1,6 @@
 """Covariate and label shift as a run uses them: over image sets, through a model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,20 +26,24 @@ def example_weights(
     config: FinetuneConfig,
     scorer: Scorer,
     model: Model,
-    source: ImageSet,
+    sources: Sequence[ImageSet],
     target: ImageSet,
-) -> Float[np.ndarray, " n"]:
-    """p_target / p_source of each source image, by the features the head reads.
+) -> list[Float[np.ndarray, " _n"]]:
+    """p_target / p_source of each image of each source set, by the features the head
+    reads: one estimate for all of them, so that what is learned from and what a step
+    is chosen by are weighed alike.
 
     The encoder is the source's, before the first step; at most 20,000 target images.
     """
-    return density_ratio(
+    features = [scorer.features(*model, images) for images in sources]
+    ratios = density_ratio(
         config.density_ratio,
-        scorer.features(*model, source),
+        np.concatenate(features),
         scorer.features(*model, spaced(target, _MOST_TARGET)),
         cap=config.density_cap,
         seed=config.seed,
     )
+    return np.split(ratios, np.cumsum([len(rows) for rows in features])[:-1])
 
 
 def source_weights(config: FinetuneConfig, images: ImageSet) -> Float[np.ndarray, " n"]:

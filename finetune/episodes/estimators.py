@@ -12,7 +12,8 @@ on L(·; S), and the mean over a batch's episodes is taken of
                       of the encoder                         (Triantafillou et al. 2020)
     reptile           θ − φ(θ), φ on S and Q together        (Nichol et al. 2018)
 
-Which class of an episode has which number is chance, so maml, maml-first-order and anil
+θ has a layer for each class of an episode; which class has which number is drawn anew
+for each episode, as in Finn's code. With `tied_head` maml, maml-first-order and anil
 begin with the same layer for every class, the mean over them (`one_for_all`; Ye & Chao
 2022, "How to Train Your MAML to Excel in Few-Shot Classification", §5). The first step
 then moves the head alone: what the head sends back to the encoder sums to nothing.

@@ -25,6 +25,10 @@ class EpisodeOptions:
     that is each episode's nearest class mean; reptile: moves towards what each
     episode's steps lead to; prototypical: the nearest class mean in feature space."""
 
+    tied_head: bool = False
+    """Of maml, maml-first-order and anil: begin every episode with the same layer for
+    each class, the mean over them (Ye & Chao 2022), where Finn's MAML has one each."""
+
     ways: int = 5
     """Classes of an episode."""
 
@@ -38,8 +42,8 @@ class EpisodeOptions:
     """Episodes of a training step; they take the place of batch_size."""
 
     inner_steps: int = 2
-    """Steps of gradient descent within an episode. Of maml the first moves the head
-    alone: with one step the encoder learns between episodes only."""
+    """Steps of gradient descent within an episode. With --tied-head the first moves the
+    head alone: with one step the encoder learns between episodes only."""
 
     inner_lr: float = 0.01
     """Their learning rate."""
@@ -57,7 +61,7 @@ class EpisodeOptions:
         """Every setting that cannot work, in one list."""
         counts = ("shots", "queries", "episodes_per_step", "inner_steps")
         if self.meta == "none":
-            more = ("ways", "inner_lr", "test_inner_steps", "test_classes")
+            more = ("tied_head", "ways", "inner_lr", "test_inner_steps", "test_classes")
             return [
                 f"{name}={getattr(self, name)!r} is about episodes: give meta, e.g. "
                 "maml"
@@ -69,6 +73,11 @@ class EpisodeOptions:
             for name in (*counts, "test_inner_steps")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
+        if self.tied_head and self.meta not in ("maml", "maml-first-order", "anil"):
+            found.append(
+                f"tied_head: meta={self.meta!r} does not begin with a head that was "
+                "learned; only with maml, maml-first-order and anil"
+            )
         if self.ways < 2:
             found.append(f"ways={self.ways}: at least 2 classes")
         if self.test_episodes < 2:

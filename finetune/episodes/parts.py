@@ -73,12 +73,12 @@ class EpisodeParts(Parts):
 
     @property
     def _start(self) -> Start | None:
-        """Where an episode's descent begins: for Reptile, at the parameters."""
-        if self.config.meta == "reptile":
-            return None
+        """Where an episode's descent begins; None for the parameters themselves."""
         if self.config.meta == "proto-maml":
             return self._nearest_mean
-        return lambda leaves, stats, support: one_for_all(leaves, LAST)
+        if self.config.tied_head:
+            return lambda leaves, stats, support: one_for_all(leaves, LAST)
+        return None
 
     def _nearest_mean(self, leaves: Leaves, stats: Any, support: Any) -> Leaves:
         """The head as the nearest mean of this support, before its augmentation."""

@@ -74,6 +74,15 @@ PRESETS: Mapping[str, Preset] = {
         ),
         settings={**_EPISODES, **_MAML, **_STEPS, "meta": "maml"},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
+    ),
+    "maml-tied": Preset(
+        about="as maml, each episode begun with the same head for every class",
+        command=(
+            "afterimage finetune --preset maml-tied --from runs/letters --data "
+            "folder:letters --out runs/maml-tied"
+        ),
+        settings={**_EPISODES, **_MAML, **_STEPS, "meta": "maml", "tied_head": True},
+        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
         measured=(
             Measured(
                 result=(

@@ -17,12 +17,15 @@ from finetune.terms.adversarial import (
 )
 from finetune.terms.term import Term, TermResult
 
+MDAN_WEIGHT = 0.01
+"""μ of the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""
+
 
 def mdan(
     labelled: Term,
     width: int,
     sources: int,
-    weight: float = 1.0,
+    weight: float = MDAN_WEIGHT,
     *,
     head: str,
     gamma: float = 10.0,
