@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import sys
 
 import pytest
@@ -229,3 +230,15 @@ def test_a_row_is_put_in_the_place_of_the_one_it_repeats(tmp_path):
         ("afterimage", {"y": 1}),
         ("hf", {"z": 1}),
     ]
+
+
+GUIDE = pathlib.Path(__file__).parent.parent / "docs/guide/reliability.md"
+COMMANDS = re.findall(r"`(tests/\S+\.py)(?: -k (\w+|\"[^\"]+\"))?`", GUIDE.read_text())
+
+
+@pytest.mark.parametrize(("file", "words"), COMMANDS)
+def test_the_guide_names_tests_that_exist(file, words):
+    text = (GUIDE.parents[2] / file).read_text()
+    tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+    for word in words.strip('"').split(" or "):
+        assert any(word in name for name in tests)
