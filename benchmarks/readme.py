@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.gains import gains_table
 from benchmarks.published import published_table
+from benchmarks.reliability.record import peers_table
 from benchmarks.results import figure
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -138,6 +139,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "cifar10": (plain_table, "representations", "cifar10"),
     "gains": (lambda _: gains_table(), "transfer", None),
     "published": (lambda _: published_table(), "representations", None),
+    "peers": (peers_table, "reliability", "peers"),
     "cifar10-patches": (plain_table, "representations", "cifar10-patches"),
     **{
         name: (plain_table, "transfer", name)

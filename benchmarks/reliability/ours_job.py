@@ -1,0 +1,78 @@
+"""The job in Afterimage: its own command, with two hooks of this benchmark.
+
+One fills the batch of a step with NaN, where the environment says so; the other says
+which step `metrics.jsonl` has come to.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+
+from afterimage.__main__ import main as afterimage
+from benchmarks.reliability.words import arguments, nan_step, report, report_final
+from checkpoints.store import Store
+from checkpoints.trees import flatten
+from pretrain.plain import Plain
+
+
+def spoil(bad: int) -> None:
+    """From now on the network is given NaN in step `bad`."""
+    real = Plain.forward
+
+    def forward(self, network, params, stats, inputs, key, step):
+        if step is not None:
+            inputs = jnp.where(step + 1 == bad, jnp.nan, inputs)
+        return real(self, network, params, stats, inputs, key, step)
+
+    Plain.forward = forward
+
+
+def follow(path: pathlib.Path) -> None:
+    """Says each new step that the metrics have, until the program ends."""
+    last = None
+    while True:
+        try:
+            with path.open("rb") as file:
+                file.seek(max(os.path.getsize(path) - 4096, 0))
+                step = json.loads(file.read().splitlines()[-1])["step"]
+        except (OSError, ValueError, IndexError, KeyError):
+            step = None
+        if step is not None and step != last:
+            report("step", step)
+            last = step
+        time.sleep(0.005)
+
+
+def main() -> int:
+    args = arguments()
+    if nan_step():
+        spoil(nan_step())
+    path = pathlib.Path(args.out) / "metrics.jsonl"
+    threading.Thread(target=follow, args=[path], daemon=True).start()
+    noise = ("gaussian", "--corruption-strength", str(args.noise))
+    code = afterimage(
+        [
+            *("pretrain", "--data", f"folder:{args.data}", "--out", args.out),
+            *("--model", "conv", "--seed", str(args.seed), "--keep-last", "3"),
+            *("--steps", str(args.steps), "--batch-size", str(args.batch_size)),
+            *("--save-every", str(args.save_every), "--eval-every", str(args.steps)),
+            *("--corruption", *(noise if args.noise else ("none",))),
+            *("--log-every", "1", "--pictures", "0", "--probe-images", "0"),
+            "--no-tensorboard",
+        ]
+    )
+    if code == 0:
+        step, state, _ = Store(args.out).restore()
+        leaves = flatten(state["params"])
+        report_final(step, [np.asarray(leaves[name]) for name in sorted(leaves)])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
