@@ -126,7 +126,7 @@ def list_steps(folder: _Path) -> list[StepInfo]:
             step=step,
             created=content.get("created"),
             size=files.folder_size(path),
-            metric=content.get("metric"),
+            metric=_metric(content),
             last=step == max(whole, default=None),
             best=step in best,
             status=f"{fatal[0].kind}: {fatal[0].text}" if fatal else "complete",
@@ -272,8 +272,13 @@ def _metrics(
     contents: dict[int, dict[str, Any]],
 ) -> tuple[dict[int, float | None], str | None]:
     """Each step's metric, and the direction the newest of them recorded."""
-    metrics = {step: content["metric"] for step, content in contents.items()}
+    metrics = {step: _metric(content) for step, content in contents.items()}
     return metrics, contents[max(contents)]["best"] if contents else None
+
+
+def _metric(content: dict[str, Any]) -> float | None:
+    value = content.get("metric")  # JSON may spell a float as an integer
+    return None if value is None else float(value)
 
 
 def _step(place: pathlib.Path, step: int) -> pathlib.Path:

@@ -4,11 +4,13 @@ Stricter than `json.loads`: no NaN, no number beyond a double, no key twice in o
 object, no nesting beyond 64 levels. What a file must hold is in `schemas.py`.
 """
 
+import collections
 import json
 import math
 import pathlib
+import types
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -34,8 +36,12 @@ def parse(data: bytes | str) -> Any:
         raise ValueError(text) from None
     except RecursionError:
         raise ValueError(f"is nested deeper than {_DEEPEST} levels") from None
-    if _deeper(value, _DEEPEST):
-        raise ValueError(f"is nested deeper than {_DEEPEST} levels")
+    except _Refused:
+        raise
+    except ValueError:  # Python's own bound on the digits of an integer
+        raise ValueError("holds an integer of thousands of digits") from None
+    if reason := _beyond(value):
+        raise ValueError(reason)
     return value
 
 
@@ -72,68 +78,73 @@ def listed(lines: list[str]) -> str:
 
 def _inside(value: Any, kind: Any, where: str) -> list[str]:
     """The mistakes of a value's parts, as far as the schema names parts."""
-    kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
-    if not isinstance(value, dict):
-        return []
-    if typing.get_origin(kind) is dict:
-        parts = [
-            (files.shown(k), v, typing.get_args(kind)[1]) for k, v in value.items()
-        ]
-        missing = []
-    elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        fields = msgspec.structs.fields(kind)
-        names = {field.encode_name: field.type for field in fields}
-        parts = [(name, value[name], names[name]) for name in names if name in value]
-        missing = [
-            f.encode_name for f in fields if f.required and f.encode_name not in value
-        ]
-    else:
+    kind = _of_objects(kind)
+    if kind is None or not isinstance(value, dict):
         return []
     prefix = f"{where}." if where else ""
-    found = [line for name, v, t in parts for line in mistakes(v, t, prefix + name)]
-    return [f"{prefix}{name}: missing" for name in missing] + found
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        parts = {files.shown(name): (part, inner) for name, part in value.items()}
+        found = []
+    else:
+        fields = msgspec.structs.fields(kind)
+        names = {field.encode_name: field for field in fields}
+        parts = {n: (value[n], field.type) for n, field in names.items() if n in value}
+        missing = [n for n, f in names.items() if f.required and n not in value]
+        found = [f"{prefix}{name}: missing" for name in missing]
+    for name, (part, inner) in parts.items():
+        found += mistakes(part, inner, prefix + name)
+    return found
+
+
+def _of_objects(kind: Any) -> Any:
+    """The schema of the objects that `kind` admits: a Struct or dict, or None."""
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        found = map(_of_objects, typing.get_args(kind))
+        return next((inner for inner in found if inner is not None), None)
+    of_objects = typing.get_origin(kind) is dict or (
+        isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    )
+    return kind if of_objects else None
+
+
+class _Refused(ValueError):
+    """What the parser would take and we do not."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for n, name in enumerate(names) if name in names[:n])
-        raise ValueError(f"has the key {files.shown(twice)} twice in one object")
+        names = collections.Counter(name for name, _ in pairs)
+        name = names.most_common(1)[0][0]
+        raise _Refused(f"has the key {files.shown(name)} twice in one object")
     return value
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"holds {files.shown(text)}, which no number can hold")
-    return value
-
-
-def _whole(text: str) -> int:
-    if len(text) > 20:  # 2^64 has 20 digits
-        raise ValueError(f"holds {files.shown(text)}, an integer beyond 64 bits")
-    return int(text)
 
 
 def _constant(text: str) -> Any:
-    raise ValueError(f"holds {text}, which is not JSON")
+    raise _Refused(f"holds {text}, which is not JSON")
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object,
-    parse_float=_number,
-    parse_int=_whole,
-    parse_constant=_constant,
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _deeper(value: Any, levels: int) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    while level:
-        if levels < 0:
-            return True
-        levels -= 1
-        parts = (v.values() if isinstance(v, dict) else v for v in level)
-        level = [v for part in parts for v in part if isinstance(v, dict | list)]
-    return False
+def _beyond(value: Any) -> str | None:
+    """What of a value is beyond the bounds: its nesting, or a number."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        inside = []
+        for part in level:
+            if isinstance(part, dict):
+                inside.extend(part.values())
+            elif isinstance(part, list):
+                inside.extend(part)
+            elif isinstance(part, int) and part.bit_length() > 64:
+                return f"holds an integer of {part.bit_length()} bits, beyond 64"
+            elif isinstance(part, float) and not math.isfinite(part):
+                return "holds a number that is beyond a double"
+        if not inside:
+            return None
+        level = inside
+    return f"is nested deeper than {_DEEPEST} levels"

@@ -1,5 +1,6 @@
 """Files as `torch.save` writes them, opcode by opcode: a test can lie in one."""
 
+import io
 import struct
 import zipfile
 
@@ -43,10 +44,17 @@ def state_dict(**values: bytes) -> bytes:
     return b"\x80\x02}(" + items + b"u."
 
 
-def write(path, pickled: bytes, storages=None, compression=zipfile.ZIP_STORED):
-    """Write a file with this pickle, and {key: bytes} of its storages."""
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def encode(pickled: bytes, storages=None, compression=zipfile.ZIP_STORED) -> bytes:
+    """A file with this pickle, and {key: bytes} of its storages."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         for key, data in (storages or {}).items():
             archive.writestr(f"archive/data/{key}", data)
+    return buffer.getvalue()
+
+
+def write(path, *contents):
+    """`encode` into a file."""
+    path.write_bytes(encode(*contents))
     return path

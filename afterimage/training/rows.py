@@ -36,8 +36,8 @@ def read_rows(
             raise OSError(f"has more than {_MOST} bytes")
     except OSError as error:
         if keep_bad:
-            _rename(path, aside)
-            note(f"{path} {files.reason(error)}; it is now {aside}, and begun anew")
+            new = _rename(path, aside)
+            note(f"{path} {files.reason(error)}; it is now {new}, and begun anew")
         return []
     rows: list[dict[str, Any]] = []
     bad = 0
@@ -78,10 +78,10 @@ def _copy_line(line: bytes, file: io.BufferedReader, to: Any) -> None:
         to.write(b"\n")
 
 
-def _rename(path: pathlib.Path, aside: pathlib.Path) -> None:
-    """Out of the way; what was set aside before stays."""
+def _rename(path: pathlib.Path, aside: pathlib.Path) -> pathlib.Path:
+    """Out of the way, to a new name: what was set aside before stays."""
     number = 1
     while os.path.lexists(aside):
         number += 1
         aside = aside.with_name(f"{path.name}.damaged-{number}")
-    os.rename(path, aside)
+    return path.rename(aside)

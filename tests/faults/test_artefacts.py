@@ -1,5 +1,6 @@
 """Artefacts that lie: refused with the reason and exit code 3, however well sealed."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage import load_encoder
+from afterimage import known, load_encoder
 from afterimage.__main__ import main
-from checkpoints import inspect, tensors
+from afterimage.data import Preprocessing
+from afterimage.errors import UserError
+from afterimage.models import FeatureInfo, ModelConfig
+from checkpoints import inspect, jsons, schemas, tensors
 from checkpoints.encoder import read_encoder
 from checkpoints.errors import CheckpointError
 from checkpoints.store import Store
+from finetune.classifier import HeadConfig
 from tests import encoder_artefact
 from tests.manifests import (
     encoder_manifest,
@@ -128,9 +133,10 @@ def _unsealed(text):
     [
         (_unsealed('{"loss": NaN}'), "NaN"),
         (_unsealed('{"loss": -Infinity}'), "Infinity"),
-        (_unsealed('{"loss": 1e999}'), "1e999"),
+        (_unsealed('{"loss": 1e999}'), "beyond a double"),
         (_unsealed('{"a": 1, "a": 2}'), "'a' twice"),
-        (_unsealed("9" * 5000), "64 bits"),
+        (_unsealed("9" * 30), "100 bits"),
+        (_unsealed("9" * 5000), "thousands of digits"),
         (_unsealed("[" * 100 + "]" * 100), "64 levels"),
         (_unsealed("{}"), "checksum"),
         (lambda path: path.write_text("[" * 10**6), "levels"),
@@ -424,3 +430,96 @@ def test_a_model_larger_than_any_memory_is_refused_by_its_shapes(tmp_path):
         reseal(tmp_path / name, change)
         with pytest.raises(CheckpointError, match="missing"):
             load_encoder(tmp_path / name)
+
+
+def foreign(path, **changes):
+    """A VGG-11 of torchvision's names, of ones, with some arrays changed."""
+    wanted = known._expected(known._config("vgg11", 32, "frozen"))
+    weights = {name: np.ones(shape) for name, (_, shape) in wanted.items()}
+    for name, value in changes.items():
+        weights[f"features.0.{name}"].flat[2] = value
+    path.write_bytes(tensors.encode(weights))
+    return weights
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_foreign_weights_that_are_not_finite_are_not_imported(
+    tiny, tmp_path, name, value
+):
+    path = tmp_path / "x.safetensors"
+    foreign(path, **{name: value})
+    with pytest.raises(CheckpointError, match=rf"'features.0.{name}': 1 of") as error:
+        known.import_encoder(path, "vgg11", tmp_path / "e", image_size=32)
+    assert error.value.exit_code == 3
+    assert not (tmp_path / "e").exists()
+
+
+def test_foreign_weights_that_are_finite_are_imported(tiny, tmp_path):
+    foreign(tmp_path / "x.safetensors")
+    known.import_encoder(
+        tmp_path / "x.safetensors", "vgg11", tmp_path / "e", image_size=32
+    )
+    assert load_encoder(tmp_path / "e").config.name == "vgg11"
+
+
+@pytest.mark.parametrize("std", [(0.2, 0.0, 0.2), (0.2, -1.0, 0.2), (0.2, np.nan, 1.0)])
+def test_a_deviation_that_cannot_be_is_not_imported(tiny, tmp_path, std):
+    path = tmp_path / "x.safetensors"
+    foreign(path)
+    with pytest.raises(UserError, match="standard deviations"):
+        known.import_encoder(path, "vgg11", tmp_path / "e", image_size=32, std=std)
+
+
+def test_one_name_with_and_without_module_is_refused(tmp_path):
+    arrays = {name: np.ones(1) for name in ("a", "module.a")}
+    (tmp_path / "x.safetensors").write_bytes(tensors.encode(arrays))
+    with pytest.raises(CheckpointError, match="module"):
+        known.read_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+@pytest.mark.parametrize("make", [_pipe, lambda path: path.symlink_to("/dev/zero")])
+def test_foreign_weights_that_are_no_file_are_refused_at_once(tmp_path, name, make):
+    make(tmp_path / name)
+    command = ["checkpoints", "import", str(tmp_path / name), "--model", "resnet18"]
+    assert main([*command, "--out", str(tmp_path / "e")]) == 2
+
+
+SIZES = [7, 8, 2**14, 2**14 + 1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("image_size", [8, size]) for size in SIZES),
+        *(("channels", count) for count in (0, 1, 4096, 4097)),
+        *(("bottleneck", size) for size in (0, 1, 2**20, 2**20 + 1, None)),
+        *(("width", width) for width in (0.0, 0.1, 16.0, 16.1)),
+        ("decoder", "light"),
+    ],
+)
+def test_settings_and_manifests_know_the_same_bounds(field, value):
+    """What a model may be set to is what is read again."""
+    stored = {**encoder_manifest()["model"], field: value}
+    wrong = jsons.mistakes(stored, schemas.Model)
+    # The smallest image is the model's own matter.
+    if wrong or value == [8, 7]:
+        with pytest.raises(UserError, match=field):
+            ModelConfig.from_dict(stored)
+    else:
+        again = ModelConfig.from_dict(stored).to_dict()
+        assert not jsons.mistakes(again, schemas.Model)
+
+
+def test_the_schemas_have_the_fields_of_what_they_describe():
+    for described, schema in (
+        (ModelConfig, schemas.Model),
+        (Preprocessing, schemas.Preprocessing),
+        (FeatureInfo, schemas.FeatureInfo),
+    ):
+        fields = {field.name for field in dataclasses.fields(described)}
+        assert fields == set(schema.__struct_fields__)
+    heads = {field.name for field in dataclasses.fields(HeadConfig)}
+    assert heads | {"class_names"} == set(schemas.Head.__struct_fields__)
