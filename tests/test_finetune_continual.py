@@ -1,6 +1,5 @@
 """Continual learning: memory and measures by hand, sequences of tasks as a whole."""
 
-import json
 import shutil
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from afterimage.errors import DataError, UserError
+from checkpoints import jsons, schemas
 from checkpoints.store import Store
 from finetune.artefact import load_classifier
 from finetune.context import Context
@@ -244,7 +244,7 @@ def check_resume(home, whole, tmp_path, **settings):
         finetune(sequence(home, run, **STEPS, **settings))
         _, found, _ = Store(run).restore(step=6)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-        stored = json.loads((run / "results.json").read_text())
+        stored = jsons.read(run / "results.json", schemas.Results, "")
         assert stored["continual"] == whole.results["continual"]
 
 

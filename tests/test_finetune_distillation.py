@@ -1,6 +1,5 @@
 """Distillation: its terms by hand, and whole runs on tiny images."""
 
-import json
 import types
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 
 from afterimage.errors import UserError
 from afterimage.models import ModelConfig
+from checkpoints import jsons, schemas
 from checkpoints.store import Store
 from finetune.artefact import load_classifier
 from finetune.context import Context
@@ -161,7 +161,7 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     assert found["smaller"] == pytest.approx(size / small)
     assert found["smaller"] > 1
     assert found["faster"] > 0
-    stored = json.loads((home / "teacher" / "results.json").read_text())
+    stored = jsons.read(home / "teacher" / "results.json", schemas.Results, "")
     expected = stored["test"]["accuracy"]["value"]
     assert found["teacher"]["accuracy"] == pytest.approx(expected)
     assert "Teacher and student" in whole.report.read_text()

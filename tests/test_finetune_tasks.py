@@ -17,6 +17,7 @@ from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
+from checkpoints import jsons, schemas
 from checkpoints.store import Store
 from finetune.artefact import load_classifier
 from finetune.context import Context
@@ -300,7 +301,7 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
     weights = np.asarray(state["stats"]["examples"]["weight"])
     np.testing.assert_allclose(weights[60:] / weights[0], 3.0, rtol=1e-6)
     assert weights.mean() == pytest.approx(1.0)
-    listed = json.loads((result.run / "labels.json").read_text())
+    listed = jsons.read(result.run / "labels.json", schemas.Labels, "")
     assert sum(map(len, listed["train"].values())) == 100
     assert sum(map(len, listed["tasks"]["light"]["train"].values())) == 40
     loaded = load_classifier(str(result.run))
