@@ -100,12 +100,11 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
             parts.config, parts.scorer, (params, stats), parts.chosen, parts.target
         )
     weights = stats.get("examples", {}).get("validation")
-    if weights is not None:
-        held = of_head(parts.chosen.validation, HEAD)
-        if held is not None:
-            told = parts.scorer.logits(params, stats, held)
-            rows = rows_of_head(parts.chosen.validation, HEAD)
-            results |= _weighted(told, held, weights[rows])
+    validation = parts.chosen.validation
+    held = of_head(validation, HEAD)
+    if weights is not None and validation is not None and held is not None:
+        told = parts.scorer.logits(params, stats, held)
+        results |= _weighted(told, held, weights[rows_of_head(validation, HEAD)])
     names = parts.chosen.head_names(parts.config.tasks)
     found = {
         head: reports(

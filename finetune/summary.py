@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.evaluation.render import MAX_MATRIX, percent, report_text
+from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.report import logged, write_report
 from afterimage.runs import Run, write_json
 from checkpoints import jsons, schemas
@@ -15,7 +15,7 @@ from finetune.config import FinetuneConfig
 
 _MEASURES = {
     "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
+    "macro_f1": MACRO_F1,
     "calibration_error": "calibration error",
 }
 

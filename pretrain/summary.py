@@ -62,7 +62,7 @@ class PretrainResult:
         m = collections.defaultdict(lambda: math.nan, self.metrics)
         lines = [
             f"validation loss {m['loss']:.4g}, {m['relative_loss']:.3f} of predicting "
-            f"the mean image; effective rank {m['effective_rank']:.1f}"
+            f"the mean image; effective rank {m['effective_rank']:.1f} (centred)"
         ]
         for probe in PROBES:
             if probe in m:
@@ -89,7 +89,7 @@ def write_run_report(
     headline = {
         "validation loss": f"{m['loss']:.4g}",
         "of the mean image's loss": f"{m['relative_loss']:.3f}",
-        "effective rank of the features": f"{m['effective_rank']:.1f}",
+        "effective rank of the features (centred)": f"{m['effective_rank']:.1f}",
     }
     for probe in PROBES:
         if probe in m:

@@ -199,7 +199,8 @@ def test_masked_mean_leaves_padding_out_even_if_it_is_nan():
 
 def test_patch_target_is_that_of_the_masked_autoencoders_code():
     """`(target - mean) / (var + 1e-6) ** 0.5`, torch's `var`: of n - 1
-    (facebookresearch/mae, `forward_loss`). The last row of patches has the two rows that there are."""
+    (facebookresearch/mae, `forward_loss`). The last patches have the two rows that
+    there are."""
     preprocessing = Preprocessing((10, 12), MEAN, STD, 3)
     loss = ReconstructionLoss(
         loss="mse", target="patch", preprocessing=preprocessing, patch=4

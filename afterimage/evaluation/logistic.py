@@ -212,7 +212,7 @@ def _objective(
     time: features need no second copy as wide."""
     weights = solution[:-1]
     value = np.sum(weights**2) / (2 * strength)
-    gradient, curvature = np.zeros((2, *solution.shape))
+    gradient, curvature = np.zeros(solution.shape), np.zeros(solution.shape)
     gradient[:-1], curvature[:-1] = weights / strength, 1 / strength
     for first in range(0, len(x), _ROWS):
         rows = x[first : first + _ROWS].astype(np.float64)

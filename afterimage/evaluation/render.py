@@ -6,6 +6,9 @@ from typing import Any
 
 MAX_MATRIX = 20  # classes up to which the whole confusion matrix is readable
 MAX_CONFUSIONS = 20
+MACRO_F1 = "macro-F1 (classes present)"
+"""Its mean is over the classes that occur in the labels; scikit-learn's is also over
+those that are only predicted."""
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -46,7 +49,7 @@ def percent(share: Mapping[str, float | None]) -> str:
 def _measures(report: Mapping[str, Any]) -> str:
     rows = [
         ("accuracy", percent(report["accuracy"])),
-        ("macro-F1", percent(report["macro_f1"])),
+        (MACRO_F1, percent(report["macro_f1"])),
         (
             f"calibration error ({report['calibration_bins']} bins)",
             percent(report["calibration_error"]),

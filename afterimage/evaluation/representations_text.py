@@ -64,5 +64,7 @@ def _layers(report: Mapping[str, Any]) -> str:
         for name, layers in report["layers"].items()
         for row in layers
     ]
-    header = "features|layer|dimensions|validation|test|effective rank|collapsed"
+    header = (
+        "features|layer|dimensions|validation|test|effective rank (centred)|collapsed"
+    )
     return table(header.split("|"), rows)

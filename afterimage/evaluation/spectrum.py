@@ -44,7 +44,9 @@ def singular_values(features: Num[Array, "n d"]) -> Float[np.ndarray, " r"]:
 def effective_rank(features: Num[Array, "n d"]) -> float:
     """exp(-Σ p_i log p_i), p_i = σ_i / Σ σ over the centred features' singular values.
 
-    Between 1 (one direction) and min(n, d) (all alike); 0 if all vectors are equal.
+    Between 1 (one direction) and min(n, d) (all alike); 0 if all vectors are equal (Roy
+    & Vetterli 2007). RankMe (Garrido et al. 2023) does not centre: features with a
+    large mean then score near 1, so the two figures cannot be compared.
     """
     return _entropy_rank(singular_values(features), _noise(features))
 

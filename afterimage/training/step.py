@@ -133,9 +133,8 @@ def make_step(
             count = state["step"].astype(jnp.float32)
             decay = jnp.minimum(options.ema, (1 + count) / (10 + count))
             ema = {p: decay * ema[p] + (1 - decay) * new[p] for p in ema}
-        if ema_stats:
             # In a form that leaves moments that do not move bit-identical.
-            moments = running_moments(stats)
+            moments = running_moments(stats) if ema_stats else {}
             ema_stats = {
                 p: x + (1 - decay) * (moments[p] - x) for p, x in ema_stats.items()
             }
