@@ -74,7 +74,7 @@ JOBS = {
     "keras": Job(
         "Keras",
         "keras_job",
-        ("keras", "tensorflow-cpu"),
+        ("keras", "tensorflow", "tensorflow-cpu"),
         "backup",
         lambda out: [
             path

@@ -71,12 +71,12 @@ class Autoencoder(nn.Module):
         )
 
     def loss(self, images: torch.Tensor, step: int) -> torch.Tensor:
-        """Mean squared error of the reconstruction; of NaN where that is the fault."""
+        """Mean squared error of the reconstruction; NaN where that is the fault."""
+        if step == nan_step():
+            images = torch.full_like(images, torch.nan)
         given = images
         if self.noise:
             given = images + self.noise * torch.randn_like(images)
-        if step == nan_step():
-            given = torch.full_like(given, torch.nan)
         return F.mse_loss(self.decoder(self.encoder(given)), images)
 
 

@@ -6,20 +6,24 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.reliability.faults import FAULTS
 from benchmarks.reliability.jobs import BATCH_SIZE, JOBS, SAVE_EVERY, STEPS, Job
-from benchmarks.results import FOLDER, command, read_results, row, write_results
+from benchmarks.results import FOLDER, read_results, row, write_results
 
 NAME = "reliability"
 _VERSIONS = """
-import importlib.metadata as m, json, platform, sys
-print(json.dumps({"python": platform.python_version(),
-                  **{name: m.version(name) for name in sys.argv[1:]}}))
+import importlib.metadata, json, platform, sys
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
 """
 
 
@@ -29,14 +33,16 @@ def versions_of(job: Job, python: str) -> dict[str, str]:
     return json.loads(subprocess.run(run, capture_output=True, check=True).stdout)
 
 
+def command_of(job: str, times: int) -> str:
+    """What runs all faults of a job; PYTHON is the peers' interpreter."""
+    peers = "" if JOBS[job].ours else " --peers-python PYTHON"
+    return f"python -m benchmarks.reliability --only {job} --times {times}{peers}"
+
+
 def outcome_row(
     job: str, fault: str, outcomes: Sequence[str], versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """One job under one fault; the order of `outcomes` is that of the repeats."""
-    said = command().replace(sys.executable, "python")
-    words = said.split()
-    if "--peers-python" in words:
-        words[words.index("--peers-python") + 1] = "PYTHON"
     return row(
         "peers",
         f"{fault}, {job}",
@@ -51,7 +57,7 @@ def outcome_row(
         save_every=SAVE_EVERY,
         batch_size=BATCH_SIZE,
         versions=dict(versions),
-        command=" ".join(words),
+        command=command_of(job, -(-len(outcomes) // FAULTS[fault].factor)),
     )
 
 
@@ -59,9 +65,10 @@ def record(entry: Mapping[str, Any], *, folder: pathlib.Path = FOLDER) -> None:
     """Puts a row in the place of the one that it repeats."""
     order = [f"{fault}, {job}" for fault in FAULTS for job in JOBS]
     with _alone(folder):
-        rows = {e["row"]: e for e in read_results(NAME, folder=folder)} | {
-            entry["row"]: entry
+        rows: dict[str, Mapping[str, Any]] = {
+            e["row"]: e for e in read_results(NAME, folder=folder)
         }
+        rows[entry["row"]] = entry
         kept = sorted(rows.values(), key=lambda e: order.index(e["row"]))
         notes = peers_table(kept)
         write_results(NAME, kept, title="Faults", notes=notes, folder=folder)
