@@ -9,6 +9,7 @@ from afterimage.cli import parse
 from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import DataError
+from afterimage.names import spelling
 from afterimage.reading import ReadingOptions
 
 if TYPE_CHECKING:
@@ -130,4 +131,4 @@ def main(argv: Sequence[str], *, prog: str = "afterimage features") -> None:
     """Parses, writes, says how many."""
     config = parse(FeaturesConfig, {}, argv, prog=prog, description=DESCRIPTION)
     count = features(config)
-    print(f"{count} feature vectors in {config.out}")
+    print(f"{count} feature vectors in {spelling(config.out)}")
