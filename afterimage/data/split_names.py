@@ -72,6 +72,10 @@ def meanings(names: Iterable[str]) -> dict[str, str]:
         kin = [key for key in keys[place : place + 2] if key.startswith(prefix)]
         if len(kin) > 1 or everything - set(some.values()):
             found |= some
+    left = {"validation", "test"} - set(found.values())
+    if len(left) == 1:  # then `eval` can only be this
+        (other,) = left
+        found = {n: other if s == ASK else s for n, s in found.items()}
     return found
 
 
