@@ -10,6 +10,7 @@ from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import DataError, UserError
 from afterimage.fields import field_problems
+from afterimage.names import spelling
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
 
@@ -137,4 +138,4 @@ def main(argv: Sequence[str], *, prog: str = "afterimage features") -> None:
     """Parses, writes, says how many."""
     config = parse(FeaturesConfig, {}, argv, prog=prog, description=DESCRIPTION)
     count = features(config)
-    print(f"{count} feature vectors in {config.out}")
+    print(f"{count} feature vectors in {spelling(config.out)}")

@@ -49,6 +49,8 @@ def tree(*folders):
         (("Training", "Validation", "Testing"), ("Training", "Validation", "Testing")),
         (("train2017", "val2017"), ("train2017", "val2017", None)),
         (("seg_train", "seg_test"), ("seg_train", None, "seg_test")),
+        (("train", "eval", "test"), ("train", "eval", "test")),
+        (("train", "val", "eval"), ("train", "val", "eval")),
         (("train-images", "dev set"), ("train-images", "dev set", None)),
         (("data/my_train", "data/my_valid"), ("data/my_train", "data/my_valid", None)),
     ],

@@ -54,7 +54,7 @@ def layout(
         loose = [path[0] for path in paths if len(path) == 1]
         check_clear(source, meaning, sorted(tops - set(meaning)), loose)
         for top, split in meaning.items():
-            if not is_word(top):
+            if exact(top) is None and split != UNLABELLED:
                 say_once(f"{source}: the folder {spelling(top)} is read as {split}")
         return _grouped(paths, [meaning[path[0]] for path in paths], source)
     if (inner := _split_below(paths)) is not None:

@@ -1,5 +1,6 @@
 """Which names of folders and of table cells mean train, validation or test."""
 
+import bisect
 import re
 import shlex
 import unicodedata
@@ -63,16 +64,18 @@ def meanings(names: Iterable[str]) -> dict[str, str]:
             found[name] = _WORDS[plain[1]]
         elif prefixed := _PREFIXED.fullmatch(_key(name)):
             prefixes.setdefault(prefixed[1], {})[name] = _WORDS[prefixed[2]]
-    plain = dict(found)
+    keys = sorted(map(_key, names))
+    everything = {*found.values(), *(s for p in prefixes.values() for s in p.values())}
     for prefix, some in prefixes.items():
         # A `bullet_train` alone is a class; beside `bullet_test` it is a split.
-        kin = sum(_key(name).startswith(prefix) for name in names)
-        others = {
-            s for p, more in prefixes.items() if p != prefix for s in more.values()
-        }
-        others |= set(plain.values())
-        if kin > 1 or others - set(some.values()):
+        place = bisect.bisect_left(keys, prefix)
+        kin = [key for key in keys[place : place + 2] if key.startswith(prefix)]
+        if len(kin) > 1 or everything - set(some.values()):
             found |= some
+    left = {"validation", "test"} - set(found.values())
+    if len(left) == 1:  # then `eval` can only be this
+        (other,) = left
+        found = {n: other if s == ASK else s for n, s in found.items()}
     return found
 
 

@@ -77,14 +77,16 @@ def run(capsys, *argv):
 def test_names_of_any_bytes_through_every_command(tmp_path, folder, capsys, tiny):
     pre, cls = tmp_path / "pre", tmp_path / "cls"
     data = ["--data", f"folder:{folder}", "--on-bad-image", "skip"]
-    out = run(
-        capsys, "pretrain", *data, "--out", pre, "--model", "conv", "--width", 0.25,
+    pretrain = [
+        "pretrain", *data, "--out", pre, "--model", "conv", "--width", 0.25,
         "--steps", 2, "--batch-size", 4,
-    )  # fmt: skip
+    ]  # fmt: skip
+    out = run(capsys, *pretrain)
     assert f"{SAFE[0]} " in out
     skipped = (pre / "skipped.txt").read_bytes().decode()
     assert skipped.startswith("caf\\xe9/br\\xf6ken\\x1b.png\t")
     assert len(skipped.splitlines()) == 1
+    assert "is complete" in run(capsys, *pretrain)  # the settings are known again
 
     out = run(
         capsys, "finetune", "--from", pre, *data, "--out", cls, "--steps", 2,
