@@ -10,7 +10,7 @@ import numpy as np
 
 from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
 from afterimage.encoder import Encoder, load_encoder
-from afterimage.errors import DataError, UserError
+from afterimage.errors import DataError, DiskError, UserError
 from afterimage.evaluate_command import EvaluateConfig, write
 from afterimage.evaluation import (
     Protocol,
@@ -24,6 +24,7 @@ from afterimage.evaluation import (
 from afterimage.evaluation.embedding import import_umap
 from afterimage.features_command import open_for, report_skipped, select
 from afterimage.names import printable
+from checkpoints.files import cannot_hold
 
 _CAPTION = 80
 """Characters of a data spec that a picture has room for."""
@@ -39,6 +40,9 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     labelled images to score; UserError for a place that cannot be written.
     """
     place = _place(config)
+    reason = None if place is None else cannot_hold(place.parent)
+    if reason is not None:  # before hours of work
+        raise DiskError(f"out={place}: {reason}; --out names another file")
     if config.embedding == "umap":
         import_umap()  # before hours of work
     encoder = load_encoder(config.from_)

@@ -16,7 +16,7 @@ from afterimage.data.progress import Progress
 from afterimage.encoder import Encoder
 from afterimage.errors import DiskError, UserError
 from afterimage.fields import place_problems
-from checkpoints.files import disk_fault
+from checkpoints.files import cannot_hold, disk_fault
 from checkpoints.lock import alive
 
 # Vectors held until they are written as one row group of a Parquet file.
@@ -55,10 +55,13 @@ def export_features(
         with _complete_or_absent(out) as partial:
             with partial.open("wb") as file, Progress(rows, "features") as progress:
                 writer = make(file, (rows, width), _labelled(sets))
-                for part in _rows(encoder, sets, pool, views, batch_size):
-                    writer.add(part)
-                    progress.add(len(part["vector"]))
-                writer.close()
+                with contextlib.ExitStack() as failing:
+                    failing.callback(writer.abandon)
+                    for part in _rows(encoder, sets, pool, views, batch_size):
+                        writer.add(part)
+                        progress.add(len(part["vector"]))
+                    writer.close()
+                    failing.pop_all()
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
@@ -75,13 +78,9 @@ def check_place(out: str | os.PathLike[str]) -> None:
     A folder that cannot be written to, or where it could not be made, is one.
     """
     _writer(out)
-    place = Path(out).absolute().parent
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise DiskError(
-            f"out={out}: {place} is no folder that can be written to; name another"
-        )
+    reason = cannot_hold(Path(out).parent)
+    if reason is not None:
+        raise DiskError(f"out={out}: {reason}")
 
 
 def _writer(
@@ -154,7 +153,8 @@ def _rows(
 
 
 # A file under construction: `add` takes {"split", "id", "label", "class"} (lists) and
-# {"vector"} (float32 [b, D]), `close` says that nothing more comes.
+# {"vector"} (float32 [b, D]), `close` says that nothing more comes, `abandon` that the
+# file is given up.
 
 
 class ParquetRows:
@@ -189,6 +189,10 @@ class ParquetRows:
         self._write()
         self._file.close()
 
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def _write(self) -> None:
         import pyarrow as pa
 
@@ -216,6 +220,9 @@ class NpyRows:
     def close(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        pass
+
 
 class NpzRows:
     """An archive of arrays: the vectors as they come, the rest at the end."""
@@ -240,3 +247,6 @@ class NpzRows:
             with self._zip.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, np.asarray(values, kind))
         self._zip.close()
+
+    def abandon(self) -> None:
+        self._zip.fp = None  # or it writes its index when it is collected

@@ -25,7 +25,13 @@ from afterimage.training.options import FREE_TO_CHANGE
 from checkpoints import jsons, processes, schemas
 from checkpoints.encoder import read_folder
 from checkpoints.errors import CheckpointError
-from checkpoints.files import disk_fault, is_partial, replace_file, shown
+from checkpoints.files import (
+    cannot_hold,
+    disk_fault,
+    is_partial,
+    replace_file,
+    shown,
+)
 from checkpoints.lock import RunLock
 
 
@@ -124,22 +130,10 @@ class Run:
             processes.from_first(1)
 
     def _refuse_unwritable(self) -> None:
-        """UserError where the folder cannot be made, or nothing written into it."""
-        if not self.first:
-            return
-        place = self.path.absolute()
-        while not os.path.lexists(place) and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise UserError(
-                f"out={self.path}: cannot make this folder, since {place} is no "
-                "folder; name another place"
-            )
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(
-                f"out={self.path}: {place} cannot be written to (read-only, or not "
-                "yours); make it writable, or name another place"
-            )
+        """DiskError where the folder cannot be made, or nothing written into it."""
+        reason = cannot_hold(self.path) if self.first else None
+        if reason is not None:
+            raise DiskError(f"out={self.path}: {reason}")
 
     def _open(self) -> None:
         self._refuse_unwritable()

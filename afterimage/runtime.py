@@ -13,7 +13,7 @@ import jaxlib.version
 
 
 def cache_dir() -> pathlib.Path:
-    """Where caches are: $AFTERIMAGE_CACHE, else the user's, else a temporary one."""
+    """Where caches are: $AFTERIMAGE_CACHE, else the user's, else a temporary folder."""
     explicit = os.environ.get("AFTERIMAGE_CACHE")
     if explicit:
         return pathlib.Path(explicit)

@@ -190,6 +190,24 @@ def readable_size(count: float | int) -> str:
     return f"{count:.1f} TB"
 
 
+def cannot_hold(folder: pathlib.Path) -> str | None:
+    """Why nothing can be written into a folder that may have to be made first.
+
+    None where nothing speaks against it. Nothing is made or written to find out.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is no folder; name another place"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return (
+            f"{place} cannot be written to (read-only, or not yours); make it "
+            "writable, or name another place"
+        )
+    return None
+
+
 def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
     """Raise SaveError when `needed` bytes are more than the disk has free."""
     free = shutil.disk_usage(folder).free

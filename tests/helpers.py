@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,6 +32,16 @@ def environment(devices: int = 1, **extra: str) -> dict[str, str]:
         "XLA_FLAGS": flags,
         **extra,
     }
+
+
+def limited(limit: str, value: int, command: Sequence[str]) -> list[str]:
+    """The command under a limit of the system, e.g. `RLIMIT_FSIZE`, for any user."""
+    code = (
+        "import os, resource, sys; limit = getattr(resource, sys.argv[1]); "
+        "resource.setrlimit(limit, (int(sys.argv[2]),) * 2); "
+        "os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    return [sys.executable, "-c", code, limit, str(value), *command]
 
 
 def run_python(code: str, *args: str, devices: int = 1, timeout: int = 240) -> str:

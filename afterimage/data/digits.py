@@ -69,7 +69,9 @@ def _records() -> dict[str, list[Any]]:
         shutil.rmtree(_home(folder), ignore_errors=True)
     try:
         return _read(folder)
-    except OSError:  # no place to write: a scratch folder serves this one run
+    # No place to write, which the writer below TFDS tells in its own way: a scratch
+    # folder serves this one run.
+    except (OSError, RuntimeError):
         with tempfile.TemporaryDirectory(prefix="afterimage-") as scratch:
             return _read(pathlib.Path(scratch))
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,15 +23,16 @@ class TensorBoard:
     def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None) -> None:
         self._writer: Any = None
         with self._or_without():
-            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.record_writer import RecordWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            # The name has the second, and by these the file is a new one whatever the
-            # clock says.
-            suffix = f".{os.getpid()}.{time.monotonic_ns()}"
+            # TensorBoard wants the second and the host; by the rest the file is a new
+            # one whatever the clock says.
+            name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            name = f"events.out.tfevents.{name}.{time.monotonic_ns()}"
             # Absolute: of a relative path the part before a colon is taken for a host.
-            prefix = str(folder.absolute() / "events")
-            self._writer = EventsWriter(prefix, filename_suffix=suffix)
+            self._writer = RecordWriter(str(folder.absolute() / name))
+            self._event(0, file_version="brain.Event:2")
             if purge_step is not None:
                 # What an earlier file has from this step on does not count.
                 session = _messages("event").SessionLog
@@ -61,7 +63,10 @@ class TensorBoard:
         writer, self._writer = self._writer, None
         if writer is not None:
             with self._or_without():
-                writer.close()
+                try:
+                    writer.flush()
+                finally:
+                    writer.close()
 
     def _event(self, step: int, **content: Any) -> None:
         if self._writer is not None:
@@ -69,7 +74,7 @@ class TensorBoard:
                 step=step, wall_time=time.time(), **content
             )
             with self._or_without():
-                self._writer.write_event(event)
+                self._writer.write(event.SerializeToString())
 
     @contextlib.contextmanager
     def _or_without(self) -> Iterator[None]:
