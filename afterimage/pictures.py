@@ -21,8 +21,9 @@ def draw_rows(
 
     Images are floats in [0, 1] (values outside are clipped, what is not finite is
     black), all rows of the same shape. One channel is shown grey, three as RGB, more
-    by their first three, two by their mean, and the caption says so. Small images are enlarged by an integer
-    factor with nearest neighbour, so that a pixel stays a square.
+    by their first three, two by their mean, and the caption says so. Small images are
+    enlarged by an integer factor with nearest neighbour, so that a pixel stays a
+    square.
     """
     from PIL import Image, ImageDraw, ImageFont
 
