@@ -21,14 +21,17 @@ def draw_rows(
 
     Images are floats in [0, 1] (values outside are clipped, what is not finite is
     black), all rows of the same shape. One channel is shown grey, three as RGB, more
-    by their first three, two by their mean. Small images are enlarged by an integer
-    factor with nearest neighbour, so that a pixel stays a square.
+    by their first three, two by their mean, and the caption says so. Small images are
+    enlarged by an integer factor with nearest neighbour, so that a pixel stays a
+    square.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     tiles = {
         label: [_tile(image) for image in images] for label, images in rows.items()
     }
+    channels = next(iter(rows.values())).shape[-1]
+    caption = " · ".join(part for part in (caption, band_note(channels)) if part)
     width, height = next(iter(tiles.values()))[0].size
     font = ImageFont.load_default(_FONT)
     left = _MARGIN + max(int(font.getlength(label)) for label in rows) + 12
@@ -52,6 +55,13 @@ def draw_rows(
         for i, tile in enumerate(row):
             sheet.paste(tile, (left + i * (width + _GAP), y))
     return np.asarray(sheet)
+
+
+def band_note(channels: int) -> str:
+    """What a picture shows of images with so many channels; empty for grey and RGB."""
+    if channels == 2:
+        return "the mean of both bands"
+    return f"bands 1, 2, 3 of {channels} as RGB" if channels > 3 else ""
 
 
 def displayable(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w k"]:

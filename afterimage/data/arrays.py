@@ -1,19 +1,17 @@
 """Data that is already arrays: `npz:PATH` and `synthetic:HxWxC`."""
 
-import ast
 import math
 import os
 import re
 import zipfile
 from collections.abc import Sequence
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from afterimage.data.files import inflates_too_much
 from afterimage.data.header import NotAnImage
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
-from afterimage.data.memory import allowance
+from afterimage.data.npz import check_sizes
 from afterimage.data.resize import (
     change_channels,
     cover_and_crop,
@@ -29,7 +27,6 @@ from afterimage.reading import ReadingOptions
 _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
-_LONGEST_HEADER = 10_000  # of an array, as NumPy's own limit
 _MOST_BYTES = 2**31
 """Synthetic images are made in memory: so much of it at most."""
 _KEYS = {
@@ -156,7 +153,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
         there = "it is not a regular file" if os.path.exists(where) else "no such file"
         raise DataError(f"npz:{shown}: {there}")
     try:
-        _check_sizes(where)
+        check_sizes(where)
         with np.load(where, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
@@ -164,52 +161,6 @@ def _load(path: str) -> dict[str, np.ndarray]:
             f"npz:{shown} cannot be read ({error}); expected an archive written by "
             "numpy.savez, without Python objects"
         ) from error
-
-
-def _check_sizes(where: str) -> None:
-    """ValueError where the arrays are more than can be, or than they say."""
-    if not zipfile.is_zipfile(where):
-        return  # what it is instead, NumPy says
-    with zipfile.ZipFile(where) as archive:
-        infos = archive.infolist()
-        for info in infos:
-            with archive.open(info) as member:
-                said = _said_size(member)
-            if said != info.file_size:
-                raise ValueError(
-                    f"{info.filename} claims {said:,} bytes and has {info.file_size:,}"
-                )
-            if inflates_too_much(info.file_size, info.compress_size):
-                raise ValueError(
-                    f"{info.filename} has {info.compress_size:,} bytes that inflate to "
-                    f"{info.file_size:,}"
-                )
-    # Beside the arrays there are, at times, their copies as uint8.
-    total, most = 2 * sum(info.file_size for info in infos), allowance()
-    if total > most:
-        raise ValueError(
-            f"its arrays need {total:,} bytes of memory, and {most:,} may be taken; "
-            "write the images as files, which are read one by one"
-        )
-
-
-def _said_size(member: IO[bytes]) -> int:
-    """Bytes of a .npy file, by its header."""
-    version = np.lib.format.read_magic(member)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"an array in format {version}")
-    start = member.read(2 if version == (1, 0) else 4)
-    length = int.from_bytes(start, "little")
-    if length > _LONGEST_HEADER:
-        raise ValueError(f"a header of {length:,} bytes")
-    head = ast.literal_eval(member.read(length).decode("utf-8"))
-    dtype = np.lib.format.descr_to_dtype(head["descr"])
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    shape = [int(side) for side in head["shape"]]
-    if len(shape) > 32 or any(not 0 <= side < 2**48 for side in shape):
-        raise ValueError(f"an array of {len(shape)} dimensions, too large in some")
-    return 8 + len(start) + length + math.prod(shape) * dtype.itemsize
 
 
 def _images(images: np.ndarray, channels: int | None, name: str) -> np.ndarray:

@@ -121,6 +121,8 @@ def _reasons() -> Iterator[None]:
         kind = type(error).__name__
         if "DecompressionBomb" in kind:
             message = f"more than {MAX_PIXELS:,} pixels"
+        elif isinstance(error, LookupError | struct.error):
+            message = f"damaged ({kind}: {error})"
         else:
             message = f"{error}" or kind
         raise NotAnImage(message) from error

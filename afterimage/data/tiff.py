@@ -115,7 +115,7 @@ def _check_kind(page: Any) -> None:
         )
     if page.dtype.kind == "b" and page.samplesperpixel > 1:
         raise NotAnImage(  # writers do not agree on the order of their bits
-            f"a TIFF with {page.samplesperpixel} samples of 1 bit a pixel is not "
+            f"a TIFF with {page.samplesperpixel} samples of 1 bit, which are not "
             "read; write 8 bits"
         )
     if not 1 <= page.samplesperpixel <= MAX_SAMPLES:

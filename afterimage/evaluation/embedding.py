@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Num, UInt8
 
 from afterimage.errors import UserError
 from afterimage.evaluation.spectrum import thin_svd
+from afterimage.pictures import band_note
 
 _SIDE, _MARGIN, _THUMB, _FONT = 1200, 24, 36, 15
 _INK = (60, 64, 72)
@@ -90,6 +91,8 @@ def draw_embedding(
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    note = band_note(images.shape[-1])
+    caption = " · ".join(part for part in (caption, note) if part)
     named = len(class_names) if labels is not None else 0
     top = _MARGIN + (_FONT + 12) * (bool(caption) + (0 < named <= _LEGEND))
     sheet = Image.new("RGB", (_SIDE, _SIDE - _MARGIN + top), "white")

@@ -1,0 +1,68 @@
+"""What the arrays of an .npz archive claim to be, checked before any is inflated."""
+
+import ast
+import math
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from afterimage.data.files import inflates_too_much
+from afterimage.data.memory import allowance
+
+_LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
+_MOST_AXES = 32
+
+
+def check_sizes(path: pathlib.Path) -> None:
+    """ValueError for arrays that are more than can be, or other than they say."""
+    if not zipfile.is_zipfile(path):
+        return  # what it is instead, NumPy says
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        for info in infos:
+            with archive.open(info) as member:
+                said = _said_size(member)
+            if said != info.file_size:
+                raise ValueError(
+                    f"{info.filename} claims {said:,} bytes and has {info.file_size:,}"
+                )
+            if inflates_too_much(info.file_size, info.compress_size):
+                raise ValueError(
+                    f"{info.filename} has {info.compress_size:,} bytes that inflate to "
+                    f"{info.file_size:,}"
+                )
+    # Beside the arrays there are, at times, their copies as uint8.
+    total, most = 2 * sum(info.file_size for info in infos), allowance()
+    if total > most:
+        raise ValueError(
+            f"its arrays need {total:,} bytes of memory, and {most:,} may be taken; "
+            "write the images as files, which are read one by one"
+        )
+
+
+def _said_size(member: Any) -> int:
+    """Bytes of a .npy file, by its header."""
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"an array in format {version}")
+    start = member.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(start, "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    shape, dtype = _described(member.read(length))
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if len(shape) > _MOST_AXES or any(not 0 <= side < 2**48 for side in shape):
+        raise ValueError(f"an array of {len(shape)} dimensions, or of impossible size")
+    return 8 + len(start) + length + math.prod(shape) * dtype.itemsize
+
+
+def _described(header: bytes) -> tuple[list[int], np.dtype]:
+    try:
+        found = ast.literal_eval(header.decode("utf-8"))
+        dtype = np.lib.format.descr_to_dtype(found["descr"])
+        return [int(side) for side in found["shape"]], dtype
+    except (SyntaxError, LookupError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"an array's header cannot be read ({error})") from error
