@@ -2,7 +2,7 @@
 
 import ast
 import math
-import pathlib
+import os
 import zipfile
 from typing import Any
 
@@ -15,7 +15,7 @@ _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 _MOST_AXES = 32
 
 
-def check_sizes(path: pathlib.Path) -> None:
+def check_sizes(path: str | os.PathLike[str]) -> None:
     """ValueError for arrays that are more than can be, or other than they say."""
     if not zipfile.is_zipfile(path):
         return  # what it is instead, NumPy says
