@@ -69,7 +69,7 @@ def test_damage_is_compared_with_the_undamaged_resume(end, says):
     [
         (stopped(2, "no room"), ended(), "stops: message; then continues"),
         (stopped(), ended(), "stops: traceback; then continues"),
-        (WHOLE, ended(), "trains on; then continues"),
+        (WHOLE, None, "trains on to the end"),
         (stopped(), ended(began=0), f"stops: traceback; then {outcomes.AGAIN}"),
         (stopped(), stopped(), "stops: traceback; then cannot continue (traceback)"),
     ],

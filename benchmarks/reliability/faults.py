@@ -157,7 +157,8 @@ def file_limit(world: World, repeat: int, rng: random.Random) -> str:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         pid = running.process.pid
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest // 2, hard))
-    return outcomes.of_disk(running.end(), world.run(out))
+    end = running.end()
+    return outcomes.of_disk(end, None if end.final else world.run(out))
 
 
 @contextlib.contextmanager
@@ -187,7 +188,7 @@ def full_disk(world: World, repeat: int, rng: random.Random) -> str:
                 os.posix_fallocate(file.fileno(), 0, max(free - room, 1))
         end = running.end()
         (disk / "filler").unlink(missing_ok=True)
-        return outcomes.of_disk(end, world.run(out))
+        return outcomes.of_disk(end, None if end.final else world.run(out))
 
 
 def nan(world: World, repeat: int, rng: random.Random) -> str:

@@ -31,9 +31,12 @@ def of_damage(end: End, control: End) -> str:
     return "loaded, no effect" if same else "loaded, wrong weights, no word"
 
 
-def of_disk(full: End, after: End) -> str:
-    """A run whose disk was full, then the same command with room again."""
-    first = "trains on" if full.final else f"stops: {full.how}"
+def of_disk(full: End, after: End | None) -> str:
+    """A run whose disk was full; where it stopped, then the same command with room."""
+    if full.final:
+        return "trains on to the end"
+    assert after is not None
+    first = f"stops: {full.how}"
     if after.final is None:
         return f"{first}; then cannot continue ({after.how})"
     if after.began == 0:
