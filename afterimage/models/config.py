@@ -246,4 +246,6 @@ class ModelConfig:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
+        if isinstance(plain.get("width"), int):  # JSON may spell 1.0 as 1
+            plain["width"] = float(plain["width"])
         return cls(**plain)
