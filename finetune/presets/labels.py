@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Preset] = {
         measured=(
             Measured(
                 result="test accuracy 86.2 ± 0.4 % (from scratch 83.1 ± 2.1), 3 seeds",
-                time="46 s for all of make demo on an idle machine, after installation",
+                time="46 s for all of make demo, after installation (2026-11-27)",
                 device="AMD EPYC, 2 cores",
                 date="2026-11-28",
             ),
