@@ -331,7 +331,7 @@ def test_logistic_regression_needs_few_steps_where_features_are_alike(monkeypatc
     monkeypatch.undo()
     scaled = StandardScaler().fit_transform(x)
     reference = LogisticRegression(C=10.0, tol=1e-4, max_iter=5000)
-    assert 2 * found[0].nit <= reference.fit(scaled, labels).n_iter_[0]
+    assert 1.8 * found[0].nit <= reference.fit(scaled, labels).n_iter_[0]
 
 
 def test_c_is_the_one_with_the_best_folds(digits):
