@@ -42,7 +42,8 @@ def usage() -> str:
             "  afterimage pretrain --preset digits --out runs/digits",
             "",
             "Exit codes: 0 done, 2 bad input, 3 damaged checkpoint, 4 diverged,",
-            "75 interrupted and saved (the same command continues).",
+            "75 interrupted and saved (the same command continues),",
+            "130 stopped at once.",
         ]
     )
 
@@ -78,13 +79,16 @@ def _dispatch(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    from afterimage.cli import exit_code
+    from afterimage.cli import exit_code, leave
 
     # TensorFlow, where TFDS brings it in, must be quiet about accelerators.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _dispatch(arguments))
+    code = exit_code(lambda: _dispatch(arguments))
+    if argv is None:  # this is the whole process, not a call in one
+        leave(code)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

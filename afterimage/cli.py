@@ -11,15 +11,22 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage import console
-from afterimage.errors import AfterimageError, DiskError, UserError, did_you_mean
+from afterimage.errors import (
+    AfterimageError,
+    DiskError,
+    UserError,
+    did_you_mean,
+    out_of_memory,
+)
 from afterimage.names import printable
 from checkpoints.errors import CheckpointError
 from checkpoints.files import disk_fault
 
 Config = TypeVar("Config")
+_AT_ONCE = 130
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +152,19 @@ def exit_code(command: Callable[[], object]) -> int:
     return code
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code.
+
+    Where it is to stop at once, so it does: the usual way out waits for threads, and
+    ends in a crash while one of them is in the midst of an XLA program.
+    """
+    if code == _AT_ONCE:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _run(command: Callable[[], object]) -> int:
     try:
         command()
@@ -159,17 +179,20 @@ def _run(command: Callable[[], object]) -> int:
             raise
         print(fault, file=sys.stderr)
         return DiskError.exit_code
-    except MemoryError as error:
+    except KeyboardInterrupt:
+        print("\nStopped at once; what was saved before stands.", file=sys.stderr)
+        return _AT_ONCE
+    except Exception as error:
+        said = out_of_memory(error)
+        if said is None:
+            raise
         print(
-            f"This machine's memory, or the part of it that this process may use, is "
-            f"not enough{f' ({error})' if str(error) else ''}. Try a smaller "
-            "--batch-size or --image-size, or allow more (ulimit -v, the job's limit).",
+            "The memory of this machine or device, or the part of it that this process "
+            "may use, does not suffice. Try a smaller --batch-size or --image-size, or "
+            f"allow more (ulimit -v, the job's limit). It said: {said}",
             file=sys.stderr,
         )
         return UserError.exit_code
-    except KeyboardInterrupt:
-        print("\nStopped at once; what was saved before stands.", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -43,6 +43,18 @@ class Interrupted(AfterimageError):
     exit_code = 75
 
 
+def out_of_memory(error: BaseException | None) -> str | None:
+    """What a device or this machine said when its memory did not suffice, else None."""
+    if isinstance(error, MemoryError):
+        return str(error) or "no more memory for this process"
+    text = str(error)
+    if "JaxRuntimeError" in (kind.__name__ for kind in type(error).__mro__) and (
+        "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+    ):
+        return text.splitlines()[0][:200]
+    return None
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or a stop."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)

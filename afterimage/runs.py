@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 import afterimage
 from afterimage import runtime
 from afterimage.data.sets import BadImage
-from afterimage.errors import DiskError, UserError
+from afterimage.errors import DiskError, UserError, out_of_memory
 from afterimage.names import printable
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
@@ -169,6 +169,17 @@ class Run:
                     self._lock.__exit__(None, None, None)
             if isinstance(error, OSError):
                 raise error
+        if (said := out_of_memory(error)) is not None:
+            raise UserError(self._memory(said)) from error
+
+    def _memory(self, said: str) -> str:
+        now = {k: self.config.get(k) for k in ("batch_size", "accumulate", "remat")}
+        settings = ", ".join(f"{name}={value}" for name, value in now.items())
+        return (
+            f"The device ran out of memory at {settings}. Try --accumulate "
+            f"{2 * (now['accumulate'] or 1)} (the same result), --remat, a smaller "
+            f"--batch-size or --image-size. The device said: {said}"
+        )
 
     @property
     def pictures(self) -> pathlib.Path:

@@ -117,14 +117,20 @@ def read_encoder(
             f"{place} is not a folder; expected a run folder, a checkpoints/STEP "
             "folder, or an encoder/ folder."
         )
-    refused = []
-    for candidate in _candidates(place):
-        try:
-            if candidate != place:
-                require_inside(candidate)
-            return read_folder(candidate, KIND)
-        except CheckpointError as error:
-            refused.append(str(error))
+    refused: list[str] = []
+    candidates, tried = _candidates(place), None
+    # A run that is still being written deletes old steps while they are read, and by
+    # then has new ones.
+    while candidates != tried:
+        refused = []
+        for candidate in candidates:
+            try:
+                if candidate != place:
+                    require_inside(candidate)
+                return read_folder(candidate, KIND)
+            except (CheckpointError, OSError) as error:
+                refused.append(str(error))
+        candidates, tried = _candidates(place), candidates
     if not refused:
         raise UsageError(
             f"{place} holds no encoder; expected a run folder with encoder/ or "

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from afterimage.cli import exit_code, parse
+from afterimage.cli import exit_code, leave, parse
 from finetune.config import FinetuneConfig
 from finetune.presets import PRESETS
 
@@ -30,4 +30,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    leave(exit_code(main))

@@ -126,6 +126,12 @@ class Program:
         more = self.parts.opened.unlabelled
         if more is not None:
             lines.insert(1, f"unlabelled {more.name}: {len(more):,} images")
+        trained = self.parts.opened.source.manifest.get("trained") or {}
+        if trained.get("steps", 0) < trained.get("of", 0):
+            lines.append(
+                f"from {self.parts.config.from_}: the encoder after step "
+                f"{trained['steps']:,} of {trained['of']:,}; that run is not finished"
+            )
         if began:
             lines.append(f"Continuing after step {began:,}")
         self._say("\n".join(lines))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from afterimage.cli import exit_code, parse
+from afterimage.cli import exit_code, leave, parse
 from pretrain.config import PretrainConfig
 from pretrain.presets import PRESETS
 
@@ -28,4 +28,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    leave(exit_code(main))

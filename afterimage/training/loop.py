@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from afterimage.errors import Diverged, Interrupted, UserError
+from afterimage.errors import Diverged, Interrupted
 from afterimage.runs import Run, write_json
 from afterimage.training.feed import Feed
 from afterimage.training.options import RunOptions, TrainingOptions
@@ -216,7 +216,6 @@ def fit(
       Interrupted: after a signal, with everything saved.
       Diverged: after `max_bad_steps` non-finite steps in a row, or an evaluation that
         is not finite; neither leaves a checkpoint.
-      UserError: the device ran out of memory; the message says what to change.
     """
     now = int(state["step"])
     if now and plan.eval_due(now, end) and not plan.run.metrics.has(now, "eval/"):
@@ -238,8 +237,6 @@ def fit(
             now += length
             pending.add(now, length, index, metrics)
             state = _at_boundary(plan, state, pending, now, end, stop)
-    except jax.errors.JaxRuntimeError as error:
-        raise _explained(error, plan.training) from error
     finally:
         blocks.close()
     return state
@@ -267,15 +264,3 @@ def _at_boundary(
     if stopping:
         raise _stopped(plan, state, now, stop)
     return state
-
-
-def _explained(error: Exception, training: TrainingOptions) -> Exception:
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
-        return error
-    return UserError(
-        f"The device ran out of memory at batch_size={training.batch_size}, "
-        f"accumulate={training.accumulate}, remat={training.remat}. Try --accumulate "
-        f"{training.accumulate * 2} (the same result), --remat, or a smaller "
-        f"--batch-size. The device said: {text.splitlines()[0][:200]}"
-    )

@@ -74,7 +74,7 @@ def test_features_on_a_full_disk_leave_what_was_there(tmp_path, suffix):
     images = open_data(spec).train
     out = tmp_path / f"x.{suffix}"
     out.write_bytes(b"before")
-    many = images.subset(np.arange(400) % len(images))
+    many = images.subset(np.arange(800) % len(images))
     export_features(encoder, {"train": many}, tmp_path / f"room.{suffix}")
     message = f"x.{suffix} was not written.*large"
     with pytest.raises(DiskError, match=message), full_disk():
