@@ -79,7 +79,10 @@ def prepare(
 
 def _fit(images: np.ndarray, preprocessing: Preprocessing, resize: bool) -> np.ndarray:
     if looks_channels_first(images.shape, preprocessing.channels):
-        raise UserError(f"{transposed_hint(images.shape)}.")
+        raise UserError(
+            f"{transposed_hint(images.shape)}. Grey images without a channel axis need "
+            "one: images[..., None]."
+        )
     if images.ndim == 4 and images.shape[-1] not in (1, 3, preprocessing.channels):
         raise UserError(
             f"images {images.shape} are read as [N, H, W, C] with {images.shape[-1]} "

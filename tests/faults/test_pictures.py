@@ -427,7 +427,6 @@ WRITTEN = {
     "OpenCV PPM": (cv2.imencode(".ppm", U1)[1].tobytes(), "Netpbm", 0),
     "Pillow TIFF LZW": (encode(U1, "TIFF", compression="tiff_lzw"), U1, 0),
     "Pillow TIFF packbits": (encode(U1, "TIFF", compression="packbits"), U1, 0),
-    "Pillow TIFF zstd": (encode(U1, "TIFF", compression="zstd"), U1, 0),
     "Pillow TIFF group 3": (
         encode(Image.fromarray(BINARY).convert("1"), "TIFF", compression="group3"),
         BINARY[..., None],
