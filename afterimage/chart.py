@@ -5,7 +5,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from afterimage.names import printable
+from checkpoints.names import printable
 
 Points = Sequence[tuple[float | int, float]]
 

@@ -8,10 +8,10 @@ import tyro
 from tyro.conf import Positional, subcommand
 
 from afterimage.fields import field_problems
-from afterimage.names import printable
 from afterimage.training.options import check
 from checkpoints import inspect
 from checkpoints.errors import CheckpointError
+from checkpoints.names import printable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,9 @@ from afterimage.errors import (
     did_you_mean,
     out_of_memory,
 )
-from afterimage.names import printable
 from checkpoints.errors import CheckpointError
 from checkpoints.files import disk_fault
+from checkpoints.names import printable
 
 Config = TypeVar("Config")
 _AT_ONCE = 130

@@ -30,7 +30,7 @@ from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
-from checkpoints.files import printable
+from checkpoints.names import shortened
 from checkpoints.trees import flatten
 
 # Batches handed to the device before the first result is waited for: one computes, one
@@ -268,7 +268,7 @@ def _check_leaves(wanted: list[Any], given: list[Any], model: str) -> None:
     have = {k: v for tree in given for k, v in flatten(tree).items()}
     wrong = [f"missing {path}" for path in sorted(want.keys() - have.keys())]
     unexpected = sorted(have.keys() - want.keys())
-    wrong += [f"unexpected {printable(path)}" for path in unexpected]
+    wrong += [f"unexpected {shortened(path)}" for path in unexpected]
     wrong += [
         f"{path} is {have[path].dtype} {have[path].shape}, not "
         f"{want[path].dtype} {want[path].shape}"

@@ -23,8 +23,8 @@ from afterimage.evaluation import (
 )
 from afterimage.evaluation.embedding import import_umap
 from afterimage.features_command import open_for, report_skipped, select
-from afterimage.names import printable
 from checkpoints.files import cannot_hold
+from checkpoints.names import printable
 
 _CAPTION = 80
 """Characters of a data spec that a picture has room for."""

@@ -10,9 +10,9 @@ from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import DataError, UserError
 from afterimage.fields import field_problems
-from afterimage.names import spelling
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
+from checkpoints.names import spelling
 
 if TYPE_CHECKING:
     from afterimage.evaluate_command import EvaluateConfig

@@ -18,7 +18,7 @@ from afterimage.data import Preprocessing
 from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
-from checkpoints import files, tensors
+from checkpoints import files, names, tensors
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
 from checkpoints.torch_file import read_torch
@@ -246,7 +246,7 @@ def _mismatches(weights: Mapping[str, np.ndarray], config: ModelConfig) -> list[
     wanted = _expected(config)
     wrong = [f"missing {name}" for name in sorted(wanted.keys() - weights.keys())]
     unexpected = sorted(weights.keys() - wanted.keys())
-    wrong += [f"unexpected {files.printable(name)}" for name in unexpected]
+    wrong += [f"unexpected {names.shortened(name)}" for name in unexpected]
     wrong += [
         f"{name} is {weights[name].shape}, not {wanted[name][1]}"
         for name in sorted(wanted.keys() & weights.keys())

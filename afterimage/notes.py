@@ -3,7 +3,7 @@
 import functools
 import sys
 
-from afterimage.names import printable
+from checkpoints.names import printable
 
 
 @functools.cache

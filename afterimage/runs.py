@@ -19,20 +19,14 @@ import afterimage
 from afterimage import runtime
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
-from afterimage.names import printable
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 from checkpoints import jsons, processes, schemas
 from checkpoints.encoder import read_folder
 from checkpoints.errors import CheckpointError
-from checkpoints.files import (
-    cannot_hold,
-    disk_fault,
-    is_partial,
-    replace_file,
-    shown,
-)
+from checkpoints.files import cannot_hold, disk_fault, is_partial, replace_file
 from checkpoints.lock import RunLock
+from checkpoints.names import printable, shown
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

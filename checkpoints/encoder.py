@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints import files, jsons, lock, manifest, schemas, steps, tensors
+from checkpoints import files, jsons, lock, manifest, names, schemas, steps, tensors
 from checkpoints.errors import CheckpointError, UsageError
 from checkpoints.manifest import Finding
 from checkpoints.trees import flatten, unflatten
@@ -199,7 +199,7 @@ def examine(
 def _require_names(flat: Mapping[str, Any], place: pathlib.Path) -> None:
     """Raise CheckpointError unless all are `params/PATH` or `stats/PATH`."""
     wrong = schemas.wrong_paths(flat) + [
-        f"{files.shown(name)} is under neither of {sorted(_NAMES)}"
+        f"{names.shown(name)} is under neither of {sorted(_NAMES)}"
         for name in flat
         if name.partition("/")[0] not in _NAMES or "/" not in name
     ]

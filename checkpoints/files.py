@@ -64,15 +64,6 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
-def shown(name: object, most: int = 80) -> str:
-    """A name or value from a file for a message: quoted, escaped, and cut."""
-    text = name if isinstance(name, str) else repr(name)
-    cut = text[:most]
-    quoted = repr(cut) if isinstance(name, str) else cut
-    more = len(text) - most
-    return f"{quoted}… ({more} more characters)" if more > 0 else quoted
-
-
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -168,12 +159,6 @@ def leads_out(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
         return False
     home, target = os.path.realpath(folder), os.path.realpath(path)
     return os.path.commonpath([home, target]) != home
-
-
-def printable(text: str, most: int = 200) -> str:
-    """A name for a terminal: what would not be printed, or steer it, is escaped."""
-    cut = text if len(text) <= most else f"{text[:most]}…"
-    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 def folder_size(folder: pathlib.Path) -> int:

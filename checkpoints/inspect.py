@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints import classifier, encoder, files, lock, manifest, steps, tensors
+from checkpoints import (
+    classifier,
+    encoder,
+    files,
+    lock,
+    manifest,
+    names,
+    steps,
+    tensors,
+)
 from checkpoints.errors import CheckpointError, UsageError
 from checkpoints.manifest import Finding
 
@@ -144,7 +153,7 @@ def format_list(rows: Sequence[StepInfo]) -> str:
             *(
                 (
                     str(row.step),
-                    files.printable(row.created or "?"),
+                    names.shortened(row.created or "?"),
                     files.readable_size(row.size),
                     "-" if row.metric is None else f"{row.metric:.6g}",
                     " ".join(("last",) * row.last + ("best",) * row.best),
@@ -196,12 +205,12 @@ def format_show(shown: Shown) -> str:
     hidden = ("files", "checksum")
     for key, value in shown.manifest.items():
         if key not in hidden:
-            lines.append(f"{key}: {files.printable(str(value), 2000)}")
+            lines.append(f"{key}: {names.shortened(str(value), 2000)}")
     size = sum(entry["size"] for entry in shown.manifest["files"].values())
     lines.append(f"files: {len(shown.manifest['files'])}, {files.readable_size(size)}")
     rows = [
         (
-            files.printable(path),
+            names.shortened(path),
             leaf["dtype"],
             str(leaf["shape"]),
             f"{math.prod(leaf['shape']):,}",

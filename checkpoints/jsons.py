@@ -16,6 +16,7 @@ import msgspec
 
 from checkpoints import files
 from checkpoints.errors import CheckpointError
+from checkpoints.names import shown
 
 MOST = 16 * 2**20
 """Bytes of a manifest or a header: ours have a few hundred bytes a leaf."""
@@ -84,7 +85,7 @@ def _inside(value: Any, kind: Any, where: str) -> list[str]:
     prefix = f"{where}." if where else ""
     if typing.get_origin(kind) is dict:
         inner = typing.get_args(kind)[1]
-        parts = {files.shown(name): (part, inner) for name, part in value.items()}
+        parts = {shown(name): (part, inner) for name, part in value.items()}
         found = []
     else:
         fields = msgspec.structs.fields(kind)
@@ -119,7 +120,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         names = collections.Counter(name for name, _ in pairs)
         name = names.most_common(1)[0][0]
-        raise _Refused(f"has the key {files.shown(name)} twice in one object")
+        raise _Refused(f"has the key {shown(name)} twice in one object")
     return value
 
 

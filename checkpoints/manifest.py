@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints import files, jsons, schemas
+from checkpoints import files, jsons, names, schemas
 from checkpoints.errors import CheckpointError, UsageError
 
 SCHEMA = 1
@@ -169,7 +169,7 @@ def _digest_of(path: pathlib.Path, keep: list[bytes] | None) -> str:
 
 def _place(folder: pathlib.Path, name: str) -> str:
     """A path for a message; the name may be anything."""
-    return f"{folder}/{files.printable(name)}"
+    return f"{folder}/{names.shortened(name)}"
 
 
 def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         raise unusable("damaged", "does not match its own checksum")
     kind = content.get("kind")
     if kind not in kinds:
-        text = f"is a {files.shown(kind)}, not a {' or '.join(kinds)}"
+        text = f"is a {names.shown(kind)}, not a {' or '.join(kinds)}"
         raise unusable("foreign", text)
     _require_files(content.get("files"), unusable)
     if wrong := jsons.mistakes(content, schemas.MANIFESTS[kind]):
@@ -227,7 +227,7 @@ def _require_files(listed: Any, unusable: Any) -> None:
     for name in listed:
         pure = pathlib.PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts:
-            text = f"lists {files.shown(name)}, which is outside the folder"
+            text = f"lists {names.shown(name)}, which is outside the folder"
             raise unusable("foreign", text)
     if wrong := jsons.mistakes(listed, dict[str, schemas.File], "files"):
         raise unusable("damaged", jsons.listed(wrong))

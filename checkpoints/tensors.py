@@ -15,7 +15,7 @@ import numpy as np
 
 from checkpoints import jsons
 from checkpoints.errors import CheckpointError
-from checkpoints.files import shown
+from checkpoints.names import shown
 from checkpoints.schemas import wrong_shape
 
 _DTYPES = {

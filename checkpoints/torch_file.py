@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from checkpoints import files, pickles, tensors
+from checkpoints import files, names, pickles, tensors
 from checkpoints.errors import CheckpointError, UsageError
 from checkpoints.schemas import wrong_shape
 
@@ -129,7 +129,7 @@ class _Reader:
 
     def _unknown(self, module: str, name: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._what} holds {files.shown(f'{module}.{name}')}, and only tensors "
+            f"{self._what} holds {names.shown(f'{module}.{name}')}, and only tensors "
             "in plain dictionaries are read: opening anything else may run its code. "
             "It was not run. Save the state_dict alone, or as .safetensors."
         )
@@ -140,7 +140,7 @@ class _Reader:
         _, mark, key, _, count = pid
         kind = self._kinds.get(mark) if type(mark) is pickles.Name else None
         if kind is None or type(count) is not int:
-            raise ValueError(f"storage {files.shown(key)} has no type or no size")
+            raise ValueError(f"storage {names.shown(key)} has no type or no size")
         if key not in self._storages:
             data = self._archive.read(f"{self._root}data/{key}")
             array = tensors.from_bytes(data, _STORAGES[kind])
@@ -148,7 +148,7 @@ class _Reader:
         known, storage = self._storages[key]
         if known != kind or storage.array.size != count:
             raise CheckpointError(
-                f"{self._what}: storage {files.shown(key)} has {storage.array.size} "
+                f"{self._what}: storage {names.shown(key)} has {storage.array.size} "
                 f"numbers of {known}, not {count} of {kind}."
             )
         return storage

@@ -23,7 +23,7 @@ from afterimage.errors import UserError
 from afterimage.training.sweep import spaced
 from checkpoints.classifier import FOLDER, read_classifier
 from checkpoints.errors import CheckpointError
-from checkpoints.files import printable
+from checkpoints.names import shortened
 from finetune.classifier import Classifier, HeadConfig
 from finetune.config import FinetuneConfig
 from finetune.context import Context
@@ -54,7 +54,7 @@ def source_head(config: FinetuneConfig) -> tuple[HeadConfig, Tree, Tree] | None:
             f"{wanted} out (l2_sp and delta need no classifier)"
         ) from error
     if HEAD not in manifest["heads"]:
-        heads = ", ".join(map(printable, manifest["heads"]))
+        heads = ", ".join(map(shortened, manifest["heads"]))
         raise UserError(
             f"from={config.from_} has a classifier without a head {HEAD!r}; it has "
             f"{heads}"

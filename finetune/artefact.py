@@ -7,10 +7,10 @@ from typing import Any
 
 from afterimage.errors import UserError
 from afterimage.manifest import stored_model, stored_preprocessing
-from afterimage.names import printable
 from checkpoints.classifier import read_classifier, write_classifier
 from checkpoints.encoder import write_encoder
 from checkpoints.errors import CheckpointError, TransferError
+from checkpoints.names import printable
 from checkpoints.transfer import transfer
 from finetune.classifier import Classifier, HeadConfig
 

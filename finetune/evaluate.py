@@ -11,10 +11,10 @@ from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.render import report_text
-from afterimage.names import spelling
 from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep
 from checkpoints import jsons, schemas
+from checkpoints.names import spelling
 from finetune.artefact import LoadedClassifier, load_classifier
 from finetune.labels import HEAD, matched
 from finetune.scoring import Scorer

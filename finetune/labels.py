@@ -23,7 +23,7 @@ from afterimage.data import (
     hold_out,
 )
 from afterimage.errors import DataError
-from afterimage.names import alike, spelling
+from checkpoints.names import alike, spelling
 from finetune.config import FinetuneConfig
 
 FEWEST_TO_CHOOSE_BY = 100

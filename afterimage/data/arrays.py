@@ -21,8 +21,8 @@ from afterimage.data.resize import (
 from afterimage.data.samples import Range, range_of, spaced, to_bytes
 from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
 from afterimage.errors import DataError, UserError
-from afterimage.names import spelling
 from afterimage.reading import ReadingOptions
+from checkpoints.names import spelling
 
 _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""

@@ -19,8 +19,8 @@ from afterimage.data.files import check_size
 from afterimage.data.images import image_sets
 from afterimage.data.sets import Splits
 from afterimage.errors import DataError, UserError
-from afterimage.names import class_name
 from afterimage.reading import ReadingOptions
+from checkpoints.names import class_name
 
 _SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 

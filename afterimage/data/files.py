@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from afterimage.data.decode import MAX_BYTES, SUFFIXES, NotAnImage
 from afterimage.data.near_miss import listing, near_miss
 from afterimage.errors import DataError
-from afterimage.names import spelling
+from checkpoints.names import spelling
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Tables of labels inside a folder of images, as Hugging Face's `imagefolder` reads."""

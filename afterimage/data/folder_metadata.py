@@ -13,9 +13,9 @@ from afterimage.data.labels import named
 from afterimage.data.layout import Groups
 from afterimage.data.table_rows import Table, listed, read_table
 from afterimage.errors import DataError
-from afterimage.names import spelling
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
+from checkpoints.names import spelling
 
 
 def with_metadata(

@@ -37,9 +37,9 @@ from afterimage.data.sets import (
     content_fingerprint,
 )
 from afterimage.errors import DataError
-from afterimage.names import printable, spelling
 from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir, cores
+from checkpoints.names import printable, spelling
 
 _WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
 _MEASURED = 1024  # images that an automatic value range looks at

@@ -13,8 +13,8 @@ from afterimage.data.split_names import (
     meanings,
 )
 from afterimage.errors import DataError, did_you_mean
-from afterimage.names import class_name, spelling
 from afterimage.notes import say_once
+from checkpoints.names import class_name, spelling
 
 Groups = dict[str, tuple[list[int], list[str | None]]]
 """{split: (rows, class name of each, or None where unlabelled)}."""

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from afterimage.errors import DataError
-from afterimage.names import spelling
+from checkpoints.names import spelling
 
 SPLITS = {
     "train": "train",

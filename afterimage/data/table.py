@@ -15,9 +15,9 @@ from afterimage.data.sets import Splits
 from afterimage.data.split_names import OPTIONS, exact
 from afterimage.data.table_rows import Table, listed, no_columns, read_table
 from afterimage.errors import DataError
-from afterimage.names import spelling
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
+from checkpoints.names import spelling
 
 
 def open_csv(

@@ -14,8 +14,8 @@ from typing import Any
 
 from afterimage.data.files import is_image_name
 from afterimage.errors import DataError
-from afterimage.names import class_name, printable
 from afterimage.notes import say_once
+from checkpoints.names import class_name, printable
 
 SYNONYMS = {
     "image": (

@@ -6,8 +6,8 @@ from typing import Literal
 
 from afterimage.errors import UserError
 from afterimage.fields import MOST
-from afterimage.names import is_utf8, spelling
 from afterimage.reading import ReadingOptions
+from checkpoints.names import is_utf8, spelling
 
 Augmentation = Literal[
     "none",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterimage.names import alike, class_name, printable, spelling, spreadsheet_cell
+from checkpoints.names import alike, class_name, printable, spelling, spreadsheet_cell
 
 ROOT = pathlib.Path(__file__).parent.parent
 RAW = st.one_of(

@@ -45,6 +45,20 @@ def printable(text: str, keep: str = "") -> str:
     return _UNSAFE.sub(lambda found: _escape(found[0], keep), text)
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """`text` printable, and cut where it is longer than `most` characters."""
+    return printable(text if len(text) <= most else f"{text[:most]}…")
+
+
+def shown(name: object, most: int = 80) -> str:
+    """A name or value from a file for a message: quoted, escaped, and cut."""
+    text = name if isinstance(name, str) else repr(name)
+    cut = text[:most]
+    quoted = repr(cut) if isinstance(name, str) else cut
+    more = len(text) - most
+    return f"{quoted}… ({more} more characters)" if more > 0 else quoted
+
+
 def _escape(character: str, keep: str) -> str:
     if character in keep:
         return character
