@@ -220,3 +220,15 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     assert found["examples"] == 4
     manifest = json.loads((tmp_path / "cls/encoder/manifest.json").read_text())
     assert tuple(manifest["preprocessing"]["value_range"]) == rule.value_range
+
+
+@pytest.mark.parametrize("channels", [None, 4])
+def test_a_fourth_band_that_is_called_transparency_is_named(tmp_path, channels, capsys):
+    image = bands(4, "u1", n=1, top=256)[0]
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb")
+    found = open_data(f"folder:{tmp_path}", channels=channels).train
+    said = capsys.readouterr().err
+    assert ("--channels 4" in said) == (channels is None)
+    assert found.shape[2] == (channels or 3)
+    if channels:
+        np.testing.assert_array_equal(found.gather([0])[0], image)

@@ -1,13 +1,11 @@
 """Encoded images -> image sets: look at the headers, decode once, keep the pixels."""
 
-import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +21,9 @@ from afterimage.data.files import (
     read,
 )
 from afterimage.data.folder_metadata import with_metadata
-from afterimage.data.header import Header, NotAnImage, check_seen, takes_bands
+from afterimage.data.header import Header, check_seen, takes_bands
 from afterimage.data.labels import index_names, say_alike, task_labels
 from afterimage.data.layout import Groups, layout
-from afterimage.data.memory import Budget, allowance
-from afterimage.data.progress import Progress
 from afterimage.data.samples import Range, range_of
 from afterimage.data.sets import (
     BadImage,
@@ -36,14 +32,13 @@ from afterimage.data.sets import (
     Splits,
     content_fingerprint,
 )
+from afterimage.data.workers import Decoder, Lazy, budget, or_reason, windows
 from afterimage.errors import DataError
 from afterimage.reading import ReadingOptions
-from afterimage.runtime import cache_dir, cores
+from afterimage.runtime import cache_dir
 from checkpoints.names import printable, spelling
 
-_WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
 _MEASURED = 1024  # images that an automatic value range looks at
-_budget = Budget()  # of the bytes that all threads together take for decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,102 +48,6 @@ class Wanted:
     image_size: int | None = None
     channels: int | None = None
     value_range: Range | Literal["auto"] | None = None
-
-
-@functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(cores(), thread_name_prefix="decode")
-
-
-def _windows(
-    function: Callable[[int], Any], rows: Sequence[int], what: str, each: int = 1
-) -> Iterator[tuple[int, Any]]:
-    """(row, function(row)) in order, from all cores, a window at a time.
-
-    A result has `each` bytes; those of a window take at most a quarter of what they
-    may.
-    """
-    window = max(1, min(_WINDOW, allowance() // 4 // each))
-    with decode.strict(), Progress(len(rows), what) as progress:
-        for start in range(0, len(rows), window):
-            part = rows[start : start + window]
-            yield from zip(part, _pool().map(function, part), strict=True)
-            progress.add(len(part))
-
-
-def _or_reason(function: Callable[[int], Any]) -> Callable[[int], Any]:
-    """`function`, returning the reason as a string where it finds no image."""
-
-    def call(row: int) -> Any:
-        try:
-            return function(row)
-        except NotAnImage as error:
-            return str(error)
-        except MemoryError as error:
-            return _too_large(error)
-
-    return call
-
-
-def _too_large(error: MemoryError) -> str:
-    return f"too large for this machine's memory ({error})".replace(" ()", "")
-
-
-class Lazy:
-    """Decodes whenever asked, on all cores: for images that no cache can hold."""
-
-    def __init__(
-        self, files: Files, rows: np.ndarray, costs: np.ndarray, decoder: "_Decoder"
-    ):
-        self._files, self._rows, self._costs = files, rows, costs
-        self._shape, self._decoder = decoder.shape, decoder
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self._rows), *self._shape)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any, /) -> np.ndarray:
-        rows, costs = self._rows[index], self._costs[index]
-        out = np.empty((*rows.shape, *self._shape), np.uint8)
-        flat = out.reshape(-1, *self._shape)
-        # All threads take from one iterator: cheaper than a future an image.
-        numbers = rows.ravel().tolist(), costs.ravel().tolist()
-        jobs = iter(list(zip(flat, *numbers, strict=True)))
-        for _ in _pool().map(self._decode_next, [jobs] * cores()):
-            pass
-        return out
-
-    def _decode_next(self, jobs: Iterator[tuple[np.ndarray, int, int]]) -> None:
-        for job in jobs:
-            self._decode(job)
-
-    def _decode(self, job: tuple[np.ndarray, int, int]) -> None:
-        target, row, cost = job
-        try:
-            with _budget.hold(cost):
-                target[:] = self._decoder(read(self._files, row))
-        except MemoryError as error:
-            raise DataError(f"{self._files.names[row]}: {_too_large(error)}") from error
-        except ValueError as error:
-            raise DataError(
-                f"{spelling(self._files.names[row])} was an image when the run began "
-                f"and is not now: {error}"
-            ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decoder:
-    """Bytes -> an image of one shape, at `size` where it is resized."""
-
-    shape: tuple[int, int, int]
-    size: tuple[int, int] | None
-    value_range: Range | None
-
-    def __call__(self, data: bytes) -> np.ndarray:
-        return decode.decode(data, self.size, self.shape[2], self.value_range)
 
 
 def open_folder(
@@ -284,6 +183,8 @@ def _decode_all(
     good, bad = _headers(files, wanted.channels)
     if bad and (on_bad_image == "fail" or not good):
         raise DataError(_bad_message(files, bad, source))
+    if wanted.channels != 4:
+        _say_alpha(files, good, source)
     side = wanted.image_size
     size = None if side is None else (side, side)
     height, width = size or _common_size(files, good, source)
@@ -293,10 +194,10 @@ def _decode_all(
             files, {r: good[r] for r in learnt if r in good}, source
         )
     channels = wanted.channels or max(h.channels for h in good.values())
-    decoder = _Decoder((height, width, channels), size, value_range)
+    decoder = Decoder((height, width, channels), size, value_range)
 
     def pixels(row: int) -> tuple[np.ndarray, bytes]:
-        with _budget.hold(costs[row]):
+        with budget.hold(costs[row]):
             data = read(files, row)
             return decoder(data), hashlib.sha256(data).digest()
 
@@ -304,7 +205,7 @@ def _decode_all(
     each = height * width * channels
     costs = {row: header.cost + files.size(row) + each for row, header in good.items()}
     with store.writer(folder, len(good), decoder.shape) as writer:
-        for row, found in _windows(_or_reason(pixels), list(good), "decoding", each):
+        for row, found in windows(or_reason(pixels), list(good), "decoding", each):
             if isinstance(found, str):
                 bad[row] = found
                 continue
@@ -332,9 +233,25 @@ def _headers(
             takes_bands(found.channels, found.samples, channels)
         return found
 
-    found = dict(_windows(_or_reason(header), range(len(files.names)), "headers"))
+    found = dict(windows(or_reason(header), range(len(files.names)), "headers"))
     bad = {row: reason for row, reason in found.items() if isinstance(reason, str)}
     return {row: h for row, h in found.items() if row not in bad}, bad
+
+
+def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None:
+    """Some programs call the fourth of four bands transparency, whatever it is."""
+    found = sum(
+        (header.channels, header.samples) == (3, 4)
+        and files.names[row].lower().endswith((".tif", ".tiff"))
+        for row, header in headers.items()
+    )
+    if found:
+        print(
+            f"{source}: {found} TIFF files say that the fourth of their bands is "
+            "transparency. If it is not, e.g. near-infrared, give channels=4 "
+            "(--channels 4)",
+            file=sys.stderr,
+        )
 
 
 def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range:
@@ -348,10 +265,10 @@ def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range
     chosen = wide[:: -(-len(wide) // _MEASURED)]
 
     def values(row: int) -> np.ndarray:
-        with _budget.hold(headers[row].cost + files.size(row)):
+        with budget.hold(headers[row].cost + files.size(row)):
             return decode.some_values(read(files, row))
 
-    found = (v for _, v in _windows(_or_reason(values), chosen, "values", 2**20))
+    found = (v for _, v in windows(or_reason(values), chosen, "values", 2**20))
     return range_of([v for v in found if not isinstance(v, str)], source)
 
 

@@ -42,7 +42,8 @@ class DataOptions(ReadingOptions):
     value_range: str | None = None
     """What is black and white in images of more than 8 bits, LOW,HIGH (0,4095 for 12
     bits in 16), or auto: the 0.1 and 99.9 % quantiles of the training images. Default:
-    the range of their type, and 0,1 for floats. 8-bit images stay as they are."""
+    the encoder's where there is one, else the range of their type, and 0,1 for floats.
+    8-bit images stay as they are."""
 
     validation: float = 0.1
     """Share of the training images held out for validation, cut by seed and stratified
