@@ -33,8 +33,8 @@ def check_sizes(path: str | os.PathLike[str]) -> None:
                     f"{info.filename} has {info.compress_size:,} bytes that inflate to "
                     f"{info.file_size:,}"
                 )
-    # Beside the arrays there are, at times, their copies as uint8.
-    total, most = 2 * sum(info.file_size for info in infos), allowance()
+    # The other half of the free memory is for their copies as uint8.
+    total, most = sum(info.file_size for info in infos), allowance()
     if total > most:
         raise ValueError(
             f"its arrays need {total:,} bytes of memory, and {most:,} may be taken; "
