@@ -226,8 +226,8 @@ class Selection(Struct):
 class Distillation(Struct):
     """What a student gained over its teacher."""
 
-    smaller: Number | None
-    faster: Number | None
+    smaller: Number
+    faster: Number
 
 
 class Continual(Struct):
