@@ -44,12 +44,20 @@ class World:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self._kept: dict[str, tuple[pathlib.Path, End]] = {}
+        self._turn = 0
 
     def start(self, out: pathlib.Path, data: pathlib.Path | None = None, **how):
         return start(self.job, self.python, self.work, data or self.data, out, **how)
 
     def run(self, out: pathlib.Path, data: pathlib.Path | None = None, **how) -> End:
-        return self.start(out, data, **how).end()
+        return self.note(self.start(out, data, **how).end())
+
+    def note(self, end: End) -> End:
+        """Keeps what a process printed, under the number of its turn."""
+        self._turn += 1
+        path = self.folder / f"output-{self._turn:03}.txt"
+        path.write_text(end.text, encoding="utf-8")
+        return end
 
     def fresh(self, name: str) -> pathlib.Path:
         """A path for a run folder, empty."""
@@ -157,7 +165,7 @@ def file_limit(world: World, repeat: int, rng: random.Random) -> str:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         pid = running.process.pid
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest // 2, hard))
-    end = running.end()
+    end = world.note(running.end())
     return outcomes.of_disk(end, None if end.final else world.run(out))
 
 
@@ -173,6 +181,15 @@ def small_disk(mount: pathlib.Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
+def fill(path: pathlib.Path, room: int) -> None:
+    """Leaves so many bytes free, though another process may be writing."""
+    with open(path, "wb") as file:
+        while (free := shutil.disk_usage(path.parent).free) > room:
+            with contextlib.suppress(OSError):
+                size = file.seek(0, os.SEEK_END)
+                os.posix_fallocate(file.fileno(), size, free - room)
+
+
 def full_disk(world: World, repeat: int, rng: random.Random) -> str:
     """From a random step on the disk has room for a third of a checkpoint."""
     disk = world.folder / "disk"
@@ -182,11 +199,8 @@ def full_disk(world: World, repeat: int, rng: random.Random) -> str:
         step = rng.randrange(60, 140)
         if running.wait_until(lambda: running.step >= step and saved(world, out)):
             files = world.job.newest(out)
-            room = sum(path.stat().st_size for path in files) // 3
-            free = shutil.disk_usage(disk).free
-            with open(disk / "filler", "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(free - room, 1))
-        end = running.end()
+            fill(disk / "filler", sum(path.stat().st_size for path in files) // 3)
+        end = world.note(running.end())
         (disk / "filler").unlink(missing_ok=True)
         return outcomes.of_disk(end, None if end.final else world.run(out))
 
