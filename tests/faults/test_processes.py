@@ -196,9 +196,14 @@ STALL = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <unistd.h>
-int fsync(int fd) { usleep(1000000); return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd); }
+int fsync(int fd) {
+    usleep(1000000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
 int fdatasync(int fd) {
-    usleep(1000000); return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd); }
+    usleep(1000000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
+}
 """
 
 
