@@ -78,7 +78,7 @@ def state(folder):
     "method",
     ["two-phase", "gradual", "dann", "sequence, ewc", "sequence, replay", "maml"],
 )
-def test_killed_at_every_kind_of_moment_ends_bit_for_bit(tmp_path, method):
+def test_killed_at_every_kind_of_moment_ends_bit_for_bit(tmp_path, tiny, method):
     prepared(tmp_path, method)
     run(tmp_path, method, "whole")
     killed = [name for name, at in POINTS.items() if run(tmp_path, method, "cut", *at)]
