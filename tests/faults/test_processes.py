@@ -122,6 +122,7 @@ def test_lost_output_is_said_and_the_work_is_done(tmp_path, caches, whole):
     assert "No space left on device on standard output" in output
 
 
+@pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, caches, whole):
     out = tmp_path / "zoë"
     shutil.copytree(whole, out)
@@ -129,7 +130,9 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, caches, whole
     assert "zo\\xeb is complete" in finish(start(command(out), caches, env=env))
 
 
-@pytest.mark.parametrize("module", ["pretrain", "afterimage"])
+@pytest.mark.parametrize(
+    "module", ["pretrain", pytest.param("afterimage", marks=pytest.mark.slow)]
+)
 def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole, module):
     out = tmp_path / "run"
     words = command(out, "--steps", "100000", "--save-every", "5")
@@ -146,7 +149,7 @@ def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole, 
     assert Store(out).restore()[0] >= 5
 
 
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_terminal_that_closes_stops_the_run_unless_it_was_told_otherwise(
     tmp_path, caches, whole, ignored
 ):
@@ -174,6 +177,7 @@ time.time = jumping
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path, caches, whole):
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"}
@@ -197,9 +201,13 @@ STALL = """
 #include <dlfcn.h>
 #include <unistd.h>
 int fsync(int fd) {
-    usleep(1000000); return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd); }
+    usleep(1000000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
 int fdatasync(int fd) {
-    usleep(1000000); return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd); }
+    usleep(1000000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
+}
 """
 
 
