@@ -18,19 +18,34 @@ from afterimage.__main__ import main as afterimage
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
 from checkpoints.store import Store
 from checkpoints.trees import flatten
-from pretrain.plain import Plain
+from pretrain import reconstruction
+from pretrain.reconstruction import Reconstruction
 
 
 def spoil(bad: int) -> None:
-    """From now on the network is given NaN in step `bad`."""
-    real = Plain.forward
+    """From now on the images of step `bad` are NaN, as inputs and as targets."""
+    make_augment, real = reconstruction.make_augment, Reconstruction.training_loss
 
-    def forward(self, network, params, stats, inputs, key, step):
-        if step is not None:
-            inputs = jnp.where(step + 1 == bad, jnp.nan, inputs)
-        return real(self, network, params, stats, inputs, key, step)
+    def training_loss(self):
+        traced = {}
 
-    Plain.forward = forward
+        def make(name):
+            augment = make_augment(name)
+            return lambda key, pixels: jnp.where(
+                traced["step"] + 1 == bad, jnp.nan, augment(key, pixels)
+            )
+
+        reconstruction.make_augment = make
+        loss = real(self)
+        reconstruction.make_augment = make_augment
+
+        def spoiled(params, stats, batch, key, step):
+            traced["step"] = step
+            return loss(params, stats, batch, key, step)
+
+        return spoiled
+
+    Reconstruction.training_loss = training_loss
 
 
 def follow(path: pathlib.Path) -> None:
