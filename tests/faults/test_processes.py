@@ -172,7 +172,7 @@ import time
 real, calls = time.time, [0]
 def jumping():
     calls[0] += 1
-    return real() - 40 * 86400 * (calls[0] % 2) - 86400 * calls[0]
+    return real() - 86400 * calls[0]
 time.time = jumping
 """
 
