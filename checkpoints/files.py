@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 from typing import Any
@@ -248,31 +249,34 @@ def disk_fault(error: BaseException) -> str | None:
     return f"{where}{error.strerror}. {cure}"
 
 
+def _number(error: BaseException) -> int:
+    """The number of a system error, also as TensorStore writes it in its text; or 0."""
+    in_text = re.search(r"os_error_code='(\d+)'", str(error))
+    return getattr(error, "errno", None) or (int(in_text[1]) if in_text else 0)
+
+
 def _code(error: BaseException) -> str:
     """The name of a system error, e.g. ENOSPC; empty for other exceptions."""
-    return errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    return errno.errorcode.get(_number(error), "")
 
 
 def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
     """A SaveError for whatever stopped a save, with the cure where one is known."""
     if isinstance(error, SaveError):
         return error
-    code, text = _code(error), str(error)
-    known = disk_fault(error)
+    code, text = _code(error), f"{type(error).__name__}: {error}"
     if code in _FULL or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-        free = _free(folder)
-        cure = f"The disk is full ({free} free): free some space."
+        cure = f"The disk is full ({_free(folder)} free): free some space."
     elif code in _FORBIDDEN or "ermission denied" in text:
         cure = f"Make {folder} writable."
-    elif known is not None:
-        return SaveError(
-            f"{what} was not saved: {known} The checkpoints before it are untouched."
-        )
     else:
-        cure = f"Look at {folder}."
+        cure = _CURES.get(code, f"Look at {folder}.")
+    if code:
+        text = os.strerror(_number(error))
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {text}"
     return SaveError(
-        f"{what} was not saved: {type(error).__name__}: {text}. {cure} "
-        "The checkpoints before it are untouched."
+        f"{what} was not saved: {text}. {cure} The checkpoints before it are untouched."
     )
 
 

@@ -1,6 +1,8 @@
 """The arrays of a checkpoint, written and read by Orbax."""
 
+import logging
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,28 @@ from orbax.checkpoint import v1 as ocp
 
 from checkpoints import pytrees
 from checkpoints.errors import CheckpointError
+
+
+def _without_traces() -> None:
+    """Keep the traces of Orbax's threads off the terminal when a save fails.
+
+    The error itself reaches whoever waits for the save. Orbax logs it from each of its
+    threads too, and TensorStore calls back into event loops that are closed by then.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+    )
+    shown = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        late = isinstance(unraisable.exc_value, RuntimeError)
+        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    sys.unraisablehook = show
+
+
+_without_traces()
 
 
 def write(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
