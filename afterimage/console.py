@@ -74,6 +74,8 @@ def _raw(stream: Any) -> Any:
 def _replaced(stream: Any, number: int) -> Any:
     raw = _raw(stream)
     if not isinstance(raw, io.FileIO) or raw.fileno() != number:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         return stream
     stream.flush()
     raw = _Tolerant(number)

@@ -95,7 +95,7 @@ def check_last_good(folder):
     for leaf in tree.values():
         np.testing.assert_array_equal(leaf, np.full((64, 64), step, np.float32))
     params, _, told = read_encoder(folder)
-    assert (params["w"] == told["step"]).all()
+    assert (params["w"] == told["trained"]["step"]).all()
     assert not [finding for finding in inspect.verify(folder) if finding.fatal]
 
 
