@@ -32,7 +32,7 @@ class RunLock:
     removed at the end, and taken over when its process on this host is no more. On a
     network file system that does not pass `flock` on, hosts do not see each other.
 
-    Raises RunLocked, naming the other writer; UsageError where the folder cannot be
+    Raises RunLocked, naming the other writer; UsageError if the folder cannot be
     locked at all (read-only, a folder named `lock`, a disk without locks).
     """
 

@@ -1,10 +1,9 @@
 """What each kind of JSON file that we read back must hold; one schema a kind.
 
-Checked by `jsons.mistakes`: types are strict (a string is no number, a boolean no
-integer), every size and count has a bound, and numbers are finite because the parser
-takes no others. (`metrics.jsonl` is read line by line: `afterimage.training.rows`.)
-Fields that a schema does not name are kept and not looked at, unless
-it forbids them.
+Checked by `jsons.mistakes`: types are strict (a string is not a number, a boolean
+not an integer), every size and count has a bound, and numbers are finite because the
+parser accepts no others. (`metrics.jsonl` is read line by line: `afterimage.training.rows`.)
+Fields that a schema does not name are kept unchecked, unless it forbids them.
 """
 
 import math
@@ -77,7 +76,7 @@ class Preprocessing(Struct):
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"{len(self.mean)} means and {len(self.std)} deviations of "
+                f"{len(self.mean)} means and {len(self.std)} deviations for "
                 f"{self.channels} channels"
             )
         if min(self.std) <= 0:
@@ -128,7 +127,7 @@ class Head(Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.classes:
-            raise ValueError(f"{len(self.class_names)} names of {self.classes} classes")
+            raise ValueError(f"{len(self.class_names)} names for {self.classes} classes")
 
 
 class Classifier(Encoder):
@@ -247,7 +246,7 @@ class Episodes(Struct):
 
     def __post_init__(self) -> None:
         if self.method not in self.accuracy:
-            raise ValueError(f"no accuracy of {self.method[:80]!r}")
+            raise ValueError(f"no accuracy for {self.method[:80]!r}")
 
 
 class Results(Reports):
@@ -275,7 +274,7 @@ MANIFESTS: dict[str, Any] = {"encoder": Encoder, "classifier": Classifier, "step
 
 
 def wrong_shape(shape: Any) -> str | None:
-    """Why this is no shape of an array that can exist, or None."""
+    """Why no array can have this shape, or None."""
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and size >= 0 for size in shape
     ):
