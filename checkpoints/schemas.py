@@ -2,8 +2,9 @@
 
 Checked by `jsons.mistakes`: types are strict (a string is not a number, a boolean
 not an integer), every size and count has a bound, and numbers are finite because the
-parser accepts no others. (`metrics.jsonl` is read line by line: `afterimage.training.rows`.)
-Fields that a schema does not name are kept unchecked, unless it forbids them.
+parser accepts no others. (`metrics.jsonl` is read line by line:
+`afterimage.training.rows`.) Fields that a schema does not name are kept unchecked,
+unless it forbids them.
 """
 
 import math
@@ -127,7 +128,9 @@ class Head(Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.classes:
-            raise ValueError(f"{len(self.class_names)} names for {self.classes} classes")
+            raise ValueError(
+                f"{len(self.class_names)} names for {self.classes} classes"
+            )
 
 
 class Classifier(Encoder):

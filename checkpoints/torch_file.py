@@ -104,8 +104,10 @@ def _read(archive: zipfile.ZipFile, path: pathlib.Path, size: int) -> Any:
     root = pickled[0].removesuffix("data.pkl")
     order = root + "byteorder"
     if order in members and archive.read(order) != b"little":
-        raise UsageError(f"{path} was written on a big-endian machine; save it "
-            "again on a little-endian one.")
+        raise UsageError(
+            f"{path} was written on a big-endian machine; save it "
+            "again on a little-endian one."
+        )
     return _Reader(archive, root, str(path)).load(archive.read(pickled[0]))
 
 

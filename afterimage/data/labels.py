@@ -33,8 +33,8 @@ def named(
     for text, name in names.items():
         if name is not None and name.casefold() in _NO_VALUE:
             say_once(
-                f"{where}: {texts[text]:,} labels are {name}, which is used as a class. If "
-                f"it means that there is no label, give --missing {name}"
+                f"{where}: {texts[text]:,} labels are {name}, which is used as a "
+                f"class. If it means that there is no label, give --missing {name}"
             )
     return [names[cell] for cell in cells]
 
@@ -43,8 +43,9 @@ def say_alike(classes: Sequence[str] | None, source: str) -> None:
     """Warn of classes whose names differ only in case or spaces."""
     for group in alike(classes or ()):
         say_once(
-            f"{source}: {' and '.join(map(repr, group))} differ only in case or spaces, "
-            "and are different classes. If they are one class, give them one name"
+            f"{source}: {' and '.join(map(repr, group))} differ only in case or "
+            "spaces, and are different classes. If they are one class, give them one "
+            "name"
         )
 
 

@@ -99,9 +99,9 @@ def _classes(
     if loose and inside:
         rest = f" and {len(loose) - 1:,} more images" if len(loose) > 1 else ""
         say_once(
-            f"{source}: {spelling(paths[loose[0]][0])}{rest} lie in no class folder, but "
-            f"{len(inside):,} others do, so all count as unlabelled. For labels, move "
-            "each image into the folder of its class, or remove it"
+            f"{source}: {spelling(paths[loose[0]][0])}{rest} outside the class "
+            f"folders of {len(inside):,} others: all count as unlabelled. For labels, "
+            "move each image into the folder of its class, or remove it"
         )
     if loose or len(free) == len(inside):
         return list(rows), [None] * len(rows)
@@ -156,8 +156,8 @@ def _rest(
     for split in set(left) & set(places):
         raise DataError(
             f"{source}: {OPTIONS[split]} {spelling('/'.join(places[split]))}, but "
-            f"another folder is also used as {split}; name the training folder too, with "
-            "--train"
+            f"another folder is also used as {split}; name the training folder too, "
+            "with --train"
         )
     return {
         split: ([rows[row] for row in mine], classes)

@@ -54,8 +54,8 @@ class Budget:
             if self._jobs:
                 return False
             raise MemoryError(
-                f"decoding needs {_text(size)}, but {_text(self._most)} are available: half "
-                "of what this process may still use"
+                f"decoding needs {_text(size)}, but {_text(self._most)} are available: "
+                "half of what this process may still use"
             )
         self._held += size
         self._jobs += 1

@@ -26,7 +26,8 @@ def check_sizes(path: str | os.PathLike[str]) -> None:
                 claimed = _claimed_size(member)
             if claimed != info.file_size:
                 raise ValueError(
-                    f"{info.filename} claims {claimed:,} bytes and has {info.file_size:,}"
+                    f"{info.filename} claims {claimed:,} bytes, but has "
+                    f"{info.file_size:,}"
                 )
             if inflates_too_much(info.file_size, info.compress_size):
                 raise ValueError(

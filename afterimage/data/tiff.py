@@ -30,7 +30,7 @@ _JPEG = 7
 # Those whose output is bounded by what the header says. JPEG 2000, LERC, WebP, PNG and
 # JPEG XL streams bring sizes of their own.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
-_COLOURS = {  # PhotometricInterpretation -> what it is, for those that are not supported
+_COLOURS = {  # PhotometricInterpretation -> what it is; these are not supported
     4: "a transparency mask",
     8: "CIELAB colours",
     9: "ICC LAB colours",
@@ -135,7 +135,9 @@ def _meaning(page: Any) -> tuple[int, str]:
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     colours = {_RGB: 3, _YCBCR: 3, _CMYK: 4, _PALETTE: 1}.get(photometric, 1)
     if photometric not in (*_GREY, _RGB, _YCBCR, _CMYK, _PALETTE):
-        raise NotAnImage(f"a TIFF with unknown photometric interpretation {photometric}")
+        raise NotAnImage(
+            f"a TIFF with unknown photometric interpretation {photometric}"
+        )
     extra = samples - colours
     if extra < 0 or (extra and photometric in (_PALETTE, _CMYK, _YCBCR)):
         raise NotAnImage(
@@ -162,7 +164,7 @@ def _palette(page: Any) -> np.ndarray:
         raise NotAnImage("a palette TIFF without a usable palette")
     table = np.asarray(table).reshape(3, -1).T.astype(np.uint32)
     if len(table) < 2**bits:
-        raise NotAnImage(f"a TIFF with a palette of {len(table)} colours for {bits} bits")
+        raise NotAnImage(f"a palette of {len(table)} colours for {bits} bits")
     # Some writers put 8 bits where 16 belong; libtiff and others look for that.
     top = 257 if table.max() > 255 else 1
     return ((table + top // 2) // top).astype(np.uint8)
