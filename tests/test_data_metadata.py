@@ -211,7 +211,7 @@ def test_a_classifier_of_one_unicode_form_is_scored_on_the_other(tmp_path, tiny)
     assert scores[0]["accuracy"] == scores[1]["accuracy"]
     upper = tmp_path / "upper/CAF\u00c9 BARS"
     shutil.copytree(tmp_path / "NFC/caf\u00e9 bars", upper)
-    with pytest.raises(DataError, match=r"does not know.*differ by case"):
+    with pytest.raises(DataError, match=r"does not know.*case or spaces"):
         evaluate(
             EvaluateConfig(from_=f"{tmp_path}/run", data=f"folder:{tmp_path}/upper")
         )

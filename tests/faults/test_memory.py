@@ -218,8 +218,8 @@ def test_an_npz_is_bounded_by_what_its_arrays_say(tmp_path, parts, reason):
 
 def test_an_npz_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", images=np.zeros((100, 32, 32), np.uint8))
-    monkeypatch.setattr(npz, "allowance", lambda: 150_000)
-    with pytest.raises(DataError, match="150,000"):
+    monkeypatch.setattr(npz, "allowance", lambda: 100_000)
+    with pytest.raises(DataError, match="100,000"):
         open_data(f"npz:{tmp_path / 'x.npz'}")
 
 
