@@ -73,6 +73,7 @@ class Preprocessing(Struct):
     mean: Statistics
     std: Statistics
     channels: Channels
+    value_range: tuple[Number, Number] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
@@ -82,6 +83,8 @@ class Preprocessing(Struct):
             )
         if min(self.std) <= 0:
             raise ValueError(f"std {min(self.std):g} is not above 0")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range {list(self.value_range)} is empty")
 
 
 class FeatureInfo(Struct):
