@@ -155,8 +155,8 @@ def exit_code(command: Callable[[], object]) -> int:
 def leave(code: int) -> NoReturn:
     """Ends the process with an exit code.
 
-    Where it is to stop at once, so it does: the usual way out waits for threads, and
-    ends in a crash while one of them is in the midst of an XLA program.
+    To stop at once, the interpreter is not shut down: that waits for threads, and
+    crashes while one of them runs an XLA program.
     """
     if code == _AT_ONCE:
         with contextlib.suppress(OSError):
@@ -180,16 +180,16 @@ def _run(command: Callable[[], object]) -> int:
         print(fault, file=sys.stderr)
         return DiskError.exit_code
     except KeyboardInterrupt:
-        print("\nStopped at once; what was saved before stands.", file=sys.stderr)
+        print("\nStopped at once; earlier checkpoints are kept.", file=sys.stderr)
         return _AT_ONCE
     except Exception as error:
         said = out_of_memory(error)
         if said is None:
             raise
         print(
-            "The memory of this machine or device, or the part of it that this process "
-            "may use, does not suffice. Try a smaller --batch-size or --image-size, or "
-            f"allow more (ulimit -v, the job's limit). It said: {said}",
+            "Out of memory on this machine or device, or beyond this process's limit. "
+            "Try a smaller --batch-size or --image-size, or raise the limit (ulimit "
+            f"-v, the job's limit). The error was: {said}",
             file=sys.stderr,
         )
         return UserError.exit_code

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Tolerant(io.RawIOBase):
-    """Bytes to a file descriptor; what its disk or terminal refuses is lost.
+    """Bytes to a file descriptor; what its disk or terminal refuses is dropped.
 
     A pipe that nobody reads any more still raises BrokenPipeError.
     """
@@ -42,11 +42,12 @@ class _Tolerant(io.RawIOBase):
 
 
 def prepare() -> None:
-    """From now on nothing that is printed ends the program.
+    """Make printing unable to end the program.
 
-    Closed streams (`>&-`) lead nowhere, and no file that the program opens takes their
-    place; a full disk, or a terminal that is gone, loses text; what the encoding of the
-    terminal lacks is escaped. Streams that a caller in Python replaced stay.
+    Closed streams (`>&-`) are replaced by /dev/null, so that no file that the program
+    opens takes their number; text for a full disk or a closed terminal is dropped;
+    characters that the terminal's encoding lacks are escaped. Streams that a caller in
+    Python replaced are kept.
     """
     # In this order each takes the lowest free number: its own.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -62,7 +63,7 @@ def prepare() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why text for standard output was lost, if any was."""
+    """The error that lost text for standard output, if any."""
     return getattr(_raw(sys.stdout), "lost", None)
 
 

@@ -25,9 +25,9 @@ class DataError(UserError):
 
 
 class DiskError(UserError):
-    """A file or folder that cannot be read or written: the disk's fault, or a right's.
+    """A file or folder cannot be read or written because of the disk or permissions.
 
-    `checkpoints.files.disk_fault` says which errors of the system these are.
+    `checkpoints.files.disk_fault` says which system errors these are.
     """
 
 
@@ -44,7 +44,7 @@ class Interrupted(AfterimageError):
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
-    """What a device or this machine said when its memory did not suffice, else None."""
+    """The message of an error that means too little memory; None for other errors."""
     if isinstance(error, MemoryError):
         return str(error) or "no more memory for this process"
     text = str(error)

@@ -73,9 +73,9 @@ def export_features(
 
 
 def check_place(out: str | os.PathLike[str]) -> None:
-    """Raises UserError where `out` is nothing that `export_features` can write.
+    """Raises UserError if `export_features` could not write `out`.
 
-    A folder that cannot be written to, or where it could not be made, is one.
+    Its suffix must be known, and its folder writable or possible to create.
     """
     _writer(out)
     reason = cannot_hold(Path(out).parent)
@@ -153,8 +153,7 @@ def _rows(
 
 
 # A file under construction: `add` takes {"split", "id", "label", "class"} (lists) and
-# {"vector"} (float32 [b, D]), `close` says that nothing more comes, `abandon` that the
-# file is given up.
+# {"vector"} (float32 [b, D]), `close` finishes the file, `abandon` gives it up.
 
 
 class ParquetRows:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 MOST = 2**31 - 1
-"""Of a whole number: what counters on a device can hold."""
+"""The largest whole number: what counters on a device can hold."""
 _LARGEST = 1e30
-"""Of a number: its square is still one in float32 arithmetic, or nearly."""
+"""The largest number: beyond, float32 arithmetic overflows at once."""
 _SEVERAL = 2**20
 _LIMITS = {
     **dict.fromkeys(("batch_size", "probe_images", "most", "picture_images"), 2**24),
@@ -28,19 +28,19 @@ _LIMITS = {
     "mask_patch": 2**13,
     "channels": 2**10,
 }
-"""Of settings that are sizes: more cannot be meant, and would fill any memory."""
+"""The largest sizes: more is a mistake, and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
-"""Of one part of a path, on every common file system."""
+"""The longest part of a path, on every common file system."""
 
 
 def field_problems(config: Any) -> list[str]:
-    """Every value of a dataclass that cannot be one of its field, in one list.
+    """Every value of a dataclass that is impossible for its field, in one list.
 
-    Numbers of the wrong type, not finite, or beyond what arithmetic holds; a seed below
-    0; empty names, names that no disk can hold, places on other machines.
+    Numbers of the wrong type, not finite, or too large; a seed below 0; names that are
+    empty or too long for a disk; paths on other machines.
     """
     found = []
     hints = _hints(type(config))
@@ -66,7 +66,7 @@ def _hints(config_class: type) -> dict[str, Any]:
 
 
 def _number(hint: Any) -> type | None:
-    """int or float, where a field is one, may be one, or is a tuple of some."""
+    """int or float if a field is one, may be one, or is a tuple of them; else None."""
     kinds = set(_kinds(hint)) - {types.NoneType, Ellipsis}
     return kinds.pop() if kinds in ({int}, {float}) else None
 
@@ -128,23 +128,23 @@ def spec_problems(name: str, value: Any) -> list[str]:
 
 def _elsewhere(name: str, text: str, scheme: str) -> str:
     return (
-        f"{name}={text}: places of the kind {scheme}:// are not supported; copy it to "
-        "a folder of this machine, or mount it, and give that path"
+        f"{name}={text}: {scheme}:// is not supported; copy it to this machine or "
+        "mount it, and give the local path"
     )
 
 
 def _path_problems(name: str, text: str) -> list[str]:
     if not text.strip():
-        return [f"{name}={text!r}: empty; give a name"]
+        return [f"{name}={text!r}: empty; give a path"]
     if "\0" in text:
-        return [f"{name}={text!r}: no name has a NUL character"]
+        return [f"{name}={text!r}: has a NUL character"]
     try:
         long = max(len(os.fsencode(part)) for part in pathlib.PurePath(text).parts)
     except UnicodeEncodeError:
-        return [f"{name}={text!r}: not a name in this system's encoding"]
+        return [f"{name}={text!r}: cannot be encoded as a path on this system"]
     if long > _NAME_BYTES:
         return [
-            f"{name}={text[:40]}…: a name of {long} bytes; at most {_NAME_BYTES} "
-            "between two slashes"
+            f"{name}={text[:40]}…: a name of {long} bytes; names have at most "
+            f"{_NAME_BYTES}"
         ]
     return []

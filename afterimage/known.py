@@ -160,7 +160,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"there is no file {path}; a pipe or a device is none")
+        raise UserError(f"{path} does not exist, or is not a regular file")
     if path.suffix == ".safetensors":
         try:
             data = files.read_bytes(path)

@@ -34,7 +34,7 @@ def stored_model(
 ) -> ModelConfig:
     """The model that the manifest of the artefact in `path` describes.
 
-    Raises CheckpointError where this version cannot build it.
+    Raises CheckpointError if this version cannot build it.
     """
     try:
         return ModelConfig.from_dict(manifest["model"])
@@ -47,7 +47,7 @@ def stored_preprocessing(
 ) -> Preprocessing:
     """How the images of the artefact in `path` were prepared.
 
-    Raises CheckpointError where it does not fit the model.
+    Raises CheckpointError if it is not valid.
     """
     try:
         return Preprocessing.from_dict(manifest["preprocessing"])

@@ -1,4 +1,4 @@
-"""What a person should know of their data, said once on standard error."""
+"""Notes on a user's data, each printed once to standard error."""
 
 import functools
 import sys

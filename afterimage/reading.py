@@ -1,4 +1,4 @@
-"""How a data set is to be read where its names do not say it."""
+"""How to read a data set whose names do not tell."""
 
 import dataclasses
 from typing import Any
@@ -9,23 +9,23 @@ class ReadingOptions:
     """How folders and tables are read."""
 
     train: str | None = None
-    """The folder with the training images, by its path below that of the data, where
-    names do not say it; `.` for the whole, each folder a class. With any of these three
-    other folders are left aside. Of a table: the value of its column split. Also holds
-    for --sources, --target and --unlabelled that have such folders."""
+    """The folder with the training images, if its name does not tell: a path below that
+    of the data. All other folders are then ignored. `.` means that every folder is a
+    class. For a table: a value of its column split. Also applies to --sources, --target
+    and --unlabelled if they have such folders."""
 
     validation_folder: str | None = None
-    """The folder with the validation images, as --train. (--validation is a share.)"""
+    """The folder with the validation images, like --train (--validation is a share)."""
 
     test: str | None = None
-    """The folder with the test images, as --train."""
+    """The folder with the test images, like --train."""
 
     missing: str = ""
-    """Labels that mean there is none, separated by commas: NA,nan,unknown. In tables
-    and in arrays of strings; an empty cell always means so."""
+    """Labels that mean no label, separated by commas, e.g. NA,nan,unknown. For tables
+    and arrays of strings. An empty cell always means no label."""
 
     outside_images: bool = False
-    """A table may name images outside its own folder: absolute paths, and `..`."""
+    """Allow a table to list images outside its own folder: absolute paths, and `..`."""
 
     def settings(self) -> dict[str, Any]:
         """These settings alone, of a configuration that has others too."""
@@ -43,5 +43,5 @@ class ReadingOptions:
         return {split: name for split, name in named.items() if name is not None}
 
     def is_missing(self, label: str) -> bool:
-        """Whether this label means that there is none."""
+        """Whether this text means that there is no label."""
         return not label or label in {text.strip() for text in self.missing.split(",")}

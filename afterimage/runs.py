@@ -30,7 +30,7 @@ from checkpoints.names import printable, shown
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Atomic: the file is whole or not there. What is not finite becomes null."""
+    """Write a file atomically. Numbers that are not finite become null."""
     value = finite(json.loads(json.dumps(value, default=str)))
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode())
@@ -62,8 +62,8 @@ class Run:
     """An opened run folder; a context manager that holds its lock.
 
     Opening a folder with checkpoints of another configuration is refused with the
-    difference, one that another process writes to is refused with its name. What a
-    full, read-only or failing disk does while it is open ends as a DiskError.
+    difference, one that another process writes to is refused with its name. Errors of
+    a full, read-only or failing disk while it is open are raised as DiskError.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Run:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """A disk's error inside ends as a DiskError that names this folder."""
+        """Raise a disk's error as a DiskError that names this folder."""
         try:
             yield
         except OSError as error:
@@ -124,7 +124,7 @@ class Run:
             processes.from_first(1)
 
     def _refuse_unwritable(self) -> None:
-        """DiskError where the folder cannot be made, or nothing written into it."""
+        """DiskError if the folder cannot be created or written to."""
         reason = cannot_hold(self.path) if self.first else None
         if reason is not None:
             raise DiskError(f"out={self.path}: {reason}")
@@ -156,7 +156,7 @@ class Run:
             try:
                 self.metrics.close()
             except OSError:
-                if error is None:  # what went wrong first is what is told
+                if error is None:  # the first error is the one to report
                     raise
             finally:
                 if self._lock is not None:
@@ -184,10 +184,10 @@ class Run:
     def missing(
         self, artefacts: Sequence[str], files: Sequence[str] = ()
     ) -> tuple[str, ...] | None:
-        """Of what a run leaves at its end, what is not there, or not whole.
+        """The final artefacts and files of a run that are missing or damaged.
 
-        None where nothing is missing: every process gets the same answer, the names
-        are known to the first alone.
+        None if nothing is missing. Every process gets the same answer, but only the
+        first knows the names.
         """
         found = [name for name in files if not (self.path / name).is_file()]
         for name in artefacts:

@@ -150,14 +150,14 @@ def _candidates(place: pathlib.Path) -> list[pathlib.Path]:
 
 
 def require_inside(folder: pathlib.Path) -> None:
-    """Raise CheckpointError where an artefact's folder links out of the one it is in.
+    """Raise CheckpointError if an artefact's folder links out of the one it is in.
 
     The folder that a user names may itself be a link.
     """
     if files.leads_out(folder, folder.parent):
         raise CheckpointError(
-            f"{folder} is a link that leads out of {folder.parent}; name its target, "
-            f"{os.path.realpath(folder)}, if that is meant."
+            f"{folder} is a link that leads out of {folder.parent}; if that "
+            f"is intended, name its target, {os.path.realpath(folder)}."
         )
 
 

@@ -35,7 +35,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
     """The bytes of a regular file, at most `most`; by default what memory holds.
 
-    Raises OSError for what is no regular file, is larger, or cannot be read.
+    Raises OSError if it is not a regular file, is larger, or cannot be read.
     """
     limit = memory() if most is None else most
     with open_regular(path) as file:
@@ -59,7 +59,7 @@ def memory() -> int:
 
 
 def reason(error: BaseException) -> str:
-    """What a failed read says, without errno and path: `is a pipe, not a file`."""
+    """Why a read failed, without errno and path: `is a pipe, not a regular file`."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return str(error)
@@ -177,19 +177,19 @@ def readable_size(count: float | int) -> str:
 
 
 def cannot_hold(folder: pathlib.Path) -> str | None:
-    """Why nothing can be written into a folder that may have to be made first.
+    """Why a folder, which may not exist yet, cannot be written to; None if it can.
 
-    None where nothing speaks against it. Nothing is made or written to find out.
+    Nothing is created or written to find out.
     """
     place = folder.absolute()
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        return f"{place} is no folder; name another place"
+        return f"{place} is not a folder; choose another path"
     if not os.access(place, os.W_OK | os.X_OK):
         return (
             f"{place} cannot be written to (read-only, or not yours); make it "
-            "writable, or name another place"
+            "writable, or choose another path"
         )
     return None
 
@@ -210,36 +210,36 @@ def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
 _FULL = ("ENOSPC", "EDQUOT")
 _FORBIDDEN = ("EACCES", "EPERM")
 _CURES = {
-    **dict.fromkeys(_FULL, "The disk, or your share of it, is full: free some space."),
-    **dict.fromkeys(_FORBIDDEN, "Get the right to it, or name another place."),
-    "ENOTDIR": "Where a folder is expected there is a file: name another place.",
-    "EISDIR": "Where a file is expected there is a folder: move it away.",
-    "EEXIST": "Something else has this name: move it away, or name another place.",
+    **dict.fromkeys(_FULL, "The disk is full, or your quota is used up: free space."),
+    **dict.fromkeys(_FORBIDDEN, "Change its permissions, or choose another path."),
+    "ENOTDIR": "A file is where a folder should be: choose another path.",
+    "EISDIR": "A folder is where a file should be: move it away.",
+    "EEXIST": "Something else has this name: move it away, or choose another path.",
     "ENOTEMPTY": "Something else has this name: move it away.",
     "ENAMETOOLONG": "Choose a shorter name.",
-    "ELOOP": "Its links lead in a circle, or a link is not allowed here.",
-    "ENOENT": "It is missing, or was removed meanwhile: restore it.",
-    "EROFS": "The disk is read-only: make it writable, or name another place.",
+    "ELOOP": "Its links form a loop, or a link is not allowed here.",
+    "ENOENT": "It is missing, or was removed in the meantime: restore it.",
+    "EROFS": "The disk is read-only: make it writable, or choose another path.",
     "EFBIG": "The file is larger than the disk or `ulimit -f` allows.",
     "EMFILE": "Too many files are open: raise `ulimit -n`.",
     "ENFILE": "Too many files are open on this machine.",
-    "ENOLCK": "This file system cannot lock files: name a place on another one.",
-    **dict.fromkeys(("ENOTSUP", "EOPNOTSUPP"), "Name a place on another file system."),
-    "EIO": "The disk, or the connection to it, fails: look at it.",
+    "ENOLCK": "This file system cannot lock files: choose another one.",
+    **dict.fromkeys(("ENOTSUP", "EOPNOTSUPP"), "Choose a path on another file system."),
+    "EIO": "The disk, or the connection to it, is failing: check it.",
     "ENXIO": "The device, or the other end of the pipe, is not there.",
     "ENODEV": "The device is not there.",
     "ESTALE": "The network drive lost it: mount it again.",
-    "ETIMEDOUT": "The network drive does not answer: look at it.",
-    "EBUSY": "Something else uses it: try again.",
+    "ETIMEDOUT": "The network drive does not answer: check it.",
+    "EBUSY": "Something else is using it: try again.",
 }
-"""What a disk, a folder or a limit can do to a program, and what helps."""
+"""Errors of disks, folders and limits, and how to cure each."""
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What a disk or a folder did, with the cure; None where it is no such error.
+    """What a disk or a folder did, with the cure; None for any other error.
 
-    A programming fault is an OSError too (a closed handle, a wrong argument): it is
-    not explained, so that it keeps its traceback.
+    A programming fault can be an OSError too (a closed handle, a wrong argument): it
+    is not explained, so that it keeps its traceback.
     """
     cure = _CURES.get(_code(error))
     if cure is None or not isinstance(error, OSError):
@@ -270,7 +270,7 @@ def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
     elif code in _FORBIDDEN or "ermission denied" in text:
         cure = f"Make {folder} writable."
     else:
-        cure = _CURES.get(code, f"Look at {folder}.")
+        cure = _CURES.get(code, f"Check {folder}.")
     if code:
         text = os.strerror(_number(error))
     if isinstance(error, OSError) and error.filename:

@@ -25,7 +25,7 @@ _LISTED = 10  # mistakes in one message
 
 
 def parse(data: bytes | str) -> Any:
-    """The value of strict JSON in UTF-8; ValueError says what it is instead."""
+    """The value of strict JSON in UTF-8; ValueError says what is wrong with it."""
     try:
         if isinstance(data, bytes):
             data = data.decode()
@@ -112,7 +112,7 @@ def _of_objects(kind: Any) -> Any:
 
 
 class _Refused(ValueError):
-    """What the parser would take and we do not."""
+    """The parser would accept this; we do not."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _beyond(value: Any) -> str | None:
-    """What of a value is beyond the bounds: its nesting, or a number."""
+    """Which bound a value exceeds, by its nesting or a number; None if none."""
     level = [value]
     for _ in range(_DEEPEST + 1):
         inside = []

@@ -11,7 +11,7 @@ import stat
 import weakref
 from typing import Any
 
-from checkpoints import files
+from checkpoints import files, jsons
 from checkpoints.errors import RunLocked, UsageError
 
 try:
@@ -32,7 +32,7 @@ class RunLock:
     removed at the end, and taken over when its process on this host is no more. On a
     network file system that does not pass `flock` on, hosts do not see each other.
 
-    Raises RunLocked, naming the other writer; UsageError where the folder cannot be
+    Raises RunLocked, naming the other writer; UsageError if the folder cannot be
     locked at all (read-only, a folder named `lock`, a disk without locks).
     """
 
@@ -104,14 +104,15 @@ class RunLock:
         except FileExistsError:
             other = self._other()
             here = other.get("host") == socket.gethostname()
-            if not here or alive(int(other.get("pid", 0))):
+            pid = other.get("pid")
+            if not here or (isinstance(pid, int) and alive(pid)):
                 raise self._refusal() from None
         self.path.unlink()
         return os.open(self.path, flags, 0o644)
 
     def _other(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.path.read_bytes())
+            content = jsons.parse(files.read_bytes(self.path, 2**16))
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}

@@ -79,7 +79,9 @@ def require_json(content: Mapping[str, Any], what: str) -> dict[str, Any]:
 def require_valid(content: Mapping[str, Any], kind: str) -> None:
     """Raise UsageError, naming everything, where `read` would refuse this manifest."""
     if wrong := jsons.mistakes(content, schemas.MANIFESTS[kind]):
-        raise UsageError(f"This is no manifest of a {kind}: {jsons.listed(wrong)}.")
+        raise UsageError(
+            f"This is not a valid manifest of a {kind}: {jsons.listed(wrong)}."
+        )
 
 
 def read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:

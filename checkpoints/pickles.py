@@ -70,12 +70,12 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("its pickle takes a value that is not there")
+            raise ValueError("its pickle needs a value that is not there")
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
         if not self.stack or type(self.stack[-1]) is not kind:
-            raise ValueError(f"its pickle takes for a {kind.__name__} what is none")
+            raise ValueError(f"its pickle needs a {kind.__name__} that is not there")
         return self.stack[-1]
 
     def to_mark(self) -> list[Any]:
@@ -91,7 +91,7 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("its pickle names something without a name")
+            raise ValueError("its pickle names a global by something other than text")
         if (module, name) not in self.names:
             raise self.unknown(module, name)
         self.push(self.names[module, name])
@@ -102,9 +102,9 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.top(dict)
         keys = items[::2]
-        # A key made of nested tuples could take for ever to hash.
+        # A key made of nested tuples could take forever to hash.
         if len(items) % 2 or not all(type(key) in (str, int) for key in keys):
-            raise ValueError("its pickle has a key that is no string or integer")
+            raise ValueError("its pickle has a key that is neither text nor an integer")
         target.update(zip(keys, items[1::2]))
 
     def reduce(self) -> None:
@@ -112,7 +112,7 @@ class _Machine:
         self.pop()
         function = self.pop()
         if type(function) is not Name or function.call is None:
-            raise ValueError("its pickle calls what is no function")
+            raise ValueError("its pickle calls something that is not a function")
         try:
             self.push(function.call(*arguments))
         except TypeError:
@@ -121,7 +121,7 @@ class _Machine:
 
     def build(self) -> None:
         self.pop()
-        # An OrderedDict of PyTorch has attributes (`_metadata`): left out.
+        # PyTorch's OrderedDict has attributes (`_metadata`), which are ignored.
         self.top(dict)
 
 
@@ -133,7 +133,7 @@ def _remember(machine: _Machine, place: int) -> None:
 
 def _recall(machine: _Machine, place: int) -> None:
     if place not in machine.memo:
-        raise ValueError("its pickle recalls what it never stored")
+        raise ValueError("its pickle reads a memo entry that it never stored")
     machine.push(machine.memo[place])
 
 

@@ -1,10 +1,10 @@
 """What each kind of JSON file that we read back must hold; one schema a kind.
 
-Checked by `jsons.mistakes`: types are strict (a string is no number, a boolean no
-integer), every size and count has a bound, and numbers are finite because the parser
-takes no others. (`metrics.jsonl` is read line by line: `afterimage.training.rows`.)
-Fields that a schema does not name are kept and not looked at, unless
-it forbids them.
+Checked by `jsons.mistakes`: types are strict (a string is not a number, a boolean
+not an integer), every size and count has a bound, and numbers are finite because the
+parser accepts no others. (`metrics.jsonl` is read line by line:
+`afterimage.training.rows`.) Fields that a schema does not name are kept unchecked,
+unless it forbids them.
 """
 
 import math
@@ -80,11 +80,13 @@ class Preprocessing(Struct):
             raise ValueError(f"value_range {self.value_range} is empty")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"{len(self.mean)} means and {len(self.std)} deviations of "
+                f"{len(self.mean)} means and {len(self.std)} deviations for "
                 f"{self.channels} channels"
             )
         if min(self.std) <= 0:
             raise ValueError(f"std {min(self.std):g} is not above 0")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range {list(self.value_range)} is empty")
 
 
 class FeatureInfo(Struct):
@@ -131,7 +133,9 @@ class Head(Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.classes:
-            raise ValueError(f"{len(self.class_names)} names of {self.classes} classes")
+            raise ValueError(
+                f"{len(self.class_names)} names for {self.classes} classes"
+            )
 
 
 class Classifier(Encoder):
@@ -250,7 +254,7 @@ class Episodes(Struct):
 
     def __post_init__(self) -> None:
         if self.method not in self.accuracy:
-            raise ValueError(f"no accuracy of {self.method[:80]!r}")
+            raise ValueError(f"no accuracy for {self.method[:80]!r}")
 
 
 class Results(Reports):
@@ -278,7 +282,7 @@ MANIFESTS: dict[str, Any] = {"encoder": Encoder, "classifier": Classifier, "step
 
 
 def wrong_shape(shape: Any) -> str | None:
-    """Why this is no shape of an array that can exist, or None."""
+    """Why no array can have this shape, or None."""
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and size >= 0 for size in shape
     ):

@@ -17,8 +17,8 @@ from checkpoints.errors import CheckpointError
 def _without_traces() -> None:
     """Keep the traces of Orbax's threads off the terminal when a save fails.
 
-    The error itself reaches whoever waits for the save. Orbax logs it from each of its
-    threads too, and TensorStore calls back into event loops that are closed by then.
+    The error itself is raised to the caller that waits for the save. Orbax also logs it
+    from each of its threads, and TensorStore calls back into closed event loops.
     """
     logging.getLogger("absl").addFilter(
         lambda record: "_SignalingThread.run() raised" not in record.getMessage()

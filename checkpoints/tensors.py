@@ -78,9 +78,7 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
     try:
         header = jsons.parse(data[8 : 8 + size])
     except ValueError as error:
-        raise CheckpointError(
-            f"{what} has a header that is not JSON as expected: it {error}."
-        ) from None
+        raise CheckpointError(f"{what} has a damaged header: it {error}.") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{what} has a header that is not a JSON object.")
     header.pop("__metadata__", None)

@@ -82,7 +82,7 @@ def _require_small_directory(file: BinaryIO) -> None:
     file.seek(-22, os.SEEK_END)
     end = file.read(22)
     if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise ValueError("something stands behind its end")
+        raise ValueError("it has bytes after its end")
     size = struct.unpack("<L", end[12:16])[0]
     file.seek(-min(98, file.seek(0, os.SEEK_END)), os.SEEK_END)
     more = file.read(76)
@@ -98,13 +98,16 @@ def _read(archive: zipfile.ZipFile, path: pathlib.Path, size: int) -> Any:
     if len(pickled) != 1:
         raise UsageError(f"{path} is a zip archive, but torch.save did not write it.")
     if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-        raise ValueError("its members are compressed; torch.save compresses none")
+        raise ValueError("its members are compressed, which torch.save never does")
     if sum(info.file_size for info in archive.infolist()) > size:
         raise ValueError(f"its members claim more than the {size} bytes that it has")
     root = pickled[0].removesuffix("data.pkl")
     order = root + "byteorder"
     if order in members and archive.read(order) != b"little":
-        raise UsageError(f"{path} was written on a big-endian machine; save it anew.")
+        raise UsageError(
+            f"{path} was written on a big-endian machine; save it "
+            "again on a little-endian one."
+        )
     return _Reader(archive, root, str(path)).load(archive.read(pickled[0]))
 
 
@@ -136,7 +139,7 @@ class _Reader:
 
     def _storage(self, pid: Any) -> _Storage:
         if type(pid) is not tuple or len(pid) != 5 or type(pid[2]) is not str:
-            raise ValueError("it names a storage in another way than torch.save")
+            raise ValueError("it does not name a storage as torch.save does")
         _, mark, key, _, count = pid
         kind = self._kinds.get(mark) if type(mark) is pickles.Name else None
         if kind is None or type(count) is not int:
@@ -155,7 +158,7 @@ class _Reader:
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any):
         if type(storage) is not _Storage:
-            raise ValueError("a tensor is made from what is no storage")
+            raise ValueError("a tensor's storage is not a storage")
         if type(size) is not tuple or type(stride) is not tuple:
             raise ValueError("a tensor has no shape or no strides")
         if wrong := wrong_shape(size):
@@ -163,7 +166,7 @@ class _Reader:
         if any(type(step) is not int or step < 0 for step in (offset, *stride)):
             raise ValueError("offset and strides must be non-negative integers")
         if len(size) != len(stride):
-            raise ValueError(f"{len(stride)} strides of {len(size)} dimensions")
+            raise ValueError(f"{len(stride)} strides for {len(size)} dimensions")
         held = storage.array.size
         empty = 0 in size
         # Python's integers: no product wraps around.
@@ -184,7 +187,7 @@ class _Reader:
 
     def _parameter(self, data: Any, *_: Any) -> np.ndarray:
         if type(data) is not np.ndarray:
-            raise ValueError("a parameter is made from what is no tensor")
+            raise ValueError("a parameter's data is not a tensor")
         return data
 
 

@@ -103,8 +103,8 @@ def _prepared(
     if config.weighs_examples:
         weights = weights / weights.mean()
         stats["examples"] = {"weight": jnp.asarray(weights, jnp.float32)}
-        for ratios in held:
-            stats["examples"]["validation"] = jnp.asarray(ratios, jnp.float32)
+        if held:
+            stats["examples"]["validation"] = jnp.asarray(held[0], jnp.float32)
     return stats
 
 

@@ -164,9 +164,8 @@ class FinetuneConfig(
     not fit is an error."""
 
     def __post_init__(self) -> None:
-        check(
-            field_problems(self)
-        )  # first: what is no number cannot be compared with one
+        # First: the other checks compare these values with numbers.
+        check(field_problems(self))
         check(
             DataOptions.problems(self),
             AnchorOptions.problems(self),

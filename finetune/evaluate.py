@@ -97,7 +97,7 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
     place = pathlib.Path(config.from_)
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
-            cure = "restore it, or delete it: it only tells who was trained on"
+            cure = "restore it, or delete it: it only lists the training images"
             used = jsons.read(file, schemas.Labels, cure, most=schemas.LARGEST_LABELS)
             same = used["data"] == spelling(config.data)  # also where not UTF-8
             if not same and _place(used["data"]) != _place(config.data):

@@ -204,7 +204,7 @@ def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
     if unknown:
         near = [pair for pair in alike((*names, *unknown)) if set(pair) & set(unknown)]
         hint = "".join(
-            f" {' and '.join(map(repr, pair))} differ by case or spaces alone."
+            f" {' and '.join(map(repr, pair))} differ only in case or spaces."
             for pair in near
         )
         raise DataError(

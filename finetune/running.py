@@ -53,10 +53,10 @@ class Program:
                 return self.finish(state, store)
 
     def _whole(self) -> bool:
-        """Whether all that the run leaves at its end is there; says what is not."""
+        """Whether all final files of the run are there; prints those that are not."""
         lost = missing(self.folder)
         if lost:
-            self._say(f"Made again from the checkpoint: {', '.join(lost)}")
+            self._say(f"Recreated from the checkpoint: {', '.join(lost)}")
         return lost is None
 
     def _train(self, state: State, store: Store, stop: StopSignal) -> State:

@@ -10,7 +10,7 @@ from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_t
 from afterimage.report import logged, write_report
 from afterimage.runs import Run, write_json
 from checkpoints import jsons, schemas
-from checkpoints.files import replace_file
+from checkpoints.files import read_bytes, replace_file
 from finetune.config import FinetuneConfig
 
 _MEASURES = {
@@ -108,9 +108,9 @@ class FinetuneResult:
 
 
 def write_results(run: Run, results: dict[str, Any]) -> None:
-    """results.json, last of all: its presence says that the run is complete.
+    """Write results.json, last of all: its presence means that the run is complete.
 
-    It lists the files that must stand beside it (`files`).
+    Its `files` lists the files that belong beside it.
     """
     names = [n for n in ("report.html", "confusion.md") if (run.path / n).is_file()]
     pictures = sorted((run.path / "pictures").glob("*.png"))
@@ -119,11 +119,12 @@ def write_results(run: Run, results: dict[str, Any]) -> None:
 
 
 def missing(run: Run) -> tuple[str, ...] | None:
-    """What a run that has all its steps still lacks; None where it is complete."""
+    """What a run that has all its steps still lacks; None if it is complete."""
     artefacts = ["encoder", "classifier"]
     try:
-        files = [str(f) for f in json.loads((run.path / _RESULTS).read_text())["files"]]
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        stored = jsons.parse(read_bytes(run.path / _RESULTS, jsons.MOST))
+        files = [str(name) for name in stored["files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))
     return run.missing(artefacts, files)
 

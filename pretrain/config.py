@@ -95,9 +95,8 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     """Validation images in each reconstruction picture; 0 turns pictures off."""
 
     def __post_init__(self) -> None:
-        check(
-            field_problems(self)
-        )  # first: what is no number cannot be compared with one
+        # First: the other checks compare these values with numbers.
+        check(field_problems(self))
         check(
             DataOptions.problems(self),
             ObjectiveOptions.problems(self),

@@ -147,14 +147,14 @@ class _Program:
             return self._finish(evaluation)
 
     def _whole(self) -> bool:
-        """Whether all that the run leaves at its end is there; says what is not."""
+        """Whether all final files of the run are there; prints those that are not."""
         run = self.folder
         files = ["report.html"]
         if self.config.pictures:
             files.append(f"pictures/{picture_name(self.total)}")
         missing = run.missing(["encoder"], files)
         if missing:
-            self._say(f"Made again from the checkpoint: {', '.join(missing)}")
+            self._say(f"Recreated from the checkpoint: {', '.join(missing)}")
         return missing is None and run.metrics.has(self.total, "eval/")
 
     def _evaluate(
@@ -295,7 +295,7 @@ class _Program:
             f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.path}",
         ]
         if classes := counted(self.train):
-            lines.insert(1, f"classes, used by probes alone: {classes}")
+            lines.insert(1, f"classes (used only by the probes): {classes}")
         if began:
             lines.append(f"Continuing after step {began:,}")
         return "\n".join(lines)

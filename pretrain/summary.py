@@ -58,7 +58,7 @@ class PretrainResult:
 
     def summary(self) -> str:
         """A few lines for a terminal."""
-        # A figure that was not finite, or whose line is damaged, is not there.
+        # A figure that was not finite, or whose line was damaged, is missing.
         m = collections.defaultdict(lambda: math.nan, self.metrics)
         lines = [
             f"validation loss {m['loss']:.4g}, {m['relative_loss']:.3f} of predicting "

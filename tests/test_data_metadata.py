@@ -1,6 +1,7 @@
 """Hugging Face's metadata files in a folder, JSON lines, MedMNIST's arrays."""
 
 import json
+import os
 import shutil
 import unicodedata
 
@@ -67,9 +68,12 @@ def test_a_metadata_file_in_each_split(tmp_path):
     [
         (
             "file_name,label\ncat/1.png,dog\n",
-            ["cat/1.png", "folder cat", "calls it dog"],
+            ["cat/1.png", "folder cat", "metadata.csv is dog"],
         ),
-        ("file_name,label\nCat/1.png,cat\n", ["line 2", "Cat/1.png", "; cat/1.png is"]),
+        (
+            "file_name,label\nCat/1.png,cat\n",
+            ["line 2", "Cat/1.png", "mean cat/1.png?"],
+        ),
         ("file_name,label\nno.png,cat\n", ["line 2", "no.png"]),
         ("file_name,label\n../x.png,cat\n", ["line 2", "../x.png"]),
         ("file_name,label\ncat/1.png,cat\n./cat/1.png,dog\n", ["line 3", "twice"]),
@@ -93,7 +97,16 @@ def test_metadata_without_labels_is_left_aside(tmp_path, text, capsys):
     (tmp_path / "metadata.csv").write_text(text)
     wanted = {"train": {"cat/1.png": "cat", "dog/2.png": "dog"}}
     assert splits(open_data(spec)) == wanted
-    assert "left aside" in capsys.readouterr().err
+    assert "no column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_metadata_that_is_a_pipe_is_refused(tmp_path, name):
+    """It would wait for a writer."""
+    spec = write(tmp_path, ["cat/1.png", "dog/2.png"])
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}.*pipe"):
+        open_data(spec)
 
 
 def test_json_lines_as_a_table(tmp_path):
@@ -198,7 +211,7 @@ def test_a_classifier_of_one_unicode_form_is_scored_on_the_other(tmp_path, tiny)
     assert scores[0]["accuracy"] == scores[1]["accuracy"]
     upper = tmp_path / "upper/CAF\u00c9 BARS"
     shutil.copytree(tmp_path / "NFC/caf\u00e9 bars", upper)
-    with pytest.raises(DataError, match=r"does not know.*differ by case"):
+    with pytest.raises(DataError, match=r"does not know.*case or spaces"):
         evaluate(
             EvaluateConfig(from_=f"{tmp_path}/run", data=f"folder:{tmp_path}/upper")
         )

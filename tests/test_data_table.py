@@ -80,7 +80,7 @@ def test_the_fingerprint_tells_a_changed_label_of_a_task(tmp_path):
 def test_files_that_are_missing_are_bad_images(tmp_path):
     write(tmp_path, NAMES)
     spec = table(tmp_path, "image,label,c\nlost.png,x,1\na.png,x,2\nd.png,y,3\n")
-    with pytest.raises(DataError, match=r"1 of 3 files(.|\n)*lost.png: is not there"):
+    with pytest.raises(DataError, match=r"1 of 3 files(.|\n)*lost.png: "):
         open_data(spec)
     splits = open_data(spec, on_bad_image="skip", tasks=("c",))
     assert [bad.path for bad in splits.skipped] == ["lost.png"]
@@ -90,13 +90,13 @@ def test_files_that_are_missing_are_bad_images(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "its first line are: empty; expected names"),
+        ("", "first line are: empty"),
         ("picture,label\na.png,x\n", "picture, label; expected .*`image`"),
-        ("image,x,x\na.png,1,2\n", "each once"),
+        ("image,x,x\na.png,1,2\n", "image, x, x"),
         ("image\n", "no image is listed"),
         ("image,label\na.png\n", "line 2 has 1 cells, the first line 2"),
         ("image,label\n,x\n", "line 2 names no image"),
-        ("image\na.png\na.png\n", "a.png stands in 2 lines"),
+        ("image\na.png\na.png\n", r"a.png.*lines 2 and 3"),
         ("image,split\na.png,trian\n", "split holds trian; expected train"),
         ("image,split\na.png,test\n", "has test but no train"),
     ],
@@ -236,9 +236,9 @@ def test_columns_by_the_names_that_others_give_them(tmp_path, image, label):
 
 def test_columns_that_may_both_be_meant(tmp_path):
     write(tmp_path, NAMES)
-    with pytest.raises(DataError, match=r"file_name and path may both be the image"):
+    with pytest.raises(DataError, match=r"file_name and path .*`image`"):
         open_data(table(tmp_path, "path,file_name\na.png,a.png\n"))
-    with pytest.raises(DataError, match=r"class and target may both be the label"):
+    with pytest.raises(DataError, match=r"class and target .*`label`"):
         open_data(table(tmp_path, "path,class,target\na.png,x,1\n"))
     text = "path,image,class,target,label\nno.png,a.png,no,no,x\n"
     assert named(open_data(table(tmp_path, text)).train) == {"a.png": "x"}
@@ -304,9 +304,9 @@ def test_words_for_nothing_are_classes_and_that_is_said(tmp_path, word, capsys):
 )
 def test_a_near_miss_is_named(tmp_path, cell, there):
     write(tmp_path, [*NAMES, "caf\u00e9.png"])
-    with pytest.raises(DataError, match="is not there") as caught:
+    with pytest.raises(DataError, match="missing") as caught:
         open_data(table(tmp_path, f"image\n{cell}\nd.png\n"))
-    assert (f"; {there} is" in str(caught.value)) == (there is not None)
+    assert (f"did you mean {there}?" in str(caught.value)) == (there is not None)
 
 
 def test_a_name_of_300_letters_is_a_bad_image(tmp_path):
@@ -348,7 +348,7 @@ def test_the_options_name_values_of_the_column_split(tmp_path):
         ["a.png", "scans/c.png"],
         ["scans/b.png"],
     )
-    with pytest.raises(DataError, match=r"--test fold9: no cell of column split"):
+    with pytest.raises(DataError, match=r"--test fold9: column split"):
         open_data(spec, reading=ReadingOptions(train="fold0", test="fold9"))
 
 

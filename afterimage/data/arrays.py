@@ -28,7 +28,7 @@ _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
 _MOST_BYTES = 2**31
-"""Synthetic images are made in memory: so much of it at most."""
+"""The most memory that synthetic images may take: all are made at once."""
 _KEYS = {
     "train": [
         ("x_train", "y_train"),
@@ -164,7 +164,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
 
 
 def _images(images: np.ndarray, channels: int | None, name: str) -> np.ndarray:
-    """[N, H, W, C]; DataError where it is not, or has bands that nobody asked for."""
+    """[N, H, W, C]; DataError for other shapes, and for bands without `channels`."""
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
@@ -178,7 +178,7 @@ def _images(images: np.ndarray, channels: int | None, name: str) -> np.ndarray:
     if channels is None and bands not in (1, 3):
         raise DataError(
             f"{name}: images have {bands} bands, neither grey nor RGB; "
-            f"channels={bands} (--channels {bands}) takes them as they are. If the "
+            f"channels={bands} (--channels {bands}) reads them as they are. If the "
             "channels come first, give images.transpose(0, 2, 3, 1)"
         )
     return images
@@ -212,8 +212,8 @@ def _pixels(images: np.ndarray, name: str, value_range: Range | None) -> np.ndar
     if not (low >= 0 and high <= top):
         raise DataError(
             f"{name}: {images.dtype} images range from {low:g} to {high:g}; expected "
-            "uint8 in 0..255 or floats in [0, 1], or say what is black and white with "
-            "value_range=(LOW, HIGH) or 'auto' (--value-range LOW,HIGH or auto)"
+            "uint8 in 0..255 or floats in [0, 1]; or set the values of black and "
+            "white, value_range=(LOW, HIGH) or 'auto' (--value-range LOW,HIGH or auto)"
         )
     if top == 255:
         return images.astype(np.uint8)

@@ -20,6 +20,7 @@ import numpy as np
 
 from afterimage.data.samples import Range
 from afterimage.data.sets import Images
+from checkpoints import files, jsons
 
 _FORMAT = 1
 _CHECKED_BYTES = 2**30  # of a larger entry, evenly spaced images are checked
@@ -38,9 +39,9 @@ class Entry:
 
 
 def load(folder: pathlib.Path) -> Entry | None:
-    """The entry at `folder`, or None where there is none that is whole."""
+    """The entry at `folder`; None if there is none, or it is damaged."""
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = jsons.parse(files.read_bytes(folder / "index.json"))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         digests = [bytes.fromhex(text) for text in index["digests"]]
         bad = {int(row): str(reason) for row, reason in index["bad"]}
@@ -75,8 +76,8 @@ def _checksum(images: np.ndarray) -> int:
 class Writer:
     """Writes an entry image by image; `commit` puts it in its place.
 
-    A cache that cannot be written is no reason to stop: that is said once, and from
-    then on nothing is written and `commit` gives None.
+    A cache that cannot be written is no reason to stop: a note is printed, nothing more
+    is written, and `commit` gives None.
     """
 
     def __init__(self, folder: pathlib.Path | None, most: int, shape: tuple[int, ...]):

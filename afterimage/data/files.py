@@ -17,13 +17,14 @@ from typing import Any, Protocol, runtime_checkable
 from afterimage.data.decode import MAX_BYTES, SUFFIXES, NotAnImage
 from afterimage.data.near_miss import listing, near_miss
 from afterimage.errors import DataError
+from checkpoints.files import open_regular, read_bytes, reason
 from checkpoints.names import spelling
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Tables of labels inside a folder of images, as Hugging Face's `imagefolder` reads."""
 
-# Thumbnails, waste and metadata of cameras, file systems and NAS boxes; whatever begins
-# with a dot is hidden anyway.
+# Thumbnails, recycle bins and metadata of cameras, file systems and NAS boxes; names
+# that begin with a dot are hidden anyway.
 _NOT_OURS = {
     "@eadir",
     "@recycle",
@@ -61,31 +62,37 @@ class Files(Protocol):
         ...
 
     def open(self, row: int) -> io.BufferedIOBase:
-        """One image's bytes, which end: NotAnImage where they are too many."""
+        """One image's bytes; NotAnImage if they are too many."""
         ...
 
 
 @contextlib.contextmanager
 def opened(files: Files, row: int) -> Iterator[Any]:
-    """One image's bytes as a file; NotAnImage where they cannot be had."""
+    """One image's bytes as a file; NotAnImage if they cannot be read."""
+    with _reasons(), files.open(row) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Errors of a disk or an archive become NotAnImage with the reason."""
     try:
-        with files.open(row) as file:
-            yield file
-    except NotAnImage:
-        raise
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise NotAnImage(f"cannot be read ({error})") from error
+        yield
+    except OSError as error:
+        raise NotAnImage(reason(error)) from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise NotAnImage(f"cannot be read: {error}") from error
 
 
 def read(files: Files, row: int) -> bytes:
-    """All bytes of one image; NotAnImage where they are too many or unreadable."""
+    """All bytes of one image; NotAnImage if they are too many or unreadable."""
     with opened(files, row) as file:
         # Without a number an archive's member is inflated whatever size it claims.
         return file.read(files.size(row) or -1)
 
 
 def check_size(size: int, packed: int | None = None) -> None:
-    """NotAnImage where encoded bytes are too many to be read, or are a bomb's."""
+    """NotAnImage for more bytes than we read, and for zip bombs."""
     if size > MAX_BYTES:
         raise NotAnImage(f"more than {MAX_BYTES:,} bytes")
     if packed is not None and inflates_too_much(size, packed):
@@ -93,7 +100,7 @@ def check_size(size: int, packed: int | None = None) -> None:
 
 
 def inflates_too_much(size: int, packed: int) -> bool:
-    """Whether no data worth keeping does: beyond 64 MiB, to over a hundred times."""
+    """Whether it is a bomb: over 64 MiB, and over a hundred times its packed size."""
     return size > 2**26 and size > 100 * packed
 
 
@@ -141,17 +148,19 @@ class OnDisk:
     def open(self, row: int) -> io.BufferedIOBase:
         path = os.path.join(self._root, self.names[row])
         try:
-            found = os.stat(path)
+            file = open_regular(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             if os.path.islink(path):
-                raise NotAnImage("a link to a file that is not there") from error
+                raise NotAnImage("a broken link: its target is missing") from error
             near = near_miss(str(self._root), self.names[row], self._listing)
-            hint = f"; {spelling(near)} is" if near else ""
-            raise NotAnImage(f"is not there{hint}") from error
-        if not stat.S_ISREG(found.st_mode):  # a device or a pipe, say, without an end
-            raise NotAnImage("not a regular file")
-        check_size(found.st_size)
-        return open(path, "rb")
+            hint = f"; did you mean {spelling(near)}?" if near else ""
+            raise NotAnImage(f"is missing{hint}") from error
+        try:
+            check_size(os.fstat(file.fileno()).st_size)
+        except NotAnImage:
+            file.close()
+            raise
+        return file
 
 
 class Folder(OnDisk):
@@ -175,9 +184,9 @@ class Folder(OnDisk):
             raise DataError(_nothing(f"folder:{spelling(path)}", self.others))
 
     def read_metadata(self, name: str) -> bytes:
-        """The content of one of `metadata`."""
-        check_size((self._root / name).stat().st_size)
-        return (self._root / name).read_bytes()
+        """The content of one of `metadata`; NotAnImage if it cannot be read."""
+        with _reasons():
+            return read_bytes(os.path.join(self._root, name), MAX_BYTES)
 
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
@@ -199,7 +208,7 @@ def _unreadable(error: OSError) -> None:
     shown = name if len(name) < 300 else f"{name[:100]} … {name[-100:]}"
     raise DataError(
         f"the folder {spelling(shown)} cannot be read ({error.strerror}); without its "
-        "images the data would not be whole. Make it readable, or move it away"
+        "images the data would be incomplete. Make it readable, or move it away"
     ) from error
 
 
@@ -223,7 +232,7 @@ class Archives:
                 name = posixpath.normpath(name)
                 if name in members:
                     raise DataError(
-                        f"zip:{spelling(paths)}: {spelling(name)} is there twice"
+                        f"zip:{spelling(paths)}: {spelling(name)} is in it twice"
                     )
                 members[name] = (archive, info)
         self.names = sorted(filter(is_image_name, members))
@@ -248,10 +257,11 @@ class Archives:
         return archive.open(info)
 
     def read_metadata(self, name: str) -> bytes:
-        """The content of one of `metadata`."""
+        """The content of one of `metadata`; NotAnImage if it cannot be read."""
         archive, info = self._members[name]
-        check_size(info.file_size)
-        return archive.read(info)
+        check_size(info.file_size, info.compress_size)
+        with _reasons():
+            return archive.read(info)
 
 
 def archive_paths(paths: str) -> list[str]:
@@ -319,7 +329,7 @@ def _check_member(path: str, info: zipfile.ZipInfo, name: str) -> None:
 
 
 def other_kinds(names: Iterable[str]) -> Mapping[str, int]:
-    """{suffix: how many files that are neither images nor labels by name}."""
+    """{suffix: number of files} of those that by name are neither images nor labels."""
     found = collections.Counter(
         spelling(_suffix(name)) or "without suffix"
         for name in names

@@ -9,6 +9,7 @@ import posixpath
 from collections.abc import Sequence
 
 from afterimage.data.files import Archives, Folder
+from afterimage.data.header import NotAnImage
 from afterimage.data.labels import named
 from afterimage.data.layout import Groups
 from afterimage.data.table_rows import Table, listed, read_table
@@ -21,11 +22,11 @@ from checkpoints.names import spelling
 def with_metadata(
     files: Folder | Archives, source: str, groups: Groups, reading: ReadingOptions
 ) -> Groups:
-    """`groups` with the labels that tables among `files` give; as they are without one.
+    """`groups` with the labels of the tables among `files`; unchanged if there is none.
 
     A table's labels replace those of the folders; images that it does not list have
-    none. Raises DataError where both name a class and differ, where a listed file is
-    missing, and where the table alone knows the splits.
+    none. Raises DataError if both name a class and differ, if a table cannot be read or
+    lists a missing file, and if only the table knows the splits.
     """
     given: dict[str, str | None] = {}
     for name in files.metadata:
@@ -44,13 +45,13 @@ def with_metadata(
         listed_images += sum(name in given for name in names)
         for name, folder in zip(names, classes):
             label = given.get(name)
-            # A lone folder tells nothing apart.
+            # A single folder tells no classes apart.
             if folder and label and label != folder and len(folders) > 1:
                 raise DataError(
-                    f"{source}: {spelling(name)} lies in the folder {folder}, and "
-                    f"{files.metadata[0]} calls it {label}. Give the table itself, "
-                    f"csv:PATH/{files.metadata[0]}, or move it away for the folders' "
-                    "names"
+                    f"{source}: {spelling(name)} lies in the folder {folder}, but its "
+                    f"label in {files.metadata[0]} is {label}. To use the table, give "
+                    f"csv:PATH/{files.metadata[0]}; to use the folders, move the table "
+                    "away"
                 )
         found[split] = (rows, [given.get(name) for name in names])
     rest = sum(len(rows) for rows, _ in groups.values()) - listed_images
@@ -71,17 +72,20 @@ def _labels(
 ) -> dict[str, str | None]:
     """{image: label} of one table; empty where it has no labels."""
     where = f"{source}/{spelling(name)}"
-    content = files.read_metadata(name)
+    try:
+        content = files.read_metadata(name)
+    except NotAnImage as error:
+        raise DataError(f"{where}: {error}") from error
     table = read_table(content, where, json_lines=name.endswith(".jsonl"))
     column, label = table.named("image", where), table.named("label", where)
     if column is None or label is None:
         lacks = "file_name" if column is None else "label"
-        say_once(f"{where} has no column {lacks} and is left aside")
+        say_once(f"{where} has no column {lacks} and is ignored")
         return {}
     if table.named("split", where) is not None and len(groups) == 1:
         raise DataError(
             f"{where} has a column split, which is not read inside a folder; give the "
-            "table itself: csv:PATH"
+            "table itself as csv:PATH"
         )
     return _by_image(
         files,
@@ -111,7 +115,7 @@ def _by_image(
             problems.append(
                 f"line {line}: {spelling(cell)} is not among the images"
                 + (
-                    f"; {spelling(near[key])} is"
+                    f"; did you mean {spelling(near[key])}?"
                     if (key := image.casefold()) in near
                     else ""
                 )

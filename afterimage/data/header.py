@@ -32,9 +32,9 @@ class NotAnImage(ValueError):
 class Header:
     """Size as seen, orientation applied, and what the pixels are.
 
-    `channels` is 1 for grey, 3 for colour, and 0 for bands that nobody sees as they
-    are. `samples` are the numbers a pixel has in the file, transparency included.
-    `wide` says that they have more than 8 bits. `cost` is an upper bound of the bytes
+    `channels` is 1 for grey, 3 for colour, and 0 for bands that are neither. `samples`
+    are the numbers a pixel has in the file, transparency included. `wide` says that
+    they have more than 8 bits. `cost` is an upper bound of the bytes
     that decoding takes.
     """
 
@@ -47,7 +47,7 @@ class Header:
 
 
 def check_extent(width: int, height: int) -> None:
-    """NotAnImage for sizes that no picture has."""
+    """NotAnImage for sizes that are not a picture's."""
     if min(width, height) < 1:
         raise NotAnImage(f"{width}x{height} pixels")
     if width * height > MAX_PIXELS:
@@ -59,7 +59,7 @@ def check_extent(width: int, height: int) -> None:
 def takes_bands(channels: int, samples: int, asked: int) -> bool:
     """Whether `asked` channels are the file's samples as they are: any number of bands.
 
-    Grey and colour are what a person sees. NotAnImage where they cannot be had.
+    Grey and colour are what a person sees. NotAnImage if they cannot be made.
     """
     if asked == samples and (asked not in (1, 3) or channels == 0):
         return True
@@ -71,11 +71,11 @@ def takes_bands(channels: int, samples: int, asked: int) -> bool:
 
 
 def check_seen(header: Header) -> None:
-    """NotAnImage for bands where nobody said how many are to be taken."""
+    """NotAnImage for bands if no number of channels was given."""
     if not header.channels:
         raise NotAnImage(
-            f"{header.samples} bands, which no screen shows; channels={header.samples} "
-            f"(--channels {header.samples}) takes them as they are"
+            f"{header.samples} bands, neither grey nor RGB; channels={header.samples} "
+            f"(--channels {header.samples}) reads them as they are"
         )
 
 

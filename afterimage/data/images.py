@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from afterimage.data.sets import (
 )
 from afterimage.data.workers import Decoder, Lazy, budget, or_reason, windows
 from afterimage.errors import DataError
+from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir
 from checkpoints.names import printable, spelling
@@ -43,7 +43,7 @@ _MEASURED = 1024  # images that an automatic value range looks at
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What files are to become; None is as they are. "auto" is measured."""
+    """The images that files are decoded to; None keeps what is there."""
 
     image_size: int | None = None
     channels: int | None = None
@@ -58,7 +58,7 @@ def open_folder(
     A `metadata.csv` or `.jsonl` among them gives their labels.
     """
     files, source = Folder(path), f"folder:{spelling(path)}"
-    _say_left_aside(files, source)
+    _say_ignored(files, source)
     return image_sets(files, source, _groups(files, source, reading, strict), **options)
 
 
@@ -67,7 +67,7 @@ def open_zip(
 ) -> Splits:
     """The same inside one or several zip archives, taken together, unextracted."""
     files, source = Archives(paths), f"zip:{spelling(paths)}"
-    _say_left_aside(files, source)
+    _say_ignored(files, source)
     return image_sets(files, source, _groups(files, source, reading, strict), **options)
 
 
@@ -75,7 +75,7 @@ def _groups(
     files: Folder | Archives, source: str, reading: ReadingOptions, strict: bool
 ) -> Groups:
     groups = layout(files.names, source, reading.split_folders, strict=strict)
-    # What the options leave aside is not even read.
+    # Images that the options exclude are not even opened.
     used = sorted(row for rows, _ in groups.values() for row in rows)
     place = {row: number for number, row in enumerate(used)}
     files.names = [files.names[row] for row in used]
@@ -83,14 +83,11 @@ def _groups(
     return with_metadata(files, source, groups, reading)
 
 
-def _say_left_aside(files: Folder | Archives, source: str) -> None:
+def _say_ignored(files: Folder | Archives, source: str) -> None:
     if files.others:
         count = sum(files.others.values())
         kinds = listed_kinds(files.others)
-        print(
-            f"{source}: {count} files of other kinds left aside: {kinds}",
-            file=sys.stderr,
-        )
+        say_once(f"{source}: {count} files of other kinds are ignored: {kinds}")
 
 
 def image_sets(
@@ -246,11 +243,10 @@ def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None
         for row, header in headers.items()
     )
     if found:
-        print(
-            f"{source}: {found} TIFF files say that the fourth of their bands is "
-            "transparency. If it is not, e.g. near-infrared, give channels=4 "
-            "(--channels 4)",
-            file=sys.stderr,
+        say_once(
+            f"{source}: the fourth band of {found} TIFF files is marked as "
+            "transparency. If it is something else, e.g. near-infrared, give "
+            "channels=4 (--channels 4)"
         )
 
 
@@ -260,7 +256,7 @@ def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range
     if not wide:
         raise DataError(
             f"{source}: value_range='auto' (--value-range auto) is for images of more "
-            "than 8 bits, and there are none to train with"
+            "than 8 bits, and no training image has more"
         )
     chosen = wide[:: -(-len(wide) // _MEASURED)]
 

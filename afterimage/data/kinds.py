@@ -1,10 +1,10 @@
-"""What a file is that is none of the images we read, by its first bytes."""
+"""What a file that we cannot read is, by its first bytes."""
 
 _WEB = (b"<html", b"<!doctype")
 _HEIF = {
-    b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC", b"heis": "HEIC",
-    b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b"avif": "AVIF",
-    b"avis": "AVIF", b"jpeg": "HEIF", b"crx ": "Canon raw",
+    b"heic": "a HEIC", b"heix": "a HEIC", b"heim": "a HEIC", b"heis": "a HEIC",
+    b"hevc": "a HEIC", b"mif1": "a HEIF", b"msf1": "a HEIF", b"avif": "an AVIF",
+    b"avis": "an AVIF", b"jpeg": "a HEIF", b"crx ": "a Canon raw",
 }  # fmt: skip
 _STARTS = {
     b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
@@ -42,7 +42,7 @@ def kind_of(start: bytes) -> str:
     name = _name(start, text)
     if name is None:
         return "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
-    return f"{name}, which is not read; convert it to PNG, JPEG or TIFF"
+    return f"{name}, which is not supported; convert it to PNG, JPEG or TIFF"
 
 
 def _name(start: bytes, text: bytes) -> str | None:
@@ -55,11 +55,7 @@ def _name(start: bytes, text: bytes) -> str | None:
         return "a Netpbm image (PBM, PGM, PPM, PAM, PFM)"
     if start[4:8] == b"ftyp":
         brand = _HEIF.get(start[8:12])
-        return (
-            f"an {brand} image"
-            if brand == "AVIF"
-            else (f"a {brand} image" if brand else "an MP4 or QuickTime film")
-        )
+        return f"{brand} image" if brand else "an MP4 or QuickTime film"
     if start[128:132] == b"DICM":
         return "a DICOM file"
     if start[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):

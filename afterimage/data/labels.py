@@ -20,31 +20,32 @@ WAYS_TO_LABEL = (
     "one subfolder a class, labels beside the images, or a column `label` in a csv file"
 )
 
-_NOTHINGS = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "?"}
-"""What tables write for no value, in lower case."""
+_NO_VALUE = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "?"}
+"""How tables write that there is no value, in lower case."""
 
 
 def named(
     cells: Sequence[str], where: str, reading: ReadingOptions
 ) -> list[str | None]:
-    """The class name that each text gives; None where it means that there is none."""
+    """The class name that each text gives; None if it means that there is no label."""
     texts = collections.Counter(cells)
     names = {t: None if reading.is_missing(t) else class_name(t) for t in texts}
     for text, name in names.items():
-        if name is not None and name.casefold() in _NOTHINGS:
+        if name is not None and name.casefold() in _NO_VALUE:
             say_once(
-                f"{where}: {texts[text]:,} labels are {name}, which is a class like "
-                f"any other. If it means that there is none: --missing {name}"
+                f"{where}: {texts[text]:,} labels are {name}, which is used as a "
+                f"class. If it means that there is no label, give --missing {name}"
             )
     return [names[cell] for cell in cells]
 
 
 def say_alike(classes: Sequence[str] | None, source: str) -> None:
-    """Warn of classes whose names differ in case or in spaces alone."""
+    """Warn of classes whose names differ only in case or spaces."""
     for group in alike(classes or ()):
         say_once(
-            f"{source}: {' and '.join(map(repr, group))} are different classes, by "
-            "case or spaces alone. If they are one, give them one name"
+            f"{source}: {' and '.join(map(repr, group))} differ only in case or "
+            "spaces, and are different classes. If they are one class, give them one "
+            "name"
         )
 
 

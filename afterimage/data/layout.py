@@ -36,11 +36,11 @@ def layout(
     that every image of the split lies in one.
 
     `given` names the folder of each split instead ({"train": "seg_train"}); `.` is the
-    whole, and folders that are not named are left aside. Not `strict`, it holds only
-    where one of these folders is there.
+    whole, and other folders are ignored. If not `strict`, it applies only if one of
+    these folders exists.
 
-    Raises DataError where only some of the folders bear a split's name, naming the odd
-    ones and the options, and for a named folder that is not there.
+    Raises DataError if only some of the folders have a split's name, with the others
+    and the options, and for a named folder that does not exist.
     """
     paths, places = [name.split("/") for name in names], {}
     if given:
@@ -55,10 +55,10 @@ def layout(
         check_clear(source, meaning, sorted(tops - set(meaning)), loose)
         for top, split in meaning.items():
             if exact(top) is None and split != UNLABELLED:
-                say_once(f"{source}: the folder {spelling(top)} is read as {split}")
+                say_once(f"{source}: the folder {spelling(top)} is used as {split}")
         return _grouped(paths, [meaning[path[0]] for path in paths], source)
     if (inner := _split_below(paths)) is not None:
-        say_once(f"{source}: the folders in each class are read as its splits")
+        say_once(f"{source}: the folders inside each class are used as its splits")
         return _grouped(inner, [str(exact(path[0])) for path in inner], source)
     return {"train": _classes(paths, range(len(paths)), source)}
 
@@ -70,8 +70,8 @@ def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
         splits.setdefault(split, []).append(row)
     if "train" not in splits:
         raise DataError(
-            f"{source} has {' and '.join(sorted(splits))} but no train; name one of "
-            "them as the data, add train, or say with --train which it is"
+            f"{source} has {' and '.join(sorted(splits))} but no train; add a "
+            "train folder, or name the one with the training images with --train"
         )
     return splits
 
@@ -99,9 +99,9 @@ def _classes(
     if loose and inside:
         rest = f" and {len(loose) - 1:,} more images" if len(loose) > 1 else ""
         say_once(
-            f"{source}: {spelling(paths[loose[0]][0])}{rest} beside the folders of "
-            f"{len(inside):,} others: no image counts as labelled. For labels, move "
-            "each image into the folder of its class, or away"
+            f"{source}: {spelling(paths[loose[0]][0])}{rest} outside the class "
+            f"folders of {len(inside):,} others: all count as unlabelled. For labels, "
+            "move each image into the folder of its class, or remove it"
         )
     if loose or len(free) == len(inside):
         return list(rows), [None] * len(rows)
@@ -131,15 +131,15 @@ def _named(paths: Paths, source: str, places: Mapping[str, list[str]]) -> Groups
         if shared := next((found[row] for row in mine if row in found), None):
             raise DataError(
                 f"{source}: {OPTIONS[shared]} and {OPTIONS[split]} name images of one "
-                "folder; each image is of one split"
+                "folder; an image can be in one split only"
             )
         found |= dict.fromkeys(mine, split)
     rest = [row for row in range(len(paths)) if row not in found]
     groups: Groups = {}
-    if "train" not in places:  # what is not named is read as ever
+    if "train" not in places:  # the folders that are not named are read as usual
         groups = _rest(paths, rest, source, places)
     elif rest:
-        say_once(f"{source}: {len(rest):,} images in other folders are left aside")
+        say_once(f"{source}: {len(rest):,} images in other folders are ignored")
     for split, place in places.items():
         short = [path[len(place) :] for path in paths]
         rows = [row for row, mine in found.items() if mine == split]
@@ -155,9 +155,9 @@ def _rest(
     left = layout(["/".join(paths[row]) for row in rows], source)
     for split in set(left) & set(places):
         raise DataError(
-            f"{source}: {OPTIONS[split]} {spelling('/'.join(places[split]))}, and "
-            f"another folder is named for {split}; name the training images too, with "
-            "--train"
+            f"{source}: {OPTIONS[split]} {spelling('/'.join(places[split]))}, but "
+            f"another folder is also used as {split}; name the training folder too, "
+            "with --train"
         )
     return {
         split: ([rows[row] for row in mine], classes)

@@ -13,7 +13,7 @@ _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def allowance() -> int:
-    """Bytes that data may take now: half of what this process can still have.
+    """Bytes that data may take now: half of what this process may still use.
 
     The least of the machine's available memory, the limits of each control group that
     the process is in (versions 1 and 2), RLIMIT_AS and RLIMIT_DATA.
@@ -34,7 +34,7 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Keep `size` bytes for the block; MemoryError where they can never be had."""
+        """Keep `size` bytes for the block; MemoryError if they can never be free."""
         with self._changed:
             while not self._take(size):
                 self._changed.wait()
@@ -54,8 +54,8 @@ class Budget:
             if self._jobs:
                 return False
             raise MemoryError(
-                f"needs {_text(size)} of memory to decode, and {_text(self._most)} may "
-                "be taken: half of what this process can still have"
+                f"decoding needs {_text(size)}, but {_text(self._most)} are available: "
+                "half of what this process may still use"
             )
         self._held += size
         self._jobs += 1

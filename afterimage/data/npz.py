@@ -16,17 +16,18 @@ _MOST_AXES = 32
 
 
 def check_sizes(path: str | os.PathLike[str]) -> None:
-    """ValueError for arrays that are more than can be, or other than they say."""
+    """ValueError for arrays that are too large, or not of the size they claim."""
     if not zipfile.is_zipfile(path):
-        return  # what it is instead, NumPy says
+        return  # NumPy says what it is instead
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         for info in infos:
             with archive.open(info) as member:
-                said = _said_size(member)
-            if said != info.file_size:
+                claimed = _claimed_size(member)
+            if claimed != info.file_size:
                 raise ValueError(
-                    f"{info.filename} claims {said:,} bytes and has {info.file_size:,}"
+                    f"{info.filename} claims {claimed:,} bytes, but has "
+                    f"{info.file_size:,}"
                 )
             if inflates_too_much(info.file_size, info.compress_size):
                 raise ValueError(
@@ -37,12 +38,12 @@ def check_sizes(path: str | os.PathLike[str]) -> None:
     total, most = sum(info.file_size for info in infos), allowance()
     if total > most:
         raise ValueError(
-            f"its arrays need {total:,} bytes of memory, and {most:,} may be taken; "
+            f"its arrays need {total:,} bytes of memory, but {most:,} are available; "
             "write the images as files, which are read one by one"
         )
 
 
-def _said_size(member: Any) -> int:
+def _claimed_size(member: Any) -> int:
     """Bytes of a .npy file, by its header."""
     version = np.lib.format.read_magic(member)
     if version not in ((1, 0), (2, 0), (3, 0)):

@@ -42,7 +42,7 @@ class Preprocessing:
         if min(self.image_size) < 1 or min(self.std) <= 0 or not finite:
             raise UserError(
                 f"image size {self.image_size} and standard deviations {self.std} must "
-                f"be above 0, and they and the means {self.mean} finite"
+                f"be above 0, and they and the means {self.mean} must be finite"
             )
 
     def normalise(
@@ -113,7 +113,7 @@ class Preprocessing:
 def _in_range(
     images: np.ndarray, value_range: tuple[float, float] | None
 ) -> np.ndarray:
-    """Wide numbers as bytes; others as they are."""
+    """Images of more than 8 bits as bytes; others as they are."""
     if (
         value_range is None
         or images.dtype == np.uint8
@@ -123,8 +123,8 @@ def _in_range(
     low, high = value_range
     if images.dtype.kind == "f" and images.size and high > 2 and 0 < images.max() <= 1:
         raise UserError(
-            f"float images up to {images.max():g}, and this encoder's images have "
-            f"values from {low:g} to {high:g}; give them so, or as uint8"
+            f"float images up to {images.max():g}, but this encoder's images have "
+            f"values from {low:g} to {high:g}; scale them to that range, or pass uint8"
         )
     try:
         return to_bytes(images, 8 * images.dtype.itemsize, value_range)

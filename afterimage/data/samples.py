@@ -16,7 +16,7 @@ Range = tuple[float, float]
 """(low, high): what becomes 0 and what becomes 255."""
 
 _BLOCK = 2**18  # pixels whose intermediate numbers are in memory together
-_CURE = "give the values that are black and white, value_range=(LOW, HIGH) or 'auto'"
+_CURE = "set the values of black and white, value_range=(LOW, HIGH) or 'auto'"
 _OPTION = "(--value-range LOW,HIGH or auto)"
 
 
@@ -146,10 +146,10 @@ def to_bytes(
         scaled = None if values.dtype.itemsize == 1 and bits < 8 else value_range
         return _table(values.dtype.str, bits, scaled)[values.view(_plain(values))]
     if value_range is None:
-        value_range = _usual_range(values)
+        value_range = _default_range(values)
     low, high = value_range
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise NotAnImage("some values are no numbers (NaN)")
+        raise NotAnImage("some values are NaN")
     # A step at a time, clipped first: infinities and large integers are then harmless.
     scaled = np.clip(values.astype(np.float64), low, high) - low
     return np.rint(scaled * (255 / (high - low))).astype(np.uint8)
@@ -176,7 +176,7 @@ def _table(dtype: str, bits: int, value_range: Range | None) -> np.ndarray:
     return np.rint(scaled).astype(np.uint8)
 
 
-def _usual_range(values: np.ndarray) -> Range:
+def _default_range(values: np.ndarray) -> Range:
     if values.dtype.kind != "f":
         raise NotAnImage(_no_range(values.dtype))
     low, high = float(values.min()), float(values.max())
@@ -188,4 +188,4 @@ def _usual_range(values: np.ndarray) -> Range:
 
 
 def _no_range(dtype: np.dtype) -> str:
-    return f"{dtype.name} values, which have no usual range; {_CURE} {_OPTION}"
+    return f"{dtype.name} values, which have no default range; {_CURE} {_OPTION}"

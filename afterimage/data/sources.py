@@ -49,12 +49,12 @@ def open_data(
     `value_range` is what becomes black and white in images of more than 8 bits:
     (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
     images; None is the range of their type. 8-bit images are left alone.
-    `on_bad_image` "skip" leaves out files that are no image and lists them in
+    `on_bad_image` "skip" leaves out files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded images on disk. `tasks` names further
     labels to read, which only npz and csv files have. `reading` says what
-    names of folders and cells of tables mean; not `strict`, the folders that it names
-    for splits need not be there. Raises UserError for a spec that means nothing and
-    DataError for data that does not fit it.
+    names of folders and cells of tables mean; if not `strict`, the folders that it
+    names for splits may be missing. Raises UserError for an unknown spec and DataError
+    for data that does not fit it.
     """
     reading = reading or ReadingOptions()
     kind, _, rest = spec.partition(":")
@@ -78,8 +78,8 @@ def open_data(
     if reading.split_folders and strict and kind not in ("folder", "zip", "csv"):
         options = ", ".join(OPTIONS[split] for split in reading.split_folders)
         raise UserError(
-            f"{options}: {spec} has no folders; these name "
-            "folders of folder: and zip:, or values in the column split of csv:"
+            f"{options}: {spec} has no folders; these options name folders in folder: "
+            "and zip: data, or values of the column split in csv: data"
         )
     return SOURCES[kind][1](
         rest,

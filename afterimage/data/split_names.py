@@ -82,9 +82,9 @@ def meanings(names: Iterable[str]) -> dict[str, str]:
 def check_clear(
     source: str, meaning: Mapping[str, str], odd: Sequence[str], loose: Sequence[str]
 ) -> None:
-    """Raise DataError where folders named for splits leave open what is what.
+    """Raise DataError if it is unclear which folder is which split.
 
-    `odd` are the folders beside them that are named for none, `loose` the images.
+    `odd` are the folders beside the splits whose names mean none, `loose` the images.
     """
     named = {name: split for name, split in meaning.items() if split != UNLABELLED}
     splits = list(named.values())
@@ -92,15 +92,15 @@ def check_clear(
     asked = [name for name, split in named.items() if split == ASK]
     problems = [f"{spelling(name)} may be {ASK}" for name in asked]
     if twice:
-        problems.append(f"{_listed(twice)} are named for one split")
+        problems.append(f"{_listed(twice)} name the same split")
     if odd or loose:
-        they = "are named for splits" if len(named) > 1 else "is named for a split"
-        them = "are not" if len(odd) + len(loose) > 1 else "is not"
+        they = "name splits" if len(named) > 1 else "names a split"
+        them = "do not" if len(odd) + len(loose) > 1 else "does not"
         beside = [f"the folder {spelling(name)}" for name in odd[:5]]
         beside += [f"{len(odd) - 5:,} more folders"] * (len(odd) > 5)
         beside += [f"the image {spelling(name)}" for name in loose[:1]]
         beside += [f"{len(loose) - 1:,} more images"] * (len(loose) > 1)
-        problems.append(f"{_listed(named)} {they}, and {' and '.join(beside)} {them}")
+        problems.append(f"{_listed(named)} {they}, but {' and '.join(beside)} {them}")
     if not problems:
         return
     known = {split: name for name, split in named.items() if name not in twice}
@@ -111,9 +111,9 @@ def check_clear(
         if split in wanted
     )
     raise DataError(
-        f"{source}: {'; '.join(problems)}. Say which folder is what, for example "
-        f"{example} (also {', '.join(OPTIONS.values())}; other folders are left "
-        "aside), or --train . where each folder is a class"
+        f"{source}: {'; '.join(problems)}. Name the folder of each split, e.g. "
+        f"{example} (options: {', '.join(OPTIONS.values())}; other folders are then "
+        "ignored), or give --train . if every folder is a class"
     )
 
 

@@ -6,8 +6,8 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.data.decode import NotAnImage
-from afterimage.data.files import OnDisk, check_size
+from afterimage.data.decode import MAX_BYTES
+from afterimage.data.files import OnDisk
 from afterimage.data.images import image_sets
 from afterimage.data.labels import named
 from afterimage.data.layout import by_split
@@ -17,6 +17,7 @@ from afterimage.data.table_rows import Table, listed, no_columns, read_table
 from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
+from checkpoints import files
 from checkpoints.names import spelling
 
 
@@ -30,11 +31,11 @@ def open_csv(
 ) -> Splits:
     """Images named in column `image`, from the table's own folder on.
 
-    Column `label` holds class names, `split` train, validation or test; both may be
-    left out, and each has synonyms (`SYNONYMS`). Any further column holds the labels of
+    Column `label` holds class names, `split` train, validation or test; both are
+    optional, and each has synonyms (`SYNONYMS`). Any further column holds the labels of
     a task. An empty cell is an image without a label. A task without a column has no
-    labels. Raises DataError for a table that is none, an image that is listed twice,
-    and one outside the folder without `reading.outside_images`.
+    labels. Raises DataError for a file that is not a table, an image that is listed
+    twice, and one outside the folder without `reading.outside_images`.
     """
     source = f"csv:{spelling(path)}"
     where = pathlib.Path(os.path.expanduser(path))
@@ -66,13 +67,12 @@ def open_csv(
 
 
 def _content(where: pathlib.Path, source: str) -> bytes:
-    if not os.path.isfile(where):
+    if not os.path.exists(where):
         raise DataError(f"{source}: there is no such file")
     try:
-        check_size(where.stat().st_size)
-        return where.read_bytes()
-    except (OSError, NotAnImage) as error:
-        raise DataError(f"{source} cannot be read ({error})") from error
+        return files.read_bytes(where, MAX_BYTES)
+    except OSError as error:
+        raise DataError(f"{source} {files.reason(error)}") from error
 
 
 def _names(
@@ -103,7 +103,7 @@ def _names(
 
 def _twice(table: Table, one: int, other: int, name: str, label: str | None) -> str:
     lines = f"{table.lines[one]} and {table.lines[other]}"
-    text = f"{spelling(name)} stands in 2 lines, {lines}"
+    text = f"{spelling(name)} is listed twice, in lines {lines}"
     cells = ["", ""] if label is None else table.columns[label]
     if label is not None and cells[one] != cells[other]:
         text += f", as {spelling(cells[one])} and as {spelling(cells[other])}"
@@ -127,16 +127,16 @@ def _chosen(
         rows = [row for row, cell in enumerate(cells) if cell in meaning]
         if len(rows) < len(cells):
             say_once(
-                f"{source}: {len(cells) - len(rows):,} images of other splits are left "
-                "aside"
+                f"{source}: {len(cells) - len(rows):,} images of other splits are "
+                "ignored"
             )
         return table.rows(rows), [meaning[cells[row]] for row in rows]
     wrong = sorted(value for value in values if exact(value) is None)
     if wrong:
         raise DataError(
             f"{source}: column {column} holds {', '.join(map(spelling, wrong[:5]))}; "
-            "expected train, validation or test in each line, or say with "
-            f"{', '.join(OPTIONS.values())} which value is what"
+            "expected train, validation or test in each line, or name the "
+            f"value of each split with {', '.join(OPTIONS.values())}"
         )
     return table, [str(exact(cell)) for cell in cells]
 
@@ -149,7 +149,7 @@ def _check_given(
             why = "the table has no column split"
         elif value not in values:
             there = ", ".join(map(spelling, sorted(values)[:8]))
-            why = f"no cell of column {column} holds it. There are: {there}"
+            why = f"column {column} does not have this value. It has: {there}"
         else:
             continue
         raise DataError(f"{source}: {OPTIONS[split]} {spelling(value)}: {why}")

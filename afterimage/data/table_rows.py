@@ -1,6 +1,6 @@
 """The rows of a table of images: CSV (also as Excel saves it) or JSON lines.
 
-What a row says of an image is not decided here; that the file is a table, is.
+This module checks that the file is a table; `table` decides what its rows mean.
 """
 
 import codecs
@@ -15,6 +15,7 @@ from typing import Any
 from afterimage.data.files import is_image_name
 from afterimage.errors import DataError
 from afterimage.notes import say_once
+from checkpoints import jsons
 from checkpoints.names import class_name, printable
 
 SYNONYMS = {
@@ -41,10 +42,10 @@ class Table:
         return Table(columns, [self.lines[row] for row in chosen])
 
     def named(self, what: str, source: str, taken: Sequence[str] = ()) -> str | None:
-        """The name of the column for `what`, of SYNONYMS; None where there is none.
+        """The name of the column for `what`, of SYNONYMS; None if there is none.
 
-        `taken` are columns with a meaning of their own. Raises DataError where two may
-        be meant and none has the name itself.
+        `taken` are columns with a meaning of their own. Raises DataError if two columns
+        match and neither has the name itself.
         """
         known = {name.casefold(): name for name in self.columns if name not in taken}
         if what in known:
@@ -52,8 +53,8 @@ class Table:
         found = [known[name] for name in SYNONYMS[what] if name in known]
         if len(found) > 1:
             raise DataError(
-                f"{source}: the columns {' and '.join(found)} may both be the {what}; "
-                f"name the right one `{what}`"
+                f"{source}: the columns {' and '.join(found)} could both be the "
+                f"{what}; rename the right one to `{what}`"
             )
         return found[0] if found else None
 
@@ -68,18 +69,18 @@ def read_table(content: bytes, source: str, *, json_lines: bool) -> Table:
     if json_lines:
         return _from_json(text, source)
     mark, _, rest = text.partition("\n")
-    if given := re.fullmatch(r"sep=(.)\r?", mark):  # Excel says so what parts cells
+    if given := re.fullmatch(r"sep=(.)\r?", mark):  # Excel's way to name the delimiter
         return _from_csv(rest, given[1], 1, source)
     return _from_csv(text, max(",;\t", key=mark.count), 0, source)
 
 
 def no_columns(source: str, head: Iterable[str]) -> str:
-    """What to say of a table whose columns are not those of a table of images."""
+    """The message for a table whose columns are not those of a table of images."""
     shown = ", ".join(head)[:200] or "empty"
     return (
-        f"{source}: the columns in its first line are: {shown}; expected names, each "
-        "once, among them `image` (or file_name, path, …), and `label`, `split` where "
-        "there are such"
+        f"{source}: the columns in its first line are: {shown}; expected unique "
+        "names, among them `image` (or file_name, path, …), and optionally `label` and "
+        "`split`"
     )
 
 
@@ -97,19 +98,20 @@ def _text(content: bytes, source: str) -> str:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         if wide:
-            raise DataError(f"{source} is not the UTF-16 it says ({error})") from error
+            raise DataError(
+                f"{source} is marked as UTF-16 but is not ({error})"
+            ) from error
         line = content.count(b"\n", 0, error.start) + 1
         say_once(
-            f"{source}: line {line} is not UTF-8; its bytes are taken as they are, for "
-            "files whose names are so. If letters look wrong, save the table as UTF-8"
+            f"{source}: line {line} is not UTF-8; its bytes are used as they are, "
+            "since file names may have them. If letters look wrong, save it as UTF-8"
         )
         # As Python gives the names of such files.
         text = content.decode("utf-8-sig", errors="surrogateescape")
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1
         raise DataError(
-            f"{source}: line {line} holds a NUL, which no text has; save the table as "
-            "UTF-8"
+            f"{source}: line {line} holds a NUL character; save the table as UTF-8 text"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -165,9 +167,9 @@ def _from_json(text: str, source: str) -> Table:
         if not content.strip():
             continue
         try:
-            row = json.loads(content, parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{source}: line {line} is not JSON ({error})") from error
+            row = jsons.parse(content)
+        except ValueError as error:
+            raise DataError(f"{source}: line {line} {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{source}: line {line} is not an object, {{…}}")
         rows.append((line, {class_name(k.strip()): _cell(v) for k, v in row.items()}))
@@ -183,7 +185,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         value = int(value)
     return value.strip() if isinstance(value, str) else json.dumps(value)
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no value of JSON")

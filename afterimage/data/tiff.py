@@ -30,7 +30,7 @@ _JPEG = 7
 # Those whose output is bounded by what the header says. JPEG 2000, LERC, WebP, PNG and
 # JPEG XL streams bring sizes of their own.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
-_COLOURS = {  # PhotometricInterpretation -> what it is, for those that are not read
+_COLOURS = {  # PhotometricInterpretation -> what it is; these are not supported
     4: "a transparency mask",
     8: "CIELAB colours",
     9: "ICC LAB colours",
@@ -67,7 +67,7 @@ def decode_tiff(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]]:
 def _page(file: Any) -> Iterator[Any]:
     import tifffile
 
-    # What it finds odd is no news for our users; errors are raised.
+    # Its warnings are of no use to our users; errors are raised.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     with tifffile.TiffFile(file, name="image") as tiff:
         yield tiff.pages.first
@@ -91,7 +91,7 @@ def _header(page: Any) -> Header:
 
 
 def _check_kind(page: Any) -> None:
-    """NotAnImage, with the reason, for what is a TIFF and is not read."""
+    """NotAnImage, with the reason, for a TIFF that is not supported."""
     import tifffile
 
     compression, photometric = int(page.compression), int(page.photometric)
@@ -99,33 +99,34 @@ def _check_kind(page: Any) -> None:
         with contextlib.suppress(ValueError):
             compression = tifffile.COMPRESSION(compression).name
         raise NotAnImage(
-            f"a TIFF with {compression} compression, which is not read; save it again "
+            f"a TIFF with {compression} compression, which is not supported; save it "
+            "again "
             "with deflate, LZW or none"
         )
     if photometric in _COLOURS:
         raise NotAnImage(
-            f"a TIFF with {_COLOURS[photometric]}, which are not read; convert it to "
-            "grey or RGB"
+            f"a TIFF with {_COLOURS[photometric]}, which are not supported; convert "
+            "it to grey or RGB"
         )
     if page.dtype is None or page.dtype.kind not in "biuf":
         raise NotAnImage(
             f"a TIFF of samples with {page.bitspersample} bits in format "
-            f"{int(page.sampleformat)}, which are not read; write unsigned integers or "
-            "floats"
+            f"{int(page.sampleformat)}, which are not supported; write unsigned "
+            "integers or floats"
         )
     if page.dtype.kind == "b" and page.samplesperpixel > 1:
         raise NotAnImage(  # writers do not agree on the order of their bits
             f"a TIFF with {page.samplesperpixel} samples of 1 bit, which are not "
-            "read; write 8 bits"
+            "supported; write 8 bits"
         )
     if not 1 <= page.samplesperpixel <= MAX_SAMPLES:
         raise NotAnImage(
-            f"{page.samplesperpixel} bands; at most {MAX_SAMPLES} are read"
+            f"{page.samplesperpixel} bands; at most {MAX_SAMPLES} are supported"
         )
     if photometric == _YCBCR and compression != _JPEG:
         raise NotAnImage(
-            "a TIFF with YCbCr colours without JPEG compression, which is not read; "
-            "convert it to RGB"
+            "a TIFF with YCbCr colours without JPEG compression, which is not "
+            "supported; convert it to RGB"
         )
 
 
@@ -134,19 +135,21 @@ def _meaning(page: Any) -> tuple[int, str]:
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     colours = {_RGB: 3, _YCBCR: 3, _CMYK: 4, _PALETTE: 1}.get(photometric, 1)
     if photometric not in (*_GREY, _RGB, _YCBCR, _CMYK, _PALETTE):
-        raise NotAnImage(f"a TIFF with the unknown photometric {photometric}")
+        raise NotAnImage(
+            f"a TIFF with unknown photometric interpretation {photometric}"
+        )
     extra = samples - colours
     if extra < 0 or (extra and photometric in (_PALETTE, _CMYK, _YCBCR)):
         raise NotAnImage(
             f"a TIFF with {samples} samples a pixel, where its colours need {colours}"
         )
     if photometric == _CMYK and page.tags.valueof(332, 1) != 1:
-        raise NotAnImage("a TIFF with inks other than CMYK, which is not read")
+        raise NotAnImage("a TIFF with inks other than CMYK, which is not supported")
     kinds = list(page.extrasamples or ())
     alpha = _ALPHA.get(int(kinds[0]), "") if extra == len(kinds) == 1 else ""
     if extra and not alpha:
         if photometric == 0:
-            raise NotAnImage(f"{samples} bands, of which 0 is white: MINISWHITE")
+            raise NotAnImage(f"{samples} bands with 0 as white (MINISWHITE)")
         return 0, ""
     if photometric == _PALETTE:
         return (1 if _is_grey(_palette(page)) else 3), alpha
@@ -158,10 +161,10 @@ def _palette(page: Any) -> np.ndarray:
     table = page.colormap
     bits = int(page.bitspersample)
     if table is None or bits > 16 or page.dtype.kind not in "bu":
-        raise NotAnImage("a TIFF with a palette that is missing")
+        raise NotAnImage("a palette TIFF without a usable palette")
     table = np.asarray(table).reshape(3, -1).T.astype(np.uint32)
     if len(table) < 2**bits:
-        raise NotAnImage(f"a TIFF with {len(table)} colours for {bits} bits")
+        raise NotAnImage(f"a palette of {len(table)} colours for {bits} bits")
     # Some writers put 8 bits where 16 belong; libtiff and others look for that.
     top = 257 if table.max() > 255 else 1
     return ((table + top // 2) // top).astype(np.uint8)
@@ -179,7 +182,7 @@ def _chunk(page: Any) -> int:
     image = page.imagelength * page.imagewidth
     # A tile sticks out of a small image, but not by much.
     if not 0 < rows * columns <= 2 * image + 2**22 or (page.tiledepth or 1) != 1:
-        raise NotAnImage(f"a TIFF in tiles of {columns}x{rows} pixels")
+        raise NotAnImage(f"a TIFF with impossible tiles of {columns}x{rows} pixels")
     return int(rows * columns * samples)
 
 

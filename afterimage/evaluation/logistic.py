@@ -172,11 +172,11 @@ def _polished(
     strength: float,
     solution: Float[np.ndarray, "d_and_1 classes"],
 ) -> Float[np.ndarray, "d_and_1 classes"]:
-    """The minimum itself, from a solution near it.
+    """The exact minimum, from a solution near it.
 
-    Where a weak penalty lets all examples be told apart, the objective is a thousandth
-    of what it was at first, and its curvature lies elsewhere: here it is measured
-    against its own size, and each number has a curvature near 1 at the solution.
+    If a weak penalty lets the classes be separated, the objective shrinks to a
+    thousandth of its first value and its curvature changes. So the objective is divided
+    by its own size here, and each number is scaled to a curvature near 1.
     """
     from scipy.optimize import minimize
 

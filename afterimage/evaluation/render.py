@@ -7,7 +7,7 @@ from typing import Any
 MAX_MATRIX = 20  # classes up to which the whole confusion matrix is readable
 MAX_CONFUSIONS = 20
 MACRO_F1 = "macro-F1 (classes present)"
-"""Its mean is over the classes that occur in the labels; scikit-learn's is also over
+"""The mean over the classes that occur in the labels; scikit-learn's also includes
 those that are only predicted."""
 
 

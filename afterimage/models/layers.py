@@ -75,8 +75,8 @@ DENSE = Context()
 def _generator(rngs: nnx.Rngs) -> np.random.Generator | None:
     """NumPy draws the initial values: JAX would compile a program for every shape.
 
-    None where only shapes are asked for: a stored model of any size is only compared
-    with its weights, and takes no memory.
+    None while tracing, when only shapes are asked for: a stored model of any size can
+    then be compared with its weights without taking memory.
     """
     key = rngs.params()
     if isinstance(key, Tracer):
@@ -108,7 +108,7 @@ def constant(value: float, *shape: int) -> Array:
 
 
 def identity(size: int, *, like: Array) -> Array:
-    """The identity matrix; a shape alone where `like` is one."""
+    """The identity matrix; only its shape where `like` is traced."""
     if isinstance(like, Tracer):
         return jnp.eye(size, dtype=jnp.float32)
     return jnp.asarray(np.eye(size, dtype=np.float32))

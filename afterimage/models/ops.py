@@ -27,9 +27,9 @@ def _bilinear(
     """`product(x, kernel, setting)`, linear in x and in the kernel, with gradients of
     its own: dX = `to_x(kernel, g, setting)` and dK = `to_kernel(x, g, setting)`.
 
-    Forward mode works too, which a `custom_vjp` does not have: the tangent is written
-    as the transpose of these two, so that reverse mode, which transposes the tangent,
-    is given back exactly them. What has no tangent costs nothing.
+    Unlike with `custom_vjp`, forward mode works too: the tangent is written as the
+    transpose of these two, so that reverse mode, which transposes the tangent, gets
+    exactly them back. An input without a tangent costs nothing.
     """
     run = jax.custom_jvp(product, nondiff_argnums=(2,))
 
@@ -46,7 +46,7 @@ def _bilinear(
             for back, tangent in zip(backward, tangents, strict=True)
             if not isinstance(tangent, SymbolicZero)
         ]
-        # g is made once for both, not anew for each of them.
+        # g is computed once for both.
         return y, lax.optimization_barrier(functools.reduce(jnp.add, parts))
 
     run.defjvp(rule, symbolic_zeros=True)

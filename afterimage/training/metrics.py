@@ -49,7 +49,7 @@ class MetricsWriter:
         self.rows: list[dict[str, Any]] = []
 
     def start(self, step: int) -> None:
-        """Opens the files; drops lines after `step`, sets damaged ones aside."""
+        """Opens the files; drops lines after `step`, moves damaged ones away."""
         kept = [r for r in read_rows(self.path, self._note) if r["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         replace_file(self.path, text.encode())
@@ -94,7 +94,7 @@ class MetricsWriter:
             self._tensorboard.flush()
 
     def close(self) -> None:
-        """Writes what is left; an OSError of the disk comes after all are closed."""
+        """Writes what is left; a disk's OSError is raised after all are closed."""
         tensorboard, self._tensorboard = self._tensorboard, None
         if tensorboard is not None:
             tensorboard.close()

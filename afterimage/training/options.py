@@ -36,14 +36,14 @@ class DataOptions(ReadingOptions):
     size."""
 
     channels: int | None = None
-    """1 makes every image grey, 3 colour; another number takes so many bands as they
-    are. Default: what the data is, which must be grey or colour."""
+    """1 makes every image grey, 3 colour; any other number N reads images of N bands as
+    they are. Default: as in the data, which must be grey or colour."""
 
     value_range: str | None = None
-    """What is black and white in images of more than 8 bits, LOW,HIGH (0,4095 for 12
-    bits in 16), or auto: the 0.1 and 99.9 % quantiles of the training images. Default:
-    the encoder's where there is one, else the range of their type, and 0,1 for floats.
-    8-bit images stay as they are."""
+    """The values of black and white in images of more than 8 bits: LOW,HIGH (0,4095 for
+    12 bits in 16), or auto, the 0.1 and 99.9 % quantiles of the training images.
+    Default: the encoder's if there is one, else the range of the data type, 0,1 for
+    floats. 8-bit images stay as they are."""
 
     validation: float = 0.1
     """Share of the training images held out for validation, cut by seed and stratified
@@ -232,7 +232,8 @@ class RunOptions:
         place = os.path.abspath(self.out)
         if not is_utf8(place):
             found.append(
-                f"out={spelling(place)}: checkpoints need a path in UTF-8; name another"
+                f"out={spelling(place)}: not UTF-8, which checkpoints need; choose "
+                "another path"
             )
         return found
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl as it is read again: whatever happened to it, the run goes on."""
+"""Reads metrics.jsonl back; damage to it never stops a run."""
 
 import contextlib
 import io
@@ -21,10 +21,10 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """The good lines of a metrics.jsonl, as dictionaries with a step >= 0.
 
-    Lines that are none are appended to `NAME.damaged` beside it, and a path that is no
-    file is renamed to that; `note` is called with one sentence that says so. A last
-    line without its end is what a killed writer leaves, and dropped without a word.
-    With `keep_bad=False` nothing is written (another process does).
+    Damaged lines are appended to `NAME.damaged` beside it, and a path that is not a
+    file is renamed to that; `note` is called with one sentence about it. A last line
+    without its end, which a killed writer leaves, is dropped silently. With
+    `keep_bad=False` nothing is written (another process does).
     """
     if not os.path.lexists(path):
         return []
@@ -37,7 +37,7 @@ def read_rows(
     except OSError as error:
         if keep_bad:
             new = _rename(path, aside)
-            note(f"{path} {files.reason(error)}; it is now {new}, and begun anew")
+            note(f"{path} {files.reason(error)}; it was moved to {new}")
         return []
     rows: list[dict[str, Any]] = []
     bad = 0
@@ -53,7 +53,7 @@ def read_rows(
                 bad += 1
                 _copy_line(line, file, kept if keep_bad else None)
     if bad and keep_bad:
-        note(f"{bad} lines of {path} were damaged; they are now in {aside}")
+        note(f"{path}: damaged lines ({bad}) were moved to {aside}")
     return rows
 
 
@@ -79,7 +79,7 @@ def _copy_line(line: bytes, file: io.BufferedReader, to: Any) -> None:
 
 
 def _rename(path: pathlib.Path, aside: pathlib.Path) -> pathlib.Path:
-    """Out of the way, to a new name: what was set aside before stays."""
+    """Move a path to a new name; nothing is overwritten."""
     number = 1
     while os.path.lexists(aside):
         number += 1

@@ -60,8 +60,8 @@ def averaged_params(state: State, partition: Partition) -> dict[str, Any]:
 def running_moments(stats: Mapping[str, Any]) -> dict[str, Any]:
     """`{path: leaf}` of the moments of BatchNorm layers: each `mean` beside a `var`.
 
-    Whatever else statistics hold (a codebook, a teacher, the weights of examples) is
-    not a function of the parameters' recent past, and is used as it is.
+    Other statistics (a codebook, a teacher, the weights of examples) do not follow the
+    parameters' recent past, and are used as they are.
     """
     flat = flatten(stats)
     pairs = {"mean": "var", "var": "mean"}

@@ -1,4 +1,4 @@
-"""The metrics for TensorBoard: a copy of metrics.jsonl that a run can do without."""
+"""The metrics for TensorBoard: a copy of metrics.jsonl that is not essential."""
 
 import contextlib
 import importlib
@@ -14,10 +14,10 @@ from typing import Any
 class TensorBoard:
     """Writes one event file, in the thread that calls.
 
-    (tensorboardX's own SummaryWriter writes in a thread that ends at the first error of
-    the disk, after which the training waits for ever for room in its queue.)
+    (tensorboardX's own SummaryWriter writes in a thread that ends at the first disk
+    error, after which training waits forever for room in its queue.)
 
-    Where the file cannot be written, that is said once and training goes on.
+    If the file cannot be written, a note is printed once and training continues.
     """
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None) -> None:
@@ -26,15 +26,15 @@ class TensorBoard:
             from tensorboardX.record_writer import RecordWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            # TensorBoard wants the second and the host; by the rest the file is a new
-            # one whatever the clock says.
+            # TensorBoard needs the second and the host; the rest makes the name new,
+            # whatever the clock says.
             name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
             name = f"events.out.tfevents.{name}.{time.monotonic_ns()}"
             # Absolute: of a relative path the part before a colon is taken for a host.
             self._writer = RecordWriter(str(folder.absolute() / name))
             self._event(0, file_version="brain.Event:2")
             if purge_step is not None:
-                # What an earlier file has from this step on does not count.
+                # Earlier files' values from this step on are ignored.
                 session = _messages("event").SessionLog
                 self._event(purge_step, session_log=session(status=session.START))
 

@@ -22,8 +22,8 @@ class ContinualOptions:
     continual: Literal["none", "joint", "ewc", "lwf", "replay"] = "none"
     """What is done against forgetting. none: nothing (a lower bound); joint: all tasks
     at once (an upper bound); ewc: parameters that mattered are held; lwf: the earlier
-    model's predictions are kept (T² KL at T = 2); replay: some earlier images are
-    shown again."""
+    model's predictions are kept (T² KL, T = 2); replay: some earlier images are shown
+    again."""
 
     continual_weight: float | None = None
     """Weight of ewc's penalty (default 1e3) or of lwf's term (default 1)."""

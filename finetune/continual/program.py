@@ -90,7 +90,7 @@ class ContinualProgram(Program):
     def table(self) -> tuple[Float[np.ndarray, "t t"], Float[np.ndarray, " t"] | None]:
         """(R, b): accuracy after each task, and before the first, from metrics.jsonl.
 
-        Joint training has the last row alone. What the file lacks is NaN.
+        Joint training has only the last row. What the file lacks is NaN.
         """
         parts, count = self.parts, len(self.parts.tasks)
         rows = self.folder.metrics.rows

@@ -23,8 +23,8 @@ class TargetOptions:
     Several may be named, at most one adversary."""
 
     align_weight: tuple[float, ...] = ()
-    """One weight for each method of --align. Default: 1 each, coral 10, mdan 0.01 (as
-    its authors)."""
+    """One weight for each method of --align. Default: 1 each, coral 10, mdan 0.01 (its
+    authors' value)."""
 
     jdot_mass: float = 0.75
     """The share of a batch that jdot carries, above 0 and at most 1; what costs most

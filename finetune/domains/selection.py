@@ -41,7 +41,7 @@ LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
 }
 ORACLE = "oracle_accuracy"
 WEIGHTED = "importance_weighted_"
-"""What a measure on validation images is called where density ratios weigh them."""
+"""Prefix of a measure on validation images that are weighted by density ratios."""
 MIXVAL = "target_mixval"
 NEIGHBOURS = "target_neighbours"
 _SND_TEMPERATURE = 0.05

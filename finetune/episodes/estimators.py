@@ -12,11 +12,11 @@ on L(·; S), and the mean over a batch's episodes is taken of
                       of the encoder                         (Triantafillou et al. 2020)
     reptile           θ − φ(θ), φ on S and Q together        (Nichol et al. 2018)
 
-θ has a layer for each class of an episode; which class has which number is drawn anew
-for each episode, as in Finn's code. With `tied_head` maml, maml-first-order and anil
-begin with the same layer for every class, the mean over them (`one_for_all`; Ye & Chao
+θ has a layer for each class of an episode; the numbers of the classes are drawn at
+random for each episode, as in Finn's code. With `tied_head` maml, maml-first-order and
+anil begin with the same layer for every class, their mean (`one_for_all`; Ye & Chao
 2022, "How to Train Your MAML to Excel in Few-Shot Classification", §5). The first step
-then moves the head alone: what the head sends back to the encoder sums to nothing.
+then moves the head alone: the gradients that it sends back to the encoder sum to zero.
 The inner steps are unrolled: a convolution's gradient in a scan is slow on a CPU.
 """
 

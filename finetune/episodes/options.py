@@ -26,8 +26,8 @@ class EpisodeOptions:
     episode's steps lead to; prototypical: the nearest class mean in feature space."""
 
     tied_head: bool = False
-    """Of maml, maml-first-order and anil: begin every episode with the same layer for
-    each class, the mean over them (Ye & Chao 2022), where Finn's MAML has one each."""
+    """For maml, maml-first-order and anil: start every episode with the same weights
+    for every class, their mean (Ye & Chao 2022). Finn's MAML has separate weights."""
 
     ways: int = 5
     """Classes of an episode."""
@@ -42,8 +42,8 @@ class EpisodeOptions:
     """Episodes of a training step; they take the place of batch_size."""
 
     inner_steps: int = 2
-    """Steps of gradient descent within an episode. With --tied-head the first moves the
-    head alone: with one step the encoder learns between episodes only."""
+    """Steps of gradient descent within an episode. With --tied-head the first changes
+    only the head: with one step the encoder learns between episodes only."""
 
     inner_lr: float = 0.01
     """Their learning rate."""
@@ -75,8 +75,8 @@ class EpisodeOptions:
         ]
         if self.tied_head and self.meta not in ("maml", "maml-first-order", "anil"):
             found.append(
-                f"tied_head: meta={self.meta!r} does not begin with a head that was "
-                "learned; only with maml, maml-first-order and anil"
+                f"tied_head: only for meta maml, maml-first-order and anil, not "
+                f"{self.meta!r}"
             )
         if self.ways < 2:
             found.append(f"ways={self.ways}: at least 2 classes")

@@ -76,7 +76,7 @@ PRESETS: Mapping[str, Preset] = {
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
     ),
     "maml-tied": Preset(
-        about="as maml, each episode begun with the same head for every class",
+        about="as maml, but every episode starts with the same head for each class",
         command=(
             "afterimage finetune --preset maml-tied --from runs/letters --data "
             "folder:letters --out runs/maml-tied"

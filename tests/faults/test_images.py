@@ -260,7 +260,7 @@ def test_what_would_not_end_is_not_read(tmp_path):
         file.truncate(MAX_BYTES + 1)
     found = open_data(spec, on_bad_image="skip")
     assert {bad.path: bad.reason for bad in found.skipped} == {
-        "a/9.png": "not a regular file",
+        "a/9.png": "is a pipe, not a regular file",
         "b/9.png": f"more than {MAX_BYTES:,} bytes",
     }
     assert len(found.train) == len(GOOD)

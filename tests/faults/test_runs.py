@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, ca
     blocked = tmp_path / "file"
     blocked.write_text("x")
     output = finish(start(blocked / "run", caches, cwd=tmp_path), expected=2)
-    assert f"{blocked} is no folder" in output
+    assert str(blocked) in output
 
 
 @pytest.mark.slow
