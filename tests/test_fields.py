@@ -98,7 +98,10 @@ def test_numbers_of_another_type_are_refused_by_their_name():
     run_python("from tests.test_fields import other_types; other_types()")
 
 
-PLACES = ["", " ", "a\0b", "x" * 300, "gs://bucket/x", "s3://bucket", "hdfs://h/x"]
+PLACES = [
+    *("", " ", "a\0b", "x" * 300, "x/" * 3000, "a\x1b[31m", "a\nb"),
+    *("gs://bucket/x", "s3://bucket", "hdfs://h/x", "~/x", "~nobody"),
+]
 
 
 @pytest.mark.parametrize("value", PLACES)
