@@ -34,8 +34,8 @@ _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
 """Of one part of a path, on every common file system."""
-_PATH_BYTES = 4000
-"""Of a whole path: Linux takes 4,095, and names are added to it."""
+_PATH = 4000
+"""Characters of a whole path: Linux takes 4,095 bytes, and names are added to it."""
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 
@@ -117,6 +117,12 @@ def place_problems(name: str, value: Any) -> list[str]:
             f"{name}={text}: the shell did not replace ~ by your home folder; give "
             f"the whole path (./{text} for a folder of this name)"
         ]
+    if _CONTROL.search(text):
+        return [f"{name}={text!r}: a name without control characters is needed"]
+    if len(text) > _PATH:
+        return [
+            f"{name}={text[:40]}…: a path of {len(text)} characters; at most {_PATH}"
+        ]
     return _path_problems(name, text)
 
 
@@ -144,17 +150,12 @@ def _elsewhere(name: str, text: str, scheme: str) -> str:
 def _path_problems(name: str, text: str) -> list[str]:
     if not text.strip():
         return [f"{name}={text!r}: empty; give a name"]
-    if _CONTROL.search(text):
-        return [f"{name}={text!r}: a name without control characters is needed"]
+    if "\0" in text:
+        return [f"{name}={text!r}: no name has a NUL character"]
     try:
         parts = [len(os.fsencode(part)) for part in pathlib.PurePath(text).parts]
     except UnicodeEncodeError:
         return [f"{name}={text!r}: not a name in this system's encoding"]
-    if sum(parts) + len(parts) > _PATH_BYTES:
-        return [
-            f"{name}={text[:40]}…: a path of {len(text)} characters; at most "
-            f"{_PATH_BYTES} bytes"
-        ]
     if (long := max(parts, default=0)) > _NAME_BYTES:  # `.` has no parts
         return [
             f"{name}={text[:40]}…: a name of {long} bytes; at most {_NAME_BYTES} "
