@@ -9,23 +9,24 @@ class ReadingOptions:
     """How folders and tables are read."""
 
     train: str | None = None
-    """The folder with the training images, by its path below that of the data, where
-    names do not say it; `.` for the whole, each folder a class. With any of these three
-    other folders are left aside. Of a table: the value of its column split. Also holds
-    for --sources, --target and --unlabelled that have such folders."""
+    """The folder with the training images, by its path inside the data's folder, where
+    the names do not say it; other folders are then ignored. `.` is the whole: each
+    folder is a class. Of a table: the value in its column `split`. Also used for
+    --sources, --target and --unlabelled where they have such a folder."""
 
     validation_folder: str | None = None
-    """The folder with the validation images, as --train. (--validation is a share.)"""
+    """The folder with the validation images, given as in --train. (--validation is a
+    share of the training images.)"""
 
     test: str | None = None
-    """The folder with the test images, as --train."""
+    """The folder with the test images, given as in --train."""
 
     missing: str = ""
-    """Labels that mean there is none, separated by commas: NA,nan,unknown. In tables
-    and in arrays of strings; an empty cell always means so."""
+    """Labels that stand for no label, separated by commas: NA,nan,unknown. For tables
+    and arrays of strings; an empty cell is never a label."""
 
     outside_images: bool = False
-    """A table may name images outside its own folder: absolute paths, and `..`."""
+    """Let a table name images outside its own folder, by absolute paths or `..`."""
 
     def settings(self) -> dict[str, Any]:
         """These settings alone, of a configuration that has others too."""
