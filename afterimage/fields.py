@@ -33,7 +33,10 @@ _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "f
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
-"""The longest part of a path, on every common file system."""
+"""Of one part of a path, on every common file system."""
+_PATH = 4000
+"""Characters of a whole path: Linux takes 4,095 bytes, and names are added to it."""
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 
 def field_problems(config: Any) -> list[str]:
@@ -109,6 +112,17 @@ def place_problems(name: str, value: Any) -> list[str]:
     remote = re.match(r"([A-Za-z][\w+.-]+):/", text)
     if remote:
         return [_elsewhere(name, text, remote[1])]
+    if text.startswith("~"):  # bash leaves it in `--out=~/runs`
+        return [
+            f"{name}={text}: the shell did not replace ~ by your home folder; give "
+            f"the whole path (./{text} for a folder of this name)"
+        ]
+    if _CONTROL.search(text):
+        return [f"{name}={text!r}: a name without control characters is needed"]
+    if len(text) > _PATH:
+        return [
+            f"{name}={text[:40]}…: a path of {len(text)} characters; at most {_PATH}"
+        ]
     return _path_problems(name, text)
 
 
@@ -139,10 +153,10 @@ def _path_problems(name: str, text: str) -> list[str]:
     if "\0" in text:
         return [f"{name}={text!r}: has a NUL character"]
     try:
-        long = max(len(os.fsencode(part)) for part in pathlib.PurePath(text).parts)
+        parts = [len(os.fsencode(part)) for part in pathlib.PurePath(text).parts]
     except UnicodeEncodeError:
         return [f"{name}={text!r}: cannot be encoded as a path on this system"]
-    if long > _NAME_BYTES:
+    if (long := max(parts, default=0)) > _NAME_BYTES:  # `.` has no parts
         return [
             f"{name}={text[:40]}…: a name of {long} bytes; names have at most "
             f"{_NAME_BYTES}"

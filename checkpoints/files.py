@@ -287,6 +287,15 @@ def _free(folder: pathlib.Path) -> str:
         return "unknown"
 
 
+def remove(path: pathlib.Path, *, ignore_errors: bool = False) -> None:
+    """Delete a folder with all in it; of a link, the link alone."""
+    if path.is_symlink():
+        with contextlib.suppress(*((OSError,) if ignore_errors else ())):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+
+
 def put_in_place(new: pathlib.Path, final: pathlib.Path) -> None:
     """Rename a complete folder to its name, then delete what stood there before.
 
@@ -295,10 +304,10 @@ def put_in_place(new: pathlib.Path, final: pathlib.Path) -> None:
     """
     old = final.with_name(f".{final.name}.replaced-{os.getpid()}")
     if final.exists():
-        if old.exists():
-            shutil.rmtree(old)
+        if os.path.lexists(old):
+            remove(old)
         final.rename(old)
     new.rename(final)
     sync_folder(final.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    if os.path.lexists(old):
+        remove(old)

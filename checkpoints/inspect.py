@@ -53,7 +53,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` kept, deleted and did not touch because it is not good."""
+    """What `prune` kept, deleted, and did not touch: not good, or a link elsewhere."""
 
     kept: list[int]
     deleted: list[int]
@@ -227,9 +227,10 @@ def prune(
 ) -> Pruned:
     """Delete all but the newest `keep_last` and the best `keep_best` good steps.
 
-    Every byte is verified first: a damaged step does not count as kept, and is not
-    touched. Which metric is better is what the run recorded. With `dry_run` nothing is
-    deleted. Raises RunLocked while a run writes there.
+    Every byte is verified first: a damaged step, or a link to a step elsewhere, does
+    not count as kept, and is not touched. Which metric is better is what the run
+    recorded. With `dry_run` nothing is deleted. Raises RunLocked while a run writes
+    there.
     """
     if keep_last < 1 or keep_best < 0:
         raise UsageError(
@@ -243,7 +244,8 @@ def prune(
         good, untouched = {}, []
         for step, path in steps.numbered(place):
             content, findings = manifest.check_folder(path, (steps.KIND,))
-            if content is None or any(finding.fatal for finding in findings):
+            elsewhere = files.leads_out(path, path.parent)
+            if elsewhere or content is None or any(f.fatal for f in findings):
                 untouched.append(step)
             else:
                 good[step] = content
@@ -252,7 +254,10 @@ def prune(
         metrics, best = _metrics(good)
         kept = steps.kept(metrics, keep_last=keep_last, keep_best=keep_best, best=best)
         deleted = sorted(set(good) - kept)
-        freed = sum(files.folder_size(_step(place, step)) for step in deleted)
+        paths = [
+            path for step in deleted if not (path := _step(place, step)).is_symlink()
+        ]
+        freed = sum(map(files.folder_size, paths))
         for step in () if dry_run else deleted:
             try:
                 steps.delete(place, step)
@@ -271,7 +276,7 @@ def format_prune(result: Pruned) -> str:
     ]
     if result.untouched:
         lines.append(
-            f"not touched, not good: {_numbers(result.untouched)} (see "
+            f"not touched, not good or not here: {_numbers(result.untouched)} (see "
             "`afterimage checkpoints verify`)"
         )
     return "\n".join(lines)

@@ -6,6 +6,7 @@ its spelling: bytes that are not UTF-8, control characters and characters that t
 direction of text are written as `\xe9`, `\x1b` or `\u202e`.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -75,6 +76,20 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def unfit_for_arrays(path: str) -> str | None:
+    r"""Why the arrays of a checkpoint cannot lie below a path; None where they can.
+
+    TensorStore needs UTF-8 and reads `\` as `/`; Orbax looks for what it wrote by a
+    pattern, in which `[ab]` is one letter. Both would lose the arrays without an error.
+    """
+    if not is_utf8(path):
+        return "checkpoints need a path in UTF-8; name another"
+    marks = "[" if os.sep == "\\" else "[\\"
+    if found := [mark for mark in marks if mark in path]:
+        return f"no checkpoint can lie below a name with {found[0]}; name another"
+    return None
 
 
 def spreadsheet_cell(value: object) -> str:

@@ -76,8 +76,6 @@ class Preprocessing(Struct):
     value_range: tuple[Number, Number] | None = None
 
     def __post_init__(self) -> None:
-        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
-            raise ValueError(f"value_range {self.value_range} is empty")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
                 f"{len(self.mean)} means and {len(self.std)} deviations for "

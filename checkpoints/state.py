@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -35,6 +36,10 @@ def _without_traces() -> None:
 
 _without_traces()
 
+_NO_LIMIT = 2**31 - 1
+"""Seconds, 68 years. Orbax measures its limit by the wall clock, which a laptop that
+sleeps, or a clock that is put right, moves by hours."""
+
 
 def write(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
     """Start Orbax on {path: array}; None when there is nothing to write."""
@@ -44,9 +49,18 @@ def write(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
         return None
     context = ocp.Context()
     context.async_options.create_directories_asynchronously = False
+    if jax.process_count() == 1:  # others, and not this disk, may keep us waiting
+        context.async_options.timeout_secs = _NO_LIMIT
     context.memory_options.deepcopy_host_arrays = False  # they are our own copies
     with context:
         return ocp.save_async(str(folder), some)
+
+
+def require_written(folder: pathlib.Path) -> None:
+    """Raise CheckpointError where what `write` began has left no arrays in a folder."""
+    # Orbax only warns when it does not find its own files.
+    if not any(folder.glob("*/manifest.ocdbt")):
+        raise CheckpointError(f"Orbax left no arrays in {folder}")
 
 
 def read(

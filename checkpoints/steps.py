@@ -5,10 +5,9 @@ import itertools
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 
-from checkpoints import manifest
+from checkpoints import files, manifest
 
 FOLDER = "checkpoints"
 KIND = "step"
@@ -68,7 +67,7 @@ def recover(
         if not final.exists() and not any(finding.fatal for finding in findings):
             path.rename(final)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            files.remove(path, ignore_errors=True)
 
 
 def set_aside(final: pathlib.Path) -> pathlib.Path | None:
@@ -76,6 +75,8 @@ def set_aside(final: pathlib.Path) -> pathlib.Path | None:
 
     It may be somebody's: only an empty folder is deleted.
     """
+    if final.is_symlink() and not final.exists():
+        final.unlink()  # it leads nowhere
     if not final.exists() or (final / manifest.NAME).is_file():
         return None
     with contextlib.suppress(OSError):
@@ -91,7 +92,7 @@ def delete(folder: str | os.PathLike[str], step: int) -> None:
     path = steps_folder(folder) / str(step)
     gone = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     path.rename(gone)
-    shutil.rmtree(gone)
+    files.remove(gone)
 
 
 def kept(

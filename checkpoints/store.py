@@ -25,6 +25,7 @@ from checkpoints import (
     jsons,
     lock,
     manifest,
+    names,
     processes,
     pytrees,
     state,
@@ -72,6 +73,8 @@ class Store:
                 "expected keep_last >= 1, keep_best >= 0 and best 'min', 'max' or None."
             )
         self.folder = steps.steps_folder(folder).absolute()
+        if (reason := names.unfit_for_arrays(str(self.folder))) is not None:
+            raise UsageError(f"{names.spelling(str(self.folder))}: {reason}")
         self.keep_last, self.keep_best, self.best = keep_last, keep_best, best
         self.findings: list[Finding] = []
         """What the last `restore` found wrong."""
@@ -259,6 +262,8 @@ class Store:
                 if response is not None:
                     response.result()  # returns when every process has written
             if processes.first():
+                if response is not None:
+                    state.require_written(partial / _STATE)
                 self._complete(step, partial, content)
         except BaseException as error:
             self._abandon(partial)

@@ -159,3 +159,21 @@ def test_prune_waits_for_no_writer(run):
 def test_prune_never_keeps_nothing(run):
     with pytest.raises(UsageError, match="keep_last"):
         inspect.prune(run, 0)
+
+
+def test_prune_does_not_touch_a_link_that_leads_elsewhere(run, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "1"
+    (run / "checkpoints" / "1").rename(elsewhere)
+    (run / "checkpoints" / "1").symlink_to(elsewhere)
+    result = inspect.prune(run, keep_best=0)
+    assert (result.kept, result.deleted, result.untouched) == ([3], [2], [1])
+    assert inspect.verify(elsewhere) == []
+
+
+def test_of_a_link_to_a_step_beside_it_the_link_is_deleted(run):
+    steps = run / "checkpoints"
+    (steps / "2").rename(steps / "4")
+    (steps / "2").symlink_to("4")
+    assert inspect.prune(run, keep_best=0).deleted == [1, 2, 3]
+    assert [path.name for path in steps.iterdir()] == ["4"]
+    assert inspect.verify(run) == []

@@ -1,13 +1,16 @@
 """A step is saved whole or not at all, and comes back bit by bit."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from checkpoints import names
 from checkpoints.encoder import read_encoder
-from checkpoints.errors import CheckpointError, UsageError
+from checkpoints.errors import CheckpointError, SaveError, UsageError
 from checkpoints.lock import RunLock
 from checkpoints.store import Store
 from tests.manifests import encoder_manifest
@@ -233,3 +236,71 @@ def test_bad_retention_is_refused(tmp_path):
 
 def test_the_store_accepts_the_checkpoints_folder_itself(tmp_path):
     assert Store(tmp_path / "checkpoints").folder == Store(tmp_path).folder
+
+
+@pytest.mark.parametrize("name", ["a\\b", "lr[0.1]", "caf\udce9", "[x]/run"])
+def test_a_folder_whose_name_would_lose_the_arrays_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="name another") as caught:
+        Store(tmp_path / name)
+    assert caught.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+ODD = [
+    "a b",
+    "C:x",
+    "a%20b",
+    "a?b",
+    "a#b",
+    "a*b",
+    "a]b",
+    "{a}",
+    "zo\u0308e",
+    "a=b,c",
+    "~x",
+]
+
+
+def test_any_other_name_of_a_folder_does(tmp_path):
+    for name in ODD:
+        Store(tmp_path / name).save(1, {"w": np.ones(2)}, manifest={}, wait=True)
+        assert Store(tmp_path / name).restore()[1]["w"].tolist() == [1, 1]
+    assert len(list(tmp_path.iterdir())) == len(ODD)
+
+
+def test_a_step_whose_arrays_are_not_there_gets_no_name(tmp_path, monkeypatch):
+    """Orbax warns and goes on where it does not find its own files."""
+    monkeypatch.setattr(names, "unfit_for_arrays", lambda path: None)
+    store = Store(tmp_path / "[x]")
+    with pytest.raises(SaveError, match="no arrays"):
+        store.save(1, {"w": np.ones(2)}, manifest={}, wait=True)
+    assert store.steps() == []
+
+
+@pytest.mark.parametrize("link", ["elsewhere", "nowhere"])
+def test_a_link_in_the_place_of_a_step_is_replaced_alone(tmp_path, link):
+    store = Store(tmp_path / "run")
+    store.save(1, {"w": np.ones(2)}, manifest={}, wait=True)
+    store.folder.joinpath("1").rename(tmp_path / "elsewhere")
+    store.folder.joinpath("1").symlink_to(tmp_path / link)
+    store.save(1, {"w": np.zeros(2)}, manifest={}, wait=True)
+    assert store.restore()[1]["w"].tolist() == [0, 0]
+    assert not store.folder.joinpath("1").is_symlink()
+    assert (tmp_path / "elsewhere" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("jump", [86_400, -86_400])
+def test_a_clock_that_is_put_right_during_a_save_does_not_end_it(
+    tmp_path, monkeypatch, jump
+):
+    """Orbax measures its limits by the wall clock; so a laptop sleeps and wakes."""
+    real, looks = time.time, []
+
+    def jumping():
+        looks.append(jump)
+        return real() + sum(looks)
+
+    monkeypatch.setattr(time, "time", jumping)
+    Store(tmp_path).save(1, {"w": np.ones(2)}, manifest={}, wait=True)
+    assert len(looks) > 2
+    assert Store(tmp_path).restore()[0] == 1

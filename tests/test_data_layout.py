@@ -79,7 +79,15 @@ def test_names_of_splits(tmp_path, folders, wanted, packed):
         (tree("seg_train", "seg_pred"), ["seg_pred"]),
         (tree("train2014", "train2017", "val2017"), ["train2014", "train2017"]),
         (tree("train", "val", "valid"), ["val", "valid"]),
-        (tree("train", "eval"), ["eval", "--validation-folder", "--test"]),
+        (tree("train", "eval"), ["--test eval", "--validation-folder"]),
+        (["trainA/1.png", "testA/1.png"], ["--train trainA", "--test testA"]),
+        (["imagesTrain/1.png", "imagesTest/1.png"], ["imagesTrain", "imagesTest"]),
+        ([*tree("data/train", "data/test"), "x/1.png"], ["data/train", "data/test"]),
+        (
+            ["cat/train/1.png", "cat/val/1.png", "dog/train/2.png", "dog/more/3.png"],
+            ["--train cat/train", "--validation-folder cat/val"],
+        ),
+        (["a/b/cat/Test-1/1.png", "a/b/cat/Train-1/1.png", "a/x.png"], ["Test-1"]),
         (tree("Train ", "b\u202eus"), ["b\\u202eus"]),
     ],
 )
@@ -95,6 +103,8 @@ def test_odd_folders_are_named_with_the_option(tmp_path, names, odd):
         ["bullet_train/1.png", "bus/2.png"],
         ["test tube/1.png", "beaker/2.png"],
         ["trains/1.png", "latest/2.png"],
+        ["train_station/1.png", "valley/2.png", "testudo/3.png", "Devon/4.png"],
+        ["x_train/1.png", "y_train/2.png"],
     ],
 )
 def test_classes_that_only_sound_like_splits(tmp_path, names):
@@ -113,6 +123,21 @@ def test_images_without_labels_stand_beside_splits_or_classes(tmp_path, folder, 
     assert "1 images in a folder called unlabelled" in capsys.readouterr().err
     found = opened(tmp_path / "classes", [A, B, free])
     assert splits(found) == {"train": {A: "cat", B: "dog", free: None}}
+
+
+def test_a_split_below_a_folder_of_its_own_name(tmp_path):
+    """As archives are unpacked; a class of the split's name is one all the same."""
+    names = [*tree("seg_train/seg_train", "seg_test/seg_test"), "pred/pred/1.png"]
+    wanted = {
+        "train": labelled("seg_train/seg_train"),
+        "test": labelled("seg_test/seg_test"),
+    }
+    assert splits(opened(tmp_path / "a", names[:-1])) == wanted
+    reading = {"train": "seg_train", "test": "seg_test"}
+    assert splits(opened(tmp_path / "b", names, **reading)) == wanted
+    names = ["train/train/1.png", "train/bus/2.png", "test/bus/3.png"]
+    found = splits(opened(tmp_path / "c", names))
+    assert found["train"] == {"train/train/1.png": "train", "train/bus/2.png": "bus"}
 
 
 def test_splits_inside_each_class(tmp_path):
@@ -179,6 +204,8 @@ def test_what_is_left_aside_is_not_read(tmp_path):
         ({"train": "trian"}, ["--train trian", "did you mean 'train'", "extra"]),
         ({"train": "train", "test": "train/cat"}, ["--train", "--test", "one split"]),
         ({"test": "extra"}, ["--test", "--train"]),
+        ({"train": ""}, ["--train is empty", "`.`"]),
+        ({"train": "/a/train"}, ["--train /a/train"]),
     ],
 )
 def test_options_that_name_nothing(tmp_path, reading, said):
@@ -192,6 +219,10 @@ def test_other_data_of_the_same_command_may_lack_the_folders(tmp_path):
     assert splits(found) == {"train": {A: "cat", B: "dog"}}
     found = opened(tmp_path / "b", ODD, strict=False, train="extra")
     assert splits(found) == {"train": labelled("extra")}
+    found = opened(tmp_path / "c", tree("train", "test"), strict=False, train=".")
+    assert splits(found) == {"train": labelled("train"), "test": labelled("test")}
+    found = opened(tmp_path / "d", [*tree("train"), "x/1.png"], strict=False, train=".")
+    assert set(found.train.class_names) == {"train", "x"}
 
 
 def test_data_without_folders_have_no_such_options():

@@ -13,7 +13,7 @@ from afterimage.checkpoints_command import Import, Prune, Show
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.features_command import FeaturesConfig
-from afterimage.fields import field_problems, spec_problems
+from afterimage.fields import field_problems, place_problems, spec_problems
 from afterimage.training.options import TrainingOptions
 from finetune.config import FinetuneConfig
 from finetune.select_command import SelectConfig
@@ -119,9 +119,27 @@ def test_every_place_that_cannot_be_is_refused_by_its_name(
         made(config, usual, name, (value, "b", "c") if length else value)
 
 
+@pytest.mark.parametrize("value", ["~/x", "~nobody", "a\x1b[31m", "a\nb", "x/" * 3000])
+def test_a_folder_of_a_run_has_a_plain_name(value):
+    assert "out=" in place_problems("out", value)[0]
+
+
+@pytest.mark.parametrize("value", [".", "..", "/", "./", "a/..", "./~x", "zoë", "a b"])
+def test_names_that_a_folder_may_have(value):
+    assert place_problems("out", value) == []
+
+
 @pytest.mark.parametrize(
     "spec",
-    ["folder:/a/b", "folder:///a/b", "zip:a.zip,b.zip", "digits", "tfds:mnist:3.*.*"],
+    [
+        "folder:/a/b",
+        "folder:.",
+        "folder:~/x",
+        "folder:///a/b",
+        "zip:a.zip,b.zip",
+        "digits",
+        "tfds:mnist:3.*.*",
+    ],
 )
 def test_specs_of_this_machine_are_taken(spec):
     assert spec_problems("data", spec) == []

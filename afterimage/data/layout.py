@@ -1,5 +1,6 @@
 """What the folders in image names say: split and class."""
 
+import contextlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 
@@ -7,6 +8,7 @@ from afterimage.data.split_names import (
     OPTIONS,
     UNLABELLED,
     check_clear,
+    check_no_pair,
     exact,
     is_unlabelled,
     is_word,
@@ -43,10 +45,14 @@ def layout(
     and the options, and for a named folder that does not exist.
     """
     paths, places = [name.split("/") for name in names], {}
+    if given and not strict and not any(name.strip("./") for name in given.values()):
+        with contextlib.suppress(DataError):  # `.` may be meant for other data alone
+            return layout(names, source)
     if given:
+        _check_given(given, source)
         places = {split: _place(name, paths) for split, name in given.items()}
         if strict or any(_below(p, place) for place in places.values() for p in paths):
-            return _named(paths, source, places)
+            return _named(paths, source, places, given)
     paths = _unwrapped(paths)
     tops = {path[0] for path in paths if len(path) > 1}
     meaning = meanings(tops)
@@ -57,9 +63,12 @@ def layout(
             if exact(top) is None and split != UNLABELLED:
                 say_once(f"{source}: the folder {spelling(top)} is used as {split}")
         return _grouped(paths, [meaning[path[0]] for path in paths], source)
+    check_no_pair(source, tops, "")
     if (inner := _split_below(paths)) is not None:
         say_once(f"{source}: the folders inside each class are used as its splits")
         return _grouped(inner, [str(exact(path[0])) for path in inner], source)
+    for place, names in _folders(paths).items():
+        check_no_pair(source, names, place)
     return {"train": _classes(paths, range(len(paths)), source)}
 
 
@@ -80,9 +89,10 @@ def _grouped(paths: Paths, given: list[str], source: str) -> Groups:
     """Groups of paths with their split; `unlabelled` ones train without a label."""
     free = {row for row, split in enumerate(given) if split == UNLABELLED}
     splits = by_split(["train" if s == UNLABELLED else s for s in given], source)
-    paths, groups = [path[1:] for path in paths], {}
+    groups: Groups = {}
     for split, rows in splits.items():
         mine = [row for row in rows if row not in free]
+        paths = _within(paths, mine, 1)
         found = dict(zip(*_classes(paths, mine, f"{source} [{split}]"), strict=True))
         groups[split] = (rows, [found.get(row) for row in rows])
     _say_unlabelled(len(free), source)
@@ -110,6 +120,41 @@ def _classes(
     return list(rows), [None if r in free else names[paths[r][0]] for r in rows]
 
 
+def _within(paths: Paths, rows: Sequence[int], depth: int) -> Paths:
+    """Paths below a folder at this depth, and below one in it of the same name.
+
+    Archives are often unpacked into a folder of their own name: train/train/cat.
+    """
+    short = list(paths)
+    for row in rows:
+        short[row] = paths[row][depth:]
+    if not rows or depth == 0 or any(len(short[row]) == 1 for row in rows):
+        return short
+    if {short[row][0] for row in rows} == {paths[rows[0]][depth - 1]}:
+        for row in rows:
+            short[row] = short[row][1:]
+    return short
+
+
+def _folders(paths: Paths) -> dict[str, set[str]]:
+    """{folder: the names of those in it}, of all folders that hold some."""
+    chains = {tuple(path[:-1]) for path in paths}
+    found: dict[str, set[str]] = {}
+    for chain in chains:
+        for depth in range(1, len(chain)):
+            found.setdefault("/".join(chain[:depth]), set()).add(chain[depth])
+    return found
+
+
+def _check_given(given: Mapping[str, str], source: str) -> None:
+    for split, name in given.items():
+        if not name.strip():
+            raise DataError(
+                f"{source}: {OPTIONS[split]} is empty; give the name of a folder, or "
+                "`.` for the whole"
+            )
+
+
 def _say_unlabelled(count: int, source: str) -> None:
     if count:
         say_once(
@@ -118,14 +163,19 @@ def _say_unlabelled(count: int, source: str) -> None:
         )
 
 
-def _named(paths: Paths, source: str, places: Mapping[str, list[str]]) -> Groups:
+def _named(
+    paths: Paths,
+    source: str,
+    places: Mapping[str, list[str]],
+    given: Mapping[str, str],
+) -> Groups:
     """Groups by the folders that were named for each split."""
     found: dict[int, str] = {}
     for split, place in places.items():
         mine = [row for row, path in enumerate(paths) if _below(path, place)]
         if not mine:
             raise DataError(
-                f"{source}: {OPTIONS[split]} {spelling('/'.join(place))}: no image "
+                f"{source}: {OPTIONS[split]} {spelling(given[split])}: no image "
                 f"lies in a folder of this name{_there(paths, place)}"
             )
         if shared := next((found[row] for row in mine if row in found), None):
@@ -141,8 +191,8 @@ def _named(paths: Paths, source: str, places: Mapping[str, list[str]]) -> Groups
     elif rest:
         say_once(f"{source}: {len(rest):,} images in other folders are ignored")
     for split, place in places.items():
-        short = [path[len(place) :] for path in paths]
         rows = [row for row, mine in found.items() if mine == split]
+        short = _within(paths, rows, len(place))
         groups[split] = _classes(short, rows, f"{source} [{split}]")
     return groups
 

@@ -36,12 +36,43 @@ _WORDS = {
 _ONE = "|".join(sorted(_WORDS, key=len, reverse=True))
 # train2017, test_images, val-set; and seg_train, where others go with it.
 _PLAIN = re.compile(rf"({_ONE})(?:[ _-]?(?:set|data|images?|imgs|[0-9]))*")
+# trainA, TEST_SIMPLE, imagesTrain, my.val: a word of its own, by case or by a mark.
+_WORD = "|".join(sorted(SPLITS, key=len, reverse=True))
+_LOOSE = re.compile(
+    rf"(?:^|(?<=[^A-Za-z]))(?i:{_WORD})(?![a-z])"
+    rf"|(?<=[a-z])(?:{'|'.join(w.capitalize() for w in _WORD.split('|'))})(?![a-z])"
+)
 _PREFIXED = re.compile(rf"(.+[_-])({_ONE})(?:[_-]?[0-9]+)?")
 
 
 def exact(name: str) -> str | None:
     """The split that a name is, word for word in any case; None where it is none."""
     return SPLITS.get(_key(name))
+
+
+def check_no_pair(source: str, names: Iterable[str], place: str) -> None:
+    """Raise DataError where folders that would be classes look like splits.
+
+    trainA beside testA, or train and test inside of one class. `place` is the folder
+    that they lie in.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        if match := _LOOSE.search(unicodedata.normalize("NFC", name)):
+            found.setdefault(SPLITS[match[0].casefold()], name)
+    if len(found) < 2 or "train" not in found:
+        return
+    full = {s: f"{place}/{name}" if place else name for s, name in found.items()}
+    example = " ".join(
+        f"{option} {shlex.quote(spelling(full[split]))}"
+        for split, option in OPTIONS.items()
+        if split in full
+    )
+    raise DataError(
+        f"{source}: the folders {_listed(full.values())} look like splits, and would "
+        f"be read as classes or as parts of one. Say which folder is what, for example "
+        f"{example}, or --train . where each folder is a class"
+    )
 
 
 def is_word(name: str) -> bool:
@@ -103,8 +134,10 @@ def check_clear(
         problems.append(f"{_listed(named)} {they}, but {' and '.join(beside)} {them}")
     if not problems:
         return
-    known = {split: name for name, split in named.items() if name not in twice}
-    wanted = {"train", *known} | ({"test"} if asked else set())
+    known = {s: n for n, s in named.items() if n not in twice and s != ASK}
+    if asked and "test" not in known:
+        known["test"] = asked[0]
+    wanted = {"train", *known}
     example = " ".join(
         f"{option} {shlex.quote(spelling(known.get(split, 'FOLDER')))}"
         for split, option in OPTIONS.items()

@@ -7,7 +7,7 @@ from typing import Literal
 from afterimage.errors import UserError
 from afterimage.fields import MOST
 from afterimage.reading import ReadingOptions
-from checkpoints.names import is_utf8, spelling
+from checkpoints.names import spelling, unfit_for_arrays
 
 Augmentation = Literal[
     "none",
@@ -230,11 +230,8 @@ class RunOptions:
         if self.keep_best < 0:
             found.append(f"keep_best={self.keep_best}: at least 0")
         place = os.path.abspath(self.out)
-        if not is_utf8(place):
-            found.append(
-                f"out={spelling(place)}: not UTF-8, which checkpoints need; choose "
-                "another path"
-            )
+        if (reason := unfit_for_arrays(place)) is not None:
+            found.append(f"out={spelling(place)}: {reason}")
         return found
 
     def cadence(self, total: int) -> tuple[int, int]:

@@ -317,7 +317,7 @@ def pretrain(out, cache, limit=None, settings=SETTINGS):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [0, 100, 1500, 3000, 9000, 20_000, 60_000, 120_000])
+@pytest.mark.parametrize("limit", [0, 100, 1500, 3000, 9000, 20_000, 60_000, 1_000_000])
 def test_a_run_on_a_full_disk_continues_when_there_is_room(tmp_path, limit):
     """Wherever it stops: at its settings, a picture, a checkpoint, the report."""
     out = tmp_path / "run"
