@@ -67,8 +67,8 @@ def layout(
     if (inner := _split_below(paths)) is not None:
         say_once(f"{source}: the folders inside each class are used as its splits")
         return _grouped(inner, [str(exact(path[0])) for path in inner], source)
-    for place, names in _folders(paths).items():
-        check_no_pair(source, names, place)
+    for place, inside in _folders(paths).items():
+        check_no_pair(source, inside, place)
     return {"train": _classes(paths, range(len(paths)), source)}
 
 
