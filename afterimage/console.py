@@ -47,7 +47,7 @@ def prepare() -> None:
     Closed streams (`>&-`) are replaced by /dev/null, so that no file that the program
     opens takes their number; text for a full disk or a closed terminal is dropped;
     characters that the terminal's encoding lacks are escaped. Streams that a caller in
-    Python replaced are kept.
+    Python replaced are kept, and escape too.
     """
     # In this order each takes the lowest free number: its own.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -75,6 +75,8 @@ def _raw(stream: Any) -> Any:
 def _replaced(stream: Any, number: int) -> Any:
     raw = _raw(stream)
     if not isinstance(raw, io.FileIO) or raw.fileno() != number:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         return stream
     stream.flush()
     raw = _Tolerant(number)
