@@ -47,7 +47,7 @@ def prepare() -> None:
     Closed streams (`>&-`) are replaced by /dev/null, so that no file that the program
     opens takes their number; text for a full disk or a closed terminal is dropped;
     characters that the terminal's encoding lacks are escaped. Streams that a caller in
-    Python replaced are kept.
+    Python replaced are kept, and escape too.
     """
     # In this order each takes the lowest free number: its own.
     for number, name in enumerate(("stdin", "stdout", "stderr")):

@@ -58,7 +58,7 @@ class RunLock:
         except OSError as error:
             fault = files.disk_fault(error) or str(error)
             raise UsageError(f"{self.folder} cannot be locked: {fault}") from error
-        # What the file says is for people: a full disk is no reason to refuse here.
+        # The content is only for people: a full disk is no reason to refuse here.
         with contextlib.suppress(OSError):
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, json.dumps(_this_process()).encode(), 0)

@@ -43,7 +43,7 @@ def load(
     """What a pickle describes; ValueError says why it is refused.
 
     `names` are the globals it may name, {(module, name): mark}; `unknown(module, name)`
-    is the error for another. `persistent(id)` gives what an id stands for.
+    is the error for another. `persistent(id)` gives the object of an id.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(f"its pickle has {len(data)} bytes, more than {MOST_BYTES}")

@@ -192,5 +192,5 @@ class _Reader:
 
 
 def _new_dict() -> dict[Any, Any]:
-    """What `OrderedDict()` stands for; torch.save fills it afterwards."""
+    """Replaces `OrderedDict()`; torch.save fills it afterwards."""
     return {}

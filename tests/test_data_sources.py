@@ -167,7 +167,7 @@ def test_the_cache_is_used_and_a_change_is_seen(tmp_path):
     assert changed.gather([0])[0, 0, 0, 0] == 200
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "index", "empty"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "index", "nested", "empty"])
 def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     spec = write(tmp_path, ["a.png", "b.png"])
     wanted = open_data(spec).train.gather([0, 1])
@@ -181,6 +181,8 @@ def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
         pixels.write_bytes(content[:-20])
     elif damage == "index":
         (entry / "index.json").write_text("{")
+    elif damage == "nested":
+        (entry / "index.json").write_text("[" * 100_000)
     else:
         (entry / "index.json").unlink()
     np.testing.assert_array_equal(open_data(spec).train.gather([0, 1]), wanted)

@@ -201,7 +201,7 @@ def _orientation(image: Any) -> int:
 
 
 def _late_exif(file: Any) -> bytes:
-    """The eXIf chunk of a PNG, wherever it stands; the position is kept."""
+    """The eXIf chunk of a PNG, wherever it is; the file's position is restored."""
     here = file.tell()
     try:
         file.seek(len(_PNG))

@@ -12,7 +12,7 @@ _ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
 def bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
     """A JPEG of a usual kind that says nothing of orientation; else None.
 
-    Without Pillow, whose look at the header holds Python's lock: other threads decode.
+    Without Pillow, whose header reading holds Python's lock and blocks other threads.
     """
     import simplejpeg
 
@@ -49,7 +49,7 @@ def fast_jpeg(
 ) -> np.ndarray | None:
     """A JPEG through libjpeg-turbo, shrunk by 2, 4 or 8 on the way where it may be.
 
-    None where that is not certain of every byte: Pillow then decides.
+    None if that is not certain of every byte: Pillow then decodes it.
     """
     import simplejpeg
 
@@ -75,7 +75,7 @@ def fast_jpeg(
 
 
 def _shrinks(extent: tuple[int, int], wanted: tuple[int, int], factor: float) -> bool:
-    """Whether width x height covers `wanted` (height, width) so many times."""
+    """Whether width x height covers `wanted` (height, width) `factor` times."""
     width, height = extent
     return min(height / wanted[0], width / wanted[1]) >= factor
 

@@ -245,7 +245,7 @@ def _there(paths: Paths, place: list[str]) -> str:
 
 
 def _split_below(paths: Paths) -> Paths | None:
-    """Paths with split and class swapped, where splits stand in every class folder."""
+    """Paths with split and class swapped, if every class folder has split folders."""
     if any(len(path) < 3 for path in paths):
         return None
     inner = {exact(path[1]) for path in paths}
@@ -265,6 +265,6 @@ def _is_wrapper(paths: Paths) -> bool:
     if len(tops) != 1 or any(len(path) == 1 for path in paths):
         return False
     (top,) = tops
-    # Below a lone `train` or `test` everything is one set; any other lone folder is a
-    # class, unless there are folders in it for all images.
+    # Below a single `train` or `test` everything is one set; any other single folder
+    # is a class, unless all its images are in folders.
     return is_word(top) or all(len(path) > 2 for path in paths)
