@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from afterimage.data.decode import MAX_BYTES, SUFFIXES, NotAnImage
 from afterimage.data.near_miss import listing, near_miss
 from afterimage.errors import DataError
+from checkpoints.files import read_bytes
 from checkpoints.names import spelling
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -175,9 +176,8 @@ class Folder(OnDisk):
             raise DataError(_nothing(f"folder:{spelling(path)}", self.others))
 
     def read_metadata(self, name: str) -> bytes:
-        """The content of one of `metadata`."""
-        check_size((self._root / name).stat().st_size)
-        return (self._root / name).read_bytes()
+        """The content of one of `metadata`; OSError where it is no regular file."""
+        return read_bytes(self._root / name, MAX_BYTES)
 
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
@@ -248,10 +248,13 @@ class Archives:
         return archive.open(info)
 
     def read_metadata(self, name: str) -> bytes:
-        """The content of one of `metadata`."""
+        """The content of one of `metadata`; OSError where it cannot be read."""
         archive, info = self._members[name]
-        check_size(info.file_size)
-        return archive.read(info)
+        try:
+            check_size(info.file_size, info.compress_size)
+            return archive.read(info)
+        except (NotAnImage, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
+            raise OSError(str(e)) from e
 
 
 def archive_paths(paths: str) -> list[str]:
@@ -260,7 +263,8 @@ def archive_paths(paths: str) -> list[str]:
     while parts:
         fits = (n for n in range(len(parts), 0, -1) if _is_file(",".join(parts[:n])))
         count = next(fits, 1)
-        found.append(",".join(parts[:count]))
+        path = ",".join(parts[:count])
+        found.append(path if _is_file(path) else path.strip())  # `A.zip, B.zip`
         parts = parts[count:]
     return [path for path in found if path]
 
@@ -272,7 +276,9 @@ def _is_file(path: str) -> bool:
 def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
     shown = spelling(path)
     if not _is_file(path):
-        raise DataError(f"zip:{shown}: there is no such file")
+        folder = os.path.isdir(os.path.expanduser(path))
+        what = f"it is a folder, folder:{shown}" if folder else "there is no such file"
+        raise DataError(f"zip:{shown}: {what}")
     try:
         return shown, zipfile.ZipFile(os.path.expanduser(path))
     # A name that is marked as UTF-8 and is not gives a ValueError.

@@ -20,7 +20,7 @@ WAYS_TO_LABEL = (
     "one subfolder a class, labels beside the images, or a column `label` in a csv file"
 )
 
-_NOTHINGS = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "?"}
+_NOTHINGS = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "-1", "?"}
 """What tables write for no value, in lower case."""
 
 
