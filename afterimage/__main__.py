@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterimage.errors import UserError, did_you_mean
+from afterimage.limits import check_address_space
 
 # name -> (module with main(argv, prog=…), one line)
 COMMANDS = {
@@ -68,8 +69,11 @@ def _dispatch(argv: Sequence[str]) -> None:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         raise UserError(f"There is no command {name!r}{hint}\n\n{usage()}")
+    help_alone = bool({"-h", "--help"} & set(rest))
+    if not help_alone and name != "checkpoints":
+        check_address_space()
     module = importlib.import_module(COMMANDS[name][0])
-    if not {"-h", "--help"} & set(rest):
+    if not help_alone:
         from afterimage import runtime
 
         runtime.start()

@@ -21,6 +21,7 @@ from afterimage.errors import (
     did_you_mean,
     out_of_memory,
 )
+from afterimage.limits import check_address_space
 from checkpoints.errors import CheckpointError
 from checkpoints.files import disk_fault
 from checkpoints.names import printable
@@ -121,6 +122,7 @@ def parse(
         args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    check_address_space()
     values = {k: v for group in vars(groups).values() for k, v in vars(group).items()}
     return config_class(**values)
 

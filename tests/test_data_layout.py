@@ -333,6 +333,15 @@ def test_a_comma_in_the_name_of_an_archive(tmp_path):
         open_data(f"zip:{tmp_path}/c.zip,b.zip")
 
 
+def test_archives_as_people_write_them(tmp_path):
+    archive(tmp_path / "a.zip", "cat/1.png")
+    archive(tmp_path / "b.zip", "dog/2.png")
+    found = open_data(f"zip:{tmp_path}/a.zip, {tmp_path}/b.zip")
+    assert splits(found) == {"train": {"cat/1.png": "cat", "dog/2.png": "dog"}}
+    with pytest.raises(DataError, match=f"folder:{tmp_path}"):
+        open_data(f"zip:{tmp_path}")
+
+
 def test_names_in_an_archive_without_the_flag_for_utf_8(tmp_path):
     """UTF-8 as Info-ZIP wrote it; cp437 as DOS and Windows do."""
     spec = archive(tmp_path / "a.zip", "B?r/1.png", create_system=0)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -75,6 +76,8 @@ def test_a_metadata_file_in_each_split(tmp_path):
             ["line 2", "Cat/1.png", "mean cat/1.png?"],
         ),
         ("file_name,label\nno.png,cat\n", ["line 2", "no.png"]),
+        ("file_name,label\ncat/1.jpg,cat\n", ["line 2", "; cat/1.png is"]),
+        ("file_name,label\ncat\\1,cat\n", ["line 2", "; cat/1.png is"]),
         ("file_name,label\n../x.png,cat\n", ["line 2", "../x.png"]),
         ("file_name,label\ncat/1.png,cat\n./cat/1.png,dog\n", ["line 3", "twice"]),
         ("file_name,label,split\ncat/1.png,cat,test\n", ["split", "csv:PATH"]),
@@ -107,6 +110,38 @@ def test_metadata_that_is_a_pipe_is_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=f"{name}.*pipe"):
         open_data(spec)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nowhere", "huge"])
+@pytest.mark.timeout(20)
+def test_metadata_that_is_no_regular_file_is_named(tmp_path, kind):
+    spec, path = write(tmp_path, ["cat/1.png", "dog/2.png"]), tmp_path / "metadata.csv"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, 2**40)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    with pytest.raises(DataError, match=r"metadata\.csv"):
+        open_data(spec)
+
+
+def test_an_archive_whose_metadata_inflates_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as made:
+        write(tmp_path / "d", ["1.png"])
+        made.write(tmp_path / "d/1.png", "1.png")
+        made.writestr("metadata.csv", b" " * 2**27)
+    with pytest.raises(DataError, match=r"metadata.csv.*inflate"):
+        open_data(f"zip:{tmp_path}/a.zip")
+
+
+def test_metadata_may_list_images_that_the_options_ignore(tmp_path):
+    spec = write(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
+    text = "file_name,label\na/1.png,cat\na/2.png,dog\nb/3.png,cat\n"
+    (tmp_path / "metadata.csv").write_text(text)
+    found = open_data(spec, reading=ReadingOptions(train="a"))
+    assert splits(found) == {"train": {"a/1.png": "cat", "a/2.png": "dog"}}
 
 
 def test_json_lines_as_a_table(tmp_path):
@@ -171,6 +206,28 @@ def test_arrays_by_the_names_of_medmnist(tmp_path):
         images = getattr(found, split)
         assert images.labels.tolist() == [0, 1, number]
         assert images.gather([0]).max() == number
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path, capsys):
+    pixels = np.zeros((2, 8, 8), np.uint8)
+    given = {"x_train": pixels, "y_train": [0, 1], "y_train_colour": [0, 1]}
+    np.savez(tmp_path / "a.npz", **given, x_eval=pixels)
+    open_data(f"npz:{tmp_path}/a.npz")
+    err = capsys.readouterr().err
+    assert "x_eval" in err
+    assert "colour" not in err
+
+
+@pytest.mark.parametrize("content", ["npy", "text"])
+def test_what_is_no_archive_of_arrays(tmp_path, content):
+    path = tmp_path / "a.npz"
+    if content == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros((2, 8, 8), np.uint8))
+    else:
+        path.write_text("x_train")
+    with pytest.raises(DataError, match="no zip archive"):
+        open_data(f"npz:{path}")
 
 
 def test_strings_in_arrays_are_names_as_anywhere(tmp_path, capsys):

@@ -276,6 +276,8 @@ def test_synthetic_is_the_same_every_time():
         ("digits:x", "form digits;"),
         ("synthetic:32", "synthetic:HxWxC"),
         ("synthetic:0x8x1", "synthetic:HxWxC"),
+        ("synthetic:8x8x1" + "0" * 5000, "memory"),
+        ("synthetic:\u0663x8x1", "synthetic:HxWxC"),
         ("folder:/nowhere", "does not exist"),
         ("zip:/nowhere.zip", "no such file"),
         ("npz:/nowhere.npz", "no such file"),

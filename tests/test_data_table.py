@@ -264,13 +264,20 @@ def test_one_image_in_two_lines(tmp_path, text, said):
     assert all(word in str(caught.value) for word in said)
 
 
+def test_one_image_by_its_path_from_the_root_and_from_the_table(tmp_path):
+    write(tmp_path, NAMES)
+    spec = table(tmp_path, f"image,label\na.png,x\n{tmp_path}/a.png,y\n")
+    with pytest.raises(DataError, match="2 and 3, as x and as y"):
+        open_data(spec, reading=ReadingOptions(outside_images=True))
+
+
 def test_a_path_is_normal_in_its_id(tmp_path):
     write(tmp_path, NAMES)
     found = open_data(table(tmp_path, "image\n./a.png\nscans//b.png\n")).train
     assert found.ids == ["a.png", "scans/b.png"]
 
 
-@pytest.mark.parametrize("word", ["NA", "nan", "null", "None", "N/A"])
+@pytest.mark.parametrize("word", ["NA", "nan", "null", "None", "N/A", "-1"])
 def test_words_for_nothing_are_classes_and_that_is_said(tmp_path, word, capsys):
     write(tmp_path, NAMES)
     spec = table(tmp_path, f"image,label,c\na.png,{word},1\nd.png,x,unknown\n")
@@ -350,6 +357,41 @@ def test_the_options_name_values_of_the_column_split(tmp_path):
     )
     with pytest.raises(DataError, match=r"--test fold9: column split"):
         open_data(spec, reading=ReadingOptions(train="fold0", test="fold9"))
+
+
+def test_of_a_named_split_the_rest_is_read_as_ever(tmp_path):
+    write(tmp_path, NAMES)
+    text = "image,split\n" + "".join(
+        f"{name},{split}\n" for name, split in zip(NAMES, ["train", "x", "test", "val"])
+    )
+    found = open_data(table(tmp_path, text), reading=ReadingOptions(test="x"))
+    assert (found.train.ids, found.test.ids) == (["a.png"], ["scans/b.png"])
+    assert found.validation.ids == ["d.png"]
+
+
+def test_an_empty_cell_of_the_column_split_is_named(tmp_path):
+    write(tmp_path, NAMES)
+    with pytest.raises(DataError, match="empty cells"):
+        open_data(table(tmp_path, "image,split\na.png,train\nd.png,\n"))
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("fold", ("train", "test")),
+        ("set", ("Training", "val")),
+        ("is_valid", ("True", "False")),
+        ("Test", ("0", "1")),
+    ],
+)
+def test_a_column_that_tells_splits_apart_is_not_passed_over(tmp_path, column, cells):
+    write(tmp_path, NAMES)
+    text = f"image,label,{column}\na.png,x,{cells[0]}\nd.png,y,{cells[1]}\n"
+    with pytest.raises(DataError, match=f"column {column}.*`split`"):
+        open_data(table(tmp_path, text))
+    assert len(open_data(table(tmp_path, text), tasks=(column,)).train) == 2
+    text = text.replace(column, "note").replace(cells[1], cells[0])
+    assert len(open_data(table(tmp_path, text)).train) == 2
 
 
 def test_both_unicode_forms_in_a_table_are_one_class(tmp_path):

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from afterimage.data.resize import (
 from afterimage.data.samples import Range, range_of, spaced, to_bytes
 from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
 from afterimage.errors import DataError, UserError
+from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 from checkpoints.names import spelling
 
@@ -90,6 +91,7 @@ def open_npz(
             "x_train (with y_train, x_test, y_test), train_images (with train_labels, "
             "test_images, test_labels) or images (with labels)"
         )
+    _say_unread(arrays, keys, source)
     name = {split: f"{source} [{split}]" for split in keys}
     given = {
         split: _images(arrays.pop(pair[0]), channels, name[split])
@@ -124,6 +126,21 @@ def open_npz(
     return Splits(**sets)
 
 
+def _say_unread(
+    arrays: Mapping[str, np.ndarray],
+    keys: Mapping[str, tuple[str, str]],
+    source: str,
+) -> None:
+    """A note of arrays that are not read: a split under another name, say."""
+    labels = [label for _, label in keys.values()]
+    further = tuple(f"{label}_" for label in labels)  # of tasks not asked for
+    read = {name for pair in keys.values() for name in pair}
+    rest = [n for n in sorted(arrays) if n not in read and not n.startswith(further)]
+    if rest:
+        shown = ", ".join(spelling(name) for name in rest[:8])
+        say_once(f"{source}: arrays that are not read: {shown}")
+
+
 def _task(
     name: str,
     arrays: dict[str, np.ndarray],
@@ -154,6 +171,8 @@ def _load(path: str) -> dict[str, np.ndarray]:
         raise DataError(f"npz:{shown}: {there}")
     try:
         check_sizes(where)
+        if not zipfile.is_zipfile(where):
+            raise ValueError("it is no zip archive")
         with np.load(where, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
@@ -238,8 +257,8 @@ def open_synthetic(
 
     The images depend on the size alone, so every run sees the same.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size)
-    if not match or not all(map(int, match.groups())):
+    match = re.fullmatch(r"0*([0-9]+)x0*([0-9]+)x0*([0-9]+)", size)
+    if not match or "0" in match.groups():
         raise UserError(
             f"synthetic:{size} is not a size; expected synthetic:HxWxC, for example "
             "synthetic:32x32x3"
@@ -248,8 +267,8 @@ def open_synthetic(
         math.prod(map(int, match.groups())) * (_TRAIN + _TEST) > _MOST_BYTES
     ):
         raise UserError(
-            f"synthetic:{size} does not fit into memory: {_TRAIN + _TEST:,} images may "
-            f"take {_MOST_BYTES:,} bytes in all, e.g. synthetic:512x512x3"
+            f"synthetic:{size[:40]} does not fit into memory: {_TRAIN + _TEST:,} "
+            f"images may take {_MOST_BYTES:,} bytes in all, e.g. synthetic:512x512x3"
         )
     height, width, depth = map(int, match.groups())
     names = tuple(f"{180 * k // _CLASSES} degrees" for k in range(_CLASSES))

@@ -270,7 +270,8 @@ def archive_paths(paths: str) -> list[str]:
     while parts:
         fits = (n for n in range(len(parts), 0, -1) if _is_file(",".join(parts[:n])))
         count = next(fits, 1)
-        found.append(",".join(parts[:count]))
+        path = ",".join(parts[:count])
+        found.append(path if _is_file(path) else path.strip())  # `A.zip, B.zip`
         parts = parts[count:]
     return [path for path in found if path]
 
@@ -282,7 +283,9 @@ def _is_file(path: str) -> bool:
 def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
     shown = spelling(path)
     if not _is_file(path):
-        raise DataError(f"zip:{shown}: there is no such file")
+        folder = os.path.isdir(os.path.expanduser(path))
+        what = f"it is a folder, folder:{shown}" if folder else "there is no such file"
+        raise DataError(f"zip:{shown}: {what}")
     try:
         return shown, zipfile.ZipFile(os.path.expanduser(path))
     # A name that is marked as UTF-8 and is not gives a ValueError.

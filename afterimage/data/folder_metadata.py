@@ -6,12 +6,13 @@ https://huggingface.co/docs/datasets/image_dataset#imagefolder
 """
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from afterimage.data.files import Archives, Folder
 from afterimage.data.header import NotAnImage
 from afterimage.data.labels import named
 from afterimage.data.layout import Groups
+from afterimage.data.near_miss import by_likeness, nearest
 from afterimage.data.table_rows import Table, listed, read_table
 from afterimage.errors import DataError
 from afterimage.notes import say_once
@@ -20,17 +21,22 @@ from checkpoints.names import spelling
 
 
 def with_metadata(
-    files: Folder | Archives, source: str, groups: Groups, reading: ReadingOptions
+    files: Folder | Archives,
+    source: str,
+    groups: Groups,
+    reading: ReadingOptions,
+    unused: Set[str] = frozenset(),
 ) -> Groups:
     """`groups` with the labels of the tables among `files`; unchanged if there is none.
 
     A table's labels replace those of the folders; images that it does not list have
-    none. Raises DataError if both name a class and differ, if a table cannot be read or
-    lists a missing file, and if only the table knows the splits.
+    none. `unused` are images that may be listed although they are not among `files`.
+    Raises DataError if both name a class and differ, if a table cannot be read or lists
+    a missing file, and if only the table knows the splits.
     """
     given: dict[str, str | None] = {}
     for name in files.metadata:
-        mine = _labels(files, name, source, groups, reading)
+        mine = _labels(files, name, source, groups, reading, unused)
         if both := next((image for image in mine if image in given), None):
             raise DataError(
                 f"{source}: {spelling(both)} is listed in two metadata files"
@@ -69,6 +75,7 @@ def _labels(
     source: str,
     groups: Groups,
     reading: ReadingOptions,
+    unused: Set[str],
 ) -> dict[str, str | None]:
     """{image: label} of one table; empty where it has no labels."""
     where = f"{source}/{spelling(name)}"
@@ -94,6 +101,7 @@ def _labels(
         named(table.columns[label], f"{where}, column {label}", reading),
         name,
         where,
+        unused,
     )
 
 
@@ -104,21 +112,21 @@ def _by_image(
     labels: Sequence[str | None],
     name: str,
     where: str,
+    unused: Set[str],
 ) -> dict[str, str | None]:
     there, folder = set(files.names), posixpath.dirname(name)
-    near = {name.casefold(): name for name in files.names}
+    near = by_likeness(files.names)
     found: dict[str, str | None] = {}
     problems = []
     for line, cell, label in zip(table.lines, table.columns[column], labels):
         image = posixpath.normpath(posixpath.join(folder, cell))
+        if image in unused:
+            continue
         if image not in there:
+            close = nearest(image, near)
+            hint = f"; {spelling(close)} is" if close else ""
             problems.append(
-                f"line {line}: {spelling(cell)} is not among the images"
-                + (
-                    f"; did you mean {spelling(near[key])}?"
-                    if (key := image.casefold()) in near
-                    else ""
-                )
+                f"line {line}: {spelling(cell)} is not among the images{hint}"
             )
         elif image in found:
             problems.append(f"line {line}: {spelling(cell)} is listed twice")

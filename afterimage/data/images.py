@@ -78,16 +78,16 @@ def _groups(
     # Images that the options exclude are not even opened.
     used = sorted(row for rows, _ in groups.values() for row in rows)
     place = {row: number for number, row in enumerate(used)}
+    unused = {name for row, name in enumerate(files.names) if row not in place}
     files.names = [files.names[row] for row in used]
     groups = {s: ([place[row] for row in rows], c) for s, (rows, c) in groups.items()}
-    return with_metadata(files, source, groups, reading)
+    return with_metadata(files, source, groups, reading, unused)
 
 
 def _say_ignored(files: Folder | Archives, source: str) -> None:
     if files.others:
-        count = sum(files.others.values())
         kinds = listed_kinds(files.others)
-        say_once(f"{source}: {count} files of other kinds are ignored: {kinds}")
+        say_once(f"{source}: files of other kinds, ignored: {kinds}")
 
 
 def image_sets(

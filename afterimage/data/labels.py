@@ -20,7 +20,7 @@ WAYS_TO_LABEL = (
     "one subfolder a class, labels beside the images, or a column `label` in a csv file"
 )
 
-_NO_VALUE = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "?"}
+_NO_VALUE = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "-1", "?"}
 """How tables write that there is no value, in lower case."""
 
 

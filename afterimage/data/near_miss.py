@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from afterimage.data.decode import SUFFIXES
 
@@ -42,6 +42,18 @@ def listing(folder: str) -> Listing:
         return {}, {}
     images = [n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES]
     return {_key(n): n for n in names}, {_stem(_key(n)): n for n in images}
+
+
+def by_likeness(names: Iterable[str]) -> dict[str, str]:
+    """Names by what they have in common with their near misses; for `nearest`."""
+    keys = {_key(name): name for name in names}
+    return {_stem(key): name for key, name in keys.items()} | keys
+
+
+def nearest(name: str, likeness: Mapping[str, str]) -> str | None:
+    """The one of some names that this nearly is; None without one."""
+    key = _key(name.replace("\\", "/"))
+    return likeness.get(key) or likeness.get(_stem(key))
 
 
 def _key(name: str) -> str:

@@ -13,7 +13,13 @@ from afterimage.data.labels import named
 from afterimage.data.layout import by_split
 from afterimage.data.sets import Splits
 from afterimage.data.split_names import OPTIONS, exact
-from afterimage.data.table_rows import Table, listed, no_columns, read_table
+from afterimage.data.table_rows import (
+    Table,
+    is_known,
+    listed,
+    no_columns,
+    read_table,
+)
 from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
@@ -47,7 +53,7 @@ def open_csv(
         raise DataError(no_columns(source, table.columns))
     table, splits = _chosen(table, source, tasks, reading, strict)
     label = table.named("label", source, tasks)
-    names = _names(table, column, label, source, reading.outside_images)
+    names = _names(table, column, label, source, where.parent, reading.outside_images)
     classes = {
         name: named(table.columns[name], f"{source}, column {name}", reading)
         for name in (label, *tasks)
@@ -76,7 +82,12 @@ def _content(where: pathlib.Path, source: str) -> bytes:
 
 
 def _names(
-    table: Table, column: str, label: str | None, source: str, outside: bool
+    table: Table,
+    column: str,
+    label: str | None,
+    source: str,
+    folder: pathlib.Path,
+    outside: bool,
 ) -> list[str]:
     """The images' paths as they are opened; every problem of the rows at once."""
     cells = table.columns[column]
@@ -92,9 +103,10 @@ def _names(
                 f"line {line}: {spelling(cell)} lies outside the table's folder; "
                 "--outside-images allows it"
             )
-        elif name in first:
-            problems.append(_twice(table, first[name], row, name, label))
-        first.setdefault(name, row)
+        elif (path := os.path.abspath(folder / name)) in first:
+            problems.append(_twice(table, first[path], row, name, label))
+        else:
+            first[path] = row
     if problems or not cells:
         raise DataError(listed(problems or ["no image is listed"], source))
     # Only what cannot change the file: `a/../b` may lead elsewhere through a link.
@@ -121,9 +133,14 @@ def _chosen(
     column = table.named("split", source, tasks)
     cells = ["train"] * len(table.lines) if column is None else table.columns[column]
     given, values = reading.split_folders, set(cells)
+    if column is None:
+        _check_no_splits(table, source, tasks)
     if given and (strict or values & set(given.values())):
         _check_given(given, column, values, source)
         meaning = {value: split for split, value in given.items()}
+        if "train" not in given:  # what is not named is read as ever
+            ever = {value: str(exact(value)) for value in values if exact(value)}
+            meaning = {v: s for v, s in ever.items() if s not in given} | meaning
         rows = [row for row, cell in enumerate(cells) if cell in meaning]
         if len(rows) < len(cells):
             say_once(
@@ -133,12 +150,33 @@ def _chosen(
         return table.rows(rows), [meaning[cells[row]] for row in rows]
     wrong = sorted(value for value in values if exact(value) is None)
     if wrong:
+        shown = ", ".join(spelling(value) or "empty cells" for value in wrong[:5])
         raise DataError(
-            f"{source}: column {column} holds {', '.join(map(spelling, wrong[:5]))}; "
-            "expected train, validation or test in each line, or name the "
-            f"value of each split with {', '.join(OPTIONS.values())}"
+            f"{source}: column {column} holds {shown}; expected train, validation or "
+            "test in each line, or name the value of each split with "
+            f"{', '.join(OPTIONS.values())}"
         )
     return table, [str(exact(cell)) for cell in cells]
+
+
+def _check_no_splits(table: Table, source: str, tasks: Sequence[str]) -> None:
+    """Raise DataError where a column that is not read tells splits apart.
+
+    Without it the test images would be trained on.
+    """
+    for name, cells in table.columns.items():
+        if name in tasks or is_known(name):
+            continue
+        values = set(cells)
+        words = {exact(value) for value in values}
+        flag = exact(name.casefold().removeprefix("is_")) is not None
+        if (None not in words and len(words) > 1) or (flag and len(values) > 1):
+            raise DataError(
+                f"{source}: column {spelling(name)} holds "
+                f"{', '.join(map(spelling, sorted(values)[:3]))}, and looks as if it "
+                "told splits apart. Call it `split`, with train, validation or test in "
+                "each line, or remove it"
+            )
 
 
 def _check_given(

@@ -148,7 +148,7 @@ def _problems(line: int, row: list[str], head: list[str]) -> Iterator[str]:
         if "\n" not in cell.strip():
             continue
         inner = re.split(r"[,;\t\n]", cell)
-        if _known(name) or any(is_image_name(part.strip()) for part in inner):
+        if is_known(name) or any(is_image_name(part.strip()) for part in inner):
             yield (
                 f'line {line}: a quote (") opens in column {name} and closes only '
                 f"{cell.strip().count(chr(10))} lines later; a quote inside a quoted "
@@ -156,7 +156,8 @@ def _problems(line: int, row: list[str], head: list[str]) -> Iterator[str]:
             )
 
 
-def _known(name: str) -> bool:
+def is_known(name: str) -> bool:
+    """Whether a column of this name is the image, the label or the split."""
     name = name.casefold()
     return any(name in (what, *more) for what, more in SYNONYMS.items())
 
