@@ -73,7 +73,7 @@ def test_a_metadata_file_in_each_split(tmp_path):
         ),
         (
             "file_name,label\nCat/1.png,cat\n",
-            ["line 2", "Cat/1.png", "mean cat/1.png?"],
+            ["line 2", "Cat/1.png", "; cat/1.png is"],
         ),
         ("file_name,label\nno.png,cat\n", ["line 2", "no.png"]),
         ("file_name,label\ncat/1.jpg,cat\n", ["line 2", "; cat/1.png is"]),
