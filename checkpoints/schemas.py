@@ -35,7 +35,9 @@ Name = Annotated[str, Meta(max_length=1024)]
 Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Channels = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Statistics = Annotated[list[Number], Meta(min_length=1, max_length=MOST_CHANNELS)]
+Pixel = Annotated[float, Meta(gt=-1e38, lt=1e38)]
+"""A value of pixels, which float32 must hold."""
+Statistics = Annotated[list[Pixel], Meta(min_length=1, max_length=MOST_CHANNELS)]
 Free = dict[str, Any]
 
 DTYPES = frozenset(
@@ -73,6 +75,7 @@ class Preprocessing(Struct):
     mean: Statistics
     std: Statistics
     channels: Channels
+    value_range: tuple[Number, Number] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
@@ -82,6 +85,9 @@ class Preprocessing(Struct):
             )
         if min(self.std) <= 0:
             raise ValueError(f"std {min(self.std):g} is not above 0")
+        if self.value_range and self.value_range[0] >= self.value_range[1]:
+            low, high = self.value_range
+            raise ValueError(f"value_range from {low:g} to {high:g}")
 
 
 class FeatureInfo(Struct):
