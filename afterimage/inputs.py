@@ -32,7 +32,7 @@ def image_batches(images: Any, batch_size: int) -> tuple[Iterator[Batch], int]:
 
 
 def _as_list(images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]:
-    rows = [np.asarray(image) for image in images]
+    rows = [_unmasked(image) for image in images]
     wrong = [f"{i}: {row.shape}" for i, row in enumerate(rows) if row.ndim != 3]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -44,12 +44,22 @@ def _as_list(images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]:
 
 
 def _as_array(images: Any) -> np.ndarray:
-    array = np.asarray(images)
+    array = _unmasked(images)
     if array.ndim == 3:
         return array[None]
     if array.ndim != 4:
         raise UserError(f"images are {array.dtype} {array.shape}; {_EXPECTED}.")
     return array
+
+
+def _unmasked(images: Any) -> np.ndarray:
+    """An array; UserError where a mask says that some of its numbers are none."""
+    if np.ma.is_masked(images):
+        raise UserError(
+            f"{np.ma.count_masked(images)} values are masked; fill them first, e.g. "
+            "images.filled(0)"
+        )
+    return np.asarray(images)
 
 
 def prepare(
@@ -78,6 +88,8 @@ def prepare(
 
 
 def _fit(images: np.ndarray, preprocessing: Preprocessing, resize: bool) -> np.ndarray:
+    if 0 in images.shape[1:]:
+        raise UserError(f"images {images.shape} have no pixels; {_EXPECTED}.")
     if looks_channels_first(images.shape, preprocessing.channels):
         raise UserError(
             f"{transposed_hint(images.shape)}. Grey images without a channel axis need "

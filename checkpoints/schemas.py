@@ -35,7 +35,9 @@ Name = Annotated[str, Meta(max_length=1024)]
 Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Channels = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Statistics = Annotated[list[Number], Meta(min_length=1, max_length=MOST_CHANNELS)]
+Pixel = Annotated[float, Meta(gt=-1e38, lt=1e38)]
+"""A value of pixels, which float32 must hold."""
+Statistics = Annotated[list[Pixel], Meta(min_length=1, max_length=MOST_CHANNELS)]
 Free = dict[str, Any]
 
 DTYPES = frozenset(

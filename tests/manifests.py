@@ -31,6 +31,7 @@ def encoder_manifest(**trained: Any) -> dict[str, Any]:
             "mean": [0.4, 0.5, 0.6],
             "std": [0.2, 0.25, 0.3],
             "channels": 3,
+            "value_range": [0.0, 4095.0],
         },
         "feature_info": [{"name": "stage1", "channels": 32, "stride": 2}],
         "data": {"name": "digits", "fingerprint": "f"},

@@ -201,7 +201,9 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     rule = encoder.preprocessing
     assert rule.channels == 5
     assert rule.value_range == tuple(np.quantile(images, [0.001, 0.999]))
-    seen = open_for(rule, spec, "fail", True).test
+    wanted = EvaluateConfig(from_=str(tmp_path / "run"), data=spec)
+    seen = open_for(rule, wanted).test
+    assert seen is not None
     order = [int(name.split("/")[-1][0]) for name in seen.ids]
     from_files = encoder.features(seen.gather(range(4)))
     np.testing.assert_allclose(encoder.features(images[order]), from_files, atol=1e-5)
@@ -232,3 +234,44 @@ def test_a_fourth_band_that_is_called_transparency_is_named(tmp_path, channels, 
     assert found.shape[2] == (channels or 3)
     if channels:
         np.testing.assert_array_equal(found.gather([0])[0], image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((5, 12, 10), "12 pixels high and 10 wide"),
+        ((12, 10, 5), "10 pixels high and 5"),
+    ],
+)
+def test_bands_that_were_written_as_pages_are_named(tmp_path, capsys, shape, said):
+    """What tifffile does with an array of which nobody says what its axes are."""
+    image = RNG.integers(0, 255, shape).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
+    found = open_data(f"folder:{tmp_path}", cache=False).train
+    np.testing.assert_array_equal(found.gather([0])[0, ..., 0], image[0])
+    error = capsys.readouterr().err
+    assert "several pages" in error and said in error
+    assert "a.tif" in error
+    with pytest.raises(DataError, match=r"several pages.*one page"):
+        open_data(f"folder:{tmp_path}", channels=5)
+
+
+def test_thumbnails_behind_an_image_are_no_pages(tmp_path, capsys):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.zeros((20, 20), np.uint8), photometric="minisblack")
+        for side in (10, 20):
+            small = np.zeros((side, side), np.uint8)
+            file.write(small, photometric="minisblack", subfiletype=1)
+    assert len(open_data(f"folder:{tmp_path}", cache=False).train) == 1
+    assert "several pages" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value_range", [None, (0.0, 1.0), "auto"])
+def test_no_numbers_are_called_so(tmp_path, value_range):
+    image = np.full((9, 9), np.nan, np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
+    np.savez(tmp_path / "a.npz", images=image[None])
+    wanted = "no value is a finite" if value_range == "auto" else "NaN"
+    for spec in (f"folder:{tmp_path}", f"npz:{tmp_path / 'a.npz'}"):
+        with pytest.raises(DataError, match=wanted):
+            open_data(spec, value_range=value_range, cache=False)

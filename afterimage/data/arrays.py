@@ -225,10 +225,11 @@ def _pixels(images: np.ndarray, name: str, value_range: Range | None) -> np.ndar
         raise DataError(f"{name}: {images.dtype} images; expected uint8 or floats")
     if value_range is not None:
         return _each(images, name, value_range)
+    if images.dtype.kind == "f" and np.isnan(images.min()):
+        raise DataError(f"{name}: some values are no numbers (NaN)")
     low, high = images.min(), images.max()
     top = 1 if images.dtype.kind == "f" else 255
-    # Not `low < 0`: a NaN must fail as well.
-    if not (low >= 0 and high <= top):
+    if low < 0 or high > top:
         raise DataError(
             f"{name}: {images.dtype} images range from {low:g} to {high:g}; expected "
             "uint8 in 0..255 or floats in [0, 1]; or set the values of black and "

@@ -34,8 +34,9 @@ class Header:
 
     `channels` is 1 for grey, 3 for colour, and 0 for bands that are neither. `samples`
     are the numbers a pixel has in the file, transparency included. `wide` says that
-    they have more than 8 bits. `cost` is an upper bound of the bytes
-    that decoding takes.
+    they have more than 8 bits. `cost` is an upper bound of the bytes that decoding
+    takes. `pages` counts those of the same size, of which the first is read; more than
+    a few are not counted.
     """
 
     height: int
@@ -44,6 +45,7 @@ class Header:
     samples: int
     wide: bool
     cost: int
+    pages: int = 1
 
 
 def check_extent(width: int, height: int) -> None:

@@ -20,7 +20,7 @@ from afterimage.data.files import (
     read,
 )
 from afterimage.data.folder_metadata import with_metadata
-from afterimage.data.header import Header, check_seen, takes_bands
+from afterimage.data.header import Header, NotAnImage, check_seen, takes_bands
 from afterimage.data.labels import index_names, say_alike, task_labels
 from afterimage.data.layout import Groups, layout
 from afterimage.data.samples import Range, range_of
@@ -38,6 +38,10 @@ from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir
 from checkpoints.names import printable, spelling
 
+_FIRST_PAGE = (
+    "of several pages the first is read: write bands as the samples of one page "
+    "(tifffile: photometric='minisblack', planarconfig='contig')"
+)
 _MEASURED = 1024  # images that an automatic value range looks at
 
 
@@ -182,6 +186,7 @@ def _decode_all(
         raise DataError(_bad_message(files, bad, source))
     if wanted.channels != 4:
         _say_alpha(files, good, source)
+    _say_pages(files, good, source)
     side = wanted.image_size
     size = None if side is None else (side, side)
     height, width = size or _common_size(files, good, source)
@@ -224,10 +229,15 @@ def _headers(
     def header(row: int) -> Header:
         with opened(files, row) as file:
             found = decode.read_header(file)
-        if channels is None:
-            check_seen(found)
-        else:
-            takes_bands(found.channels, found.samples, channels)
+        try:
+            if channels is None:
+                check_seen(found)
+            else:
+                takes_bands(found.channels, found.samples, channels)
+        except NotAnImage as error:
+            if found.pages > 1:
+                raise NotAnImage(f"{error}; {_FIRST_PAGE}") from None
+            raise
         return found
 
     found = dict(windows(or_reason(header), range(len(files.names)), "headers"))
@@ -247,6 +257,19 @@ def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None
             f"{source}: the fourth band of {found} TIFF files is marked as "
             "transparency. If it is something else, e.g. near-infrared, give "
             "channels=4 (--channels 4)"
+        )
+
+
+def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None:
+    """Microscopes write bands, layers and times as pages; so does tifffile, unasked."""
+    found = [row for row, header in headers.items() if header.pages > 1]
+    if found:
+        first = headers[found[0]]
+        print(
+            f"{source}: {len(found)} TIFF files have several pages, such as "
+            f"{spelling(files.names[found[0]])}, each {first.height} pixels high and "
+            f"{first.width} wide; {_FIRST_PAGE}",
+            file=sys.stderr,
         )
 
 

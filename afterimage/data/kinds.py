@@ -11,6 +11,7 @@ _STARTS = {
     b"\xff\x4f\xff\x51": "a JPEG 2000 image",
     b"\xff\x0a": "a JPEG XL image",
     b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"II\xbc\x01": "a JPEG XR image",
     b"8BPS": "a Photoshop document",
     b"\x76\x2f\x31\x01": "an OpenEXR image",
     b"#?RADIANCE": "a Radiance HDR image",
@@ -51,6 +52,8 @@ def _name(start: bytes, text: bytes) -> str | None:
             return name
     if text.startswith(b"<?xml") and b"<svg" in text:
         return "an SVG drawing"
+    if start.startswith(b"\xff\xd8\xff"):
+        return "a JPEG that is damaged, or of a rare kind (12 bits, JPEG-LS)"
     if start[:1] == b"P" and start[1:2] in b"1234567Ff" and start[2:3] in b" \t\r\n":
         return "a Netpbm image (PBM, PGM, PPM, PAM, PFM)"
     if start[4:8] == b"ftyp":

@@ -84,8 +84,8 @@ def change_channels(
         luma = images @ np.array([0.299, 0.587, 0.114], images.dtype)
         return luma[..., None]
     raise UserError(
-        f"images with {have} channels where {channels} are expected; only grey (1) and "
-        "RGB (3) turn into each other"
+        f"images with {have} channel{'s' * (have != 1)} where {channels} are expected; "
+        "only grey (1) and RGB (3) turn into each other. Give data with as many bands"
     )
 
 

@@ -74,8 +74,12 @@ def range_of(parts: Sequence[np.ndarray], name: str) -> Range:
     """
     values = np.concatenate([np.empty(0), *parts])
     values = values[np.isfinite(values)]
-    found = np.quantile(values, [0, 0.001, 0.999, 1]).tolist() if len(values) else [0]
-    for low, high in ((1, 2), (0, 3)) if len(values) else ():
+    if not len(values):
+        raise DataError(
+            f"{name}: value_range='auto' finds no range: no value is a finite number"
+        )
+    found = np.quantile(values, [0, 0.001, 0.999, 1]).tolist()
+    for low, high in ((1, 2), (0, 3)):
         if found[low] < found[high]:
             return found[low], found[high]
     raise DataError(
@@ -145,11 +149,11 @@ def to_bytes(
     if values.dtype.kind in "biu" and values.dtype.itemsize <= 2:
         scaled = None if values.dtype.itemsize == 1 and bits < 8 else value_range
         return _table(values.dtype.str, bits, scaled)[values.view(_plain(values))]
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise NotAnImage("some values are NaN; write a number there")
     if value_range is None:
         value_range = _default_range(values)
     low, high = value_range
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise NotAnImage("some values are NaN")
     # A step at a time, clipped first: infinities and large integers are then harmless.
     scaled = np.clip(values.astype(np.float64), low, high) - low
     return np.rint(scaled * (255 / (high - low))).astype(np.uint8)
@@ -180,7 +184,7 @@ def _default_range(values: np.ndarray) -> Range:
     if values.dtype.kind != "f":
         raise NotAnImage(_no_range(values.dtype))
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # not `low < 0`: a NaN must fail as well
+    if low < 0 or high > 1:
         raise NotAnImage(
             f"float values from {low:g} to {high:g}, not in [0, 1]; {_CURE} {_OPTION}"
         )

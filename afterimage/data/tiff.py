@@ -5,6 +5,7 @@ is decided here, as tifffile gives the numbers as they are stored.
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
 import math
@@ -25,6 +26,7 @@ from afterimage.data.samples import Samples
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274
 _MAX_SEGMENTS = 2**20
+_MOST_PAGES = 16  # that are counted: a hostile file may have millions
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
 _JPEG = 7
 # Those whose output is bounded by what the header says. JPEG 2000, LERC, WebP, PNG and
@@ -51,7 +53,7 @@ def is_tiff(start: bytes) -> bool:
 def tiff_header(file: Any) -> Header:
     """Size, bands and cost of the first page, from its tags."""
     with _page(file) as page:
-        return _header(page)
+        return dataclasses.replace(_header(page), pages=_pages(page))
 
 
 def decode_tiff(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]]:
@@ -71,6 +73,17 @@ def _page(file: Any) -> Iterator[Any]:
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     with tifffile.TiffFile(file, name="image") as tiff:
         yield tiff.pages.first
+
+
+def _pages(first: Any) -> int:
+    """How many pages have the first one's size, thumbnails and the like left out."""
+    count = 1
+    # Whatever is wrong behind the first page does not matter to it.
+    with contextlib.suppress(Exception):
+        for number in range(1, _MOST_PAGES):
+            page = first.parent.pages[number]
+            count += page.shape == first.shape and not page.is_reduced
+    return count
 
 
 def _header(page: Any) -> Header:
@@ -225,8 +238,11 @@ def _samples(page: Any, values: np.ndarray) -> Samples:
     channels, alpha = _meaning(page)
     photometric, bits = int(page.photometric), int(page.bitspersample)
     if photometric == _PALETTE:
-        values = _palette(page)[values[..., 0].astype(np.intp)]
-        return Samples(values[..., :1] if channels == 1 else values, channels)
+        table = _palette(page)[:, : channels or 3]
+        pixels = np.empty((*values.shape[:2], table.shape[1]), np.uint8)
+        for row, indices in enumerate(values[..., 0]):  # of all, wide numbers are many
+            pixels[row] = table[indices.astype(np.intp)]
+        return Samples(pixels, channels)
     return Samples(
         values,
         channels,

@@ -155,7 +155,7 @@ BROKEN = {
     "TIFF cut": (encode(COLOUR, "TIFF")[:900], ""),
     "BMP cut": (encode(COLOUR, "BMP")[:900], ""),
     "float beyond 1": (encode(np.float32(RAMP), "TIFF"), "not in [0, 1]"),
-    "float nan": (encode(np.float32(RAMP) * np.nan, "TIFF"), "not in [0, 1]"),
+    "float nan": (encode(np.float32(RAMP) * np.nan, "TIFF"), "NaN"),
 }
 
 

@@ -307,3 +307,36 @@ def test_a_jpeg_in_a_tiff_is_no_larger_than_its_tile():
     small[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
     with pytest.raises(NotAnImage, match="60000"):
         decode(bytes(small), None, 3)
+
+
+SIDE = 1600
+NOISE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4)).astype(np.uint8)
+PALETTE = np.random.default_rng(1).integers(0, 65536, (3, 256)).astype(np.uint16)
+PLANES = np.moveaxis(NOISE.view(np.uint16), -1, 0)
+STRIPS = {"rowsperstrip": 64}
+COSTLY = {
+    "palette": (
+        NOISE[..., 0],
+        {"photometric": "palette", "colormap": PALETTE} | STRIPS,
+    ),
+    "RGBA": (NOISE, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    "CMYK": (NOISE, {"photometric": "separated"}),
+    "planes": (PLANES, {"photometric": "minisblack", "planarconfig": "separate"}),
+    "floats": (PLANES[0] / np.float32(65535), {"predictor": True}),
+    "doubles, tiles": (PLANES[0] / 65535, {"tile": (256, 256), "byteorder": ">"}),
+    "12 bits": (PLANES[0] >> 4, {"photometric": "minisblack", "bitspersample": 12}),
+    "MINISWHITE": (NOISE[..., 0], {"photometric": "miniswhite", "byteorder": ">"}),
+}
+
+
+@pytest.mark.parametrize("case", COSTLY)
+def test_the_header_says_how_much_memory_decoding_takes(case):
+    image, options = COSTLY[case]
+    if "predictor" in options or "tile" in options:
+        options = {**options, "compression": "zstd"}
+    data = bytes(tiff(image, **options))
+    header = read_header(io.BytesIO(data))
+    channels = header.channels or header.samples
+    decode(data, None, channels)  # imports and tables
+    # Blocks of a fixed size, and Python's own objects, come on top.
+    assert peak_of(lambda: decode(data, None, channels)) < header.cost + 2**23

@@ -9,6 +9,7 @@ import struct
 import zlib
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import pyvips
@@ -477,6 +478,13 @@ WRITTEN = {
     "Pillow JPEG 2000": (encode(np.tile(U1, (4, 4, 1)), "JPEG2000"), "JPEG 2000", 0),
     "Pillow AVIF": (encode(SMOOTH, "AVIF"), "AVIF", 0),
     "Pillow ICO": (encode(U1, "ICO"), "icon", 0),
+    "JPEG of 12 bits": (
+        imagecodecs.jpeg_encode(SMOOTH.astype(np.uint16) * 16, bitspersample=12),
+        "JPEG .*12 bits",
+        0,
+    ),
+    "JPEG-LS": (imagecodecs.jpegls_encode(SMOOTH), "JPEG-LS", 0),
+    "JPEG XR": (imagecodecs.jpegxr_encode(SMOOTH), "JPEG XR", 0),
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "HEIC", 0),
     "DICOM": (bytes(128) + b"DICM" + bytes(40), "DICOM", 0),
 }
