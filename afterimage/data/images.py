@@ -265,11 +265,10 @@ def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None
     found = [row for row, header in headers.items() if header.pages > 1]
     if found:
         first = headers[found[0]]
-        print(
+        say_once(
             f"{source}: {len(found)} TIFF files have several pages, such as "
             f"{spelling(files.names[found[0]])}, each {first.height} pixels high and "
-            f"{first.width} wide; {_FIRST_PAGE}",
-            file=sys.stderr,
+            f"{first.width} wide; {_FIRST_PAGE}"
         )
 
 
