@@ -30,6 +30,7 @@ from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
+from checkpoints.jsons import in_lines
 from checkpoints.names import shortened
 from checkpoints.trees import flatten
 
@@ -277,8 +278,8 @@ def _check_leaves(wanted: list[Any], given: list[Any], model: str) -> None:
     ]
     if wrong:
         raise CheckpointError(
-            f"these are not the parameters of the model {model!r} in the manifest:\n  "
-            + "\n  ".join(wrong)
+            f"these are not the parameters of the model {model!r} in the manifest:"
+            + in_lines(wrong)
         )
 
 

@@ -23,6 +23,7 @@ from afterimage.evaluation import (
 )
 from afterimage.evaluation.embedding import import_umap
 from afterimage.features_command import open_for, report_skipped, select
+from afterimage.notes import say_once
 from checkpoints.files import cannot_hold
 from checkpoints.names import printable
 
@@ -51,7 +52,10 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
         "untrained encoder": encoder.untrained(config.seed),
     }
     if config.against is not None:
-        named[f"against {config.against}"] = load_encoder(config.against)
+        other = load_encoder(config.against)
+        named[f"against {config.against}"] = other
+        if said := other.preprocessing.other_range(encoder.preprocessing):
+            say_once(f"against={config.against} {said}")
     splits = open_for(encoder.preprocessing, config)
     report_skipped(select(splits, "all", config.data))
     train, test = _probe_sets(splits, config)

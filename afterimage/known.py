@@ -18,7 +18,7 @@ from afterimage.data import Preprocessing
 from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
-from checkpoints import files, names, tensors
+from checkpoints import files, jsons, names, tensors
 from checkpoints.encoder import read_encoder, write_encoder
 from checkpoints.errors import CheckpointError
 from checkpoints.torch_file import read_torch
@@ -263,8 +263,8 @@ def _check(weights: Mapping[str, np.ndarray], config: ModelConfig, path: Any) ->
     fits = [n for n in KNOWN if not _mismatches(weights, _config(n, size, "frozen"))]
     cure = f"it is a {fits[0]}: give --model {fits[0]}" if fits else "see below"
     raise UserError(
-        f"{path} is not a {config.name} of torchvision or timm; {cure}\n  "
-        + "\n  ".join(wrong)
+        f"{path} is not a {config.name} of torchvision or timm; {cure}"
+        + jsons.in_lines(wrong)
     )
 
 

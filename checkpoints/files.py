@@ -51,7 +51,11 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
 
 
 def memory() -> int:
-    """Bytes of memory that this machine has."""
+    """Bytes of memory that this machine can still give; all it has where unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for row in pathlib.Path("/proc/meminfo").read_text().splitlines():
+            if row.startswith("MemAvailable:"):
+                return 1024 * int(row.split()[1])
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows

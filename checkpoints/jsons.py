@@ -10,6 +10,7 @@ import math
 import pathlib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -75,6 +76,13 @@ def listed(lines: list[str]) -> str:
     more = len(lines) - _LISTED
     text = "; ".join(line[:300] for line in lines[:_LISTED])
     return text + (f"; and {more} more" if more > 0 else "")
+
+
+def in_lines(lines: Sequence[str], most: int = 100) -> str:
+    """The first of many mistakes, one an indented line, and how many more there are."""
+    more = len(lines) - most
+    shown = [*lines[:most], *([f"and {more} more"] if more > 0 else [])]
+    return "".join(f"\n  {line}" for line in shown)
 
 
 def _inside(value: Any, kind: Any, where: str) -> list[str]:

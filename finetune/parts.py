@@ -14,6 +14,7 @@ from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
+from afterimage.notes import say_once
 from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.state import State, averaged_params, averaged_stats
 from afterimage.training.sweep import Sweep, spaced
@@ -61,6 +62,10 @@ class Parts:
         self.teacher = read_teacher(
             config, self.chosen.train.shape, self.chosen.class_names
         )
+        if self.teacher is not None:
+            takes = self.teacher.classifier.preprocessing
+            if said := takes.other_range(opened.preprocessing):
+                say_once(f"teacher={config.teacher} {said}")
         self.known = self.chosen.train
         self.heads = self.make_heads()
         source_head = anchors.source_head(config)

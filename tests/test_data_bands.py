@@ -276,3 +276,36 @@ def test_no_numbers_are_called_so(tmp_path, value_range):
     for spec in (f"folder:{tmp_path}", f"npz:{tmp_path / 'a.npz'}"):
         with pytest.raises(DataError, match=wanted):
             open_data(spec, value_range=value_range, cache=False)
+
+
+@pytest.mark.slow
+def test_an_encoder_of_another_value_range_is_said_to_be_so(tmp_path, capsys):
+    """Two encoders see one decoding of the images, scaled for the first of them."""
+    from afterimage.evaluate_command import EvaluateConfig
+    from afterimage.evaluate_encoder import evaluate_encoder
+    from tests.encoder_artefact import write
+    from tests.manifests import reseal
+
+    for name, limits in {
+        "one": [0, 4095],
+        "two": [300, 3800],
+        "same": [0, 4095],
+    }.items():
+        write(tmp_path / name, channels=1, image_size=(12, 12))
+        change = {"value_range": limits}
+        reseal(tmp_path / name, lambda m, c=change: m["preprocessing"].update(c))
+    folder(tmp_path / "data", bands(1, n=16))
+    spec = folder(tmp_path / "data", bands(1, n=16), "test")
+    for other, said in {"same": False, "two": True}.items():
+        evaluate_encoder(
+            EvaluateConfig(
+                from_=str(tmp_path / "one"),
+                against=str(tmp_path / other),
+                data=spec,
+                per_class=(),
+                label_seeds=1,
+                embedding="none",
+                out=str(tmp_path / "out.json"),
+            )
+        )
+        assert ("300 to 3800" in capsys.readouterr().err) == said

@@ -215,7 +215,7 @@ def test_npz_and_its_splits(tmp_path):
     ("images", "message"),
     [
         (np.full((2, 8, 8), 255.0), r"range from 255 to 255.*\[0, 1\]"),
-        (np.full((2, 8, 8), np.nan), "range from nan"),
+        (np.full((2, 8, 8), np.nan), "NaN"),
         (np.full((2, 8, 8), -1), "range from -1"),
         (np.zeros((2, 8)), "shape"),
         (np.zeros((0, 8, 8)), "none of them 0"),

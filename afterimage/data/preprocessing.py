@@ -86,6 +86,22 @@ class Preprocessing:
             return np.empty((0, *self.image_size, self.channels), images.dtype)
         return np.stack([cover_and_crop(image, self.image_size) for image in images])
 
+    def other_range(self, other: "Preprocessing") -> str | None:
+        """What is to be said where images scaled as `other`'s go through this one's.
+
+        None where both have one range. 8-bit images are the same in every range.
+        """
+        if self.value_range == other.value_range:
+            return None
+        own, given = (
+            "the range of their type" if r is None else f"{r[0]:g} to {r[1]:g}"
+            for r in (self.value_range, other.value_range)
+        )
+        return (
+            f"was trained with black and white at {own}, and is given images at "
+            f"{given}: those of more than 8 bits look otherwise to it"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {

@@ -15,7 +15,7 @@ from afterimage.__main__ import main
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
 from afterimage.models import FeatureInfo, ModelConfig
-from checkpoints import inspect, jsons, schemas, tensors
+from checkpoints import files, inspect, jsons, schemas, tensors
 from checkpoints.encoder import read_encoder
 from checkpoints.errors import CheckpointError
 from checkpoints.store import Store
@@ -449,6 +449,23 @@ def foreign(path, **changes):
         weights[f"features.0.{name}"].flat[2] = value
     path.write_bytes(tensors.encode(weights))
     return weights
+
+
+def test_thousands_of_foreign_names_are_a_short_message(tiny, tmp_path):
+    path = tmp_path / "x.safetensors"
+    names = {f"name{n}": np.zeros(1, np.float32) for n in range(5000)}
+    path.write_bytes(tensors.encode(names))
+    with pytest.raises(UserError, match=r"(?s)missing.*and \d+ more") as error:
+        known.import_encoder(path, "vgg11", tmp_path / "e", image_size=32)
+    assert len(str(error.value)) < 10_000
+
+
+def test_a_file_larger_than_the_free_memory_is_not_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.touch()
+    os.truncate(path, files.memory() + 2**32)
+    with pytest.raises(CheckpointError, match="expected at most"):
+        known.read_weights(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
