@@ -6,6 +6,8 @@ import select
 import sys
 from typing import Any
 
+from checkpoints.names import printable
+
 
 class _Tolerant(io.RawIOBase):
     """Bytes to a file descriptor; what its disk or terminal refuses is lost.
@@ -46,7 +48,7 @@ def prepare() -> None:
 
     Closed streams (`>&-`) lead nowhere, and no file that the program opens takes their
     place; a full disk, or a terminal that is gone, loses text; what the encoding of the
-    terminal lacks is escaped. Streams that a caller in Python replaced stay.
+    terminal lacks is escaped, also in streams that a caller in Python put there.
     """
     # In this order each takes the lowest free number: its own.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -59,6 +61,11 @@ def prepare() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
     sys.stdout = _replaced(sys.stdout, 1)
     sys.stderr = _replaced(sys.stderr, 2)
+
+
+def say(text: str) -> None:
+    """Print lines on standard output; control characters of names are escaped."""
+    print(printable(text, keep="\n\t"), flush=True)
 
 
 def lost_output() -> OSError | None:
@@ -74,6 +81,8 @@ def _raw(stream: Any) -> Any:
 def _replaced(stream: Any, number: int) -> Any:
     raw = _raw(stream)
     if not isinstance(raw, io.FileIO) or raw.fileno() != number:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         return stream
     stream.flush()
     raw = _Tolerant(number)

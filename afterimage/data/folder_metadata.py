@@ -87,7 +87,7 @@ def _labels(
     column, label = table.named("image", where), table.named("label", where)
     if column is None or label is None:
         lacks = "file_name" if column is None else "label"
-        say_once(f"{where} has no column {lacks} and is left aside")
+        say_once(f"{where} has no column {lacks} and is ignored")
         return {}
     if table.named("split", where) is not None and len(groups) == 1:
         raise DataError(

@@ -38,7 +38,7 @@ def layout(
     that every image of the split lies in one.
 
     `given` names the folder of each split instead ({"train": "seg_train"}); `.` is the
-    whole, and folders that are not named are left aside. Not `strict`, it holds only
+    whole, and folders that are not named are ignored. Not `strict`, it holds only
     where one of these folders is there.
 
     Raises DataError where only some of the folders bear a split's name, naming the odd
@@ -67,8 +67,8 @@ def layout(
     if (inner := _split_below(paths)) is not None:
         say_once(f"{source}: the folders in each class are read as its splits")
         return _grouped(inner, [str(exact(path[0])) for path in inner], source)
-    for place, names in _folders(paths).items():
-        check_no_pair(source, names, place)
+    for place, inside in _folders(paths).items():
+        check_no_pair(source, inside, place)
     return {"train": _classes(paths, range(len(paths)), source)}
 
 
@@ -189,7 +189,7 @@ def _named(
     if "train" not in places:  # what is not named is read as ever
         groups = _rest(paths, rest, source, places)
     elif rest:
-        say_once(f"{source}: {len(rest):,} images in other folders are left aside")
+        say_once(f"{source}: {len(rest):,} images in other folders are ignored")
     for split, place in places.items():
         rows = [row for row, mine in found.items() if mine == split]
         short = _within(paths, rows, len(place))

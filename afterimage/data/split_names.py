@@ -145,8 +145,8 @@ def check_clear(
     )
     raise DataError(
         f"{source}: {'; '.join(problems)}. Say which folder is what, for example "
-        f"{example} (also {', '.join(OPTIONS.values())}; other folders are left "
-        "aside), or --train . where each folder is a class"
+        f"{example} (also {', '.join(OPTIONS.values())}; other folders are "
+        "ignored), or --train . where each folder is a class"
     )
 
 

@@ -144,8 +144,8 @@ def _chosen(
         rows = [row for row, cell in enumerate(cells) if cell in meaning]
         if len(rows) < len(cells):
             say_once(
-                f"{source}: {len(cells) - len(rows):,} images of other splits are left "
-                "aside"
+                f"{source}: {len(cells) - len(rows):,} images of other splits are "
+                "ignored"
             )
         return table.rows(rows), [meaning[cells[row]] for row in rows]
     wrong = sorted(value for value in values if exact(value) is None)
