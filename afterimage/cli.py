@@ -179,7 +179,7 @@ def _run(command: Callable[[], object]) -> int:
         fault = disk_fault(error)
         if fault is None:
             raise
-        print(fault, file=sys.stderr)
+        print(printable(fault, keep="\n\t"), file=sys.stderr)
         return DiskError.exit_code
     except KeyboardInterrupt:
         print("\nStopped at once; earlier checkpoints are kept.", file=sys.stderr)

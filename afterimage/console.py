@@ -6,6 +6,8 @@ import select
 import sys
 from typing import Any
 
+from checkpoints.names import printable
+
 
 class _Tolerant(io.RawIOBase):
     """Bytes to a file descriptor; what its disk or terminal refuses is dropped.
@@ -60,6 +62,11 @@ def prepare() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
     sys.stdout = _replaced(sys.stdout, 1)
     sys.stderr = _replaced(sys.stderr, 2)
+
+
+def say(text: str) -> None:
+    """Print lines on standard output; control characters of names are escaped."""
+    print(printable(text, keep="\n\t"), flush=True)
 
 
 def lost_output() -> OSError | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import os
 import re
 import zipfile
@@ -248,4 +249,7 @@ class NpzRows:
         self._zip.close()
 
     def abandon(self) -> None:
-        self._zip.fp = None  # or it writes its index when it is collected
+        # Both write their ends when they are collected: into memory, not to the disk.
+        self._zip.fp = io.BytesIO()
+        self._file.close()
+        self._zip.close()

@@ -36,7 +36,6 @@ _NAME_BYTES = 255
 """Of one part of a path, on every common file system."""
 _PATH = 4000
 """Characters of a whole path: Linux takes 4,095 bytes, and names are added to it."""
-_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 
 def field_problems(config: Any) -> list[str]:
@@ -117,8 +116,6 @@ def place_problems(name: str, value: Any) -> list[str]:
             f"{name}={text}: the shell did not replace ~ by your home folder; give "
             f"the whole path (./{text} for a folder of this name)"
         ]
-    if _CONTROL.search(text):
-        return [f"{name}={text!r}: a name without control characters is needed"]
     if len(text) > _PATH:
         return [
             f"{name}={text[:40]}…: a path of {len(text)} characters; at most {_PATH}"

@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,11 @@ def join_hosts() -> None:
 def start() -> None:
     """What every command does first."""
     enable_compile_cache()
+    # A line for each program that is compiled, where its disk is full or read-only:
+    # without the cache a command is slower, and all else is the same.
+    warnings.filterwarnings(
+        "ignore", "Error (reading|writing) persistent compilation cache"
+    )
     join_hosts()
 
 

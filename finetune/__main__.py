@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from afterimage.cli import exit_code, leave, parse
+from afterimage.console import say
 from finetune.config import FinetuneConfig
 from finetune.presets import PRESETS
 
@@ -26,7 +27,7 @@ def main(
     )
     from finetune.program import finetune
 
-    print(finetune(config).summary())
+    say(finetune(config).summary())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A run from resuming or beginning to its results, whatever is learned in it."""
 
+from afterimage.console import say
 from afterimage.data import counted
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
@@ -138,4 +139,4 @@ class Program:
 
     def _say(self, text: str) -> None:
         if self.folder.first:
-            print(text, flush=True)
+            say(text)

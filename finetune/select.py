@@ -11,6 +11,7 @@ from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig, is_classifier
 from afterimage.training.sweep import spaced
+from checkpoints.names import spelling
 from finetune.artefact import load_classifier
 from finetune.domains.selection import (
     ensemble_agreement,
@@ -53,7 +54,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
     encoder = None if config.encoder is None else load_encoder(config.encoder)
     reads: list[_Read] = []
     for number, run in enumerate(config.from_, 1):
-        print(f"{number}/{len(config.from_)}  {run}", file=sys.stderr)
+        print(f"{number}/{len(config.from_)}  {spelling(str(run))}", file=sys.stderr)
         reads.append(_read(config, run))
         _compare(reads[0], reads[-1])
     logits = [read.logits for read in reads]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afterimage.cli import parse
+from afterimage.console import say
 from afterimage.errors import UserError
 from afterimage.evaluate_command import write
 from afterimage.fields import field_problems
@@ -100,6 +101,6 @@ def main(argv: Sequence[str], *, prog: str = "afterimage select") -> None:
     from finetune.select import select
 
     found = select(config)
-    print(text(found))
+    say(text(found))
     if config.out is not None:
         write(Path(config.out), (json.dumps(found, indent=1) + "\n").encode())

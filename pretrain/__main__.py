@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from afterimage.cli import exit_code, leave, parse
+from afterimage.console import say
 from pretrain.config import PretrainConfig
 from pretrain.presets import PRESETS
 
@@ -24,7 +25,7 @@ def main(
     )
     from pretrain.program import pretrain
 
-    print(pretrain(config).summary())
+    say(pretrain(config).summary())
 
 
 if __name__ == "__main__":

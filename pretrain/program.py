@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from afterimage import runtime
+from afterimage.console import say
 from afterimage.data import (
     ImageSet,
     Preprocessing,
@@ -302,7 +303,7 @@ class _Program:
 
     def _say(self, text: str) -> None:
         if self.folder.first:
-            print(text, flush=True)
+            say(text)
 
 
 def _check_data(config: PretrainConfig, splits: Splits) -> None:

@@ -119,7 +119,7 @@ def test_every_place_that_cannot_be_is_refused_by_its_name(
         made(config, usual, name, (value, "b", "c") if length else value)
 
 
-@pytest.mark.parametrize("value", ["~/x", "~nobody", "a\x1b[31m", "a\nb", "x/" * 3000])
+@pytest.mark.parametrize("value", ["~/x", "~nobody", "x/" * 3000])
 def test_a_folder_of_a_run_has_a_plain_name(value):
     assert "out=" in place_problems("out", value)[0]
 

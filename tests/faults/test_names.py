@@ -247,6 +247,16 @@ def test_features_from_and_into_folders_of_such_names(tmp_path, folder, capsys, 
     assert out.stat().st_size > 0
 
 
+def test_a_run_folder_with_control_characters_is_escaped_when_printed(tmp_path, capsys):
+    out = tmp_path / "r\x1bc"
+    few = ["--steps", "1", "--width", "0.25", "--pictures", "0", "--probe-images", "0"]
+    data = ["--data", "synthetic:8x8x1", "--no-tensorboard"]
+    assert main(["pretrain", *data, *few, "--out", str(out)]) == 0
+    text = "".join(capsys.readouterr())
+    assert "r\\x1bc/report.html" in text
+    assert "\x1b" not in text
+
+
 def test_a_run_folder_that_checkpoints_cannot_have_is_refused(tmp_path, capsys):
     out = tmp_path / "r\udce9"
     assert main(["pretrain", "--data", "digits", "--out", str(out)]) == 2
