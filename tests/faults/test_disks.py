@@ -140,8 +140,8 @@ def opened(folder, **config):
     return run
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "lock"])
-def test_a_folder_where_a_run_has_a_file_is_said(tmp_path, name):
+@pytest.mark.parametrize(("name", "code"), [("config.json", 3), ("lock", 2)])
+def test_a_folder_where_a_run_has_a_file_is_said(tmp_path, name, code):
     with opened(tmp_path / "run") as run:
         run.metrics.start(0)
     (run.path / name).unlink(missing_ok=True)
@@ -149,7 +149,21 @@ def test_a_folder_where_a_run_has_a_file_is_said(tmp_path, name):
     with pytest.raises((AfterimageError, CheckpointError), match=name) as caught:
         with opened(run.path) as again:
             again.metrics.start(0)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == code
+
+
+def test_a_folder_in_the_place_of_the_metrics_is_set_aside_whole(tmp_path):
+    with opened(tmp_path / "run") as run:
+        run.metrics.start(0)
+    path = run.path / "metrics.jsonl"
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "mine").write_text("kept")
+    with opened(run.path) as again:
+        again.metrics.start(0)
+        again.metrics.write(1, {"loss": 1.0})
+    assert path.is_file()
+    assert [found.read_text() for found in run.path.rglob("mine")] == ["kept"]
 
 
 @pytest.mark.parametrize("name", ["pictures", "checkpoints"])
