@@ -152,6 +152,20 @@ def test_a_folder_where_a_run_has_a_file_is_said(tmp_path, name, code):
     assert caught.value.exit_code == code
 
 
+def test_a_folder_in_the_place_of_the_metrics_is_set_aside_whole(tmp_path):
+    with opened(tmp_path / "run") as run:
+        run.metrics.start(0)
+    path = run.path / "metrics.jsonl"
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "mine").write_text("kept")
+    with opened(run.path) as again:
+        again.metrics.start(0)
+        again.metrics.write(1, {"loss": 1.0})
+    assert path.is_file()
+    assert [found.read_text() for found in run.path.rglob("mine")] == ["kept"]
+
+
 @pytest.mark.parametrize("name", ["pictures", "checkpoints"])
 def test_a_file_where_a_run_has_a_folder_is_said(tmp_path, name):
     with opened(tmp_path / "run") as run:
