@@ -94,7 +94,7 @@ def refused(folder, names):
         ("preprocessing.value_range", 7, "preprocessing.value_range"),
         ("preprocessing.value_range", [5], "preprocessing.value_range"),
         ("preprocessing.value_range", [0, "1"], "preprocessing.value_range"),
-        ("preprocessing.value_range", [5, 1], "value_range from 5 to 1"),
+        ("preprocessing.value_range", [5, 1], "value_range [5.0, 1.0]"),
         ("preprocessing.image_size", [0, 16], "preprocessing.image_size"),
         ("feature_info", {"a": 1}, "feature_info"),
         ("feature_info", [{"name": "a"}], "feature_info"),

@@ -57,7 +57,7 @@ def test_a_damaged_line_is_set_aside_and_said_once(tmp_path, bad, place):
     rows, said = started(tmp_path)
     assert rows == wanted
     assert len(said) == 1
-    assert "1 lines" in said[0]
+    assert "(1)" in said[0]
     assert "metrics.jsonl.damaged" in said[0]
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == BAD[bad] + b"\n"
     assert started(tmp_path) == (wanted, [])
@@ -127,7 +127,7 @@ def test_damaged_metrics_never_block_a_resume(tmp_path, tiny, capsys):
     capsys.readouterr()
     result = run_program(settings(out))
     assert not result.complete
-    assert "3 lines" in capsys.readouterr().out
+    assert "(3)" in capsys.readouterr().out
     states = [flatten(Store(run).restore()[1]) for run in (whole, out)]
     assert states[0].keys() == states[1].keys()
     for name, leaf in states[0].items():
