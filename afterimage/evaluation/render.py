@@ -39,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def percent(share: Mapping[str, float | None]) -> str:
+def percent(share: Mapping[str, float | int | None]) -> str:
     """`97.2 % (96.1-98.0)`: a value with its interval; None is shown as nan."""
     found = (share[key] for key in ("value", "low", "high"))
     value, low, high = (math.nan if v is None else 100 * v for v in found)
