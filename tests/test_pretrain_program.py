@@ -337,6 +337,7 @@ def test_odd_shapes_and_channels_without_labels_or_validation(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (70, 9, 12, 2), np.uint8)
     np.savez(tmp_path / "plain.npz", images=images)
     changes = {"data": f"npz:{tmp_path}/plain.npz", "validation": 0.0, "steps": 2}
+    changes["channels"] = 2
     result = run_program(config(tmp_path / "run", **changes))
     assert set(result.metrics) == {"loss", "relative_loss", "effective_rank"}
     assert "kNN" not in result.report.read_text()
