@@ -131,7 +131,7 @@ def exit_code(command: Callable[[], object]) -> int:
     """Runs a command; errors a user can act on are a message and their own code.
 
     0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved, 130
-    stopped at once, 141 nobody reads the output any more (`| head`); anything else is
+    stopped at once, 141 the reader of the output is gone (`| head`); anything else is
     our fault and keeps its traceback.
     """
     console.prepare()

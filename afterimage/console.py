@@ -12,7 +12,7 @@ from checkpoints.names import printable
 class _Tolerant(io.RawIOBase):
     """Bytes to a file descriptor; what its disk or terminal refuses is dropped.
 
-    A pipe that nobody reads any more still raises BrokenPipeError.
+    A pipe whose reader is gone still raises BrokenPipeError.
     """
 
     def __init__(self, descriptor: int):

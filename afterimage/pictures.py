@@ -58,7 +58,7 @@ def draw_rows(
 
 
 def band_note(channels: int) -> str:
-    """Which of so many bands a picture shows; empty for grey and RGB."""
+    """The bands that a picture shows, of this many; empty for grey and RGB."""
     if channels == 2:
         return "the mean of both bands"
     return f"bands 1, 2, 3 of {channels} as RGB" if channels > 3 else ""

@@ -313,25 +313,34 @@ def test_logistic_regression_reaches_the_optimum(n, d, strength):
 
 
 def test_logistic_regression_needs_few_steps_where_features_are_alike(monkeypatch):
-    """Along principal directions, scaled by curvature: half of L-BFGS as it is."""
+    """Along principal directions, scaled by curvature: fewer than L-BFGS as it is.
+
+    By a factor of 1.4 over five draws, and of about 2 in the first.
+    """
     import scipy.optimize
 
-    rng = np.random.default_rng(0)
-    mix = np.geomspace(1, 0.01, 40)[:, None] * rng.normal(size=(40, 40))
-    x = (rng.normal(size=(500, 40)) @ mix).astype(np.float32)
-    labels = (x @ rng.normal(size=(40, 5)) + rng.normal(size=(500, 5))).argmax(1)
-    found, minimise = [], scipy.optimize.minimize
+    minimise = scipy.optimize.minimize
+    ours, plain = [], []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        mix = np.geomspace(1, 0.01, 40)[:, None] * rng.normal(size=(40, 40))
+        x = (rng.normal(size=(500, 40)) @ mix).astype(np.float32)
+        labels = (x @ rng.normal(size=(40, 5)) + rng.normal(size=(500, 5))).argmax(1)
+        found = []
 
-    def counted(*args, **kwargs):
-        found.append(minimise(*args, **kwargs))
-        return found[-1]
+        def counted(*args, found=found, **kwargs):
+            found.append(minimise(*args, **kwargs))
+            return found[-1]
 
-    monkeypatch.setattr(scipy.optimize, "minimize", counted)
-    logistic.fit_logistic(x, labels, strengths=(10.0,))
-    monkeypatch.undo()
-    scaled = StandardScaler().fit_transform(x)
-    reference = LogisticRegression(C=10.0, tol=1e-4, max_iter=5000)
-    assert 1.8 * found[0].nit <= reference.fit(scaled, labels).n_iter_[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(scipy.optimize, "minimize", counted)
+            logistic.fit_logistic(x, labels, strengths=(10.0,))
+        scaled = StandardScaler().fit_transform(x)
+        reference = LogisticRegression(C=10.0, tol=1e-4, max_iter=5000)
+        ours.append(found[0].nit)  # what follows polishes the solution to 1e-6
+        plain.append(reference.fit(scaled, labels).n_iter_[0])
+    assert 1.9 * ours[0] <= plain[0]
+    assert 1.3 * sum(ours) <= sum(plain)
 
 
 def test_c_is_the_one_with_the_best_folds(digits):

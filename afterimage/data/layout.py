@@ -189,7 +189,7 @@ def _named(
     if "train" not in places:  # the folders that are not named are read as usual
         groups = _rest(paths, rest, source, places)
     elif rest:
-        say_once(f"{source}: {len(rest):,} images in other folders are ignored")
+        say_once(f"{source}: images in other folders, ignored: {len(rest):,}")
     for split, place in places.items():
         rows = [row for row, mine in found.items() if mine == split]
         short = _within(paths, rows, len(place))

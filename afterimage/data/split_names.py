@@ -63,15 +63,10 @@ def check_no_pair(source: str, names: Iterable[str], place: str) -> None:
     if len(found) < 2 or "train" not in found:
         return
     full = {s: f"{place}/{name}" if place else name for s, name in found.items()}
-    example = " ".join(
-        f"{option} {shlex.quote(spelling(full[split]))}"
-        for split, option in OPTIONS.items()
-        if split in full
-    )
     raise DataError(
         f"{source}: the folders {_listed(full.values())} look like splits, and would "
-        f"be read as classes or as parts of one. Say which folder is what, for example "
-        f"{example}, or --train . where each folder is a class"
+        f"be read as classes or as parts of one. Name the folder of each split, e.g. "
+        f"{_example(full)}, or give --train . if every folder is a class"
     )
 
 
@@ -137,12 +132,7 @@ def check_clear(
     known = {s: n for n, s in named.items() if n not in twice and s != ASK}
     if asked and "test" not in known:
         known["test"] = asked[0]
-    wanted = {"train", *known}
-    example = " ".join(
-        f"{option} {shlex.quote(spelling(known.get(split, 'FOLDER')))}"
-        for split, option in OPTIONS.items()
-        if split in wanted
-    )
+    example = _example({"train": "FOLDER", **known})
     raise DataError(
         f"{source}: {'; '.join(problems)}. Name the folder of each split, e.g. "
         f"{example} (options: {', '.join(OPTIONS.values())}; other folders are then "
@@ -156,3 +146,12 @@ def _key(name: str) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return " and ".join(spelling(name) for name in names)
+
+
+def _example(folders: Mapping[str, str]) -> str:
+    """The options that name these folders, {split: folder}."""
+    return " ".join(
+        f"{option} {shlex.quote(spelling(folders[split]))}"
+        for split, option in OPTIONS.items()
+        if split in folders
+    )

@@ -14,6 +14,7 @@ from benchmarks.reliability.jobs import JOBS
 
 
 def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--fault", nargs="+", choices=FAULTS, default=list(FAULTS))
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace, work: pathlib.Path) -> None:
 
 
 def main() -> None:
+    """Runs what the command line asks for, in a folder that is kept or deleted."""
     args = options()
     if args.keep:
         pathlib.Path(args.keep).mkdir(parents=True, exist_ok=True)

@@ -182,7 +182,7 @@ def small_disk(mount: pathlib.Path) -> Iterator[None]:
 
 
 def fill(path: pathlib.Path, room: int) -> None:
-    """Leaves so many bytes free, though another process may be writing."""
+    """Leaves this many bytes free, even if another process is writing."""
     with open(path, "wb") as file:
         while (free := shutil.disk_usage(path.parent).free) > room:
             with contextlib.suppress(OSError):
@@ -240,7 +240,7 @@ class Fault:
     title: str
     strike: Callable[[World, int, random.Random], str]
     factor: int = 1
-    """It is tried so many times more often than asked for."""
+    """Repeats of this fault for each repeat asked for."""
     root: bool = False
     """Needs to mount a file system."""
 

@@ -49,6 +49,7 @@ def collate(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
+    """Trains, continues if there is a checkpoint, and reports the final weights."""
     args = arguments()
     options = TrainingArguments(
         output_dir=args.out,

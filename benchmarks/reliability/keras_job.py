@@ -66,6 +66,7 @@ class Report(keras.callbacks.Callback):
 
 
 def main() -> None:
+    """Trains, continues if there is a checkpoint, and reports the final weights."""
     args = arguments()
     keras.utils.set_random_seed(args.seed)
     tf.config.experimental.enable_op_determinism()

@@ -54,6 +54,7 @@ class Report(Callback):
 
 
 def main() -> None:
+    """Trains, continues if there is a checkpoint, and reports the final weights."""
     args = arguments()
     lightning.seed_everything(args.seed, workers=True)
     images = Images(args.data, args.batch_size)

@@ -65,6 +65,7 @@ def follow(path: pathlib.Path) -> None:
 
 
 def main() -> int:
+    """Trains, continues if there is a checkpoint, and reports the final weights."""
     args = arguments()
     if nan_step():
         spoil(nan_step())
