@@ -1,30 +1,24 @@
-"""Afterimage: pretrain an encoder-decoder on images, keep the encoder, reuse it."""
+"""Afterimage: pretrain an encoder-decoder on images, keep the encoder, reuse it.
 
-from typing import Any
+The stages are packages: `afterimage.pretrain`, `afterimage.finetune`.
+"""
+
+from typing import TYPE_CHECKING
+
+from afterimage.lazy import exports
+
+if TYPE_CHECKING:
+    from afterimage.encoder import Encoder, load_encoder
+    from afterimage.sklearn import EncoderTransformer
 
 __version__ = "0.1.0"
+__all__ = ["Encoder", "EncoderTransformer", "__version__", "load_encoder"]
 
-# Lazy, so that `import afterimage` and `--help` cost no JAX start.
-_EXPORTS = {
-    "Encoder": "afterimage.encoder",
-    "load_encoder": "afterimage.encoder",
-    "EncoderTransformer": "afterimage.sklearn",
-    "PretrainConfig": "pretrain.config",
-    "pretrain": "pretrain.program",
-    "FinetuneConfig": "finetune.config",
-    "finetune": "finetune.program",
-}
-
-__all__ = ["__version__", *_EXPORTS]
-
-
-def __getattr__(name: str) -> Any:
-    import importlib
-
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'afterimage' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "Encoder": "afterimage.encoder",
+        "load_encoder": "afterimage.encoder",
+        "EncoderTransformer": "afterimage.sklearn",
+    },
+)

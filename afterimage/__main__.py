@@ -11,14 +11,20 @@ from afterimage.limits import check_address_space
 
 # name -> (module with main(argv, prog=…), one line)
 COMMANDS = {
-    "pretrain": ("pretrain.__main__", "learn an encoder from images without labels"),
-    "finetune": ("finetune.__main__", "the encoder with a new head, from few labels"),
+    "pretrain": (
+        "afterimage.pretrain.__main__",
+        "learn an encoder from images without labels",
+    ),
+    "finetune": (
+        "afterimage.finetune.__main__",
+        "the encoder with a new head, from few labels",
+    ),
     "evaluate": (
         "afterimage.evaluate_command",
         "score a classifier or an encoder on labels",
     ),
     "select": (
-        "finetune.select_command",
+        "afterimage.finetune.select_command",
         "which of several classifiers, without labels",
     ),
     "features": ("afterimage.features_command", "images to vectors, into a file"),
@@ -50,7 +56,7 @@ def usage() -> str:
 
 
 def _score_classifier(config: Any) -> tuple[dict[str, Any], str]:
-    from finetune.evaluate import evaluate, text
+    from afterimage.finetune.evaluate import evaluate, text
 
     report = evaluate(config)
     return report, text(report)

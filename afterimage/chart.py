@@ -5,7 +5,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from checkpoints.names import printable
+from afterimage.checkpoints.names import printable
 
 Points = Sequence[tuple[float | int, float]]
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 from tyro.conf import Positional, subcommand
 
+from afterimage.checkpoints import inspect
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.names import printable
 from afterimage.fields import field_problems
 from afterimage.training.options import check
-from checkpoints import inspect
-from checkpoints.errors import CheckpointError
-from checkpoints.names import printable
 
 
 @dataclasses.dataclass(frozen=True)

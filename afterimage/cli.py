@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage import console
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.files import disk_fault
+from afterimage.checkpoints.names import printable
 from afterimage.errors import (
     AfterimageError,
     DiskError,
@@ -22,9 +25,6 @@ from afterimage.errors import (
     out_of_memory,
 )
 from afterimage.limits import check_address_space
-from checkpoints.errors import CheckpointError
-from checkpoints.files import disk_fault
-from checkpoints.names import printable
 
 Config = TypeVar("Config")
 _AT_ONCE = 130

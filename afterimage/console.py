@@ -6,7 +6,7 @@ import select
 import sys
 from typing import Any
 
-from checkpoints.names import printable
+from afterimage.checkpoints.names import printable
 
 
 class _Tolerant(io.RawIOBase):

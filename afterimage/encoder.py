@@ -11,6 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+from afterimage.checkpoints.encoder import read_encoder, write_encoder
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.jsons import in_lines
+from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.trees import flatten
 from afterimage.data import Preprocessing
 from afterimage.data.progress import Progress
 from afterimage.errors import UserError
@@ -28,11 +33,6 @@ from afterimage.models.config import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
-from checkpoints.encoder import read_encoder, write_encoder
-from checkpoints.errors import CheckpointError
-from checkpoints.jsons import in_lines
-from checkpoints.names import shortened
-from checkpoints.trees import flatten
 
 # Batches handed to the device before the first result is waited for: one computes, one
 # is queued behind it, and meanwhile the host prepares the next.

@@ -1,6 +1,6 @@
 """Errors a user can meet; each knows the exit code the commands end with.
 
-0 done · 1 a fault of ours · 2 bad input · 3 damaged checkpoint (`checkpoints.errors`) ·
+0 done · 1 a fault of ours · 2 bad input · 3 damaged checkpoint ·
 4 training diverged · 75 interrupted, saved, and continued by the same command.
 """
 
@@ -27,7 +27,7 @@ class DataError(UserError):
 class DiskError(UserError):
     """A file or folder cannot be read or written because of the disk or permissions.
 
-    `checkpoints.files.disk_fault` says which system errors these are.
+    `afterimage.checkpoints.files.disk_fault` says which system errors these are.
     """
 
 

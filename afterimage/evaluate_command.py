@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from afterimage.checkpoints import files, jsons
+from afterimage.checkpoints.files import disk_fault, replace_file
 from afterimage.cli import parse
 from afterimage.errors import DiskError, UserError
 from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
-from checkpoints import files, jsons
-from checkpoints.files import disk_fault, replace_file
 
 DESCRIPTION = """Score a run on labelled images.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from afterimage.checkpoints.files import cannot_hold
+from afterimage.checkpoints.names import printable
 from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, DiskError, UserError
@@ -24,8 +26,6 @@ from afterimage.evaluation import (
 from afterimage.evaluation.embedding import import_umap
 from afterimage.features_command import open_for, report_skipped, select
 from afterimage.notes import say_once
-from checkpoints.files import cannot_hold
-from checkpoints.names import printable
 
 _CAPTION = 80
 """Characters of a data spec that a picture has room for."""

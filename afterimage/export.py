@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from afterimage.checkpoints.files import cannot_hold, disk_fault
+from afterimage.checkpoints.lock import alive
 from afterimage.data import ImageSet
 from afterimage.data.progress import Progress
 from afterimage.encoder import Encoder
 from afterimage.errors import DiskError, UserError
 from afterimage.fields import place_problems
-from checkpoints.files import cannot_hold, disk_fault
-from checkpoints.lock import alive
 
 # Vectors held until they are written as one row group of a Parquet file.
 _ROWS_TOGETHER = 8192

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from afterimage.checkpoints.names import spelling
 from afterimage.cli import parse
 from afterimage.data import ImageSet, Splits, open_data
 from afterimage.data.preprocessing import Preprocessing
@@ -12,7 +13,6 @@ from afterimage.errors import DataError, UserError
 from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
-from checkpoints.names import spelling
 
 if TYPE_CHECKING:
     from afterimage.evaluate_command import EvaluateConfig

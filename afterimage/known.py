@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 import afterimage
+from afterimage.checkpoints import files, jsons, names, tensors
+from afterimage.checkpoints.encoder import read_encoder, write_encoder
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.torch_file import read_torch
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data import Preprocessing
 from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
-from checkpoints import files, jsons, names, tensors
-from checkpoints.encoder import read_encoder, write_encoder
-from checkpoints.errors import CheckpointError
-from checkpoints.torch_file import read_torch
-from checkpoints.trees import flatten, unflatten
 
 KNOWN = (
     "resnet18",

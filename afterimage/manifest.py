@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import afterimage
+from afterimage.checkpoints.errors import CheckpointError
 from afterimage.data import ImageSet, Preprocessing
 from afterimage.errors import UserError
 from afterimage.models import FeatureInfo, ModelConfig
-from checkpoints.errors import CheckpointError
 
 
 def encoder_manifest(

@@ -3,7 +3,7 @@
 import functools
 import sys
 
-from checkpoints.names import printable
+from afterimage.checkpoints.names import printable
 
 
 @functools.cache

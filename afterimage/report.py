@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from afterimage.chart import Points, line_chart, number
-from checkpoints.files import replace_file
-from checkpoints.names import printable
+from afterimage.checkpoints.files import replace_file
+from afterimage.checkpoints.names import printable
 
 _STYLE = """
 :root { color-scheme: light; }

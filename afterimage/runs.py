@@ -17,16 +17,21 @@ from jaxtyping import UInt8
 
 import afterimage
 from afterimage import runtime
+from afterimage.checkpoints import jsons, processes, schemas
+from afterimage.checkpoints.encoder import read_folder
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.files import (
+    cannot_hold,
+    disk_fault,
+    is_partial,
+    replace_file,
+)
+from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.names import printable, shown
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
-from checkpoints import jsons, processes, schemas
-from checkpoints.encoder import read_folder
-from checkpoints.errors import CheckpointError
-from checkpoints.files import cannot_hold, disk_fault, is_partial, replace_file
-from checkpoints.lock import RunLock
-from checkpoints.names import printable, shown
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -40,8 +40,8 @@ class Demo:
 
 
 def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
-    from finetune.presets import preset_config
-    from finetune.program import finetune
+    from afterimage.finetune.presets import preset_config
+    from afterimage.finetune.program import finetune
 
     settings = {"mode": mode, "seed": seed, "tensorboard": False, "eval_every": 30}
     if mode == "partial":
@@ -57,8 +57,8 @@ def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
 
 def run(demo: Demo) -> None:
     """Everything, one line a run; then the table, the folders, the picture."""
-    from pretrain.presets import preset_config
-    from pretrain.program import pretrain
+    from afterimage.pretrain.presets import preset_config
+    from afterimage.pretrain.program import pretrain
 
     runtime.start()
     out, began = pathlib.Path(demo.out), time.perf_counter()

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from afterimage.finetune.domains.selection import LABEL_FREE
+from afterimage.finetune.presets import PRESETS
 from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as, quietly
 from benchmarks.results import row
-from finetune.domains.selection import LABEL_FREE
-from finetune.presets import PRESETS
 
 TABLES = {
     "mnist-usps": ("mnist", "usps"),
@@ -181,7 +181,7 @@ def _source_accuracy(
     spaced; where the runs use them all, their validation images.
     """
     from afterimage.evaluate_command import EvaluateConfig
-    from finetune.evaluate import evaluate
+    from afterimage.finetune.evaluate import evaluate
 
     source = TABLES[table][0]
     if _LABELLED[source] is None:
@@ -259,8 +259,8 @@ def _neighbours(
     run: Settings, table: str, out: pathlib.Path, methods: list[str]
 ) -> dict[str, float]:
     """Of each method what neighbouring target images tell of each other, nats."""
-    from finetune.select import select
-    from finetune.select_command import SelectConfig
+    from afterimage.finetune.select import select
+    from afterimage.finetune.select_command import SelectConfig
 
     if len(methods) < 2:
         return dict.fromkeys(methods, 0.0)

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from afterimage.checkpoints.encoder import write_encoder
 from afterimage.data import Preprocessing
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.runtime import jit
 from benchmarks.results import row, write_results
-from checkpoints.encoder import write_encoder
 
 
 def encoder_of(name: str, side: int, folder: Path) -> Encoder:

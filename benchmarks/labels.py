@@ -11,10 +11,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from afterimage.finetune.presets import PRESETS
 from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as
 from benchmarks.recipes import CIFAR, MNIST, files_of
 from benchmarks.results import row
-from finetune.presets import PRESETS
 
 RECIPE = PRESETS["mnist-masked"].settings
 LABELS = (10, 100, 1000)

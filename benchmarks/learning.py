@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from afterimage.finetune.presets import PRESETS
 from benchmarks.programs import Settings, by_seed, pretrained_as
 from benchmarks.results import row
-from finetune.presets import PRESETS
 
 OMNIGLOT = "omniglot/background_small1.zip"
 _EPISODES = (*("maml", "maml-tied", "anil", "proto-maml", "prototypical", "reptile"),)
@@ -92,7 +92,7 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
 def _of_characters(path: pathlib.Path, out: pathlib.Path, steps: int, seed: int) -> str:
     """The run folder of an encoder of the training characters, without labels."""
     from afterimage.data import open_data
-    from finetune.episodes.sampler import split_classes
+    from afterimage.finetune.episodes.sampler import split_classes
 
     data = out / f"omniglot-{seed}-unlabelled.npz"
     if not data.exists():

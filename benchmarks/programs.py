@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from checkpoints.errors import RunLocked
+from afterimage.checkpoints.errors import RunLocked
 
 _QUIET = {"tensorboard": False, "log_every": 50}
 _WAIT = 10.0  # seconds, for a run folder that another program has
@@ -36,8 +36,8 @@ def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
 
     While another program has the folder it is waited for: rows share encoders.
     """
-    from pretrain.config import PretrainConfig
-    from pretrain.program import pretrain
+    from afterimage.pretrain.config import PretrainConfig
+    from afterimage.pretrain.program import pretrain
 
     # Probes and pictures are for people; here they would only cost time.
     config = PretrainConfig(
@@ -67,7 +67,7 @@ def pretrained_as(
     preset: str, data: str, out: pathlib.Path, steps: int, seed: int
 ) -> str:
     """The same, by a preset of another length."""
-    from pretrain.presets import PRESETS
+    from afterimage.pretrain.presets import PRESETS
 
     settings = {**PRESETS[preset].settings, "steps": steps, "epochs": None}
     return pretrained(data, out, seed, **settings)
@@ -75,8 +75,8 @@ def pretrained_as(
 
 def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
     """(results, seconds) of one run; no seconds where it was complete before."""
-    from finetune.config import FinetuneConfig
-    from finetune.program import finetune
+    from afterimage.finetune.config import FinetuneConfig
+    from afterimage.finetune.program import finetune
 
     clock = time.perf_counter()
     result = quietly(finetune, FinetuneConfig(**_QUIET, **settings))

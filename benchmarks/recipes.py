@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any, Literal
 
-import finetune.presets
-import pretrain.presets
-from finetune.presets.labels import PROPAGATION, PSEUDO_LABELS
+import afterimage.finetune.presets
+import afterimage.pretrain.presets
+from afterimage.finetune.presets.labels import PROPAGATION, PSEUDO_LABELS
 
 Kind = Literal["pretrained", "scratch", "linear-probe", "untrained-probe"]
 Metric = Literal["test accuracy, %", "test error, %"]
@@ -76,8 +76,8 @@ def files_of(data: str) -> list[str]:
 def _preset(name: str) -> dict[str, dict[str, Any]]:
     """The recipe that users get by this name, in both stages."""
     return {
-        "pretrain": dict(pretrain.presets.PRESETS[name].settings),
-        "finetune": dict(finetune.presets.PRESETS[name].settings),
+        "pretrain": dict(afterimage.pretrain.presets.PRESETS[name].settings),
+        "finetune": dict(afterimage.finetune.presets.PRESETS[name].settings),
     }
 
 
@@ -186,11 +186,11 @@ TABLES: dict[str, Table] = {
         # Of a ResNet-18, even of half the width, one core trains 32 images a second.
         stand_in={
             "pretrain": {
-                **pretrain.presets.PRESETS["small-photos"].settings,
+                **afterimage.pretrain.presets.PRESETS["small-photos"].settings,
                 "precision": "float32",
             },
             "finetune": {
-                name: finetune.presets.PRESETS["small-photos"].settings[name]
+                name: afterimage.finetune.presets.PRESETS["small-photos"].settings[name]
                 for name in ("steps", "batch_size", "lr")
             }
             | {"precision": "float32"},
@@ -211,7 +211,7 @@ TABLES: dict[str, Table] = {
                 _WIDE_PROBE, kind="untrained-probe", runs="wide-linear-probe"
             ),
         },
-        pretrain=dict(pretrain.presets.PRESETS["patches"].settings),
+        pretrain=dict(afterimage.pretrain.presets.PRESETS["patches"].settings),
         finetune={"steps": 1},  # nothing is fine-tuned
         stand_in={"pretrain": {"steps": 100}, "finetune": {}},
     ),

@@ -164,7 +164,7 @@ def _tuned_accuracy(
     )
     if "views" in settings:
         from afterimage.evaluate_command import EvaluateConfig
-        from finetune.evaluate import evaluate
+        from afterimage.finetune.evaluate import evaluate
 
         scored = EvaluateConfig(
             from_=str(out), data=data, split="test", views=settings["views"]

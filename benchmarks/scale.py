@@ -31,8 +31,8 @@ def case(model: str, remat: bool, steps: int, batch: int) -> dict[str, Any]:
     import jax
 
     from afterimage import runtime
-    from pretrain.config import PretrainConfig
-    from pretrain.program import pretrain
+    from afterimage.pretrain.config import PretrainConfig
+    from afterimage.pretrain.program import pretrain
 
     runtime.start()
     accelerator = jax.default_backend() != "cpu"

@@ -1,37 +1,57 @@
 """What passes between stages and outlives a run."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-# Lazy: reading an encoder needs neither Orbax nor JAX.
-_EXPORTS = {
-    "CheckpointError": "checkpoints.errors",
-    "RunLocked": "checkpoints.errors",
-    "SaveError": "checkpoints.errors",
-    "Store": "checkpoints.store",
-    "RunLock": "checkpoints.lock",
-    "read_encoder": "checkpoints.encoder",
-    "write_encoder": "checkpoints.encoder",
-    "read_classifier": "checkpoints.classifier",
-    "write_classifier": "checkpoints.classifier",
-    "Finding": "checkpoints.manifest",
-    "list_steps": "checkpoints.inspect",
-    "prune": "checkpoints.inspect",
-    "show": "checkpoints.inspect",
-    "verify": "checkpoints.inspect",
-    "Report": "checkpoints.transfer",
-    "transfer": "checkpoints.transfer",
-}
+from afterimage.lazy import exports
 
-__all__ = list(_EXPORTS)
+if TYPE_CHECKING:
+    from afterimage.checkpoints.classifier import read_classifier, write_classifier
+    from afterimage.checkpoints.encoder import read_encoder, write_encoder
+    from afterimage.checkpoints.errors import CheckpointError, RunLocked, SaveError
+    from afterimage.checkpoints.inspect import list_steps, prune, show, verify
+    from afterimage.checkpoints.lock import RunLock
+    from afterimage.checkpoints.manifest import Finding
+    from afterimage.checkpoints.store import Store
+    from afterimage.checkpoints.transfer import Report, transfer
 
+__all__ = [
+    "CheckpointError",
+    "Finding",
+    "Report",
+    "RunLock",
+    "RunLocked",
+    "SaveError",
+    "Store",
+    "list_steps",
+    "prune",
+    "read_classifier",
+    "read_encoder",
+    "show",
+    "transfer",
+    "verify",
+    "write_classifier",
+    "write_encoder",
+]
 
-def __getattr__(name: str) -> Any:
-    import importlib
-
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'checkpoints' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# Reading an encoder needs neither Orbax nor JAX.
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "CheckpointError": "afterimage.checkpoints.errors",
+        "RunLocked": "afterimage.checkpoints.errors",
+        "SaveError": "afterimage.checkpoints.errors",
+        "Store": "afterimage.checkpoints.store",
+        "RunLock": "afterimage.checkpoints.lock",
+        "read_encoder": "afterimage.checkpoints.encoder",
+        "write_encoder": "afterimage.checkpoints.encoder",
+        "read_classifier": "afterimage.checkpoints.classifier",
+        "write_classifier": "afterimage.checkpoints.classifier",
+        "Finding": "afterimage.checkpoints.manifest",
+        "list_steps": "afterimage.checkpoints.inspect",
+        "prune": "afterimage.checkpoints.inspect",
+        "show": "afterimage.checkpoints.inspect",
+        "verify": "afterimage.checkpoints.inspect",
+        "Report": "afterimage.checkpoints.transfer",
+        "transfer": "afterimage.checkpoints.transfer",
+    },
+)

@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoints import encoder
-from checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints import encoder
+from afterimage.checkpoints.errors import CheckpointError, UsageError
 
 FOLDER = "classifier"
 KIND = "classifier"

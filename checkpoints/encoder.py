@@ -15,10 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints import files, jsons, lock, manifest, names, schemas, steps, tensors
-from checkpoints.errors import CheckpointError, UsageError
-from checkpoints.manifest import Finding
-from checkpoints.trees import flatten, unflatten
+from afterimage.checkpoints import (
+    files,
+    jsons,
+    lock,
+    manifest,
+    names,
+    schemas,
+    steps,
+    tensors,
+)
+from afterimage.checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints.manifest import Finding
+from afterimage.checkpoints.trees import flatten, unflatten
 
 FOLDER = "encoder"
 WEIGHTS = "weights.safetensors"

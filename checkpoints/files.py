@@ -12,7 +12,7 @@ import shutil
 import stat
 from typing import Any
 
-from checkpoints.errors import SaveError
+from afterimage.checkpoints.errors import SaveError
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:

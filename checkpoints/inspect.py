@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints import (
+from afterimage.checkpoints import (
     classifier,
     encoder,
     files,
@@ -18,8 +18,8 @@ from checkpoints import (
     steps,
     tensors,
 )
-from checkpoints.errors import CheckpointError, UsageError
-from checkpoints.manifest import Finding
+from afterimage.checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints.manifest import Finding
 
 _Path = str | os.PathLike[str]
 

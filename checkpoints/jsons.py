@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from checkpoints import files
-from checkpoints.errors import CheckpointError
-from checkpoints.names import shown
+from afterimage.checkpoints import files
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.names import shown
 
 MOST = 16 * 2**20
 """Bytes of a manifest or a header: ours have a few hundred bytes a leaf."""

@@ -11,8 +11,8 @@ import stat
 import weakref
 from typing import Any
 
-from checkpoints import files, jsons
-from checkpoints.errors import RunLocked, UsageError
+from afterimage.checkpoints import files, jsons
+from afterimage.checkpoints.errors import RunLocked, UsageError
 
 try:
     import fcntl

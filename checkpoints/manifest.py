@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints import files, jsons, names, schemas
-from checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints import files, jsons, names, schemas
+from afterimage.checkpoints.errors import CheckpointError, UsageError
 
 SCHEMA = 1
 NAME = "manifest.json"

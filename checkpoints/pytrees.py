@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError
 
 
 def paths(tree: Any) -> dict[str, Any]:
     """{path: leaf} of any pytree; dict keys, attributes and positions joined by `/`.
 
-    The paths of nested dicts are those of `checkpoints.trees.flatten`. Raises
+    The paths of nested dicts are those of `trees.flatten`. Raises
     ValueError where two leaves would have one path, or one path would lead through
     another leaf.
     """

@@ -122,7 +122,7 @@ class Encoder(Struct):
 
 
 class Head(Struct, forbid_unknown_fields=True):
-    """`finetune.classifier.HeadConfig` and the names of its classes."""
+    """`afterimage.finetune.classifier.HeadConfig` and the names of its classes."""
 
     classes: Annotated[int, Meta(ge=1, le=2**24)]
     kind: Name

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from checkpoints import pytrees
-from checkpoints.errors import CheckpointError
+from afterimage.checkpoints import pytrees
+from afterimage.checkpoints.errors import CheckpointError
 
 
 def _without_traces() -> None:

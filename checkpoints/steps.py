@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from checkpoints import files, manifest
+from afterimage.checkpoints import files, manifest
 
 FOLDER = "checkpoints"
 KIND = "step"

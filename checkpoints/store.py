@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import jax
 
-from checkpoints import encoder as encoders
-from checkpoints import (
+from afterimage.checkpoints import encoder as encoders
+from afterimage.checkpoints import (
     files,
     jsons,
     lock,
@@ -32,9 +32,9 @@ from checkpoints import (
     steps,
     tensors,
 )
-from checkpoints.errors import CheckpointError, SaveError, UsageError
-from checkpoints.manifest import Finding
-from checkpoints.trees import unflatten
+from afterimage.checkpoints.errors import CheckpointError, SaveError, UsageError
+from afterimage.checkpoints.manifest import Finding
+from afterimage.checkpoints.trees import unflatten
 
 _log = logging.getLogger("checkpoints")
 _STATE = "state"

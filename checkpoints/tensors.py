@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from checkpoints import jsons
-from checkpoints.errors import CheckpointError
-from checkpoints.names import shown
-from checkpoints.schemas import wrong_shape
+from afterimage.checkpoints import jsons
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.names import shown
+from afterimage.checkpoints.schemas import wrong_shape
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),

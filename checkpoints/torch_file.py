@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from checkpoints import files, names, pickles, tensors
-from checkpoints.errors import CheckpointError, UsageError
-from checkpoints.schemas import wrong_shape
+from afterimage.checkpoints import files, names, pickles, tensors
+from afterimage.checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints.schemas import wrong_shape
 
 _STORAGES = {
     "DoubleStorage": np.dtype("<f8"),

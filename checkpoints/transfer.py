@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints import pytrees
-from checkpoints.errors import TransferError, UsageError
-from checkpoints.trees import flatten
+from afterimage.checkpoints import pytrees
+from afterimage.checkpoints.errors import TransferError, UsageError
+from afterimage.checkpoints.trees import flatten
 
 STATUSES = ("loaded", "re-initialised", "ignored", "mismatched")
 

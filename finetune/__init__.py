@@ -1,1 +1,21 @@
-"""Stage 2: the encoder with a new head."""
+"""Stage 2: a pretrained encoder learns to classify, with the labels there are."""
+
+from typing import TYPE_CHECKING
+
+from afterimage.lazy import exports
+
+if TYPE_CHECKING:
+    from afterimage.finetune.config import FinetuneConfig
+    from afterimage.finetune.program import finetune
+    from afterimage.finetune.summary import FinetuneResult
+
+__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "FinetuneConfig": "afterimage.finetune.config",
+        "FinetuneResult": "afterimage.finetune.summary",
+        "finetune": "afterimage.finetune.program",
+    },
+)

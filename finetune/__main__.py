@@ -1,12 +1,12 @@
-"""`python -m finetune`: the same as `afterimage finetune`."""
+"""`python -m afterimage finetune`: the same as `afterimage finetune`."""
 
 import sys
 from collections.abc import Sequence
 
 from afterimage.cli import exit_code, leave, parse
 from afterimage.console import say
-from finetune.config import FinetuneConfig
-from finetune.presets import PRESETS
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import PRESETS
 
 DESCRIPTION = """Train a classifier on a pretrained encoder, choose its best step on \
 validation images, and test it once. The same command again continues an interrupted \
@@ -18,14 +18,14 @@ run.
 
 
 def main(
-    argv: Sequence[str] | None = None, *, prog: str = "python -m finetune"
+    argv: Sequence[str] | None = None, *, prog: str = "python -m afterimage finetune"
 ) -> None:
     """Parse, run, and say what came of it."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(
         FinetuneConfig, PRESETS, arguments, prog=prog, description=DESCRIPTION
     )
-    from finetune.program import finetune
+    from afterimage.finetune.program import finetune
 
     say(finetune(config).summary())
 

@@ -18,17 +18,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage import runtime
+from afterimage.checkpoints.classifier import FOLDER, read_classifier
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.names import shortened
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
+from afterimage.finetune.classifier import Classifier, HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.context import Context
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.source import Source
 from afterimage.training.sweep import spaced
-from checkpoints.classifier import FOLDER, read_classifier
-from checkpoints.errors import CheckpointError
-from checkpoints.names import shortened
-from finetune.classifier import Classifier, HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.context import Context
-from finetune.labels import HEAD
-from finetune.source import Source
 
 Tree = dict[str, Any]
 SOURCE_HEAD = "source"

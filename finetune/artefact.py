@@ -5,14 +5,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.checkpoints.classifier import read_classifier, write_classifier
+from afterimage.checkpoints.encoder import write_encoder
+from afterimage.checkpoints.errors import CheckpointError, TransferError
+from afterimage.checkpoints.names import printable
+from afterimage.checkpoints.transfer import transfer
 from afterimage.errors import UserError
+from afterimage.finetune.classifier import Classifier, HeadConfig
 from afterimage.manifest import stored_model, stored_preprocessing
-from checkpoints.classifier import read_classifier, write_classifier
-from checkpoints.encoder import write_encoder
-from checkpoints.errors import CheckpointError, TransferError
-from checkpoints.names import printable
-from checkpoints.transfer import transfer
-from finetune.classifier import Classifier, HeadConfig
 
 Tree = dict[str, Any]
 

@@ -6,20 +6,20 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from afterimage.checkpoints.transfer import Report
 from afterimage.data import eval_batches
+from afterimage.finetune import anchors
+from afterimage.finetune.classifier import standardise
+from afterimage.finetune.domains import shift
+from afterimage.finetune.features import best_features
+from afterimage.finetune.labels import labelled, of_head
+from afterimage.finetune.neighbours import Projector
+from afterimage.finetune.parts import Parts
+from afterimage.finetune.propagation import propagated
+from afterimage.finetune.source import load_weights
 from afterimage.runs import Run, write_json
 from afterimage.training.state import State
 from afterimage.training.sweep import spaced
-from checkpoints.transfer import Report
-from finetune import anchors
-from finetune.classifier import standardise
-from finetune.domains import shift
-from finetune.features import best_features
-from finetune.labels import labelled, of_head
-from finetune.neighbours import Projector
-from finetune.parts import Parts
-from finetune.propagation import propagated
-from finetune.source import load_weights
 
 _MOST_TO_STANDARDISE, _MOST_TO_SELECT = 20_000, 5_000
 Tree = dict[str, Any]

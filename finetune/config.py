@@ -5,22 +5,22 @@ import re
 from typing import Literal
 
 from afterimage.fields import field_problems
+from afterimage.finetune.continual.options import ContinualOptions
+from afterimage.finetune.domains.options import SourceOptions, TargetOptions
+from afterimage.finetune.episodes.options import EpisodeOptions
+from afterimage.finetune.options import (
+    AnchorOptions,
+    DistillationOptions,
+    TaskOptions,
+    UnlabelledOptions,
+    is_default,
+)
 from afterimage.training.options import (
     Augmentation,
     DataOptions,
     RunOptions,
     TrainingOptions,
     check,
-)
-from finetune.continual.options import ContinualOptions
-from finetune.domains.options import SourceOptions, TargetOptions
-from finetune.episodes.options import EpisodeOptions
-from finetune.options import (
-    AnchorOptions,
-    DistillationOptions,
-    TaskOptions,
-    UnlabelledOptions,
-    is_default,
 )
 
 _COUNTS = (

@@ -5,19 +5,19 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.data.files import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.render import report_text
+from afterimage.finetune.artefact import LoadedClassifier, load_classifier
+from afterimage.finetune.labels import HEAD, matched
+from afterimage.finetune.scoring import Scorer
 from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep
-from checkpoints import jsons, schemas
-from checkpoints.names import spelling
-from finetune.artefact import LoadedClassifier, load_classifier
-from finetune.labels import HEAD, matched
-from finetune.scoring import Scorer
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

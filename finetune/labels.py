@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from afterimage.checkpoints.names import alike, spelling
 from afterimage.data import (
     WAYS_TO_LABEL,
     ImageSet,
@@ -23,8 +24,7 @@ from afterimage.data import (
     hold_out,
 )
 from afterimage.errors import DataError
-from checkpoints.names import alike, spelling
-from finetune.config import FinetuneConfig
+from afterimage.finetune.config import FinetuneConfig
 
 FEWEST_TO_CHOOSE_BY = 100
 HEAD = "classes"

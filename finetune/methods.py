@@ -6,29 +6,29 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from afterimage.checkpoints.trees import flatten
 from afterimage.data.augment import make_augment
 from afterimage.errors import UserError
-from checkpoints.trees import flatten
-from finetune import streams
-from finetune.classifier import Classifier, HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.labels import HEAD, Chosen, labelled
-from finetune.modes import Recipe, make_phases
-from finetune.stage import Stage
-from finetune.teacher import Teacher
-from finetune.terms import Term, balanced_weights, cross_entropy
-from finetune.terms.adversarial import cdan, dann
-from finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
-from finetune.terms.consistency import pseudo_labels
-from finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
-from finetune.terms.distillation import (
+from afterimage.finetune import streams
+from afterimage.finetune.classifier import Classifier, HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.labels import HEAD, Chosen, labelled
+from afterimage.finetune.modes import Recipe, make_phases
+from afterimage.finetune.stage import Stage
+from afterimage.finetune.teacher import Teacher
+from afterimage.finetune.terms import Term, balanced_weights, cross_entropy
+from afterimage.finetune.terms.adversarial import cdan, dann
+from afterimage.finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
+from afterimage.finetune.terms.consistency import pseudo_labels
+from afterimage.finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
+from afterimage.finetune.terms.distillation import (
     distil_features,
     distil_logits,
     distil_relations,
 )
-from finetune.terms.multisource import MDAN_WEIGHT, mdan
-from finetune.terms.tasks import pcgrad, uncertain
-from finetune.terms.transport import jdot_term
+from afterimage.finetune.terms.multisource import MDAN_WEIGHT, mdan
+from afterimage.finetune.terms.tasks import pcgrad, uncertain
+from afterimage.finetune.terms.transport import jdot_term
 
 _ALIGN_WEIGHTS = {"coral": 10.0, "mdan": MDAN_WEIGHT}
 _DISTIL_WEIGHTS = {"relational": 25.0}

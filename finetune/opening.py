@@ -4,13 +4,19 @@ import dataclasses
 import hashlib
 
 from afterimage.data import ImageSet, Preprocessing, Splits
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.domains.pooling import pool
+from afterimage.finetune.labels import Chosen, choose
+from afterimage.finetune.source import (
+    Source,
+    adapt,
+    check_scratch,
+    chosen_model,
+    open_for,
+)
+from afterimage.finetune.streams import Target, open_target, open_unlabelled
 from afterimage.models import ModelConfig
 from afterimage.runs import Run
-from finetune.config import FinetuneConfig
-from finetune.domains.pooling import pool
-from finetune.labels import Chosen, choose
-from finetune.source import Source, adapt, check_scratch, chosen_model, open_for
-from finetune.streams import Target, open_target, open_unlabelled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,19 +12,13 @@ from jaxtyping import Int
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
-from afterimage.manifest import encoder_manifest
-from afterimage.models import abstract_encoder
-from afterimage.notes import say_once
-from afterimage.training.mesh import check_batch, make_mesh
-from afterimage.training.state import State, averaged_params, averaged_stats
-from afterimage.training.sweep import Sweep, spaced
-from finetune import anchors, neighbours, streams
-from finetune.classifier import Classifier, HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.domains import shift
-from finetune.domains.selection import choose_rule
-from finetune.labels import HEAD
-from finetune.methods import (
+from afterimage.finetune import anchors, neighbours, streams
+from afterimage.finetune.classifier import Classifier, HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.domains import shift
+from afterimage.finetune.domains.selection import choose_rule
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.methods import (
     class_frequencies,
     distillation,
     make_stage,
@@ -32,11 +26,17 @@ from finetune.methods import (
     own_params,
     stream_names,
 )
-from finetune.opening import Opened
-from finetune.scoring import Scorer
-from finetune.stage import Stage
-from finetune.teacher import read_teacher
-from finetune.trainer import Trainer
+from afterimage.finetune.opening import Opened
+from afterimage.finetune.scoring import Scorer
+from afterimage.finetune.stage import Stage
+from afterimage.finetune.teacher import read_teacher
+from afterimage.finetune.trainer import Trainer
+from afterimage.manifest import encoder_manifest
+from afterimage.models import abstract_encoder
+from afterimage.notes import say_once
+from afterimage.training.mesh import check_batch, make_mesh
+from afterimage.training.state import State, averaged_params, averaged_stats
+from afterimage.training.sweep import Sweep, spaced
 
 MOST_SCORED = 2_000
 Tree = dict[str, Any]

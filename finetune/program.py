@@ -1,16 +1,16 @@
 """The fine-tuning program: an encoder and labels in, a classifier and figures out."""
 
 from afterimage import runtime
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.continual.parts import ContinualParts
+from afterimage.finetune.continual.program import ContinualProgram
+from afterimage.finetune.episodes.parts import EpisodeParts
+from afterimage.finetune.episodes.program import EpisodeProgram
+from afterimage.finetune.opening import open_all
+from afterimage.finetune.parts import Parts
+from afterimage.finetune.running import Program
+from afterimage.finetune.summary import FinetuneResult
 from afterimage.runs import Run
-from finetune.config import FinetuneConfig
-from finetune.continual.parts import ContinualParts
-from finetune.continual.program import ContinualProgram
-from finetune.episodes.parts import EpisodeParts
-from finetune.episodes.program import EpisodeProgram
-from finetune.opening import open_all
-from finetune.parts import Parts
-from finetune.running import Program
-from finetune.summary import FinetuneResult
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:

@@ -2,15 +2,21 @@
 
 Once before the first step, on the features as they were pretrained, NumPy and SciPy on
 the host. What a classifier of few labels takes for another class, its neighbours may
-still tell: a second opinion on its pseudo-labels (`finetune.terms.consistency`).
+still tell: a second opinion on its pseudo-labels (`terms.consistency`).
 """
 
 import numpy as np
 from jaxtyping import Int
 
 from afterimage.data import ImageSet
+from afterimage.finetune.neighbours import (
+    NEIGHBOURS,
+    Features,
+    Projector,
+    nearest,
+    unit,
+)
 from afterimage.training.sweep import spaced
-from finetune.neighbours import NEIGHBOURS, Features, Projector, nearest, unit
 
 ALPHA = 0.99
 _MOST = 60_000

@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 
 from afterimage import runtime
+from afterimage.checkpoints.inspect import list_steps
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data import ImageSet
-from afterimage.runs import Run
-from afterimage.training.state import State, averaged_stats
-from afterimage.training.sweep import spaced
-from checkpoints.inspect import list_steps
-from checkpoints.store import Store
-from checkpoints.trees import flatten, unflatten
-from finetune.artefact import head_entry, write_artefacts
-from finetune.domains import shift
-from finetune.domains.picture import composed_picture, domain_picture
-from finetune.domains.pooling import SOURCE
-from finetune.domains.selection import (
+from afterimage.finetune.artefact import head_entry, write_artefacts
+from afterimage.finetune.domains import shift
+from afterimage.finetune.domains.picture import composed_picture, domain_picture
+from afterimage.finetune.domains.pooling import SOURCE
+from afterimage.finetune.domains.selection import (
     MIXVAL,
     NEIGHBOURS,
     ORACLE,
@@ -28,12 +25,15 @@ from finetune.domains.selection import (
     mixed_agreement,
     neighbour_information,
 )
-from finetune.labels import HEAD, of_head, rows_of_head
-from finetune.parts import MOST_SCORED, Parts
-from finetune.scoring import measures, reports
-from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_results, write_run_report
-from finetune.teacher import compare
+from afterimage.finetune.labels import HEAD, of_head, rows_of_head
+from afterimage.finetune.parts import MOST_SCORED, Parts
+from afterimage.finetune.scoring import measures, reports
+from afterimage.finetune.stage import describe
+from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
+from afterimage.finetune.teacher import compare
+from afterimage.runs import Run
+from afterimage.training.state import State, averaged_stats
+from afterimage.training.sweep import spaced
 
 
 def evaluate(

@@ -1,19 +1,19 @@
 """A run from resuming or beginning to its results, whatever is learned in it."""
 
+from afterimage.checkpoints.store import Store
 from afterimage.console import say
 from afterimage.data import counted
+from afterimage.finetune import results, streams
+from afterimage.finetune.beginning import begin
+from afterimage.finetune.methods import stream_names
+from afterimage.finetune.parts import Parts
+from afterimage.finetune.stage import describe
+from afterimage.finetune.summary import FinetuneResult, missing
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.loop import Fit
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
-from checkpoints.store import Store
-from finetune import results, streams
-from finetune.beginning import begin
-from finetune.methods import stream_names
-from finetune.parts import Parts
-from finetune.stage import describe
-from finetune.summary import FinetuneResult, missing
 
 
 class Program:

@@ -15,9 +15,9 @@ from afterimage.evaluation.classification import (
     confusion_matrix,
     macro_f1,
 )
+from afterimage.finetune.classifier import Classifier
 from afterimage.models.views import VIEWS
 from afterimage.training.sweep import Sweep
-from finetune.classifier import Classifier
 
 Predict = Callable[[Any, Any, Array], Array]
 

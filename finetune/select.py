@@ -6,23 +6,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig, is_classifier
-from afterimage.training.sweep import spaced
-from checkpoints.names import spelling
-from finetune.artefact import load_classifier
-from finetune.domains.selection import (
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.domains.selection import (
     ensemble_agreement,
     infomax,
     neighbour_information,
 )
-from finetune.evaluate import images_for, sweep_for
-from finetune.labels import HEAD
-from finetune.neighbours import nearest_images, shape_of
-from finetune.scoring import Scorer
-from finetune.select_command import SelectConfig
+from afterimage.finetune.evaluate import images_for, sweep_for
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.neighbours import nearest_images, shape_of
+from afterimage.finetune.scoring import Scorer
+from afterimage.finetune.select_command import SelectConfig
+from afterimage.training.sweep import spaced
 
 
 class _Read(NamedTuple):

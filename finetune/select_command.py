@@ -98,7 +98,7 @@ def text(found: dict[str, Any]) -> str:
 def main(argv: Sequence[str], *, prog: str = "afterimage select") -> None:
     """Parses, compares, prints."""
     config = parse(SelectConfig, {}, argv, prog=prog, description=DESCRIPTION)
-    from finetune.select import select
+    from afterimage.finetune.select import select
 
     found = select(config)
     say(text(found))

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.transfer import Report, transfer
 from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
 from afterimage.errors import DataError, UserError
+from afterimage.finetune.config import FinetuneConfig
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
-from checkpoints.encoder import read_encoder
-from checkpoints.transfer import Report, transfer
-from finetune.config import FinetuneConfig
 
 Tree = dict[str, Any]
 

@@ -18,15 +18,15 @@ from jaxtyping import Array
 from afterimage.data import ImageSet, Preprocessing, Splits
 from afterimage.data.augment import AUGMENTS, Augment
 from afterimage.errors import UserError
-from finetune.anchors import anchor_rules
-from finetune.classifier import Classifier
-from finetune.config import FinetuneConfig
-from finetune.context import Context
-from finetune.domains.composing import COMPOSERS, strength
-from finetune.labels import HEAD, Chosen, labelled, matched
-from finetune.source import open_for
-from finetune.teacher import Teacher
-from finetune.terms.consistency import COUNTED
+from afterimage.finetune.anchors import anchor_rules
+from afterimage.finetune.classifier import Classifier
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.context import Context
+from afterimage.finetune.domains.composing import COMPOSERS, strength
+from afterimage.finetune.labels import HEAD, Chosen, labelled, matched
+from afterimage.finetune.source import open_for
+from afterimage.finetune.teacher import Teacher
+from afterimage.finetune.terms.consistency import COUNTED
 
 TRAIN, TARGET = "train", "target"
 UNLABELLED, STRONG = "unlabelled", "strong"

@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints.files import read_bytes, replace_file
 from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
+from afterimage.finetune.config import FinetuneConfig
 from afterimage.report import logged, write_report
 from afterimage.runs import Run, write_json
-from checkpoints import jsons, schemas
-from checkpoints.files import read_bytes, replace_file
-from finetune.config import FinetuneConfig
 
 _MEASURES = {
     "accuracy": "accuracy",
@@ -226,7 +226,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
 
 
 def distillation_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """(header, rows) of what `finetune.teacher.compare` found."""
+    """(header, rows) of what `afterimage.finetune.teacher.compare` found."""
     names = ("parameters", "images_per_second", "accuracy")
     rows = [
         [who, *(found[who].get(n) for n in names)] for who in ("teacher", "student")

@@ -17,13 +17,13 @@ import numpy as np
 
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.classifier import Classifier
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.context import Context
+from afterimage.finetune.scoring import Scorer, measures
 from afterimage.training.groups import count_parameters
 from afterimage.training.sweep import Sweep
-from finetune.artefact import load_classifier
-from finetune.classifier import Classifier
-from finetune.config import FinetuneConfig
-from finetune.context import Context
-from finetune.scoring import Scorer, measures
 
 Tree = dict[str, Any]
 Model = tuple[Any, Any]

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from afterimage.checkpoints.store import Store
+from afterimage.finetune.boundary import migrate
+from afterimage.finetune.stage import Stage
 from afterimage.training.feed import Feed
 from afterimage.training.groups import Partition
 from afterimage.training.loop import Fit, fit
@@ -17,9 +20,6 @@ from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State, abstract, init_state
 from afterimage.training.step import Step, make_step
-from checkpoints.store import Store
-from finetune.boundary import migrate
-from finetune.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""`python -m pretrain`: the same as `afterimage pretrain`."""
+"""`python -m afterimage pretrain`: the same as `afterimage pretrain`."""
 
 import sys
 from collections.abc import Sequence
 
 from afterimage.cli import exit_code, leave, parse
 from afterimage.console import say
-from pretrain.config import PretrainConfig
-from pretrain.presets import PRESETS
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.presets import PRESETS
 
 DESCRIPTION = """Pretrain a convolutional encoder-decoder on images without labels, \
 and keep the encoder. The same command again continues an interrupted run.
@@ -16,14 +16,14 @@ and keep the encoder. The same command again continues an interrupted run.
 
 
 def main(
-    argv: Sequence[str] | None = None, *, prog: str = "python -m pretrain"
+    argv: Sequence[str] | None = None, *, prog: str = "python -m afterimage pretrain"
 ) -> None:
     """Parse, run, and say where everything is."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(
         PretrainConfig, PRESETS, arguments, prog=prog, description=DESCRIPTION
     )
-    from pretrain.program import pretrain
+    from afterimage.pretrain.program import pretrain
 
     say(pretrain(config).summary())
 

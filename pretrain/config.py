@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from afterimage.fields import field_problems
+from afterimage.pretrain.options import ObjectiveOptions
 from afterimage.training.options import (
     Augmentation,
     DataOptions,
@@ -11,7 +12,6 @@ from afterimage.training.options import (
     TrainingOptions,
     check,
 )
-from pretrain.options import ObjectiveOptions
 
 USUAL_STRENGTH = {"gaussian": 1.0, "salt-and-pepper": 0.25, "erasing": 0.25}
 """What `corruption_strength` is where it is not given."""
@@ -108,8 +108,8 @@ class PretrainConfig(ObjectiveOptions, TrainingOptions, RunOptions, DataOptions)
     def problems(self) -> list[str]:
         """Every setting of this stage that cannot work, in one list."""
         # Here, not above: naming a setting on the command line needs no JAX.
-        from pretrain.corruptions import corruption_mistakes
-        from pretrain.losses import loss_mistakes
+        from afterimage.pretrain.corruptions import corruption_mistakes
+        from afterimage.pretrain.losses import loss_mistakes
 
         found = loss_mistakes(
             self.loss,

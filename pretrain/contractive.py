@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from afterimage.models import Autoencoder, Network
 from afterimage.models.layers import Context
-from pretrain.plain import Pass, Plain, Tree
+from afterimage.pretrain.plain import Pass, Plain, Tree
 
 EXACT = 32
 """Up to so many numbers in a code the norm is exact: one backward pass for each."""

@@ -23,7 +23,7 @@ from afterimage.models.patches import (
     inverse_contrast,
     patch_rows,
 )
-from pretrain.plain import Pass, Plain, Tree
+from afterimage.pretrain.plain import Pass, Plain, Tree
 
 _UNREAD = {
     "decoder": None,

@@ -13,10 +13,10 @@ from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank
 from afterimage.models import Network
 from afterimage.pictures import draw_rows
+from afterimage.pretrain.probes import TRAINED, Probes, Report, probe_metrics
+from afterimage.pretrain.reconstruction import Reconstruction, Tree, to_pixels
 from afterimage.runs import Run, write_png
 from afterimage.training.sweep import Sweep, spaced
-from pretrain.probes import TRAINED, Probes, Report, probe_metrics
-from pretrain.reconstruction import Reconstruction, Tree, to_pixels
 
 # Images that the mean image, the rank, and the loss without validation are taken from.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000

@@ -17,9 +17,9 @@ from afterimage.models.blocks import run_blocks
 from afterimage.models.decoders import make_block
 from afterimage.models.filling import Fill
 from afterimage.models.layers import Context, Dense, mean_of
-from pretrain.masked import Masked
-from pretrain.masks import draw_mask, patch_size
-from pretrain.plain import Pass, Tree
+from afterimage.pretrain.masked import Masked
+from afterimage.pretrain.masks import draw_mask, patch_size
+from afterimage.pretrain.plain import Pass, Tree
 
 
 class LatentAutoencoder(Autoencoder):

@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.models import ops, pooling
-from pretrain.hog import cell_size, hog_picture, hog_target
-from pretrain.multiscale import gradient, laplacian
+from afterimage.pretrain.hog import cell_size, hog_picture, hog_target
+from afterimage.pretrain.multiscale import gradient, laplacian
 
 Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
 Target = Literal["data", "image", "patch", "hog"]

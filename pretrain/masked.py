@@ -3,9 +3,9 @@
 from jaxtyping import Array, Float
 
 from afterimage.models import Network
-from pretrain.hog import cell_size
-from pretrain.masks import draw_mask, patch_size
-from pretrain.plain import Pass, Plain, Tree
+from afterimage.pretrain.hog import cell_size
+from afterimage.pretrain.masks import draw_mask, patch_size
+from afterimage.pretrain.plain import Pass, Plain, Tree
 
 
 class Masked(Plain):

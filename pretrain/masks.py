@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, UInt32
 
 from afterimage.models.pooling import upsample_nearest
-from pretrain.options import ObjectiveOptions
+from afterimage.pretrain.options import ObjectiveOptions
 
 # Rectangles a block mask grows from, and the range of their height over width (as in
 # Bao et al. 2022, Algorithm 1).

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 
 from afterimage.models import ModelConfig
-from pretrain.config import PretrainConfig
-from pretrain.contractive import Contractive
-from pretrain.dictionary import Dictionary
-from pretrain.latent import Latent
-from pretrain.masked import Masked
-from pretrain.plain import Plain
-from pretrain.quantised import Quantised
-from pretrain.sparse import Sparse
-from pretrain.variational import Variational
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.contractive import Contractive
+from afterimage.pretrain.dictionary import Dictionary
+from afterimage.pretrain.latent import Latent
+from afterimage.pretrain.masked import Masked
+from afterimage.pretrain.plain import Plain
+from afterimage.pretrain.quantised import Quantised
+from afterimage.pretrain.sparse import Sparse
+from afterimage.pretrain.variational import Variational
 
 OBJECTIVES: Mapping[str, type[Plain]] = {
     "plain": Plain,

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from afterimage.models import Autoencoder, ModelConfig, Network
-from pretrain.config import PretrainConfig
+from afterimage.pretrain.config import PretrainConfig
 
 Tree = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from afterimage.cli import Measured, Preset, find_preset
-from pretrain.config import PretrainConfig
+from afterimage.pretrain.config import PretrainConfig
 
 _MASKED = {
     "objective": "masked",

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints.errors import CheckpointError
 from afterimage.data import ImageSet
 from afterimage.evaluation import pixel_vectors, probe_report
 from afterimage.runs import write_json
 from afterimage.training.sweep import spaced
-from checkpoints import jsons, schemas
-from checkpoints.errors import CheckpointError
 
 RAW, UNTRAINED, TRAINED = "raw pixels", "untrained encoder", "this encoder"
 PROBES = ("knn", "ridge")

@@ -8,6 +8,8 @@ import jax
 from flax import nnx
 
 from afterimage import runtime
+from afterimage.checkpoints.encoder import write_encoder
+from afterimage.checkpoints.store import Store
 from afterimage.console import say
 from afterimage.data import (
     ImageSet,
@@ -26,6 +28,11 @@ from afterimage.models import (
     Network,
     abstract_encoder,
 )
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.evaluation import Evaluation, picture_name
+from afterimage.pretrain.objectives import make_objective
+from afterimage.pretrain.reconstruction import Reconstruction
+from afterimage.pretrain.summary import PretrainResult, write_run_report
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.groups import count_parameters, split_groups
@@ -43,13 +50,6 @@ from afterimage.training.state import (
 )
 from afterimage.training.step import make_step
 from afterimage.training.sweep import Sweep
-from checkpoints.encoder import write_encoder
-from checkpoints.store import Store
-from pretrain.config import PretrainConfig
-from pretrain.evaluation import Evaluation, picture_name
-from pretrain.objectives import make_objective
-from pretrain.reconstruction import Reconstruction
-from pretrain.summary import PretrainResult, write_run_report
 
 
 def pretrain(config: PretrainConfig) -> PretrainResult:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.layers import Context, constant
-from pretrain.plain import Pass, Plain, Tree
+from afterimage.pretrain.plain import Pass, Plain, Tree
 
 DECAY = 0.99
 # A code used less than this share of the mean use is taken to be dead.

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, UInt8
 from afterimage.data.augment import make_augment
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.models import Network
-from pretrain.config import PretrainConfig
-from pretrain.corruptions import make_corruption
-from pretrain.losses import ReconstructionLoss
-from pretrain.masks import patch_size
-from pretrain.plain import Pass, Plain
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.corruptions import make_corruption
+from afterimage.pretrain.losses import ReconstructionLoss
+from afterimage.pretrain.masks import patch_size
+from afterimage.pretrain.plain import Pass, Plain
 
 Tree = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from afterimage.models import Autoencoder, ModelConfig, Network, abstract_encoder
 from afterimage.models.layers import Context
-from pretrain.plain import Pass, Plain, Tree
+from afterimage.pretrain.plain import Pass, Plain, Tree
 
 _SILENT = 1e-6
 

@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.probes import PROBES, Report
 from afterimage.report import logged, write_report
 from afterimage.runs import Run
-from pretrain.config import PretrainConfig
-from pretrain.probes import PROBES, Report
 
 Row = Mapping[str, Any]
 _COLUMNS = {"knn": "kNN", "ridge": "ridge probe"}

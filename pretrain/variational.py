@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from afterimage.models import Autoencoder, ModelConfig, Network, layers
 from afterimage.models.decoders import Encoded
 from afterimage.models.layers import Context
-from pretrain.plain import Pass, Plain, Tree
+from afterimage.pretrain.plain import Pass, Plain, Tree
 
 # Beyond these the exponential leaves float32, or the sample is all noise.
 _LOG_VARIANCE = (-20.0, 10.0)

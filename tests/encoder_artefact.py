@@ -3,10 +3,10 @@
 import numpy as np
 from flax import nnx
 
+from afterimage.checkpoints.encoder import write_encoder
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data import Preprocessing
 from afterimage.models import ModelConfig, Network, build_encoder
-from checkpoints.encoder import write_encoder
-from checkpoints.trees import flatten, unflatten
 
 
 def manifest_of(config: ModelConfig) -> dict:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints import manifest
-from checkpoints.encoder import write_encoder
+from afterimage.checkpoints import manifest
+from afterimage.checkpoints.encoder import write_encoder
 
 
 def encoder_manifest(**trained: Any) -> dict[str, Any]:

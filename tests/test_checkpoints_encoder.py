@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from checkpoints import tensors
-from checkpoints.encoder import read_encoder, write_encoder
-from checkpoints.errors import CheckpointError
-from checkpoints.store import Store
+from afterimage.checkpoints import tensors
+from afterimage.checkpoints.encoder import read_encoder, write_encoder
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.store import Store
 from tests.manifests import encoder_manifest
 
 PARAMS = {"stem": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
@@ -165,7 +165,7 @@ def test_a_pickle_is_refused_unexecuted(tmp_path, monkeypatch, make):
 
 def test_a_pickle_with_a_good_manifest_is_refused_unexecuted(tmp_path, monkeypatch):
     """Somebody who computes our checksums still gets no code executed."""
-    from checkpoints import manifest
+    from afterimage.checkpoints import manifest
 
     monkeypatch.chdir(tmp_path)
     _pickled_checkpoint(tmp_path / "encoder")
@@ -187,7 +187,7 @@ def test_a_flipped_bit_is_refused(tmp_path):
 
 
 def test_a_newer_schema_is_refused_with_the_cure(tmp_path):
-    from checkpoints import manifest
+    from afterimage.checkpoints import manifest
 
     write_encoder(tmp_path / "encoder", PARAMS, STATS, MANIFEST)
     path = tmp_path / "encoder" / "manifest.json"
@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_encoder(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("checkpoints.files.write_bytes", full)
+    monkeypatch.setattr("afterimage.checkpoints.files.write_bytes", full)
     with pytest.raises(CheckpointError, match="disk is full"):
         write_encoder(tmp_path / "encoder", PARAMS, {}, encoder_manifest(n=2))
     assert read_encoder(tmp_path)[2]["trained"]["n"] == 1

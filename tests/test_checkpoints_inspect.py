@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints import inspect
-from checkpoints.encoder import write_encoder
-from checkpoints.errors import CheckpointError, RunLocked, UsageError
-from checkpoints.lock import RunLock
-from checkpoints.store import Store
+from afterimage.checkpoints import inspect
+from afterimage.checkpoints.encoder import write_encoder
+from afterimage.checkpoints.errors import CheckpointError, RunLocked, UsageError
+from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.store import Store
 from tests.manifests import encoder_manifest
 
 

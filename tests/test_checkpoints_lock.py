@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from checkpoints import lock
-from checkpoints.errors import RunLocked
-from checkpoints.lock import RunLock
+from afterimage.checkpoints import lock
+from afterimage.checkpoints.errors import RunLocked
+from afterimage.checkpoints.lock import RunLock
 
 HOLD = (
-    "import sys, time; from checkpoints.lock import RunLock; "
+    "import sys, time; from afterimage.checkpoints.lock import RunLock; "
     "RunLock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(60)"
 )
 
@@ -58,7 +58,7 @@ def test_another_process_is_named_and_its_death_by_sigkill_frees_the_lock(tmp_pa
 def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
     """A data worker that outlives a killed run must not block the next."""
     code = (
-        "import os, sys, time; from checkpoints.lock import RunLock\n"
+        "import os, sys, time; from afterimage.checkpoints.lock import RunLock\n"
         "run = RunLock(sys.argv[1]); run.acquire()\n"
         "child = os.fork()\n"
         "if child == 0: os.close(1); time.sleep(60)\n"

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.names import alike, class_name, printable, spelling, spreadsheet_cell
+from afterimage.checkpoints.names import (
+    alike,
+    class_name,
+    printable,
+    spelling,
+    spreadsheet_cell,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 RAW = st.one_of(

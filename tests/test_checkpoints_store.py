@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from checkpoints import names
-from checkpoints.encoder import read_encoder
-from checkpoints.errors import CheckpointError, SaveError, UsageError
-from checkpoints.lock import RunLock
-from checkpoints.store import Store
+from afterimage.checkpoints import names
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.errors import CheckpointError, SaveError, UsageError
+from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.store import Store
 from tests.manifests import encoder_manifest
 
 

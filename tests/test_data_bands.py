@@ -176,11 +176,11 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     """Pretraining, features, fine-tuning and evaluation of five bands of 12 bits."""
     from afterimage.encoder import load_encoder
     from afterimage.evaluate_command import EvaluateConfig
-    from finetune.config import FinetuneConfig
-    from finetune.evaluate import evaluate
-    from finetune.program import finetune
-    from pretrain.config import PretrainConfig
-    from pretrain.program import pretrain
+    from afterimage.finetune.config import FinetuneConfig
+    from afterimage.finetune.evaluate import evaluate
+    from afterimage.finetune.program import finetune
+    from afterimage.pretrain.config import PretrainConfig
+    from afterimage.pretrain.program import pretrain
 
     images = bands(5, n=16)
     folder(tmp_path / "data", images)

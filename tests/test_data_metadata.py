@@ -15,9 +15,9 @@ from afterimage.data import open_data
 from afterimage.data.table_rows import Table, read_table
 from afterimage.errors import DataError
 from afterimage.evaluate_command import EvaluateConfig
+from afterimage.finetune.evaluate import evaluate
+from afterimage.finetune.program import finetune
 from afterimage.reading import ReadingOptions
-from finetune.evaluate import evaluate
-from finetune.program import finetune
 from tests.test_data_layout import splits
 from tests.test_data_sources import write
 from tests.test_finetune_program import config, draw, make_encoder

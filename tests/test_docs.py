@@ -8,11 +8,11 @@ import pytest
 
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.features_command import FeaturesConfig
-from finetune.config import FinetuneConfig
-from finetune.presets import PRESETS as FINETUNE
-from finetune.select_command import SelectConfig
-from pretrain.config import PretrainConfig
-from pretrain.presets import PRESETS as PRETRAIN
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import PRESETS as FINETUNE
+from afterimage.finetune.select_command import SelectConfig
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.presets import PRESETS as PRETRAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import afterimage
+from afterimage.checkpoints.errors import CheckpointError
 from afterimage.encoder import VECTORS, Encoder
 from afterimage.errors import UserError
 from afterimage.models import Network, build_encoder, pool_features
 from afterimage.models.views import VIEWS
-from checkpoints.errors import CheckpointError
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from afterimage import evaluate_command
+from afterimage.checkpoints.errors import CheckpointError
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluate_encoder import _short, evaluate_encoder
-from checkpoints.errors import CheckpointError
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 

@@ -14,10 +14,10 @@ from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.features_command import FeaturesConfig
 from afterimage.fields import field_problems, place_problems, spec_problems
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.select_command import SelectConfig
+from afterimage.pretrain.config import PretrainConfig
 from afterimage.training.options import TrainingOptions
-from finetune.config import FinetuneConfig
-from finetune.select_command import SelectConfig
-from pretrain.config import PretrainConfig
 from tests.helpers import environment, run_python
 
 WORKING = {

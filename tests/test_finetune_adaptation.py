@@ -16,16 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.finetune.stage import Phase, Stage
+from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.adversarial import cdan, dann
+from afterimage.finetune.terms.discrepancy import (
+    coral,
+    coral_term,
+    jmmd_term,
+    mmd,
+    mmd_term,
+)
+from afterimage.finetune.terms.transport import jdot_term
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
-from finetune.stage import Phase, Stage
-from finetune.terms import cross_entropy
-from finetune.terms.adversarial import cdan, dann
-from finetune.terms.discrepancy import coral, coral_term, jmmd_term, mmd, mmd_term
-from finetune.terms.transport import jdot_term
 
 OPTIONS = TrainingOptions(lr=1e-2, weight_decay=0.0, schedule="constant")
 STEPS, BATCH = 300, 64

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from afterimage.errors import UserError
-from finetune.anchors import fisher_diagonal
-from finetune.context import Context
-from finetune.terms import anchored
+from afterimage.finetune.anchors import fisher_diagonal
+from afterimage.finetune.context import Context
+from afterimage.finetune.terms import anchored
 
 PARAMS = {
     "encoder": {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])},

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from afterimage.errors import UserError
-from finetune import streams
-from finetune.classifier import Classifier
-from finetune.config import FinetuneConfig
-from finetune.context import Context
-from finetune.domains.composing import COMPOSERS, MIXED, ink, mixup, strength
-from finetune.program import finetune
+from afterimage.finetune import streams
+from afterimage.finetune.classifier import Classifier
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.context import Context
+from afterimage.finetune.domains.composing import COMPOSERS, MIXED, ink, mixup, strength
+from afterimage.finetune.program import finetune
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, write_domain, write_npz
 

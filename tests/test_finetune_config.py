@@ -4,8 +4,8 @@ import pytest
 
 from afterimage.cli import parse
 from afterimage.errors import UserError
-from finetune.config import FinetuneConfig
-from finetune.presets import PRESETS, preset_config
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import PRESETS, preset_config
 
 NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
 

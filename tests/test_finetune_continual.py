@@ -7,16 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError, UserError
-from checkpoints import jsons, schemas
-from checkpoints.store import Store
-from finetune.artefact import load_classifier
-from finetune.context import Context
-from finetune.continual.measures import continual_measures
-from finetune.continual.memory import consolidated
-from finetune.continual.tasks import make_tasks
-from finetune.program import finetune
-from finetune.terms.continual import Outlet, elastic, task_loss, without_forgetting
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.context import Context
+from afterimage.finetune.continual.measures import continual_measures
+from afterimage.finetune.continual.memory import consolidated
+from afterimage.finetune.continual.tasks import make_tasks
+from afterimage.finetune.program import finetune
+from afterimage.finetune.terms.continual import (
+    Outlet,
+    elastic,
+    task_loss,
+    without_forgetting,
+)
 from tests.test_finetune_program import config, make_encoder
 
 NAMES = ("0", "1", "2", "3")

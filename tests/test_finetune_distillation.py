@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints.store import Store
 from afterimage.errors import UserError
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.context import Context
+from afterimage.finetune.program import finetune
+from afterimage.finetune.source import chosen_model
+from afterimage.finetune.terms import distillation as terms
 from afterimage.models import ModelConfig
-from checkpoints import jsons, schemas
-from checkpoints.store import Store
-from finetune.artefact import load_classifier
-from finetune.context import Context
-from finetune.program import finetune
-from finetune.source import chosen_model
-from finetune.terms import distillation as terms
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
@@ -175,7 +175,7 @@ def test_the_gain_is_reported_where_an_earlier_step_is_kept(
     home, tmp_path, monkeypatch
 ):
     first = types.SimpleNamespace(step=1, best=True)
-    monkeypatch.setattr("finetune.results.list_steps", lambda _: [first])
+    monkeypatch.setattr("afterimage.finetune.results.list_steps", lambda _: [first])
     settings = {"steps": 2, "save_every": 1, "keep_last": 9, "select": "validation"}
     found = finetune(distilled(home, tmp_path / "run", **settings)).results
     assert found["selection"]["step"] == 1

@@ -8,31 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data.sets import array_set
 from afterimage.errors import DataError, UserError
-from afterimage.models import ops
-from afterimage.training.step import plain_gradient
-from checkpoints.store import Store
-from checkpoints.trees import flatten, unflatten
-from finetune.episodes.estimators import (
+from afterimage.finetune.episodes.estimators import (
     Adaptation,
     adapted_gradient,
     one_for_all,
     reptile_gradient,
 )
-from finetune.episodes.parts import LAST, EpisodeParts
-from finetune.episodes.program import by_neighbour, by_prototype, summarised
-from finetune.episodes.sampler import (
+from afterimage.finetune.episodes.parts import LAST, EpisodeParts
+from afterimage.finetune.episodes.program import by_neighbour, by_prototype, summarised
+from afterimage.finetune.episodes.sampler import (
     EpisodeBatches,
     Sampler,
     Shape,
     split_classes,
 )
-from finetune.labels import HEAD
-from finetune.opening import open_all
-from finetune.program import finetune
-from finetune.terms.classification import smoothed_cross_entropy
-from finetune.terms.prototypes import nearest_mean, prototype_logits
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.opening import open_all
+from afterimage.finetune.program import finetune
+from afterimage.finetune.terms.classification import smoothed_cross_entropy
+from afterimage.finetune.terms.prototypes import nearest_mean, prototype_logits
+from afterimage.models import ops
+from afterimage.training.step import plain_gradient
 from tests.test_finetune_program import config, make_encoder
 
 PAIR = Shape(1, 1, 1)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from afterimage.encoder import load_encoder
 from afterimage.evaluate_command import EvaluateConfig
-from finetune.artefact import load_classifier
-from finetune.evaluate import evaluate
-from finetune.features import best_features, fisher_score, mutual_information
-from finetune.program import finetune
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.evaluate import evaluate
+from afterimage.finetune.features import best_features, fisher_score, mutual_information
+from afterimage.finetune.program import finetune
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
 METHODS = ("fisher", "mutual-information", "l1")

@@ -7,8 +7,8 @@ import pytest
 
 from afterimage.data import Splits, array_set
 from afterimage.errors import DataError
-from finetune.config import FinetuneConfig
-from finetune.labels import choose, matched
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.labels import choose, matched
 
 NAMES = ("ant", "bee", "cow")
 

@@ -4,14 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.trees import unflatten
 from afterimage.errors import UserError
+from afterimage.finetune.modes import (
+    MODES,
+    Recipe,
+    depths,
+    make_phases,
+    weighing_groups,
+)
+from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.anchored import l2_sp
+from afterimage.finetune.terms.tasks import uncertain
 from afterimage.training.groups import split_groups
 from afterimage.training.options import TrainingOptions
-from checkpoints.trees import unflatten
-from finetune.modes import MODES, Recipe, depths, make_phases, weighing_groups
-from finetune.terms import cross_entropy
-from finetune.terms.anchored import l2_sp
-from finetune.terms.tasks import uncertain
 
 PATHS = [
     "encoder/stem/conv/kernel",

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from afterimage.checkpoints.encoder import read_encoder, write_encoder
+from afterimage.checkpoints.errors import TransferError, UsageError
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from afterimage.data import Preprocessing
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.evaluate import evaluate, text
+from afterimage.finetune.program import finetune
 from afterimage.models import ModelConfig, Network, build_encoder
-from checkpoints.encoder import read_encoder, write_encoder
-from checkpoints.errors import TransferError, UsageError
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from finetune.artefact import load_classifier
-from finetune.config import FinetuneConfig
-from finetune.evaluate import evaluate, text
-from finetune.program import finetune
 
 MODEL = ModelConfig(name="conv", image_size=(8, 8), channels=1, width=0.25)
 PREPROCESSING = Preprocessing((8, 8), (0.4,), (0.3,), 1)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from afterimage.data import array_set
-from finetune import neighbours, propagation
-from finetune.neighbours import Projector, nearest
-from finetune.propagation import propagate, propagated
-from finetune.terms.consistency import pseudo_labels
+from afterimage.finetune import neighbours, propagation
+from afterimage.finetune.neighbours import Projector, nearest
+from afterimage.finetune.propagation import propagate, propagated
+from afterimage.finetune.terms.consistency import pseudo_labels
 from tests.test_finetune_unlabelled import given
 
 

@@ -7,9 +7,15 @@ from hypothesis import strategies as st
 
 from afterimage.data import array_set
 from afterimage.errors import DataError
-from finetune.domains.density import _project, density_ratio, effective_size
-from finetune.domains.priors import bbse, em, frequencies, logit_shift, softmax
-from finetune.domains.selection import (
+from afterimage.finetune.domains.density import _project, density_ratio, effective_size
+from afterimage.finetune.domains.priors import (
+    bbse,
+    em,
+    frequencies,
+    logit_shift,
+    softmax,
+)
+from afterimage.finetune.domains.selection import (
     label_free,
     mixed_agreement,
     soft_neighbourhood_density,

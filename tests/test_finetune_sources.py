@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from afterimage.data import Joined, Labels, Splits, array_set
 from afterimage.errors import DataError
+from afterimage.finetune.classifier import HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.context import Context
+from afterimage.finetune.domains.pooling import SOURCE, pool
+from afterimage.finetune.domains.shift import source_weights
+from afterimage.finetune.labels import Chosen
+from afterimage.finetune.methods import make_terms
+from afterimage.finetune.stage import Phase, Stage
+from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.multisource import mdan
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
-from finetune.classifier import HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.context import Context
-from finetune.domains.pooling import SOURCE, pool
-from finetune.domains.shift import source_weights
-from finetune.labels import Chosen
-from finetune.methods import make_terms
-from finetune.stage import Phase, Stage
-from finetune.terms import cross_entropy
-from finetune.terms.multisource import mdan
 from tests.test_finetune_adaptation import OPTIONS, classify, encode, supply
 
 

@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
+from afterimage.finetune.boundary import migrate, moving_parts
+from afterimage.finetune.context import Context
+from afterimage.finetune.modes import Recipe, make_phases
+from afterimage.finetune.stage import Stage, describe
+from afterimage.finetune.terms import Term, cross_entropy
+from afterimage.finetune.terms.adversarial import cdan, dann
+from afterimage.finetune.terms.anchored import l2, l2_sp
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
-from checkpoints.trees import flatten
-from finetune.boundary import migrate, moving_parts
-from finetune.context import Context
-from finetune.modes import Recipe, make_phases
-from finetune.stage import Stage, describe
-from finetune.terms import Term, cross_entropy
-from finetune.terms.adversarial import cdan, dann
-from finetune.terms.anchored import l2, l2_sp
 
 OPTIONS = TrainingOptions(weight_decay=0.1, clip=1.0, schedule="constant", lr=1e-2)
 WIDE = 64

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
+from afterimage.finetune.artefact import load_classifier
+from afterimage.finetune.program import finetune
+from afterimage.finetune.select import select
+from afterimage.finetune.select_command import SelectConfig
 from afterimage.models import ModelConfig
-from checkpoints.encoder import read_encoder
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from finetune.artefact import load_classifier
-from finetune.program import finetune
-from finetune.select import select
-from finetune.select_command import SelectConfig
 from tests.helpers import cut_back
 from tests.test_finetune_program import (
     config,

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
+from afterimage.finetune.context import Context
+from afterimage.finetune.program import finetune
+from afterimage.finetune.terms.classification import cross_entropy
+from afterimage.finetune.terms.consistency import COUNTED, aligned, pseudo_labels
 from afterimage.models import ModelConfig
-from checkpoints.encoder import read_encoder
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from finetune.context import Context
-from finetune.program import finetune
-from finetune.terms.classification import cross_entropy
-from finetune.terms.consistency import COUNTED, aligned, pseudo_labels
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, rows, write_npz
 
@@ -254,8 +254,8 @@ def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
 )
 def test_a_view_has_its_own_augmentation(home, tmp_path, setting, changed):
     """The other views are drawn as before."""
-    from finetune.opening import open_all
-    from finetune.parts import Parts
+    from afterimage.finetune.opening import open_all
+    from afterimage.finetune.parts import Parts
 
     ramp = jnp.arange(64, dtype=jnp.uint8).reshape(1, 8, 8, 1)
     views = {}
@@ -284,8 +284,8 @@ def test_a_view_has_its_own_augmentation(home, tmp_path, setting, changed):
 
 def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
     """The share of sure ones is a count of all of them, whatever the micro-batches."""
-    from finetune.opening import open_all
-    from finetune.parts import Parts
+    from afterimage.finetune.opening import open_all
+    from afterimage.finetune.parts import Parts
 
     settings = SETTINGS | {"mode": "full", "head_steps": None, "unlabelled_ratio": 3}
     parts = {}
@@ -306,7 +306,7 @@ def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
 
 
 def test_rest_leaves_the_validation_images_out(home):
-    from finetune.opening import open_all
+    from afterimage.finetune.opening import open_all
 
     settings = SETTINGS | {"labels_per_class": 10, "select": "validation"}
     opened = open_all(config(home, home / "unused", **settings))
@@ -320,7 +320,7 @@ def test_rest_leaves_the_validation_images_out(home):
 
 
 def test_the_targets_images_take_part_without_their_labels(home):
-    from finetune.opening import open_all
+    from afterimage.finetune.opening import open_all
 
     others = write_npz(home / "others.npz", train=36)
     settings = {"target": others, "align": ("mmd",), "unlabelled": "target"}

@@ -7,11 +7,11 @@ from flax import nnx
 
 from afterimage import known, load_encoder
 from afterimage.__main__ import main
+from afterimage.checkpoints import tensors
 from afterimage.errors import UserError
 from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
 from afterimage.models.layers import Context
 from afterimage.models.norms import FrozenBatchNorm
-from checkpoints import tensors
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 from tests.torchvision_models import (

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from afterimage import evaluate_command, features_command, load_encoder
+from afterimage.checkpoints import tensors
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
+from afterimage.finetune.evaluate import evaluate
+from afterimage.finetune.presets import preset_config
+from afterimage.finetune.program import finetune
 from afterimage.known import export_encoder, import_encoder, read_weights
 from afterimage.models import ModelConfig
 from afterimage.sklearn import EncoderTransformer
-from checkpoints import tensors
-from checkpoints.encoder import read_encoder
-from checkpoints.trees import flatten
-from finetune.evaluate import evaluate
-from finetune.presets import preset_config
-from finetune.program import finetune
 from tests.encoder_artefact import pictures
 from tests.torchvision_models import NARROW, build, make_narrow
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.store import Store
 from afterimage.data.arrays import open_synthetic
 from afterimage.errors import Diverged, Interrupted, UserError
 from afterimage.runs import Run
@@ -21,7 +22,6 @@ from afterimage.training.options import RunOptions, TrainingOptions
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import abstract, init_state
 from afterimage.training.step import make_step
-from checkpoints.store import Store
 from tests.forms import milliseconds
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
 from afterimage.models import (
     Head,
@@ -19,7 +20,6 @@ from afterimage.models import (
     models,
     pool_features,
 )
-from checkpoints.trees import flatten
 
 SIZES = [(8, 8), (28, 28), (32, 32), (33, 33), (64, 64)]
 KEY = jax.random.key(0)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterimage import runtime
+from afterimage.checkpoints.trees import flatten
 from afterimage.models import (
     ModelConfig,
     Network,
@@ -23,7 +24,6 @@ from afterimage.models import (
 )
 from afterimage.models.layers import Context
 from afterimage.models.patches import WhitenedPatches
-from checkpoints.trees import flatten
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
+from afterimage.checkpoints.errors import RunLocked
 from afterimage.cli import Measured, Preset, exit_code, field_documents, parse
 from afterimage.errors import Diverged, UserError
+from afterimage.pretrain.__main__ import DESCRIPTION
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.presets import PRESETS, preset_config
 from afterimage.training.options import DataOptions
-from checkpoints.errors import RunLocked
-from pretrain.__main__ import DESCRIPTION
-from pretrain.config import PretrainConfig
-from pretrain.presets import PRESETS, preset_config
 
 
 def parsed(*argv, show=print):

@@ -8,9 +8,9 @@ from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
-from pretrain.config import PretrainConfig
-from pretrain.contractive import EXACT, jacobian_norm
-from pretrain.objectives import make_objective
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.contractive import EXACT, jacobian_norm
+from afterimage.pretrain.objectives import make_objective
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterimage.errors import UserError
-from pretrain.corruptions import CORRUPTIONS, erase, make_corruption
+from afterimage.pretrain.corruptions import CORRUPTIONS, erase, make_corruption
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 IMAGES = jnp.full((64, 32, 24, 3), 0.37)

@@ -8,8 +8,8 @@ from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
-from pretrain.config import PretrainConfig
-from pretrain.objectives import make_objective
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives import make_objective
 from tests.test_models_patches import FLOOR, images, moved
 
 K, SIZE = 6, (9, 14)

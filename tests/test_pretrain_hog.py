@@ -8,10 +8,10 @@ import pytest
 
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from pretrain.config import PretrainConfig
-from pretrain.hog import cell_size, histograms, hog_picture, hog_target
-from pretrain.losses import ReconstructionLoss
-from pretrain.program import pretrain
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.hog import cell_size, histograms, hog_picture, hog_target
+from afterimage.pretrain.losses import ReconstructionLoss
+from afterimage.pretrain.program import pretrain
 
 
 def pixels(shape=(2, 12, 12, 3), seed=0):

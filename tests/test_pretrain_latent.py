@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from afterimage import runtime
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from afterimage.models import ModelConfig, Network
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from pretrain.config import PretrainConfig
-from pretrain.latent import follow, latent_error, normalised
-from pretrain.objectives import make_objective
-from pretrain.program import pretrain
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.latent import follow, latent_error, normalised
+from afterimage.pretrain.objectives import make_objective
+from afterimage.pretrain.program import pretrain
 
 KEY = jax.random.key(0)
 SETTINGS = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from pretrain.losses import (
+from afterimage.pretrain.losses import (
     LOSSES,
     ReconstructionLoss,
     bce,

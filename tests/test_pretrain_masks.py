@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterimage import runtime
-from pretrain.masks import draw_mask, lowest, patch_size
-from pretrain.options import ObjectiveOptions
+from afterimage.pretrain.masks import draw_mask, lowest, patch_size
+from afterimage.pretrain.options import ObjectiveOptions
 from tests.forms import milliseconds, on_cpu
 
 pytestmark = pytest.mark.usefixtures("tiny")

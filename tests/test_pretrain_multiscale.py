@@ -7,8 +7,8 @@ import pytest
 from afterimage import runtime
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from pretrain import losses, multiscale
-from pretrain.losses import ReconstructionLoss
+from afterimage.pretrain import losses, multiscale
+from afterimage.pretrain.losses import ReconstructionLoss
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

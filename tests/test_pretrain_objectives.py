@@ -9,19 +9,19 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-import pretrain.program as program
+import afterimage.pretrain.program as program
 from afterimage import load_encoder
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from afterimage.data import Preprocessing
 from afterimage.errors import Interrupted, UserError
 from afterimage.models import ModelConfig, Network
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives import OBJECTIVES, make_objective
+from afterimage.pretrain.options import OPTIONS
+from afterimage.pretrain.program import pretrain
+from afterimage.pretrain.reconstruction import Reconstruction
 from afterimage.training.signals import StopSignal
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from pretrain.config import PretrainConfig
-from pretrain.objectives import OBJECTIVES, make_objective
-from pretrain.options import OPTIONS
-from pretrain.program import pretrain
-from pretrain.reconstruction import Reconstruction
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pretrain.program as program
+import afterimage.pretrain.program as program
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from afterimage.data import (
     Preprocessing,
     channel_statistics,
@@ -17,12 +20,9 @@ from afterimage.data import (
 )
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.program import pretrain as run_program
 from afterimage.training.signals import StopSignal
-from checkpoints.encoder import read_encoder
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from pretrain.config import PretrainConfig
-from pretrain.program import pretrain as run_program
 
 STEPS = 60
 

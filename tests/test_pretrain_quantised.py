@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from afterimage import runtime
+from afterimage.checkpoints.trees import flatten
 from afterimage.models import ModelConfig, Network
-from checkpoints.trees import flatten
-from pretrain.config import PretrainConfig
-from pretrain.objectives import make_objective
-from pretrain.quantised import DECAY, Codebook
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives import make_objective
+from afterimage.pretrain.quantised import DECAY, Codebook
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -8,9 +8,9 @@ from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
-from pretrain.config import PretrainConfig
-from pretrain.objectives import make_objective
-from pretrain.sparse import keep_largest
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives import make_objective
+from afterimage.pretrain.sparse import keep_largest
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

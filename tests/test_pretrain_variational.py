@@ -10,9 +10,9 @@ from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
-from pretrain.config import PretrainConfig
-from pretrain.objectives import make_objective
-from pretrain.variational import divergence, freed
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives import make_objective
+from afterimage.pretrain.variational import divergence, freed
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

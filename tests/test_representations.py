@@ -5,15 +5,15 @@ import types
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.lock import RunLock
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
+from afterimage.finetune.evaluate import evaluate
+from afterimage.finetune.presets import PRESETS as FINETUNE
+from afterimage.pretrain.presets import PRESETS as PRETRAIN
 from benchmarks import programs, representations
 from benchmarks.recipes import ERROR, TABLES, Row, Table
 from benchmarks.representations import Representations
-from checkpoints.lock import RunLock
-from finetune.evaluate import evaluate
-from finetune.presets import PRESETS as FINETUNE
-from pretrain.presets import PRESETS as PRETRAIN
 
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
 WANTED = {
@@ -39,8 +39,8 @@ def test_every_row_that_is_asked_for_is_there_with_its_control():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_recipe_is_a_configuration_that_can_work(name):
-    from finetune.config import FinetuneConfig
-    from pretrain.config import PretrainConfig
+    from afterimage.finetune.config import FinetuneConfig
+    from afterimage.pretrain.config import PretrainConfig
 
     for row in TABLES[name].rows.values():
         PretrainConfig(data="digits", out="x", **TABLES[name].pretrain | row.pretrain)

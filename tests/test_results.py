@@ -5,12 +5,12 @@ import re
 
 import pytest
 
+from afterimage.finetune.presets import PRESETS as FINETUNE
+from afterimage.pretrain.presets import PRESETS as PRETRAIN
 from benchmarks import programs, published, readme
 from benchmarks.recipes import ACCURACY, ERROR
 from benchmarks.results import FOLDER, read_results, row, write_results
 from benchmarks.transfer import Transfer
-from finetune.presets import PRESETS as FINETUNE
-from pretrain.presets import PRESETS as PRETRAIN
 
 
 def test_a_row_says_where_when_and_how():

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from afterimage.__main__ import main
+from afterimage.checkpoints.classifier import write_classifier
 from afterimage.data import Preprocessing
+from afterimage.finetune import select as select_module
+from afterimage.finetune.artefact import head_entry
+from afterimage.finetune.classifier import Classifier, HeadConfig
+from afterimage.finetune.domains.selection import (
+    ensemble_agreement,
+    neighbour_information,
+)
 from afterimage.models import ModelConfig
-from checkpoints.classifier import write_classifier
-from finetune import select as select_module
-from finetune.artefact import head_entry
-from finetune.classifier import Classifier, HeadConfig
-from finetune.domains.selection import ensemble_agreement, neighbour_information
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 

@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from checkpoints.errors import CheckpointError, UsageError
-from checkpoints.torch_file import read_torch
+from afterimage.checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints.torch_file import read_torch
 from tests import torch_pickles as pickles
 
 FILES = pathlib.Path(__file__).parent / "fixtures" / "torch"
@@ -196,8 +196,8 @@ def test_no_foreign_memory_is_read_and_the_process_lives(tmp_path):
     attack = pickles.state_dict(w=pickles.tensor(empty, (50_000_000,), (1,)))
     path = pickles.write(tmp_path / "x.pth", attack, FLOATS)
     code = (
-        "import sys; from checkpoints.torch_file import read_torch\n"
-        "from checkpoints.errors import CheckpointError\n"
+        "import sys; from afterimage.checkpoints.torch_file import read_torch\n"
+        "from afterimage.checkpoints.errors import CheckpointError\n"
         "try: read_torch(sys.argv[1])\n"
         "except CheckpointError: sys.exit(3)"
     )

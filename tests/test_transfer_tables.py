@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afterimage.finetune.presets import PRESETS
 from benchmarks import domains, results, transfer
-from finetune.presets import PRESETS
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from afterimage.checkpoints.names import spelling
 from afterimage.data.header import NotAnImage
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
 from afterimage.data.npz import check_sizes
@@ -23,7 +24,6 @@ from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
 from afterimage.errors import DataError, UserError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
-from checkpoints.names import spelling
 
 _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""

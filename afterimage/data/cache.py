@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from afterimage.checkpoints import files, jsons
 from afterimage.data.samples import Range
 from afterimage.data.sets import Images
-from checkpoints import files, jsons
 
 _FORMAT = 1
 _CHECKED_BYTES = 2**30  # of a larger entry, evenly spaced images are checked

@@ -15,12 +15,12 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from afterimage.checkpoints.names import class_name
 from afterimage.data.files import check_size
 from afterimage.data.images import image_sets
 from afterimage.data.sets import Splits
 from afterimage.errors import DataError, UserError
 from afterimage.reading import ReadingOptions
-from checkpoints.names import class_name
 
 _SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 

@@ -14,11 +14,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from afterimage.checkpoints.files import open_regular, read_bytes, reason
+from afterimage.checkpoints.names import spelling
 from afterimage.data.decode import MAX_BYTES, SUFFIXES, NotAnImage
 from afterimage.data.near_miss import listing, near_miss
 from afterimage.errors import DataError
-from checkpoints.files import open_regular, read_bytes, reason
-from checkpoints.names import spelling
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Tables of labels inside a folder of images, as Hugging Face's `imagefolder` reads."""

@@ -8,6 +8,7 @@ https://huggingface.co/docs/datasets/image_dataset#imagefolder
 import posixpath
 from collections.abc import Sequence, Set
 
+from afterimage.checkpoints.names import spelling
 from afterimage.data.files import Archives, Folder
 from afterimage.data.header import NotAnImage
 from afterimage.data.labels import named
@@ -17,7 +18,6 @@ from afterimage.data.table_rows import Table, listed, read_table
 from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
-from checkpoints.names import spelling
 
 
 def with_metadata(

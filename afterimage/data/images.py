@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from afterimage.checkpoints.names import printable, spelling
 from afterimage.data import cache as store
 from afterimage.data import decode
 from afterimage.data.files import (
@@ -36,7 +37,6 @@ from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir
-from checkpoints.names import printable, spelling
 
 _FIRST_PAGE = (
     "of several pages the first is read: write bands as the samples of one page "

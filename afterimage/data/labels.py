@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from afterimage.checkpoints.names import alike, class_name
 from afterimage.data.sets import UNLABELLED, ImageSet, Labels, Splits
 from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
-from checkpoints.names import alike, class_name
 
 Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]
 """(class indices by split, class names); None where nothing is labelled."""

@@ -4,6 +4,7 @@ import contextlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+from afterimage.checkpoints.names import class_name, spelling
 from afterimage.data.split_names import (
     OPTIONS,
     UNLABELLED,
@@ -16,7 +17,6 @@ from afterimage.data.split_names import (
 )
 from afterimage.errors import DataError, did_you_mean
 from afterimage.notes import say_once
-from checkpoints.names import class_name, spelling
 
 Groups = dict[str, tuple[list[int], list[str | None]]]
 """{split: (rows, class name of each, or None where unlabelled)}."""

@@ -6,8 +6,8 @@ import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from afterimage.checkpoints.names import spelling
 from afterimage.errors import DataError
-from checkpoints.names import spelling
 
 SPLITS = {
     "train": "train",

@@ -6,6 +6,8 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.checkpoints import files
+from afterimage.checkpoints.names import spelling
 from afterimage.data.decode import MAX_BYTES
 from afterimage.data.files import OnDisk
 from afterimage.data.images import image_sets
@@ -23,8 +25,6 @@ from afterimage.data.table_rows import (
 from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
-from checkpoints import files
-from checkpoints.names import spelling
 
 
 def open_csv(

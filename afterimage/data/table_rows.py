@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from afterimage.checkpoints import jsons
+from afterimage.checkpoints.names import class_name, printable
 from afterimage.data.files import is_image_name
 from afterimage.errors import DataError
 from afterimage.notes import say_once
-from checkpoints import jsons
-from checkpoints.names import class_name, printable
 
 SYNONYMS = {
     "image": (

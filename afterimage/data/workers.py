@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from afterimage.checkpoints.names import spelling
 from afterimage.data import decode
 from afterimage.data.files import Files, read
 from afterimage.data.header import NotAnImage
@@ -16,7 +17,6 @@ from afterimage.data.progress import Progress
 from afterimage.data.samples import Range
 from afterimage.errors import DataError
 from afterimage.runtime import cores
-from checkpoints.names import spelling
 
 _WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
 budget = Budget()

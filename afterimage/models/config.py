@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS, WIDEST
 from afterimage.errors import UserError, did_you_mean
-from checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS, WIDEST
 
 MIN_IMAGE_SIZE = 8
 NORMS = ("rms", "layer", "group", "batch", "frozen", "none")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from checkpoints.trees import flatten, unflatten
+from afterimage.checkpoints.trees import flatten, unflatten
 
 Tree = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.errors import UserError
-from checkpoints.trees import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from afterimage.checkpoints.store import Store
 from afterimage.errors import Diverged, Interrupted
 from afterimage.runs import Run, write_json
 from afterimage.training.feed import Feed
@@ -17,7 +18,6 @@ from afterimage.training.progress import Progress
 from afterimage.training.signals import StopRequested, StopSignal
 from afterimage.training.state import State
 from afterimage.training.step import Step, compile_step, compile_stretch
-from checkpoints.store import Store
 
 # Dispatches the host may run ahead of the device: enough to hide the host, few enough
 # that batches do not pile up.

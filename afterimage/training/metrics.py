@@ -9,10 +9,10 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from afterimage.checkpoints.files import replace_file
 from afterimage.errors import UserError
 from afterimage.training.rows import read_rows
 from afterimage.training.tensorboard import TensorBoard
-from checkpoints.files import replace_file
 
 _log = logging.getLogger("afterimage")
 

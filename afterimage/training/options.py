@@ -4,10 +4,10 @@ import dataclasses
 import os
 from typing import Literal
 
+from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
 from afterimage.fields import MOST
 from afterimage.reading import ReadingOptions
-from checkpoints.names import spelling, unfit_for_arrays
 
 Augmentation = Literal[
     "none",

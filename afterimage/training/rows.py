@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from checkpoints import files
+from afterimage.checkpoints import files
 
 _LONGEST = 2**20  # bytes of a line; ours have a few hundred
 _MOST = 2**32  # bytes of a file

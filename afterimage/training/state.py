@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.training.groups import Partition
-from checkpoints.trees import flatten, unflatten
 
 State = dict[str, Any]
 

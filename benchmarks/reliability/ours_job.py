@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from afterimage.__main__ import main as afterimage
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
+from afterimage.pretrain import reconstruction
+from afterimage.pretrain.reconstruction import Reconstruction
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from pretrain import reconstruction
-from pretrain.reconstruction import Reconstruction
 
 
 def spoil(bad: int) -> None:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage.data import ImageSet
+from afterimage.finetune.anchors import fisher_diagonal
+from afterimage.finetune.classifier import Classifier
+from afterimage.finetune.context import Context
+from afterimage.finetune.terms.continual import Outlet
 from afterimage.training.sweep import spaced
-from finetune.anchors import fisher_diagonal
-from finetune.classifier import Classifier
-from finetune.context import Context
-from finetune.terms.continual import Outlet
 
 Tree = dict[str, Any]
 MOST_FISHER = 256
@@ -65,7 +65,7 @@ def task_fisher(
     """The Fisher information of encoder and heads, on at most 256 of the images.
 
     In evaluation mode, exact over the outlet's classes, each weighted by the model's
-    own prediction; see `finetune.anchors.fisher_diagonal`.
+    own prediction; see `afterimage.finetune.anchors.fisher_diagonal`.
     """
 
     def log_probabilities(params: Tree, image: Array) -> Array:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from finetune.options import is_default
+from afterimage.finetune.options import is_default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

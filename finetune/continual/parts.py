@@ -5,22 +5,22 @@ from typing import Any
 
 import jax
 
+from afterimage.checkpoints.trees import flatten
 from afterimage.data import ImageSet
 from afterimage.data.augment import make_augment
 from afterimage.errors import DataError
+from afterimage.finetune import streams
+from afterimage.finetune.classifier import HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.continual.memory import first_memory, memory_rules
+from afterimage.finetune.continual.tasks import make_tasks
+from afterimage.finetune.modes import Recipe, layer_groups, shares
+from afterimage.finetune.opening import Opened
+from afterimage.finetune.parts import Parts
+from afterimage.finetune.stage import Phase, Stage
+from afterimage.finetune.terms import Term
+from afterimage.finetune.terms.continual import elastic, task_loss, without_forgetting
 from afterimage.training.groups import Group
-from checkpoints.trees import flatten
-from finetune import streams
-from finetune.classifier import HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.continual.memory import first_memory, memory_rules
-from finetune.continual.tasks import make_tasks
-from finetune.modes import Recipe, layer_groups, shares
-from finetune.opening import Opened
-from finetune.parts import Parts
-from finetune.stage import Phase, Stage
-from finetune.terms import Term
-from finetune.terms.continual import elastic, task_loss, without_forgetting
 
 REPLAY = "replay"
 _WEIGHTS = {"ewc": 1e3, "lwf": 1.0}

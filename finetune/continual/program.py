@@ -5,20 +5,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from afterimage.checkpoints.store import Store
+from afterimage.finetune.artefact import head_entry, write_artefacts
+from afterimage.finetune.continual.measures import continual_measures
+from afterimage.finetune.continual.memory import remembered
+from afterimage.finetune.continual.parts import REPLAY, ContinualParts
+from afterimage.finetune.results import outline
+from afterimage.finetune.running import Program
+from afterimage.finetune.stage import describe
+from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.report import logged
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
-from checkpoints.store import Store
-from finetune.artefact import head_entry, write_artefacts
-from finetune.continual.measures import continual_measures
-from finetune.continual.memory import remembered
-from finetune.continual.parts import REPLAY, ContinualParts
-from finetune.results import outline
-from finetune.running import Program
-from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_results, write_run_report
 
 
 class ContinualProgram(Program):

@@ -8,10 +8,10 @@ import numpy as np
 
 from afterimage.data import ImageSet, choose_labels
 from afterimage.errors import DataError, UserError, did_you_mean
-from finetune.classifier import HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.labels import HEAD
-from finetune.terms.continual import Outlet
+from afterimage.finetune.classifier import HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.terms.continual import Outlet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from finetune.options import is_default
+from afterimage.finetune.options import is_default
 
 Alignment = Literal["dann", "cdan", "cdan-e", "mdan", "mmd", "jmmd", "coral", "jdot"]
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from afterimage.data import ImageSet
 from afterimage.evaluation.embedding import draw_embedding, embed
+from afterimage.finetune.domains.composing import COMPOSERS
+from afterimage.finetune.scoring import Scorer
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
 from afterimage.training.sweep import spaced
-from finetune.domains.composing import COMPOSERS
-from finetune.scoring import Scorer
 
 _IMAGES = 400  # of each domain
 _COMPOSED = 10

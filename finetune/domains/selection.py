@@ -27,10 +27,10 @@ from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet, array_set
 from afterimage.errors import UserError
-from finetune.config import FinetuneConfig
-from finetune.domains.priors import softmax
-from finetune.labels import Chosen
-from finetune.streams import Target
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.domains.priors import softmax
+from afterimage.finetune.labels import Chosen
+from afterimage.finetune.streams import Target
 
 LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
     "entropy": ("min", "lowest mean entropy"),

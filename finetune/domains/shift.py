@@ -8,14 +8,20 @@ import numpy as np
 from jaxtyping import Float
 
 from afterimage.data import ImageSet
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.domains.density import density_ratio, effective_size
+from afterimage.finetune.domains.pooling import SOURCE
+from afterimage.finetune.domains.priors import (
+    bbse,
+    em,
+    frequencies,
+    logit_shift,
+    softmax,
+)
+from afterimage.finetune.labels import HEAD, Chosen, labelled
+from afterimage.finetune.scoring import Scorer
+from afterimage.finetune.streams import Target
 from afterimage.training.sweep import spaced
-from finetune.config import FinetuneConfig
-from finetune.domains.density import density_ratio, effective_size
-from finetune.domains.pooling import SOURCE
-from finetune.domains.priors import bbse, em, frequencies, logit_shift, softmax
-from finetune.labels import HEAD, Chosen, labelled
-from finetune.scoring import Scorer
-from finetune.streams import Target
 
 _MOST_TARGET = 20_000
 Model = tuple[Any, Any]

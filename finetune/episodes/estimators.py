@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from afterimage.finetune.episodes.sampler import Shape
 from afterimage.training.step import Estimator
-from finetune.episodes.sampler import Shape
 
 Leaves = dict[str, Array]
 Loss = Callable[..., tuple[Array, Any]]

@@ -3,15 +3,13 @@
 import dataclasses
 from typing import Any
 
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data.augment import make_augment
 from afterimage.errors import UserError
-from afterimage.training.groups import Group
-from afterimage.training.step import Estimator, plain_gradient
-from checkpoints.trees import flatten, unflatten
-from finetune import streams
-from finetune.classifier import HeadConfig
-from finetune.config import FinetuneConfig
-from finetune.episodes.estimators import (
+from afterimage.finetune import streams
+from afterimage.finetune.classifier import HeadConfig
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.episodes.estimators import (
     Adaptation,
     Leaves,
     Start,
@@ -19,14 +17,16 @@ from finetune.episodes.estimators import (
     one_for_all,
     reptile_gradient,
 )
-from finetune.episodes.sampler import Sampler, Shape, split_classes
-from finetune.labels import HEAD
-from finetune.modes import HEADS, Recipe, layer_groups
-from finetune.opening import Opened
-from finetune.parts import Parts
-from finetune.stage import Phase, Stage
-from finetune.terms import cross_entropy
-from finetune.terms.prototypes import nearest_mean, prototypical
+from afterimage.finetune.episodes.sampler import Sampler, Shape, split_classes
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.modes import HEADS, Recipe, layer_groups
+from afterimage.finetune.opening import Opened
+from afterimage.finetune.parts import Parts
+from afterimage.finetune.stage import Phase, Stage
+from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.prototypes import nearest_mean, prototypical
+from afterimage.training.groups import Group
+from afterimage.training.step import Estimator, plain_gradient
 
 LAST = f"heads/{HEAD}/linear"
 _TEST = 1  # apart from the seed of the training episodes

@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.evaluation.knn import unit_rows
+from afterimage.finetune.artefact import head_entry, write_artefacts
+from afterimage.finetune.episodes.parts import EpisodeParts
+from afterimage.finetune.episodes.sampler import EpisodeFeed, Sampler, Shape
+from afterimage.finetune.labels import HEAD
+from afterimage.finetune.results import outline
+from afterimage.finetune.running import Program
+from afterimage.finetune.source import load_weights
+from afterimage.finetune.stage import describe
+from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
+from afterimage.finetune.terms.classification import smoothed_cross_entropy
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
-from checkpoints.store import Store
-from checkpoints.trees import flatten, unflatten
-from finetune.artefact import head_entry, write_artefacts
-from finetune.episodes.parts import EpisodeParts
-from finetune.episodes.sampler import EpisodeFeed, Sampler, Shape
-from finetune.labels import HEAD
-from finetune.results import outline
-from finetune.running import Program
-from finetune.source import load_weights
-from finetune.stage import describe
-from finetune.summary import FinetuneResult, write_results, write_run_report
-from finetune.terms.classification import smoothed_cross_entropy
 
 _ON_THE_WAY = 50
 Leaves = dict[str, Any]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from afterimage.cli import Preset, find_preset
-from finetune.config import FinetuneConfig
-from finetune.presets import domains, labels, learning
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import domains, labels, learning
 
 PRESETS: Mapping[str, Preset] = {
     **labels.PRESETS,

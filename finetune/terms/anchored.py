@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from checkpoints.trees import flatten
-from finetune.context import View
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.term import Term, TermResult
 
 ENCODER = "^encoder/"
 HEADS = "^heads/"

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from afterimage.errors import UserError
-from finetune.context import View
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.term import Term, TermResult
 
 
 def cross_entropy(

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finetune.context import View
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.term import Term, TermResult
 
 COUNTED = 0.25
 """The share of the steps after which the predicted frequencies are taken."""

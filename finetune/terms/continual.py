@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from finetune.context import View
-from finetune.terms.anchored import quadratic, soft_kl
-from finetune.terms.classification import smoothed_cross_entropy
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.anchored import quadratic, soft_kl
+from afterimage.finetune.terms.classification import smoothed_cross_entropy
+from afterimage.finetune.terms.term import Term, TermResult
 
 LEARNED = "^(encoder|heads)/"
 
@@ -66,7 +66,7 @@ def elastic(weight: float) -> Term:
 
     F is the Fisher information summed over the earlier tasks and θ* its weighted mean
     of their parameters, so that the gradient is that of a penalty for each task
-    (Kirkpatrick et al. 2017; see `finetune.continual.memory.consolidated`).
+    (Kirkpatrick et al. 2017; see `afterimage.finetune.continual.memory.consolidated`).
     """
 
     def fn(view: View) -> TermResult:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finetune.context import View
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.term import Term, TermResult
 
 ALPHAS = tuple(2.0**k for k in range(-3, 2))
 JOINT_SIGMA = 0.92

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.models.network import Network, Tree
-from finetune.context import View
-from finetune.terms.adversarial import (
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.adversarial import (
     HIDDEN,
     Discriminator,
     adversary,
@@ -15,7 +14,8 @@ from finetune.terms.adversarial import (
     ramp,
     reverse_gradient,
 )
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.models.network import Network, Tree
 
 MDAN_WEIGHT = 0.01
 """μ of the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""

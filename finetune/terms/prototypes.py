@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finetune.context import View
-from finetune.episodes.sampler import Shape
-from finetune.terms.classification import smoothed_cross_entropy
-from finetune.terms.discrepancy import square_distances
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.episodes.sampler import Shape
+from afterimage.finetune.terms.classification import smoothed_cross_entropy
+from afterimage.finetune.terms.discrepancy import square_distances
+from afterimage.finetune.terms.term import Term, TermResult
 
 
 def prototype_logits(

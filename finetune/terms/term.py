@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from finetune.context import Context, View
+from afterimage.finetune.context import Context, View
 
 TermResult = tuple[Array, dict[str, Array]]
 

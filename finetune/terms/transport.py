@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from finetune.context import View
-from finetune.terms.discrepancy import square_distances
-from finetune.terms.term import Term, TermResult
+from afterimage.finetune.context import View
+from afterimage.finetune.terms.discrepancy import square_distances
+from afterimage.finetune.terms.term import Term, TermResult
 
 
 def assignment(cost: Float[Array, "n n"], apart: int = 0) -> Int[Array, " n"]:

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.store import Store
 from afterimage.errors import Interrupted, UserError
+from afterimage.finetune import results
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.program import finetune
 from afterimage.runs import Run
-from checkpoints.store import Store
-from finetune import results
-from finetune.config import FinetuneConfig
-from finetune.program import finetune
 from tests.helpers import run_python
 from tests.test_finetune_program import draw, make_encoder, write_npz
 
@@ -84,9 +84,9 @@ import json, sys
 import jax
 import numpy as np
 from afterimage import runtime
-from checkpoints.store import Store
-from finetune.config import FinetuneConfig
-from finetune.program import finetune
+from afterimage.checkpoints.store import Store
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.program import finetune
 
 runtime.compiler_options = lambda: {"xla_backend_optimization_level": 0}
 found = []

@@ -12,14 +12,14 @@ import pytest
 
 from afterimage import known, load_encoder
 from afterimage.__main__ import main
+from afterimage.checkpoints import files, inspect, jsons, schemas, tensors
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.store import Store
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
+from afterimage.finetune.classifier import HeadConfig
 from afterimage.models import FeatureInfo, ModelConfig
-from checkpoints import files, inspect, jsons, schemas, tensors
-from checkpoints.encoder import read_encoder
-from checkpoints.errors import CheckpointError
-from checkpoints.store import Store
-from finetune.classifier import HeadConfig
 from tests import encoder_artefact
 from tests.manifests import (
     encoder_manifest,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints.errors import CheckpointError, RunLocked
-from checkpoints.lock import RunLock
-from checkpoints.store import Store
+from afterimage.checkpoints.errors import CheckpointError, RunLocked
+from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.store import Store
 from tests.manifests import encoder_manifest
 
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from checkpoints import inspect
-from checkpoints.store import Store
+from afterimage.checkpoints import inspect
+from afterimage.checkpoints.store import Store
 
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from checkpoints.store import Store
+from afterimage.checkpoints.store import Store
 
 devices = int(sys.argv[1])
 assert jax.device_count() == devices
@@ -68,7 +68,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 import jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from checkpoints.store import Store
+from afterimage.checkpoints.store import Store
 from tests.manifests import encoder_manifest
 
 assert jax.process_count() == 2

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints import files, inspect
-from checkpoints.errors import SaveError
-from checkpoints.store import Store
+from afterimage.checkpoints import files, inspect
+from afterimage.checkpoints.errors import SaveError
+from afterimage.checkpoints.store import Store
 
 SMALL = {"w": jnp.ones(100)}
 
@@ -138,7 +138,7 @@ def test_an_exception_in_the_loop_is_not_hidden_by_a_failed_save(tmp_path, faili
 
 def test_a_program_that_ends_without_waiting_loses_nothing(tmp_path):
     code = (
-        "import sys, jax.numpy as jnp; from checkpoints.store import Store\n"
+        "import sys, jax.numpy as jnp; from afterimage.checkpoints.store import Store\n"
         "store = Store(sys.argv[1])\n"
         "store.save(2, {'w': jnp.ones((500, 500))}, manifest={})\n"
     )

@@ -11,17 +11,17 @@ import time
 import numpy as np
 import pytest
 
-from checkpoints import inspect
-from checkpoints.encoder import read_encoder
-from checkpoints.lock import RunLock
-from checkpoints.store import Store
+from afterimage.checkpoints import inspect
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.store import Store
 
 # Imports once, then forks a saver for each folder it is told; JAX starts in the child.
 SAVER = """
 import os, sys, itertools
 import numpy as np, jax
-from checkpoints.store import Store
-from checkpoints.lock import RunLock
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.lock import RunLock
 from tests.manifests import encoder_manifest
 parent = os.getpid()
 def save_for_ever(folder):

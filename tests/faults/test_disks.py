@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afterimage.checkpoints import files, inspect
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.store import Store
 from afterimage.cli import exit_code
 from afterimage.data import open_data
 from afterimage.encoder import load_encoder
@@ -21,10 +25,6 @@ from afterimage.errors import AfterimageError, DiskError, UserError
 from afterimage.export import check_place, export_features
 from afterimage.runs import Run, write_json
 from afterimage.training.metrics import MetricsWriter
-from checkpoints import files, inspect
-from checkpoints.errors import CheckpointError
-from checkpoints.lock import RunLock
-from checkpoints.store import Store
 from tests import encoder_artefact
 from tests.helpers import environment, limited
 

@@ -20,21 +20,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from afterimage.checkpoints import inspect, manifest, tensors
+from afterimage.checkpoints.classifier import read_classifier, write_classifier
+from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.store import Store
 from afterimage.encoder import Encoder
 from afterimage.errors import AfterimageError
 from afterimage.evaluate_command import EvaluateConfig
+from afterimage.finetune.classifier import HeadConfig
+from afterimage.finetune.evaluate import _trained_on
+from afterimage.finetune.summary import FinetuneResult
 from afterimage.known import read_weights
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.runs import Run
 from afterimage.training.rows import read_rows
-from checkpoints import inspect, manifest, tensors
-from checkpoints.classifier import read_classifier, write_classifier
-from checkpoints.encoder import read_encoder
-from checkpoints.errors import CheckpointError
-from checkpoints.store import Store
-from finetune.classifier import HeadConfig
-from finetune.evaluate import _trained_on
-from finetune.summary import FinetuneResult
 from tests import encoder_artefact, mutations, torch_pickles
 from tests.faults.test_run_files import GOOD, LABELS, RESULTS
 from tests.manifests import (

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from checkpoints import inspect
+from afterimage.checkpoints import inspect
 from tests.faults.test_runs import SETTINGS, final, finish, lines, wait_for_step
 from tests.helpers import environment
 

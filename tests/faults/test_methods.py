@@ -7,12 +7,12 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.episodes.options import EpisodeOptions
+from afterimage.finetune.program import finetune
 from afterimage.models import ModelConfig
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from finetune.config import FinetuneConfig
-from finetune.episodes.options import EpisodeOptions
-from finetune.program import finetune
 from tests.conftest import shrink
 from tests.helpers import cut_back, run_python
 from tests.test_finetune_episodes import draw as bars

@@ -7,20 +7,20 @@ import sys
 import numpy as np
 import pytest
 
-from checkpoints.store import Store
-from checkpoints.trees import flatten
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from tests.faults.test_methods import STEPS, losses, prepared
 from tests.helpers import environment
 
 POINTS = {
-    "before the settings are whole": ("checkpoints.files", "write_bytes", 1),
-    "inside a save": ("checkpoints.files", "write_bytes", 8),
-    "before a save gets its name": ("checkpoints.files", "put_in_place", 1),
-    "after a save got its name": ("checkpoints.files", "sync_folder", 6),
-    "between two phases": ("finetune.trainer.Trainer", "cross", 1),
-    "before the artefacts": ("finetune.results", "write_artefacts", 1),
-    "amid the artefacts": ("checkpoints.encoder", "collect", 4),
-    "before the report": ("finetune.summary", "write_report", 1),
+    "before the settings are whole": ("afterimage.checkpoints.files", "write_bytes", 1),
+    "inside a save": ("afterimage.checkpoints.files", "write_bytes", 8),
+    "before a save gets its name": ("afterimage.checkpoints.files", "put_in_place", 1),
+    "after a save got its name": ("afterimage.checkpoints.files", "sync_folder", 6),
+    "between two phases": ("afterimage.finetune.trainer.Trainer", "cross", 1),
+    "before the artefacts": ("afterimage.finetune.results", "write_artefacts", 1),
+    "amid the artefacts": ("afterimage.checkpoints.encoder", "collect", 4),
+    "before the report": ("afterimage.finetune.summary", "write_report", 1),
 }
 """Where the process kills itself: at which call of what."""
 
@@ -29,7 +29,7 @@ import importlib, os, pathlib, signal, sys
 import pytest
 from tests.conftest import shrink
 from tests.faults.test_methods import configured
-from finetune.program import finetune
+from afterimage.finetune.program import finetune
 
 def deadly(where, name, number):
     try:

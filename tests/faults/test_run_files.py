@@ -7,15 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
+from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.probes import Probes
+from afterimage.pretrain.program import pretrain as run_program
 from afterimage.runs import Run, write_json
 from afterimage.training.metrics import MetricsWriter, NoMetrics
-from checkpoints import jsons, schemas
-from checkpoints.errors import CheckpointError
-from checkpoints.store import Store
-from checkpoints.trees import flatten
-from pretrain.config import PretrainConfig
-from pretrain.probes import Probes
-from pretrain.program import pretrain as run_program
 
 GOOD = [b'{"step": 1, "train/loss": 0.5}', b'{"step": 2, "note": "x", "a": null}']
 BAD = {

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.store import Store
-from checkpoints.trees import flatten
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
 from tests.helpers import environment
 
 SETTINGS = [
