@@ -260,7 +260,7 @@ def _neighbours(
 ) -> dict[str, float]:
     """Of each method what neighbouring target images tell of each other, nats."""
     from afterimage.finetune.select import select
-    from afterimage.finetune.select_command import SelectConfig
+    from afterimage.finetune.select_config import SelectConfig
 
     if len(methods) < 2:
         return dict.fromkeys(methods, 0.0)

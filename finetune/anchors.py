@@ -25,10 +25,10 @@ from afterimage.data import ImageSet
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import Classifier, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.context import Context
 from afterimage.finetune.labels import HEAD
 from afterimage.finetune.source import Source
 from afterimage.training.sweep import spaced
+from afterimage.training.terms import Context
 
 Tree = dict[str, Any]
 SOURCE_HEAD = "source"

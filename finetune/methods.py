@@ -14,11 +14,10 @@ from afterimage.finetune.classifier import Classifier, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.labels import HEAD, Chosen, labelled
 from afterimage.finetune.modes import Recipe, make_phases
-from afterimage.finetune.stage import Stage
 from afterimage.finetune.teacher import Teacher
-from afterimage.finetune.terms import Term, balanced_weights, cross_entropy
 from afterimage.finetune.terms.adversarial import cdan, dann
 from afterimage.finetune.terms.anchored import delta, kl_to_source, l2, l2_sp
+from afterimage.finetune.terms.classification import balanced_weights, cross_entropy
 from afterimage.finetune.terms.consistency import pseudo_labels
 from afterimage.finetune.terms.discrepancy import coral_term, jmmd_term, mmd_term
 from afterimage.finetune.terms.distillation import (
@@ -29,6 +28,8 @@ from afterimage.finetune.terms.distillation import (
 from afterimage.finetune.terms.multisource import MDAN_WEIGHT, mdan
 from afterimage.finetune.terms.tasks import pcgrad, uncertain
 from afterimage.finetune.terms.transport import jdot_term
+from afterimage.training.stage import Stage
+from afterimage.training.terms import Term
 
 _ALIGN_WEIGHTS = {"coral": 10.0, "mdan": MDAN_WEIGHT}
 _DISTIL_WEIGHTS = {"relational": 25.0}

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from afterimage.errors import UserError
-from afterimage.finetune.stage import Phase
-from afterimage.finetune.terms import Term
 from afterimage.training.groups import Group
 from afterimage.training.options import TrainingOptions
+from afterimage.training.stage import Phase
+from afterimage.training.terms import Term
 
 Mode = Literal["probe", "partial", "two-phase", "gradual", "full", "scratch"]
 MODES: tuple[str, ...] = get_args(Mode)

@@ -28,15 +28,15 @@ from afterimage.finetune.methods import (
 )
 from afterimage.finetune.opening import Opened
 from afterimage.finetune.scoring import Scorer
-from afterimage.finetune.stage import Stage
 from afterimage.finetune.teacher import read_teacher
-from afterimage.finetune.trainer import Trainer
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.notes import say_once
 from afterimage.training.mesh import check_batch, make_mesh
+from afterimage.training.stage import Stage
 from afterimage.training.state import State, averaged_params, averaged_stats
 from afterimage.training.sweep import Sweep, spaced
+from afterimage.training.trainer import Trainer
 
 MOST_SCORED = 2_000
 Tree = dict[str, Any]

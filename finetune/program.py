@@ -11,9 +11,13 @@ from afterimage.finetune.parts import Parts
 from afterimage.finetune.running import Program
 from afterimage.finetune.summary import FinetuneResult
 from afterimage.runs import Run
+from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
+from afterimage.training.job import execute
 
 
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig, *, callbacks: Callbacks = NO_CALLBACKS
+) -> FinetuneResult:
     """Fine-tune as `config` says, or continue what its run folder holds.
 
     Resume this run where it has a checkpoint; else begin from the encoder `from_`, or,
@@ -33,7 +37,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     with run:
         opened.record(run)
         if config.sequence:
-            return ContinualProgram(ContinualParts(config, opened), run).run()
+            return execute(
+                ContinualProgram(ContinualParts(config, opened), run), run, callbacks
+            )
         if config.meta != "none":
-            return EpisodeProgram(EpisodeParts(config, opened), run).run()
-        return Program(Parts(config, opened), run).run()
+            return execute(
+                EpisodeProgram(EpisodeParts(config, opened), run), run, callbacks
+            )
+        return execute(Program(Parts(config, opened), run), run, callbacks)

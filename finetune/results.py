@@ -28,10 +28,10 @@ from afterimage.finetune.domains.selection import (
 from afterimage.finetune.labels import HEAD, of_head, rows_of_head
 from afterimage.finetune.parts import MOST_SCORED, Parts
 from afterimage.finetune.scoring import measures, reports
-from afterimage.finetune.stage import describe
 from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.finetune.teacher import compare
 from afterimage.runs import Run
+from afterimage.training.stage import describe
 from afterimage.training.state import State, averaged_stats
 from afterimage.training.sweep import spaced
 

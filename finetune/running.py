@@ -1,91 +1,45 @@
 """A run from resuming or beginning to its results, whatever is learned in it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from afterimage.checkpoints.store import Store
-from afterimage.console import say
 from afterimage.data import counted
 from afterimage.finetune import results, streams
 from afterimage.finetune.beginning import begin
 from afterimage.finetune.methods import stream_names
 from afterimage.finetune.parts import Parts
-from afterimage.finetune.stage import describe
 from afterimage.finetune.summary import FinetuneResult, missing
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
-from afterimage.training.loop import Fit
+from afterimage.training.job import Job, Say
 from afterimage.training.signals import StopSignal
+from afterimage.training.stage import describe
 from afterimage.training.state import State
 
 
-class Program:
-    """One run, from resuming or beginning to its results."""
+class Program(Job[FinetuneResult]):
+    """One run of classification, as the one trainer wants it."""
 
     def __init__(self, parts: Parts, folder: Run):
         self.parts, self.folder = parts, folder
+        self.config, self.trainer = parts.config, parts.trainer
+        self.best, self.direction = parts.rule.metric, parts.rule.direction
 
-    def run(self) -> FinetuneResult:
-        config, parts, run = self.parts.config, self.parts, self.folder
-        store = Store(
-            run.path,
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
-            best=parts.rule.direction,
-            warn=self._say,
-        )
-        with store:
-            state = parts.trainer.resume(
-                store, lambda: parts.fresh(parts.params, parts.stats)
-            )
-            began = 0 if state is None else int(state["step"])
-            run.metrics.start(began)
-            for note in run.notes:
-                self._say(note)
-            if began >= parts.total and self._whole():
-                self._say(
-                    f"{run.path} is complete: {parts.total} of {parts.total} steps. "
-                    "For another run, name a new --out"
-                )
-                return FinetuneResult.of(run, complete=True)
-            self._introduce(began)
-            with StopSignal() as stop:
-                if state is None:
-                    state = begin(parts, run, self._say)
-                    self.begun(state, stop)
-                state = self._train(state, store, stop)
-                return self.finish(state, store)
+    def template(self) -> State:
+        return self.parts.fresh(self.parts.params, self.parts.stats)
 
-    def _whole(self) -> bool:
-        """Whether all final files of the run are there; prints those that are not."""
-        lost = missing(self.folder)
-        if lost:
-            self._say(f"Recreated from the checkpoint: {', '.join(lost)}")
-        return lost is None
+    def lost(self) -> tuple[str, ...] | None:
+        return missing(self.folder)
 
-    def _train(self, state: State, store: Store, stop: StopSignal) -> State:
-        config, parts = self.parts.config, self.parts
-        plan = Fit(
-            run=self.folder,
-            store=store,
-            training=config,
-            options=config,
-            total=parts.total,
-            evaluate=self.evaluate,
-            artefact=parts.encoder,
-            best=parts.rule.metric,
-        )
-        try:
-            state = parts.trainer.train(
-                state, plan, self.feed, stop, between=self.between
-            )
-        finally:
-            plan.progress.close()
-        store.wait()
-        return state
+    def result(self, *, complete: bool) -> FinetuneResult:
+        return FinetuneResult.of(self.folder, complete=complete)
 
-    def begun(self, state: State, stop: StopSignal) -> None:
-        """What a fresh run does before its first step."""
+    def begin(self, say: Say, stop: StopSignal) -> State:
+        return begin(self.parts, self.folder, say)
 
-    def feed(self, index: int) -> Feed:
-        """The batches of phase `index`."""
+    def feed(self, phase: int) -> Feed:
+        del phase
         parts, extra = self.parts, {}
         if streams.TARGET in stream_names(parts.config):
             assert parts.target is not None
@@ -98,19 +52,19 @@ class Program:
             images, options=options, mesh=parts.mesh, streams=extra, times=times
         )
 
-    def between(self, state: State, index: int) -> State:
-        """The state after phase `index`, with what later phases need of it."""
-        return state
-
-    def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
-        """The metrics of one evaluation; calls stop.check() between batches."""
+    def evaluate(
+        self, state: State, step: int, stop: StopSignal
+    ) -> Mapping[str, float]:
+        del step
         return results.evaluate(self.parts, state, stop.check)
 
+    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
+        return self.parts.encoder(state)
+
     def finish(self, state: State, store: Store) -> FinetuneResult:
-        """Scores, artefacts, report and results.json of a run that is done."""
         return results.finish(self.parts, self.folder, state, store)
 
-    def _introduce(self, began: int) -> None:
+    def introduction(self) -> str:
         chosen, target = self.parts.chosen, self.parts.target
         scored = chosen.test if target is None else target.test
         test = f"{len(scored):,} test images" if scored else "no test images"
@@ -133,10 +87,4 @@ class Program:
                 f"from {self.parts.config.from_}: the encoder after step "
                 f"{trained['steps']:,} of {trained['of']:,}; that run is not finished"
             )
-        if began:
-            lines.append(f"Continuing after step {began:,}")
-        self._say("\n".join(lines))
-
-    def _say(self, text: str) -> None:
-        if self.folder.first:
-            say(text)
+        return "\n".join(lines)

@@ -21,7 +21,7 @@ from afterimage.finetune.evaluate import images_for, sweep_for
 from afterimage.finetune.labels import HEAD
 from afterimage.finetune.neighbours import nearest_images, shape_of
 from afterimage.finetune.scoring import Scorer
-from afterimage.finetune.select_command import SelectConfig
+from afterimage.finetune.select_config import SelectConfig
 from afterimage.training.sweep import spaced
 
 
@@ -122,3 +122,21 @@ def _compare(first: _Read, other: _Read) -> None:
             f"{other.run} read {len(other.images)} images, {first.run} others "
             f"({len(first.images)}): give data of which each run can read every image"
         )
+
+
+def text(found: dict[str, Any]) -> str:
+    """The comparison for a terminal."""
+    width = max(len(one["run"]) for one in found["runs"])
+    columns = {"agreement": "agrees with the mean", "infomax": "infomax, nats"}
+    if "neighbours" in found["runs"][0]:
+        columns = {"neighbours": "neighbours, nats", **columns}
+    lines = [
+        f"{found['data']}, {found['examples']} images, labels not looked at",
+        "  ".join([f"{'run':{width}}", *columns.values()]),
+    ]
+    for one in found["runs"]:
+        cells = {"agreement": f"{100 * one['agreement']:.1f} %"}
+        cells |= {k: f"{one[k]:.3f}" for k in columns if k not in cells}
+        row = [f"{cells[k]:>{len(head)}}" for k, head in columns.items()]
+        lines.append("  ".join([f"{one['run']:{width}}", *row]))
+    return "\n".join([*lines, f"take {found['chosen']}: {found['rule']}"])

@@ -21,12 +21,12 @@ from afterimage.errors import UserError
 from afterimage.finetune.anchors import anchor_rules
 from afterimage.finetune.classifier import Classifier
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.context import Context
 from afterimage.finetune.domains.composing import COMPOSERS, strength
 from afterimage.finetune.labels import HEAD, Chosen, labelled, matched
 from afterimage.finetune.source import open_for
 from afterimage.finetune.teacher import Teacher
 from afterimage.finetune.terms.consistency import COUNTED
+from afterimage.training.terms import Context
 
 TRAIN, TARGET = "train", "target"
 UNLABELLED, STRONG = "unlabelled", "strong"

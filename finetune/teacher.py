@@ -20,10 +20,10 @@ from afterimage.errors import UserError
 from afterimage.finetune.artefact import load_classifier
 from afterimage.finetune.classifier import Classifier
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.context import Context
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.training.groups import count_parameters
 from afterimage.training.sweep import Sweep
+from afterimage.training.terms import Context
 
 Tree = dict[str, Any]
 Model = tuple[Any, Any]

@@ -10,7 +10,6 @@ from flax import nnx
 from afterimage import runtime
 from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.store import Store
-from afterimage.console import say
 from afterimage.data import (
     ImageSet,
     Preprocessing,
@@ -34,25 +33,21 @@ from afterimage.pretrain.objectives import make_objective
 from afterimage.pretrain.reconstruction import Reconstruction
 from afterimage.pretrain.summary import PretrainResult, write_run_report
 from afterimage.runs import Run
+from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.feed import Feed
-from afterimage.training.groups import count_parameters, split_groups
-from afterimage.training.loop import Fit, fit
+from afterimage.training.groups import Partition, count_parameters
+from afterimage.training.job import Job, Say, execute
 from afterimage.training.mesh import check_batch, make_mesh, replicate
-from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
-from afterimage.training.state import (
-    State,
-    abstract,
-    averaged_params,
-    averaged_stats,
-    init_state,
-)
-from afterimage.training.step import make_step
+from afterimage.training.state import State, averaged_params, averaged_stats
 from afterimage.training.sweep import Sweep
+from afterimage.training.trainer import Trainer
 
 
-def pretrain(config: PretrainConfig) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig, *, callbacks: Callbacks = NO_CALLBACKS
+) -> PretrainResult:
     """Pretrain as `config` says, or continue what its run folder holds.
 
     Resume this run where it has a checkpoint, else start fresh. A run that is complete
@@ -80,11 +75,13 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     with run:
         run.check_data(splits.train.name, splits.train.fingerprint)
         run.write_skipped(splits.skipped)
-        return _Program(config, run, splits).run()
+        return execute(_Pretraining(config, run, splits), run, callbacks)
 
 
-class _Program:
+class _Pretraining(Job[PretrainResult]):
     """The pieces of one run, in the order they depend on each other."""
+
+    best = "loss"
 
     def __init__(self, config: PretrainConfig, run: Run, splits: Splits):
         self.config, self.folder = config, run
@@ -98,140 +95,74 @@ class _Program:
         objective = make_objective(config, self.model)
         module = objective.build(nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
-        stats = objective.start(params, stats)
-        self.partition = split_groups(params)
-        self.optimiser = make_optimiser(config, self.partition)
-        self.state = replicate(
-            init_state(
-                params,
-                stats,
-                optimiser=self.optimiser,
-                partition=self.partition,
-                seed=config.seed,
-                ema=config.ema > 0,
-            ),
-            self.mesh,
-        )
+        self.initial = params, objective.start(params, stats)
         self.reconstruction = Reconstruction(
             config, objective, network, self.preprocessing
         )
-        self.encoder, self.info = _encoder_network(self.model, config.precision)
-
-    def run(self) -> PretrainResult:
-        config, run = self.config, self.folder
-        store = Store(
-            run.path,
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
-            best="min",
-            warn=self._say,
+        self.trainer = Trainer(
+            self.reconstruction.stage(self.total),
+            params,
+            mesh=self.mesh,
+            images=len(self.train),
         )
-        with store:
-            untrained = self.state["params"], self.state["stats"]
-            began = self._resume(store)
-            run.metrics.start(began)
-            for note in run.notes:
-                self._say(note)
-            if began >= self.total and self._whole():
-                self._say(
-                    f"{run.path} is complete: {self.total} of {self.total} steps. For "
-                    "more, start a new --out with more --steps"
-                )
-                return PretrainResult.of(run, complete=True, steps=self.total)
-            self._say(self._introduction(began))
-            evaluation = self._evaluation()
-            evaluation.measure_baselines(*untrained)
-            del untrained
-            self._train(store, evaluation, began)
-            if began >= self.total:  # for the pictures and the report's figures
-                self._evaluate(evaluation, self.state, self.total)
-            return self._finish(evaluation)
+        self.encoder_network, self.info = _encoder_network(self.model, config.precision)
 
-    def _whole(self) -> bool:
-        """Whether all final files of the run are there; prints those that are not."""
+    def template(self) -> State:
+        config = self.config
+        return self.trainer.fresh(*self.initial, seed=config.seed, ema=config.ema > 0)
+
+    def lost(self) -> tuple[str, ...] | None:
         run = self.folder
         files = ["report.html"]
         if self.config.pictures:
             files.append(f"pictures/{picture_name(self.total)}")
         missing = run.missing(["encoder"], files)
-        if missing:
-            self._say(f"Recreated from the checkpoint: {', '.join(missing)}")
-        return missing is None and run.metrics.has(self.total, "eval/")
+        if missing is None and not run.metrics.has(self.total, "eval/"):
+            return ()
+        return missing
 
-    def _evaluate(
-        self,
-        evaluation: Evaluation,
-        state: State,
-        step: int,
-        check: Callable[[], None] = lambda: None,
-    ) -> Mapping[str, float]:
-        params = averaged_params(state, self.partition)
-        return evaluation(params, averaged_stats(state), step, check)
+    def result(self, *, complete: bool) -> PretrainResult:
+        return PretrainResult.of(self.folder, complete=complete, steps=self.total)
 
-    def _evaluation(self) -> Evaluation:
+    def prepare(self, began: int) -> None:
+        self.began = began, time.perf_counter()
         sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
-        return Evaluation(
+        self.evaluation = Evaluation(
             self.reconstruction,
-            self.encoder,
+            self.encoder_network,
             train=self.train,
             validation=self.validation,
             run=self.folder,
             sweep=sweep,
         )
+        self.evaluation.measure_baselines(*replicate(self.initial, self.mesh))
 
-    def _resume(self, store: Store) -> int:
-        """The step to go on from: that of the newest good checkpoint, else 0."""
-        if not store.steps():
-            return 0
-        step, self.state, _ = store.restore(abstract(self.state))
-        return step
+    def begin(self, say: Say, stop: StopSignal) -> State:
+        return self.template()
 
-    def _train(self, store: Store, evaluation: Evaluation, began: int) -> None:
-        config = self.config
-        self.began = began, time.perf_counter()
-        schedule = make_schedule(
-            config, self.total, config.warmup(len(self.train), self.total)
-        )
-        step = make_step(
-            self.reconstruction.training_loss(),
-            optimiser=self.optimiser,
-            schedule=schedule,
-            partition=self.partition,
-            options=config,
-        )
+    def feed(self, phase: int) -> Feed:
+        del phase
+        return Feed(self.train, options=self.config, mesh=self.mesh)
 
-        def evaluate(state: State, step: int, stop: StopSignal) -> Mapping[str, float]:
-            return self._evaluate(evaluation, state, step, stop.check)
+    def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
+        """1 is no better than predicting the training images' mean, 0 perfect."""
+        loss = metrics.get("reconstruction", metrics["loss"])
+        return {"relative_loss": loss / self.evaluation.mean_image_loss}
 
-        def relative(metrics: Mapping[str, Any]) -> Mapping[str, float]:
-            """1 is no better than predicting the training images' mean, 0 perfect."""
-            loss = metrics.get("reconstruction", metrics["loss"])
-            return {"relative_loss": loss / evaluation.mean_image_loss}
+    def evaluate(
+        self, state: State, step: int, stop: StopSignal
+    ) -> Mapping[str, float]:
+        return self._evaluate(state, step, stop.check)
 
-        plan = Fit(
-            run=self.folder,
-            store=store,
-            training=config,
-            options=config,
-            total=self.total,
-            evaluate=evaluate,
-            artefact=self._artefact,
-            best="loss",
-            derive=relative,
-        )
-        feed = Feed(self.train, options=config, mesh=self.mesh)
-        try:
-            with StopSignal() as stop:
-                self.state = fit(
-                    plan, step, self.state, feed, end=self.total, stop=stop
-                )
-        finally:
-            plan.progress.close()
-        store.wait()
+    def _evaluate(
+        self, state: State, step: int, check: Callable[[], None] = lambda: None
+    ) -> Mapping[str, float]:
+        params = averaged_params(state, self.trainer.partition(step))
+        return self.evaluation(params, averaged_stats(state), step, check)
 
-    def _artefact(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
+    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
         """(params, stats, manifest) of the encoder; its running mean where kept."""
-        params = averaged_params(state, self.partition)["encoder"]
+        params = averaged_params(state, self._partition(state))["encoder"]
         config = self.config
         trained = {
             "stage": "pretrain",
@@ -252,24 +183,30 @@ class _Program:
         )
         return params, averaged_stats(state).get("encoder", {}), manifest
 
-    def _finish(self, evaluation: Evaluation) -> PretrainResult:
+    def _partition(self, state: State) -> Partition:
+        return self.trainer.partition(int(state["step"]))
+
+    def finish(self, state: State, store: Store) -> PretrainResult:
+        del store
         run = self.folder
+        if self.began[0] >= self.total:  # for the pictures and the report's figures
+            self._evaluate(state, self.total)
         result = PretrainResult.of(run, complete=False, steps=self.total)
         if run.first:
-            write_encoder(result.encoder, *self._artefact(self.state))
+            write_encoder(result.encoder, *self.encoder(state))
             run.metrics.flush()
             write_run_report(
                 result,
                 config=self.config,
                 rows=run.metrics.rows,
-                probes=evaluation.report,
-                held_out=len(evaluation.held),
+                probes=self.evaluation.report,
+                held_out=len(self.evaluation.held),
                 model=self._facts(),
             )
         return result
 
     def _facts(self) -> dict[str, Any]:
-        params = self.state["params"]
+        params, _ = self.initial
         size = "x".join(map(str, self.train.shape))
         step, time_then = self.began
         return {
@@ -283,8 +220,8 @@ class _Program:
             **{k: v for k, v in runtime.fingerprint().items() if k != "conv_option"},
         }
 
-    def _introduction(self, began: int) -> str:
-        params = self.state["params"]
+    def introduction(self) -> str:
+        params, _ = self.initial
         held = len(self.validation) if self.validation else "none"
         lines = [
             f"{self.source.name}: {len(self.train):,} training images "
@@ -297,13 +234,7 @@ class _Program:
         ]
         if classes := counted(self.train):
             lines.insert(1, f"classes (used only by the probes): {classes}")
-        if began:
-            lines.append(f"Continuing after step {began:,}")
         return "\n".join(lines)
-
-    def _say(self, text: str) -> None:
-        if self.folder.first:
-            say(text)
 
 
 def _check_data(config: PretrainConfig, splits: Splits) -> None:

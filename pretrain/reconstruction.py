@@ -16,6 +16,9 @@ from afterimage.pretrain.corruptions import make_corruption
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.masks import patch_size
 from afterimage.pretrain.plain import Pass, Plain
+from afterimage.training.groups import EVERYTHING
+from afterimage.training.stage import Phase, Stage
+from afterimage.training.terms import Context, Term, TermResult, View
 
 Tree = Mapping[str, Any]
 
@@ -57,19 +60,43 @@ class Reconstruction:
         change = make_corruption(config.corruption, config.strength, p.mean, p.std)
         return change(key, pixels)
 
-    def training_loss(self):
-        """loss(params, stats, batch, key, step) for the loop."""
-        augment = make_augment(self.config.augment)
+    def stage(self, steps: int) -> Stage:
+        """One phase in which everything learns."""
+        term = Term(name="loss", fn=self._loss, reads=("train/measured",))
+        phase = Phase(
+            name="pretrain",
+            terms=(term,),
+            groups=EVERYTHING,
+            steps=steps,
+            options=self.config,
+        )
+        return Stage(phases=(phase,), supply=self._supply)
 
-        def loss(params: Tree, stats: Tree, batch: Tree, key: Array, step: Array):
-            augment_key, key = jax.random.split(key)
-            pixels = augment(augment_key, to_pixels(batch["image"]))
-            found, _ = self._pass(params, stats, pixels, key, step)
-            values, measures = self._measured(found, pixels)
-            means = {name: jnp.mean(v, axis=0) for name, v in measures.items()}
-            return jnp.mean(values), (self.summarise(means), found.stats)
+    def _loss(self, view: View) -> TermResult:
+        values, measures = view["train/measured"]
+        means = {name: jnp.mean(v, axis=0) for name, v in measures.items()}
+        return values, self.summarise(means)
 
-        return loss
+    def _supply(self, params, stats, batch, key, step, moving):
+        """`train/view`, the augmented pixels, and what a pass of them gave."""
+        del moving
+        augment_key, key = jax.random.split(key)
+
+        def view(_: Context) -> Array:
+            augment = make_augment(self.config.augment)
+            return augment(augment_key, to_pixels(batch["image"]))
+
+        def passed(ctx: Context) -> Pass:
+            return self._pass(params, stats, ctx["train/view"], key, step)[0]
+
+        return {
+            "train/view": view,
+            "train/pass": passed,
+            "train/measured": lambda ctx: self._measured(
+                ctx["train/pass"], ctx["train/view"]
+            ),
+            "stats/next": lambda ctx: ctx["train/pass"].stats,
+        }
 
     def look(
         self, params: Tree, stats: Tree, images: UInt8[Array, "b h w c"], key: Array

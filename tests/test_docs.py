@@ -10,7 +10,7 @@ from afterimage.evaluate_command import EvaluateConfig
 from afterimage.features_command import FeaturesConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.presets import PRESETS as FINETUNE
-from afterimage.finetune.select_command import SelectConfig
+from afterimage.finetune.select_config import SelectConfig
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.presets import PRESETS as PRETRAIN
 

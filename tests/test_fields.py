@@ -15,7 +15,7 @@ from afterimage.evaluate_command import EvaluateConfig
 from afterimage.features_command import FeaturesConfig
 from afterimage.fields import field_problems, place_problems, spec_problems
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.select_command import SelectConfig
+from afterimage.finetune.select_config import SelectConfig
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.training.options import TrainingOptions
 from tests.helpers import environment, run_python

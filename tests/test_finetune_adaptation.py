@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.finetune.stage import Phase, Stage
-from afterimage.finetune.terms import cross_entropy
 from afterimage.finetune.terms.adversarial import cdan, dann
+from afterimage.finetune.terms.classification import cross_entropy
 from afterimage.finetune.terms.discrepancy import (
     coral,
     coral_term,
@@ -30,6 +29,7 @@ from afterimage.finetune.terms.transport import jdot_term
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
+from afterimage.training.stage import Phase, Stage
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage.finetune.context import Context
 from afterimage.finetune.terms import adversarial as adv
 from afterimage.finetune.terms import discrepancy as dis
 from afterimage.finetune.terms import transport
+from afterimage.training.terms import Context
 
 
 def normal(seed, *shape):

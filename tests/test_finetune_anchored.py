@@ -7,8 +7,8 @@ import pytest
 
 from afterimage.errors import UserError
 from afterimage.finetune.anchors import fisher_diagonal
-from afterimage.finetune.context import Context
 from afterimage.finetune.terms import anchored
+from afterimage.training.terms import Context
 
 PARAMS = {
     "encoder": {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])},

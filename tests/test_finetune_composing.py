@@ -11,9 +11,9 @@ from afterimage.errors import UserError
 from afterimage.finetune import streams
 from afterimage.finetune.classifier import Classifier
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.context import Context
 from afterimage.finetune.domains.composing import COMPOSERS, MIXED, ink, mixup, strength
 from afterimage.finetune.program import finetune
+from afterimage.training.terms import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, write_domain, write_npz
 

@@ -11,7 +11,6 @@ from afterimage.checkpoints import jsons, schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError, UserError
 from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.context import Context
 from afterimage.finetune.continual.measures import continual_measures
 from afterimage.finetune.continual.memory import consolidated
 from afterimage.finetune.continual.tasks import make_tasks
@@ -22,6 +21,7 @@ from afterimage.finetune.terms.continual import (
     task_loss,
     without_forgetting,
 )
+from afterimage.training.terms import Context
 from tests.test_finetune_program import config, make_encoder
 
 NAMES = ("0", "1", "2", "3")

@@ -11,11 +11,11 @@ from afterimage.checkpoints import jsons, schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import UserError
 from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.context import Context
 from afterimage.finetune.program import finetune
 from afterimage.finetune.source import chosen_model
 from afterimage.finetune.terms import distillation as terms
 from afterimage.models import ModelConfig
+from afterimage.training.terms import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 

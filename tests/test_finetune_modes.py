@@ -13,8 +13,8 @@ from afterimage.finetune.modes import (
     make_phases,
     weighing_groups,
 )
-from afterimage.finetune.terms import cross_entropy
 from afterimage.finetune.terms.anchored import l2_sp
+from afterimage.finetune.terms.classification import cross_entropy
 from afterimage.finetune.terms.tasks import uncertain
 from afterimage.training.groups import split_groups
 from afterimage.training.options import TrainingOptions

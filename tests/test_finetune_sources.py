@@ -11,18 +11,18 @@ from afterimage.data import Joined, Labels, Splits, array_set
 from afterimage.errors import DataError
 from afterimage.finetune.classifier import HeadConfig
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.context import Context
 from afterimage.finetune.domains.pooling import SOURCE, pool
 from afterimage.finetune.domains.shift import source_weights
 from afterimage.finetune.labels import Chosen
 from afterimage.finetune.methods import make_terms
-from afterimage.finetune.stage import Phase, Stage
-from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.classification import cross_entropy
 from afterimage.finetune.terms.multisource import mdan
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.stage import Phase, Stage
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
+from afterimage.training.terms import Context
 from tests.test_finetune_adaptation import OPTIONS, classify, encode, supply
 
 

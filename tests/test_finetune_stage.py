@@ -10,18 +10,17 @@ import pytest
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.finetune.boundary import migrate, moving_parts
-from afterimage.finetune.context import Context
 from afterimage.finetune.modes import Recipe, make_phases
-from afterimage.finetune.stage import Stage, describe
-from afterimage.finetune.terms import Term, cross_entropy
 from afterimage.finetune.terms.adversarial import cdan, dann
 from afterimage.finetune.terms.anchored import l2, l2_sp
-from afterimage.training.groups import Group
+from afterimage.finetune.terms.classification import cross_entropy
+from afterimage.training.groups import Group, migrate, moving_parts
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
+from afterimage.training.stage import Stage, describe
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
+from afterimage.training.terms import Context, Term
 
 OPTIONS = TrainingOptions(weight_decay=0.1, clip=1.0, schedule="constant", lr=1e-2)
 WIDE = 64

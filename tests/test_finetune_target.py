@@ -13,7 +13,7 @@ from afterimage.errors import UserError
 from afterimage.finetune.artefact import load_classifier
 from afterimage.finetune.program import finetune
 from afterimage.finetune.select import select
-from afterimage.finetune.select_command import SelectConfig
+from afterimage.finetune.select_config import SelectConfig
 from afterimage.models import ModelConfig
 from tests.helpers import cut_back
 from tests.test_finetune_program import (

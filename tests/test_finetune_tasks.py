@@ -15,17 +15,17 @@ from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.context import Context
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.program import finetune
-from afterimage.finetune.stage import Phase, Stage
-from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.classification import cross_entropy
 from afterimage.finetune.terms.tasks import pcgrad, uncertain
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
+from afterimage.training.stage import Phase, Stage
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
+from afterimage.training.terms import Context
 from tests.test_finetune_program import config, draw, make_encoder
 
 KEY = jax.random.key(0)

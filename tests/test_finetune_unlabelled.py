@@ -11,11 +11,11 @@ from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.finetune.context import Context
 from afterimage.finetune.program import finetune
 from afterimage.finetune.terms.classification import cross_entropy
 from afterimage.finetune.terms.consistency import COUNTED, aligned, pseudo_labels
 from afterimage.models import ModelConfig
+from afterimage.training.terms import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, rows, write_npz
 

@@ -1,5 +1,6 @@
 """The loop: lines, evaluations, checkpoints, exact resume, stops, divergence."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from afterimage.checkpoints.store import Store
 from afterimage.data.arrays import open_synthetic
 from afterimage.errors import Diverged, Interrupted, UserError
 from afterimage.runs import Run
+from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.feed import Feed
 from afterimage.training.groups import split_groups
 from afterimage.training.loop import Fit, fit
@@ -47,11 +49,25 @@ def _nan_from(bad_step):
     return loss
 
 
-def train(out, images, *, loss=_loss, evaluate=None, **settings):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(TrainingOptions, RunOptions):
+    """What a stage's configuration has of both."""
+
+
+def train(
+    out, images, *, loss=_loss, evaluate=None, callbacks=NO_CALLBACKS, **settings
+):
     """One run of 12 steps; saves every 4, evaluates every 6."""
-    training = TrainingOptions(batch_size=8, steps=12, ema=0.9, **settings)
-    options = RunOptions(
-        out=str(out), eval_every=6, save_every=4, log_every=2, tensorboard=False
+    training = Settings(
+        batch_size=8,
+        steps=12,
+        ema=0.9,
+        out=str(out),
+        eval_every=6,
+        save_every=4,
+        log_every=2,
+        tensorboard=False,
+        **settings,
     )
     calls = []
 
@@ -90,8 +106,8 @@ def train(out, images, *, loss=_loss, evaluate=None, **settings):
         plan = Fit(
             run=run,
             store=store,
-            training=training,
-            options=options,
+            config=training,
+            callbacks=callbacks,
             total=12,
             evaluate=evaluate or default_evaluate,
             best="mse",
@@ -120,6 +136,38 @@ def test_lines_evaluations_and_checkpoints_come_when_due(tmp_path, images):
     assert Store(tmp_path / "run").steps() == [4, 8, 12]
     losses = [r["train/loss"] for r in lines if "train/loss" in r]
     assert losses[-1] < losses[0]
+
+
+def test_callbacks_are_called_when_each_is_due(tmp_path, images):
+    seen = []
+    callbacks = Callbacks(
+        on_log=lambda step, metrics: seen.append(("log", step, metrics["loss"] > 0)),
+        on_evaluation=lambda step, metrics: seen.append(("eval", step, *metrics)),
+        on_checkpoint=lambda step, folder: seen.append(
+            ("saved", step, (folder / "manifest.json").is_file())
+        ),
+    )
+    train(tmp_path / "run", images, callbacks=callbacks)
+    assert [s for kind, s, _ in seen if kind == "log"] == [2, 4, 6, 8, 10, 12]
+    assert [row for row in seen if row[0] == "eval"] == [
+        ("eval", 6, "mse"),
+        ("eval", 12, "mse"),
+    ]
+    saved = [("saved", step, True) for step in (4, 8, 12)]
+    assert [row for row in seen if row[0] == "saved"] == saved
+
+
+def test_an_error_in_a_callback_ends_the_run_and_the_run_continues(tmp_path, images):
+    def fail(step, metrics):
+        if step == 6:
+            raise RuntimeError("not mine")
+
+    with pytest.raises(RuntimeError, match="not mine"):
+        train(tmp_path / "run", images, callbacks=Callbacks(on_log=fail))
+    state, start, _ = train(tmp_path / "run", images)
+    whole, _, _ = train(tmp_path / "whole", images)
+    assert start == 4
+    _same(state["params"], whole["params"])
 
 
 def test_images_a_second_are_of_steps_that_are_finished(tmp_path, images):

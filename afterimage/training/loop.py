@@ -12,8 +12,8 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.errors import Diverged, Interrupted
 from afterimage.runs import Run, write_json
+from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.feed import Feed
-from afterimage.training.options import RunOptions, TrainingOptions
 from afterimage.training.progress import Progress
 from afterimage.training.signals import StopRequested, StopSignal
 from afterimage.training.state import State
@@ -34,8 +34,8 @@ class Fit:
 
     run: Run
     store: Store
-    training: TrainingOptions
-    options: RunOptions
+    config: Any
+    """The settings of TrainingOptions and of RunOptions."""
     total: int
     evaluate: Evaluate
     artefact: Callable[[State], tuple[Any, Any, dict[str, Any]]] | None = None
@@ -45,18 +45,19 @@ class Fit:
     manifest: Callable[[State], Mapping[str, Any]] = lambda state: {}
     """What a checkpoint says of itself beside its step and metrics."""
     derive: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda metrics: {}
-    """More metrics of a step from those of the device, reckoned on the host: what
+    """More metrics of a step from those of the device, computed on the host: what
     differs from run to run stays out of the compiled step, so that runs share it."""
+    callbacks: Callbacks = NO_CALLBACKS
 
     def __post_init__(self) -> None:
-        self.eval_every, self.save_every = self.options.cadence(self.total)
-        self.progress = Progress(self.total, batch_size=self.training.batch_size)
+        self.eval_every, self.save_every = self.config.cadence(self.total)
+        self.progress = Progress(self.total, batch_size=self.config.batch_size)
         self.last: dict[str, float] = {}
 
     # A boundary is a step at which the loop looks up from dispatching.
     def boundary(self, step: int, end: int) -> int:
         """The next step after `step` at which something is due."""
-        every = (self.options.log_every, self.eval_every, self.save_every)
+        every = (self.config.log_every, self.eval_every, self.save_every)
         return min(end, *(step // n * n + n for n in every))
 
     def eval_due(self, step: int, end: int) -> bool:
@@ -107,11 +108,12 @@ class _Pending:
 
     def _record(self, step: int, metrics: dict[str, Any], index: np.ndarray) -> None:
         fit = self.fit
-        if step % fit.options.log_every == 0 or step == fit.total:
+        if step % fit.config.log_every == 0 or step == fit.total:
             timing = fit.progress.timing()
             row = {f"train/{k}": v for k, v in metrics.items()} | timing
             fit.run.metrics.write(step, row)
             fit.progress.show(step, metrics)
+            fit.callbacks.on_log(step, metrics)
         self.bad_row = metrics["bad_row"]
         if self.bad_row:
             self._report_bad(step, metrics, index)
@@ -130,7 +132,7 @@ class _Pending:
             f"Step {step}: loss or gradient is not finite; the step was skipped, its "
             f"images are listed in {path}"
         )
-        if metrics["bad_row"] >= self.fit.training.max_bad_steps:
+        if metrics["bad_row"] >= self.fit.config.max_bad_steps:
             raise _diverged(
                 self.fit,
                 f"{metrics['bad_row']} steps in a row, up to step {step}, were not "
@@ -169,6 +171,7 @@ def _evaluate(fit: Fit, state: State, step: int, stop: StopSignal) -> None:
     fit.last = {k: float(v) for k, v in results.items() if not isinstance(v, str)}
     fit.run.metrics.write(step, {f"eval/{k}": v for k, v in results.items()})
     fit.progress.evaluated(step, results)
+    fit.callbacks.on_evaluation(step, fit.last)
     wrong = [f"{k} {v}" for k, v in fit.last.items() if not math.isfinite(v)]
     if wrong:  # before the checkpoint: it would not be a good one
         raise _diverged(
@@ -182,8 +185,18 @@ def _save(fit: Fit, state: State, step: int, *, evaluated: bool) -> None:
     metric = fit.last.get(fit.best) if fit.best and evaluated else None
     encoder = fit.artefact(state) if fit.artefact else None
     manifest = {"metrics": fit.last if evaluated else {}, **fit.manifest(state)}
-    fit.store.save(step, state, manifest=manifest, encoder=encoder, metric=metric)
+    told = fit.callbacks.on_checkpoint
+    fit.store.save(
+        step,
+        state,
+        manifest=manifest,
+        encoder=encoder,
+        metric=metric,
+        wait=told is not None,
+    )
     fit.progress.resume()
+    if told is not None:
+        told(step, fit.store.folder / str(step))
 
 
 def _stopped(fit: Fit, state: State, step: int, stop: StopSignal) -> Interrupted:
@@ -245,7 +258,7 @@ def fit(
 def _at_boundary(
     plan: Fit, state: State, pending: _Pending, now: int, end: int, stop: StopSignal
 ) -> State:
-    every = plan.options.log_every
+    every = plan.config.log_every
     save, evaluate = plan.save_due(now, end), plan.eval_due(now, end)
     due = now % every == 0 or save or evaluate
     stopping = stop.agreed() if jax.process_count() == 1 or due else False

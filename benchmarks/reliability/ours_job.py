@@ -17,35 +17,21 @@ import numpy as np
 from afterimage.__main__ import main as afterimage
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
-from afterimage.pretrain import reconstruction
 from afterimage.pretrain.reconstruction import Reconstruction
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
 
 
 def spoil(bad: int) -> None:
     """From now on the images of step `bad` are NaN, as inputs and as targets."""
-    make_augment, real = reconstruction.make_augment, Reconstruction.training_loss
+    real = Reconstruction._supply
 
-    def training_loss(self):
-        traced = {}
+    def spoiled(self, params, stats, batch, key, step, moving):
+        rules = dict(real(self, params, stats, batch, key, step, moving))
+        view = rules["train/view"]
+        rules["train/view"] = lambda ctx: jnp.where(step + 1 == bad, jnp.nan, view(ctx))
+        return rules
 
-        def make(name):
-            augment = make_augment(name)
-            return lambda key, pixels: jnp.where(
-                traced["step"] + 1 == bad, jnp.nan, augment(key, pixels)
-            )
-
-        reconstruction.make_augment = make
-        loss = real(self)
-        reconstruction.make_augment = make_augment
-
-        def spoiled(params, stats, batch, key, step):
-            traced["step"] = step
-            return loss(params, stats, batch, key, step)
-
-        return spoiled
-
-    Reconstruction.training_loss = training_loss
+    Reconstruction._supply = spoiled
 
 
 def follow(path: pathlib.Path) -> None:

@@ -16,9 +16,9 @@ from jaxtyping import Array
 from afterimage.data import ImageSet
 from afterimage.finetune.anchors import fisher_diagonal
 from afterimage.finetune.classifier import Classifier
-from afterimage.finetune.context import Context
 from afterimage.finetune.terms.continual import Outlet
 from afterimage.training.sweep import spaced
+from afterimage.training.terms import Context
 
 Tree = dict[str, Any]
 MOST_FISHER = 256

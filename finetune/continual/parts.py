@@ -17,10 +17,10 @@ from afterimage.finetune.continual.tasks import make_tasks
 from afterimage.finetune.modes import Recipe, layer_groups, shares
 from afterimage.finetune.opening import Opened
 from afterimage.finetune.parts import Parts
-from afterimage.finetune.stage import Phase, Stage
-from afterimage.finetune.terms import Term
 from afterimage.finetune.terms.continual import elastic, task_loss, without_forgetting
 from afterimage.training.groups import Group
+from afterimage.training.stage import Phase, Stage
+from afterimage.training.terms import Term
 
 REPLAY = "replay"
 _WEIGHTS = {"ewc": 1e3, "lwf": 1.0}

@@ -12,12 +12,13 @@ from afterimage.finetune.continual.memory import remembered
 from afterimage.finetune.continual.parts import REPLAY, ContinualParts
 from afterimage.finetune.results import outline
 from afterimage.finetune.running import Program
-from afterimage.finetune.stage import describe
 from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.report import logged
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
+from afterimage.training.job import Say
 from afterimage.training.signals import StopSignal
+from afterimage.training.stage import describe
 from afterimage.training.state import State
 
 
@@ -36,32 +37,34 @@ class ContinualProgram(Program):
         assert parts.chosen.test is not None
         self._tests = [tasks.images(parts.chosen.test, [i]) for i in range(len(tasks))]
 
-    def begun(self, state: State, stop: StopSignal) -> None:
-        """Scores the tasks before the first step, for the forward transfer."""
+    def begin(self, say: Say, stop: StopSignal) -> State:
+        """As for one task; scores the tasks first, for the forward transfer."""
+        state = super().begin(say, stop)
         if self.parts.tasks.per_task and not self.folder.metrics.has(0, "eval/"):
             found = self.evaluate(state, 0, stop)
             row = {f"eval/{name}": value for name, value in found.items()}
             self.folder.metrics.write(0, row)
+        return state
 
-    def feed(self, index: int) -> Feed:
-        parts, memory = self.parts, self.parts.memory(index)
+    def feed(self, phase: int) -> Feed:
+        parts, memory = self.parts, self.parts.memory(phase)
         return Feed(
-            parts.images(index),
+            parts.images(phase),
             options=parts.config,
             mesh=parts.mesh,
             streams={} if memory is None else {REPLAY: memory},
         )
 
-    def between(self, state: State, index: int) -> State:
-        """What is remembered of the task that phase `index` has learned."""
+    def between(self, state: State, phase: int) -> State:
+        """What is remembered of the task that a phase has learned."""
         parts = self.parts
         if "continual" not in state["stats"]:
             return state
         kept = remembered(
             parts.config.continual,
             parts.classifier,
-            parts.tasks.outlets(range(index + 1))[-1],
-            parts.images(index),
+            parts.tasks.outlets(range(phase + 1))[-1],
+            parts.images(phase),
             state["params"],
             state["stats"],
         )

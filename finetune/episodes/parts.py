@@ -22,10 +22,10 @@ from afterimage.finetune.labels import HEAD
 from afterimage.finetune.modes import HEADS, Recipe, layer_groups
 from afterimage.finetune.opening import Opened
 from afterimage.finetune.parts import Parts
-from afterimage.finetune.stage import Phase, Stage
-from afterimage.finetune.terms import cross_entropy
+from afterimage.finetune.terms.classification import cross_entropy
 from afterimage.finetune.terms.prototypes import nearest_mean, prototypical
 from afterimage.training.groups import Group
+from afterimage.training.stage import Phase, Stage
 from afterimage.training.step import Estimator, plain_gradient
 
 LAST = f"heads/{HEAD}/linear"

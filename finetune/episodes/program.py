@@ -19,12 +19,12 @@ from afterimage.finetune.labels import HEAD
 from afterimage.finetune.results import outline
 from afterimage.finetune.running import Program
 from afterimage.finetune.source import load_weights
-from afterimage.finetune.stage import describe
 from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.finetune.terms.classification import smoothed_cross_entropy
 from afterimage.runs import Run
 from afterimage.training.feed import Feed
 from afterimage.training.signals import StopSignal
+from afterimage.training.stage import describe
 from afterimage.training.state import State
 
 _ON_THE_WAY = 50
@@ -43,7 +43,8 @@ class EpisodeProgram(Program):
         super().__init__(parts, folder)
         self._adapted = parts.sweep.jit(self._predict)
 
-    def feed(self, index: int) -> Feed:
+    def feed(self, phase: int) -> Feed:
+        del phase
         parts = self.parts
         return EpisodeFeed(parts.sampler, options=parts.config, mesh=parts.mesh)
 

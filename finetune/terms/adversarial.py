@@ -14,10 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.finetune.context import View
-from afterimage.finetune.terms.term import Term, TermResult
 from afterimage.models import layers
 from afterimage.models.network import Network
+from afterimage.training.terms import Term, TermResult, View
 
 HIDDEN = 128
 MOST_JOINT = 4096

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.finetune.context import View
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 ENCODER = "^encoder/"
 HEADS = "^heads/"

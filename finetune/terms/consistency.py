@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.context import View
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 COUNTED = 0.25
 """The share of the steps after which the predicted frequencies are taken."""

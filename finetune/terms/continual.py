@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from afterimage.finetune.context import View
 from afterimage.finetune.terms.anchored import quadratic, soft_kl
 from afterimage.finetune.terms.classification import smoothed_cross_entropy
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 LEARNED = "^(encoder|heads)/"
 

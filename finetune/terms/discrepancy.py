@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.context import View
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 ALPHAS = tuple(2.0**k for k in range(-3, 2))
 JOINT_SIGMA = 0.92

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.context import View
 from afterimage.finetune.terms.anchored import soft_kl
 from afterimage.finetune.terms.discrepancy import square_distances
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 ANGLE = 2.0
 """Weight of the angles beside the distances, the paper's ratio."""

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.finetune.context import View
 from afterimage.finetune.terms.adversarial import (
     HIDDEN,
     Discriminator,
@@ -14,8 +13,8 @@ from afterimage.finetune.terms.adversarial import (
     ramp,
     reverse_gradient,
 )
-from afterimage.finetune.terms.term import Term, TermResult
 from afterimage.models.network import Network, Tree
+from afterimage.training.terms import Term, TermResult, View
 
 MDAN_WEIGHT = 0.01
 """μ of the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""

@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.context import View
 from afterimage.finetune.episodes.sampler import Shape
 from afterimage.finetune.terms.classification import smoothed_cross_entropy
 from afterimage.finetune.terms.discrepancy import square_distances
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 
 def prototype_logits(

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from afterimage.finetune.context import View
 from afterimage.finetune.terms.discrepancy import square_distances
-from afterimage.finetune.terms.term import Term, TermResult
+from afterimage.training.terms import Term, TermResult, View
 
 
 def assignment(cost: Float[Array, "n n"], apart: int = 0) -> Int[Array, " n"]:

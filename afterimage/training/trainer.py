@@ -10,14 +10,13 @@ import optax
 from jax.sharding import Mesh
 
 from afterimage.checkpoints.store import Store
-from afterimage.finetune.boundary import migrate
-from afterimage.finetune.stage import Stage
 from afterimage.training.feed import Feed
-from afterimage.training.groups import Partition
+from afterimage.training.groups import Partition, migrate
 from afterimage.training.loop import Fit, fit
 from afterimage.training.mesh import replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.signals import StopSignal
+from afterimage.training.stage import Stage
 from afterimage.training.state import State, abstract, init_state
 from afterimage.training.step import Step, make_step
 

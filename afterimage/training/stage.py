@@ -19,13 +19,17 @@ from jaxtyping import Array
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.finetune.boundary import changed_groups, moving_parts
-from afterimage.finetune.context import Context, UnknownName, near_misses
-from afterimage.finetune.terms import Term
-from afterimage.training.groups import Group, Partition, split_groups
+from afterimage.training.groups import (
+    Group,
+    Partition,
+    changed_groups,
+    moving_parts,
+    split_groups,
+)
 from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import Combine, Estimator, plain_gradient
+from afterimage.training.terms import Context, Term, UnknownName, near_misses
 
 Supply = Callable[..., Mapping[str, Callable[[Context], Any]]]
 """supply(params, stats, batch, key, step, moving) -> rules of a context; the rule

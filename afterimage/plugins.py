@@ -1,0 +1,146 @@
+"""What is chosen by name: encoders, objectives, methods, augmentations, data sources.
+
+Ours lie one a file in the package of their kind. A package of someone else's adds its
+own through an entry point of the group `afterimage.plugins`, whose value is a module
+that registers them when it is imported:
+
+    # pyproject.toml
+    [project.entry-points."afterimage.plugins"]
+    mine = "my_package.afterimage_parts"
+
+    # my_package/afterimage_parts.py
+    from afterimage.plugins import METHODS
+
+    @METHODS.add("my-method")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MyMethod(Method): ...
+
+What is added this way is listed by the commands, has its settings in their help, is
+stored in manifests, and loads again in a process that has the package.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from afterimage.errors import UserError, did_you_mean
+
+GROUP = "afterimage.plugins"
+Thing = TypeVar("Thing")
+_NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
+_loading: list[str] = []
+"""The package whose plug-in is being imported, as `name version`."""
+
+
+class Registry(Generic[Thing]):
+    """Everything of one kind, by name; our own is imported when it is asked for."""
+
+    def __init__(self, kind: str, package: str):
+        self.kind, self._package = kind, package
+        self._things: dict[str, Thing] = {}
+        self._origins: dict[str, str] = {}
+
+    def add(self, name: str) -> Callable[[Any], Any]:
+        """Decorator: registers a class or a function under this name.
+
+        Raises UserError for a name that is not `lower-case-words`, or is taken.
+        """
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{self.kind} {name!r}: a name has lower-case letters, digits and "
+                "single hyphens, such as my-name"
+            )
+
+        def register(thing: Any) -> Any:
+            origin = _loading[-1] if _loading else thing.__module__
+            ours = thing.__module__.startswith("afterimage.")
+            taken = name in self._things or (not ours and name in self._homes)
+            if taken and self._origins.get(name) != origin:
+                raise UserError(f"{self.kind} {name!r} exists; choose another name")
+            self._things[name] = thing
+            if not ours:
+                self._origins[name] = origin
+            if isinstance(thing, type):
+                thing.name = name  # pyright: ignore[reportAttributeAccessIssue]
+            return thing
+
+        return register
+
+    def names(self) -> tuple[str, ...]:
+        """Every name there is: ours in order of their files, then those of others."""
+        load_plugins()
+        return (*self._homes, *(n for n in self._things if n not in self._homes))
+
+    def get(self, name: str, origin: str | None = None) -> Thing:
+        """What is registered under `name`; `origin` is the package that had it.
+
+        Raises UserError for a name that is unknown here, with the nearest known one, or
+        with the package that is missing.
+        """
+        if name not in self._things and name in self._homes:
+            importlib.import_module(self._homes[name])
+        if name not in self._things:
+            load_plugins()
+        if name in self._things:
+            return self._things[name]
+        if origin is not None:
+            raise UserError(
+                f"{self.kind} {name!r} comes from the package {origin}, which is not "
+                f"installed here: pip install {origin.split()[0]}"
+            )
+        known = self.names()
+        raise UserError(
+            f"{self.kind} {name!r} is unknown{did_you_mean(name, known)} There are: "
+            f"{', '.join(known)}"
+        )
+
+    def origin(self, name: str) -> str | None:
+        """The package that added `name`, as `name version`; None where it is ours."""
+        return self._origins.get(name)
+
+    @functools.cached_property
+    def _homes(self) -> Mapping[str, str]:
+        """{name: module} of ours, read from the files without importing them."""
+        spec = importlib.util.find_spec(self._package)
+        places = (spec.submodule_search_locations if spec else None) or ()
+        files = sorted(f for place in places for f in pathlib.Path(place).glob("*.py"))
+        found = {}
+        for file in files:
+            for name in re.findall(r'^@\w+\.add\("([^"]+)"\)', file.read_text(), re.M):
+                found[name] = f"{self._package}.{file.stem}"
+        return found
+
+
+ENCODERS: Registry[Any] = Registry("encoder", "afterimage.models.encoders")
+OBJECTIVES: Registry[Any] = Registry("objective", "afterimage.pretrain.objectives")
+METHODS: Registry[Any] = Registry("method", "afterimage.finetune.methods")
+AUGMENTATIONS: Registry[Any] = Registry("augmentation", "afterimage.data.augmentations")
+SOURCES: Registry[Any] = Registry("data source", "afterimage.data.sources")
+
+
+@functools.cache
+def load_plugins() -> None:
+    """Imports the plug-ins of all installed packages, once a process.
+
+    One that cannot be imported is reported on standard error and left out: a command
+    that does not need it must still work.
+    """
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.name
+        _loading.append(origin)
+        try:
+            entry.load()
+        except Exception as error:
+            print(
+                f"The plug-in {entry.name!r} of {origin} cannot be used: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
+        finally:
+            _loading.pop()
