@@ -22,6 +22,7 @@ def write(folder, *, arrays=ARRAYS, log=LOG, accuracy=0.9):
     lines = "".join(json.dumps(row) + "\n" for row in log)
     (folder / "metrics.jsonl").write_text(lines)
     results = {"test": [{"accuracy": accuracy}], "runtime": {"cores": 3}}
+    results["sources"] = {f"npz:{folder.parent}/a.npz": 7}
     (folder / "results.json").write_text(json.dumps(results))
     return seeded.record(folder)
 
@@ -38,9 +39,11 @@ def test_every_number_but_those_of_the_machine_is_stored_exactly(tmp_path):
     assert sorted(found["end"]) == [
         "encoder/names",
         "encoder/numbers",
+        "results/sources/npz:/a.npz",
         "results/test/0/accuracy",
     ]
-    assert seeded.difference(found, write(tmp_path / "again")) is None
+    again = write(tmp_path / "elsewhere" / "run")
+    assert seeded.difference(found, again) is None
 
 
 @pytest.mark.parametrize(
@@ -81,5 +84,8 @@ def test_comparing_counts_the_runs_that_differ_or_are_missing(tmp_path):
     ):
         content = {"machine": {}, "runs": runs}
         (tmp_path / name).write_text(json.dumps(content))
-    assert seeded.compare(tmp_path / "old", tmp_path / "new") == 2
-    assert seeded.compare(tmp_path / "old", tmp_path / "old") == 0
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert seeded.compare(old, new, []) == 2
+    assert seeded.compare(old, old, []) == 0
+    assert seeded.compare(old, new, ["x"]) == 0
+    assert seeded.compare(old, new, ["w"]) == 1
