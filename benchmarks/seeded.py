@@ -436,9 +436,9 @@ def compare(old: pathlib.Path, new: pathlib.Path, only: list[str]) -> int:
         print(f"Not one machine: {before['machine']} -> {after['machine']}")
     wrong, names = 0, only or list(before["runs"])
     for name in names:
-        was, now = (some["runs"].get(name) for some in (before, after))
-        missing = was is None or now is None
-        found = "missing" if missing else difference(was, now)
+        found: str | None = "missing"
+        if name in before["runs"] and name in after["runs"]:
+            found = difference(before["runs"][name], after["runs"][name])
         wrong += found is not None
         print(f"{name:20} {found or 'equal'}")
     print(f"{len(names) - wrong} of {len(names)} runs are equal")
@@ -454,12 +454,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=[])
     given = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    wrong = (
-        compare(*given.compare, given.only)
-        if given.compare
-        else make(given.out, given.only)
-    )
-    return int(wrong > 0)
+    if given.compare:
+        old, new = given.compare
+        return int(compare(old, new, given.only) > 0)
+    return int(make(given.out, given.only) > 0)
 
 
 if __name__ == "__main__":
