@@ -91,7 +91,7 @@ DOMAINS: Mapping[str, Callable[[Any], Any]] = {
 
 def pretrain(home: Home, **settings: Any) -> None:
     """Pretraining on digits for 24 steps, whatever `settings` change."""
-    from afterimage import PretrainConfig, pretrain
+    from afterimage.pretrain import PretrainConfig, pretrain
 
     usual = {
         "data": "digits",
@@ -110,7 +110,7 @@ def pretrain(home: Home, **settings: Any) -> None:
 
 def finetune(home: Home, **settings: Any) -> None:
     """Fine-tuning of the run `plain` on 100 digits for 20 steps."""
-    from afterimage import FinetuneConfig, finetune
+    from afterimage.finetune import FinetuneConfig, finetune
 
     usual = {
         "data": "digits",

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-import afterimage.pretrain.program as program
 from afterimage import load_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
@@ -137,7 +136,7 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
 
     StopAfterThree.steps = 0
     with monkeypatch.context() as patch:
-        patch.setattr(program, "StopSignal", StopAfterThree)
+        patch.setattr("afterimage.training.job.StopSignal", StopAfterThree)
         with pytest.raises(Interrupted):
             pretrain(config(stopped, objective))
     pretrain(config(stopped, objective))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import afterimage.pretrain.program as program
 from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
@@ -285,7 +284,7 @@ def test_interrupted_and_repeated_equals_uninterrupted(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(program, "StopSignal", StopAt)
+        patch.setattr("afterimage.training.job.StopSignal", StopAt)
         with pytest.raises(Interrupted, match="SIGTERM"):
             run_program(config(out))
     assert not (out / "report.html").exists()
