@@ -57,8 +57,9 @@ def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
 
 def run(demo: Demo) -> None:
     """Everything, one line a run; then the table, the folders, the picture."""
-    from afterimage.pretrain.presets import preset_config
     from afterimage.pretrain.program import pretrain
+
+    from afterimage.pretrain.presets import preset_config
 
     runtime.start()
     out, began = pathlib.Path(demo.out), time.perf_counter()

@@ -29,10 +29,10 @@ NOTES = (
 def case(model: str, remat: bool, steps: int, batch: int) -> dict[str, Any]:
     """One run, in this process: images a second, peak memory, loss."""
     import jax
+    from afterimage.pretrain.program import pretrain
 
     from afterimage import runtime
     from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.program import pretrain
 
     runtime.start()
     accelerator = jax.default_backend() != "cpu"

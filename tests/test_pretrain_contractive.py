@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.contractive import EXACT, jacobian_norm
 from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.contractive import EXACT, jacobian_norm
 from afterimage.pretrain.objectives import make_objective
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -5,13 +5,13 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.program import pretrain
 
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.hog import cell_size, histograms, hog_picture, hog_target
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.pretrain.program import pretrain
 
 
 def pixels(shape=(2, 12, 12, 3), seed=0):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.latent import follow, latent_error, normalised
+from afterimage.pretrain.program import pretrain
 from flax import nnx
 
 from afterimage import runtime
@@ -13,9 +15,7 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.latent import follow, latent_error, normalised
 from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.program import pretrain
 
 KEY = jax.random.key(0)
 SETTINGS = {

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.masks import draw_mask, lowest, patch_size
+from afterimage.pretrain.options import ObjectiveOptions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterimage import runtime
-from afterimage.pretrain.masks import draw_mask, lowest, patch_size
-from afterimage.pretrain.options import ObjectiveOptions
 from tests.forms import milliseconds, on_cpu
 
 pytestmark = pytest.mark.usefixtures("tiny")

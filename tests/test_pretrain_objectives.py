@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.options import OPTIONS
+from afterimage.pretrain.program import pretrain
+from afterimage.pretrain.reconstruction import Reconstruction
 from flax import nnx
 from PIL import Image
 
@@ -17,9 +20,6 @@ from afterimage.errors import Interrupted, UserError
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objectives import OBJECTIVES, make_objective
-from afterimage.pretrain.options import OPTIONS
-from afterimage.pretrain.program import pretrain
-from afterimage.pretrain.reconstruction import Reconstruction
 from afterimage.training.signals import StopSignal
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.program import pretrain as run_program
 
 from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
@@ -20,7 +21,6 @@ from afterimage.data import (
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.program import pretrain as run_program
 from afterimage.training.signals import StopSignal
 
 STEPS = 60

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.quantised import DECAY, Codebook
 from flax import nnx
 
 from afterimage import runtime
@@ -13,7 +14,6 @@ from afterimage.checkpoints.trees import flatten
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.quantised import DECAY, Codebook
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.sparse import keep_largest
 from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.sparse import keep_largest
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.variational import divergence, freed
 from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.variational import divergence, freed
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -13,11 +13,11 @@ import time
 
 import jax.numpy as jnp
 import numpy as np
+from afterimage.pretrain.reconstruction import Reconstruction
 
 from afterimage.__main__ import main as afterimage
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
-from afterimage.pretrain.reconstruction import Reconstruction
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
 
 
