@@ -174,14 +174,13 @@ def test_what_is_left_aside_is_counted_by_suffix(tmp_path, capsys):
 @pytest.mark.usefixtures("tiny")
 def test_bands_and_their_range_go_through_both_stages(tmp_path):
     """Pretraining, features, fine-tuning and evaluation of five bands of 12 bits."""
-    from afterimage.pretrain.program import pretrain
-
     from afterimage.encoder import load_encoder
     from afterimage.evaluate_command import EvaluateConfig
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.evaluate import evaluate
     from afterimage.finetune.program import finetune
     from afterimage.pretrain.config import PretrainConfig
+    from afterimage.pretrain.run import pretrain
 
     images = bands(5, n=16)
     folder(tmp_path / "data", images)
