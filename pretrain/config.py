@@ -93,7 +93,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
 
     def _model_problems(self) -> list[str]:
         from afterimage.errors import UserError
-        from afterimage.models.config import ModelConfig
+        from afterimage.models.encoder import ModelConfig
 
         try:
             # The size and channels are the data's, and not known yet.

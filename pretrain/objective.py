@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from afterimage.data.augment import make_augment
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.models import Autoencoder, ModelConfig, Network
-from afterimage.models.config import MASKED_DECODERS
+from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.training.groups import EVERYTHING
 from afterimage.training.stage import Phase, Stage

@@ -21,13 +21,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import ModelConfig, build_encoder
-from afterimage.models.layers import Context
-from afterimage.models.patches import (
+from afterimage.models.encoders.patches import (
     APART,
     PatchEncoder,
     inverse_contrast,
     patch_rows,
 )
+from afterimage.models.layers import Context
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Forward, Pass, Reconstruction, Tree
 
@@ -104,7 +104,7 @@ class Dictionary(Reconstruction):
             for name, value in settings.items()
             if value is not None
         ]
-        if model.preset.family != "patches":
+        if not issubclass(model.encoder, PatchEncoder):
             found.append(
                 f"model={model.name!r}: needs model='conv-patches', whose filters it "
                 "learns"
