@@ -1,6 +1,6 @@
 """Files to records to batches on devices."""
 
-from afterimage.data.augment import make_augment
+from afterimage.data.augmentations import make_augment
 from afterimage.data.batches import Batches, batch_indices, eval_batches
 from afterimage.data.labels import WAYS_TO_LABEL, check_classes, counted
 from afterimage.data.preprocessing import Preprocessing
