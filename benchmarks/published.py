@@ -98,7 +98,7 @@ def published_table() -> str:
     """Each published figure beside ours, our control and our aim."""
     rows = {(e["table"], e["row"]): e for e in read_results("representations")}
     lines = [
-        "| | pretrained | control | published | aim | reached |",
+        "| data and method | pretrained | control | published | aim | reached |",
         "|---|---|---|---|---|---|",
     ]
     for line in FIGURES:

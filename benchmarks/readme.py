@@ -65,7 +65,7 @@ def _link(rows: Rows, page: pathlib.Path, name: str) -> str:
 
 def demo_table(rows: Rows, source: str = "") -> str:
     """Test accuracy of each mode."""
-    lines = ["| mode | what learns | test accuracy, % |", "|---|---|---|"]
+    lines = ["| mode | what is trained | test accuracy, % |", "|---|---|---|"]
     lines += [
         f"| {entry['row']} | {WHAT_LEARNS[entry['row']]} | {figure(entry, 1)} |"
         for entry in rows

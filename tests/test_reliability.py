@@ -53,7 +53,7 @@ def test_a_resume_is_compared_with_the_whole_run(end, says):
     ("end", "says"),
     [
         (ended("a", began=150), "loaded, no effect"),
-        (ended("b", began=150), "loaded, wrong weights, no word"),
+        (ended("b", began=150), "loaded, wrong weights, no warning"),
         (ended("a", began=100), "the checkpoint before is used"),
         (ended("a", began=0), outcomes.AGAIN),
         (stopped(), "stops: traceback"),
