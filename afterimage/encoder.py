@@ -29,7 +29,7 @@ from afterimage.models import (
     build_encoder,
     pool_features,
 )
-from afterimage.models.config import MIN_IMAGE_SIZE
+from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
 from afterimage.runtime import jit
