@@ -33,8 +33,8 @@ from afterimage.pretrain.objectives import make_objective
 from afterimage.pretrain.reconstruction import Reconstruction
 from afterimage.pretrain.summary import PretrainResult, write_run_report
 from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.groups import Partition, count_parameters
 from afterimage.training.job import Job, Say, execute
 from afterimage.training.mesh import check_batch, make_mesh, replicate
@@ -140,9 +140,9 @@ class _Pretraining(Job[PretrainResult]):
     def begin(self, say: Say, stop: StopSignal) -> State:
         return self.template()
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         del phase
-        return Feed(self.train, options=self.config, mesh=self.mesh)
+        return BatchLoader(self.train, options=self.config, mesh=self.mesh)
 
     def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
         """1 is no better than predicting the training images' mean, 0 perfect."""
