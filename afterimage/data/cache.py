@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from afterimage.checkpoints import files, jsons
+from afterimage.checkpoints import files, schemas
 from afterimage.data.samples import Range
 from afterimage.data.sets import Images
 
@@ -41,7 +41,7 @@ class Entry:
 def load(folder: pathlib.Path) -> Entry | None:
     """The entry at `folder`; None if there is none, or it is damaged."""
     try:
-        index = jsons.parse(files.read_bytes(folder / "index.json"))
+        index = schemas.parse(files.read_bytes(folder / "index.json"))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         digests = [bytes.fromhex(text) for text in index["digests"]]
         bad = {int(row): str(reason) for row, reason in index["bad"]}

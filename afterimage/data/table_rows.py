@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from afterimage.checkpoints import jsons
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import class_name, printable
 from afterimage.data.files import is_image_name
 from afterimage.errors import DataError
@@ -168,7 +168,7 @@ def _from_json(text: str, source: str) -> Table:
         if not content.strip():
             continue
         try:
-            row = jsons.parse(content)
+            row = schemas.parse(content)
         except ValueError as error:
             raise DataError(f"{source}: line {line} {error}") from error
         if not isinstance(row, dict):
