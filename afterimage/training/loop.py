@@ -237,6 +237,8 @@ def fit(
             _evaluate(plan, state, now, stop)
         except StopRequested as request:
             raise _stopped(plan, state, now, stop) from request
+        if plan.save_due(now, end):  # again, with the metric: it may be the best
+            _save(plan, state, now, evaluated=True)
     if now >= end:
         return state
     single, stretch = compile_step(step), compile_stretch(step)
