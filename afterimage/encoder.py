@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.jsons import in_lines
 from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare

@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from afterimage import runtime
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import write_encoder
 from afterimage.data import (
     ImageSet,
     Preprocessing,

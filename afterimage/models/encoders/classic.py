@@ -1,4 +1,4 @@
-"""The encoder of the classic convolutional autoencoder: Masci et al. 2011, section 4."""
+"""The classic convolutional encoder: Masci et al. 2011, section 4."""
 
 import jax
 from flax import nnx
