@@ -11,13 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.jsons import in_lines
 from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
-from afterimage.data.progress import Progress
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare
 from afterimage.manifest import stored_model, stored_preprocessing
@@ -32,6 +31,7 @@ from afterimage.models import (
 from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
+from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one
@@ -312,7 +312,7 @@ def _joined(parts: Iterator[Any], total: int) -> Any:
 
 
 def _shown(parts: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
-    with Progress(total, "features") as progress:
+    with ProgressBar(total, "features") as progress:
         for part in parts:
             yield part
             progress.add(len(part))

@@ -149,9 +149,9 @@ def spec_problems(name: str, value: Any) -> list[str]:
         return [f"{name}={value!r}: a text such as folder:PATH"]
     remote = _REMOTE.search(value)
     if remote:
-        from afterimage.data.sources import SOURCES
+        from afterimage.plugins import SOURCES
 
-        if remote[1] not in SOURCES:
+        if remote[1] not in SOURCES.names():
             return [_elsewhere(name, value, remote[1])]
     kind, _, rest = value.partition(":")
     return _path_problems(name, rest if rest.strip() else kind)

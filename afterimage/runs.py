@@ -17,17 +17,17 @@ from jaxtyping import UInt8
 
 import afterimage
 from afterimage import runtime
-from afterimage.checkpoints import jsons, processes, schemas
-from afterimage.checkpoints.encoder import read_folder
+from afterimage.checkpoints import schemas, store
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.files import (
+    RunLock,
     cannot_hold,
     disk_fault,
     is_partial,
     replace_file,
 )
-from afterimage.checkpoints.lock import RunLock
 from afterimage.checkpoints.names import printable, shown
+from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
 from afterimage.settings import dotted, to_dict
@@ -116,7 +116,7 @@ class Run:
 
     def _first_alone(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
-        if not self.first and not processes.from_first(0):
+        if not self.first and not store.from_main_process(0):
             raise UserError(
                 f"out={self.path}: refused by the first process; its output says why"
             )
@@ -124,10 +124,10 @@ class Run:
             action()
         except BaseException:
             if self.first:
-                processes.from_first(0)
+                store.from_main_process(0)
             raise
         if self.first:
-            processes.from_first(1)
+            store.from_main_process(1)
 
     def _refuse_unwritable(self) -> None:
         """DiskError if the folder cannot be created or written to."""
@@ -202,13 +202,13 @@ class Run:
             except CheckpointError:
                 found.append(name)
         lost = tuple(found) if self.first else ()
-        return lost if processes.from_first(len(lost)) else None
+        return lost if store.from_main_process(len(lost)) else None
 
     def _stored(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
         if not os.path.lexists(path):
             return None
-        return jsons.read(path, schemas.Config, "restore it, or use a new --out")
+        return schemas.read(path, schemas.Config, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
         stored = self._stored()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
@@ -257,7 +257,7 @@ class Probes:
         # Several processes must take the same path: all compute, the first one writes.
         if jax.process_count() == 1:
             with contextlib.suppress(CheckpointError):  # absent or damaged: measured
-                return jsons.read(file, schemas.Baselines, "delete it")
+                return schemas.read(file, schemas.Baselines, "delete it")
         report = self.measure(RAW, _raw_pixels) | self.measure(UNTRAINED, untrained)
         if jax.process_index() == 0:
             write_json(file, report)

@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from afterimage import runtime
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import write_encoder
 from afterimage.data import (
     ImageSet,
     Preprocessing,
@@ -33,8 +33,8 @@ from afterimage.pretrain.objective import Setup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.runs import Run
 from afterimage.settings import to_dict
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.groups import Partition, count_parameters
 from afterimage.training.job import Job, Say, execute
 from afterimage.training.mesh import check_batch, make_mesh, replicate
@@ -138,9 +138,9 @@ class _Pretraining(Job[PretrainResult]):
     def begin(self, say: Say, stop: StopSignal) -> State:
         return self.template()
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         del phase
-        return Feed(self.train, options=self.config, mesh=self.mesh)
+        return BatchLoader(self.train, options=self.config, mesh=self.mesh)
 
     def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
         return self.evaluation.relative_loss(metrics)

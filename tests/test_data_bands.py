@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from afterimage.data import Preprocessing, open_data
-from afterimage.data.samples import parse_range, range_of
+from afterimage.data.pixels import parse_range, range_of
 from afterimage.errors import DataError, UserError
 from afterimage.features_command import open_for
 from afterimage.inputs import prepare

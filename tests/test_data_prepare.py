@@ -13,10 +13,10 @@ from afterimage.data import (
     array_set,
     channel_statistics,
     make_augment,
-    statistics,
+    preprocessing,
 )
 from afterimage.data.augmentations import geometry, tones
-from afterimage.data.resize import cover_and_crop
+from afterimage.data.pixels import cover_and_crop
 from afterimage.errors import UserError
 from afterimage.fields import field_problems
 from afterimage.plugins import AUGMENTATIONS
@@ -38,7 +38,7 @@ def test_statistics_are_numpys():
 
 
 def test_statistics_of_a_large_set_are_sampled(monkeypatch):
-    monkeypatch.setattr(statistics, "MOST_VALUES", -(-PIXELS.size // 4))
+    monkeypatch.setattr(preprocessing, "MOST_VALUES", -(-PIXELS.size // 4))
     mean, _ = channel_statistics(image_set(PIXELS))
     np.testing.assert_allclose(mean, (PIXELS[::4] / 255).mean((0, 1, 2)), rtol=1e-12)
 

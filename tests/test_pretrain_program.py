@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from afterimage.pretrain.program import pretrain as run_program
 
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder
 from afterimage.data import (
     Preprocessing,
     channel_statistics,

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate

@@ -7,8 +7,8 @@ from typing import Any, Generic, Literal, TypeVar
 from afterimage.checkpoints.store import Store
 from afterimage.console import say
 from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.loop import Fit
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
@@ -57,7 +57,7 @@ class Job(abc.ABC, Generic[Result]):
         """The state before the first step of a fresh run."""
 
     @abc.abstractmethod
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         """The batches of a phase."""
 
     def between(self, state: State, phase: int) -> State:

@@ -54,7 +54,7 @@ class DataOptions(ReadingOptions):
             found.append(f"channels={self.channels}: at least 1")
         if self.value_range is not None:
             # Here, not above: naming a setting on the command line needs no JAX.
-            from afterimage.data.samples import parse_range
+            from afterimage.data.pixels import parse_range
 
             try:
                 parse_range(self.value_range)

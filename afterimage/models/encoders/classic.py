@@ -1,4 +1,4 @@
-"""The classic convolutional autoencoder's encoder: Masci et al. 2011, section 4."""
+"""The classic convolutional encoder: Masci et al. 2011, section 4."""
 
 import jax
 from flax import nnx

@@ -1,4 +1,4 @@
-"""What the arrays of an .npz archive claim to be, checked before any is inflated."""
+"""`npz:PATH`: arrays in a NumPy archive, checked before any of it is inflated."""
 
 import ast
 import math
@@ -8,11 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.data.files import inflates_too_much
-from afterimage.data.memory import allowance
+from afterimage.checkpoints.names import spelling
+from afterimage.data.arrays import array_splits
+from afterimage.data.sets import Request, Splits
+from afterimage.data.sources import Source
+from afterimage.data.workers import allowance, inflates_too_much
+from afterimage.errors import DataError
+from afterimage.plugins import SOURCES
 
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 _MOST_AXES = 32
+
+
+@SOURCES.add("npz")
+class NpzSource(Source):
+    """Arrays: `x_train, y_train[, x_val, y_val][, x_test, y_test]`, or `images`.
+
+    What they may be called and hold is said in `afterimage.data.arrays`.
+    """
+
+    form = "PATH"
+    tasks = True
+
+    def open(self, rest: str, request: Request) -> Splits:
+        return array_splits(_load(rest), f"npz:{spelling(rest)}", request)
 
 
 def check_sizes(path: str | os.PathLike[str]) -> None:
@@ -67,3 +86,21 @@ def _described(header: bytes) -> tuple[list[int], np.dtype]:
         return [int(side) for side in found["shape"]], dtype
     except (SyntaxError, LookupError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"an array's header cannot be read ({error})") from error
+
+
+def _load(path: str) -> dict[str, np.ndarray]:
+    where, shown = os.path.expanduser(path), spelling(path)
+    if not os.path.isfile(where):
+        there = "it is not a regular file" if os.path.exists(where) else "no such file"
+        raise DataError(f"npz:{shown}: {there}")
+    try:
+        check_sizes(where)
+        if not zipfile.is_zipfile(where):
+            raise ValueError("it is no zip archive")
+        with np.load(where, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise DataError(
+            f"npz:{shown} cannot be read ({error}); expected an archive written by "
+            "numpy.savez, without Python objects"
+        ) from error

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 
 from afterimage.data.arrays import fit_arrays
-from afterimage.data.sets import Splits, array_set
+from afterimage.data.sets import Request, Splits, array_set
+from afterimage.data.sources import Source
 from afterimage.errors import DataError
+from afterimage.plugins import SOURCES
 from afterimage.runtime import cache_dir
 
 SIZES = {"train": 1438, "test": 359}
 
 
 def _builder(folder: pathlib.Path) -> Any:
-    from afterimage.data.digits_builder import AfterimageDigits
+    from afterimage.data.sources.digits_builder import AfterimageDigits
 
     return AfterimageDigits(data_dir=str(folder), file_format="array_record")
 
@@ -76,18 +78,19 @@ def _records() -> dict[str, list[Any]]:
             return _read(pathlib.Path(scratch))
 
 
-def open_digits(
-    rest: str, *, image_size: int | None, channels: int | None, **_: Any
-) -> Splits:
-    """The digits, 1,438 to train and 359 to test, the test split always the same."""
-    sets = {}
-    for split, records in _records().items():
-        images = np.stack([record["image"] for record in records])
-        sets[split] = array_set(
-            fit_arrays(images, image_size, channels),
-            np.array([record["label"] for record in records], np.int32),
-            tuple(str(digit) for digit in range(10)),
-            f"digits [{split}]",
-            [record["id"].decode() for record in records],
-        )
-    return Splits(**sets)
+@SOURCES.add("digits")
+class DigitsSource(Source):
+    """Handwritten digits, 8x8 grey: 1,438 to train, 359 to test, always the same."""
+
+    def open(self, rest: str, request: Request) -> Splits:
+        sets = {}
+        for split, records in _records().items():
+            images = np.stack([record["image"] for record in records])
+            sets[split] = array_set(
+                fit_arrays(images, request),
+                np.array([record["label"] for record in records], np.int32),
+                tuple(str(digit) for digit in range(10)),
+                f"digits [{split}]",
+                [record["id"].decode() for record in records],
+            )
+        return Splits(**sets)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from afterimage.data.splits import stratified
+from afterimage.data.sets import stratified
 
 TEST_FRACTION = 0.2
 NAMES = tuple(str(digit) for digit in range(10))

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterimage.checkpoints.names import class_name
-from afterimage.data.files import check_size
 from afterimage.data.images import image_sets
-from afterimage.data.sets import Splits
+from afterimage.data.sets import Request, Splits
+from afterimage.data.sources import Source
+from afterimage.data.workers import check_size
 from afterimage.errors import DataError, UserError
-from afterimage.reading import ReadingOptions
+from afterimage.plugins import SOURCES
 
 _SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
@@ -74,31 +75,38 @@ def _classes(builder: Any, source: Any, label: str | None) -> list[str | None]:
     return [names[value] if value >= 0 else None for value in found]
 
 
-def open_tfds(
-    name: str, *, reading: ReadingOptions, strict: bool, **options: Any
-) -> Splits:
-    """A TFDS data set that is prepared, or that can be here and now.
+@SOURCES.add("tfds")
+class TfdsSource(Source):
+    """A TensorFlow data set that is prepared, or that can be here and now.
 
     Needs a train split and one image feature; the first ClassLabel feature labels it.
     Raises DataError naming what is missing: the network, TensorFlow, or the name.
     """
-    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", name):
-        raise UserError(f"tfds:{name} is not of the form tfds:NAME[/CONFIG][:VERSION]")
-    _hide_accelerators()
-    builder = _prepared(name)
-    source = f"tfds:{builder.info.full_name}"
-    image, label = _features(builder, source)
-    if "train" not in builder.info.splits:
-        raise DataError(f"{source} has no train split: {sorted(builder.info.splits)}")
-    try:
-        records = _Records(builder, image, label)
-    except NotImplementedError as error:
-        raise DataError(
-            f"{source} was prepared as {builder.info.file_format.value} files, which "
-            "cannot be read at random; prepare it again as ArrayRecord: "
-            f"tfds build {name} --file_format=array_record"
-        ) from error
-    return image_sets(records, source, records.groups, **options)
+
+    form = "NAME[/CONFIG][:VERSION]"
+
+    def open(self, rest: str, request: Request) -> Splits:
+        if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", rest):
+            raise UserError(
+                f"tfds:{rest} is not of the form tfds:NAME[/CONFIG][:VERSION]"
+            )
+        _hide_accelerators()
+        builder = _prepared(rest)
+        source = f"tfds:{builder.info.full_name}"
+        image, label = _features(builder, source)
+        if "train" not in builder.info.splits:
+            raise DataError(
+                f"{source} has no train split: {sorted(builder.info.splits)}"
+            )
+        try:
+            records = _Records(builder, image, label)
+        except NotImplementedError as error:
+            raise DataError(
+                f"{source} was prepared as {builder.info.file_format.value} files, "
+                "which cannot be read at random; prepare it again as ArrayRecord: "
+                f"tfds build {rest} --file_format=array_record"
+            ) from error
+        return image_sets(records, source, records.groups, request)
 
 
 def _hide_accelerators() -> None:
