@@ -46,12 +46,14 @@ from afterimage.training.trainer import Trainer
 
 
 def pretrain(
-    config: PretrainConfig, *, callbacks: Callbacks = NO_CALLBACKS
+    config: PretrainConfig, *, data: Any = None, callbacks: Callbacks = NO_CALLBACKS
 ) -> PretrainResult:
     """Pretrain as `config` says, or continue what its run folder holds.
 
-    Resume this run where it has a checkpoint, else start fresh. A run that is complete
-    is left as it is and its result returned.
+    `data` is an array, a mapping of arrays or a sequence of records, in place of
+    `config.data`: anything that `afterimage.data.open_data` takes. A run that has a
+    checkpoint is resumed, with the same data; one that is complete is left as it is and
+    its result returned.
 
     Raises:
       UserError, DataError: settings or data that cannot work, another run's folder.
@@ -59,11 +61,17 @@ def pretrain(
         process writes to the folder.
       Diverged, Interrupted: as the loop does; what was reached is saved.
     """
+    if (data is None) == (config.data is None):
+        raise UserError(
+            "no data: give --data, or an object as pretrain(config, data=...)"
+            if data is None
+            else f"data={config.data!r} and an object: give one of them"
+        )
     runtime.enable_compile_cache()
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
     splits = open_data(
-        config.data,
+        config.data if data is None else data,
         image_size=config.image_size,
         channels=config.channels,
         value_range=config.value_range,
@@ -202,6 +210,7 @@ class _Pretraining(Job[PretrainResult]):
             rows=run.metrics.rows,
             probes=self.evaluation.report,
             held_out=len(self.evaluation.held),
+            data=self.source.name,
             model=self._facts(step),
             reached=None if finished else step,
         )
