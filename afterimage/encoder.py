@@ -99,11 +99,13 @@ class Encoder:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         height, width = self.preprocessing.image_size
         trained, data = self.manifest["trained"], self.manifest["data"]["name"]
-        how = [str(trained[key]) for key in ("objective", "mode") if key in trained]
+        how = []
+        for key in ("objective", "mode"):
+            if found := trained.get(key):
+                # A choice with settings is stored as a mapping with its name.
+                how.append(str(found["name"] if isinstance(found, dict) else found))
         if "steps" in trained:
-            how.append(f"{trained['steps']:,} steps")
-        if "imported" in trained:
-            how.append(f"imported from {trained['imported']}")
+            how.append(f"{trained['steps']} steps")
         return printable(
             f"Encoder {self.config.name}: {count:,} parameters\n"
             f"  {height} x {width} px, {self.preprocessing.channels} channels -> "

@@ -6,6 +6,7 @@ from afterimage.report.records import (
     RunRecord,
     comparison,
     read_run,
+    run_html,
     write_comparison,
 )
 
@@ -16,6 +17,7 @@ __all__ = [
     "logged",
     "notebook",
     "read_run",
+    "run_html",
     "write_comparison",
     "write_report",
 ]

@@ -14,8 +14,6 @@ from afterimage.checkpoints.files import replace_file
 from afterimage.checkpoints.names import printable
 from afterimage.report.chart import Points, line_chart, number
 
-Curves = Mapping[str, Mapping[str, Points]]
-"""For each chart its named series of (step, value)."""
 Grid = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """A header, and rows that begin with their label."""
 _WIDEST = 720  # pixels of a picture in a notebook
@@ -50,7 +48,7 @@ def render(
     title: str,
     lead: str,
     headline: Mapping[str, str] = {},
-    curves: Curves = {},
+    curves: Mapping[str, Mapping[str, Points]] = {},
     logarithmic: Collection[str] = (),
     pictures: Mapping[str, tuple[str, pathlib.Path]] = {},
     probes: Mapping[str, Mapping[str, float]] = {},
@@ -62,11 +60,13 @@ def render(
 ) -> str:
     """The HTML of a page, or with `fragment` of a part of one.
 
-    `headline`: figure by label, shown large. `curves` in `logarithmic` may have a log
-    axis. `pictures`: (caption, PNG file) by heading. `probes`: a row for each kind of
-    features, accuracies in [0, 1] by column. `grids`: tables by heading. `tables`:
-    two-column tables by heading, folded. `unfinished`: (step reached, steps in all) of
-    a run that is not finished. What is empty is left out.
+    `headline`: figure by label, shown large. `curves`: for each chart its named
+    series of (step, value); those in `logarithmic` may have a log axis. `pictures`:
+    (caption, PNG file) by heading. `probes`: a row for each kind of features,
+    accuracies in [0, 1] by column. `grids`: tables by heading, (header, rows), whose
+    rows begin with their label. `tables`: two-column tables by heading, folded.
+    `unfinished`: (step reached, steps in all) of a run that is not finished. What is
+    empty is left out.
     """
     columns = list(dict.fromkeys(name for row in probes.values() for name in row))
     return (

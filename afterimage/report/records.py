@@ -9,7 +9,7 @@ from typing import Any
 from afterimage.checkpoints import manifest, schemas
 from afterimage.errors import UserError
 from afterimage.report.chart import Points
-from afterimage.report.page import Grid, logged, write_report
+from afterimage.report.page import Grid, logged, notebook, write_report
 from afterimage.training.metrics import read_rows
 
 _MEASURES = ("accuracy", "macro_f1", "calibration_error")
@@ -117,7 +117,7 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
 def write_comparison(
     path: str | os.PathLike[str], records: Sequence[RunRecord]
 ) -> pathlib.Path:
-    """Write one page: the table of `comparison`, and the runs' curves in one chart each.
+    """Write one page: the table of `comparison`, and charts of all runs together.
 
     Charts are of what two runs or more have logged, evaluations first.
     """
@@ -144,6 +144,31 @@ def write_comparison(
             for r in records
             if r.picture is not None
         },
+    )
+
+
+_CHARTS = {
+    "Loss": {"training": "train/loss", "validation": "eval/loss"},
+    "Accuracy": {"training": "train/accuracy", "validation": "eval/accuracy"},
+    "Probe accuracy": {"kNN": "eval/knn", "ridge probe": "eval/ridge"},
+}
+
+
+def run_html(folder: str | os.PathLike[str]) -> str:
+    """A run for a notebook's cell: its curves, last picture and figures."""
+    record = read_run(folder)
+    picture = record.picture
+    return notebook(
+        title=f"{record.kind} on {record.data}",
+        lead=str(record.path),
+        picture=picture and (f"After step {_step_of(picture):,}", picture),
+        curves={
+            chart: {label: record.curves.get(key, ()) for label, key in series.items()}
+            for chart, series in _CHARTS.items()
+        },
+        logarithmic=["Loss"],
+        grids={"Figures": (["", "value"], list(record.figures.items()))},
+        unfinished=None if record.finished else (record.step, record.steps),
     )
 
 
