@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.jsons import in_lines
 from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare
@@ -28,7 +28,7 @@ from afterimage.models import (
     build_encoder,
     pool_features,
 )
-from afterimage.models.config import MIN_IMAGE_SIZE
+from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
 from afterimage.notes import ProgressBar

@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from afterimage.checkpoints.files import cannot_hold, disk_fault
-from afterimage.checkpoints.lock import alive
+from afterimage.checkpoints.files import alive, cannot_hold, disk_fault
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.errors import DiskError, UserError

@@ -25,7 +25,7 @@ _LIMITS = {
     "label_seeds": 2**16,
     "pictures": 1000,
     "image_size": 2**13,
-    "mask_patch": 2**13,
+    "patch": 2**13,
     "channels": 2**10,
 }
 """The largest sizes: more is a mistake, and would fill any memory."""

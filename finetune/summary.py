@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
 from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.finetune.config import FinetuneConfig
@@ -46,7 +46,7 @@ class FinetuneResult:
         if results is None:
             path = run.path / _RESULTS
             cure = "delete it, and the same command scores the run again"
-            stored: Mapping[str, Any] = jsons.read(path, schemas.Results, cure)
+            stored: Mapping[str, Any] = schemas.read(path, schemas.Results, cure)
         else:
             stored = results
         return cls(
@@ -122,7 +122,7 @@ def missing(run: Run) -> tuple[str, ...] | None:
     """What a run that has all its steps still lacks; None if it is complete."""
     artefacts = ["encoder", "classifier"]
     try:
-        stored = jsons.parse(read_bytes(run.path / _RESULTS, jsons.MOST))
+        stored = schemas.parse(read_bytes(run.path / _RESULTS, schemas.MOST))
         files = [str(name) for name in stored["files"]]
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))

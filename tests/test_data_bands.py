@@ -180,7 +180,7 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     from afterimage.finetune.evaluate import evaluate
     from afterimage.finetune.program import finetune
     from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.program import pretrain
+    from afterimage.pretrain.run import pretrain
 
     images = bands(5, n=16)
     folder(tmp_path / "data", images)

@@ -248,6 +248,26 @@ def test_a_stop_during_evaluation_repeats_the_evaluation(tmp_path, images):
     assert _lines(tmp_path / "run") == _lines(tmp_path / "whole")
 
 
+def test_a_checkpoint_of_a_stopped_evaluation_gets_its_metric_later(tmp_path, images):
+    """Else the best step could never be one at which a run was stopped."""
+
+    def evaluate(state, step, stop):
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.check()
+        return {"mse": 1.0}
+
+    def metric():
+        _, _, content = Store(tmp_path / "run").restore(step=12)
+        return content["metrics"]
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", images, evaluate=evaluate)
+    assert metric() == {}
+    train(tmp_path / "run", images)
+    assert set(metric()) == {"mse"}
+
+
 def test_a_complete_run_is_left_as_it_is(tmp_path, images):
     first, _, _ = train(tmp_path / "run", images)
     before = (tmp_path / "run/metrics.jsonl").read_bytes()

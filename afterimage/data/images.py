@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from afterimage.checkpoints import jsons
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes
 from afterimage.checkpoints.names import printable, spelling
 from afterimage.data.decode import read_header, some_values
@@ -307,7 +307,7 @@ _CHECKED_BYTES = 2**30  # of a larger entry, evenly spaced images are checked
 def load_entry(folder: pathlib.Path) -> Entry | None:
     """The entry at `folder`; None if there is none, or it is damaged."""
     try:
-        index = jsons.parse(read_bytes(folder / "index.json"))
+        index = schemas.parse(read_bytes(folder / "index.json"))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         digests = [bytes.fromhex(text) for text in index["digests"]]
         bad = {int(row): str(reason) for row, reason in index["bad"]}

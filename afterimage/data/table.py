@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from afterimage.checkpoints import jsons
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import class_name, printable, spelling
 from afterimage.data.decode import SUFFIXES, is_image_name
 from afterimage.data.labels import named
@@ -178,7 +178,7 @@ def _from_json(text: str, source: str) -> Table:
         if not content.strip():
             continue
         try:
-            row = jsons.parse(content)
+            row = schemas.parse(content)
         except ValueError as error:
             raise DataError(f"{source}: line {line} {error}") from error
         if not isinstance(row, dict):

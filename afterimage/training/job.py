@@ -76,6 +76,10 @@ class Job(abc.ABC, Generic[Result]):
     ) -> Mapping[str, float]:
         """The metrics of an evaluation; calls stop.check() between batches."""
 
+    def report(self, step: int) -> None:
+        """Rewrites the report of an unfinished run, after each evaluation."""
+        del step
+
     @abc.abstractmethod
     def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
         """(params, stats, manifest) of the encoder that lies beside a checkpoint."""
@@ -152,6 +156,7 @@ def _train(
         artefact=job.encoder,
         best=job.best,
         derive=job.derive,
+        report=job.report,
         callbacks=callbacks,
     )
     try:

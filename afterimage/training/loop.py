@@ -47,6 +47,8 @@ class Fit:
     derive: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda metrics: {}
     """More metrics of a step from those of the device, computed on the host: what
     differs from run to run stays out of the compiled step, so that runs share it."""
+    report: Callable[[int], None] = lambda step: None
+    """Called after each evaluation, when its line is written."""
     callbacks: Callbacks = NO_CALLBACKS
 
     def __post_init__(self) -> None:
@@ -171,6 +173,7 @@ def _evaluate(fit: Fit, state: State, step: int, stop: StopSignal) -> None:
     fit.progress.resume()
     fit.last = {k: float(v) for k, v in results.items() if not isinstance(v, str)}
     fit.run.metrics.write(step, {f"eval/{k}": v for k, v in results.items()})
+    fit.report(step)
     fit.progress.evaluated(step, results)
     fit.callbacks.on_evaluation(step, fit.last)
     wrong = [f"{k} {v}" for k, v in fit.last.items() if not math.isfinite(v)]
@@ -238,6 +241,8 @@ def fit(
             _evaluate(plan, state, now, stop)
         except StopRequested as request:
             raise _stopped(plan, state, now, stop) from request
+        if plan.save_due(now, end):  # again, with the metric: it may be the best
+            _save(plan, state, now, evaluated=True)
     if now >= end:
         return state
     single, several = compile_step(step), compile_steps(step)

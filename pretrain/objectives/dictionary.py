@@ -4,9 +4,14 @@ Coates & Ng, "The Importance of Encoding Versus Training with Sparse Coding and 
 Quantization" (2011), section 3.1: orthogonal matching pursuit with one filter, which is
 k-means of directions ("Learning Feature Representations with K-means" (2012), section
 2). There every filter is set to what it was nearest to; here the same error is
-descended by the optimiser of the program.
+minimised by the optimiser.
+
+The error of the rebuilt patches is the whole training signal. The loss of the images
+(`reconstruction`) has no gradient: slow changes of brightness would dominate it, which
+the whitening removes from the patches.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,26 +20,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.models import ModelConfig, Network, build_encoder
-from afterimage.models.layers import Context
-from afterimage.models.patches import (
+from afterimage.models import ModelConfig, build_encoder
+from afterimage.models.encoders.patches import (
     APART,
     PatchEncoder,
     inverse_contrast,
     patch_rows,
 )
-from afterimage.pretrain.plain import Pass, Plain, Tree
-
-_UNREAD = {
-    "decoder": None,
-    "bottleneck": None,
-    "loss": "mse",
-    "target": "data",
-    "gradient_weight": 0.0,
-    "laplacian_weight": 0.0,
-    "ssim_weight": 0.0,
-}
-"""Settings of a decoder and of its loss, of which there is none, and their defaults."""
+from afterimage.models.layers import Context
+from afterimage.plugins import OBJECTIVES
+from afterimage.pretrain.objective import Forward, Pass, Reconstruction, Tree
 
 
 class PatchDictionary(nnx.Module):
@@ -96,47 +91,36 @@ def _laid_out(patches, down, across, shape, k: int) -> Float[Array, "b h w c"]:
     return total / count
 
 
-class Dictionary(Plain):
-    """The error of the rebuilt patches is all that trains; images are only looked at.
+@OBJECTIVES.add("dictionary")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dictionary(Reconstruction):
+    """Rebuild each whitened patch by one filter; for model conv-patches."""
 
-    The loss of the images (`reconstruction`) has no gradient: in it slow changes of
-    brightness would count for most, from which the whitening frees the patches.
-    """
-
-    def mistakes(self) -> list[str]:
-        found = [
-            f"{name}={value!r} is of a decoder, and objective='dictionary' has none"
-            for name, usual in _UNREAD.items()
-            if (value := getattr(self.config, name)) != usual
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        found = super().problems(config, model)
+        settings = {"decoder": config.decoder, "bottleneck": config.bottleneck}
+        found += [
+            f"{name}={value!r}: there is no decoder"
+            for name, value in settings.items()
+            if value is not None
         ]
-        if self.model.preset.family != "patches":
+        if not issubclass(model.encoder, PatchEncoder):
             found.append(
-                f"model={self.model.name!r}: objective='dictionary' needs "
-                "model='conv-patches', whose filters it learns"
+                f"model={model.name!r}: needs model='conv-patches', whose filters it "
+                "learns"
             )
         return found
 
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return PatchDictionary(self.model, rngs=rngs)
+    def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        return PatchDictionary(model, rngs=rngs)
 
-    def forward(
-        self,
-        network: Network,
-        params: Tree,
-        stats: Tree,
-        inputs: Float[Array, "b h w c"],
-        key: Array,
-        step: Array | None,
-    ) -> Pass:
-        """One pass; mean and covariance of the patches move in training only."""
-        del key
-        (output, error, use), stats = network.apply(
-            params, stats, inputs, train=step is not None, method="rebuilt"
-        )
+    def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
+        """Mean and covariance of the patches move in training only."""
+        (output, error, use), stats = forward(inputs, method="rebuilt")
         measures = {"patch_error": error, "use": use}
         return Pass(output, stats, penalty=error, measures=measures)
 
-    def summarise(self, means: Tree) -> dict[str, Any]:
+    def diagnose(self, means: Tree) -> dict[str, Any]:
         """The error, and how many filters no patch was nearest to."""
         dead = (means["use"] == 0).sum()
         return {"patch_error": means["patch_error"], "dead_filters": dead}

@@ -17,9 +17,15 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from afterimage.models import layers, ops
-from afterimage.models.config import ModelConfig
-from afterimage.models.encoder import Encoder, Maps, Switches, make_feature_info
+from afterimage.models.encoder import (
+    Encoder,
+    Maps,
+    ModelConfig,
+    Switches,
+    make_feature_info,
+)
 from afterimage.models.layers import Context
+from afterimage.plugins import ENCODERS
 
 # Added to a patch's variance, of standardised pixels: 10 where grey values reach 255.
 _CONTRAST_FLOOR = 0.0025
@@ -162,14 +168,18 @@ def _sum(parts: list[Array]) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
+# Coates, Lee & Ng have 1,600 filters; 512 keep a probe on a 2x2 grid quick.
+@ENCODERS.add("conv-patches")
 class PatchEncoder(Encoder):
-    """One map: the answers of a wide dictionary of whitened patches."""
+    """one wide convolution over whitened 6x6 patches; strong when frozen"""
+
+    widths, depths, stems = (512,), (0,), (4, 4)
+    side = 6
+    default_norm = "none"
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        (width,), (k,) = config.widths, config.kernels
-        stage = WhitenedPatches(
-            config.channels, width, k, config.stem_stride, rngs=rngs
-        )
+        (width,), stride = config.widths, config.stem_stride
+        stage = WhitenedPatches(config.channels, width, self.side, stride, rngs=rngs)
         self.stages = nnx.List([stage])
         self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 

@@ -1,4 +1,4 @@
-"""The pretraining program: data in, a run folder with an encoder out."""
+"""Pretraining: data in, a run folder with an encoder out."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from afterimage import runtime
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import write_encoder
 from afterimage.data import (
     ImageSet,
     Preprocessing,
@@ -29,10 +29,10 @@ from afterimage.models import (
 )
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
-from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.reconstruction import Reconstruction
-from afterimage.pretrain.summary import PretrainResult, write_run_report
+from afterimage.pretrain.objective import Setup, make_stage
+from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.runs import Run
+from afterimage.settings import to_dict
 from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.groups import Partition, count_parameters
@@ -92,15 +92,12 @@ class _Pretraining(Job[PretrainResult]):
         # Of all training images, whatever part is held out: the same for every seed.
         self.preprocessing = _preprocessing(self.source)
         self.model = _model_config(config, self.train)
-        objective = make_objective(config, self.model)
-        module = objective.build(nnx.Rngs(config.seed))
+        module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
-        self.initial = params, objective.start(params, stats)
-        self.reconstruction = Reconstruction(
-            config, objective, network, self.preprocessing
-        )
+        self.initial = params, config.objective.start(params, stats)
+        self.setup = Setup(self.model, network, self.preprocessing)
         self.trainer = Trainer(
-            self.reconstruction.stage(self.total),
+            make_stage(config.objective, self.setup, config, self.total),
             params,
             mesh=self.mesh,
             images=len(self.train),
@@ -114,7 +111,7 @@ class _Pretraining(Job[PretrainResult]):
     def lost(self) -> tuple[str, ...] | None:
         run = self.folder
         files = ["report.html"]
-        if self.config.pictures:
+        if self.config.pictures and self.config.objective.rows:
             files.append(f"pictures/{picture_name(self.total)}")
         missing = run.missing(["encoder"], files)
         if missing is None and not run.metrics.has(self.total, "eval/"):
@@ -128,7 +125,8 @@ class _Pretraining(Job[PretrainResult]):
         self.began = began, time.perf_counter()
         sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
         self.evaluation = Evaluation(
-            self.reconstruction,
+            self.config,
+            self.setup,
             self.encoder_network,
             train=self.train,
             validation=self.validation,
@@ -145,9 +143,7 @@ class _Pretraining(Job[PretrainResult]):
         return BatchLoader(self.train, options=self.config, mesh=self.mesh)
 
     def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
-        """1 is no better than predicting the training images' mean, 0 perfect."""
-        loss = metrics.get("reconstruction", metrics["loss"])
-        return {"relative_loss": loss / self.evaluation.mean_image_loss}
+        return self.evaluation.relative_loss(metrics)
 
     def evaluate(
         self, state: State, step: int, stop: StopSignal
@@ -169,11 +165,8 @@ class _Pretraining(Job[PretrainResult]):
             "steps": int(state["step"]),
             "of": self.total,
             "images": int(state["step"]) * config.batch_size,
-            "objective": config.objective,
-            "loss": config.loss,
-            "target": config.target,
-            "corruption": config.corruption,
-            "corruption_strength": config.strength,
+            "objective": config.objective.name,
+            "settings": to_dict(config.objective),
             "averaged": bool(state["ema"]),
             "seed": config.seed,
             "precision": config.precision,
@@ -191,21 +184,29 @@ class _Pretraining(Job[PretrainResult]):
         run = self.folder
         if self.began[0] >= self.total:  # for the pictures and the report's figures
             self._evaluate(state, self.total)
-        result = PretrainResult.of(run, complete=False, steps=self.total)
+        # The encoder last: a run that has it has its final report.
+        self.report(self.total, finished=True)
+        result = self.result(complete=False)
         if run.first:
             write_encoder(result.encoder, *self.encoder(state))
-            run.metrics.flush()
-            write_run_report(
-                result,
-                config=self.config,
-                rows=run.metrics.rows,
-                probes=self.evaluation.report,
-                held_out=len(self.evaluation.held),
-                model=self._facts(),
-            )
         return result
 
-    def _facts(self) -> dict[str, Any]:
+    def report(self, step: int, *, finished: bool = False) -> None:
+        run = self.folder
+        if not run.first:
+            return
+        run.metrics.flush()
+        write_run_report(
+            PretrainResult.of(run, complete=False, steps=self.total),
+            config=self.config,
+            rows=run.metrics.rows,
+            probes=self.evaluation.report,
+            held_out=len(self.evaluation.held),
+            model=self._facts(step),
+            reached=None if finished else step,
+        )
+
+    def _facts(self, now: int) -> dict[str, Any]:
         params, _ = self.initial
         size = "x".join(map(str, self.train.shape))
         step, time_then = self.began
@@ -215,7 +216,7 @@ class _Pretraining(Job[PretrainResult]):
             "encoder parameters": f"{count_parameters(params['encoder']):,}",
             "decoder parameters": f"{count_parameters(params.get('decoder', {})):,}",
             "feature vector": self.model.bottleneck or self.info[-1].channels,
-            "steps in this session": self.total - step,
+            "steps in this session": now - step,
             "minutes in this session": (time.perf_counter() - time_then) / 60,
             **{k: v for k, v in runtime.fingerprint().items() if k != "conv_option"},
         }
@@ -246,7 +247,9 @@ def _check_data(config: PretrainConfig, splits: Splits) -> None:
         found.append(str(error))
     try:
         model = _model_config(config, splits.train)
-        found += make_objective(config, model).mistakes()
+        name = config.objective.name
+        problems = config.objective.data_problems(model)
+        found += [f"objective {name}: {problem}" for problem in problems]
     except UserError as error:
         found.append(str(error))
     check(found)

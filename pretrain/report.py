@@ -1,4 +1,4 @@
-"""What a run ends with: a result in Python, a report on disk, a few lines on screen."""
+"""What a run gives: a result in Python, a report on disk, a few lines on screen."""
 
 import collections
 import dataclasses
@@ -9,11 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.probes import PROBES, Report
+from afterimage.pretrain.evaluation import PROBES, Report
 from afterimage.report import logged, write_report
 from afterimage.runs import Run
+from afterimage.settings import dotted, to_dict
 
 Row = Mapping[str, Any]
+_HEADLINE = {
+    "loss": ("validation loss", ".4g"),
+    "relative_loss": ("of the mean image's loss", ".3f"),
+    "effective_rank": ("effective rank of the features (centred)", ".1f"),
+}
 _COLUMNS = {"knn": "kNN", "ridge": "ridge probe"}
 
 
@@ -60,9 +66,12 @@ class PretrainResult:
         """A few lines for a terminal."""
         # A figure that was not finite, or whose line was damaged, is missing.
         m = collections.defaultdict(lambda: math.nan, self.metrics)
+        relative = ""
+        if "relative_loss" in m:
+            relative = f" ({m['relative_loss']:.3f} × the mean-image baseline)"
         lines = [
-            f"validation loss {m['loss']:.4g}, {m['relative_loss']:.3f} of predicting "
-            f"the mean image; effective rank {m['effective_rank']:.1f} (centred)"
+            f"validation loss {m['loss']:.4g}{relative}; effective rank "
+            f"{m['effective_rank']:.1f} (centred)"
         ]
         for probe in PROBES:
             if probe in m:
@@ -83,13 +92,14 @@ def write_run_report(
     probes: Report,
     held_out: int,
     model: Mapping[str, Any],
+    reached: int | None,
 ) -> None:
-    """report.html of a finished run."""
+    """report.html of a run that has taken `reached` steps, None: that is finished."""
     m = result.metrics
     headline = {
-        "validation loss": f"{m['loss']:.4g}",
-        "of the mean image's loss": f"{m['relative_loss']:.3f}",
-        "effective rank of the features (centred)": f"{m['effective_rank']:.1f}",
+        label: f"{m[name]:{spec}}"
+        for name, (label, spec) in _HEADLINE.items()
+        if name in m
     }
     for probe in PROBES:
         if probe in m:
@@ -100,7 +110,7 @@ def write_run_report(
     }
     rates = [r["time/images_per_second"] for r in rows if "time/images_per_second" in r]
     speed = {"images per second": rates[-1]} if rates else {}
-    loss = f"Loss ({config.loss})"
+    loss = config.objective.loss_label
     curves = {
         loss: {
             "training": logged(rows, "train/loss"),
@@ -111,6 +121,8 @@ def write_run_report(
         },
         "Learning rate": {"learning rate": logged(rows, "train/lr")},
     }
+    steps = f"{result.steps:,} steps of {config.batch_size} images"
+    state = "" if reached is None else f"not finished, step {reached:,} of "
     pictures = {}
     if result.picture is not None:
         step = int(result.picture.stem.removeprefix("step-"))
@@ -119,7 +131,7 @@ def write_run_report(
     write_report(
         result.report,
         title=f"{config.model} pretrained on {config.data}",
-        lead=f"{result.run} · {result.steps:,} steps of {config.batch_size} images",
+        lead=f"{result.run} · {state}{steps}",
         headline=headline,
         curves=curves,
         logarithmic=[loss],
@@ -131,6 +143,6 @@ def write_run_report(
         ),
         tables={
             "Model and machine": {**model, **speed},
-            "Settings": json.loads(json.dumps(dataclasses.asdict(config))),
+            "Settings": dotted(json.loads(json.dumps(to_dict(config)))),
         },
     )

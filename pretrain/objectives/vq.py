@@ -1,8 +1,11 @@
 """Vector-quantised autoencoding: every site of the code is one of K vectors.
 
-van den Oord et al., "Neural Discrete Representation Learning" (2017).
+loss = reconstruction + commitment * mean (code - vector)²: van den Oord et al., "Neural
+Discrete Representation Learning" (2017), section 3.2, equation 3, whose middle term is
+the running mean of the codebook here.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,12 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from afterimage.models import Autoencoder, ModelConfig, Network
+from afterimage.models import Autoencoder, ModelConfig
 from afterimage.models.layers import Context, constant
-from afterimage.pretrain.plain import Pass, Plain, Tree
+from afterimage.plugins import OBJECTIVES
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
 DECAY = 0.99
-# A code used less than this share of the mean use is taken to be dead.
+# Codes used less than this share of the mean are dead.
 _DEAD = 0.1
 
 
@@ -25,7 +29,7 @@ class Codebook(nnx.Module):
     It is learned without a gradient, so it is kept with the statistics: appendix A.1 of
     van den Oord et al. 2017. A code whose running count falls under a tenth of the mean
     is set to a vector of the batch (Dhariwal et al., "Jukebox" (2020), section 3.1),
-    as are all codes in the first step, since nothing was counted before.
+    as are all codes in the first step, when nothing has been counted yet.
     """
 
     def __init__(self, codes: int, width: int):
@@ -91,34 +95,35 @@ class QuantisedAutoencoder(Autoencoder):
         return output, commitment, index.reshape(len(images), -1)
 
 
-class Quantised(Plain):
-    """Reconstruction + commitment * mean (code - vector)^2, section 3.2, equation 3.
+@OBJECTIVES.add("vq")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantised(Autoencoding):
+    """Reconstruct from vectors of a learned codebook."""
 
-    The middle term of that equation is the running mean of the codebook here.
-    """
+    codes: int = 512
+    """Vectors in the codebook."""
 
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return QuantisedAutoencoder(self.model, self.config.codes, rngs=rngs)
+    commitment: float = 0.25
+    """Weight of the squared distance between the code and its vectors."""
 
-    def forward(
-        self,
-        network: Network,
-        params: Tree,
-        stats: Tree,
-        inputs: Float[Array, "b h w c"],
-        key: Array,
-        step: Array | None,
-    ) -> Pass:
-        """One pass; the codebook moves in training only."""
-        (output, commitment, index), stats = network.apply(
-            params, stats, inputs, key, train=step is not None, method="quantised"
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        found = super().problems(config, model) + at_least_0(self, "commitment")
+        return found + ([f"codes={self.codes}: at least 2"] if self.codes < 2 else [])
+
+    def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        return QuantisedAutoencoder(model, self.codes, rngs=rngs)
+
+    def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
+        """The codebook moves in training only."""
+        (output, commitment, index), stats = forward(
+            inputs, forward.key, method="quantised"
         )
-        use = jax.nn.one_hot(index, self.config.codes).mean(1)
-        penalty = self.config.commitment * commitment
+        use = jax.nn.one_hot(index, self.codes).mean(1)
+        penalty = self.commitment * commitment
         measures = {"use": use, "commitment": commitment}
         return Pass(output, stats, penalty=penalty, measures=measures)
 
-    def summarise(self, means: Tree) -> dict[str, Any]:
+    def diagnose(self, means: Tree) -> dict[str, Any]:
         """Perplexity of the use of codes (at most their number), codes not used."""
         use = means["use"]
         logs = jnp.log(jnp.maximum(use, 1e-12))

@@ -1,8 +1,13 @@
 """Variational autoencoding: a code that is a distribution, near a standard normal one.
 
-Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), section 3 and appendix B.
+loss = reconstruction + beta * KL / values of an image: Kingma & Welling, "Auto-Encoding
+Variational Bayes" (2014), section 3 and appendix B; beta: Higgins et al. 2017, section
+2. Both terms are per value of the image. With `loss="bce"` and beta 1 the loss is the
+negative evidence bound; with `mse`, beta 1 corresponds to a Gaussian of half the data's
+variance.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,10 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.models import Autoencoder, ModelConfig, Network, layers
+from afterimage.models import Autoencoder, ModelConfig, layers
 from afterimage.models.decoders import Encoded
 from afterimage.models.layers import Context
-from afterimage.pretrain.plain import Pass, Plain, Tree
+from afterimage.plugins import OBJECTIVES
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
 # Beyond these the exponential leaves float32, or the sample is all noise.
 _LOG_VARIANCE = (-20.0, 10.0)
@@ -50,7 +56,7 @@ class VariationalAutoencoder(Autoencoder):
     def from_prior(
         self, key: Array, count: int, *, train: bool = False
     ) -> Float[Array, "b h w c"]:
-        """So many images decoded from standard normal codes."""
+        """`count` images decoded from standard normal codes."""
         config, last = self.encoder.config, self.encoder.feature_info[-1]
         sides = tuple(-(-n // last.stride) for n in config.image_size)
         shape = (config.bottleneck,) if config.bottleneck else (*sides, last.channels)
@@ -85,40 +91,43 @@ def freed(kl: Float[Array, "b d"], free: float) -> Float[Array, "b d"]:
     return jnp.where(below, free, kl)
 
 
-class Variational(Plain):
-    """Reconstruction + beta * KL / values of an image: Higgins et al. 2017, section 2.
+@OBJECTIVES.add("variational")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variational(Autoencoding):
+    """Reconstruct from a noisy code near a standard normal distribution."""
 
-    Both terms are of one value of the image. With `loss="bce"` and beta 1 the loss is
-    the negative evidence bound; with `mse` beta 1 stands for a Gaussian of half the
-    data's variance.
-    """
+    beta: float = 1.0
+    """Weight of the KL divergence; 1 is the evidence bound with loss bce. Less keeps
+    more of the image in the code."""
 
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return VariationalAutoencoder(self.model, rngs=rngs)
+    beta_warmup: int = 0
+    """Steps over which beta rises from zero."""
 
-    def beta(self, step: Array | None) -> Array | float:
+    free_bits: float = 0.0
+    """Nats of KL that each channel has for free, against a code that is not used."""
+
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        own = at_least_0(self, "beta", "beta_warmup", "free_bits")
+        return super().problems(config, model) + own
+
+    def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        return VariationalAutoencoder(model, rngs=rngs)
+
+    def beta_at(self, step: Array | None) -> Array | float:
         """The KL's weight: up from zero over `beta_warmup` steps, then `beta`."""
-        steps = self.config.beta_warmup
-        if step is None or not steps:
-            return self.config.beta
-        return self.config.beta * jnp.minimum(1.0, step / steps)
+        if step is None or not self.beta_warmup:
+            return self.beta
+        return self.beta * jnp.minimum(1.0, step / self.beta_warmup)
 
-    def forward(
-        self,
-        network: Network,
-        params: Tree,
-        stats: Tree,
-        inputs: Float[Array, "b h w c"],
-        key: Array,
-        step: Array | None,
-    ) -> Pass:
-        """One pass; free bits in training only, so a validation loss is a bound."""
-        (output, mean, log_variance), stats = network.apply(
-            params, stats, inputs, key, train=step is not None, method="sampled"
+    def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
+        """Free bits count in training only, so that a validation loss is a bound."""
+        (output, mean, log_variance), stats = forward(
+            inputs, forward.key, method="sampled"
         )
         kl = divergence(mean, log_variance)
-        paid = kl if step is None else freed(kl, self.config.free_bits)
-        penalty = self.beta(step) * jnp.sum(paid, -1) / math.prod(inputs.shape[1:])
+        paid = freed(kl, self.free_bits) if forward.train else kl
+        weight = self.beta_at(forward.step)
+        penalty = weight * jnp.sum(paid, -1) / math.prod(inputs.shape[1:])
         sites = tuple(range(1, mean.ndim - 1))
         measures = {
             "kl": kl,
@@ -127,11 +136,11 @@ class Variational(Plain):
         }
         return Pass(output, stats, penalty=penalty, measures=measures)
 
-    def summarise(self, means: Tree) -> dict[str, Any]:
+    def diagnose(self, means: Tree) -> dict[str, Any]:
         """KL in nats an image, in all and of single channels; active channels.
 
-        A channel is active where its posterior mean varies over the images by more
-        than 0.01: Burda et al., "Importance Weighted Autoencoders" (2016), section 5.
+        A channel is active if its posterior mean varies over the images by more than
+        0.01: Burda et al., "Importance Weighted Autoencoders" (2016), section 5.
         """
         kl = means["kl"]
         variance = means["square"] - means["mean"] ** 2
@@ -142,10 +151,10 @@ class Variational(Plain):
             "active_channels": (variance > _ACTIVE).sum(),
         }
 
-    def samples(
-        self, network: Network, params: Tree, stats: Tree, key: Array, count: int
-    ) -> Array | None:
-        """Outputs of codes from the prior; none where unpooling needs an image."""
-        if self.model.decoder == "unpool":
+    def samples(self, forward: Forward, pixels: Array) -> Array | None:
+        """Pictures of codes from the prior; None where unpooling needs an image."""
+        if forward.setup.model.decoder == "unpool":
             return None
-        return network.apply(params, stats, key, count, method="from_prior")[0]
+        output, _ = forward(forward.key, len(pixels), method="from_prior")
+        # What the loss leaves open (brightness, contrast) is that of `pixels`.
+        return self.scores(forward.setup).pictures(output, pixels)
