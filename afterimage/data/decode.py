@@ -75,6 +75,11 @@ def read_header(file: Any) -> Header:
             return _header(image, start)
 
 
+def read_header_of(data: bytes) -> Header:
+    """The same of an image in memory."""
+    return read_header(io.BytesIO(data))
+
+
 def decode(
     data: bytes,
     size: tuple[int, int] | None,
@@ -236,14 +241,28 @@ def _by_pillow(data: bytes, size: tuple[int, int] | None, channels: int) -> np.n
             pixels = fast_jpeg(data, image.size, image.mode == "L", size, turn)
             if pixels is not None:
                 return pixels
-        grey = _is_grey(image)  # before loading
-        samples = _samples(image, 1 if grey else 3)
-        image.load()
-        _scale_key(image, _bit_depth(data))
-        if samples in (2, 4) and channels == samples:
-            return turned(_in_blocks(image, samples, np.asarray), turn)
-        mode = "L" if grey else "RGB"
-        return turned(_in_blocks(image, len(mode), lambda p: _as_seen(p, mode)), turn)
+        return turned(_eight_bits(image, channels, _bit_depth(data)), turn)
+
+
+def _eight_bits(image: Any, channels: int | None, bits: int) -> np.ndarray:
+    """An opened image of Pillow's as uint8, not turned; `bits` as in its file."""
+    grey = _is_grey(image)  # before loading
+    samples = _samples(image, 1 if grey else 3)
+    image.load()
+    _scale_key(image, bits)
+    if samples in (2, 4) and channels == samples:
+        return _in_blocks(image, samples, np.asarray)
+    mode = "L" if grey else "RGB"
+    return _in_blocks(image, len(mode), lambda part: _as_seen(part, mode))
+
+
+def from_pillow(image: Any, channels: int | None = None) -> np.ndarray:
+    """An image of Pillow's as it is seen, turned: [h, w, c]; wide numbers unscaled."""
+    with _reasons():
+        turn = TURNS[_orientation(image)]
+        if image.mode == "F" or image.mode.startswith("I"):
+            return turned(np.asarray(image)[..., None], turn)
+        return turned(_eight_bits(image, channels, 8), turn)
 
 
 def _scale_key(image: Any, bits: int) -> None:
