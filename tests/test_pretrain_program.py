@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from afterimage.pretrain.program import pretrain as run_program
 
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
@@ -21,6 +20,7 @@ from afterimage.data import (
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.run import pretrain as run_program
 from afterimage.training.callbacks import Callbacks
 from afterimage.training.signals import StopSignal
 
@@ -316,11 +316,11 @@ def test_data_may_be_an_object(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
     settings = {"steps": 2, "eval_every": 2, "data": None, "pictures": 0}
     mine = config(tmp_path / "run", **settings)
-    result = run_program(mine, data={"image": images})
+    result = run_program(mine, data={"images": images})
     assert np.isfinite(result.metrics["loss"])
-    assert run_program(mine, data={"image": images}).complete
+    assert run_program(mine, data={"images": images}).complete
     with pytest.raises(UserError, match="other data"):
-        run_program(mine, data={"image": images[::-1]})
+        run_program(mine, data={"images": images[::-1]})
 
 
 def test_data_are_given_once(tmp_path):
