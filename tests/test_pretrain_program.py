@@ -160,7 +160,7 @@ def test_encoder_loads_alone_and_is_the_average(finished):
         np.testing.assert_array_equal(loaded[path], average[path])
     assert manifest["trained"]["steps"] == step == STEPS
     assert manifest["trained"]["objective"] == "plain"
-    assert manifest["trained"]["loss"] == "mse"
+    assert manifest["trained"]["settings"]["loss"] == "mse"
     assert manifest["data"]["fingerprint"] == open_data("digits").train.fingerprint
     model = ModelConfig.from_dict(manifest["model"])
     from flax import nnx
