@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.names import printable, shortened
 from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
@@ -93,6 +93,27 @@ class Encoder:
         self.params, self.stats = jax.device_put((dict(params), dict(stats)))
         self._features = {("vector", "none"): jit(self.apply)}
         self._maps = jit(self.apply_maps)
+
+    def __repr__(self) -> str:
+        """Architecture, input, features, and what it was trained on, in three lines."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        height, width = self.preprocessing.image_size
+        trained, data = self.manifest["trained"], self.manifest["data"]["name"]
+        how = []
+        for key in ("objective", "mode"):
+            if found := trained.get(key):
+                # A choice with settings is stored as a mapping with its name.
+                how.append(str(found["name"] if isinstance(found, dict) else found))
+        if "steps" in trained:
+            how.append(f"{trained['steps']} steps")
+        return printable(
+            f"Encoder {self.config.name}: {count:,} parameters\n"
+            f"  {height} x {width} px, {self.preprocessing.channels} channels -> "
+            f"{self.num_features} features, {len(self.feature_info)} maps\n"
+            f"  trained on {data or 'unknown images'}"
+            + (f" ({', '.join(how)})" if how else ""),
+            keep="\n",
+        )
 
     def apply(
         self, params: Mapping[str, Any], images: Num[Array, "n h w c"]

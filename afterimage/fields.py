@@ -11,6 +11,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from afterimage.errors import did_you_mean
+from afterimage.plugins import AUGMENTATIONS
+
 MOST = 2**31 - 1
 """The largest whole number: what counters on a device can hold."""
 _LARGEST = 1e30
@@ -31,6 +34,7 @@ _LIMITS = {
 """The largest sizes: more is a mistake, and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
+_AUGMENTATIONS = frozenset({"augment", "weak_augment", "strong_augment"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
 """Of one part of a path, on every common file system."""
@@ -59,7 +63,23 @@ def field_problems(config: Any) -> list[str]:
                 found += place_problems(shown, one)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)
+            elif field.name in _AUGMENTATIONS:
+                known = AUGMENTATIONS.names()
+                if one not in known:
+                    hint = did_you_mean(str(one), known)
+                    listed = ", ".join(known)
+                    found.append(
+                        f"{shown}={one!r} is unknown{hint} There are: {listed}"
+                    )
     return found
+
+
+def _augmentation_problems(name: str, value: Any) -> list[str]:
+    known = AUGMENTATIONS.names()
+    if value in known:
+        return []
+    hint = did_you_mean(str(value), known)
+    return [f"{name}={value!r} is unknown{hint} There are: {', '.join(known)}"]
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import pathlib
 import time
@@ -23,6 +22,7 @@ from afterimage.checkpoints.files import (
     RunLock,
     cannot_hold,
     disk_fault,
+    finite,
     is_partial,
     replace_file,
 )
@@ -40,15 +40,6 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     value = finite(json.loads(json.dumps(value, default=str)))
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode())
-
-
-def finite(value: Any) -> Any:
-    """A JSON value with null for each NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_png(

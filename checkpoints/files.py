@@ -6,12 +6,14 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
 import socket
 import stat
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from afterimage.checkpoints.errors import (
@@ -150,6 +152,15 @@ def is_partial(name: str) -> bool:
 def canonical_json(value: Any) -> str:
     """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def files_under(folder: pathlib.Path) -> list[str]:

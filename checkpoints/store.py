@@ -151,7 +151,7 @@ class Store:
             "created": datetime.datetime.now(datetime.UTC).isoformat(
                 timespec="seconds"
             ),
-            "metric": _finite(metric),
+            "metric": None if metric is None else files.finite(float(metric)),
             "best": self.best,
             "manifest": _json(manifest),
             "leaves": {path: trees.spec(leaf) for path, leaf in flat.items()},
@@ -347,10 +347,6 @@ def _end_of_program() -> None:
 _register: Any = getattr(threading, "_register_atexit", None)
 if _register is not None:
     _register(_end_of_program)
-
-
-def _finite(metric: float | int | None) -> float | None:
-    return None if metric is None or not math.isfinite(metric) else float(metric)
 
 
 def _json(content: Mapping[str, Any]) -> dict[str, Any]:

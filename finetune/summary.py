@@ -10,7 +10,7 @@ from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
 from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.report import logged, write_report
+from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json
 
 _MEASURES = {
@@ -76,6 +76,10 @@ class FinetuneResult:
                 figures = f"accuracy {percent(report['accuracy'])}"
                 found.append((task, f"{name} ({report['examples']} images): {figures}"))
         return found
+
+    def _repr_html_(self) -> str:
+        """Curves, the last picture and the figures, for a notebook."""
+        return run_html(self.run)
 
     def summary(self) -> str:
         """A few lines for a terminal."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from afterimage.data.augment import make_augment
+from afterimage.data.augmentations import make_augment
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS

@@ -10,7 +10,7 @@ from typing import Any
 
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import PROBES, Report
-from afterimage.report import logged, write_report
+from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run
 from afterimage.settings import dotted, to_dict
 
@@ -61,6 +61,10 @@ class PretrainResult:
             metrics=last,
             complete=complete,
         )
+
+    def _repr_html_(self) -> str:
+        """Curves, the last picture and the figures, for a notebook."""
+        return run_html(self.run)
 
     def summary(self) -> str:
         """A few lines for a terminal."""

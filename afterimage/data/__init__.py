@@ -1,6 +1,6 @@
 """Specs, files and objects -> sets of images of one shape."""
 
-from afterimage.data.augment import make_augment
+from afterimage.data.augmentations import make_augment
 from afterimage.data.labels import WAYS_TO_LABEL, check_classes, counted
 from afterimage.data.preprocessing import Preprocessing, channel_statistics
 from afterimage.data.sets import (

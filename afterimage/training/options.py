@@ -9,18 +9,8 @@ from afterimage.errors import UserError
 from afterimage.fields import MOST
 from afterimage.reading import ReadingOptions
 
-Augmentation = Literal[
-    "none",
-    "shift",
-    "crop-flip",
-    "light",
-    "shear",
-    "affine",
-    "elastic",
-    "tones",
-    "strong",
-    "strong-affine",
-]
+Augmentation = str
+"""The name of a registered augmentation; `fields` checks it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

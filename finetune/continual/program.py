@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from afterimage.checkpoints.files import finite
 from afterimage.checkpoints.store import Store
 from afterimage.finetune.artefact import head_entry, write_artefacts
 from afterimage.finetune.continual.measures import continual_measures
@@ -117,8 +118,8 @@ class ContinualProgram(Program):
             "scenario": parts.config.scenario,
             "method": parts.config.continual,
             "tasks": tasks,
-            "accuracy": [_known(row) for row in accuracy],
-            "before": None if before is None else _known(before),
+            "accuracy": finite(accuracy.tolist()),
+            "before": None if before is None else finite(before.tolist()),
             **continual_measures(accuracy, before),
         }
         results = outline(parts, step)
@@ -147,7 +148,3 @@ class ContinualProgram(Program):
             )
             write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
-
-
-def _known(row: Float[np.ndarray, " t"]) -> list[float | None]:
-    return [None if np.isnan(x) else float(x) for x in row]

@@ -38,7 +38,7 @@ from afterimage.finetune.summary import FinetuneResult
 from afterimage.known import read_weights
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.runs import Run
-from afterimage.training.rows import read_rows
+from afterimage.training.metrics import read_rows
 from tests import encoder_artefact, mutations, torch_pickles
 from tests.faults.test_run_files import GOOD, LABELS, RESULTS
 from tests.manifests import (

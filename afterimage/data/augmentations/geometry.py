@@ -1,21 +1,17 @@
-"""Augmentations on the device, inside jit: (key, images in [0, 1]) -> images.
+"""Augmentations that move pixels.
 
 Written without gathers, which are slow on CPU: an offset is taken half by half, each a
 choice between two slices, so a random crop is a few fused passes over the batch.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.errors import UserError, did_you_mean
+from afterimage.plugins import AUGMENTATIONS
 
-Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]
-BRIGHTNESS = 0.2
-"""`light` scales contrast by 1 ± this, and adds up to ± half of it."""
 SLOPE = 0.3
 """`shear` leans by up to ± this many pixels a pixel: 17 degrees."""
 ZOOM = 4 / 3
@@ -24,16 +20,16 @@ BEND = 1 / 28
 """`elastic` moves its points by normal amounts of this share of a side."""
 POINTS = 4
 """`elastic` moves this many points a side."""
-TONES = 0.3
-"""`tones` leaves at least this share of a channel's range."""
 
 
+@AUGMENTATIONS.add("none")
 def none(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """The images as they are."""
     del key
     return images
 
 
+@AUGMENTATIONS.add("shift")
 def shift(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Move each image by up to an eighth of its side each way, borders mirrored.
 
@@ -43,6 +39,7 @@ def shift(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
     return _shift_axis(columns, _shift_axis(rows, images, 1), 2)
 
 
+@AUGMENTATIONS.add("crop-flip")
 def crop_flip(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """`shift`, and half of the images mirrored left to right."""
     move, mirror = jax.random.split(key)
@@ -51,16 +48,7 @@ def crop_flip(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h 
     return jnp.where(chosen, images[:, :, ::-1], images)
 
 
-def light(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`shift`, and contrast and brightness of each image changed; clipped to [0, 1].
-
-    x -> clip(m + g (x - m) + o), m the image's mean, g in 1 ± 0.2, o in ± 0.1. Safe for
-    digits and letters: nothing is mirrored.
-    """
-    move, gain, offset = jax.random.split(key, 3)
-    return _tone((gain, offset), shift(move, images), BRIGHTNESS)
-
-
+@AUGMENTATIONS.add("shear")
 def shear(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Each image leant both ways by slopes in ± 0.3, then `shift`; whole pixels.
 
@@ -70,6 +58,7 @@ def shear(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
     return shift(move, _lean(high, _lean(wide, images, 2), 1))
 
 
+@AUGMENTATIONS.add("affine")
 def affine(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Each image drawn larger or smaller by up to a third, then `shear`.
 
@@ -86,6 +75,7 @@ def affine(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c
     return shear(lean, images)
 
 
+@AUGMENTATIONS.add("elastic")
 def elastic(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """`affine`, then bent as if drawn on rubber, of which 4 x 4 points are moved.
 
@@ -104,93 +94,6 @@ def elastic(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w 
         most = reach(side)
         images = _bent(images, jnp.clip(side * field, -most, most), most, axis)
     return images
-
-
-def tones(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`affine`, and each channel's tones drawn onto a random range, half of them
-    inverted: letters of any colour on any other.
-
-    x -> a + (b - a) x for each image and channel, |b - a| uniform in [0.3, 1], a and b
-    within [0, 1].
-    """
-    shape, extent, place, turn = jax.random.split(key, 4)
-    images = affine(shape, images)
-    each = (len(images), 1, 1, images.shape[-1])
-    extent = jax.random.uniform(extent, each, images.dtype, TONES, 1)
-    low = jax.random.uniform(place, each, images.dtype) * (1 - extent)
-    inverted = jax.random.bernoulli(turn, 0.5, each)
-    return low + extent * jnp.where(inverted, 1 - images, images)
-
-
-def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`shear`, twice the changes of tone that `light` makes, and a square erased.
-
-    The square has a third of the shorter side, lies anywhere (also in part beyond the
-    border) and takes the image's mean. Nothing is mirrored. For the strongly changed
-    view of consistency training.
-    """
-    return _strengthened(shear, key, images)
-
-
-def strong_affine(
-    key: Array, images: Float[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
-    """As `strong`, after `affine` in place of `shear`: also larger and smaller."""
-    return _strengthened(affine, key, images)
-
-
-AUGMENTS: dict[str, Augment] = {
-    "none": none,
-    "shift": shift,
-    "crop-flip": crop_flip,
-    "light": light,
-    "shear": shear,
-    "affine": affine,
-    "elastic": elastic,
-    "tones": tones,
-    "strong": strong,
-    "strong-affine": strong_affine,
-}
-
-
-def make_augment(name: str) -> Augment:
-    """The augmentation of this name; each image draws its own numbers from the key."""
-    if name in AUGMENTS:
-        return AUGMENTS[name]
-    hint = did_you_mean(name, AUGMENTS)
-    raise UserError(
-        f"augmentation {name!r} is unknown{hint} There are: {', '.join(AUGMENTS)}"
-    )
-
-
-def _strengthened(
-    move: Augment, key: Array, images: Float[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
-    """Moved, then in other tones, then with a square erased."""
-    shape, gain, offset, place = jax.random.split(key, 4)
-    images = _tone((gain, offset), move(shape, images), 2 * BRIGHTNESS)
-    return _erase(place, images)
-
-
-def _tone(
-    keys: tuple[Array, Array], images: Float[Array, "b h w c"], most: float
-) -> Float[Array, "b h w c"]:
-    """Contrast by 1 ± `most` and brightness by ± half of it, clipped to [0, 1]."""
-    one_each = (len(images), 1, 1, 1)
-    gain = 1 + jax.random.uniform(keys[0], one_each, None, -most, most)
-    offset = jax.random.uniform(keys[1], one_each, None, -most / 2, most / 2)
-    mean = images.mean((1, 2, 3), keepdims=True)
-    return jnp.clip(mean + gain * (images - mean) + offset, 0, 1).astype(images.dtype)
-
-
-def _erase(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    _, height, width, _ = images.shape
-    row, column = jax.random.uniform(key, (2, len(images), 1, 1, 1))
-    half = min(height, width) / 6
-    rows = jnp.abs(jnp.arange(height)[None, :, None, None] - row * height) < half
-    columns = jnp.abs(jnp.arange(width)[None, None, :, None] - column * width) < half
-    mean = images.mean((1, 2, 3), keepdims=True)
-    return jnp.where(rows & columns, mean, images)
 
 
 def _zoom(factor: Float[Array, "b 1"], size: int) -> Float[Array, "b n n"]:
