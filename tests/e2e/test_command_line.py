@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from afterimage.__main__ import main
+from afterimage.commands import main
 from tests.helpers import environment
 
 CLASSES = ("circle", "square", "stripes")
