@@ -6,6 +6,7 @@
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -63,3 +64,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def nearest_path(path: str) -> str:
+    """The end of a sentence about a path that does not exist, as `did_you_mean`."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        names = os.listdir(folder or ".")
+    except (OSError, ValueError):
+        return "."
+    return did_you_mean(name, names[:10_000])

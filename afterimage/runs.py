@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import pathlib
 import time
@@ -17,19 +16,21 @@ from jaxtyping import UInt8
 
 import afterimage
 from afterimage import runtime
-from afterimage.checkpoints import jsons, processes, schemas
-from afterimage.checkpoints.encoder import read_folder
+from afterimage.checkpoints import schemas, store
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.files import (
+    RunLock,
     cannot_hold,
     disk_fault,
+    finite,
     is_partial,
     replace_file,
 )
-from afterimage.checkpoints.lock import RunLock
 from afterimage.checkpoints.names import printable, shown
+from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
+from afterimage.settings import dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -39,15 +40,6 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     value = finite(json.loads(json.dumps(value, default=str)))
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode())
-
-
-def finite(value: Any) -> Any:
-    """A JSON value with null for each NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_png(
@@ -115,7 +107,7 @@ class Run:
 
     def _first_alone(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
-        if not self.first and not processes.from_first(0):
+        if not self.first and not store.from_main_process(0):
             raise UserError(
                 f"out={self.path}: refused by the first process; its output says why"
             )
@@ -123,10 +115,10 @@ class Run:
             action()
         except BaseException:
             if self.first:
-                processes.from_first(0)
+                store.from_main_process(0)
             raise
         if self.first:
-            processes.from_first(1)
+            store.from_main_process(1)
 
     def _refuse_unwritable(self) -> None:
         """DiskError if the folder cannot be created or written to."""
@@ -201,13 +193,13 @@ class Run:
             except CheckpointError:
                 found.append(name)
         lost = tuple(found) if self.first else ()
-        return lost if processes.from_first(len(lost)) else None
+        return lost if store.from_main_process(len(lost)) else None
 
     def _stored(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
         if not os.path.lexists(path):
             return None
-        return jsons.read(path, schemas.Config, "restore it, or use a new --out")
+        return schemas.read(path, schemas.Config, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
         stored = self._stored()
@@ -238,12 +230,12 @@ class Run:
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that differ from the folder's and may not."""
-        old = self._settings(stored)
+        old, new = dotted(self._settings(stored)), dotted(self.config)
         return [
-            f"{printable(key)}: {shown(old.get(key))} in the folder, "
-            f"{self.config.get(key)!r} asked for"
-            for key in sorted(set(old) | set(self.config))
-            if key not in FREE_TO_CHANGE and old.get(key) != self.config.get(key)
+            f"{printable(key)}: {shown(old.get(key))} in the folder, {new.get(key)!r} "
+            "asked for"
+            for key in sorted(set(old) | set(new))
+            if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
         ]
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,6 +326,6 @@ def _defaults(config: Any) -> dict[str, Any]:
 def _as_dict(config: Any) -> dict[str, Any]:
     values: Any = config
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = dataclasses.asdict(config)
+        values = to_dict(config)
     # Through JSON, so that tuples compare equal to what was stored.
     return json.loads(json.dumps(dict(values), default=str))

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage import runtime
-from afterimage.checkpoints.classifier import FOLDER, read_classifier
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.weights import CLASSIFIER, read_classifier
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import Classifier, HeadConfig
@@ -45,7 +45,7 @@ def source_head(config: FinetuneConfig) -> tuple[HeadConfig, Tree, Tree] | None:
     try:
         params, stats, manifest = read_classifier(config.from_)
     except CheckpointError as error:
-        if (pathlib.Path(config.from_) / FOLDER).is_dir():
+        if (pathlib.Path(config.from_) / CLASSIFIER).is_dir():
             raise  # there is one, and it is damaged
         wanted = " and ".join(config.needs_source_head)
         raise UserError(

@@ -5,11 +5,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.checkpoints.classifier import read_classifier, write_classifier
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
 from afterimage.checkpoints.transfer import transfer
+from afterimage.checkpoints.weights import (
+    read_classifier,
+    write_classifier,
+    write_encoder,
+)
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import Classifier, HeadConfig
 from afterimage.manifest import stored_model, stored_preprocessing

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.transfer import Report, transfer
+from afterimage.checkpoints.weights import read_encoder
 from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
 from afterimage.errors import DataError, UserError
 from afterimage.finetune.config import FinetuneConfig

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.classifier import write_classifier
+from afterimage.checkpoints.weights import write_classifier
 from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.finetune import select as select_module

@@ -15,7 +15,7 @@ class Compare:
     """Two or more run folders, of pretrain or finetune."""
 
     out: str | None = None
-    """Also write a page with tables and curves to this .html file."""
+    """Also write a page with tables, curves and pictures to this .html file."""
 
 
 COMMAND = Command(
@@ -32,8 +32,11 @@ differ. With --out also a page with their curves over each other.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, prints."""
+    """Parses, compares, prints."""
     config = parse(COMMAND, argv)
-    from afterimage.run_comparison import compare
+    from afterimage.report import comparison_text, read_run, write_comparison
 
-    say(compare(config.runs, config.out))
+    records = [read_run(folder) for folder in config.runs]
+    say(comparison_text(records))
+    if config.out is not None:
+        say(f"\nreport  {write_comparison(config.out, records)}")

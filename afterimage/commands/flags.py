@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage.checkpoints.names import printable
-from afterimage.errors import UserError, did_you_mean
+from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.presets import Preset, find_preset
 from afterimage.settings import (
     Choice,
@@ -37,7 +37,6 @@ from afterimage.settings import (
 Config = TypeVar("Config")
 _LARGEST_FILE = 2**20
 _SPECS = ("data", "target", "unlabelled", "sources")
-_SUFFIXES = {".zip": "zip", ".csv": "csv", ".npz": "npz"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,7 +313,7 @@ def _flag_values(
     for name in set(values).intersection(_SPECS):
         value = values[name]
         several = isinstance(value, tuple)
-        values[name] = tuple(map(spec_of, value)) if several else spec_of(value)
+        values[name] = tuple(map(_spec, value)) if several else _spec(value)
     return values
 
 
@@ -502,12 +501,12 @@ def _add_general(parser: _Parser, command: Command[Any]) -> None:
 def read_config(place: str, kind: str) -> dict[str, Any]:
     """The settings of a TOML file, or of the folder of a run."""
     if os.path.isdir(place):
-        from afterimage.checkpoints import jsons, schemas
+        from afterimage.checkpoints import schemas
 
         file = pathlib.Path(place) / "config.json"
         if not os.path.lexists(file):
             raise UserError(f"config={place}: no run folder, it has no config.json")
-        stored = jsons.read(file, schemas.Config, "restore it, or give a TOML file")
+        stored = schemas.read(file, schemas.Config, "restore it, or give a TOML file")
         if stored["kind"] != kind:
             raise UserError(
                 f"config={place}: a {printable(stored['kind'])} run; {kind or 'this'} "
@@ -532,48 +531,11 @@ def _no_file(place: str, error: Exception) -> str:
     return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
-def nearest_path(place: str) -> str:
-    """The end of a sentence about a path that does not exist."""
-    folder, name = os.path.split(place.rstrip("/"))
-    try:
-        names = os.listdir(folder or ".")
-    except (OSError, ValueError):
-        return "."
-    return did_you_mean(name, names[:10_000])
+def _spec(text: str) -> str:
+    """The spec of data that a path stands for: folder:photos for photos."""
+    from afterimage.data.sources import spec_of
 
-
-def spec_of(text: str) -> str:
-    """The spec of data that a path names: folder:photos for photos.
-
-    What is a spec already, or the name of a source, is left as it is. Raises UserError
-    for a path that does not exist or is no kind of data.
-    """
-    from afterimage.data.sources import SOURCES, forms
-
-    kind = text.partition(":")[0]
-    if kind in SOURCES or not text.strip() or "\0" in text:
-        return text
-    if text in ("rest", "target"):  # of --unlabelled
-        return text
-    if os.path.isdir(text):
-        return f"folder:{text}"
-    suffix = os.path.splitext(text)[1].lower()
-    if os.path.isfile(text):
-        if suffix in _SUFFIXES:
-            return f"{_SUFFIXES[suffix]}:{text}"
-        raise UserError(
-            f"data {printable(text)!r} is a file of no known kind: expected a folder, "
-            f"or a file that ends in {', '.join(_SUFFIXES)}"
-        )
-    if ":" in text or len(os.fsencode(text)) > 255:
-        return text  # the source says what is wrong with it
-    near = nearest_path(text)
-    if near == ".":
-        near = did_you_mean(text, forms())
-    raise UserError(
-        f"data {printable(text)!r}: there is no such folder or file{near} Data are a "
-        f"folder, a .zip, .csv or .npz file, or {', '.join(forms())}"
-    )
+    return text if text in ("rest", "target") else spec_of(text)  # of --unlabelled
 
 
 def _subjects(config: type) -> Iterator[tuple[type, list[str]]]:

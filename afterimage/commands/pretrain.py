@@ -22,8 +22,7 @@ The same command again continues an interrupted run.
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
         "Which encoder, and what it learns from": (
-            *("model", "bottleneck", "objective", "loss", "target"),
-            *("corruption", "augment"),
+            *("model", "width", "bottleneck", "decoder", "objective", "augment"),
         ),
         "How long": ("steps", "epochs", "batch_size", "eval_every", "save_every"),
         "How good": (

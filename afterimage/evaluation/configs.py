@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from afterimage.checkpoints import files, jsons
+from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.files import disk_fault, replace_file
 from afterimage.errors import DiskError
 from afterimage.fields import field_problems
@@ -149,7 +149,9 @@ def is_classifier(path: str) -> bool:
     if (folder / "classifier").is_dir():
         return True
     try:
-        content = jsons.parse(files.read_bytes(folder / "manifest.json", jsons.MOST))
+        content = schemas.parse(
+            files.read_bytes(folder / "manifest.json", schemas.MOST)
+        )
     except (OSError, ValueError):
         return False  # whatever it is, the encoder's reader says what is wrong with it
     return isinstance(content, dict) and content.get("kind") == "classifier"

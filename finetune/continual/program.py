@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from afterimage.checkpoints.files import finite
 from afterimage.checkpoints.store import Store
 from afterimage.finetune.artefact import head_entry, write_artefacts
 from afterimage.finetune.continual.measures import continual_measures
@@ -15,7 +16,7 @@ from afterimage.finetune.running import Program
 from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.report import logged
 from afterimage.runs import Run
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Say
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import describe
@@ -46,9 +47,9 @@ class ContinualProgram(Program):
             self.folder.metrics.write(0, row)
         return state
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         parts, memory = self.parts, self.parts.memory(phase)
-        return Feed(
+        return BatchLoader(
             parts.images(phase),
             options=parts.config,
             mesh=parts.mesh,
@@ -117,8 +118,8 @@ class ContinualProgram(Program):
             "scenario": parts.config.scenario,
             "method": parts.config.continual,
             "tasks": tasks,
-            "accuracy": [_known(row) for row in accuracy],
-            "before": None if before is None else _known(before),
+            "accuracy": finite(accuracy.tolist()),
+            "before": None if before is None else finite(before.tolist()),
             **continual_measures(accuracy, before),
         }
         results = outline(parts, step)
@@ -147,7 +148,3 @@ class ContinualProgram(Program):
             )
             write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
-
-
-def _known(row: Float[np.ndarray, " t"]) -> list[float | None]:
-    return [None if np.isnan(x) else float(x) for x in row]
