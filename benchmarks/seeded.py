@@ -155,7 +155,7 @@ def episodes(home: Home, method: str, **settings: Any) -> None:
 
 def command(home: Home, *words: str, out: str) -> None:
     """A command of the command line that writes a file."""
-    from afterimage.__main__ import main
+    from afterimage.commands import main
 
     home.out.mkdir()
     code = main([*words, "--out", str(home.out / out)])
