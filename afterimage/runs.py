@@ -30,6 +30,7 @@ from afterimage.checkpoints.lock import RunLock
 from afterimage.checkpoints.names import printable, shown
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
+from afterimage.settings import choices, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -238,17 +239,25 @@ class Run:
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that differ from the folder's and may not."""
-        old = self._settings(stored)
+        old, new = self._settings(stored), _by_path(self.config)
         return [
             f"{printable(key)}: {shown(old.get(key))} in the folder, "
-            f"{self.config.get(key)!r} asked for"
-            for key in sorted(set(old) | set(self.config))
-            if key not in FREE_TO_CHANGE and old.get(key) != self.config.get(key)
+            f"{new.get(key)!r} asked for"
+            for key in sorted(set(old) | set(new))
+            if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
         ]
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """{path: value} of the folder's settings."""
+        old = _by_path(stored.get("config", {}))
         # A run made before a setting existed was made with its default.
-        return {**self._defaults, **stored.get("config", {})}
+        chosen = {key.rpartition(".")[0] for key in old}
+        defaults = {
+            path: value
+            for path, value in self._defaults.items()
+            if "." not in path or path.rpartition(".")[0] in chosen
+        }
+        return {**defaults, **old}
 
     def _has_checkpoints(self) -> bool:
         return any((self.path / "checkpoints").glob("*"))
@@ -322,18 +331,52 @@ class Run:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """The defaults of a dataclass's fields that have one."""
+    """{path: default} of the fields of a configuration, and of what is chosen in it."""
     if not dataclasses.is_dataclass(config):
         return {}
+    found = _field_defaults(config)
+    for name, choice in choices(type(config)).items():
+        value = getattr(config, name)
+        for one in value if choice.several else (value,):
+            own = _field_defaults(one)
+            found |= {f"{name}.{one.name}.{key}": own[key] for key in own}
+    return found
+
+
+def _field_defaults(config: Any) -> dict[str, Any]:
+    registries = choices(type(config))
     fields = dataclasses.fields(config)
-    return _as_dict(
-        {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    )
+    plain = {
+        f.name: f.default
+        for f in fields
+        if f.default is not dataclasses.MISSING and f.name not in registries
+    }
+    return _as_dict(plain)
+
+
+def _by_path(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of nested settings, such as {"methods.l2-sp.weight": 0.01}; the
+    name of what is chosen is the value of its own field."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        each = value if isinstance(value, list) else [value]
+        chosen = [one for one in each if isinstance(one, dict) and "name" in one]
+        if not chosen or len(chosen) < len(each):
+            found[key] = value
+            continue
+        names = [one["name"] for one in chosen]
+        found[key] = names if isinstance(value, list) else names[0]
+        for one in chosen:
+            inner = {k: v for k, v in one.items() if k != "name"}
+            found |= {
+                f"{key}.{one['name']}.{path}": v for path, v in _by_path(inner).items()
+            }
+    return found
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
     values: Any = config
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = dataclasses.asdict(config)
+        values = to_dict(config)
     # Through JSON, so that tuples compare equal to what was stored.
     return json.loads(json.dumps(dict(values), default=str))

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.finetune.domains.selection import LABEL_FREE
+from afterimage.finetune.selection import LABEL_FREE
 from afterimage.finetune.presets import PRESETS
 from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as, quietly
 from benchmarks.results import row

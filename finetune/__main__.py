@@ -25,7 +25,7 @@ def main(
     config = parse(
         FinetuneConfig, PRESETS, arguments, prog=prog, description=DESCRIPTION
     )
-    from afterimage.finetune.program import finetune
+    from afterimage.finetune.run import finetune
 
     say(finetune(config).summary())
 
