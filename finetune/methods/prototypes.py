@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.losses import smoothed_cross_entropy
-from afterimage.finetune.method import METHODS
+from afterimage.finetune.method import METHODS, Model
 from afterimage.finetune.methods._discrepancy import square_distances
-from afterimage.finetune.methods._episodes import EpisodeMethod
-from afterimage.finetune.tasks._sampler import Shape, by_prototype
+from afterimage.finetune.methods._episodes import EpisodeMethod, Score
+from afterimage.finetune.tasks._sampler import Sampler, Shape, by_prototype
 from afterimage.training.terms import Term, TermResult, View
 
 
@@ -31,7 +31,7 @@ class Prototypes(EpisodeMethod):
         return prototypical(setup.plan.shape)
 
     def scorer(self, setup):
-        def scored(sampler, model):
+        def scored(sampler: Sampler, model: Model) -> Score:
             features = setup.scorer.features(*model, sampler.images)
             return lambda n: by_prototype(features[sampler.episode(n)], sampler.shape)
 

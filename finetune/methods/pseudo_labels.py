@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import labelled
-from afterimage.finetune.method import METHODS, Method, Stream
+from afterimage.finetune.method import METHODS, Method, Model, Stream
 from afterimage.training.options import Augmentation
 from afterimage.training.terms import Context, Term, TermResult, View
 
@@ -160,7 +160,7 @@ class PseudoLabels(Method):
         assert some is not None
         say(f"Propagating the labels over the neighbours of {len(images):,} images ...")
 
-        def maps(model: Any, images: Array) -> list[Array]:
+        def maps(model: Model, images: Array) -> list[Array]:
             pixels = setup.classifier.preprocessing.normalise(images)
             return setup.classifier.maps(*model, pixels)[0]
 
