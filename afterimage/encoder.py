@@ -11,13 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.jsons import in_lines
-from afterimage.checkpoints.names import shortened
+from afterimage.checkpoints.names import printable, shortened
+from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
-from afterimage.data.progress import Progress
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare
 from afterimage.manifest import stored_model, stored_preprocessing
@@ -29,9 +28,10 @@ from afterimage.models import (
     build_encoder,
     pool_features,
 )
-from afterimage.models.config import MIN_IMAGE_SIZE
+from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
+from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one
@@ -93,6 +93,27 @@ class Encoder:
         self.params, self.stats = jax.device_put((dict(params), dict(stats)))
         self._features = {("vector", "none"): jit(self.apply)}
         self._maps = jit(self.apply_maps)
+
+    def __repr__(self) -> str:
+        """Architecture, input, features, and what it was trained on, in three lines."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        height, width = self.preprocessing.image_size
+        trained, data = self.manifest["trained"], self.manifest["data"]["name"]
+        how = []
+        for key in ("objective", "mode"):
+            if found := trained.get(key):
+                # A choice with settings is stored as a mapping with its name.
+                how.append(str(found["name"] if isinstance(found, dict) else found))
+        if "steps" in trained:
+            how.append(f"{trained['steps']} steps")
+        return printable(
+            f"Encoder {self.config.name}: {count:,} parameters\n"
+            f"  {height} x {width} px, {self.preprocessing.channels} channels -> "
+            f"{self.num_features} features, {len(self.feature_info)} maps\n"
+            f"  trained on {data or 'unknown images'}"
+            + (f" ({', '.join(how)})" if how else ""),
+            keep="\n",
+        )
 
     def apply(
         self, params: Mapping[str, Any], images: Num[Array, "n h w c"]
@@ -312,7 +333,7 @@ def _joined(parts: Iterator[Any], total: int) -> Any:
 
 
 def _shown(parts: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
-    with Progress(total, "features") as progress:
+    with ProgressBar(total, "features") as progress:
         for part in parts:
             yield part
             progress.add(len(part))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from afterimage.checkpoints import files, jsons
+from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.files import disk_fault, replace_file
 from afterimage.cli import parse
 from afterimage.errors import DiskError, UserError
@@ -122,7 +122,9 @@ def is_classifier(path: str) -> bool:
     if (folder / "classifier").is_dir():
         return True
     try:
-        content = jsons.parse(files.read_bytes(folder / "manifest.json", jsons.MOST))
+        content = schemas.parse(
+            files.read_bytes(folder / "manifest.json", schemas.MOST)
+        )
     except (OSError, ValueError):
         return False  # whatever it is, the encoder's reader says what is wrong with it
     return isinstance(content, dict) and content.get("kind") == "classifier"

@@ -14,15 +14,22 @@ from typing import Any, Literal
 import numpy as np
 
 import afterimage
-from afterimage.checkpoints import files, jsons, names, tensors
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
+from afterimage.checkpoints import files, names, schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.torch_file import read_torch
 from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.checkpoints.weights import (
+    decode,
+    encode,
+    read_encoder,
+    require_finite,
+    write_encoder,
+)
 from afterimage.data import Preprocessing
 from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
+from afterimage.models.encoders.vgg import VGG
 
 KNOWN = (
     "resnet18",
@@ -90,7 +97,7 @@ def import_encoder(
     wanted = _expected(config)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         read = {name: weights[name].astype(np.float32) for name in wanted}
-    tensors.require_finite(read, str(path))
+    require_finite(read, str(path))
     trees: dict[str, Any] = {"params": {}, "stats": {}}
     trees |= unflatten(
         {ours: _ours(read[theirs]) for theirs, (ours, _) in wanted.items()}
@@ -145,7 +152,7 @@ def export_encoder(
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
     try:
-        files.replace_file(pathlib.Path(out), tensors.encode(weights))
+        files.replace_file(pathlib.Path(out), encode(weights))
     except OSError as error:
         fault = files.disk_fault(error) or str(error)
         raise DiskError(f"out={out} was not written: {fault}") from error
@@ -166,7 +173,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             data = files.read_bytes(path)
         except OSError as error:
             raise CheckpointError(f"{path} {files.reason(error)}.") from error
-        tree: Any = tensors.decode(data, str(path))
+        tree: Any = decode(data, str(path))
     elif path.suffix in _PICKLED:
         tree = read_torch(path)
     else:
@@ -201,7 +208,7 @@ def torch_name(path: str, config: ModelConfig) -> str:
     leaf = _LEAVES[parts[-1]]
     if parts[0] == "stem":
         return f"{'conv1' if parts[1] == 'conv' else 'bn1'}.{leaf}"
-    if config.preset.family == "vgg":
+    if issubclass(config.encoder, VGG):
         return _vgg_name(int(parts[1]), parts[2], int(parts[3]), config) + f".{leaf}"
     _, stage, _, block, *layer, _ = parts
     inside = ".".join(layer)
@@ -214,7 +221,7 @@ def torch_name(path: str, config: ModelConfig) -> str:
 def _vgg_name(stage: int, kind: str, number: int, config: ModelConfig) -> str:
     """`features.N`: convolution, norm where there is one, relu; a pooling a stage."""
     step = 2 if config.norm == "none" else 3
-    depths = config.preset.depths
+    depths = config.encoder.depths
     before = sum(step * depth + 1 for depth in depths[:stage])
     return f"features.{before + step * number + (kind == 'norms')}"
 
@@ -264,7 +271,7 @@ def _check(weights: Mapping[str, np.ndarray], config: ModelConfig, path: Any) ->
     cure = f"it is a {fits[0]}: give --model {fits[0]}" if fits else "see below"
     raise UserError(
         f"{path} is not a {config.name} of torchvision or timm; {cure}"
-        + jsons.in_lines(wrong)
+        + schemas.in_lines(wrong)
     )
 
 

@@ -1,8 +1,8 @@
 """What is chosen by name: encoders, objectives, methods, augmentations, data sources.
 
 Ours are one a file in the package of their kind, or together in one module where they
-are short. Someone else's package adds its own through an entry point of the group `afterimage.plugins`, whose value is a module
-that registers them when it is imported:
+are short. Someone else's package adds its own through an entry point of the group
+`afterimage.plugins`, whose value is a module that registers them when it is imported:
 
     # pyproject.toml
     [project.entry-points."afterimage.plugins"]

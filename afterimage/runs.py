@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import pathlib
 import time
@@ -17,20 +16,21 @@ from jaxtyping import UInt8
 
 import afterimage
 from afterimage import runtime
-from afterimage.checkpoints import jsons, processes, schemas
-from afterimage.checkpoints.encoder import read_folder
+from afterimage.checkpoints import schemas, store
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.files import (
+    RunLock,
     cannot_hold,
     disk_fault,
+    finite,
     is_partial,
     replace_file,
 )
-from afterimage.checkpoints.lock import RunLock
 from afterimage.checkpoints.names import printable, shown
+from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
-from afterimage.settings import choices, to_dict
+from afterimage.settings import choices, dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -40,15 +40,6 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     value = finite(json.loads(json.dumps(value, default=str)))
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode())
-
-
-def finite(value: Any) -> Any:
-    """A JSON value with null for each NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_png(
@@ -116,7 +107,7 @@ class Run:
 
     def _first_alone(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
-        if not self.first and not processes.from_first(0):
+        if not self.first and not store.from_main_process(0):
             raise UserError(
                 f"out={self.path}: refused by the first process; its output says why"
             )
@@ -124,10 +115,10 @@ class Run:
             action()
         except BaseException:
             if self.first:
-                processes.from_first(0)
+                store.from_main_process(0)
             raise
         if self.first:
-            processes.from_first(1)
+            store.from_main_process(1)
 
     def _refuse_unwritable(self) -> None:
         """DiskError if the folder cannot be created or written to."""
@@ -202,13 +193,13 @@ class Run:
             except CheckpointError:
                 found.append(name)
         lost = tuple(found) if self.first else ()
-        return lost if processes.from_first(len(lost)) else None
+        return lost if store.from_main_process(len(lost)) else None
 
     def _stored(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
         if not os.path.lexists(path):
             return None
-        return jsons.read(path, schemas.Config, "restore it, or use a new --out")
+        return schemas.read(path, schemas.Config, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
         stored = self._stored()
@@ -239,7 +230,7 @@ class Run:
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that differ from the folder's and may not."""
-        old, new = self._settings(stored), _by_path(self.config)
+        old, new = self._settings(stored), dotted(self.config)
         return [
             f"{printable(key)}: {shown(old.get(key))} in the folder, "
             f"{new.get(key)!r} asked for"
@@ -249,7 +240,7 @@ class Run:
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """{path: value} of the folder's settings."""
-        old = _by_path(stored.get("config", {}))
+        old = dotted(stored.get("config", {}))
         # A run made before a setting existed was made with its default.
         chosen = {key.rpartition(".")[0] for key in old}
         defaults = {
@@ -339,7 +330,8 @@ def _defaults(config: Any) -> dict[str, Any]:
         value = getattr(config, name)
         for one in value if choice.several else (value,):
             own = _field_defaults(one)
-            found |= {f"{name}.{one.name}.{key}": own[key] for key in own}
+            path = f"{name}.{one.name}" if choice.several else name
+            found |= {f"{path}.{key}": own[key] for key in own}
     return found
 
 
@@ -352,26 +344,6 @@ def _field_defaults(config: Any) -> dict[str, Any]:
         if f.default is not dataclasses.MISSING and f.name not in registries
     }
     return _as_dict(plain)
-
-
-def _by_path(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{path: value} of nested settings, such as {"methods.l2-sp.weight": 0.01}; the
-    name of what is chosen is the value of its own field."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        each = value if isinstance(value, list) else [value]
-        chosen = [one for one in each if isinstance(one, dict) and "name" in one]
-        if not chosen or len(chosen) < len(each):
-            found[key] = value
-            continue
-        names = [one["name"] for one in chosen]
-        found[key] = names if isinstance(value, list) else names[0]
-        for one in chosen:
-            inner = {k: v for k, v in one.items() if k != "name"}
-            found |= {
-                f"{key}.{one['name']}.{path}": v for path, v in _by_path(inner).items()
-            }
-    return found
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def choices(config_class: type) -> dict[str, Choice]:
         marks = getattr(hint, "__metadata__", ())
         registry = next((m for m in marks if isinstance(m, Registry)), None)
         if registry is not None:
-            several = typing.get_origin(hint.__origin__) is tuple
+            kinds = (hint.__origin__, *typing.get_args(hint.__origin__))
+            several = any(typing.get_origin(kind) is tuple for kind in kinds)
             found[name] = Choice(registry, several)
     return found
 
@@ -92,6 +93,27 @@ def to_dict(config: Any) -> dict[str, Any]:
             each = [_named(choice.registry, one) for one in _each(value, choice)]
             value = each if choice.several else each[0]
         found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain nested values in one level: {"objective": "masked", "objective.ratio": …}.
+
+    A choice's name is its own value; several choices are `methods.NAME`.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        path = prefix + key
+        if isinstance(value, Mapping) and "name" in value:
+            own = {k: v for k, v in value.items() if k != "name"}
+            found |= {path: value["name"], **dotted(own, path + ".")}
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            found[path] = [one["name"] for one in value]
+            for one in value:
+                own = {k: v for k, v in one.items() if k != "name"}
+                found |= dotted(own, f"{path}.{one['name']}.")
+        else:
+            found[path] = value
     return found
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from afterimage.checkpoints.encoder import write_encoder
+from afterimage.checkpoints.weights import write_encoder
 from afterimage.data import Preprocessing
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.models import ModelConfig, Network, build_encoder

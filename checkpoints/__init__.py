@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
-    from afterimage.checkpoints.classifier import read_classifier, write_classifier
-    from afterimage.checkpoints.encoder import read_encoder, write_encoder
     from afterimage.checkpoints.errors import CheckpointError, RunLocked, SaveError
+    from afterimage.checkpoints.files import RunLock
     from afterimage.checkpoints.inspect import list_steps, prune, show, verify
-    from afterimage.checkpoints.lock import RunLock
     from afterimage.checkpoints.manifest import Finding
     from afterimage.checkpoints.store import Store
     from afterimage.checkpoints.transfer import Report, transfer
+    from afterimage.checkpoints.weights import (
+        read_classifier,
+        read_encoder,
+        write_classifier,
+        write_encoder,
+    )
 
 __all__ = [
     "CheckpointError",
@@ -41,11 +45,11 @@ __getattr__, __dir__ = exports(
         "RunLocked": "afterimage.checkpoints.errors",
         "SaveError": "afterimage.checkpoints.errors",
         "Store": "afterimage.checkpoints.store",
-        "RunLock": "afterimage.checkpoints.lock",
-        "read_encoder": "afterimage.checkpoints.encoder",
-        "write_encoder": "afterimage.checkpoints.encoder",
-        "read_classifier": "afterimage.checkpoints.classifier",
-        "write_classifier": "afterimage.checkpoints.classifier",
+        "RunLock": "afterimage.checkpoints.files",
+        "read_encoder": "afterimage.checkpoints.weights",
+        "write_encoder": "afterimage.checkpoints.weights",
+        "read_classifier": "afterimage.checkpoints.weights",
+        "write_classifier": "afterimage.checkpoints.weights",
         "Finding": "afterimage.checkpoints.manifest",
         "list_steps": "afterimage.checkpoints.inspect",
         "prune": "afterimage.checkpoints.inspect",

@@ -1,4 +1,10 @@
-"""Errors of the checkpoint room; each knows the exit code the commands end with."""
+"""Errors of checkpoints, each with an exit code; what disks do, and the cure."""
+
+import errno
+import os
+import pathlib
+import re
+import shutil
 
 
 class CheckpointError(Exception):
@@ -33,3 +39,92 @@ class TransferError(CheckpointError):
     def __init__(self, message: str, report: object):
         super().__init__(message)
         self.report = report
+
+
+_FULL = ("ENOSPC", "EDQUOT")
+_FORBIDDEN = ("EACCES", "EPERM")
+_CURES = {
+    **dict.fromkeys(_FULL, "The disk is full, or your quota is used up: free space."),
+    **dict.fromkeys(_FORBIDDEN, "Change its permissions, or choose another path."),
+    "ENOTDIR": "A file is where a folder should be: choose another path.",
+    "EISDIR": "A folder is where a file should be: move it away.",
+    "EEXIST": "Something else has this name: move it away, or choose another path.",
+    "ENOTEMPTY": "Something else has this name: move it away.",
+    "ENAMETOOLONG": "Choose a shorter name.",
+    "ELOOP": "Its links form a loop, or a link is not allowed here.",
+    "ENOENT": "It is missing, or was removed in the meantime: restore it.",
+    "EROFS": "The disk is read-only: make it writable, or choose another path.",
+    "EFBIG": "The file is larger than the disk or `ulimit -f` allows.",
+    "EMFILE": "Too many files are open: raise `ulimit -n`.",
+    "ENFILE": "Too many files are open on this machine.",
+    "ENOLCK": "This file system cannot lock files: choose another one.",
+    **dict.fromkeys(("ENOTSUP", "EOPNOTSUPP"), "Choose a path on another file system."),
+    "EIO": "The disk, or the connection to it, is failing: check it.",
+    "ENXIO": "The device, or the other end of the pipe, is not there.",
+    "ENODEV": "The device is not there.",
+    "ESTALE": "The network drive lost it: mount it again.",
+    "ETIMEDOUT": "The network drive does not answer: check it.",
+    "EBUSY": "Something else is using it: try again.",
+}
+"""Errors of disks, folders and limits, and how to cure each."""
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What a disk or a folder did, with the cure; None for any other error.
+
+    A programming fault can be an OSError too (a closed handle, a wrong argument): it
+    is not explained, so that it keeps its traceback.
+    """
+    cure = _CURES.get(_code(error))
+    if cure is None or not isinstance(error, OSError):
+        return None
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    where = f"{' -> '.join(names)}: " if names else ""
+    return f"{where}{error.strerror}. {cure}"
+
+
+def _number(error: BaseException) -> int:
+    """The number of a system error, also as TensorStore writes it in its text; or 0."""
+    in_text = re.search(r"os_error_code='(\d+)'", str(error))
+    return getattr(error, "errno", None) or (int(in_text[1]) if in_text else 0)
+
+
+def _code(error: BaseException) -> str:
+    """The name of a system error, e.g. ENOSPC; empty for other exceptions."""
+    return errno.errorcode.get(_number(error), "")
+
+
+def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
+    """A SaveError for whatever stopped a save, with the cure where one is known."""
+    if isinstance(error, SaveError):
+        return error
+    code, text = _code(error), f"{type(error).__name__}: {error}"
+    if code in _FULL or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        cure = f"The disk is full ({_free(folder)} free): free some space."
+    elif code in _FORBIDDEN or "ermission denied" in text:
+        cure = f"Make {folder} writable."
+    else:
+        cure = _CURES.get(code, f"Check {folder}.")
+    if code:
+        text = os.strerror(_number(error))
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {text}"
+    return SaveError(
+        f"{what} was not saved: {text}. {cure} The checkpoints before it are untouched."
+    )
+
+
+def _free(folder: pathlib.Path) -> str:
+    try:
+        return readable_size(shutil.disk_usage(folder).free)
+    except OSError:  # the folder itself may be gone
+        return "unknown"
+
+
+def readable_size(count: float | int) -> str:
+    """Bytes as a person says them: `1.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,18 +1,33 @@
-"""Files that survive a crash: checksums, fsync, atomic replacement, free space."""
+"""Files that survive a crash: checksums, fsync, atomic replacement, the run's lock."""
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
-import re
 import shutil
+import socket
 import stat
+import weakref
+from collections.abc import Mapping
 from typing import Any
 
-from afterimage.checkpoints.errors import SaveError
+from afterimage.checkpoints.errors import (
+    RunLocked,
+    SaveError,
+    UsageError,
+    disk_fault,
+    readable_size,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -139,6 +154,15 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def finite(value: Any) -> Any:
+    """A JSON value with null for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def files_under(folder: pathlib.Path) -> list[str]:
     """Relative paths of every file below a folder, sorted; links are files."""
     found = []
@@ -169,15 +193,6 @@ def leads_out(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
 def folder_size(folder: pathlib.Path) -> int:
     """Bytes of every file below a folder."""
     return sum((folder / name).lstat().st_size for name in files_under(folder))
-
-
-def readable_size(count: float | int) -> str:
-    """Bytes as a person says them: `1.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def cannot_hold(folder: pathlib.Path) -> str | None:
@@ -211,86 +226,6 @@ def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
         )
 
 
-_FULL = ("ENOSPC", "EDQUOT")
-_FORBIDDEN = ("EACCES", "EPERM")
-_CURES = {
-    **dict.fromkeys(_FULL, "The disk is full, or your quota is used up: free space."),
-    **dict.fromkeys(_FORBIDDEN, "Change its permissions, or choose another path."),
-    "ENOTDIR": "A file is where a folder should be: choose another path.",
-    "EISDIR": "A folder is where a file should be: move it away.",
-    "EEXIST": "Something else has this name: move it away, or choose another path.",
-    "ENOTEMPTY": "Something else has this name: move it away.",
-    "ENAMETOOLONG": "Choose a shorter name.",
-    "ELOOP": "Its links form a loop, or a link is not allowed here.",
-    "ENOENT": "It is missing, or was removed in the meantime: restore it.",
-    "EROFS": "The disk is read-only: make it writable, or choose another path.",
-    "EFBIG": "The file is larger than the disk or `ulimit -f` allows.",
-    "EMFILE": "Too many files are open: raise `ulimit -n`.",
-    "ENFILE": "Too many files are open on this machine.",
-    "ENOLCK": "This file system cannot lock files: choose another one.",
-    **dict.fromkeys(("ENOTSUP", "EOPNOTSUPP"), "Choose a path on another file system."),
-    "EIO": "The disk, or the connection to it, is failing: check it.",
-    "ENXIO": "The device, or the other end of the pipe, is not there.",
-    "ENODEV": "The device is not there.",
-    "ESTALE": "The network drive lost it: mount it again.",
-    "ETIMEDOUT": "The network drive does not answer: check it.",
-    "EBUSY": "Something else is using it: try again.",
-}
-"""Errors of disks, folders and limits, and how to cure each."""
-
-
-def disk_fault(error: BaseException) -> str | None:
-    """What a disk or a folder did, with the cure; None for any other error.
-
-    A programming fault can be an OSError too (a closed handle, a wrong argument): it
-    is not explained, so that it keeps its traceback.
-    """
-    cure = _CURES.get(_code(error))
-    if cure is None or not isinstance(error, OSError):
-        return None
-    names = [str(name) for name in (error.filename, error.filename2) if name]
-    where = f"{' -> '.join(names)}: " if names else ""
-    return f"{where}{error.strerror}. {cure}"
-
-
-def _number(error: BaseException) -> int:
-    """The number of a system error, also as TensorStore writes it in its text; or 0."""
-    in_text = re.search(r"os_error_code='(\d+)'", str(error))
-    return getattr(error, "errno", None) or (int(in_text[1]) if in_text else 0)
-
-
-def _code(error: BaseException) -> str:
-    """The name of a system error, e.g. ENOSPC; empty for other exceptions."""
-    return errno.errorcode.get(_number(error), "")
-
-
-def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
-    """A SaveError for whatever stopped a save, with the cure where one is known."""
-    if isinstance(error, SaveError):
-        return error
-    code, text = _code(error), f"{type(error).__name__}: {error}"
-    if code in _FULL or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-        cure = f"The disk is full ({_free(folder)} free): free some space."
-    elif code in _FORBIDDEN or "ermission denied" in text:
-        cure = f"Make {folder} writable."
-    else:
-        cure = _CURES.get(code, f"Check {folder}.")
-    if code:
-        text = os.strerror(_number(error))
-    if isinstance(error, OSError) and error.filename:
-        text = f"{error.filename}: {text}"
-    return SaveError(
-        f"{what} was not saved: {text}. {cure} The checkpoints before it are untouched."
-    )
-
-
-def _free(folder: pathlib.Path) -> str:
-    try:
-        return readable_size(shutil.disk_usage(folder).free)
-    except OSError:  # the folder itself may be gone
-        return "unknown"
-
-
 def remove(path: pathlib.Path, *, ignore_errors: bool = False) -> None:
     """Delete a folder with all in it; of a link, the link alone."""
     if path.is_symlink():
@@ -315,3 +250,156 @@ def put_in_place(new: pathlib.Path, final: pathlib.Path) -> None:
     sync_folder(final.parent)
     if os.path.lexists(old):
         remove(old)
+
+
+_LOCK = "lock"
+_held: weakref.WeakSet["RunLock"] = weakref.WeakSet()
+
+
+class RunLock:
+    """Exclusive right to write to a run folder; a context manager.
+
+    The kernel holds the lock (`flock`) and gives it back when this process ends, by
+    SIGKILL as well; the file `lock` only says who holds it (pid, host, start). Where
+    there is no `fcntl` (Windows) the file itself is the lock: created exclusively,
+    removed at the end, and taken over when its process on this host is no more. On a
+    network file system that does not pass `flock` on, hosts do not see each other.
+
+    Raises RunLocked, naming the other writer; UsageError if the folder cannot be
+    locked at all (read-only, a folder named `lock`, a disk without locks).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = pathlib.Path(folder).resolve()
+        self.path = self.folder / _LOCK
+        self._handle: int | None = None
+
+    def __enter__(self) -> "RunLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the lock or raise RunLocked; creates the folder."""
+        if self._handle is not None:
+            raise self._refusal()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._handle = self._open_locked()
+        except OSError as error:
+            fault = disk_fault(error) or str(error)
+            raise UsageError(f"{self.folder} cannot be locked: {fault}") from error
+        # The content is only for people: a full disk is no reason to refuse here.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, json.dumps(_this_process()).encode(), 0)
+        _held.add(self)
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, empty."""
+        if self._handle is None:
+            return
+        _held.discard(self)
+        handle, self._handle = self._handle, None
+        # Emptied, not deleted: a second process may have opened it to wait for us.
+        with contextlib.suppress(OSError):  # the disk may have become read-only
+            os.ftruncate(handle, 0)
+            if fcntl is None:
+                self.path.unlink(missing_ok=True)
+        os.close(handle)
+
+    def _open_locked(self) -> int:
+        if fcntl is None:
+            return self._create()
+        # Not through a link: what it leads to would be emptied. Not waiting for the
+        # other end of a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(self.path, flags, 0o644)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise self._refusal() from None
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    def _create(self) -> int:
+        """The fallback: the file's existence is the lock."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        try:
+            return os.open(self.path, flags, 0o644)
+        except FileExistsError:
+            other = self._other()
+            here = other.get("host") == socket.gethostname()
+            pid = other.get("pid")
+            if not here or (isinstance(pid, int) and alive(pid)):
+                raise self._refusal() from None
+        self.path.unlink()
+        return os.open(self.path, flags, 0o644)
+
+    def _other(self) -> dict[str, Any]:
+        try:
+            content = json.loads(read_bytes(self.path, 2**16))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _refusal(self) -> RunLocked:
+        other = self._other()
+        who = (
+            f"process {other.get('pid')} on {other.get('host')} since "
+            f"{other.get('start')}"
+            if other
+            else "another process"
+        )
+        return RunLocked(
+            f"{self.folder} is being written by {who}. Wait for it or stop it, or "
+            "choose another folder."
+        )
+
+
+def holds_lock(folder: str | os.PathLike[str]) -> bool:
+    """Whether this process holds the lock of a run folder."""
+    wanted = pathlib.Path(folder).resolve()
+    return any(lock.folder == wanted for lock in _held)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this host exists."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # no process has such a number
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "start": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _forget_in_child() -> None:
+    # A forked data worker inherits the handle and would keep the lock after its
+    # parent was killed.
+    for lock in list(_held):
+        if lock._handle is not None:
+            os.close(lock._handle)
+            lock._handle = None
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

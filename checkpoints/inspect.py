@@ -8,18 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from afterimage.checkpoints import (
-    classifier,
-    encoder,
-    files,
-    lock,
-    manifest,
-    names,
-    steps,
-    tensors,
+from afterimage.checkpoints import files, manifest, names, weights
+from afterimage.checkpoints.errors import (
+    CheckpointError,
+    UsageError,
+    disk_fault,
+    readable_size,
 )
-from afterimage.checkpoints.errors import CheckpointError, UsageError
-from afterimage.checkpoints.manifest import Finding
+from afterimage.checkpoints.manifest import STEP, Finding
 
 _Path = str | os.PathLike[str]
 
@@ -69,12 +65,12 @@ def verify(folder: _Path) -> list[Finding]:
     is nothing to verify.
     """
     place = _existing(folder)
-    if (place / manifest.NAME).exists() or (place / encoder.WEIGHTS).exists():
+    if (place / manifest.NAME).exists() or (place / weights.WEIGHTS).exists():
         return _all_findings(place, None)
-    found = [(path, steps.KIND) for _, path in steps.numbered(place)]
-    for part in (encoder, classifier):
-        if (place / part.FOLDER).is_dir():
-            found.append((place / part.FOLDER, part.KIND))
+    found = [(path, STEP) for _, path in manifest.numbered_steps(place)]
+    for kind in (weights.ENCODER, weights.CLASSIFIER):
+        if (place / kind).is_dir():
+            found.append((place / kind, kind))
     if not found:
         raise _nothing(place)
     findings = [
@@ -82,24 +78,24 @@ def verify(folder: _Path) -> list[Finding]:
     ]
     text = "left by an interrupted save; the next run cleans it up"
     return findings + [
-        Finding(str(path), "extra", text) for *_, path in steps.leftovers(place)
+        Finding(str(path), "extra", text) for *_, path in manifest.leftovers(place)
     ]
 
 
 def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
     """What is wrong with one step, encoder or classifier folder; None: any of them."""
-    kinds = (kind,) if kind else (steps.KIND, encoder.KIND, classifier.KIND)
+    kinds = (kind,) if kind else (STEP, weights.ENCODER, weights.CLASSIFIER)
     if kind and files.leads_out(folder, folder.parent):
         return [Finding(str(folder), "foreign", "is a link that leads elsewhere")]
     content, findings = manifest.check_folder(folder, kinds, checksums=False)
     if content is None:
         return findings
-    if content["kind"] != steps.KIND:
-        return encoder.examine(folder, content["kind"])[2]
+    if content["kind"] != STEP:
+        return weights.examine(folder, content["kind"])[2]
     findings = manifest.check_folder(folder, kinds)[1]
-    inner = folder / encoder.FOLDER
+    inner = folder / weights.ENCODER
     if inner.is_dir() and not any(finding.fatal for finding in findings):
-        findings += encoder.examine(inner, encoder.KIND)[2]
+        findings += weights.examine(inner, weights.ENCODER)[2]
     return findings
 
 
@@ -122,14 +118,14 @@ def list_steps(folder: _Path) -> list[StepInfo]:
     """
     place = _existing(folder)
     rows = []
-    for step, path in steps.numbered(place):
-        content, findings = manifest.check_folder(path, (steps.KIND,), checksums=False)
+    for step, path in manifest.numbered_steps(place):
+        content, findings = manifest.check_folder(path, (STEP,), checksums=False)
         fatal = [finding for finding in findings if finding.fatal]
         rows.append((step, path, content or {}, fatal))
     if not rows:
         raise _nothing(place)
     whole = {step: c for step, _, c, fatal in rows if not fatal}
-    best = steps.ranked(*_metrics(whole))[:1]
+    best = manifest.ranked_steps(*_metrics(whole))[:1]
     return [
         StepInfo(
             step=step,
@@ -154,7 +150,7 @@ def format_list(rows: Sequence[StepInfo]) -> str:
                 (
                     str(row.step),
                     names.shortened(row.created or "?"),
-                    files.readable_size(row.size),
+                    readable_size(row.size),
                     "-" if row.metric is None else f"{row.metric:.6g}",
                     " ".join(("last",) * row.last + ("best",) * row.best),
                     row.status,
@@ -172,29 +168,29 @@ def show(folder: _Path, step: int | None = None) -> Shown:
     """
     place = _existing(folder)
     if not (place / manifest.NAME).exists():
-        found = steps.complete(place)
+        found = manifest.complete_steps(place)
         chosen = max(found, default=None) if step is None else step
         if chosen in found:
-            place = steps.steps_folder(place) / str(chosen)
-        elif step is None and (place / encoder.FOLDER / manifest.NAME).exists():
-            place = place / encoder.FOLDER
+            place = manifest.steps_folder(place) / str(chosen)
+        elif step is None and (place / weights.ENCODER / manifest.NAME).exists():
+            place = place / weights.ENCODER
         else:
             raise UsageError(
                 f"{place} has no complete step{'' if step is None else f' {step}'}; "
                 f"it has {found or 'none'}."
             )
-    content = manifest.read(place, (steps.KIND, encoder.KIND, classifier.KIND))
+    content = manifest.read(place, (STEP, weights.ENCODER, weights.CLASSIFIER))
     leaves = content.pop("leaves", None)
     if leaves is None:
-        weights = place / encoder.WEIGHTS
+        path = place / weights.WEIGHTS
         try:
-            data = files.read_bytes(weights)
+            data = files.read_bytes(path)
         except OSError as error:
-            raise CheckpointError(f"{weights} {files.reason(error)}.") from None
-        arrays = tensors.decode(data, str(weights))
+            raise CheckpointError(f"{path} {files.reason(error)}.") from None
+        arrays = weights.decode(data, str(path))
         leaves = {
-            path: {"shape": list(array.shape), "dtype": str(array.dtype)}
-            for path, array in arrays.items()
+            name: {"shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in arrays.items()
         }
     return Shown(str(place), content, leaves)
 
@@ -207,7 +203,7 @@ def format_show(shown: Shown) -> str:
         if key not in hidden:
             lines.append(f"{key}: {names.shortened(str(value), 2000)}")
     size = sum(entry["size"] for entry in shown.manifest["files"].values())
-    lines.append(f"files: {len(shown.manifest['files'])}, {files.readable_size(size)}")
+    lines.append(f"files: {len(shown.manifest['files'])}, {readable_size(size)}")
     rows = [
         (
             names.shortened(path),
@@ -238,12 +234,12 @@ def prune(
             "and keep_best >= 0, so that a good checkpoint remains."
         )
     place = _existing(folder)
-    run = steps.steps_folder(place).absolute().parent
-    free = dry_run or lock.held(run)
-    with contextlib.nullcontext() if free else lock.RunLock(run):
+    run = manifest.steps_folder(place).absolute().parent
+    free = dry_run or files.holds_lock(run)
+    with contextlib.nullcontext() if free else files.RunLock(run):
         good, untouched = {}, []
-        for step, path in steps.numbered(place):
-            content, findings = manifest.check_folder(path, (steps.KIND,))
+        for step, path in manifest.numbered_steps(place):
+            content, findings = manifest.check_folder(path, (STEP,))
             elsewhere = files.leads_out(path, path.parent)
             if elsewhere or content is None or any(f.fatal for f in findings):
                 untouched.append(step)
@@ -252,7 +248,9 @@ def prune(
         if not good and not untouched:
             raise _nothing(place)
         metrics, best = _metrics(good)
-        kept = steps.kept(metrics, keep_last=keep_last, keep_best=keep_best, best=best)
+        kept = manifest.kept_steps(
+            metrics, keep_last=keep_last, keep_best=keep_best, best=best
+        )
         deleted = sorted(set(good) - kept)
         paths = [
             path for step in deleted if not (path := _step(place, step)).is_symlink()
@@ -260,9 +258,9 @@ def prune(
         freed = sum(map(files.folder_size, paths))
         for step in () if dry_run else deleted:
             try:
-                steps.delete(place, step)
+                manifest.delete_step(place, step)
             except OSError as error:
-                fault = files.disk_fault(error) or str(error)
+                fault = disk_fault(error) or str(error)
                 raise UsageError(f"step {step} was not deleted: {fault}") from error
     return Pruned(sorted(kept), deleted, untouched, freed, dry_run)
 
@@ -272,7 +270,7 @@ def format_prune(result: Pruned) -> str:
     verb = "would delete" if result.dry_run else "deleted"
     lines = [
         f"kept: {_numbers(result.kept)}",
-        f"{verb}: {_numbers(result.deleted)} ({files.readable_size(result.freed)})",
+        f"{verb}: {_numbers(result.deleted)} ({readable_size(result.freed)})",
     ]
     if result.untouched:
         lines.append(
@@ -296,7 +294,7 @@ def _metric(content: dict[str, Any]) -> float | None:
 
 
 def _step(place: pathlib.Path, step: int) -> pathlib.Path:
-    return steps.steps_folder(place) / str(step)
+    return manifest.steps_folder(place) / str(step)
 
 
 def _existing(folder: _Path) -> pathlib.Path:

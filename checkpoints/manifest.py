@@ -1,23 +1,31 @@
-"""What a checkpoint says of itself, and the check that it is true.
+"""What a checkpoint says of itself and the check that it is true; where steps lie.
 
 A manifest is one JSON object. `files` holds size and SHA-256 of every other file in the
 folder; `checksum` is the SHA-256 of the manifest's own canonical JSON without that key,
 so that a flipped bit in the manifest is seen as well.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
+import os
 import pathlib
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from afterimage.checkpoints import files, jsons, names, schemas
+from afterimage.checkpoints import files, names, schemas
 from afterimage.checkpoints.errors import CheckpointError, UsageError
 
 SCHEMA = 1
 NAME = "manifest.json"
+STEPS = "checkpoints"
+STEP = "step"
+_NUMBER = re.compile(r"0|[1-9]\d{0,17}")
+_OURS = re.compile(r"\.(\d{1,18})\.(partial|replaced)-\d+")
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,9 @@ def require_json(content: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def require_valid(content: Mapping[str, Any], kind: str) -> None:
     """Raise UsageError, naming everything, where `read` would refuse this manifest."""
-    if wrong := jsons.mistakes(content, schemas.MANIFESTS[kind]):
+    if wrong := schemas.mistakes(content, schemas.MANIFESTS[kind]):
         raise UsageError(
-            f"This is not a valid manifest of a {kind}: {jsons.listed(wrong)}."
+            f"This is not a valid manifest of a {kind}: {schemas.listed(wrong)}."
         )
 
 
@@ -184,7 +192,7 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
     try:
         if not path.exists():
             raise _nothing_there(folder, unusable)
-        content = jsons.parse(files.read_bytes(path, jsons.MOST))
+        content = schemas.parse(files.read_bytes(path, schemas.MOST))
     except OSError as error:
         raise unusable("damaged", files.reason(error)) from None
     except ValueError as error:
@@ -205,8 +213,8 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         text = f"is a {names.shown(kind)}, not a {' or '.join(kinds)}"
         raise unusable("foreign", text)
     _require_files(content.get("files"), unusable)
-    if wrong := jsons.mistakes(content, schemas.MANIFESTS[kind]):
-        raise unusable("damaged", jsons.listed(wrong))
+    if wrong := schemas.mistakes(content, schemas.MANIFESTS[kind]):
+        raise unusable("damaged", schemas.listed(wrong))
     return content
 
 
@@ -231,8 +239,8 @@ def _require_files(listed: Any, unusable: Any) -> None:
         if pure.is_absolute() or ".." in pure.parts:
             text = f"lists {names.shown(name)}, which is outside the folder"
             raise unusable("foreign", text)
-    if wrong := jsons.mistakes(listed, dict[str, schemas.File], "files"):
-        raise unusable("damaged", jsons.listed(wrong))
+    if wrong := schemas.mistakes(listed, dict[str, schemas.File], "files"):
+        raise unusable("damaged", schemas.listed(wrong))
 
 
 def _own_checksum(content: Mapping[str, Any]) -> str:
@@ -243,3 +251,110 @@ def _own_checksum(content: Mapping[str, Any]) -> str:
 def _digest(path: pathlib.Path) -> str:
     files.sync_file(path)
     return files.sha256(path)
+
+
+def steps_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The `checkpoints/` of a run folder; given that folder itself, it is returned."""
+    path = pathlib.Path(folder)
+    return path if path.name == STEPS else path / STEPS
+
+
+def numbered_steps(folder: str | os.PathLike[str]) -> list[tuple[int, pathlib.Path]]:
+    """(step, folder) of everything with a number for a name, oldest step first."""
+    place = steps_folder(folder)
+    if not place.is_dir():
+        return []
+    found = [
+        (int(entry.name), entry)
+        for entry in place.iterdir()
+        if _NUMBER.fullmatch(entry.name) and entry.is_dir()
+    ]
+    return sorted(found)
+
+
+def complete_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Steps that were written to their end, oldest first; bytes are not verified."""
+    return [step for step, path in numbered_steps(folder) if (path / NAME).is_file()]
+
+
+def leftovers(folder: str | os.PathLike[str]) -> list[tuple[int, str, pathlib.Path]]:
+    """(step, "partial" or "replaced", folder) that an interrupted save left behind."""
+    place = steps_folder(folder)
+    if not place.is_dir():
+        return []
+    return sorted(
+        (int(match[1]), match[2], entry)
+        for entry in place.iterdir()
+        if (match := _OURS.fullmatch(entry.name)) and entry.is_dir()
+    )
+
+
+def recover(
+    folder: str | os.PathLike[str], writing: Collection[pathlib.Path] = ()
+) -> None:
+    """Finish or remove what dead processes left; only for the holder of the lock.
+
+    `writing` are folders of this process that are not left over. One that is whole
+    but was killed before its last rename gets its name; the rest is deleted.
+    """
+    for step, _, path in leftovers(folder):
+        if path in writing:
+            continue
+        final = path.with_name(str(step))
+        _, findings = check_folder(path, (STEP,))
+        if not final.exists() and not any(finding.fatal for finding in findings):
+            path.rename(final)
+        else:
+            files.remove(path, ignore_errors=True)
+
+
+def set_aside(final: pathlib.Path) -> pathlib.Path | None:
+    """Move what is no complete step out of a step's way; where to, if it held anything.
+
+    It may be somebody's: only an empty folder is deleted.
+    """
+    if final.is_symlink() and not final.exists():
+        final.unlink()  # it leads nowhere
+    if not final.exists() or (final / NAME).is_file():
+        return None
+    with contextlib.suppress(OSError):
+        final.rmdir()
+        return None
+    names = (f"{final.name}.set-aside-{n}" for n in itertools.count(1))
+    aside = next(p for n in names if not (p := final.with_name(n)).exists())
+    return final.rename(aside)
+
+
+def delete_step(folder: str | os.PathLike[str], step: int) -> None:
+    """Delete a step; one killed half-way leaves no step that looks damaged."""
+    path = steps_folder(folder) / str(step)
+    gone = path.with_name(f".{path.name}.replaced-{os.getpid()}")
+    path.rename(gone)
+    files.remove(gone)
+
+
+def kept_steps(
+    metrics: Mapping[int, float | None],
+    *,
+    keep_last: int,
+    keep_best: int = 0,
+    best: str | None = None,
+) -> set[int]:
+    """Steps retention keeps: the newest `keep_last` and the `keep_best` best.
+
+    `metrics` maps each step to its metric, or None; `best` is "min" or "max". Of equal
+    metrics the newer step counts as better.
+    """
+    newest = sorted(metrics)[-keep_last:] if keep_last else []
+    return {*newest, *ranked_steps(metrics, best)[:keep_best]}
+
+
+def ranked_steps(metrics: Mapping[int, float | None], best: str | None) -> list[int]:
+    """Steps that have a metric, best first; none without a direction."""
+    if best is None:
+        return []
+    sign = 1 if best == "min" else -1
+    rated: Iterable[tuple[float, int]] = (
+        (sign * value, -step) for step, value in metrics.items() if value is not None
+    )
+    return [-step for _, step in sorted(rated)]

@@ -1,19 +1,28 @@
-"""What each kind of JSON file that we read back must hold; one schema a kind.
+"""JSON files that we read back: a strict parser, and one schema for each kind of file.
 
-Checked by `jsons.mistakes`: types are strict (a string is not a number, a boolean
-not an integer), every size and count has a bound, and numbers are finite because the
-parser accepts no others. (`metrics.jsonl` is read line by line:
-`afterimage.training.rows`.) Fields that a schema does not name are kept unchecked,
-unless it forbids them.
+The parser is stricter than `json.loads`: no NaN, no number beyond a double, no key
+twice in one object, no nesting beyond 64 levels. Schemas are strict about types (a
+string is not a number, a boolean not an integer) and bound every size and count. Fields
+that a schema does not name are kept unchecked, unless it forbids them.
+(`metrics.jsonl` is read line by line: `afterimage.training.metrics`.)
 """
 
+import collections
+import json
 import math
-from collections.abc import Iterable
+import pathlib
+import types
+import typing
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import ml_dtypes
 import msgspec
 from msgspec import Meta, Struct
+
+from afterimage.checkpoints import files
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.names import shown
 
 LARGEST_SIDE = 2**14
 """Pixels: the largest height or width of an image that a model is built for."""
@@ -55,7 +64,10 @@ class File(Struct):
 
 
 class Model(Struct, forbid_unknown_fields=True):
-    """`afterimage.models.ModelConfig`; that its names are known is checked there."""
+    """`afterimage.models.ModelConfig`; that its names are known is checked there.
+
+    `package` is that of an encoder from outside, as `name version`.
+    """
 
     name: Name
     image_size: tuple[Side, Side]
@@ -66,6 +78,7 @@ class Model(Struct, forbid_unknown_fields=True):
     width: Annotated[float, Meta(gt=0, le=16)]
     stem_stride: Annotated[int, Meta(ge=0, le=64)]
     remat: bool
+    package: Name | None = None
 
 
 class Preprocessing(Struct):
@@ -300,16 +313,156 @@ def wrong_paths(paths: Iterable[str]) -> list[str]:
     every = set(paths)
     wrong = []
     for path in sorted(every):
-        shown = repr(path[:80])
+        name = repr(path[:80])
         parts = path.split("/", DEEPEST_PATH)
         if len(path) > LONGEST_PATH or len(parts) > DEEPEST_PATH:
             wrong.append(
-                f"a name that begins {shown} has {len(path)} characters; expected at "
+                f"a name that begins {name} has {len(path)} characters; expected at "
                 f"most {LONGEST_PATH}, in {DEEPEST_PATH} parts"
             )
             continue
         ups = ("/".join(parts[:n]) for n in range(1, len(parts)))
         wrong += [
-            f"{shown} lies inside the array {up[:80]!r}" for up in ups if up in every
+            f"{name} lies inside the array {up[:80]!r}" for up in ups if up in every
         ]
     return wrong
+
+
+MOST = 16 * 2**20
+"""Bytes of a manifest or a header: ours have a few hundred bytes a leaf."""
+_DEEPEST = 64
+_LISTED = 10  # mistakes in one message
+
+
+def parse(data: bytes | str) -> Any:
+    """The value of strict JSON in UTF-8; ValueError says what is wrong with it."""
+    try:
+        if isinstance(data, bytes):
+            data = data.decode()
+        value = _DECODER.decode(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8: {error.reason} at {error.start}") from None
+    except json.JSONDecodeError as error:
+        text = f"is not JSON: {error.msg}, line {error.lineno} column {error.colno}"
+        raise ValueError(text) from None
+    except RecursionError:
+        raise ValueError(f"is nested deeper than {_DEEPEST} levels") from None
+    except _Refused:
+        raise
+    except ValueError:  # Python's own bound on the digits of an integer
+        raise ValueError("holds an integer of thousands of digits") from None
+    if reason := _beyond(value):
+        raise ValueError(reason)
+    return value
+
+
+def read(path: pathlib.Path, kind: Any, cure: str, *, most: int = MOST) -> Any:
+    """The plain value of a JSON file that fits `kind`, one of the schemas below.
+
+    Raises CheckpointError with everything that does not fit, ending in `cure`.
+    """
+    try:
+        value = parse(files.read_bytes(path, most))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} {files.reason(error)}; {cure}.") from None
+    if wrong := mistakes(value, kind):
+        raise CheckpointError(f"{path} is damaged: {listed(wrong)}; {cure}.")
+    return value
+
+
+def mistakes(value: Any, kind: Any, where: str = "") -> list[str]:
+    """Every place where a JSON value is not what the schema `kind` says; [] if none."""
+    try:
+        msgspec.convert(value, kind)
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
+        said = str(error).partition(" - at `$")[0].replace("`", "")
+        return _inside(value, kind, where) or [f"{where}: {said}" if where else said]
+    return []
+
+
+def listed(lines: list[str]) -> str:
+    """The first of many mistakes, each cut, and how many more there are."""
+    more = len(lines) - _LISTED
+    text = "; ".join(line[:300] for line in lines[:_LISTED])
+    return text + (f"; and {more} more" if more > 0 else "")
+
+
+def in_lines(lines: Sequence[str], most: int = 100) -> str:
+    """The first of many mistakes, one an indented line, and how many more there are."""
+    more = len(lines) - most
+    lines = [*lines[:most], *([f"and {more} more"] if more > 0 else [])]
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _inside(value: Any, kind: Any, where: str) -> list[str]:
+    """The mistakes of a value's parts, as far as the schema names parts."""
+    kind = _of_objects(kind)
+    if kind is None or not isinstance(value, dict):
+        return []
+    prefix = f"{where}." if where else ""
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        parts = {shown(name): (part, inner) for name, part in value.items()}
+        found = []
+    else:
+        fields = msgspec.structs.fields(kind)
+        names = {field.encode_name: field for field in fields}
+        parts = {n: (value[n], field.type) for n, field in names.items() if n in value}
+        missing = [n for n, f in names.items() if f.required and n not in value]
+        found = [f"{prefix}{name}: missing" for name in missing]
+    for name, (part, inner) in parts.items():
+        found += mistakes(part, inner, prefix + name)
+    return found
+
+
+def _of_objects(kind: Any) -> Any:
+    """The schema of the objects that `kind` admits: a Struct or dict, or None."""
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        found = map(_of_objects, typing.get_args(kind))
+        return next((inner for inner in found if inner is not None), None)
+    of_objects = typing.get_origin(kind) is dict or (
+        isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    )
+    return kind if of_objects else None
+
+
+class _Refused(ValueError):
+    """The parser would accept this; we do not."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = collections.Counter(name for name, _ in pairs)
+        name = names.most_common(1)[0][0]
+        raise _Refused(f"has the key {shown(name)} twice in one object")
+    return value
+
+
+def _constant(text: str) -> Any:
+    raise _Refused(f"holds {text}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _beyond(value: Any) -> str | None:
+    """Which bound a value exceeds, by its nesting or a number; None if none."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        inside = []
+        for part in level:
+            if isinstance(part, dict):
+                inside.extend(part.values())
+            elif isinstance(part, list):
+                inside.extend(part)
+            elif isinstance(part, int) and part.bit_length() > 64:
+                return f"holds an integer of {part.bit_length()} bits, beyond 64"
+            elif isinstance(part, float) and not math.isfinite(part):
+                return "holds a number that is beyond a double"
+        if not inside:
+            return None
+        level = inside
+    return f"is nested deeper than {_DEEPEST} levels"

@@ -12,29 +12,26 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
 
-from afterimage.checkpoints import encoder as encoders
-from afterimage.checkpoints import (
-    files,
-    jsons,
-    lock,
-    manifest,
-    names,
-    processes,
-    pytrees,
-    state,
-    steps,
-    tensors,
+from afterimage.checkpoints import files, manifest, names, schemas, trees, weights
+from afterimage.checkpoints.errors import (
+    CheckpointError,
+    SaveError,
+    UsageError,
+    explain,
 )
-from afterimage.checkpoints.errors import CheckpointError, SaveError, UsageError
-from afterimage.checkpoints.manifest import Finding
-from afterimage.checkpoints.trees import unflatten
+from afterimage.checkpoints.manifest import STEP, Finding
 
 _log = logging.getLogger("checkpoints")
 _STATE = "state"
@@ -43,6 +40,32 @@ _writing: set[pathlib.Path] = (
     set()
 )  # partial folders of saves under way in this process
 _under_way: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def _without_traces() -> None:
+    """Keep the traces of Orbax's threads off the terminal when a save fails.
+
+    The error itself is raised to the caller that waits for the save. Orbax also logs it
+    from each of its threads, and TensorStore calls back into closed event loops.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+    )
+    shown = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        late = isinstance(unraisable.exc_value, RuntimeError)
+        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    sys.unraisablehook = show
+
+
+_without_traces()
+
+_NO_LIMIT = 2**31 - 1
+"""Seconds, 68 years. Orbax measures its limit by the wall clock, which a laptop that
+sleeps, or a clock that is put right, moves by hours."""
 
 
 class Store:
@@ -72,7 +95,7 @@ class Store:
                 f"keep_last={keep_last}, keep_best={keep_best}, best={best!r}: "
                 "expected keep_last >= 1, keep_best >= 0 and best 'min', 'max' or None."
             )
-        self.folder = steps.steps_folder(folder).absolute()
+        self.folder = manifest.steps_folder(folder).absolute()
         if (reason := names.unfit_for_arrays(str(self.folder))) is not None:
             raise UsageError(f"{names.spelling(str(self.folder))}: {reason}")
         self.keep_last, self.keep_best, self.best = keep_last, keep_best, best
@@ -81,8 +104,8 @@ class Store:
         self._warn = warn
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
-        if processes.first() and lock.held(self.folder.parent):
-            steps.recover(self.folder, _writing)
+        if is_main_process() and files.holds_lock(self.folder.parent):
+            manifest.recover(self.folder, _writing)
 
     def __enter__(self) -> "Store":
         return self
@@ -97,7 +120,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """Complete steps, oldest first; their bytes are not verified here."""
-        return steps.complete(self.folder)
+        return manifest.complete_steps(self.folder)
 
     def save(
         self,
@@ -120,31 +143,31 @@ class Store:
         Raises SaveError when there is no space, or when an earlier save failed.
         """
         self.wait()
-        flat = pytrees.paths(tree)
-        pytrees.require_arrays(flat)
+        flat = trees.paths(tree)
+        trees.require_arrays(flat)
         content = {
-            "kind": steps.KIND,
+            "kind": STEP,
             "step": int(step),
             "created": datetime.datetime.now(datetime.UTC).isoformat(
                 timespec="seconds"
             ),
-            "metric": _finite(metric),
+            "metric": None if metric is None else files.finite(float(metric)),
             "best": self.best,
             "manifest": _json(manifest),
-            "leaves": {path: pytrees.spec(leaf) for path, leaf in flat.items()},
+            "leaves": {path: trees.spec(leaf) for path, leaf in flat.items()},
         }
-        artefact = encoders.collect(*encoder) if encoder is not None else None
+        artefact = weights.collect(*encoder) if encoder is not None else None
         partial = self._begin(step, flat, artefact)
         _writing.add(partial)
         try:
-            arrays = pytrees.to_host(flat)
-            write = functools.partial(state.write, partial / _STATE, arrays)
+            arrays = trees.to_host(flat)
+            write = functools.partial(_write_arrays, partial / _STATE, arrays)
             if jax.process_count() > 1:
                 # Orbax agrees between processes on the devices: here, not beside steps.
                 write = functools.partial(_identity, write())
         except Exception as error:
             self._abandon(partial)
-            raise files.explain(error, f"Step {step}", self.folder) from error
+            raise explain(error, f"Step {step}", self.folder) from error
         self._thread = threading.Thread(
             target=self._finish,
             args=(step, partial, content, artefact, write),
@@ -182,26 +205,30 @@ class Store:
         target in tree, shape or dtype (all differences are listed).
         """
         self.wait()
-        processes.barrier("afterimage-restore")
+        barrier("afterimage-restore")
         self.findings = []
-        found = [(n, p) for n, p in steps.numbered(self.folder) if step in (None, n)]
+        found = [
+            (n, p) for n, p in manifest.numbered_steps(self.folder) if step in (None, n)
+        ]
         for number, path in reversed(found):
             content = self._verified(path)
             if content is None:
                 continue
             if target is not None:
-                pytrees.require_fit(target, content["leaves"], path)
+                trees.require_fit(target, content["leaves"], path)
             try:
-                flat = state.read(path / _STATE, content["leaves"])
+                flat = _read_arrays(path / _STATE, content["leaves"])
             except Exception as error:  # whatever Orbax raises: the one before is next
                 text = f"cannot be restored: {type(error).__name__}: {error}"
                 self._note(Finding(str(path), "damaged", text))
                 continue
-            weights = {p: a for p, a in flat.items() if p.startswith(_WEIGHTS)}
-            if wrong := tensors.not_finite(weights):
-                self._note(Finding(str(path), "damaged", jsons.listed(wrong)))
+            finite = {p: a for p, a in flat.items() if p.startswith(_WEIGHTS)}
+            if wrong := weights.not_finite(finite):
+                self._note(Finding(str(path), "damaged", schemas.listed(wrong)))
                 continue
-            tree = unflatten(flat) if target is None else pytrees.rebuild(target, flat)
+            tree = (
+                trees.unflatten(flat) if target is None else trees.rebuild(target, flat)
+            )
             return number, tree, content["manifest"]
         which = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(
@@ -213,25 +240,25 @@ class Store:
         """The manifest of a checkpoint whose every byte is right, else None."""
         good = True
         content = None
-        if processes.first():
-            content, findings = manifest.check_folder(path, (steps.KIND,))
+        if is_main_process():
+            content, findings = manifest.check_folder(path, (STEP,))
             for finding in findings:
                 self._note(finding)
             good = not any(finding.fatal for finding in findings)
-        if not processes.from_first(int(good)):
+        if not from_main_process(int(good)):
             return None
-        return content or manifest.read(path, (steps.KIND,))
+        return content or manifest.read(path, (STEP,))
 
     def _note(self, finding: Finding) -> None:
         self.findings.append(finding)
         self._warn(f"{finding}; {'not used' if finding.fatal else 'ignored'}")
 
     def _begin(
-        self, step: int, flat: Mapping[str, Any], artefact: encoders.Artefact | None
+        self, step: int, flat: Mapping[str, Any], artefact: weights.Artefact | None
     ) -> pathlib.Path:
         """Check the space and name the partial folder; the same on every process."""
-        partial = self.folder / f".{step}.partial-{processes.from_first(os.getpid())}"
-        if processes.first():
+        partial = self.folder / f".{step}.partial-{from_main_process(os.getpid())}"
+        if is_main_process():
             needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in flat.values())
             needed += 2**16 + 1024 * len(flat) + (artefact.nbytes if artefact else 0)
             try:
@@ -240,8 +267,8 @@ class Store:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
             except OSError as error:
-                raise files.explain(error, f"Step {step}", self.folder) from error
-        processes.barrier("afterimage-save")
+                raise explain(error, f"Step {step}", self.folder) from error
+        barrier("afterimage-save")
         return partial
 
     def _finish(
@@ -249,25 +276,25 @@ class Store:
         step: int,
         partial: pathlib.Path,
         content: dict[str, Any],
-        artefact: encoders.Artefact | None,
+        artefact: weights.Artefact | None,
         write: Callable[[], Any],
     ) -> None:
         """In the background: encoder, state, checksums, manifest, then the name."""
         try:
             response = write()
             try:
-                if artefact is not None and processes.first():
-                    artefact.write(partial / encoders.FOLDER)
+                if artefact is not None and is_main_process():
+                    artefact.write(partial / weights.ENCODER)
             finally:
                 if response is not None:
                     response.result()  # returns when every process has written
-            if processes.first():
+            if is_main_process():
                 if response is not None:
-                    state.require_written(partial / _STATE)
+                    _require_written(partial / _STATE)
                 self._complete(step, partial, content)
         except BaseException as error:
             self._abandon(partial)
-            self._error = files.explain(error, f"Step {step}", self.folder)
+            self._error = explain(error, f"Step {step}", self.folder)
             _log.error("%s", self._error)
         finally:
             _writing.discard(partial)
@@ -278,7 +305,7 @@ class Store:
         for parent, _, _ in os.walk(partial):
             files.sync_folder(pathlib.Path(parent))
         final = self.folder / str(step)
-        if (aside := steps.set_aside(final)) is not None:
+        if (aside := manifest.set_aside(final)) is not None:
             self._warn(f"{final} was not a complete checkpoint and is now {aside}")
         files.put_in_place(partial, final)
         try:
@@ -289,18 +316,18 @@ class Store:
     def _retain(self, newest: int) -> None:
         """Delete what retention does not keep, of the steps before the new one."""
         metrics: dict[int, float | None] = {}
-        for number, path in steps.numbered(self.folder):
+        for number, path in manifest.numbered_steps(self.folder):
             with contextlib.suppress(CheckpointError):
                 if number <= newest:
-                    metrics[number] = manifest.read(path, (steps.KIND,))["metric"]
-        kept = steps.kept(
+                    metrics[number] = manifest.read(path, (STEP,))["metric"]
+        kept = manifest.kept_steps(
             metrics, keep_last=self.keep_last, keep_best=self.keep_best, best=self.best
         )
         for number in set(metrics) - kept - {newest}:
-            steps.delete(self.folder, number)
+            manifest.delete_step(self.folder, number)
 
     def _abandon(self, partial: pathlib.Path) -> None:
-        if processes.first():
+        if is_main_process():
             shutil.rmtree(partial, ignore_errors=True)
         _writing.discard(partial)
 
@@ -322,9 +349,65 @@ if _register is not None:
     _register(_end_of_program)
 
 
-def _finite(metric: float | int | None) -> float | None:
-    return None if metric is None or not math.isfinite(metric) else float(metric)
-
-
 def _json(content: Mapping[str, Any]) -> dict[str, Any]:
     return manifest.require_json(content, "A checkpoint's manifest")
+
+
+def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
+    """Start Orbax on {path: array}; None when there is nothing to write."""
+    # Orbax refuses arrays without elements; the manifest has their shape and dtype.
+    some = {path: array for path, array in arrays.items() if array.size}
+    if not some:
+        return None
+    context = ocp.Context()
+    context.async_options.create_directories_asynchronously = False
+    if jax.process_count() == 1:  # others, and not this disk, may keep us waiting
+        context.async_options.timeout_secs = _NO_LIMIT
+    context.memory_options.deepcopy_host_arrays = False  # they are our own copies
+    with context:
+        return ocp.save_async(str(folder), some)
+
+
+def _require_written(folder: pathlib.Path) -> None:
+    """Raise CheckpointError where what `write` began has left no arrays in a folder."""
+    # Orbax only warns when it does not find its own files.
+    if not any(folder.glob("*/manifest.ocdbt")):
+        raise CheckpointError(f"Orbax left no arrays in {folder}")
+
+
+def _read_arrays(
+    folder: pathlib.Path, leaves: Mapping[str, Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """{path: array} as the manifest lists them, each with its own dtype.
+
+    Raises CheckpointError where Orbax gives others, and whatever Orbax raises.
+    """
+    flat = {
+        path: np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))
+        for path, leaf in leaves.items()
+    }
+    some = {path: array for path, array in flat.items() if array.size}
+    if some:
+        flat |= ocp.load(str(folder), some)
+    wrong = trees.differences(flat, leaves)
+    if wrong:
+        raise CheckpointError("; ".join(wrong))
+    return flat
+
+
+def is_main_process() -> bool:
+    """Whether this is process 0, which alone writes manifests, renames and deletes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def from_main_process(value: int) -> int:
+    """Process 0's 32-bit integer, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -1,25 +1,31 @@
 """PyTorch's `torch.save` files (`.pth`, `.pt`, `.bin`), read without running them.
 
 A zip archive of `data.pkl`, which names tensors, and `data/KEY`, their bytes, none
-compressed. `pickles.py` reads the pickle: it admits tensors, dictionaries and plain
-values; any other name in it is refused before it is looked up. Format:
-torch/serialization.py, `_save` and `_load`; torch/_utils.py, `_rebuild_tensor_v2`.
+compressed. Python's own unpickler calls what a pickle names, sets attributes, and
+hashes what it is given. Here a pickle can only make dictionaries, lists, tuples,
+strings, numbers and tensors; any other name in it is refused before it is looked up.
+Format: torch/serialization.py, `_save` and `_load`; torch/_utils.py,
+`_rebuild_tensor_v2`. Opcodes: `pickletools` in the standard library.
 """
 
 import dataclasses
+import io
 import math
 import os
 import pathlib
+import pickletools
 import struct
 import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from afterimage.checkpoints import files, names, pickles, tensors
+from afterimage.checkpoints import files, names
 from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.checkpoints.schemas import wrong_shape
+from afterimage.checkpoints.weights import from_bytes
 
 _STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -117,7 +123,7 @@ class _Reader:
     def __init__(self, archive: zipfile.ZipFile, root: str, what: str):
         self._archive, self._root, self._what = archive, root, what
         self._storages: dict[str, tuple[str, _Storage]] = {}
-        self._kinds = {pickles.Name(name): name for name in _STORAGES}
+        self._kinds = {Name(name): name for name in _STORAGES}
 
     def load(self, data: bytes) -> Any:
         """What the pickle describes."""
@@ -127,8 +133,8 @@ class _Reader:
             ("torch._utils", "_rebuild_tensor_v2", self._tensor),
             ("torch._utils", "_rebuild_parameter", self._parameter),
         ):
-            names[module, name] = pickles.Name(name, function)
-        return pickles.load(data, names, self._storage, self._unknown)
+            names[module, name] = Name(name, function)
+        return _load_pickle(data, names, self._storage, self._unknown)
 
     def _unknown(self, module: str, name: str) -> CheckpointError:
         return CheckpointError(
@@ -141,12 +147,12 @@ class _Reader:
         if type(pid) is not tuple or len(pid) != 5 or type(pid[2]) is not str:
             raise ValueError("it does not name a storage as torch.save does")
         _, mark, key, _, count = pid
-        kind = self._kinds.get(mark) if type(mark) is pickles.Name else None
+        kind = self._kinds.get(mark) if type(mark) is Name else None
         if kind is None or type(count) is not int:
             raise ValueError(f"storage {names.shown(key)} has no type or no size")
         if key not in self._storages:
             data = self._archive.read(f"{self._root}data/{key}")
-            array = tensors.from_bytes(data, _STORAGES[kind])
+            array = from_bytes(data, _STORAGES[kind])
             self._storages[key] = kind, _Storage(array)
         known, storage = self._storages[key]
         if known != kind or storage.array.size != count:
@@ -194,3 +200,190 @@ class _Reader:
 def _new_dict() -> dict[Any, Any]:
     """Replaces `OrderedDict()`; torch.save fills it afterwards."""
     return {}
+
+
+MOST_BYTES = 16 * 2**20
+MOST_STEPS = 2_000_000
+"""Opcodes: a tensor takes about thirty."""
+
+_Function = Callable[..., Any]
+_MARK = object()
+
+
+class Name:
+    """A mark for a global that a pickle may name; it has no attributes to alter."""
+
+    __slots__ = ("call", "text")
+    call: _Function | None
+    text: str
+
+    def __init__(self, text: str, call: _Function | None = None):
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "call", call)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self.text} is constant")
+
+
+def _load_pickle(
+    data: bytes,
+    known: Mapping[tuple[str, str], Name],
+    persistent: _Function,
+    unknown: Callable[[str, str], Exception],
+) -> Any:
+    """What a pickle describes; ValueError says why it is refused.
+
+    `known` are the globals it may name, {(module, name): mark}; `unknown(module, name)`
+    is the error for another. `persistent(id)` gives the object of an id.
+    """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"its pickle has {len(data)} bytes, more than {MOST_BYTES}")
+    machine = _Machine(known, persistent, unknown)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
+        if count > MOST_STEPS:
+            raise ValueError(f"its pickle has more than {MOST_STEPS} opcodes")
+        if opcode.name == "STOP":
+            return machine.pop()
+        step = _STEPS.get(opcode.name)
+        if step is None:
+            raise ValueError(f"its pickle uses {opcode.name}, which no tensor needs")
+        step(machine, argument)
+    raise ValueError("its pickle has no end")
+
+
+class _Machine:
+    """The stack and the memo."""
+
+    def __init__(self, names: Any, persistent: _Function, unknown: Any):
+        self.names, self.persistent, self.unknown = names, persistent, unknown
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise ValueError("its pickle needs a value that is not there")
+        return self.stack.pop()
+
+    def top(self, kind: type) -> Any:
+        if not self.stack or type(self.stack[-1]) is not kind:
+            raise ValueError(f"its pickle needs a {kind.__name__} that is not there")
+        return self.stack[-1]
+
+    def to_mark(self) -> list[Any]:
+        for place in range(len(self.stack) - 1, -1, -1):
+            if self.stack[place] is _MARK:
+                found = self.stack[place + 1 :]
+                del self.stack[place:]
+                return found
+        raise ValueError("its pickle has no mark where one is needed")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def name(self, module: Any, name: Any) -> None:
+        if type(module) is not str or type(name) is not str:
+            raise ValueError("its pickle names a global by something other than text")
+        if (module, name) not in self.names:
+            raise self.unknown(module, name)
+        self.push(self.names[module, name])
+
+    def take(self, count: int) -> tuple[Any, ...]:
+        return tuple([self.pop() for _ in range(count)][::-1])
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top(dict)
+        keys = items[::2]
+        # A key made of nested tuples could take forever to hash.
+        if len(items) % 2 or not all(type(key) in (str, int) for key in keys):
+            raise ValueError("its pickle has a key that is neither text nor an integer")
+        target.update(zip(keys, items[1::2]))
+
+    def reduce(self) -> None:
+        arguments = self.top(tuple)
+        self.pop()
+        function = self.pop()
+        if type(function) is not Name or function.call is None:
+            raise ValueError("its pickle calls something that is not a function")
+        try:
+            self.push(function.call(*arguments))
+        except TypeError:
+            text = f"its pickle calls {function.text} with {len(arguments)} arguments"
+            raise ValueError(text) from None
+
+    def build(self) -> None:
+        self.pop()
+        # PyTorch's OrderedDict has attributes (`_metadata`), which are ignored.
+        self.top(dict)
+
+
+def _remember(machine: _Machine, place: int) -> None:
+    value = machine.pop()
+    machine.memo[place] = value
+    machine.push(value)
+
+
+def _recall(machine: _Machine, place: int) -> None:
+    if place not in machine.memo:
+        raise ValueError("its pickle reads a memo entry that it never stored")
+    machine.push(machine.memo[place])
+
+
+def _integer(machine: _Machine, value: int) -> None:
+    if not -(2**63) <= value < 2**64:
+        raise ValueError("its pickle holds an integer beyond 64 bits")
+    machine.push(value)
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    machine.set_items(list(machine.take(2)))
+
+
+def _append(machine: _Machine, _: Any) -> None:
+    value = machine.pop()
+    machine.top(list).append(value)
+
+
+def _appends(machine: _Machine, _: Any) -> None:
+    values = machine.to_mark()
+    machine.top(list).extend(values)
+
+
+def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.push(make())
+
+
+def _tuple(count: int) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.push(machine.take(count))
+
+
+_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
+    **dict.fromkeys(
+        ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINFLOAT"), _Machine.push
+    ),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4"), _integer),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _remember),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _recall),
+    "MEMOIZE": lambda machine, _: _remember(machine, len(machine.memo)),
+    "MARK": _constant(lambda: _MARK),
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "EMPTY_DICT": _constant(dict),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_TUPLE": _constant(tuple),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.to_mark())),
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "SETITEM": _set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.to_mark()),
+    "APPEND": _append,
+    "APPENDS": _appends,
+    "GLOBAL": lambda machine, argument: machine.name(*argument.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.name(*machine.take(2)),
+    "BINPERSID": lambda machine, _: machine.push(machine.persistent(machine.pop())),
+    "REDUCE": lambda machine, _: machine.reduce(),
+    "BUILD": lambda machine, _: machine.build(),
+}

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from afterimage.checkpoints import pytrees
+from afterimage.checkpoints import trees
 from afterimage.checkpoints.errors import TransferError, UsageError
 from afterimage.checkpoints.trees import flatten
 
@@ -113,7 +113,7 @@ def transfer(
             report,
         )
     values = {
-        row.path: pytrees.place(
+        row.path: trees.place(
             flat_target[row.path],
             np.array(origins[row.path][1], flat_target[row.path].dtype),
         )
@@ -163,7 +163,7 @@ def _status(source: Any, target: Any) -> str:
 
 
 def _spec(leaf: Any) -> dict[str, Any] | None:
-    return None if leaf is None else pytrees.spec(leaf)
+    return None if leaf is None else trees.spec(leaf)
 
 
 def _filled(target: Mapping[Any, Any], values: Mapping[str, Any], prefix: str) -> dict:
@@ -186,7 +186,7 @@ def _lines(rows: Sequence[Row]) -> list[str]:
 
 def _shapes(row: Row) -> str:
     renamed = f" (was {row.origin})" if row.origin not in (None, row.path) else ""
-    sides = [pytrees.describe(side) for side in (row.source, row.target) if side]
+    sides = [trees.describe(side) for side in (row.source, row.target) if side]
     if row.status == "mismatched":
         return f"source {sides[0]}, target {sides[1]}{renamed}"
     same = len(set(sides)) == 1

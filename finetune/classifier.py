@@ -21,18 +21,24 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage import runtime
-from afterimage.checkpoints.classifier import read_classifier, write_classifier
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
 from afterimage.checkpoints.transfer import transfer
+from afterimage.checkpoints.weights import (
+    read_classifier,
+    write_classifier,
+    write_encoder,
+)
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.manifest import stored_model, stored_preprocessing
-from afterimage.models.config import ModelConfig
-from afterimage.models.encoders import abstract_encoder, build_encoder
+from afterimage.models.encoder import (
+    ModelConfig,
+    Network,
+    abstract_encoder,
+    build_encoder,
+)
 from afterimage.models.heads import Head, pool_features
-from afterimage.models.network import Network
 from afterimage.training.terms import Context
 
 Tree = dict[str, Any]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.modes import MODES, Full, Mode, pattern_problems
@@ -16,6 +16,14 @@ from afterimage.training.options import (
     TrainingOptions,
     check,
 )
+
+if TYPE_CHECKING:
+    ModeChoice: TypeAlias = Mode
+    MethodChoices: TypeAlias = tuple[Method, ...]
+    TaskChoice: TypeAlias = Task
+else:  # a name or a mapping is given as well, and resolved
+    ModeChoice = TaskChoice = Any
+    MethodChoices = tuple[Any, ...] | Any
 
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
@@ -36,16 +44,16 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     """Images of the target domain, given like data. Their labels are never trained on;
     if it has a labelled test split, the run is tested on that."""
 
-    mode: Annotated[Mode, MODES] = Full()  # noqa: RUF009
+    mode: Annotated[ModeChoice, MODES] = Full()  # noqa: RUF009
     """Which parameters learn, when, and how fast. probe: the encoder is frozen, the
     head learns. partial: the last stages learn too. two-phase: the head first, then
     everything. gradual: the head first, then one stage after the other. full:
     everything at once. scratch: everything, from random weights."""
 
-    methods: Annotated[tuple[Method, ...], METHODS] = ()
+    methods: Annotated[MethodChoices, METHODS] = ()
     """Methods beside plain training. They combine, at most one adversary at a time."""
 
-    task: Annotated[Task, TASKS] = Classification()  # noqa: RUF009
+    task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
     """classification: classes of images. continual: groups of classes, one after the
     other. episodes: new classes from a few images each (meta-learning)."""
 

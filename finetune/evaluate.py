@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet, has_tasks, open_data
-from afterimage.data.files import archive_paths
+from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
@@ -98,7 +98,7 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
             cure = "restore it, or delete it: it only lists the training images"
-            used = jsons.read(file, schemas.Labels, cure, most=schemas.LARGEST_LABELS)
+            used = schemas.read(file, schemas.Labels, cure, most=schemas.LARGEST_LABELS)
             same = used["data"] == spelling(config.data)  # also where not UTF-8
             if not same and _place(used["data"]) != _place(config.data):
                 return 0

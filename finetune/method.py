@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from afterimage.plugins import METHODS
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from afterimage.data import ImageSet, Splits
     from afterimage.finetune.classifier import HeadConfig
     from afterimage.finetune.config import FinetuneConfig
@@ -36,6 +34,9 @@ if TYPE_CHECKING:
     from afterimage.training.state import State
     from afterimage.training.step import Combine
     from afterimage.training.terms import Context, Term
+else:  # naming a method must not start JAX
+    ImageSet = Splits = HeadConfig = FinetuneConfig = Data = Opener = Setup = Any
+    State = Combine = Context = Term = Any
 
 __all__ = ["METHODS", "Method", "Now", "Sections", "Stream"]
 
@@ -205,7 +206,7 @@ class Method:
 
     def example_weights(
         self, setup: "Setup", model: Model, say: Say
-    ) -> "Mapping[str, np.ndarray]":
+    ) -> Mapping[str, Any]:
         """{"train": weights [n]} of the labelled images, and {"validation": …} if
         `weighs_validation`. Weights of several methods are multiplied."""
         del setup, model, say

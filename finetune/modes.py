@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from afterimage.training.groups import Group
     from afterimage.training.stage import Phase
     from afterimage.training.terms import Term
+else:  # naming a mode must not start JAX
+    FinetuneConfig = ModelConfig = Group = Phase = Term = Any
 
 MODES: Registry[Any] = Registry("mode", "afterimage.finetune.modes")
 DISCRIMINATIVE = 1 / 2.6

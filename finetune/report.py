@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from afterimage import runtime
-from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
 from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.selection import Rule
 from afterimage.finetune.setup import Setup
-from afterimage.report import logged, write_report
+from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json, write_png
 from afterimage.settings import to_dict
 from afterimage.training.sweep import spaced
@@ -54,7 +54,7 @@ class FinetuneResult:
         if results is None:
             path = run.path / _RESULTS
             cure = "delete it, and the same command scores the run again"
-            stored: Mapping[str, Any] = jsons.read(path, schemas.Results, cure)
+            stored: Mapping[str, Any] = schemas.read(path, schemas.Results, cure)
         else:
             stored = results
         return cls(
@@ -84,6 +84,10 @@ class FinetuneResult:
                 figures = f"accuracy {percent(report['accuracy'])}"
                 found.append((task, f"{name} ({report['examples']} images): {figures}"))
         return found
+
+    def _repr_html_(self) -> str:
+        """Curves, the last picture and the figures, for a notebook."""
+        return run_html(self.run)
 
     def summary(self) -> str:
         """A few lines for a terminal."""
@@ -129,7 +133,7 @@ def missing(run: Run) -> tuple[str, ...] | None:
     """What a run that has all its steps still lacks; None if it is complete."""
     artefacts = ["encoder", "classifier"]
     try:
-        stored = jsons.parse(read_bytes(run.path / _RESULTS, jsons.MOST))
+        stored = schemas.parse(read_bytes(run.path / _RESULTS, schemas.MOST))
         files = [str(name) for name in stored["files"]]
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))

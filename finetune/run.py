@@ -39,8 +39,8 @@ from afterimage.finetune.selection import (
 )
 from afterimage.finetune.setup import Setup, begin
 from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.job import Job, Say, execute
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe
@@ -124,10 +124,10 @@ class FinetuneJob(Job[FinetuneResult]):
         del stop
         return self._fresh(begin(self.setup, self.run, say))
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         del phase
         data = self.setup.data
-        return Feed(
+        return BatchLoader(
             data.labels.train,
             options=self.config,
             mesh=self.setup.mesh,

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from afterimage.checkpoints.transfer import Report
 from afterimage.checkpoints.trees import flatten
-from afterimage.data import ImageSet, eval_batches
-from afterimage.data.augment import make_augment
+from afterimage.data import ImageSet
+from afterimage.data.augmentations import make_augment
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HEAD, Classifier, HeadConfig, standardise
 from afterimage.finetune.config import FinetuneConfig
@@ -34,6 +34,7 @@ from afterimage.finetune.source import (
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
+from afterimage.training.batches import eval_batches
 from afterimage.training.mesh import check_batch, make_mesh
 from afterimage.training.stage import Phase, Stage
 from afterimage.training.sweep import Sweep, spaced

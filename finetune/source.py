@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afterimage.checkpoints.classifier import FOLDER, read_classifier
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.names import shortened
 from afterimage.checkpoints.transfer import Report, transfer
+from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_encoder
 from afterimage.data import Preprocessing
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
@@ -114,7 +113,7 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
     try:
         params, stats, manifest = read_classifier(config.from_)
     except CheckpointError as error:
-        if (pathlib.Path(config.from_) / FOLDER).is_dir():
+        if (pathlib.Path(config.from_) / CLASSIFIER).is_dir():
             raise  # there is one, and it is damaged
         names = " and ".join(asking)
         raise UserError(

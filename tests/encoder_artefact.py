@@ -3,8 +3,8 @@
 import numpy as np
 from flax import nnx
 
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.checkpoints.weights import write_encoder
 from afterimage.data import Preprocessing
 from afterimage.models import ModelConfig, Network, build_encoder
 

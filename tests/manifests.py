@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from afterimage.checkpoints import manifest
-from afterimage.checkpoints.encoder import write_encoder
+from afterimage.checkpoints.weights import write_encoder
 
 
 def encoder_manifest(**trained: Any) -> dict[str, Any]:

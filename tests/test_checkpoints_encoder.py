@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from afterimage.checkpoints import tensors
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import decode, encode, read_encoder, write_encoder
 from tests.manifests import encoder_manifest
 
 PARAMS = {"stem": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
@@ -56,7 +55,7 @@ def test_other_tools_read_the_weights(tmp_path):
 
 def test_we_read_what_other_tools_write():
     written = {"a": np.arange(4, dtype=np.int16), "b": np.ones((2, 2))}
-    read = tensors.decode(safetensors.numpy.save(written, {"format": "np"}), "x")
+    read = decode(safetensors.numpy.save(written, {"format": "np"}), "x")
     for name, array in written.items():
         np.testing.assert_array_equal(read[name], array)
         assert read[name].dtype == array.dtype
@@ -74,7 +73,7 @@ def test_we_read_what_other_tools_write():
     )
 )
 def test_encode_and_decode_are_inverse(arrays):
-    back = tensors.decode(tensors.encode(arrays), "x")
+    back = decode(encode(arrays), "x")
     assert set(back) == set(arrays)
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
@@ -133,7 +132,7 @@ def _entry(shape, offsets, dtype="F32"):
 )
 def test_what_is_not_true_is_refused_before_any_array(data, text):
     with pytest.raises(CheckpointError, match=text):
-        tensors.decode(data, "weights")
+        decode(data, "weights")
 
 
 class _Bomb:

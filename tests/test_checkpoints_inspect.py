@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from afterimage.checkpoints import inspect
-from afterimage.checkpoints.encoder import write_encoder
 from afterimage.checkpoints.errors import CheckpointError, RunLocked, UsageError
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import write_encoder
 from tests.manifests import encoder_manifest
 
 
@@ -151,7 +151,7 @@ def test_prune_counts_only_good_steps(run):
 def test_prune_waits_for_no_writer(run):
     with RunLock(run):
         # As another process would see it: this one's registry does not know the lock.
-        inspect.lock._held.clear()
+        inspect.files._held.clear()
         with pytest.raises(RunLocked):
             inspect.prune(run)
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from afterimage.checkpoints import lock
+from afterimage.checkpoints import files
 from afterimage.checkpoints.errors import RunLocked
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 
 HOLD = (
-    "import sys, time; from afterimage.checkpoints.lock import RunLock; "
+    "import sys, time; from afterimage.checkpoints.files import RunLock; "
     "RunLock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(60)"
 )
 
@@ -39,8 +39,8 @@ def test_a_second_lock_in_this_process_is_refused(tmp_path):
         with pytest.raises(RunLocked, match=f"process {os.getpid()} on"):
             RunLock(tmp_path).acquire()
     with RunLock(tmp_path):
-        assert lock.held(tmp_path)
-    assert not lock.held(tmp_path)
+        assert files.holds_lock(tmp_path)
+    assert not files.holds_lock(tmp_path)
 
 
 def test_another_process_is_named_and_its_death_by_sigkill_frees_the_lock(tmp_path):
@@ -58,7 +58,7 @@ def test_another_process_is_named_and_its_death_by_sigkill_frees_the_lock(tmp_pa
 def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
     """A data worker that outlives a killed run must not block the next."""
     code = (
-        "import os, sys, time; from afterimage.checkpoints.lock import RunLock\n"
+        "import os, sys, time; from afterimage.checkpoints.files import RunLock\n"
         "run = RunLock(sys.argv[1]); run.acquire()\n"
         "child = os.fork()\n"
         "if child == 0: os.close(1); time.sleep(60)\n"
@@ -70,7 +70,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
     process.kill()
     process.communicate()
     try:
-        assert lock.alive(child)
+        assert files.alive(child)
         with RunLock(tmp_path):
             pass
     finally:
@@ -88,7 +88,7 @@ def test_an_exception_frees_the_lock(tmp_path):
 class TestWithoutFcntl:
     @pytest.fixture(autouse=True)
     def _no_fcntl(self, monkeypatch):
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
 
     def test_a_second_writer_is_refused(self, tmp_path):
         with RunLock(tmp_path):

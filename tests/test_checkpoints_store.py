@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from afterimage.checkpoints import names
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.errors import CheckpointError, SaveError, UsageError
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import read_encoder
 from tests.manifests import encoder_manifest
 
 

@@ -279,7 +279,7 @@ def test_stream_reads_ahead_and_keeps_order(encoder):
 
 
 def test_progress_counts_images(encoder, capsys, monkeypatch):
-    monkeypatch.setattr("afterimage.data.progress._EVERY", 0)
+    monkeypatch.setattr("afterimage.notes._EVERY", 0)
     encoder.features(pictures(20), batch_size=8, progress=True)
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [
@@ -344,3 +344,12 @@ def test_the_untrained_twin_has_other_numbers_and_the_same_shapes(encoder):
     assert not np.allclose(twin.features(x), encoder.features(x), atol=1e-3)
     assert not np.allclose(twin.features(x), other.features(x), atol=1e-3)
     assert twin.manifest["trained"] == {"steps": 0, "seed": 0}
+
+
+def test_an_encoder_says_what_it_is(encoder):
+    said = repr(encoder)
+    assert encoder.config.name in said
+    assert "16 x 16 px, 3 channels" in said
+    assert f"{encoder.num_features} features" in said
+    assert encoder.manifest["data"]["name"] in said
+    assert len(said.splitlines()) <= 3

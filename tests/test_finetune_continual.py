@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError, UserError
 from afterimage.finetune.classifier import load_classifier
@@ -253,7 +253,7 @@ def check_resume(home, whole, tmp_path, **settings):
         finetune(sequence(home, run, **STEPS, **settings))
         _, found, _ = Store(run).restore(step=6)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-        stored = jsons.read(run / "results.json", schemas.Results, "")
+        stored = schemas.read(run / "results.json", schemas.Results, "")
         assert stored["continual"] == whole.results["continual"]
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afterimage.checkpoints.encoder import read_encoder, write_encoder
 from afterimage.checkpoints.errors import TransferError, UsageError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError

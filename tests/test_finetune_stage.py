@@ -8,20 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
-from afterimage.errors import UserError
+from afterimage.errors import Interrupted, UserError
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.methods.cdan import cdan
 from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.l2_sp import l2, l2_sp
 from afterimage.finetune.modes import Partial, TwoPhase
+from afterimage.runs import Run
+from afterimage.training.callbacks import Callbacks
 from afterimage.training.groups import Group, migrate, moving_parts
+from afterimage.training.loop import Fit
+from afterimage.training.mesh import make_mesh
 from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
 from afterimage.training.terms import Context, Term
+from afterimage.training.trainer import Trainer
 
 OPTIONS = FinetuneConfig(
     from_="a",
@@ -222,9 +229,7 @@ def test_resume_across_the_boundary_is_exact(tmp_path):
     """The trainer stopped after any step, in the head's phase, at the boundary and
     behind it: the same command ends bit-identical to a run that was not stopped."""
     stage = make_stage("two-phase")
-    params, stats = network()
-    mesh = make_mesh(1)
-    trainer = Trainer(stage, params, mesh=mesh, images=8)
+    trainer = Trainer(stage, network()[0], mesh=make_mesh(1), images=8)
 
     def run(name, stop_after=None):
         config = dataclasses.replace(

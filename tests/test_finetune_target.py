@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods.cdan import CDAN

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder
 from afterimage.errors import UserError
 from afterimage.finetune.data import open_all
 from afterimage.finetune.losses import cross_entropy

@@ -79,7 +79,7 @@ def test_only_one_module_imports_orbax():
             if isinstance(n, ast.Import | ast.ImportFrom)
         )
     ]
-    assert users == ["checkpoints/state.py"]
+    assert users == ["checkpoints/store.py"]
 
 
 def test_no_room_is_imported_by_its_folders_name():

@@ -7,11 +7,10 @@ from flax import nnx
 
 from afterimage import known, load_encoder
 from afterimage.__main__ import main
-from afterimage.checkpoints import tensors
+from afterimage.checkpoints.weights import decode, encode
 from afterimage.errors import UserError
 from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
-from afterimage.models.layers import Context
-from afterimage.models.norms import FrozenBatchNorm
+from afterimage.models.layers import Context, FrozenBatchNorm
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 from tests.torchvision_models import (
@@ -35,7 +34,7 @@ def narrow(monkeypatch):
 def _write(model, path):
     state = model.state_dict()
     if path.suffix == ".safetensors":
-        path.write_bytes(tensors.encode({k: v.numpy() for k, v in state.items()}))
+        path.write_bytes(encode({k: v.numpy() for k, v in state.items()}))
     else:
         torch.save(state, path)
     return path
@@ -58,7 +57,7 @@ def _assert_parity_both_ways(name, shapes, tmp_path, sizes=SIZES):
     encoder = load_encoder(tmp_path / "encoder")
     _assert_same_maps(model, encoder, sizes)
     export_encoder(tmp_path / "encoder", tmp_path / "back.safetensors")
-    back = tensors.decode((tmp_path / "back.safetensors").read_bytes(), "back")
+    back = decode((tmp_path / "back.safetensors").read_bytes(), "back")
     other = build(name, 1, shapes)
     state = {k: torch.from_numpy(v.copy()) for k, v in back.items()}
     missing, unexpected = other.load_state_dict(state, strict=False)
@@ -144,12 +143,12 @@ def test_every_mismatch_is_listed_and_the_right_model_named(
     state = build("resnet18", 0, NARROW).state_dict()
     weights = {k: v.numpy() for k, v in state.items()}
     path = tmp_path / "x.safetensors"
-    path.write_bytes(tensors.encode(weights))
+    path.write_bytes(encode(weights))
     with pytest.raises(UserError, match="it is a resnet18"):
         import_encoder(path, "resnet34", tmp_path / "e")
     del weights["bn1.bias"]
     weights |= {"odd": np.zeros(1), "conv1.weight": np.zeros((64, 3, 3, 3))}
-    path.write_bytes(tensors.encode(weights))
+    path.write_bytes(encode(weights))
     with pytest.raises(UserError) as error:
         import_encoder(path, "resnet18", tmp_path / "e")
     for part in (
@@ -166,6 +165,6 @@ def test_timms_vgg_heads_are_left_out(narrow, tmp_path):
     weights = {k: v.numpy() for k, v in state.items() if k.startswith("features.")}
     weights |= {n: np.zeros(2) for n in ("pre_logits.fc1.weight", "head.fc.weight")}
     path = tmp_path / "x.safetensors"
-    path.write_bytes(tensors.encode(weights))
+    path.write_bytes(encode(weights))
     done = import_encoder(path, "vgg11", tmp_path / "e")
     assert done.head == ("head.fc.weight", "pre_logits.fc1.weight")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from afterimage import evaluate_command, features_command, load_encoder
-from afterimage.checkpoints import tensors
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import encode, read_encoder
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
@@ -39,7 +38,7 @@ def home(tmp_path_factory, _narrow):
     for name in ("resnet50", "vgg16_bn"):
         state = build(name, 0, NARROW).state_dict()
         file = folder / f"{name}.safetensors"
-        file.write_bytes(tensors.encode({k: v.numpy() for k, v in state.items()}))
+        file.write_bytes(encode({k: v.numpy() for k, v in state.items()}))
         import_encoder(file, name, folder / name, image_size=32)
     labels = np.arange(36) % 3
     shade = 60 * labels[:, None, None, None]

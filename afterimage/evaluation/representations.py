@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from afterimage.data import ImageSet
-from afterimage.data.progress import Progress
-from afterimage.data.splits import stratified
+from afterimage.data.sets import stratified
 from afterimage.errors import DataError
 from afterimage.evaluation.alignment import alignment_matrix
 from afterimage.evaluation.budgets import FOLD_RULE, Budget, label_budgets
@@ -30,6 +29,7 @@ from afterimage.evaluation.spectrum import (
     effective_rank,
     spectrum_report,
 )
+from afterimage.notes import ProgressBar
 
 PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2
@@ -215,7 +215,7 @@ def _score_budgets(
     kinds = {kind: known[kind] for kind in wanted}
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     total = len(kinds) * sum(len(budget.draws) for budget in budgets)
-    with Progress(total, f"probes of {row}", "probes") as progress:
+    with ProgressBar(total, f"probes of {row}", "probes") as progress:
         for budget in budgets:
             for kind, score in kinds.items():
                 values, chosen = [], []

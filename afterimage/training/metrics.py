@@ -1,28 +1,32 @@
-"""metrics.jsonl always, TensorBoard beside it, Weights & Biases where asked for."""
+"""metrics.jsonl always, TensorBoard beside it, Weights & Biases where asked for.
 
+Damage to an earlier metrics.jsonl never stops a run.
+"""
+
+import contextlib
 import hashlib
+import importlib
+import io
 import json
 import logging
-import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from afterimage.checkpoints.files import replace_file
+import msgspec
+
+from afterimage.checkpoints import files
+from afterimage.checkpoints.files import finite, replace_file
 from afterimage.errors import UserError
-from afterimage.training.rows import read_rows
-from afterimage.training.tensorboard import TensorBoard
 
 _log = logging.getLogger("afterimage")
-
-
-def _plain(value: Any) -> float | int | str | None:
-    """A JSON value; what is not finite becomes null, since JSON has no NaN."""
-    if isinstance(value, str | int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
+_LONGEST = 2**20  # bytes of a line; ours have a few hundred
+_MOST = 2**32  # bytes of a file
+_DECODER = msgspec.json.Decoder(dict[str, bool | int | float | str | None])
 
 
 class MetricsWriter:
@@ -63,7 +67,10 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line; values are numbers or strings."""
         row: dict[str, Any] = {"step": step}
-        row |= {key: _plain(value) for key, value in values.items()}
+        row |= {
+            key: value if isinstance(value, str | int) else finite(float(value))
+            for key, value in values.items()
+        }
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         numbers = {k: v for k, v in row.items() if isinstance(v, float | int)}
@@ -136,3 +143,160 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
         resume="allow",
         config=dict(config),
     )
+
+
+class TensorBoard:
+    """Writes one event file, in the thread that calls.
+
+    (tensorboardX's own SummaryWriter writes in a thread that ends at the first disk
+    error, after which training waits forever for room in its queue.)
+
+    If the file cannot be written, a note is printed once and training continues.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None) -> None:
+        self._writer: Any = None
+        with self._or_without():
+            from tensorboardX.record_writer import RecordWriter
+
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard needs the second and the host; the rest makes the name new,
+            # whatever the clock says.
+            name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            name = f"events.out.tfevents.{name}.{time.monotonic_ns()}"
+            # Absolute: of a relative path the part before a colon is taken for a host.
+            self._writer = RecordWriter(str(folder.absolute() / name))
+            self._event(0, file_version="brain.Event:2")
+            if purge_step is not None:
+                # Earlier files' values from this step on are ignored.
+                session = _messages("event").SessionLog
+                self._event(purge_step, session_log=session(status=session.START))
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """The numbers of one step."""
+        made = _messages("summary").Summary()
+        for tag, value in values.items():
+            made.value.add(tag=tag, simple_value=value)
+        self._event(step, summary=made)
+
+    def picture(self, step: int, tag: str, image: Any) -> None:
+        """An RGB uint8 [H, W, 3] picture."""
+        if self._writer is not None:
+            from tensorboardX.summary import image as summary
+
+            self._event(step, summary=summary(tag, image, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """On disk when this returns."""
+        if self._writer is not None:
+            with self._or_without():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._or_without():
+                try:
+                    writer.flush()
+                finally:
+                    writer.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        if self._writer is not None:
+            event = _messages("event").Event(
+                step=step, wall_time=time.time(), **content
+            )
+            with self._or_without():
+                self._writer.write(event.SerializeToString())
+
+    @contextlib.contextmanager
+    def _or_without(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):  # closing writes once more
+                    writer.close()
+            print(
+                f"Going on without TensorBoard files: {error}. All metrics are in "
+                "metrics.jsonl.",
+                file=sys.stderr,
+            )
+
+
+def _messages(name: str) -> Any:
+    """A module of generated classes, which type checkers cannot see into."""
+    return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
+
+
+def read_rows(
+    path: pathlib.Path, note: Callable[[str], None], *, keep_bad: bool = True
+) -> list[dict[str, Any]]:
+    """The good lines of a metrics.jsonl, as dictionaries with a step >= 0.
+
+    Damaged lines are appended to `NAME.damaged` beside it, and a path that is not a
+    file is renamed to that; `note` is called with one sentence about it. A last line
+    without its end, which a killed writer leaves, is dropped silently. With
+    `keep_bad=False` nothing is written (another process does).
+    """
+    if not os.path.lexists(path):
+        return []
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        file = files.open_regular(path)
+        if os.fstat(file.fileno()).st_size > _MOST:
+            file.close()
+            raise OSError(f"has more than {_MOST} bytes")
+    except OSError as error:
+        if keep_bad:
+            new = _rename(path, aside)
+            note(f"{path} {files.reason(error)}; it was moved to {new}")
+        return []
+    rows: list[dict[str, Any]] = []
+    bad = 0
+    with file, contextlib.ExitStack() as stack:
+        kept = io.BytesIO()
+        while line := file.readline(_LONGEST):
+            row = _row(line)
+            if row is not None:
+                rows.append(row)
+            elif line.endswith(b"\n") or len(line) == _LONGEST:
+                if not bad and keep_bad:
+                    kept = stack.enter_context(aside.open("ab"))
+                bad += 1
+                _copy_line(line, file, kept if keep_bad else None)
+    if bad and keep_bad:
+        note(f"{path}: damaged lines ({bad}) were moved to {aside}")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = _DECODER.decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
+        return None
+    step = row.get("step")
+    return row if type(step) is int and 0 <= step < 2**53 else None
+
+
+def _copy_line(line: bytes, file: io.BufferedReader, to: Any) -> None:
+    """A bad line, however long it is, in pieces."""
+    while line:
+        if to is not None:
+            to.write(line)
+        if line.endswith(b"\n"):
+            return
+        line = file.readline(_LONGEST)
+    if to is not None:
+        to.write(b"\n")
+
+
+def _rename(path: pathlib.Path, aside: pathlib.Path) -> pathlib.Path:
+    """Move a path to a new name; nothing is overwritten."""
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = aside.with_name(f"{path.name}.damaged-{number}")
+    return path.rename(aside)

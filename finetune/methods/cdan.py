@@ -27,7 +27,7 @@ from afterimage.finetune.methods._adversarial import (
     told_apart,
 )
 from afterimage.finetune.methods._alignment import FEATURES, LOGITS, Alignment
-from afterimage.models.network import Network
+from afterimage.models.encoder import Network
 from afterimage.training.terms import Term, TermResult, View
 
 MOST_JOINT = 4096

@@ -23,7 +23,7 @@ from afterimage.finetune.methods._adversarial import (
     told_apart,
 )
 from afterimage.finetune.methods._alignment import FEATURES, Alignment
-from afterimage.models.network import Network
+from afterimage.models.encoder import Network
 from afterimage.training.terms import Term, TermResult, View
 
 

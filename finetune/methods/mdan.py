@@ -30,7 +30,7 @@ from afterimage.finetune.methods._adversarial import (
 )
 from afterimage.finetune.methods._alignment import FEATURES, Alignment
 from afterimage.finetune.methods.sources import SOURCE
-from afterimage.models.network import Network, Tree
+from afterimage.models.encoder import Network, Tree
 from afterimage.training.terms import Term, TermResult, View
 
 MDAN_WEIGHT = 0.01

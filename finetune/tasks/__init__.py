@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from afterimage.finetune.data import Data
     from afterimage.finetune.run import FinetuneJob
     from afterimage.runs import Run
+else:  # naming a task must not start JAX
+    FinetuneConfig = Data = FinetuneJob = Run = Any
 
 TASKS: Registry[Any] = Registry("task", "afterimage.finetune.tasks")
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from afterimage.checkpoints.files import finite
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.data import ImageSet, choose_labels
@@ -30,7 +31,7 @@ from afterimage.finetune.selection import choose_rule
 from afterimage.finetune.setup import Setup, begin, build, make_head, stage_of
 from afterimage.finetune.tasks import TASKS, Task
 from afterimage.report import logged
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.groups import Group
 from afterimage.training.job import Say
 from afterimage.training.signals import StopSignal
@@ -340,11 +341,11 @@ class ContinualJob(FinetuneJob):
             self.run.metrics.write(0, row)
         return state
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         streams = {}
         for method in self.config.methods:
             streams |= method.phase_streams(self.setup, phase)
-        return Feed(
+        return BatchLoader(
             self._images(phase),
             options=self.config,
             mesh=self.setup.mesh,
@@ -407,8 +408,8 @@ class ContinualJob(FinetuneJob):
             "method": " ".join(m.name for m in self.config.methods)
             or ("joint" if self.plan.joint else "none"),
             "tasks": names,
-            "accuracy": [_known(row) for row in accuracy],
-            "before": None if before is None else _known(before),
+            "accuracy": finite(accuracy.tolist()),
+            "before": None if before is None else finite(before.tolist()),
             **continual_measures(accuracy, before),
         }
         results = outline(self.setup, self.rule, step)
@@ -431,10 +432,6 @@ class ContinualJob(FinetuneJob):
         )
         classes = tasks.head_classes()
         return self.write((params, stats), step, classes, results, task=sections)
-
-
-def _known(row: Float[np.ndarray, " t"]) -> list[float | None]:
-    return [None if np.isnan(x) else float(x) for x in row]
 
 
 def continual_measures(

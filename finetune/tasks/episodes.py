@@ -28,7 +28,7 @@ from afterimage.finetune.setup import Setup, build, make_head, stage_of
 from afterimage.finetune.source import load_weights
 from afterimage.finetune.tasks import TASKS, Task
 from afterimage.finetune.tasks._sampler import (
-    EpisodeFeed,
+    EpisodeLoader,
     Sampler,
     Shape,
     by_neighbour,
@@ -36,7 +36,7 @@ from afterimage.finetune.tasks._sampler import (
     split_classes,
 )
 from afterimage.runs import Run
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.groups import Group
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Phase, Stage
@@ -140,9 +140,9 @@ class EpisodeJob(FinetuneJob):
         self.method, self.held = method, held
         self._scorer = method.scorer(setup)
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         del phase
-        return EpisodeFeed(self.setup.plan, options=self.config, mesh=self.setup.mesh)
+        return EpisodeLoader(self.setup.plan, options=self.config, mesh=self.setup.mesh)
 
     def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
         del step

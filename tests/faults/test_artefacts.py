@@ -12,10 +12,10 @@ import pytest
 
 from afterimage import known, load_encoder
 from afterimage.__main__ import main
-from afterimage.checkpoints import files, inspect, jsons, schemas, tensors
-from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints import files, inspect, schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import encode, read_encoder
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HeadConfig
@@ -209,7 +209,7 @@ def test_sealed_weights_that_are_none_are_refused(folder, header, body, names):
 def test_weights_that_are_not_finite_are_named_and_counted(folder, tree, value, dtype):
     bad = np.ones(7, jnp.dtype(dtype))
     bad[[1, 5]] = value
-    replace_weights(folder, tensors.encode({f"{tree}/a/b": bad}))
+    replace_weights(folder, encode({f"{tree}/a/b": bad}))
     refused(folder, f"'{tree}/a/b': 2 of 7 numbers")
 
 
@@ -447,14 +447,14 @@ def foreign(path, **changes):
     weights = {name: np.ones(shape) for name, (_, shape) in wanted.items()}
     for name, value in changes.items():
         weights[f"features.0.{name}"].flat[2] = value
-    path.write_bytes(tensors.encode(weights))
+    path.write_bytes(encode(weights))
     return weights
 
 
 def test_thousands_of_foreign_names_are_a_short_message(tiny, tmp_path):
     path = tmp_path / "x.safetensors"
     names = {f"name{n}": np.zeros(1, np.float32) for n in range(5000)}
-    path.write_bytes(tensors.encode(names))
+    path.write_bytes(encode(names))
     with pytest.raises(UserError, match=r"(?s)missing.*and \d+ more") as error:
         known.import_encoder(path, "vgg11", tmp_path / "e", image_size=32)
     assert len(str(error.value)) < 10_000
@@ -499,7 +499,7 @@ def test_a_deviation_that_cannot_be_is_not_imported(tiny, tmp_path, std):
 
 def test_one_name_with_and_without_module_is_refused(tmp_path):
     arrays = {name: np.ones(1) for name in ("a", "module.a")}
-    (tmp_path / "x.safetensors").write_bytes(tensors.encode(arrays))
+    (tmp_path / "x.safetensors").write_bytes(encode(arrays))
     with pytest.raises(CheckpointError, match="module"):
         known.read_weights(tmp_path / "x.safetensors")
 
@@ -529,14 +529,14 @@ SIZES = [7, 8, 2**14, 2**14 + 1]
 def test_settings_and_manifests_know_the_same_bounds(field, value):
     """What a model may be set to is what is read again."""
     stored = {**encoder_manifest()["model"], field: value}
-    wrong = jsons.mistakes(stored, schemas.Model)
+    wrong = schemas.mistakes(stored, schemas.Model)
     # The smallest image is the model's own matter.
     if wrong or value == [8, 7]:
         with pytest.raises(UserError, match=field):
             ModelConfig.from_dict(stored)
     else:
         again = ModelConfig.from_dict(stored).to_dict()
-        assert not jsons.mistakes(again, schemas.Model)
+        assert not schemas.mistakes(again, schemas.Model)
 
 
 def test_the_schemas_have_the_fields_of_what_they_describe():

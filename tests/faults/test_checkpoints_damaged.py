@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afterimage.checkpoints.errors import CheckpointError, RunLocked
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from afterimage.checkpoints.store import Store
 from tests.manifests import encoder_manifest
 

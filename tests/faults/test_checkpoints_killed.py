@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from afterimage.checkpoints import inspect
-from afterimage.checkpoints.encoder import read_encoder
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import read_encoder
 
 # Imports once, then forks a saver for each folder it is told; JAX starts in the child.
 SAVER = """
 import os, sys, itertools
 import numpy as np, jax
 from afterimage.checkpoints.store import Store
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from tests.manifests import encoder_manifest
 parent = os.getpid()
 def save_for_ever(folder):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from afterimage.checkpoints import files, inspect
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.lock import RunLock
+from afterimage.checkpoints.files import RunLock
 from afterimage.checkpoints.store import Store
 from afterimage.cli import exit_code
 from afterimage.data import open_data

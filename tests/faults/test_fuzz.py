@@ -20,11 +20,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from afterimage.checkpoints import inspect, manifest, tensors
-from afterimage.checkpoints.classifier import read_classifier, write_classifier
-from afterimage.checkpoints.encoder import read_encoder
+from afterimage.checkpoints import inspect, manifest
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import (
+    encode,
+    read_classifier,
+    read_encoder,
+    write_classifier,
+)
 from afterimage.encoder import Encoder
 from afterimage.errors import AfterimageError
 from afterimage.evaluate_command import EvaluateConfig
@@ -34,7 +38,7 @@ from afterimage.finetune.report import FinetuneResult
 from afterimage.known import read_weights
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.runs import Run
-from afterimage.training.rows import read_rows
+from afterimage.training.metrics import read_rows
 from tests import encoder_artefact, mutations, torch_pickles
 from tests.faults.test_run_files import GOOD, LABELS, RESULTS
 from tests.manifests import (
@@ -244,7 +248,7 @@ def _damage_torch(draw, files):
 
 def _make_export(folder):
     weights = {f"layer{n}.conv.weight": np.ones((2, 3), np.float32) for n in range(3)}
-    (folder / "x.safetensors").write_bytes(tensors.encode(weights))
+    (folder / "x.safetensors").write_bytes(encode(weights))
 
 
 def _damage_export(draw, files):

@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.encoder import read_encoder
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import read_encoder
 from tests.helpers import environment, limited
 from tests.test_finetune_program import write_npz
 

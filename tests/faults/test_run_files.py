@@ -7,13 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from afterimage.checkpoints import jsons, schemas
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.probes import Probes
-from afterimage.pretrain.program import pretrain as run_program
+from afterimage.pretrain.evaluation import Probes
+from afterimage.pretrain.run import pretrain as run_program
 from afterimage.runs import Run, write_json
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 
@@ -213,7 +213,7 @@ RESULTS = {
 )
 def test_labels_and_results_are_read_as_they_are_written(tmp_path, value, kind):
     write_json(tmp_path / "x.json", value)
-    assert jsons.read(tmp_path / "x.json", kind, "delete it") == value
+    assert schemas.read(tmp_path / "x.json", kind, "delete it") == value
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_damaged_labels_and_results_are_named(tmp_path, change, kind, names):
     good = LABELS if kind is schemas.Labels else RESULTS
     write_json(tmp_path / "x.json", {**good, **change})
     with pytest.raises(CheckpointError) as error:
-        jsons.read(tmp_path / "x.json", kind, "delete it")
+        schemas.read(tmp_path / "x.json", kind, "delete it")
     assert error.value.exit_code == 3
     for part in ("x.json", names, "delete it"):
         assert part in str(error.value)
@@ -269,7 +269,7 @@ def test_damaged_baselines_are_measured_again(tmp_path, text):
 
 def test_what_is_not_finite_is_written_as_null(tmp_path):
     write_json(tmp_path / "x.json", {"a": [np.nan, {"b": -np.inf}], "c": 1})
-    assert jsons.parse((tmp_path / "x.json").read_bytes()) == {
+    assert schemas.parse((tmp_path / "x.json").read_bytes()) == {
         "a": [None, {"b": None}],
         "c": 1,
     }

@@ -1,0 +1,211 @@
+"""What is known of a run from its folder, and several runs side by side."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afterimage.checkpoints import manifest, schemas
+from afterimage.errors import UserError
+from afterimage.report.chart import Points
+from afterimage.report.page import Grid, logged, notebook, write_report
+from afterimage.training.metrics import read_rows
+
+_MEASURES = ("accuracy", "macro_f1", "calibration_error")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A run of either stage, as its folder tells it; the run may still be going on."""
+
+    path: pathlib.Path
+    kind: str
+    """The stage: "pretrain" or "finetune"."""
+    settings: Mapping[str, Any]
+    """Every setting by its name in the stage's config; settings of a choice, such as
+    the objective, are mappings."""
+    data: str
+    """The name of the images, "" where they were never opened."""
+    step: int
+    """The last step that was logged or saved."""
+    steps: int
+    """Steps that were asked for, by the settings; 0 where they do not say."""
+    finished: bool
+    """Whether the final files are there."""
+    figures: Mapping[str, float]
+    """The last evaluation by metric; of a finished fine-tuning run also `test accuracy`
+    and the like. Shares are in [0, 1]."""
+    curves: Mapping[str, Points]
+    """(step, value) of every logged number: `train/loss`, `eval/loss`, …"""
+    picture: pathlib.Path | None
+    """The last picture of an evaluation."""
+
+
+def read_run(folder: str | os.PathLike[str]) -> RunRecord:
+    """The record of a run folder; nothing in it is written or locked.
+
+    Raises UserError where the folder is not one of a run, CheckpointError where its
+    config.json or results.json is damaged.
+    """
+    path = pathlib.Path(folder)
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is not a run folder: it has no config.json. Name a folder that "
+            "`--out` of pretrain or finetune made."
+        )
+    stored = schemas.read(path / "config.json", schemas.Config, "restore it")
+    rows = read_rows(path / "metrics.jsonl", lambda note: None, keep_bad=False)
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    curves = {name: points for name in names if (points := logged(rows, name))}
+    figures = {
+        name.removeprefix("eval/"): points[-1][1]
+        for name, points in curves.items()
+        if name.startswith("eval/")
+    }
+    results = path / "results.json"
+    if results.is_file():
+        figures |= _final(schemas.read(results, schemas.Results, "delete it"))
+    final = results if stored["kind"] == "finetune" else path / "encoder"
+    pictures = sorted((path / "pictures").glob("step-*.png"))
+    logged_steps = [row["step"] for row in rows]
+    return RunRecord(
+        path=path,
+        kind=stored["kind"],
+        settings=stored["config"],
+        data=(stored.get("data") or {}).get("name", ""),
+        step=max([0, *logged_steps, *manifest.complete_steps(path)]),
+        steps=_steps(stored["config"]),
+        finished=final.exists(),
+        figures=figures,
+        curves=curves,
+        picture=pictures[-1] if pictures else None,
+    )
+
+
+def comparison(records: Sequence[RunRecord]) -> Grid:
+    """(header, rows) of one table: a row a run, with what it does not share.
+
+    Columns: the run, its step, the settings that differ between the runs, and the
+    figures that every run has, or all figures where none is shared.
+
+    Raises UserError for no runs.
+    """
+    if not records:
+        raise UserError("no runs to compare: name at least one run folder.")
+    settings = [dict(_flat(record.settings)) for record in records]
+    names = dict.fromkeys(name for one in settings for name in one)
+    differ = [
+        name
+        for name in names
+        if name != "out" and any(s.get(name) != settings[0].get(name) for s in settings)
+    ]
+    shared = [n for n in records[0].figures if all(n in r.figures for r in records)]
+    figures = shared or list(dict.fromkeys(n for r in records for n in r.figures))
+    rows = [
+        [
+            str(record.path),
+            f"{record.step:,}" + ("" if record.finished else " (not finished)"),
+            *(own.get(name) for name in differ),
+            *(record.figures.get(name) for name in figures),
+        ]
+        for record, own in zip(records, settings)
+    ]
+    return ["run", "step", *differ, *figures], rows
+
+
+def write_comparison(
+    path: str | os.PathLike[str], records: Sequence[RunRecord]
+) -> pathlib.Path:
+    """Write one page: the table of `comparison`, and charts of all runs together.
+
+    Charts are of what two runs or more have logged, evaluations first.
+    """
+    grid = comparison(records)
+    counts: dict[str, int] = {}
+    for record in records:
+        for name in record.curves:
+            counts[name] = counts.get(name, 0) + 1
+    least = min(2, len(records))
+    names = [n for n in counts if counts[n] >= least and not n.startswith("time/")]
+    names.sort(key=lambda name: not name.startswith("eval/"))
+    return write_report(
+        pathlib.Path(path),
+        title=f"{len(records)} runs",
+        lead=" · ".join(str(record.path) for record in records),
+        grids={"Runs": grid},
+        curves={
+            name: {str(r.path): r.curves[name] for r in records if name in r.curves}
+            for name in names
+        },
+        logarithmic=[name for name in names if name.endswith("loss")],
+        pictures={
+            str(r.path): (f"After step {_step_of(r.picture):,}", r.picture)
+            for r in records
+            if r.picture is not None
+        },
+    )
+
+
+_CHARTS = {
+    "Loss": {"training": "train/loss", "validation": "eval/loss"},
+    "Accuracy": {"training": "train/accuracy", "validation": "eval/accuracy"},
+    "Probe accuracy": {"kNN": "eval/knn", "ridge probe": "eval/ridge"},
+}
+
+
+def run_html(folder: str | os.PathLike[str]) -> str:
+    """A run for a notebook's cell: its curves, last picture and figures."""
+    record = read_run(folder)
+    picture = record.picture
+    return notebook(
+        title=f"{record.kind} on {record.data}",
+        lead=str(record.path),
+        picture=picture and (f"After step {_step_of(picture):,}", picture),
+        curves={
+            chart: {label: record.curves.get(key, ()) for label, key in series.items()}
+            for chart, series in _CHARTS.items()
+        },
+        logarithmic=["Loss"],
+        grids={"Figures": (["", "value"], list(record.figures.items()))},
+        unfinished=None if record.finished else (record.step, record.steps),
+    )
+
+
+def _final(results: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of results.json by name: `test accuracy`, `forgetting`, …"""
+    found = {
+        f"{split} {measure.replace('_', ' ')}": results[split][measure]["value"]
+        for split in ("validation", "test")
+        if results[split] is not None
+        for measure in _MEASURES
+    }
+    for name in ("average_accuracy", "forgetting", "forward_transfer"):
+        found[name.replace("_", " ")] = results.get("continual", {}).get(name)
+    if results.get("episodes") is not None:
+        row = results["episodes"]["accuracy"][results["episodes"]["method"]]
+        found["accuracy on held-out episodes"] = row["value"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings with those of a choice as `objective.ratio`; `methods.0.weight`."""
+    found: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            value = dict(zip(map(str, range(len(value))), value))
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, value))
+    return found
+
+
+def _steps(settings: Mapping[str, Any]) -> int:
+    steps = settings.get("steps")
+    return steps if isinstance(steps, int) else 0
+
+
+def _step_of(picture: pathlib.Path | None) -> int:
+    number = picture.stem.removeprefix("step-") if picture is not None else ""
+    return int(number) if number.isdecimal() else 0
