@@ -27,9 +27,12 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """What the network learns to do. In Python a name, an instance such as
     Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
 
+    data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
+
     model: str = "conv"
-    """The encoder: conv, conv-classic, conv-masci, conv-patches, resnet18/34/50,
-    convnext-atto/femto/pico/nano/tiny."""
+    """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None
     """Normalisation inside the network. Default: the model's own."""
