@@ -151,7 +151,9 @@ def all_flags(
                     hint=tuple[str, ...]
                     if choice and choice.several
                     else (str if choice else hints[name]),
-                    about=_in_flags(field_documents(config).get(name, ""), config),
+                    about=_choice_about(name, field_documents(config).get(name, ""))
+                    if choice
+                    else _in_flags(field_documents(config).get(name, ""), config),
                     default=default if default != () else None,
                     heading=common.get(name, heading),
                     common=name in common,
@@ -164,6 +166,14 @@ def all_flags(
         for one in as_mappings(settings.get(field, ())):
             found += _choice_flags(field, choice, one, defaults)
     return _short(found, command)
+
+
+def _choice_about(name: str, text: str) -> str:
+    """The document of a choice, without how it is given in Python."""
+    flag = _flag(name)
+    return (
+        f"{text.partition(' In Python ')[0]} `{flag} NAME --help` shows its settings."
+    )
 
 
 def _choice_flags(

@@ -134,10 +134,9 @@ def comparison_text(records: Sequence[RunRecord]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "–"
-    text = (
-        "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-    )
-    return str(text) if len(str(text)) <= _WIDEST else f"…{str(text)[-_WIDEST + 1 :]}"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "–" if value is None else text
+    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST + 1 :]}"
 
 
 def _figure(record: RunRecord, name: str) -> float | str | None:
