@@ -12,7 +12,7 @@ from afterimage.data.files import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
-from afterimage.evaluation.render import report_text
+from afterimage.evaluation.text import report_text
 from afterimage.finetune.artefact import LoadedClassifier, load_classifier
 from afterimage.finetune.labels import HEAD, matched
 from afterimage.finetune.scoring import Scorer

@@ -8,7 +8,7 @@ from typing import Any
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
-from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
+from afterimage.evaluation.text import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json

@@ -1,24 +1,33 @@
-"""What an encoder is worth: probes, spectrum, alignment, confusion, calibration."""
+"""How good features are: probes, spectrum, alignment, confusion, calibration."""
 
-from afterimage.evaluation.alignment import alignment_matrix, linear_cka
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.embedding import draw_embedding, embed
-from afterimage.evaluation.knn import choose_k, knn_accuracy, knn_predict
-from afterimage.evaluation.layers import (
+from afterimage.evaluation.logistic import fit_logistic
+from afterimage.evaluation.probes import (
+    LinearProbe,
+    StreamedRidge,
+    choose_k,
+    fit_ridge,
+    knn_accuracy,
+    knn_predict,
+    pixel_vectors,
+    probe_report,
+    ridge_accuracy,
+)
+from afterimage.evaluation.representations import Protocol, representation_report
+from afterimage.evaluation.spectrum import (
+    Moments,
+    alignment_matrix,
+    collapsed_dimensions,
+    effective_rank,
+    linear_cka,
+)
+from afterimage.evaluation.text import report_text, representation_text
+from afterimage.evaluation.vectors import (
     Representation,
     encoder_representation,
     pixel_representation,
-    pixel_vectors,
 )
-from afterimage.evaluation.linear import LinearProbe
-from afterimage.evaluation.logistic import fit_logistic
-from afterimage.evaluation.moments import Moments
-from afterimage.evaluation.probes import probe_report
-from afterimage.evaluation.render import report_text
-from afterimage.evaluation.representations import Protocol, representation_report
-from afterimage.evaluation.representations_text import representation_text
-from afterimage.evaluation.ridge import StreamedRidge, fit_ridge, ridge_accuracy
-from afterimage.evaluation.spectrum import collapsed_dimensions, effective_rank
 
 __all__ = [
     "LinearProbe",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.evaluation.knn import unit_rows
+from afterimage.evaluation.probes import unit_rows
 from afterimage.finetune.artefact import head_entry, write_artefacts
 from afterimage.finetune.episodes.parts import EpisodeParts
 from afterimage.finetune.episodes.sampler import EpisodeFeed, Sampler, Shape
