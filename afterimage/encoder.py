@@ -17,7 +17,6 @@ from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
-from afterimage.data.progress import Progress
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare
 from afterimage.manifest import stored_model, stored_preprocessing
@@ -29,9 +28,10 @@ from afterimage.models import (
     build_encoder,
     pool_features,
 )
-from afterimage.models.config import MIN_IMAGE_SIZE
+from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
+from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one
@@ -333,7 +333,7 @@ def _joined(parts: Iterator[Any], total: int) -> Any:
 
 
 def _shown(parts: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
-    with Progress(total, "features") as progress:
+    with ProgressBar(total, "features") as progress:
         for part in parts:
             yield part
             progress.add(len(part))

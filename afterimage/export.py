@@ -14,10 +14,10 @@ import numpy as np
 
 from afterimage.checkpoints.files import alive, cannot_hold, disk_fault
 from afterimage.data import ImageSet
-from afterimage.data.progress import Progress
 from afterimage.encoder import Encoder
 from afterimage.errors import DiskError, UserError
 from afterimage.fields import place_problems
+from afterimage.notes import ProgressBar
 
 # Vectors held until they are written as one row group of a Parquet file.
 _ROWS_TOGETHER = 8192
@@ -53,7 +53,7 @@ def export_features(
         raise UserError("there are no images to take features of.")
     try:
         with _complete_or_absent(out) as partial:
-            with partial.open("wb") as file, Progress(rows, "features") as progress:
+            with partial.open("wb") as file, ProgressBar(rows, "features") as progress:
                 writer = make(file, (rows, width), _labelled(sets))
                 with contextlib.ExitStack() as failing:
                     failing.callback(writer.abandon)

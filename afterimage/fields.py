@@ -11,6 +11,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from afterimage.errors import did_you_mean
+from afterimage.plugins import AUGMENTATIONS
+
 MOST = 2**31 - 1
 """The largest whole number: what counters on a device can hold."""
 _LARGEST = 1e30
@@ -25,12 +28,13 @@ _LIMITS = {
     "label_seeds": 2**16,
     "pictures": 1000,
     "image_size": 2**13,
-    "mask_patch": 2**13,
+    "patch": 2**13,
     "channels": 2**10,
 }
 """The largest sizes: more is a mistake, and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
+_AUGMENTATIONS = frozenset({"augment", "weak_augment", "strong_augment"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
 """Of one part of a path, on every common file system."""
@@ -59,7 +63,23 @@ def field_problems(config: Any) -> list[str]:
                 found += place_problems(shown, one)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)
+            elif field.name in _AUGMENTATIONS:
+                known = AUGMENTATIONS.names()
+                if one not in known:
+                    hint = did_you_mean(str(one), known)
+                    listed = ", ".join(known)
+                    found.append(
+                        f"{shown}={one!r} is unknown{hint} There are: {listed}"
+                    )
     return found
+
+
+def _augmentation_problems(name: str, value: Any) -> list[str]:
+    known = AUGMENTATIONS.names()
+    if value in known:
+        return []
+    hint = did_you_mean(str(value), known)
+    return [f"{name}={value!r} is unknown{hint} There are: {', '.join(known)}"]
 
 
 @functools.cache
@@ -129,9 +149,9 @@ def spec_problems(name: str, value: Any) -> list[str]:
         return [f"{name}={value!r}: a text such as folder:PATH"]
     remote = _REMOTE.search(value)
     if remote:
-        from afterimage.data.sources import SOURCES
+        from afterimage.plugins import SOURCES
 
-        if remote[1] not in SOURCES:
+        if remote[1] not in SOURCES.names():
             return [_elsewhere(name, value, remote[1])]
     kind, _, rest = value.partition(":")
     return _path_problems(name, rest if rest.strip() else kind)

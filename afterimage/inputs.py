@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from afterimage.data import Preprocessing
-from afterimage.data.resize import looks_channels_first, transposed_hint
+from afterimage.data.pixels import looks_channels_first, transposed_hint
 from afterimage.errors import UserError
 
 Batch = np.ndarray | list[np.ndarray]

@@ -29,6 +29,7 @@ from afterimage.data import Preprocessing
 from afterimage.errors import DiskError, UserError, did_you_mean
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
+from afterimage.models.encoders.vgg import VGG
 
 KNOWN = (
     "resnet18",
@@ -207,7 +208,7 @@ def torch_name(path: str, config: ModelConfig) -> str:
     leaf = _LEAVES[parts[-1]]
     if parts[0] == "stem":
         return f"{'conv1' if parts[1] == 'conv' else 'bn1'}.{leaf}"
-    if config.preset.family == "vgg":
+    if issubclass(config.encoder, VGG):
         return _vgg_name(int(parts[1]), parts[2], int(parts[3]), config) + f".{leaf}"
     _, stage, _, block, *layer, _ = parts
     inside = ".".join(layer)
@@ -220,7 +221,7 @@ def torch_name(path: str, config: ModelConfig) -> str:
 def _vgg_name(stage: int, kind: str, number: int, config: ModelConfig) -> str:
     """`features.N`: convolution, norm where there is one, relu; a pooling a stage."""
     step = 2 if config.norm == "none" else 3
-    depths = config.preset.depths
+    depths = config.encoder.depths
     before = sum(step * depth + 1 for depth in depths[:stage])
     return f"features.{before + step * number + (kind == 'norms')}"
 

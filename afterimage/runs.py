@@ -30,6 +30,7 @@ from afterimage.checkpoints.names import printable, shown
 from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
+from afterimage.settings import dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -229,12 +230,12 @@ class Run:
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that differ from the folder's and may not."""
-        old = self._settings(stored)
+        old, new = dotted(self._settings(stored)), dotted(self.config)
         return [
-            f"{printable(key)}: {shown(old.get(key))} in the folder, "
-            f"{self.config.get(key)!r} asked for"
-            for key in sorted(set(old) | set(self.config))
-            if key not in FREE_TO_CHANGE and old.get(key) != self.config.get(key)
+            f"{printable(key)}: {shown(old.get(key))} in the folder, {new.get(key)!r} "
+            "asked for"
+            for key in sorted(set(old) | set(new))
+            if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
         ]
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,6 +326,6 @@ def _defaults(config: Any) -> dict[str, Any]:
 def _as_dict(config: Any) -> dict[str, Any]:
     values: Any = config
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = dataclasses.asdict(config)
+        values = to_dict(config)
     # Through JSON, so that tuples compare equal to what was stored.
     return json.loads(json.dumps(dict(values), default=str))

@@ -95,6 +95,27 @@ def to_dict(config: Any) -> dict[str, Any]:
     return found
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain nested values in one level: {"objective": "masked", "objective.ratio": …}.
+
+    A choice's name is its own value; several choices are `methods.NAME`.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        path = prefix + key
+        if isinstance(value, Mapping) and "name" in value:
+            own = {k: v for k, v in value.items() if k != "name"}
+            found |= {path: value["name"], **dotted(own, path + ".")}
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            found[path] = [one["name"] for one in value]
+            for one in value:
+                own = {k: v for k, v in one.items() if k != "name"}
+                found |= dotted(own, f"{path}.{one['name']}.")
+        else:
+            found[path] = value
+    return found
+
+
 def _each(value: Any, choice: Choice) -> Sequence[Any]:
     return value if choice.several else (value,)
 

@@ -58,7 +58,7 @@ def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
 def run(demo: Demo) -> None:
     """Everything, one line a run; then the table, the folders, the picture."""
     from afterimage.pretrain.presets import preset_config
-    from afterimage.pretrain.program import pretrain
+    from afterimage.pretrain.run import pretrain
 
     runtime.start()
     out, began = pathlib.Path(demo.out), time.perf_counter()

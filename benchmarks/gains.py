@@ -7,12 +7,12 @@ from benchmarks.results import figure, read_results
 
 
 class Gain(NamedTuple):
-    """One line: what a method gained over doing without it."""
+    """One line: a method and its control."""
 
     situation: str
-    """What one has."""
+    """What the user has."""
     method: str
-    """What one takes."""
+    """What to use."""
     cost: str
     table: str
     row: str
@@ -25,49 +25,49 @@ class Gain(NamedTuple):
 
 GAINS: Sequence[Gain] = (
     Gain(
-        "digits, one label a class",
-        "`full` after pretraining",
+        "digits, 1 label per class",
+        "pretraining, mode `full`",
         "pretraining, once",
         "few-labels",
         "full-10",
         "scratch-10",
     ),
     Gain(
-        "digits, ten a class",
-        "`full` after pretraining",
+        "digits, 10 per class",
+        "pretraining, mode `full`",
         "pretraining, once",
         "few-labels",
         "full-100",
         "scratch-100",
     ),
     Gain(
-        "photos, ten a class",
-        "`partial` after pretraining",
+        "photos, 10 per class",
+        "pretraining, mode `partial`",
         "pretraining, once",
         "few-labels-cifar10",
         "partial-100",
         "scratch-100",
     ),
     Gain(
-        "photos, a hundred a class",
-        "`full` after pretraining",
+        "photos, 100 per class",
+        "pretraining, mode `full`",
         "pretraining, once",
         "few-labels-cifar10",
         "full-1000",
         "scratch-1000",
     ),
     Gain(
-        "photos, 5,000 a class, a linear classifier",
+        "photos, 5,000 per class, a linear classifier",
         "preset `patches`, frozen",
-        "three and a half minutes of pretraining",
+        "3.5 minutes of pretraining",
         "cifar10-patches",
         "linear-probe",
         "untrained-probe",
         results="representations",
     ),
     Gain(
-        "digits, 6,000 a class",
-        "`full` after pretraining",
+        "digits, 6,000 per class",
+        "pretraining, mode `full`",
         "pretraining, once",
         "mnist-labels",
         "best-all",
@@ -75,61 +75,61 @@ GAINS: Sequence[Gain] = (
         results="representations",
     ),
     Gain(
-        "the same, a prediction may take longer",
-        "`evaluate --views shift`",
-        "nine predictions for one",
+        "the same, prediction time does not matter",
+        "nine shifted views",
+        "9 × prediction",
         "mnist-labels",
         "views-all",
         "best-all",
         results="representations",
     ),
     Gain(
-        "ten a class, the other images without labels",
-        "`--unlabelled rest`",
-        "two to three times a run",
+        "10 per class, and unlabelled images",
+        "pseudo-labels",
+        "2 to 3 × training",
         "mnist-labels",
         "pseudo-labels-100",
         "best-100",
         results="representations",
     ),
     Gain(
-        "the same, kinds that the labels lack",
-        "`--propagation 0.5`",
-        "two and a half minutes, once",
+        "the same, the labels miss a kind of image",
+        "label propagation as well",
+        "2.5 minutes, once",
         "mnist-labels",
         "propagated-100",
         "pseudo-labels-100",
         results="representations",
     ),
     Gain(
-        "a hundred a class, and the others",
-        "`--unlabelled rest`",
-        "two to three times a run",
+        "100 per class, and unlabelled images",
+        "pseudo-labels",
+        "2 to 3 × training",
         "mnist-labels",
         "pseudo-labels-1000",
         "best-1000",
         results="representations",
     ),
     Gain(
-        "labels elsewhere, images that look otherwise",
-        "`--align mmd`",
-        "up to twice a run",
+        "labels of another domain, images look different",
+        "MMD",
+        "up to 2 × training",
         "mnist-usps-shift",
         "mmd",
         "source-only",
     ),
     Gain(
-        "the same, the difference drawn by augmentation",
+        "the same, augmentation covers the difference",
         "preset `adapt-pseudo-labels`",
-        "two to three times a run",
+        "2 to 3 × training",
         "mnist-usps",
         "pseudo-labels, counted",
         "source-only",
     ),
     Gain(
-        "the same, from the plainer domain to the richer",
-        "`--align cdan-e`",
-        "up to twice a run",
+        "the same, from the plain to the varied domain",
+        "CDAN+E",
+        "up to 2 × training",
         "usps-mnist",
         "cdan-e",
         "source-only",
@@ -137,63 +137,63 @@ GAINS: Sequence[Gain] = (
     Gain(
         "figures on black, the target on photos",
         "preset `adapt-ink`",
-        "two to three times a run",
+        "2 to 3 × training",
         "mnist-coloured",
         "ink + pseudo-labels",
         "source-only",
     ),
     Gain(
-        "a network that must be small",
-        "`--teacher`",
-        "two and a half times a step",
+        "the network must be small",
+        "distillation",
+        "2.5 × a step",
         "distillation-mnist",
         "student-distilled",
         "student",
     ),
     Gain(
         "the same, with augmentation",
-        "`--teacher`",
-        "two and a half times a step",
+        "distillation",
+        "2.5 × a step",
         "distillation-mnist",
         "student-augmented-distilled",
         "student-augmented",
     ),
     Gain(
-        "the same, four times as long",
-        "`--teacher`, augmentation",
-        "two and a half times a step",
+        "the same, 4 × as long",
+        "distillation",
+        "2.5 × a step",
         "distillation-mnist",
         "student-long-distilled",
         "student-long",
     ),
     Gain(
-        "classes that come group after group",
-        "`--continual replay`",
-        "100 images a class, kept",
+        "classes arrive group after group",
+        "replay",
+        "100 stored images per class",
         "split-mnist-class",
         "replay",
         "none",
     ),
     Gain(
-        "tasks with a head each, no image kept",
-        "`--continual ewc`",
+        "tasks with one head each, no stored images",
+        "EWC",
         "two copies of the model",
         "split-mnist-task",
         "ewc",
         "none",
     ),
     Gain(
-        "new classes of one image each",
-        "`--meta proto-maml`",
-        "four times prototypes",
+        "new classes, one image each",
+        "Proto-MAML",
+        "4 × prototypes",
         "omniglot-5w1s",
         "proto-maml",
         "frozen encoder, nearest neighbour",
     ),
     Gain(
-        "new classes of five images each",
-        "`--meta proto-maml`",
-        "four times prototypes",
+        "new classes, five images each",
+        "Proto-MAML",
+        "4 × prototypes",
         "omniglot-5w5s",
         "proto-maml",
         "frozen encoder, nearest neighbour",
@@ -202,9 +202,9 @@ GAINS: Sequence[Gain] = (
 
 
 def gains_table() -> str:
-    """What each method gained over doing without it, from the other tables' rows."""
+    """Each method and its control, from the rows of the other tables."""
     lines = [
-        "| what one has | what one takes | with it | without | what it costs |",
+        "| you have | use | with it | without | cost |",
         "|---|---|---|---|---|",
     ]
     for gain in GAINS:

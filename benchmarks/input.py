@@ -15,8 +15,9 @@ from concurrent import futures
 
 import numpy as np
 
-from afterimage.data import Batches, ImageSet, array_set, make_augment, open_data
+from afterimage.data import ImageSet, array_set, make_augment, open_data
 from afterimage.runtime import jit
+from afterimage.training.batches import Batches
 from benchmarks.results import row, write_results
 
 JPEGS = 512

@@ -37,7 +37,7 @@ def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
     While another program has the folder it is waited for: rows share encoders.
     """
     from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.program import pretrain
+    from afterimage.pretrain.run import pretrain
 
     # Probes and pictures are for people; here they would only cost time.
     config = PretrainConfig(

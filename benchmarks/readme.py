@@ -1,10 +1,12 @@
 """Fills the tables of README.md and docs/ from benchmarks/results/*.json.
 
-`python -m benchmarks.readme` rewrites what stands between `<!-- NAME table -->` and
-`<!-- end -->`; `--check` only compares, as a test does.
+`python -m benchmarks.readme` rewrites the text between `<!-- NAME table -->` and
+`<!-- end -->`; `--check` only compares, as a test does. Below a table are the commands
+that measured it; `<!-- NAME short table -->` links to them instead.
 """
 
 import argparse
+import os
 import pathlib
 import re
 import sys
@@ -29,10 +31,10 @@ WHAT_LEARNS = {
 
 
 def _source(rows: Rows) -> str:
-    """How, where and when, once for every command.
+    """Command, device and date, once for every command.
 
-    Where one command measures all of them, that is said, though they may have been
-    measured in turn with `--only`; the results have each row's own.
+    Rows that were measured in turn with `--only` are given the one command that
+    measures them all; the results have each row's own.
     """
     whole = {_whole(entry["command"]) for entry in rows}
     if len(whole) == 1:
@@ -51,24 +53,37 @@ def _whole(command: str) -> str:
     return " ".join([program, *sorted(kept)])
 
 
-def demo_table(rows: Rows) -> str:
+def _link(rows: Rows, page: pathlib.Path, name: str) -> str:
+    """Devices, dates, and a link from `page` to the commands in the file of results."""
+    devices = " and ".join(dict.fromkeys(entry["device"] for entry in rows))
+    dates = " to ".join(
+        sorted({min(e["date"] for e in rows), max(e["date"] for e in rows)})
+    )
+    path = os.path.relpath(results.FOLDER / f"{name}.md", page.parent)
+    return f"{devices}, {dates} ([commands]({pathlib.Path(path).as_posix()}))."
+
+
+def demo_table(rows: Rows, source: str = "") -> str:
     """Test accuracy of each mode."""
-    lines = ["| mode | what learns | test accuracy, % |", "|---|---|---|"]
+    lines = ["| mode | what is trained | test accuracy, % |", "|---|---|---|"]
     lines += [
         f"| {entry['row']} | {WHAT_LEARNS[entry['row']]} | {figure(entry, 1)} |"
         for entry in rows
     ]
-    return "\n".join(lines) + f"\n\nMean ± std of {rows[0]['n']} seeds. {_source(rows)}"
+    return (
+        "\n".join(lines)
+        + f"\n\nMean ± std of {rows[0]['n']} seeds. {source or _source(rows)}"
+    )
 
 
-def speed_table(rows: Rows) -> str:
-    """Milliseconds a step, and both ratios, of each model and batch size."""
+def speed_table(rows: Rows, source: str = "") -> str:
+    """Milliseconds per step, and both ratios, of each model and batch size."""
     cases: dict[str, dict[str, Mapping[str, Any]]] = {}
     for entry in rows:
         cases.setdefault(entry["row"], {})[entry["metric"]] = entry
     lines = [
-        "| model, image, batch | ms a step | time against the best PyTorch "
-        "| faster than plain Flax |",
+        "| model, image, batch | ms per step | time / best PyTorch time "
+        "| speed-up over plain Flax |",
         "|---|---|---|---|",
     ]
     for name, case in cases.items():
@@ -76,11 +91,11 @@ def speed_table(rows: Rows) -> str:
         torch = figure(case["time_ratio_to_best_torch"], 2)
         flax = figure(case["speedup_over_plain_flax"], 2)
         lines.append(f"| {name} | {ours} | {torch} | {flax} |")
-    return "\n".join(lines) + f"\n\nMean ± std of rounds. {_source(rows)}"
+    return "\n".join(lines) + f"\n\nMean ± std of rounds. {source or _source(rows)}"
 
 
-def plain_table(rows: Rows) -> str:
-    """A line a row: its figure, and what a run of it took."""
+def plain_table(rows: Rows, source: str = "") -> str:
+    """One line per row: its figures, and the seconds that a run took."""
     timed = any("seconds" in entry for entry in rows)
     metrics = list(dict.fromkeys(entry["metric"] for entry in rows))
     header = ["row", *metrics, *(["seconds a run"] if timed else [])]
@@ -91,11 +106,11 @@ def plain_table(rows: Rows) -> str:
         seconds = [entry["seconds"] for entry in mine.values() if "seconds" in entry]
         spent = [f"{seconds[0]:.0f}" if seconds else "–"] if timed else []
         lines.append(f"| {' | '.join([name, *figures, *spent])} |")
-    return _with_source(lines, rows)
+    return _with_source(lines, rows, source)
 
 
-def labels_table(rows: Rows) -> str:
-    """A line a mode, a column a number of labels."""
+def labels_table(rows: Rows, source: str = "") -> str:
+    """One line per mode, one column per number of labels."""
     cases: dict[str, dict[str, Mapping[str, Any]]] = {}
     for entry in rows:
         mode, _, labels = entry["row"].rpartition("-")
@@ -111,23 +126,23 @@ def labels_table(rows: Rows) -> str:
             figure(case[c], 1 + (c in small)) if c in case else "–" for c in columns
         ]
         lines.append(f"| {mode} | {' | '.join(figures)} |")
-    return _with_source(lines, rows)
+    return _with_source(lines, rows, source)
 
 
-def _with_source(lines: list[str], rows: Rows) -> str:
+def _with_source(lines: list[str], rows: Rows, source: str) -> str:
     what = f"{rows[0]['metric'].capitalize()}, mean" if rows else "Mean"
     counts = " or ".join(sorted({str(entry["n"]) for entry in rows}))
-    said = f"{what} ± std of {counts} seeds. {_source(rows)}"
+    said = f"{what} ± std of {counts} seeds. {source or _source(rows)}"
     return "\n".join(lines) + f"\n\n{said}"
 
 
 def _of(results_name: str, table: str | None = None) -> Rows:
-    """The rows of one results file, or of one table in it."""
+    """The rows of a results file, or of one table in it."""
     rows = results.read_results(results_name)
     return [entry for entry in rows if table in (None, entry["table"])]
 
 
-Make = Callable[[Rows], str]
+Make = Callable[[Rows, str], str]
 TABLES: dict[str, tuple[Make, str, str | None]] = {
     "demo": (demo_table, "demo", None),
     "speed": (speed_table, "speed", None),
@@ -137,9 +152,9 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "mnist-masci": (labels_table, "representations", "mnist-masci"),
     "cifar10-masci": (labels_table, "representations", "cifar10-masci"),
     "cifar10": (plain_table, "representations", "cifar10"),
-    "gains": (lambda _: gains_table(), "transfer", None),
-    "published": (lambda _: published_table(), "representations", None),
-    "peers": (peers_table, "reliability", "peers"),
+    "gains": (lambda *_: gains_table(), "transfer", None),
+    "published": (lambda *_: published_table(), "representations", None),
+    "peers": (lambda rows, _: peers_table(rows), "reliability", "peers"),
     "cifar10-patches": (plain_table, "representations", "cifar10-patches"),
     **{
         name: (plain_table, "transfer", name)
@@ -156,21 +171,23 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
         )
     },
 }
-"""{table: (what writes it, the results file, the table in it)}"""
-_MARKS = re.compile(r"<!-- ([\w-]+) table -->.*?<!-- end -->", re.DOTALL)
+"""{table: (its function, the results file, the table in it)}"""
+_MARKS = re.compile(r"<!-- ([\w-]+)( short)? table -->.*?<!-- end -->", re.DOTALL)
 
 
-def filled(text: str) -> str:
-    """A page with every table that it marks as the results have it."""
+def filled(page: pathlib.Path) -> str:
+    """The text of a page, each table that it marks made from the results."""
 
     def whole(mark: re.Match[str]) -> str:
-        name = mark[1]
+        name, short = mark[1], mark[2] or ""
         if name not in TABLES:
             sys.exit(f"a page marks the table {name!r}; known: {', '.join(TABLES)}")
         make, file, table = TABLES[name]
-        return f"<!-- {name} table -->\n\n{make(_of(file, table))}\n\n<!-- end -->"
+        rows = _of(file, table)
+        text = make(rows, _link(rows, page, file) if short else "")
+        return f"<!-- {name}{short} table -->\n\n{text}\n\n<!-- end -->"
 
-    return _MARKS.sub(whole, text)
+    return _MARKS.sub(whole, page.read_text())
 
 
 def pages() -> list[pathlib.Path]:
@@ -187,7 +204,7 @@ def main() -> None:
     check, differ = parser.parse_args().check, []
     for page in pages():
         text = page.read_text()
-        new = filled(text)
+        new = filled(page)
         if new != text:
             differ.append(page.name)
             if not check:

@@ -99,6 +99,8 @@ def _viewed(rows: dict[str, Row], names: dict[str, str]) -> dict[str, Row]:
     }
 
 
+_MASKED_8 = {**_preset("mnist-masked")["pretrain"]["objective"], "patch": 8}
+_LATENT_8 = {**_MASKED_8, "name": "latent", "weight": 1.0}
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
 _MNIST_ROWS: dict[str, Row] = (
     _pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
@@ -123,9 +125,11 @@ _MNIST_ROWS: dict[str, Row] = (
             100,
             "pretrained",
             metric=ERROR,
-            pretrain={"latent_weight": 1.0, "mask_patch": 8},
+            pretrain={"objective": _LATENT_8},
         ),
-        "patch-8-100": Row(100, "pretrained", metric=ERROR, pretrain={"mask_patch": 8}),
+        "patch-8-100": Row(
+            100, "pretrained", metric=ERROR, pretrain={"objective": _MASKED_8}
+        ),
     }
 )
 _WIDE_PROBE = Row(

@@ -32,7 +32,8 @@ def case(model: str, remat: bool, steps: int, batch: int) -> dict[str, Any]:
 
     from afterimage import runtime
     from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.program import pretrain
+    from afterimage.pretrain.objectives.masked import Masked
+    from afterimage.pretrain.run import pretrain
 
     runtime.start()
     accelerator = jax.default_backend() != "cpu"
@@ -42,9 +43,7 @@ def case(model: str, remat: bool, steps: int, batch: int) -> dict[str, Any]:
                 data="synthetic:224x224x3",
                 out=out,
                 model=model,
-                objective="masked",
-                mask_ratio=0.6,
-                mask_patch=32,
+                objective=Masked(ratio=0.6, patch=32),
                 remat=remat,
                 precision="bfloat16" if accelerator else "float32",
                 steps=steps,

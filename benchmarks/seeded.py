@@ -166,38 +166,45 @@ def command(home: Home, *words: str, out: str) -> None:
 RUNS: Mapping[str, Callable[[Home], None]] = {
     "plain": lambda home: pretrain(home, steps=40, eval_every=20),
     "denoising": lambda home: pretrain(
-        home, corruption="erasing", augment="crop-flip", gradient_weight=0.1, ema=0.9
+        home,
+        objective={"name": "plain", "corruption": "erasing", "gradient_weight": 0.1},
+        augment="crop-flip",
+        ema=0.9,
     ),
-    "masked": lambda home: pretrain(home, objective="masked", target="patch"),
+    "masked": lambda home: pretrain(
+        home, objective={"name": "masked", "target": "patch"}
+    ),
     "masked-hog": lambda home: pretrain(
         home,
-        objective="masked",
-        target="hog",
-        mask="block",
-        mask_patch=4,
+        objective={"name": "masked", "target": "hog", "pattern": "block", "patch": 4},
         decoder="block",
     ),
     "latent": lambda home: pretrain(
         home,
         image_size=16,
-        objective="masked",
-        mask_patch=8,
-        latent_weight=0.5,
-        teacher_warmup=10,
+        objective={"name": "latent", "patch": 8, "weight": 0.5, "teacher_warmup": 10},
     ),
     "variational": lambda home: pretrain(
-        home, objective="variational", bottleneck=8, loss="bce", beta_warmup=10
+        home,
+        objective={"name": "variational", "loss": "bce", "beta_warmup": 10},
+        bottleneck=8,
     ),
     "sparse": lambda home: pretrain(home, objective="sparse"),
     "sparse-k": lambda home: pretrain(
-        home, objective="sparse", sparsity="top-k", sparsity_k=4, loss="ssim"
+        home, objective={"name": "sparse", "k": 4, "loss": "ssim"}
     ),
-    "vq": lambda home: pretrain(home, objective="vq", codes=32),
-    "contractive": lambda home: pretrain(home, objective="contractive", loss="huber"),
+    "vq": lambda home: pretrain(home, objective={"name": "vq", "codes": 32}),
+    "contractive": lambda home: pretrain(
+        home, objective={"name": "contractive", "loss": "huber"}
+    ),
     "dictionary": lambda home: pretrain(
         home, objective="dictionary", model="conv-patches", width=0.125
     ),
-    "classic": lambda home: pretrain(home, model="conv-classic", laplacian_weight=0.1),
+    "classic": lambda home: pretrain(
+        home,
+        model="conv-classic",
+        objective={"name": "plain", "laplacian_weight": 0.1},
+    ),
     "batch-norm": lambda home: pretrain(home, norm="batch", accumulate=2),
     "bfloat16": lambda home: pretrain(home, precision="bfloat16", remat=True),
     "resnet": lambda home: pretrain(home, model="resnet18", width=0.125, steps=6),

@@ -12,6 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from afterimage.models import ModelConfig
+from afterimage.models.encoders.classic import ClassicEncoder
+from afterimage.models.encoders.conv import ConvEncoder
+from afterimage.models.encoders.convnext import ConvNeXt
+from afterimage.models.encoders.resnet import ResNet
 
 
 class RMSNorm(nn.Module):
@@ -102,7 +106,7 @@ class Patchify(nn.Conv2d):
 def _conv(config: ModelConfig, norm) -> list[nn.Sequential]:
     stages = []
     i, r = config.channels, config.stem_stride
-    for o, depth in zip(config.widths, config.preset.depths, strict=True):
+    for o, depth in zip(config.widths, config.encoder.depths, strict=True):
         blocks = [BasicBlock(o, o, norm) for _ in range(depth)]
         stages.append(nn.Sequential(Patchify(i, o, r), norm(o), nn.ReLU(), *blocks))
         i, r = o, 2
@@ -114,7 +118,7 @@ def _resnet(config: ModelConfig, norm) -> list[nn.Sequential]:
     i = config.widths[0]
     stem = nn.Conv2d(config.channels, i, 3, 1, 1, bias=False)
     front = [stem, norm(i), nn.ReLU()]
-    for o, depth in zip(config.widths, config.preset.depths, strict=True):
+    for o, depth in zip(config.widths, config.encoder.depths, strict=True):
         first = BasicBlock(i, o, norm, 2 if stages else 1)
         blocks = [BasicBlock(o, o, norm) for _ in range(depth - 1)]
         stages.append(nn.Sequential(*front, first, *blocks))
@@ -125,7 +129,7 @@ def _resnet(config: ModelConfig, norm) -> list[nn.Sequential]:
 def _convnext(config: ModelConfig, norm) -> list[nn.Sequential]:
     stages = []
     i, r = config.channels, config.stem_stride
-    for o, depth in zip(config.widths, config.preset.depths, strict=True):
+    for o, depth in zip(config.widths, config.encoder.depths, strict=True):
         down = [norm(i), Patchify(i, o, 2)] if stages else [Patchify(i, o, r), norm(o)]
         blocks = [ConvNeXtBlock(o, norm) for _ in range(depth)]
         stages.append(nn.Sequential(*down, *blocks))
@@ -190,7 +194,8 @@ class Classic(nn.Module):
 def build(config: ModelConfig) -> nn.Module:
     """The autoencoder of `config`: light or unpool decoder, no bottleneck."""
     norm = NORMS[config.norm]
-    if config.preset.family == "classic":
+    if issubclass(config.encoder, ClassicEncoder):
         return Classic(config, norm)
-    stages = {"conv": _conv, "resnet": _resnet, "convnext": _convnext}
-    return Autoencoder(config, stages[config.preset.family](config, norm), norm)
+    families = {ConvEncoder: _conv, ResNet: _resnet, ConvNeXt: _convnext}
+    stages = next(f for e, f in families.items() if issubclass(config.encoder, e))
+    return Autoencoder(config, stages(config, norm), norm)

@@ -64,7 +64,10 @@ class File(Struct):
 
 
 class Model(Struct, forbid_unknown_fields=True):
-    """`afterimage.models.ModelConfig`; that its names are known is checked there."""
+    """`afterimage.models.ModelConfig`; that its names are known is checked there.
+
+    `package` is that of an encoder from outside, as `name version`.
+    """
 
     name: Name
     image_size: tuple[Side, Side]
@@ -75,6 +78,7 @@ class Model(Struct, forbid_unknown_fields=True):
     width: Annotated[float, Meta(gt=0, le=16)]
     stem_stride: Annotated[int, Meta(ge=0, le=64)]
     remat: bool
+    package: Name | None = None
 
 
 class Preprocessing(Struct):

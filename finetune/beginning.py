@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage.checkpoints.transfer import Report
-from afterimage.data import eval_batches
 from afterimage.finetune import anchors
 from afterimage.finetune.classifier import standardise
 from afterimage.finetune.domains import shift
@@ -18,6 +17,7 @@ from afterimage.finetune.parts import Parts
 from afterimage.finetune.propagation import propagated
 from afterimage.finetune.source import load_weights
 from afterimage.runs import Run, write_json
+from afterimage.training.batches import eval_batches
 from afterimage.training.state import State
 from afterimage.training.sweep import spaced
 

@@ -22,10 +22,13 @@ from jaxtyping import Array, Float
 from afterimage import runtime
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from afterimage.models.config import ModelConfig
-from afterimage.models.encoders import abstract_encoder, build_encoder
+from afterimage.models.encoder import (
+    ModelConfig,
+    Network,
+    abstract_encoder,
+    build_encoder,
+)
 from afterimage.models.heads import Head, pool_features
-from afterimage.models.network import Network
 from afterimage.training.terms import Context
 
 Tree = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet, has_tasks, open_data
-from afterimage.data.files import archive_paths
+from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report

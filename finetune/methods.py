@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from afterimage.checkpoints.trees import flatten
-from afterimage.data.augment import make_augment
+from afterimage.data.augmentations import make_augment
 from afterimage.errors import UserError
 from afterimage.finetune import streams
 from afterimage.finetune.classifier import Classifier, HeadConfig

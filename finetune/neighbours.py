@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
-from afterimage.data.progress import Progress
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
+from afterimage.notes import ProgressBar
 from afterimage.training.sweep import Sweep, spaced
 
 NEIGHBOURS, COMPONENTS = 10, 64
@@ -34,7 +34,7 @@ def nearest(
 
     n, distances, indices = len(x), [], []
     search = NearestNeighbors(n_neighbors=count + 1).fit(x)
-    with Progress(n, "neighbours") as progress:
+    with ProgressBar(n, "neighbours") as progress:
         for first in range(0, n, _ROWS):
             rows = np.arange(first, min(first + _ROWS, n))
             distance, index = search.kneighbors(x[rows])
@@ -100,7 +100,7 @@ class Projector:
         return (x - self._mean) / self._scale
 
     def _batches(self, images: ImageSet) -> Iterator[Features]:
-        with Progress(len(images), "features") as progress:
+        with ProgressBar(len(images), "features") as progress:
             for _, batch, mask in self._sweep.batches(images):
                 yield np.asarray(self._features(self._model, batch["image"]))[mask]
                 progress.add(int(mask.sum()))

@@ -11,7 +11,7 @@ from afterimage.finetune.methods import stream_names
 from afterimage.finetune.parts import Parts
 from afterimage.finetune.summary import FinetuneResult, missing
 from afterimage.runs import Run
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Job, Say
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import describe
@@ -38,7 +38,7 @@ class Program(Job[FinetuneResult]):
     def begin(self, say: Say, stop: StopSignal) -> State:
         return begin(self.parts, self.folder, say)
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         del phase
         parts, extra = self.parts, {}
         if streams.TARGET in stream_names(parts.config):
@@ -48,7 +48,7 @@ class Program(Job[FinetuneResult]):
             extra[streams.UNLABELLED] = parts.opened.unlabelled
         images, options = parts.chosen.train, parts.config
         times = {streams.UNLABELLED: options.unlabelled_ratio}
-        return Feed(
+        return BatchLoader(
             images, options=options, mesh=parts.mesh, streams=extra, times=times
         )
 

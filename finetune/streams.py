@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage.data import ImageSet, Preprocessing, Splits
-from afterimage.data.augment import AUGMENTS, Augment
+from afterimage.data.augmentations import Augment
+from afterimage.data.augmentations.tones import strong as strong_view
 from afterimage.errors import UserError
 from afterimage.finetune.anchors import anchor_rules
 from afterimage.finetune.classifier import Classifier
@@ -97,7 +98,7 @@ def supply(
     *,
     streams: Sequence[str] = (TRAIN,),
     weak: Augment | None = None,
-    strong: Augment = AUGMENTS["strong"],
+    strong: Augment = strong_view,
     momentum: float = 0.0,
     statistics: str | None = None,
     teacher: Teacher | None = None,

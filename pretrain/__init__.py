@@ -1,4 +1,4 @@
-"""Stage 1: an encoder-decoder learns to reconstruct images without labels."""
+"""Stage 1: an encoder learns from images without labels."""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +6,8 @@ from afterimage.lazy import exports
 
 if TYPE_CHECKING:
     from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.program import pretrain
-    from afterimage.pretrain.summary import PretrainResult
+    from afterimage.pretrain.report import PretrainResult
+    from afterimage.pretrain.run import pretrain
 
 __all__ = ["PretrainConfig", "PretrainResult", "pretrain"]
 
@@ -15,7 +15,7 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "PretrainConfig": "afterimage.pretrain.config",
-        "PretrainResult": "afterimage.pretrain.summary",
-        "pretrain": "afterimage.pretrain.program",
+        "PretrainResult": "afterimage.pretrain.report",
+        "pretrain": "afterimage.pretrain.run",
     },
 )

@@ -23,7 +23,7 @@ def main(
     config = parse(
         PretrainConfig, PRESETS, arguments, prog=prog, description=DESCRIPTION
     )
-    from afterimage.pretrain.program import pretrain
+    from afterimage.pretrain.run import pretrain
 
     say(pretrain(config).summary())
 

@@ -1,4 +1,4 @@
-"""What a denoising autoencoder must undo; drawn anew for every image and step.
+"""What a denoising autoencoder must undo; drawn again for every image and step.
 
 A corruption is `(key, pixels) -> pixels` on float images in [0, 1], pure, inside jit.
 It goes to the encoder only: the reconstruction is compared with the clean image
@@ -26,8 +26,24 @@ Corrupt = Callable[[Array, Array], Array]
 _ASPECT = 10 / 3
 
 
-def corruption_mistakes(name: str, strength: float) -> list[str]:
+USUAL_STRENGTH = {
+    "none": 0.0,
+    "gaussian": 1.0,
+    "salt-and-pepper": 0.25,
+    "erasing": 0.25,
+}
+"""The strength where none is given."""
+
+
+def corruption_problems(name: str, strength: float | None) -> list[str]:
     """What is wrong with these settings, one sentence each; empty if nothing."""
+    if strength is None:
+        strength = USUAL_STRENGTH.get(name, 0.0)
+    elif name == "none":
+        return [
+            f"corruption_strength={strength} without a corruption: choose one, e.g. "
+            "corruption='gaussian'"
+        ]
     if name not in CORRUPTIONS:
         return [f"corruption={name!r} is none of {', '.join(CORRUPTIONS)}."]
     if name == "gaussian" and not (math.isfinite(strength) and strength > 0):
@@ -49,20 +65,23 @@ def corruption_mistakes(name: str, strength: float) -> list[str]:
 
 def make_corruption(
     name: str,
-    strength: float,
+    strength: float | None,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Corrupt:
     """The corruption of that name; `mean` and `std` are the data's, per channel.
+
+    Without a strength it is the usual one.
 
     `gaussian`: strength = σ in standard deviations of the data. `salt-and-pepper`:
     strength = the probability that a pixel turns black or white. `erasing`: strength =
     the share of each image's area filled with the data's mean. Raises UserError for an
     unknown name or an impossible strength.
     """
-    mistakes = corruption_mistakes(name, strength)
-    if mistakes:
-        raise UserError("\n".join(mistakes))
+    problems = corruption_problems(name, strength)
+    if problems:
+        raise UserError("\n".join(problems))
+    strength = USUAL_STRENGTH.get(name, 0.0) if strength is None else strength
     if name == "gaussian":
         return lambda key, pixels: gaussian(key, pixels, strength, std)
     if name == "salt-and-pepper":

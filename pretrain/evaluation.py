@@ -1,6 +1,12 @@
-"""What a run is worth so far: loss, pictures and probes, the same way each time."""
+"""The evaluation of a run so far: loss, pictures and probes, the same each time.
 
+The probes (kNN and ridge) score the encoder beside raw pixels and the untrained
+encoder.
+"""
+
+import contextlib
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,19 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from afterimage.checkpoints import schemas
+from afterimage.checkpoints.errors import CheckpointError
 from afterimage.data import ImageSet
-from afterimage.evaluation import effective_rank
+from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
 from afterimage.models import Network
 from afterimage.pictures import draw_rows
-from afterimage.pretrain.probes import TRAINED, Probes, Report, probe_metrics
-from afterimage.pretrain.reconstruction import Reconstruction, Tree, to_pixels
-from afterimage.runs import Run, write_png
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.losses import ReconstructionLoss
+from afterimage.pretrain.objective import Forward, Setup, Tree, to_pixels
+from afterimage.runs import Run, write_json, write_png
 from afterimage.training.sweep import Sweep, spaced
 
 # Images that the mean image, the rank, and the loss without validation are taken from.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 
 Check = Callable[[], None]
+RAW, UNTRAINED, TRAINED = "raw pixels", "untrained encoder", "this encoder"
+PROBES = ("knn", "ridge")
+Report = dict[str, dict[str, Any]]
 
 
 def picture_name(step: int) -> str:
@@ -38,7 +50,8 @@ class Evaluation:
 
     def __init__(
         self,
-        reconstruction: Reconstruction,
+        config: PretrainConfig,
+        setup: Setup,
         encoder: Network,
         *,
         train: ImageSet,
@@ -46,9 +59,8 @@ class Evaluation:
         run: Run,
         sweep: Sweep,
     ):
-        config = reconstruction.config
-        self.reconstruction, self.config = reconstruction, config
-        self.run, self.sweep = run, sweep
+        self.config, self.setup, self.run, self.sweep = config, setup, run, sweep
+        self.objective = objective = config.objective
         self.held = validation or spaced(train, _FALLBACK_IMAGES)
         self.probes = Probes.of(
             train, validation, most=config.probe_images, k=config.probe_k
@@ -58,22 +70,31 @@ class Evaluation:
         """The last `probe_report`, with the baselines' rows."""
 
         def look(params: Tree, stats: Tree, batch: Tree, key: Array):
-            found, rows = reconstruction.look(params, stats, batch["image"], key)
+            forward = Forward(setup, params, stats, key)
+            measures, rows = objective.measure(forward, to_pixels(batch["image"]))
 
             def total(values: Array) -> Array:
                 counts = batch["mask"].reshape(-1, *(1 for _ in values.shape[1:]))
                 return jnp.sum(jnp.where(counts, values, 0), axis=0)
 
-            return jax.tree.map(total, found), rows
+            return jax.tree.map(total, measures), rows
 
         def features(params: Tree, stats: Tree, batch: Tree):
-            inputs = reconstruction.preprocessing.normalise(batch["image"])
+            inputs = setup.preprocessing.normalise(batch["image"])
             return encoder.apply(params, stats, inputs, method="features")[0]
+
+        def samples(params: Tree, stats: Tree, pixels: Array, key: Array):
+            return objective.samples(Forward(setup, params, stats, key), pixels)
 
         # One function for loss and pictures: compiling is most of a short run.
         self._look, self._features = sweep.jit(look), sweep.jit(features)
-        self._samples = sweep.jit(reconstruction.samples)
-        self.mean_image_loss = self._mean_image_loss(spaced(train, _MEAN_IMAGES))
+        self._samples = sweep.jit(samples)
+        scores = objective.scores(setup)
+        self.mean_image_loss: float | None = None
+        """The loss of the mean image; None where nothing is reconstructed."""
+        if scores is not None:
+            some = spaced(train, _MEAN_IMAGES)
+            self.mean_image_loss = self._mean_image_loss(scores, some)
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
         """Probe raw pixels and the untrained encoder, before the first call.
@@ -100,7 +121,7 @@ class Evaluation:
         results = self.losses(params, stats, check)
         if not math.isfinite(results["loss"]):  # diverged: the loop ends the run
             return results
-        if self.config.pictures:
+        if self.config.pictures and self.objective.rows:
             self._picture(params, stats, step)
 
         def features(images: ImageSet) -> np.ndarray:
@@ -128,13 +149,20 @@ class Evaluation:
                 totals[name] = totals.get(name, 0.0) + more
         means = {name: total / len(self.held) for name, total in totals.items()}
         loss = float(means.pop("loss"))
-        relative = float(means.get("reconstruction", loss)) / self.mean_image_loss
-        own = self.reconstruction.summarise(means)
+        relative = self.relative_loss({"loss": loss, **means})
+        own = self.objective.summarise(means)
         return {
             "loss": loss,
-            "relative_loss": relative,
+            **relative,
             **{name: float(value) for name, value in own.items()},
         }
+
+    def relative_loss(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """{"relative_loss": …}: 1 is no better than the mean image, 0 perfect."""
+        if self.mean_image_loss is None:
+            return {}
+        loss = float(metrics.get("reconstruction", metrics["loss"]))
+        return {"relative_loss": loss / self.mean_image_loss}
 
     def features(
         self, params: Tree, stats: Tree, images: ImageSet, check: Check
@@ -157,7 +185,7 @@ class Evaluation:
             _, found = self._look(params, stats, batch, self._key(number))
             views.append([np.asarray(view)[mask] for view in found])
         columns = [np.concatenate(view) for view in zip(*views)]
-        rows = dict(zip(self.reconstruction.rows, columns, strict=True))
+        rows = dict(zip(self.objective.rows, columns, strict=True))
         samples = self._samples(params, stats, columns[0], self._key(0))
         if samples is not None:
             rows["samples"] = np.asarray(samples)
@@ -166,9 +194,8 @@ class Evaluation:
             write_png(picture, self.run.pictures / picture_name(step))
         self.run.metrics.picture(step, "reconstruction", picture)
 
-    def _mean_image_loss(self, some: ImageSet) -> float:
+    def _mean_image_loss(self, loss: ReconstructionLoss, some: ImageSet) -> float:
         """The held-out loss of always predicting the mean of the training targets."""
-        loss = self.reconstruction.loss
 
         def target_sum(batch: Tree):
             targets = loss.targets(to_pixels(batch["image"]))
@@ -189,3 +216,70 @@ class Evaluation:
         total = sum(float(constant_loss(constant, b)) for _, b, _ in batches)
         # Identical images are predicted perfectly by their mean: nothing to divide by.
         return max(total / len(self.held), float(np.finfo(np.float32).tiny))
+
+
+class Probes:
+    """Both probes learn from labelled training images and are scored on held-out ones.
+
+    The encoder never sees a label: the probes only ask what its features are worth.
+    """
+
+    def __init__(self, train: ImageSet, held: ImageSet, *, k: int):
+        self.train, self.held, self.k = train, held, k
+
+    @classmethod
+    def of(
+        cls, train: ImageSet, validation: ImageSet | None, *, most: int, k: int
+    ) -> "Probes | None":
+        """None without held-out images, without labels, or with a single class."""
+        if validation is None or most == 0:
+            return None
+        pair = _labelled(train, most), _labelled(validation, most)
+        if pair[0] is None or pair[1] is None:
+            return None
+        assert pair[0].labels is not None
+        if len(np.unique(pair[0].labels)) < 2:
+            return None
+        return cls(pair[0], pair[1], k=k)
+
+    def measure(self, name: str, features: Callable[[ImageSet], np.ndarray]) -> Report:
+        """`probe_report` of what `features` makes of the images, under `name`."""
+        pair = features(self.train), features(self.held)
+        assert self.train.labels is not None
+        assert self.held.labels is not None
+        labels = self.train.labels, self.held.labels
+        return probe_report({name: pair}, labels, k=self.k)
+
+    def baselines(
+        self, file: pathlib.Path, untrained: Callable[[ImageSet], np.ndarray]
+    ) -> Report:
+        """Raw pixels and the untrained encoder: measured once a run, kept in `file`."""
+        # Several processes must take the same path: all compute, the first one writes.
+        if jax.process_count() == 1:
+            with contextlib.suppress(CheckpointError):  # absent or damaged: measured
+                return schemas.read(file, schemas.Baselines, "delete it")
+        report = self.measure(RAW, _raw_pixels) | self.measure(UNTRAINED, untrained)
+        if jax.process_index() == 0:
+            write_json(file, report)
+        return report
+
+
+def probe_metrics(report: Report) -> dict[str, float]:
+    """{"knn": …, "knn_raw_pixels": …, "knn_untrained": …, the same for "ridge"}."""
+    suffixes = {TRAINED: "", RAW: "_raw_pixels", UNTRAINED: "_untrained"}
+    return {
+        probe + suffix: report[name][probe]["value"]
+        for probe in PROBES
+        for name, suffix in suffixes.items()
+    }
+
+
+def _labelled(images: ImageSet, most: int) -> ImageSet | None:
+    if images.labels is None:
+        return None
+    rows = np.flatnonzero(images.labels >= 0)
+    return spaced(images.subset(rows), most) if len(rows) else None
+
+
+def _raw_pixels(images: ImageSet) -> np.ndarray:
+    return pixel_vectors(images.gather(np.arange(len(images))))

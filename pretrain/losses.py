@@ -20,8 +20,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.models import ops, pooling
-from afterimage.pretrain.hog import cell_size, hog_picture, hog_target
-from afterimage.pretrain.multiscale import gradient, laplacian
 
 Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
 Target = Literal["data", "image", "patch", "hog"]
@@ -33,6 +31,9 @@ Mask = Bool[Array, "b h w"] | None
 
 HUBER_DELTA = 1.0
 SSIM_WEIGHT = 0.84
+_LEVELS = 5
+_SMALLEST = 4
+"""Pixels a side of a map that the pyramid still halves."""
 # A flat image has no contrast to normalise by: it keeps its (zero) values.
 _VARIANCE_FLOOR = 1e-6
 
@@ -79,6 +80,38 @@ def bce(logits: Images, target: Images, mask: Mask = None) -> PerImage:
     """
     overflow_free = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return _mean(overflow_free - logits * target, mask)
+
+
+def gradient(error: Images) -> PerImage:
+    """Mean |difference of neighbours|, along rows plus along columns; [B], ≥ 0.
+
+    Edges at the wrong place or blurred cost something that a mean shift does not:
+    Mathieu et al., "Deep Multi-Scale Video Prediction Beyond Mean Square Error" (2016),
+    section 3.2, with the signs of the differences kept. Sides of 2 pixels and more.
+    """
+    down = jnp.abs(error[:, 1:] - error[:, :-1])
+    across = jnp.abs(error[:, :, 1:] - error[:, :, :-1])
+    return jnp.mean(down, axis=(1, 2, 3)) + jnp.mean(across, axis=(1, 2, 3))
+
+
+def laplacian(error: Images) -> PerImage:
+    """The sum over the levels of a Laplacian pyramid of the mean |level|; [B], ≥ 0.
+
+    A level is what is lost when a map is halved; the last is the smallest map itself.
+    With means, every level weighs the same, as in Bojanowski et al., "Optimizing the
+    Latent Space of Generative Networks" (2018), section 3.2 (Lap1). Halving is a mean
+    of 2 x 2 pixels and doubling repeats them, in place of five taps.
+    """
+    total = jnp.zeros(len(error))
+    for _ in range(_LEVELS):
+        _, height, width, _ = error.shape
+        if min(height, width) < _SMALLEST:
+            break
+        coarse = pooling.mean_pool(error)
+        lost = error - pooling.upsample_nearest(coarse, 2)[:, :height, :width]
+        total = total + jnp.mean(jnp.abs(lost), axis=(1, 2, 3))
+        error = coarse
+    return total + jnp.mean(jnp.abs(error), axis=(1, 2, 3))
 
 
 def ssim_window(height: int, width: int) -> np.ndarray:
@@ -163,21 +196,23 @@ class ReconstructionLoss:
     ssim_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        mistakes = loss_mistakes(
+        problems = loss_problems(
             self.loss,
             self.target,
             ssim_weight=self.ssim_weight,
             gradient_weight=self.gradient_weight,
             laplacian_weight=self.laplacian_weight,
         )
-        if mistakes:
-            raise UserError("\n".join(mistakes))
+        if problems:
+            raise UserError("\n".join(problems))
 
     def targets(self, pixels: Images) -> Images:
         """Pixels in [0, 1] -> what the network's output is compared with."""
         if self.loss == "bce":
             return pixels
         if self.target == "hog":
+            from afterimage.pretrain.hog import hog_target
+
             return hog_target(pixels, self._cell)
         standardised = self.preprocessing.normalise(pixels)
         if self.target == "data":
@@ -187,6 +222,8 @@ class ReconstructionLoss:
 
     @property
     def _cell(self) -> int:
+        from afterimage.pretrain.hog import cell_size
+
         cell = cell_size(self.patch)
         assert cell is not None, f"no cells in patches of {self.patch} pixels"
         return cell
@@ -236,6 +273,8 @@ class ReconstructionLoss:
         if self.loss == "bce":
             return jax.nn.sigmoid(output)
         if self.target == "hog":
+            from afterimage.pretrain.hog import hog_picture
+
             return hog_picture(output, self._cell)
         if self.target != "data":
             centre, spread = self._moments(self.preprocessing.normalise(pixels))
@@ -251,7 +290,7 @@ class ReconstructionLoss:
         return jnp.log(chance) - jnp.log1p(-chance)
 
 
-def loss_mistakes(
+def loss_problems(
     loss: str,
     target: str,
     *,
@@ -260,29 +299,29 @@ def loss_mistakes(
     laplacian_weight: float = 0.0,
 ) -> list[str]:
     """What is wrong with these settings, one sentence each; empty if nothing."""
-    mistakes = []
+    problems = []
     if loss not in LOSSES:
-        mistakes.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
+        problems.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
     if target not in get_args(Target):
-        mistakes.append(f"target={target!r} is none of {', '.join(get_args(Target))}.")
+        problems.append(f"target={target!r} is none of {', '.join(get_args(Target))}.")
     if target != "data" and loss in ("bce", "ssim"):
-        mistakes.append(
+        problems.append(
             f"loss={loss!r} compares pixels in [0, 1], which target={target!r} does "
             "away with. Use target='data', or loss 'mse', 'l1' or 'huber'."
         )
     weights = {"gradient_weight": gradient_weight, "laplacian_weight": laplacian_weight}
-    mistakes += [
+    problems += [
         f"{name}={weight} compares neighbouring pixels, which target='hog' does away "
         "with. Use another target."
         for name, weight in weights.items()
         if target == "hog" and weight
     ]
     if target != "data" and ssim_weight:
-        mistakes.append(
+        problems.append(
             f"ssim_weight={ssim_weight} compares pixels in [0, 1], which "
             f"target={target!r} does away with. Use target='data'."
         )
-    return mistakes
+    return problems
 
 
 def _image_moments(images: Images) -> tuple[Array, Array]:

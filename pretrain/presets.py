@@ -7,10 +7,7 @@ from afterimage.cli import Measured, Preset, find_preset
 from afterimage.pretrain.config import PretrainConfig
 
 _MASKED = {
-    "objective": "masked",
-    "mask_ratio": 0.6,
-    "mask_patch": 4,
-    "target": "hog",
+    "objective": {"name": "masked", "ratio": 0.6, "patch": 4, "target": "hog"},
 }
 # For model `conv` alone, chosen on images held out of CIFAR-10 and MNIST: better than
 # `hierarchical` after as many steps, in half the time (docs/design/representations.md).
@@ -26,8 +23,11 @@ PRESETS: Mapping[str, Preset] = {
             "steps": 900,
             "batch_size": 128,
             "lr": 4e-3,
-            "corruption": "erasing",
-            "corruption_strength": 0.5,
+            "objective": {
+                "name": "plain",
+                "corruption": "erasing",
+                "corruption_strength": 0.5,
+            },
             "augment": "shift",
         },
         cost="900 steps of 128 = 115,200 images",
@@ -43,8 +43,11 @@ PRESETS: Mapping[str, Preset] = {
             "image_size": 32,
             "epochs": 50.0,
             "batch_size": 256,
-            "corruption": "gaussian",
-            "corruption_strength": 1.0,
+            "objective": {
+                "name": "plain",
+                "corruption": "gaussian",
+                "corruption_strength": 1.0,
+            },
             "augment": "shift",
             "ema": 0.999,
         },
@@ -152,8 +155,11 @@ PRESETS: Mapping[str, Preset] = {
             "channels": 3,
             "epochs": 100.0,
             "batch_size": 128,
-            "corruption": "erasing",
-            "corruption_strength": 0.25,
+            "objective": {
+                "name": "plain",
+                "corruption": "erasing",
+                "corruption_strength": 0.25,
+            },
             "augment": "crop-flip",
             "on_bad_image": "skip",
             "ema": 0.999,
@@ -174,8 +180,11 @@ PRESETS: Mapping[str, Preset] = {
             "batch_size": 256,
             "precision": "bfloat16",
             "target": "image",
-            "corruption": "erasing",
-            "corruption_strength": 0.4,
+            "objective": {
+                "name": "plain",
+                "corruption": "erasing",
+                "corruption_strength": 0.4,
+            },
             "augment": "crop-flip",
             "on_bad_image": "skip",
             "ema": 0.9995,

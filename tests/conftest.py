@@ -1,6 +1,5 @@
 """Strictness for every test: own caches, no shared state, no silent broadcasting."""
 
-import dataclasses
 import os
 import tempfile
 
@@ -84,11 +83,13 @@ def shrink(monkeypatch):
     """What `tiny` does, for a process of its own."""
     # Here, not above: what is imported before the tests is not type checked.
     from afterimage import runtime
-    from afterimage.models.config import PRESETS
+    from afterimage.plugins import ENCODERS
 
     options = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(runtime, "compiler_options", lambda: options)
-    for name, preset in PRESETS.items():
-        depths = tuple(min(depth, 1) for depth in preset.depths[:2])
-        two = dataclasses.replace(preset, widths=preset.widths[:2], depths=depths)
-        monkeypatch.setitem(PRESETS, name, two)
+    encoders = {name: ENCODERS.get(name) for name in ENCODERS.names()}
+    sizes = {n: (e.widths[:2], e.depths[:2]) for n, e in encoders.items()}
+    for name, (widths, depths) in sizes.items():
+        shallow = tuple(min(depth, 1) for depth in depths)
+        monkeypatch.setattr(encoders[name], "widths", widths)
+        monkeypatch.setattr(encoders[name], "depths", shallow)

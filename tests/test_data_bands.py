@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from afterimage.data import Preprocessing, open_data
-from afterimage.data.samples import parse_range, range_of
+from afterimage.data.pixels import parse_range, range_of
 from afterimage.errors import DataError, UserError
 from afterimage.features_command import open_for
 from afterimage.inputs import prepare
@@ -180,7 +180,7 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     from afterimage.finetune.evaluate import evaluate
     from afterimage.finetune.program import finetune
     from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.program import pretrain
+    from afterimage.pretrain.run import pretrain
 
     images = bands(5, n=16)
     folder(tmp_path / "data", images)

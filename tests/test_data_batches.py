@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage.data import Batches, array_set, batch_indices, eval_batches
-from afterimage.data.buffers import Buffers
+from afterimage.data import array_set
 from afterimage.errors import DataError, UserError
+from afterimage.training.batches import Batches, Buffers, batch_indices, eval_batches
 
 
 def image_set(count=20, labels=True):
@@ -88,7 +88,7 @@ def test_batches_that_travel_together_are_those_of_their_steps(resident):
 
 
 def test_large_batches_prepared_by_several_threads_come_in_order(monkeypatch):
-    monkeypatch.setattr("afterimage.data.batches.cores", lambda: 3)
+    monkeypatch.setattr("afterimage.training.batches.cores", lambda: 3)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (50, 160, 160, 3), np.uint8)
     part = array_set(pixels, None, None, "large").subset(np.arange(49, -1, -1))
@@ -101,7 +101,7 @@ def test_large_batches_prepared_by_several_threads_come_in_order(monkeypatch):
 @pytest.mark.parametrize("on_device", [False, True])
 def test_memory_is_used_again_only_when_nothing_refers_to_it(on_device, monkeypatch):
     """Batches that are kept, or device arrays made of them, stay as they were."""
-    monkeypatch.setattr("afterimage.data.batches.cores", lambda: 2)
+    monkeypatch.setattr("afterimage.training.batches.cores", lambda: 2)
     pixels = np.arange(256, dtype=np.uint8).repeat(160 * 160 * 3)
     whole = array_set(pixels.reshape(256, 160, 160, 3), None, None, "large")
     kept, places = [], set()
@@ -142,9 +142,11 @@ def test_rows_are_gathered_from_both_ends(part):
     images = image_set().subset(np.arange(19, -1, -1)) if part else image_set()
     pixels, rows = np.asarray(images.images), np.array([3, -1, 0, 3])
     for buffers in (None, Buffers()):
-        np.testing.assert_array_equal(images.gather(rows, buffers), pixels[rows])
+        np.testing.assert_array_equal(
+            images.gather(rows, buffers and buffers.take), pixels[rows]
+        )
         with pytest.raises(IndexError):
-            images.gather(np.arange(21), buffers)
+            images.gather(np.arange(21), buffers and buffers.take)
 
 
 def test_images_and_labels_belong_to_their_index():

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterimage.data import open_data
-from afterimage.data.table_rows import Table, read_table
+from afterimage.data.table import Table, read_table
 from afterimage.errors import DataError
 from afterimage.evaluate_command import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate

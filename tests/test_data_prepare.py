@@ -1,7 +1,5 @@
 """Statistics, preprocessing, resizing and augmentation: laws rather than examples."""
 
-from typing import get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +11,16 @@ from scipy import ndimage
 from afterimage.data import (
     Preprocessing,
     array_set,
-    augment,
     channel_statistics,
     make_augment,
-    statistics,
+    preprocessing,
 )
-from afterimage.data.augment import AUGMENTS
-from afterimage.data.resize import cover_and_crop
+from afterimage.data.augmentations import geometry, tones
+from afterimage.data.pixels import cover_and_crop
 from afterimage.errors import UserError
-from afterimage.training.options import Augmentation
+from afterimage.fields import field_problems
+from afterimage.plugins import AUGMENTATIONS
+from afterimage.pretrain import PretrainConfig
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (50, 9, 11, 3), np.uint8)
@@ -39,7 +38,7 @@ def test_statistics_are_numpys():
 
 
 def test_statistics_of_a_large_set_are_sampled(monkeypatch):
-    monkeypatch.setattr(statistics, "MOST_VALUES", -(-PIXELS.size // 4))
+    monkeypatch.setattr(preprocessing, "MOST_VALUES", -(-PIXELS.size // 4))
     mean, _ = channel_statistics(image_set(PIXELS))
     np.testing.assert_allclose(mean, (PIXELS[::4] / 255).mean((0, 1, 2)), rtol=1e-12)
 
@@ -120,11 +119,17 @@ def test_settings_that_cannot_be():
 IMAGES = jnp.asarray(RNG.random((64, 16, 12, 3), np.float32))
 
 
-def test_settings_know_every_augmentation():
-    assert set(get_args(Augmentation)) == set(AUGMENTS)
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_settings_know_every_augmentation(name):
+    assert field_problems(PretrainConfig(data="x", out="x", augment=name)) == []
 
 
-@pytest.mark.parametrize("name", AUGMENTS)
+def test_an_unknown_augmentation_in_settings_names_the_nearest():
+    with pytest.raises(UserError, match="augment='shfit' is unknown; did you mean"):
+        PretrainConfig(data="x", out="x", augment="shfit")
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
 def test_augmentations_keep_shape_range_and_repeat(name):
     change = jax.jit(make_augment(name))
     found = change(jax.random.key(0), IMAGES)
@@ -140,7 +145,7 @@ def test_augmentations_keep_shape_range_and_repeat(name):
 
 @given(st.integers(8, 10_000))
 def test_reach_is_an_eighth_rounded_down(side):
-    assert augment.reach(side) <= side / 8 < augment.reach(side) + 1
+    assert geometry.reach(side) <= side / 8 < geometry.reach(side) + 1
 
 
 @settings(deadline=None, max_examples=2)
@@ -178,7 +183,7 @@ def test_each_image_is_shifted_on_its_own_by_whole_pixels():
 def test_shear_leans_each_line_by_a_slope_of_its_own():
     """A line down the middle leans by up to 0.3 pixels a pixel, and stays a line."""
     line = jnp.zeros((200, 21, 21, 1)).at[:, :, 10].set(1.0)
-    leaning = np.asarray(augment._lean(jax.random.key(0), line, 2))[..., 0]
+    leaning = np.asarray(geometry._lean(jax.random.key(0), line, 2))[..., 0]
     assert (leaning.sum(2) == 1).all()
     places = leaning.argmax(2)
     np.testing.assert_array_equal(places[:, 10], 10)  # the middle stays
@@ -193,7 +198,7 @@ def test_drawing_larger_or_smaller_is_linear_interpolation(factor):
     signal = RNG.random(11)
     source = (np.arange(11) - 5) / factor + 5
     wanted = ndimage.map_coordinates(signal, source[None], order=1, mode="reflect")
-    (weights,) = np.asarray(augment._zoom(jnp.array([[factor]]), 11))
+    (weights,) = np.asarray(geometry._zoom(jnp.array([[factor]]), 11))
     np.testing.assert_allclose(weights @ signal, wanted, atol=1e-5)
 
 
@@ -231,7 +236,7 @@ def test_bending_is_linear_interpolation_along_one_axis(axis):
     source = np.indices((9, 7)).astype(float)
     source[axis - 1] += field
     wanted = ndimage.map_coordinates(image, source, order=1, mode="reflect")
-    found = augment._bent(
+    found = geometry._bent(
         jnp.asarray(image, jnp.float32)[None, :, :, None],
         jnp.asarray(field, jnp.float32)[None],
         2,
@@ -290,7 +295,7 @@ def test_strong_views_are_in_other_tones_and_lack_a_square(name, moved):
 
 
 def test_strong_erases_a_ninth_or_less():
-    found = np.asarray(augment._erase(jax.random.key(0), IMAGES))
+    found = np.asarray(tones._erase(jax.random.key(0), IMAGES))
     gone = (found != np.asarray(IMAGES)).any(-1).sum((1, 2))
     assert gone.max() <= 16
     assert gone.mean() > 8

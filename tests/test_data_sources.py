@@ -246,7 +246,7 @@ def test_npz_labels_of_several_tasks(tmp_path):
     plain = open_data(spec)
     assert not plain.train.tasks
     assert plain.train.fingerprint != found.train.fingerprint
-    with pytest.raises(UserError, match="digits has one label an image"):
+    with pytest.raises(UserError, match="digits has one label"):
         open_data("digits", tasks=("hue",))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afterimage.data.arrays import array_set
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.mesh import make_mesh
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import _resident_rows
@@ -19,7 +19,9 @@ def images(seed, count, labels=False):
 
 def batches(resident, lengths=(1, 1, 1), start=0, **sets):
     options = TrainingOptions(batch_size=4, resident=resident, seed=3)
-    feed = Feed(images(0, 9, labels=True), options=options, mesh=make_mesh(1), **sets)
+    feed = BatchLoader(
+        images(0, 9, labels=True), options=options, mesh=make_mesh(1), **sets
+    )
     found = []
     for _, _, batch in feed.blocks(start, iter(lengths)):
         found.append({**batch, **_resident_rows(batch, feed.data)})

@@ -10,8 +10,7 @@ from afterimage.__main__ import main
 from afterimage.checkpoints.weights import decode, encode
 from afterimage.errors import UserError
 from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
-from afterimage.models.layers import Context
-from afterimage.models.norms import FrozenBatchNorm
+from afterimage.models.layers import Context, FrozenBatchNorm
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 from tests.torchvision_models import (

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from afterimage.checkpoints.store import Store
-from afterimage.data.arrays import open_synthetic
+from afterimage.data import open_data
 from afterimage.errors import Diverged, Interrupted, UserError
 from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.groups import split_groups
 from afterimage.training.loop import Fit, fit
 from afterimage.training.mesh import make_mesh, replicate
@@ -29,9 +29,7 @@ from tests.forms import milliseconds
 
 @pytest.fixture(scope="module")
 def images():
-    return open_synthetic(
-        "8x8x1", image_size=None, channels=None, on_bad_image="fail", cache=False
-    ).train
+    return open_data("synthetic:8x8x1").train
 
 
 def _loss(params, stats, batch, key, step):
@@ -112,7 +110,7 @@ def train(
             evaluate=evaluate or default_evaluate,
             best="mse",
         )
-        feed = Feed(images, options=training, mesh=mesh)
+        feed = BatchLoader(images, options=training, mesh=mesh)
         state = fit(plan, step, state, feed, end=12, stop=stop)
     return state, start, calls
 

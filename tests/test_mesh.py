@@ -9,17 +9,16 @@ from tests.helpers import run_python
 COMPARE = """
 import jax, numpy as np, sys
 import jax.numpy as jnp
-from afterimage.data.arrays import open_synthetic
-from afterimage.training.feed import Feed
+from afterimage.data import open_data
+from afterimage.training.batches import BatchLoader
 from afterimage.training.groups import split_groups
 from afterimage.training.mesh import make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.state import init_state
-from afterimage.training.step import compile_step, compile_stretch, make_step
+from afterimage.training.step import compile_step, compile_steps, make_step
 
-images = open_synthetic("8x8x3", image_size=None, channels=None,
-                        on_bad_image="fail", cache=False).train
+images = open_data("synthetic:8x8x3").train
 options = TrainingOptions(batch_size=16, steps=6, accumulate=int(sys.argv[1]),
                           resident=sys.argv[2] == "resident")
 
@@ -44,9 +43,9 @@ def train(devices, stretch=False):
     state = replicate(state, mesh)
     step = make_step(loss, optimiser=tx, schedule=make_schedule(options, 6, 0),
                      partition=part, options=options)
-    feed = Feed(images, options=options, mesh=mesh)
+    feed = BatchLoader(images, options=options, mesh=mesh)
     losses, rows = [], []
-    run = compile_stretch(step) if stretch else compile_step(step)
+    run = compile_steps(step) if stretch else compile_step(step)
     for n, index, batch in feed.blocks(0, iter([3, 3] if stretch else [1] * 6)):
         used = batch["index"].sharding.device_set
         assert len(used) == devices, used

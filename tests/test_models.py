@@ -270,8 +270,7 @@ def test_batch_norm_moves_in_training_only():
 
 
 def test_batch_norm_follows_its_running_moments():
-    from afterimage.models.layers import Context
-    from afterimage.models.norms import BatchNorm
+    from afterimage.models.layers import BatchNorm, Context
 
     norm = BatchNorm(3)
     x = 2 + 3 * jax.random.normal(KEY, (500, 3))

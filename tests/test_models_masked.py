@@ -18,12 +18,13 @@ from afterimage.models import (
     blocks,
     build_autoencoder,
     build_encoder,
-    encoders,
     layers,
-    norms,
 )
+from afterimage.models.encoders.classic import ClassicStage
+from afterimage.models.encoders.convnext import ConvNeXtDown
+from afterimage.models.encoders.patches import WhitenedPatches
+from afterimage.models.encoders.resnet import ResNetStem
 from afterimage.models.layers import Context
-from afterimage.models.patches import WhitenedPatches
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -156,16 +157,16 @@ def mixers():
         "strided-1x1": layers.Conv(8, 8, 1, stride=2, rngs=rngs),
         "patchify": layers.Patchify(8, 8, 2, rngs=rngs),
         "depthwise": layers.DepthwiseConv(8, rngs=rngs),
-        "group": norms.GroupNorm(8),
-        "batch": norms.BatchNorm(8),
+        "group": layers.GroupNorm(8),
+        "batch": layers.BatchNorm(8),
         "response": blocks.GlobalResponseNorm(8),
         "basic": blocks.BasicBlock(8, 8, "batch", stride=2, rngs=rngs),
         "bottleneck": blocks.BottleneckBlock(8, 8, "group", stride=2, rngs=rngs),
         "convnext": blocks.ConvNeXtBlock(8, "layer", rngs=rngs),
-        "pool": encoders.ClassicStage(8, 8, 3, "group", rngs),
-        "pool of 5x5": encoders.ClassicStage(8, 8, 5, "group", rngs),
-        "stem-pool": encoders.ResNetStem(large, rngs),
-        "down": encoders.ConvNeXtDown(8, 8, "layer", rngs),
+        "pool": ClassicStage(8, 8, 3, "group", rngs),
+        "pool of 5x5": ClassicStage(8, 8, 5, "group", rngs),
+        "stem-pool": ResNetStem(large, rngs),
+        "down": ConvNeXtDown(8, 8, "layer", rngs),
         "patches": WhitenedPatches(8, 8, 3, 2, rngs=rngs),
     }
 
@@ -207,7 +208,7 @@ def test_every_layer_that_mixes_leaves_masked_sites_out(name, seed, patch):
 
 
 @pytest.mark.parametrize(
-    "make", [norms.GroupNorm, norms.BatchNorm, blocks.GlobalResponseNorm]
+    "make", [layers.GroupNorm, layers.BatchNorm, blocks.GlobalResponseNorm]
 )
 def test_a_masked_half_is_as_if_it_were_not_there(make):
     """Values and running moments are those of the visible half alone."""

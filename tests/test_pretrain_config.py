@@ -9,7 +9,10 @@ from afterimage.cli import Measured, Preset, exit_code, field_documents, parse
 from afterimage.errors import Diverged, UserError
 from afterimage.pretrain.__main__ import DESCRIPTION
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives.masked import Masked
+from afterimage.pretrain.objectives.plain import Plain
 from afterimage.pretrain.presets import PRESETS, preset_config
+from afterimage.settings import from_dict, to_dict
 from afterimage.training.options import DataOptions
 
 
@@ -31,12 +34,14 @@ def test_every_mistake_is_reported_at_once():
             out="x",
             lr=0.0,
             image_size=4,
-            loss="bce",
-            target="image",
-            corruption_strength=2.0,
+            objective={
+                "name": "plain",
+                "loss": "bce",
+                "target": "image",
+                "corruption_strength": 2.0,
+            },
             probe_k=0,
             pictures=-1,
-            model="resnet19",
             eval_every=0,
         )
     text = str(caught.value)
@@ -47,47 +52,50 @@ def test_every_mistake_is_reported_at_once():
         "without a corruption",
         "probe_k=0",
         "pictures=-1",
-        "did you mean 'resnet18'",
         "eval_every=0",
     ):
         assert part in text
 
 
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+        PretrainConfig(data="digits", out="x", model="resnet19")
+
+
 @pytest.mark.parametrize(
-    ("name", "given", "expected"),
-    [
-        ("gaussian", None, 1.0),
-        ("salt-and-pepper", None, 0.25),
-        ("erasing", 0.5, 0.5),
-        ("none", None, 0.0),
-    ],
+    "objective",
+    ["masked", {"name": "masked", "ratio": 0.6}, Masked(ratio=0.6)],
+    ids=["name", "mapping", "instance"],
 )
-def test_strength_is_the_usual_one_unless_given(name, given, expected):
-    config = PretrainConfig(
-        data="digits", out="x", corruption=name, corruption_strength=given
-    )
-    assert config.strength == expected
+def test_an_objective_is_a_name_a_mapping_or_an_instance(objective):
+    config = PretrainConfig(data="digits", out="x", objective=objective)
+    assert config.objective == Masked(ratio=0.6)
+    assert from_dict(PretrainConfig, to_dict(config)) == config
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_valid_described_and_runnable_as_typed(name):
     preset = PRESETS[name]
     config = preset_config(name, data="digits", out="x")
+    values = to_dict(config)
     for field, value in preset.settings.items():
-        if field != "data":
-            assert getattr(config, field) == value
+        if field == "objective":
+            named = {"name": value} if isinstance(value, str) else value
+            assert values[field] | named == values[field]
+        elif field != "data":
+            assert values[field] == value
     assert len(preset.about) <= 70
     program, stage, *argv = preset.command.split()
     assert (program, stage) == ("afterimage", "pretrain")
     typed = parsed(*argv)
-    for field, value in preset.settings.items():
-        assert getattr(typed, field) == value
+    for field in preset.settings.keys() - {"data"}:
+        assert getattr(typed, field) == getattr(config, field)
 
 
 def test_settings_beside_a_preset_win_wherever_they_stand():
     config = parsed("--lr", "0.5", "--preset", "digits", "--out", "x", "--steps", "7")
     assert (config.lr, config.steps, config.data) == (0.5, 7, "digits")
-    assert config.corruption == "erasing"
+    assert config.objective.corruption == "erasing"
     assert parsed("--preset=digits", "--out", "x").model == "conv"
 
 
@@ -95,7 +103,7 @@ def test_flags_reach_every_field_with_its_type():
     line = (
         "--data folder:a --out b --image-size 64 --channels 3 --epochs 1.5 --ema 0.9 "
         "--no-tensorboard --resident False --bottleneck 32 --norm group "
-        "--corruption erasing --corruption-strength 0.3"
+        "--plain.corruption erasing --plain.corruption-strength 0.3"
     )
     config = parsed(*line.split())
     assert config == PretrainConfig(
@@ -109,8 +117,7 @@ def test_flags_reach_every_field_with_its_type():
         resident=False,
         bottleneck=32,
         norm="group",
-        corruption="erasing",
-        corruption_strength=0.3,
+        objective=Plain(corruption="erasing", corruption_strength=0.3),
     )
 
 
@@ -132,7 +139,7 @@ def test_settings_that_cannot_work_are_our_error_not_the_parsers():
         (("--data", "digits", "--out", "x", "--lrr", "1"), ["--lrr", "--lr"]),
         (("--data", "digits"), ["--out"]),
         (("--data", "d", "--out", "x", "--steps", "many"), ["--steps", "many"]),
-        (("--data", "d", "--out", "x", "--loss", "mae"), ["--loss", "huber"]),
+        (("--data", "d", "--out", "x", "--plain.loss", "mae"), ["loss", "huber"]),
     ],
 )
 def test_flags_that_do_not_parse_end_with_two_and_say_which(argv, words, capsys):

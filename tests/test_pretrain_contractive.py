@@ -8,9 +8,12 @@ from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
-from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.contractive import EXACT, jacobian_norm
-from afterimage.pretrain.objectives import make_objective
+from afterimage.pretrain.objectives.contractive import (
+    EXACT,
+    Contractive,
+    jacobian_norm,
+)
+from tests.objectives import passing
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -38,9 +41,9 @@ def test_a_long_code_is_estimated_without_bias():
 
 
 def built(model):
-    settings = {"data": "digits", "out": "x", "objective": "contractive"}
-    contractive = make_objective(PretrainConfig(**settings), model)
-    return contractive, Network.create(contractive.build(nnx.Rngs(0)))
+    contractive = Contractive()
+    network, params, stats = Network.create(contractive.build(model, nnx.Rngs(0)))
+    return passing(contractive, network), (network, params, stats)
 
 
 def test_the_norm_is_that_of_the_encoder():
@@ -55,7 +58,7 @@ def test_the_norm_is_that_of_the_encoder():
 
     @runtime.jit
     def measured(images):
-        found = contractive.forward(network, params, stats, images, KEY, None)
+        found = contractive(params, stats, images, KEY, None)
         return found.penalty, found.measures["jacobian"]
 
     penalty, jacobian = measured(image)
@@ -68,14 +71,14 @@ def test_the_norm_is_that_of_the_encoder():
 
 def test_the_penalty_of_a_map_has_a_gradient():
     model = ModelConfig("conv-classic", image_size=(8, 8), channels=1, width=0.25)
-    contractive, (network, params, stats) = built(model)
+    contractive, (_, params, stats) = built(model)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
     images = jnp.asarray(images, jnp.float32)
 
     @runtime.jit
     def measured(params):
         def total(params):
-            found = contractive.forward(network, params, stats, images, KEY, None)
+            found = contractive(params, stats, images, KEY, None)
             return found.penalty.sum(), (found.penalty, found.measures["jacobian"])
 
         return jax.grad(total, has_aux=True)(params)

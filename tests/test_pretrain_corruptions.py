@@ -10,7 +10,7 @@ from afterimage.pretrain.corruptions import CORRUPTIONS, erase, make_corruption
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 IMAGES = jnp.full((64, 32, 24, 3), 0.37)
-STRENGTH = {"none": 0.0, "gaussian": 0.5, "salt-and-pepper": 0.2, "erasing": 0.25}
+STRENGTH = {"none": None, "gaussian": 0.5, "salt-and-pepper": 0.2, "erasing": 0.25}
 
 
 def corrupt(name, key=0, images=IMAGES, strength=None):

@@ -11,7 +11,7 @@ from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.hog import cell_size, histograms, hog_picture, hog_target
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.pretrain.program import pretrain
+from afterimage.pretrain.run import pretrain
 
 
 def pixels(shape=(2, 12, 12, 3), seed=0):
@@ -134,9 +134,8 @@ def test_patches_too_small_for_a_cell_are_refused_before_there_is_a_folder(tmp_p
         data="digits",
         out=str(tmp_path / "run"),
         steps=2,
-        objective="masked",
-        target="hog",
+        objective={"name": "masked", "target": "hog"},
     )
-    with pytest.raises(UserError, match=r"mask_patch=2: target='hog'.*3 to 8 pixels"):
+    with pytest.raises(UserError, match=r"patch=2: target='hog'.*3 to 8 pixels"):
         pretrain(config)
     assert not (tmp_path / "run").exists()

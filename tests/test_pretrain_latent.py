@@ -13,25 +13,23 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.latent import follow, latent_error, normalised
-from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.program import pretrain
+from afterimage.pretrain.objectives.latent import (
+    Latent,
+    follow,
+    latent_error,
+    normalised,
+)
+from afterimage.pretrain.run import pretrain
+from tests.objectives import passing
 
 KEY = jax.random.key(0)
-SETTINGS = {
-    "data": "digits",
-    "out": "x",
-    "objective": "masked",
-    "latent_weight": 2.0,
-    "mask_patch": 4,
-}
+MODEL = ModelConfig(
+    image_size=(16, 16), channels=1, width=0.25, decoder="block", stem_stride=1
+)
 
 
 def objective(**changes):
-    model = ModelConfig(
-        image_size=(16, 16), channels=1, width=0.25, decoder="block", stem_stride=1
-    )
-    return make_objective(PretrainConfig(**SETTINGS | changes), model)
+    return Latent(**{"weight": 2.0, "patch": 4} | changes)
 
 
 def test_the_update_by_hand():
@@ -59,7 +57,7 @@ def test_targets_have_no_scale():
 
 def test_the_teacher_sees_all_gets_no_gradient_and_follows():
     latent = objective(teacher_decay=0.5, teacher_decay_end=0.5)
-    network, params, stats = Network.create(latent.build(nnx.Rngs(0)))
+    network, params, stats = Network.create(latent.build(MODEL, nnx.Rngs(0)))
     stats = latent.start(params, stats)
     images = jax.random.normal(KEY, (3, 16, 16, 1))
     # Blocks start as the identity, so that at first no masked site asks its neighbours.
@@ -68,7 +66,8 @@ def test_the_teacher_sees_all_gets_no_gradient_and_follows():
     @runtime.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def slope(params, stats):
-        found = latent.forward(network, params, stats, images, KEY, jnp.asarray(0))
+        run = passing(latent, network, MODEL)
+        found = run(params, stats, images, KEY, jnp.asarray(0))
         return found.penalty.sum(), found
 
     (_, found), (of_params, of_stats) = slope(moved, stats)
@@ -82,15 +81,24 @@ def test_the_teacher_sees_all_gets_no_gradient_and_follows():
 
 
 def test_patches_must_cover_sites_of_the_last_map():
-    assert objective().mistakes() == []
-    assert "take a multiple of 4" in objective(mask_patch=6).mistakes()[0]
+    assert objective().data_problems(MODEL) == []
+    (problem,) = objective(patch=6).data_problems(MODEL)
+    assert "take a multiple of 4" in problem
 
 
 @pytest.mark.slow
 def test_a_run_keeps_its_teacher_in_the_checkpoint(tmp_path):
-    changes = {"out": str(tmp_path / "run"), "image_size": 16, "mask_patch": 8}
-    small = {"width": 0.25, "steps": 2, "batch_size": 16, "probe_images": 0}
-    config = PretrainConfig(**SETTINGS | changes | small | {"tensorboard": False})
+    config = PretrainConfig(
+        data="digits",
+        out=str(tmp_path / "run"),
+        objective=objective(patch=8),
+        image_size=16,
+        width=0.25,
+        steps=2,
+        batch_size=16,
+        probe_images=0,
+        tensorboard=False,
+    )
     result = pretrain(config)
     assert result.metrics["latent"] > 0
     _, state, _ = Store(tmp_path / "run").restore()

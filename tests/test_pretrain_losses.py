@@ -15,7 +15,7 @@ from afterimage.pretrain.losses import (
     bce,
     huber,
     l1,
-    loss_mistakes,
+    loss_problems,
     masked_mean,
     mse,
     ssim,
@@ -228,7 +228,7 @@ def test_a_patch_of_a_single_value_is_its_own_mean():
 
 
 def test_every_mistake_is_named_at_once():
-    found = loss_mistakes("mae", "patches")
+    found = loss_problems("mae", "patches")
     assert len(found) == 2
     assert "loss='mae'" in found[0]
     assert "target='patches'" in found[1]

@@ -8,15 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterimage import runtime
-from afterimage.pretrain.masks import draw_mask, lowest, patch_size
-from afterimage.pretrain.options import ObjectiveOptions
+from afterimage.pretrain.objectives.masked import Masked, draw_mask, lowest, patch_size
 from tests.forms import milliseconds, on_cpu
 
 pytestmark = pytest.mark.usefixtures("tiny")
-
-
-def options(**changes):
-    return ObjectiveOptions(objective="masked", **changes)
 
 
 def drawn(seed, batch, size, chosen):
@@ -47,7 +42,7 @@ def grids(mask, patch):
     seed=st.integers(0, 1000),
 )
 def test_every_image_has_exactly_its_share(size, patch, ratio, kind, seed):
-    chosen = options(mask=kind, mask_ratio=ratio, mask_patch=patch)
+    chosen = Masked(pattern=kind, ratio=ratio, patch=patch)
     mask = drawn(seed, 4, size, chosen)
     assert mask.shape == (4, *size)
     grid = grids(mask, patch)
@@ -58,7 +53,7 @@ def test_every_image_has_exactly_its_share(size, patch, ratio, kind, seed):
 
 @pytest.mark.parametrize("kind", ["random", "block"])
 def test_ratios_of_single_images_fill_their_range(kind):
-    chosen = options(mask=kind, mask_ratio=0.2, mask_ratio_max=0.8, mask_patch=1)
+    chosen = Masked(pattern=kind, ratio=0.2, ratio_max=0.8, patch=1)
     mask = drawn(0, 2000, (10, 10), chosen)
     shares = np.asarray(mask).mean((1, 2))
     assert shares.min() == pytest.approx(0.2, abs=0.01)
@@ -68,7 +63,7 @@ def test_ratios_of_single_images_fill_their_range(kind):
 
 
 def test_random_patches_are_uniform_and_independent_of_each_other():
-    mask = drawn(1, 4000, (6, 6), options(mask_patch=2))
+    mask = drawn(1, 4000, (6, 6), Masked(patch=2))
     grid = grids(mask, 2)
     # Deviation 0.008; round(0.6 * 9) = 5 of 9.
     np.testing.assert_allclose(grid.mean(0), np.full((3, 3), 5 / 9), atol=0.035)
@@ -83,8 +78,8 @@ def _borders(grid):
 
 
 def test_blocks_hang_together_and_lie_anywhere():
-    block = drawn(2, 500, (16, 16), options(mask="block", mask_patch=1))
-    scattered = drawn(2, 500, (16, 16), options(mask_patch=1))
+    block = drawn(2, 500, (16, 16), Masked(pattern="block", patch=1))
+    scattered = drawn(2, 500, (16, 16), Masked(patch=1))
     assert _borders(np.asarray(block)) < 0.4 * _borders(np.asarray(scattered))
     share = np.asarray(block).mean(0)
     assert share.min() > 0.15
@@ -102,7 +97,7 @@ def test_lowest_takes_as_many_as_asked_in_each_row():
     ("side", "patch"), [(8, 2), (28, 4), (32, 4), (64, 8), (96, 8), (224, 32)]
 )
 def test_the_usual_patch_is_near_a_seventh_of_the_image(side, patch):
-    assert patch_size(options(), (side, side)) == patch
+    assert patch_size(Masked(), (side, side)) == patch
 
 
 @on_cpu

@@ -7,7 +7,7 @@ import pytest
 from afterimage import runtime
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from afterimage.pretrain import losses, multiscale
+from afterimage.pretrain import losses
 from afterimage.pretrain.losses import ReconstructionLoss
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -18,7 +18,7 @@ def compiled(function):
     return lambda *args: runtime.jit(function)(*args)
 
 
-gradient, laplacian = compiled(multiscale.gradient), compiled(multiscale.laplacian)
+gradient, laplacian = compiled(losses.gradient), compiled(losses.laplacian)
 mse, l1, ssim = map(compiled, (losses.mse, losses.l1, losses.ssim))
 
 

@@ -1,5 +1,6 @@
 """Every objective end to end: a few steps, its metrics and pictures, exact resume."""
 
+import dataclasses
 import json
 
 import jax
@@ -15,11 +16,10 @@ from afterimage.checkpoints.trees import flatten
 from afterimage.data import Preprocessing
 from afterimage.errors import Interrupted, UserError
 from afterimage.models import ModelConfig, Network
+from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.objectives import OBJECTIVES, make_objective
-from afterimage.pretrain.options import OPTIONS
-from afterimage.pretrain.program import pretrain
-from afterimage.pretrain.reconstruction import Reconstruction
+from afterimage.pretrain.objective import Forward, Setup, make_stage, to_pixels
+from afterimage.pretrain.run import pretrain
 from afterimage.training.signals import StopSignal
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 EXTRA = {
     "plain": set(),
     "masked": {"visible_loss"},
+    "latent": {"visible_loss", "reconstruction", "latent"},
     "variational": {
         "reconstruction",
         "kl",
@@ -39,7 +40,10 @@ EXTRA = {
     "contractive": {"reconstruction", "jacobian"},
     "dictionary": {"reconstruction", "patch_error", "dead_filters"},
 }
-OWN = {"dictionary": {"model": "conv-patches", "width": 0.03}}
+OWN = {
+    "dictionary": {"model": "conv-patches", "width": 0.03},
+    "latent": {"image_size": 16, "patch": 8},
+}
 """Settings without which an objective cannot train."""
 
 
@@ -47,7 +51,6 @@ def config(out, objective, **changes):
     settings = {
         "data": "digits",
         "out": str(out),
-        "objective": objective,
         "width": 0.25,
         "steps": 4,
         "batch_size": 32,
@@ -57,7 +60,10 @@ def config(out, objective, **changes):
         "tensorboard": False,
         "pictures": 3,
     }
-    return PretrainConfig(**settings | OWN.get(objective, {}) | changes)
+    settings |= OWN.get(objective, {}) | changes
+    ours = {field.name for field in dataclasses.fields(PretrainConfig)}
+    chosen = {key: settings.pop(key) for key in settings.keys() - ours}
+    return PretrainConfig(objective={"name": objective, **chosen}, **settings)
 
 
 def rows(run):
@@ -79,26 +85,27 @@ class StopAfterThree(StopSignal):
 
 
 def test_the_table_is_complete():
-    assert set(EXTRA) == set(OBJECTIVES) == set(OPTIONS)
+    assert set(EXTRA) == set(OBJECTIVES.names())
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_what_every_objective_measures(objective):
     """By shapes: one loss, the metrics it promises, a loss and pictures an image."""
     options = config("x", objective)
-    decoder = "hierarchical" if objective == "masked" else ""
-    model = ModelConfig(options.model, (8, 8), 1, width=options.width, decoder=decoder)
-    chosen = make_objective(options, model)
-    network, params, stats = Network.create(chosen.build(nnx.Rngs(0)))
-    preprocessing = Preprocessing((8, 8), (0.4,), (0.2,), 1)
-    reconstruction = Reconstruction(options, chosen, network, preprocessing)
-    images, key = np.zeros((4, 8, 8, 1), np.uint8), jax.random.key(0)
+    size = (16, 16) if objective == "latent" else (8, 8)
+    model = ModelConfig(image_size=size, channels=1, **options.model_settings())
+    chosen = options.objective
+    network, params, stats = Network.create(chosen.build(model, nnx.Rngs(0)))
+    stats = chosen.start(params, stats)
+    setup = Setup(model, network, Preprocessing(size, (0.4,), (0.2,), 1))
+    images, key = np.zeros((4, *size, 1), np.uint8), jax.random.key(0)
 
     def both(images):
         images, step = jnp.asarray(images), jnp.asarray(0)
-        train = reconstruction.stage(2).loss(0, params)
+        train = make_stage(chosen, setup, options, 2).loss(0, params)
         trained = train(params, stats, {"image": images}, key, step)
-        return trained, reconstruction.look(params, stats, images, key)
+        forward = Forward(setup, params, stats, key)
+        return trained, chosen.measure(forward, to_pixels(images))
 
     (loss, (metrics, moved)), (looked, pictures) = jax.eval_shape(both, images)
     assert loss.shape == ()
@@ -106,14 +113,14 @@ def test_what_every_objective_measures(objective):
     assert all(metric.shape == () for metric in metrics.values())
     assert jax.tree.structure(moved) == jax.tree.structure(stats)
     assert looked["loss"].shape == (4,)
-    assert [row.shape for row in pictures] == [images.shape] * len(reconstruction.rows)
+    assert [row.shape for row in pictures] == [images.shape] * len(chosen.rows)
 
 
 @pytest.mark.parametrize(
     "objective",
     [
         name if name == "vq" else pytest.param(name, marks=pytest.mark.slow)
-        for name in OBJECTIVES
+        for name in OBJECTIVES.names()
     ],
 )
 def test_it_trains_and_an_interrupted_run_ends_the_same(
@@ -130,7 +137,8 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
     with Image.open(result.picture) as picture:
         assert min(picture.size) > 100
     encoder = load_encoder(whole)
-    vectors = encoder.features(np.zeros((2, 8, 8, 1), np.uint8))
+    size = encoder.manifest["model"]["image_size"]
+    vectors = encoder.features(np.zeros((2, *size, 1), np.uint8))
     assert vectors.shape == (2, encoder.num_features)
     assert encoder.manifest["trained"]["objective"] == objective
 
@@ -152,9 +160,9 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"decoder": "block", "target": "patch", "mask": "block"},
-        {"mask_ratio_max": 0.9, "mask_patch": 3, "loss": "ssim", "augment": "shift"},
-        {"target": "hog", "mask_patch": 3, "loss": "huber"},
+        {"decoder": "block", "target": "patch", "pattern": "block"},
+        {"ratio_max": 0.9, "patch": 3, "loss": "ssim", "augment": "shift"},
+        {"target": "hog", "patch": 3, "loss": "huber"},
         {"gradient_weight": 1.0, "laplacian_weight": 0.5, "ssim_weight": 0.1},
         {"model": "conv-classic", "norm": "batch", "bottleneck": 8},
         {"model": "resnet18", "loss": "bce", "corruption": "gaussian"},
@@ -173,7 +181,7 @@ def test_masked_settings_train(tmp_path, changes):
     [
         ("variational", {"bottleneck": 8, "loss": "bce", "free_bits": 0.1}),
         ("variational", {"model": "conv-classic", "beta_warmup": 2}),
-        ("sparse", {"sparsity": "top-k", "precision": "bfloat16"}),
+        ("sparse", {"k": 16, "precision": "bfloat16"}),
         ("vq", {"model": "resnet18", "norm": "batch", "accumulate": 2}),
         ("contractive", {"bottleneck": 4, "model": "conv-classic"}),
         ("contractive", {"model": "convnext-atto", "remat": True}),
@@ -196,9 +204,9 @@ def test_masked_pretraining_learns_what_is_not_seen(tmp_path):
 
 def test_settings_of_another_objective_are_refused_by_name():
     with pytest.raises(UserError) as caught:
-        config("x", "plain", mask_ratio=0.5, mask="block")
-    assert "mask_ratio=0.5 belongs to objective='masked'" in str(caught.value)
-    assert "mask=block" in str(caught.value)
+        config("x", "plain", ratio=0.5, pattern="block")
+    assert "'ratio' is no setting of objective plain" in str(caught.value)
+    assert "'pattern'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +219,15 @@ def test_settings_of_another_objective_are_refused_by_name():
         ("masked", {"target": "hog", "loss": "ssim"}, "loss='ssim'"),
         ("masked", {"target": "hog", "ssim_weight": 1.0}, "ssim_weight=1.0"),
         ("masked", {"target": "hog", "gradient_weight": 1.0}, "gradient_weight=1.0"),
-        ("masked", {"mask_ratio": 1.0}, "mask_ratio=1.0"),
-        ("masked", {"mask_ratio_max": 0.5}, "at least mask_ratio"),
-        ("masked", {"mask_patch": 0}, "mask_patch=0"),
+        ("masked", {"ratio": 1.0}, "ratio=1.0"),
+        ("masked", {"ratio_max": 0.5}, "at least ratio"),
+        ("masked", {"patch": 0}, "patch=0"),
         ("variational", {"beta": -1.0}, "beta=-1"),
-        ("variational", {"codes": 9}, "objective='vq'"),
-        ("masked", {"target": "patch", "mask_patch": 1}, "mask_patch=1"),
-        ("sparse", {"sparsity_k": 0}, "sparsity_k=0"),
-        ("sparse", {"sparsity_k": 5}, "'l1' does not read sparsity_k"),
+        ("variational", {"beta_warmup": 1.5}, "beta_warmup=1.5"),
+        ("masked", {"target": "patch", "patch": 1}, "one pixel"),
+        ("latent", {"teacher_decay": 1.0}, "teacher_decay=1.0"),
+        ("sparse", {"k": 0}, "k=0"),
+        ("contractive", {"weight": -1.0}, "weight=-1.0"),
         ("vq", {"codes": 1}, "codes=1"),
     ],
 )
@@ -230,9 +239,8 @@ def test_settings_that_cannot_work_say_why(objective, changes, says):
 @pytest.mark.parametrize(
     ("objective", "changes", "says"),
     [
-        ("masked", {"mask_patch": 8}, "mask_patch=8: images of 8x8 pixels"),
-        ("sparse", {"sparsity": "top-k", "sparsity_k": 99}, "has 16 channels"),
-        ("dictionary", {"model": "resnet18"}, "needs model='conv-patches'"),
+        ("masked", {"patch": 8}, "patch=8: images of 8x8 pixels"),
+        ("sparse", {"k": 99}, "has 16 channels"),
     ],
 )
 def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(

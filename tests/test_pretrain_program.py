@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.pretrain.program import pretrain as run_program
 
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
@@ -20,7 +21,6 @@ from afterimage.data import (
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.program import pretrain as run_program
 from afterimage.training.signals import StopSignal
 
 STEPS = 60
@@ -37,8 +37,11 @@ def config(out, **changes):
         "lr": 1e-2,
         "eval_every": 30,
         "log_every": 10,
-        "corruption": "gaussian",
-        "corruption_strength": 0.5,
+        "objective": {
+            "name": "plain",
+            "corruption": "gaussian",
+            "corruption_strength": 0.5,
+        },
         "ema": 0.5,
         "tensorboard": False,
         "pictures": 3,
@@ -100,7 +103,7 @@ def test_run_folder_holds_everything(finished):
     assert finished.picture == run / "pictures" / "step-0000060.png"
     stored = json.loads((run / "config.json").read_text())
     assert stored["kind"] == "pretrain"
-    assert stored["config"]["corruption"] == "gaussian"
+    assert stored["config"]["objective"]["corruption"] == "gaussian"
     assert not (run / "skipped.txt").exists()
 
 
@@ -199,7 +202,7 @@ def test_report_shows_loss_pictures_and_probes(finished):
     page = finished.report.read_text()
     for part in ("<polyline", "data:image/png", "raw pixels", "untrained encoder"):
         assert part in page
-    assert "corruption_strength" in page
+    assert "objective.corruption_strength" in page
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
@@ -309,18 +312,27 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_pat
 @pytest.mark.parametrize(
     "changes",
     [
-        {"loss": "bce"},
-        {"loss": "ssim", "corruption": "erasing"},
-        {"loss": "l1", "target": "image", "corruption": "salt-and-pepper"},
-        {"loss": "huber", "bottleneck": 8, "accumulate": 2},
+        {"objective": {"loss": "bce"}},
+        {"objective": {"loss": "ssim", "corruption": "erasing"}},
+        {
+            "objective": {
+                "loss": "l1",
+                "target": "image",
+                "corruption": "salt-and-pepper",
+            }
+        },
+        {"objective": {"loss": "huber"}, "bottleneck": 8, "accumulate": 2},
         {"model": "conv-classic", "norm": "batch", "augment": "light"},
         {"precision": "bfloat16", "remat": True, "resident": False},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_every_kind_of_setting_trains(tmp_path, changes):
-    settings = {"steps": 2, "eval_every": 2, "ema": 0.0, "corruption_strength": None}
-    result = run_program(config(tmp_path / "run", **settings | changes))
+    settings = {"steps": 2, "eval_every": 2, "ema": 0.0}
+    usual = {"corruption": "gaussian"}
+    objective = {"name": "plain", **changes.get("objective", usual)}
+    changes = settings | changes | {"objective": objective}
+    result = run_program(config(tmp_path / "run", **changes))
     assert np.isfinite(list(result.metrics.values())).all()
     assert 0 < result.metrics["relative_loss"] < 3
 

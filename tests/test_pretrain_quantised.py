@@ -1,7 +1,5 @@
 """The codebook by hand: nearest vectors, running means, restart of dead codes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +9,8 @@ from flax import nnx
 from afterimage import runtime
 from afterimage.checkpoints.trees import flatten
 from afterimage.models import ModelConfig, Network
-from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.quantised import DECAY, Codebook
+from afterimage.pretrain.objectives.vq import DECAY, Codebook, Quantised
+from tests.objectives import passing
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -55,10 +52,7 @@ def test_only_dead_codes_restart_from_rows_of_the_batch():
     np.testing.assert_allclose(book.sums[...][1], 3 * vectors[1])
 
 
-def objective(model=None, **changes):
-    model = model or ModelConfig(image_size=(8, 8), channels=1, width=0.25)
-    settings = {"data": "digits", "out": "x", "objective": "vq", "codes": 5}
-    return make_objective(PretrainConfig(**settings | changes), model)
+VQ = Quantised(codes=5)
 
 
 @pytest.mark.parametrize("bottleneck", [None, pytest.param(6, marks=pytest.mark.slow)])
@@ -66,9 +60,8 @@ def test_the_first_step_takes_its_codes_from_the_batch(bottleneck):
     model = ModelConfig(
         image_size=(8, 8), channels=1, width=0.25, bottleneck=bottleneck
     )
-    vq = objective(model)
-    network, params, stats = Network.create(vq.build(nnx.Rngs(0)))
-    run = runtime.jit(functools.partial(vq.forward, network))
+    network, params, stats = Network.create(VQ.build(model, nnx.Rngs(0)))
+    run = runtime.jit(passing(VQ, network))
     found = run(params, stats, IMAGES, KEY, jnp.asarray(0))
     vectors = flatten(found.stats)["codebook/vectors"]
     assert vectors.shape == (5, bottleneck or 16)
@@ -84,14 +77,14 @@ def test_the_first_step_takes_its_codes_from_the_batch(bottleneck):
 
 def test_the_encoder_is_given_the_decoders_gradient():
     """Straight through: with the codebook at the code, as if nothing were quantised."""
-    vq = objective(ModelConfig(image_size=(8, 8), channels=1, width=0.25, bottleneck=3))
-    network, params, stats = Network.create(vq.build(nnx.Rngs(0)))
+    model = ModelConfig(image_size=(8, 8), channels=1, width=0.25, bottleneck=3)
+    network, params, stats = Network.create(VQ.build(model, nnx.Rngs(0)))
     image = jnp.asarray(IMAGES[:1])
-    first = runtime.jit(functools.partial(vq.forward, network))
+    first = runtime.jit(passing(VQ, network))
     stats = first(params, stats, image, KEY, jnp.asarray(0)).stats
 
     def quantised(params):
-        return vq.forward(network, params, stats, image, KEY, None).output.sum()
+        return passing(VQ, network)(params, stats, image, KEY, None).output.sum()
 
     def plain(params):
         return network.apply(params, stats, image)[0].sum()
@@ -104,7 +97,7 @@ def test_the_encoder_is_given_the_decoders_gradient():
 
 def test_metrics_by_hand():
     means = {"use": np.array([0.5, 0.25, 0.25, 0.0]), "commitment": np.array(2.0)}
-    found = objective().summarise(means)
+    found = VQ.summarise(means)
     np.testing.assert_allclose(found["perplexity"], 2**1.5, rtol=1e-6)
     assert int(found["dead_codes"]) == 1
     assert float(found["commitment"]) == 2.0

@@ -1,7 +1,5 @@
 """KL, free bits and the warm-up of beta by hand; what a collapsed code looks like."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,8 @@ from flax import nnx
 
 from afterimage import runtime
 from afterimage.models import ModelConfig, Network
-from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.objectives import make_objective
-from afterimage.pretrain.variational import divergence, freed
+from afterimage.pretrain.objectives.variational import Variational, divergence, freed
+from tests.objectives import forward, passing
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -21,14 +18,8 @@ KEY = jax.random.key(0)
 BOTTLENECKS = [None, pytest.param(5, marks=pytest.mark.slow)]
 
 
-def objective(model=None, **changes):
-    model = model or ModelConfig(image_size=(8, 8), channels=1, width=0.25)
-    settings = {"data": "digits", "out": "x", "objective": "variational"}
-    return make_objective(PretrainConfig(**settings | changes), model)
-
-
-def built(objective):
-    return Network.create(objective.build(nnx.Rngs(0)))
+def built(model):
+    return Network.create(Variational().build(model, nnx.Rngs(0)))
 
 
 def test_divergence_by_hand():
@@ -61,11 +52,11 @@ def test_free_bits_hold_the_mean_of_a_channel_up_and_stop_its_gradient():
 
 
 def test_beta_rises_over_its_warm_up_and_is_whole_in_evaluation():
-    rising = objective(beta=4.0, beta_warmup=10)
-    found = [float(rising.beta(jnp.asarray(n))) for n in (0, 5, 10, 99)]
+    rising = Variational(beta=4.0, beta_warmup=10)
+    found = [float(rising.beta_at(jnp.asarray(n))) for n in (0, 5, 10, 99)]
     assert found == [0.0, 2.0, 4.0, 4.0]
-    assert rising.beta(None) == 4.0
-    assert objective(beta=3.0).beta(jnp.asarray(0)) == 3.0
+    assert rising.beta_at(None) == 4.0
+    assert Variational(beta=3.0).beta_at(jnp.asarray(0)) == 3.0
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
@@ -73,10 +64,10 @@ def test_the_penalty_is_beta_times_the_divergence_per_value(bottleneck):
     model = ModelConfig(
         image_size=(8, 8), channels=1, width=0.25, bottleneck=bottleneck
     )
-    variational = objective(model, beta=3.0, free_bits=0.5)
-    network, params, stats = built(variational)
+    variational = Variational(beta=3.0, free_bits=0.5)
+    network, params, stats = built(model)
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
-    run = runtime.jit(functools.partial(variational.forward, network))
+    run = runtime.jit(passing(variational, network))
     found = run(params, stats, images, KEY, None)
     kl = found.measures["kl"]
     assert kl.shape == (4, bottleneck or 16)
@@ -94,7 +85,7 @@ def test_metrics_tell_active_channels_from_collapsed_ones():
         "mean": np.array([1.0, 0.0, 3.0]),
         "square": np.array([1.5, 0.0, 9.0]),
     }
-    found = objective().summarise(means)
+    found = Variational().summarise(means)
     assert {k: float(v) for k, v in found.items()} == {
         "kl": 3.0,
         "kl_channel_max": 2.0,
@@ -108,11 +99,15 @@ def test_samples_are_images_and_differ(bottleneck):
     model = ModelConfig(
         image_size=(9, 12), channels=2, width=0.25, bottleneck=bottleneck
     )
-    variational = objective(model)
-    network, params, stats = built(variational)
-    run = runtime.jit(lambda p: variational.samples(network, p, stats, KEY, 3))
-    found = run(params)
+    variational, pixels = Variational(), jnp.zeros((3, 9, 12, 2))
+    network, params, stats = built(model)
+
+    def sample(params, model=model):
+        made = forward(network, params, stats, KEY, model=model)
+        return variational.samples(made, pixels)
+
+    found = runtime.jit(sample)(params)
     assert found.shape == (3, 9, 12, 2)
     assert np.std(np.asarray(found), axis=0).max() > 0
     classic = ModelConfig("conv-classic", image_size=(8, 8), width=0.25)
-    assert objective(classic).samples(network, params, stats, KEY, 3) is None
+    assert sample(params, classic) is None

@@ -53,7 +53,7 @@ def test_a_resume_is_compared_with_the_whole_run(end, says):
     ("end", "says"),
     [
         (ended("a", began=150), "loaded, no effect"),
-        (ended("b", began=150), "loaded, wrong weights, no word"),
+        (ended("b", began=150), "loaded, wrong weights, no warning"),
         (ended("a", began=100), "the checkpoint before is used"),
         (ended("a", began=0), outcomes.AGAIN),
         (stopped(), "stops: traceback"),
@@ -232,13 +232,13 @@ def test_a_row_is_put_in_the_place_of_the_one_it_repeats(tmp_path):
     ]
 
 
-GUIDE = pathlib.Path(__file__).parent.parent / "docs/guide/reliability.md"
-COMMANDS = re.findall(r"`(tests/\S+\.py)(?: -k (\w+|\"[^\"]+\"))?`", GUIDE.read_text())
+PAGE = pathlib.Path(__file__).parent.parent / "docs/design/reliability.md"
+COMMANDS = re.findall(r"`(tests/\S+\.py)(?: -k (\w+|\"[^\"]+\"))?`", PAGE.read_text())
 
 
 @pytest.mark.parametrize(("file", "words"), COMMANDS)
-def test_the_guide_names_tests_that_exist(file, words):
-    text = (GUIDE.parents[2] / file).read_text()
+def test_the_page_of_fault_tests_names_tests_that_exist(file, words):
+    text = (PAGE.parents[2] / file).read_text()
     tests = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
     for word in words.strip('"').split(" or "):
         assert any(word in name for name in tests)

@@ -200,4 +200,6 @@ def test_a_row_may_want_an_encoder_of_its_own():
         config.settings_of("mnist-labels", name)["pretrain"]
         for name in ("latent-100", "best-100")
     )
-    assert latent == best | {"latent_weight": 1.0, "mask_patch": 8}
+    assert latent == best | {
+        "objective": {**best["objective"], "name": "latent", "weight": 1.0, "patch": 8}
+    }

@@ -57,8 +57,19 @@ def test_a_rule_names_the_file_but_not_its_folder(monkeypatch):
 
 @pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
 def test_the_tables_of_the_pages_are_the_results(page):
-    text = page.read_text()
-    assert readme.filled(text) == text, "python -m benchmarks.readme"
+    assert readme.filled(page) == page.read_text(), "python -m benchmarks.readme"
+
+
+def test_a_short_table_links_to_the_commands_of_the_results(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- demo short table --><!-- end -->")
+    text = readme.filled(page)
+    (link,) = re.findall(r"\]\((.*?)\)", text)
+    assert (tmp_path / link).resolve() == FOLDER / "demo.md"
+    command = read_results("demo")[0]["command"]
+    assert command not in text
+    assert command in (tmp_path / link).read_text()
+    assert text.startswith("<!-- demo short table -->\n\n| mode |")
 
 
 def test_a_table_of_labels_has_a_column_for_each_number():

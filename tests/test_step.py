@@ -10,7 +10,7 @@ from afterimage.training.groups import EVERYTHING, Group, split_groups
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.state import averaged_params, averaged_stats, init_state
-from afterimage.training.step import compile_step, compile_stretch, make_step
+from afterimage.training.step import compile_step, compile_steps, make_step
 
 
 def _params():
@@ -171,7 +171,7 @@ def test_a_stretch_equals_single_steps():
         single, metrics = run(single, batch, {})
         losses.append(float(metrics["loss"]))
     stacked = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
-    stretch, metrics = compile_stretch(step)(stretch, stacked, {})
+    stretch, metrics = compile_steps(step)(stretch, stacked, {})
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),

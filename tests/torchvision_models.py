@@ -1,10 +1,8 @@
 """torchvision's ResNet (v1.5) and VGG, with its names; random weights and moments."""
 
-import dataclasses
-
 import numpy as np
 
-from afterimage.models.config import PRESETS
+from afterimage.plugins import ENCODERS
 
 try:
     import torch
@@ -36,8 +34,8 @@ NARROW = {
 def make_narrow(patch):
     """Our models of these names are as narrow as `build(name, seed, NARROW)`'s."""
     for name, (widths, depths) in NARROW.items():
-        narrow = dataclasses.replace(PRESETS[name], widths=widths, depths=depths)
-        patch.setitem(PRESETS, name, narrow)
+        patch.setattr(ENCODERS.get(name), "widths", widths)
+        patch.setattr(ENCODERS.get(name), "depths", depths)
 
 
 def build(name, seed, shapes=SHAPES):

@@ -1,9 +1,8 @@
-"""Files to records to batches on devices."""
+"""Specs, files and objects -> sets of images of one shape."""
 
-from afterimage.data.augment import make_augment
-from afterimage.data.batches import Batches, batch_indices, eval_batches
+from afterimage.data.augmentations import make_augment
 from afterimage.data.labels import WAYS_TO_LABEL, check_classes, counted
-from afterimage.data.preprocessing import Preprocessing
+from afterimage.data.preprocessing import Preprocessing, channel_statistics
 from afterimage.data.sets import (
     UNLABELLED,
     BadImage,
@@ -12,28 +11,26 @@ from afterimage.data.sets import (
     Labels,
     Splits,
     array_set,
+    choose_labels,
+    hold_out,
 )
-from afterimage.data.sources import has_tasks, open_data
-from afterimage.data.splits import choose_labels, hold_out
-from afterimage.data.statistics import channel_statistics
+from afterimage.data.sources import Source, has_tasks, open_data
 
 __all__ = [
     "UNLABELLED",
     "WAYS_TO_LABEL",
     "BadImage",
-    "Batches",
     "ImageSet",
     "Joined",
     "Labels",
     "Preprocessing",
+    "Source",
     "Splits",
     "array_set",
-    "batch_indices",
     "channel_statistics",
     "check_classes",
     "choose_labels",
     "counted",
-    "eval_batches",
     "has_tasks",
     "hold_out",
     "make_augment",

@@ -1,35 +1,27 @@
-"""Data that is already arrays: `npz:PATH` and `synthetic:HxWxC`."""
+"""Images that are already arrays: their names, types, ranges and shapes."""
 
-import math
-import os
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from afterimage.checkpoints.names import spelling
-from afterimage.data.header import NotAnImage
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
-from afterimage.data.npz import check_sizes
-from afterimage.data.resize import (
+from afterimage.data.pixels import (
+    NotAnImage,
     change_channels,
     cover_and_crop,
     looks_channels_first,
+    range_of,
+    spaced,
+    to_bytes,
     transposed_hint,
 )
-from afterimage.data.samples import Range, range_of, spaced, to_bytes
-from afterimage.data.sets import UNLABELLED, ImageSet, Splits, array_set
-from afterimage.errors import DataError, UserError
+from afterimage.data.sets import UNLABELLED, Range, Request, Splits, array_set
+from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 
-_TRAIN, _TEST = 1024, 256
-"""Synthetic images in each split."""
-_CLASSES = 4
-_MOST_BYTES = 2**31
-"""The most memory that synthetic images may take: all are made at once."""
 _KEYS = {
     "train": [
         ("x_train", "y_train"),
@@ -45,41 +37,35 @@ _KEYS = {
 }
 
 
-def fit_arrays(
-    images: np.ndarray, image_size: int | None, channels: int | None
-) -> np.ndarray:
-    """[N, H, W, C] in the asked size (square) and channels; as it is where None."""
-    if channels is not None:
-        images = change_channels(images, channels)
-    if image_size is None or images.shape[1:3] == (image_size, image_size):
+def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
+    """[N, H, W, C] in the requested size and channels; not copied where it has them."""
+    if request.channels is not None:
+        images = change_channels(images, request.channels)
+    size = request.size
+    if size is None or images.shape[1:3] == size:
         return images
-    out = np.empty((len(images), image_size, image_size, images.shape[3]), np.uint8)
+    out = np.empty((len(images), *size, images.shape[3]), np.uint8)
     for row, image in zip(out, images, strict=True):
-        row[:] = cover_and_crop(image, (image_size, image_size))
+        row[:] = cover_and_crop(image, size)
     return out
 
 
-def open_npz(
-    path: str,
-    *,
-    image_size: int | None,
-    channels: int | None,
-    value_range: Range | Literal["auto"] | None = None,
-    reading: ReadingOptions,
-    tasks: Sequence[str] = (),
-    **_: Any,
-) -> Splits:
-    """`x_train, y_train[, x_val, y_val][, x_test, y_test]`, or `images[, labels]`.
+def names_arrays(keys: Iterable[Any]) -> bool:
+    """Whether a mapping with these keys is one of arrays."""
+    return bool({*keys} & {pair[0] for pairs in _KEYS.values() for pair in pairs})
 
-    MedMNIST's `train_images, train_labels, val_images, …` are read as well.
 
-    Labels of further `tasks` stand beside them as `y_train_NAME`, `y_test_NAME`, or
-    `labels_NAME`; -1 or NaN is an image without a label of that task.
+def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Splits:
+    """The splits of `x_train, y_train[, x_val, y_val][, x_test, y_test]`.
+
+    Or of `images[, labels]`, or of MedMNIST's `train_images, train_labels, …`. Labels
+    of further tasks are beside them as `y_train_NAME`, `y_test_NAME`, or `labels_NAME`;
+    -1 or NaN is an image without a label of that task.
 
     Images are [N, H, W] or [N, H, W, C], uint8 (or wider integers within 0..255), or
     floats in [0, 1]; with a `value_range`, any integers and floats.
     """
-    arrays, source = _load(path), f"npz:{spelling(path)}"
+    arrays, channels, reading = dict(given), request.channels, request.reading
     found = {
         split: next((pair for pair in pairs if pair[0] in arrays), None)
         for split, pairs in _KEYS.items()
@@ -87,34 +73,34 @@ def open_npz(
     keys = {split: pair for split, pair in found.items() if pair}
     if "train" not in keys:
         raise DataError(
-            f"{source} holds {', '.join(sorted(arrays)) or 'nothing'}; expected "
-            "x_train (with y_train, x_test, y_test), train_images (with train_labels, "
-            "test_images, test_labels) or images (with labels)"
+            f"{source} holds {', '.join(sorted(map(str, arrays))) or 'nothing'}; "
+            "expected x_train (with y_train, x_test, y_test), train_images (with "
+            "train_labels, test_images, test_labels) or images (with labels)"
         )
     _say_unread(arrays, keys, source)
     name = {split: f"{source} [{split}]" for split in keys}
-    given = {
+    images = {
         split: _images(arrays.pop(pair[0]), channels, name[split])
         for split, pair in keys.items()
     }
-    value_range = _resolved(value_range, given["train"], name["train"])
-    pixels = {s: _pixels(x, name[s], value_range) for s, x in given.items()}
+    value_range = _resolved(request.value_range, images["train"], name["train"])
+    pixels = {s: as_uint8(x, name[s], value_range) for s, x in images.items()}
     labels, classes = index_values(
         {split: arrays.get(k[1]) for split, k in keys.items()}, source, reading
     )
     say_alike(classes, source)
     more = task_labels(
-        {task: _task(task, arrays, keys, source, reading) for task in tasks}
+        {task: _task(task, arrays, keys, source, reading) for task in request.tasks}
     )
     shapes = {split: x.shape[1:] for split, x in pixels.items()}
-    if len(set(shapes.values())) > 1 and (image_size is None or channels is None):
+    if len(set(shapes.values())) > 1 and None in (request.size, channels):
         raise DataError(
             f"{source}: the splits differ in shape, {shapes}; give image_size and "
             "channels to bring them together"
         )
     sets = {
         split: array_set(
-            fit_arrays(pixels[split], image_size, channels),
+            fit_arrays(pixels[split], request),
             labels[split],
             classes,
             name[split],
@@ -164,24 +150,6 @@ def _missing(values: np.ndarray | None) -> np.ndarray | None:
     return np.where(np.isnan(values), UNLABELLED, values)
 
 
-def _load(path: str) -> dict[str, np.ndarray]:
-    where, shown = os.path.expanduser(path), spelling(path)
-    if not os.path.isfile(where):
-        there = "it is not a regular file" if os.path.exists(where) else "no such file"
-        raise DataError(f"npz:{shown}: {there}")
-    try:
-        check_sizes(where)
-        if not zipfile.is_zipfile(where):
-            raise ValueError("it is no zip archive")
-        with np.load(where, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise DataError(
-            f"npz:{shown} cannot be read ({error}); expected an archive written by "
-            "numpy.savez, without Python objects"
-        ) from error
-
-
 def _images(images: np.ndarray, channels: int | None, name: str) -> np.ndarray:
     """[N, H, W, C]; DataError for other shapes, and for bands without `channels`."""
     if images.ndim == 3:
@@ -216,7 +184,8 @@ def _resolved(
     return range_of([spaced(images, 2**24)], name)
 
 
-def _pixels(images: np.ndarray, name: str, value_range: Range | None) -> np.ndarray:
+def as_uint8(images: np.ndarray, name: str, value_range: Range | None) -> np.ndarray:
+    """Images of any type as bytes; DataError for values outside their range."""
     if images.dtype == np.uint8:
         return images
     if images.dtype == bool:
@@ -249,50 +218,3 @@ def _each(images: np.ndarray, name: str, value_range: Range | None) -> np.ndarra
     except NotAnImage as error:
         raise DataError(f"{name}: {error}") from error
     return out
-
-
-def open_synthetic(
-    size: str, *, image_size: int | None, channels: int | None, **_: Any
-) -> Splits:
-    """Gratings with noise, 1,024 to train and 256 to test; 4 classes of orientation.
-
-    The images depend on the size alone, so every run sees the same.
-    """
-    match = re.fullmatch(r"0*([0-9]+)x0*([0-9]+)x0*([0-9]+)", size)
-    if not match or "0" in match.groups():
-        raise UserError(
-            f"synthetic:{size} is not a size; expected synthetic:HxWxC, for example "
-            "synthetic:32x32x3"
-        )
-    if max(map(len, match.groups())) > 6 or (
-        math.prod(map(int, match.groups())) * (_TRAIN + _TEST) > _MOST_BYTES
-    ):
-        raise UserError(
-            f"synthetic:{size[:40]} does not fit into memory: {_TRAIN + _TEST:,} "
-            f"images may take {_MOST_BYTES:,} bytes in all, e.g. synthetic:512x512x3"
-        )
-    height, width, depth = map(int, match.groups())
-    names = tuple(f"{180 * k // _CLASSES} degrees" for k in range(_CLASSES))
-
-    def split(name: str, count: int, seed: int) -> ImageSet:
-        labels = np.arange(count, dtype=np.int32) % _CLASSES
-        images = _gratings(labels, (height, width, depth), seed)
-        images = fit_arrays(images, image_size, channels)
-        return array_set(images, labels, names, f"synthetic:{size} [{name}]")
-
-    return Splits(train=split("train", _TRAIN, 0), test=split("test", _TEST, 1))
-
-
-def _gratings(labels: np.ndarray, shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    height, width, channels = shape
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width] / max(height, width)
-    images = np.empty((len(labels), *shape), np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        angle = np.pi * (label + rng.uniform(-0.3, 0.3)) / _CLASSES
-        along = rows * np.cos(angle) + columns * np.sin(angle)
-        wave = np.sin(2 * np.pi * (rng.uniform(2, 4) * along + rng.uniform()))
-        colour = rng.uniform(30, 90, channels)
-        noise = rng.standard_normal(shape, np.float32) * 12
-        image[:] = np.clip(128 + wave[..., None] * colour + noise, 0, 255)
-    return images

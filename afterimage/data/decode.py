@@ -2,12 +2,13 @@
 
 What Pillow's `convert("RGB")` gets wrong is done here (research/performance.md §4):
 16-bit samples are scaled instead of clipped or cut, EXIF orientation is applied, alpha
-is composited on white, sizes are judged from the header. TIFFs are not Pillow's at all
-(`tiff`).
+is composited on white, sizes are judged from the header. JPEGs go through libjpeg-turbo
+where every byte is certain; TIFFs are not Pillow's at all (`tiff`).
 """
 
 import contextlib
 import io
+import posixpath
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,22 +17,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from afterimage.data.header import (
-    MAX_BYTES,
+from afterimage.data.kinds import kind_of
+from afterimage.data.pixels import (
     MAX_PIXELS,
     TURNS,
     Header,
     NotAnImage,
+    Samples,
+    change_channels,
     check_extent,
+    cover_and_crop,
+    seen,
+    spaced,
     takes_bands,
 )
-from afterimage.data.jpeg import bare_jpeg, fast_jpeg, turned
-from afterimage.data.kinds import kind_of
-from afterimage.data.resize import change_channels, cover_and_crop
-from afterimage.data.samples import Range, Samples, seen, spaced
-from afterimage.data.tiff import decode_tiff, is_tiff, tiff_header
-
-__all__ = ["MAX_BYTES", "SUFFIXES", "Header", "NotAnImage", "decode", "read_header"]
+from afterimage.data.sets import Range
+from afterimage.data.tiff import decode_tiff, tiff_header
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif"}
@@ -39,6 +40,7 @@ SUFFIXES = frozenset(
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF")
 _ORIENTATION = 0x0112
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: (1, 1), 2: (3, 3), 4: (1, 2), 6: (3, 4)}  # (channels, samples)
 _EXIF = b"Exif\0\0"
@@ -67,10 +69,15 @@ def read_header(file: Any) -> Header:
     with _reasons():
         start = file.read(132)
         file.seek(0)
-        if is_tiff(start):
+        if start[:4] in _TIFF:
             return tiff_header(file)
         with _open(file, start) as image:
             return _header(image, start)
+
+
+def read_header_of(data: bytes) -> Header:
+    """The same of an image in memory."""
+    return read_header(io.BytesIO(data))
 
 
 def decode(
@@ -130,7 +137,7 @@ def _reasons() -> Iterator[None]:
 
 def _wide(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]] | None:
     """Numbers and turn of a TIFF, or of a PNG with 16 bits; None for other images."""
-    if is_tiff(data):
+    if data[:4] in _TIFF:
         return decode_tiff(data)
     if _bit_depth(data) != 16:
         return None
@@ -234,14 +241,28 @@ def _by_pillow(data: bytes, size: tuple[int, int] | None, channels: int) -> np.n
             pixels = fast_jpeg(data, image.size, image.mode == "L", size, turn)
             if pixels is not None:
                 return pixels
-        grey = _is_grey(image)  # before loading
-        samples = _samples(image, 1 if grey else 3)
-        image.load()
-        _scale_key(image, _bit_depth(data))
-        if samples in (2, 4) and channels == samples:
-            return turned(_in_blocks(image, samples, np.asarray), turn)
-        mode = "L" if grey else "RGB"
-        return turned(_in_blocks(image, len(mode), lambda p: _as_seen(p, mode)), turn)
+        return turned(_eight_bits(image, channels, _bit_depth(data)), turn)
+
+
+def _eight_bits(image: Any, channels: int | None, bits: int) -> np.ndarray:
+    """An opened image of Pillow's as uint8, not turned; `bits` as in its file."""
+    grey = _is_grey(image)  # before loading
+    samples = _samples(image, 1 if grey else 3)
+    image.load()
+    _scale_key(image, bits)
+    if samples in (2, 4) and channels == samples:
+        return _in_blocks(image, samples, np.asarray)
+    mode = "L" if grey else "RGB"
+    return _in_blocks(image, len(mode), lambda part: _as_seen(part, mode))
+
+
+def from_pillow(image: Any, channels: int | None = None) -> np.ndarray:
+    """An image of Pillow's as it is seen, turned: [h, w, c]; wide numbers unscaled."""
+    with _reasons():
+        turn = TURNS[_orientation(image)]
+        if image.mode == "F" or image.mode.startswith("I"):
+            return turned(np.asarray(image)[..., None], turn)
+        return turned(_eight_bits(image, channels, 8), turn)
 
 
 def _scale_key(image: Any, bits: int) -> None:
@@ -272,3 +293,130 @@ def _as_seen(image: Any, mode: str) -> np.ndarray:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return np.asarray(image.convert(mode))
+
+
+_SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
+_NO_SEGMENT = (b"\xda", b"\xff")  # what may follow 0xff there: the scan, or filling
+_ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
+
+
+def bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
+    """A JPEG of a usual kind that says nothing of orientation; else None.
+
+    Without Pillow, whose header reading holds Python's lock and blocks other threads.
+    """
+    import simplejpeg
+
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    before = _before_scan(data)
+    if any(word in before for word in _ORIENTED):
+        return None
+    try:
+        *extent, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    height, width = map(int, extent)
+    check_extent(width, height)
+    if colours not in ("Gray", "YCbCr", "RGB"):
+        return None
+    return fast_jpeg(data, (width, height), colours == "Gray", size, TURNS[1])
+
+
+def _before_scan(data: bytes) -> bytes:
+    """A JPEG's segments before its first scan; all of it where they do not add up."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in _NO_SEGMENT:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[:at] if data[at : at + 2] == _SCAN else data
+
+
+def fast_jpeg(
+    data: bytes,
+    extent: tuple[int, int],
+    grey: bool,
+    size: tuple[int, int] | None,
+    turn: tuple[bool, bool, bool],
+) -> np.ndarray | None:
+    """A JPEG through libjpeg-turbo, shrunk by 2, 4 or 8 on the way where it may be.
+
+    None if that is not certain of every byte: Pillow then decodes it.
+    """
+    import simplejpeg
+
+    width, height = extent
+    high, wide = size or (0, 0)
+    wanted = (wide, high) if turn[0] else (high, wide)
+    factor = 1
+    while size and factor < 8 and _shrinks(extent, wanted, 2.0 * factor):
+        factor *= 2
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            colorspace="GRAY" if grey else "RGB",
+            min_height=height // factor if factor > 1 else 0,
+            min_width=width // factor if factor > 1 else 0,
+            min_factor=1,
+            # Colours at half the size are smoothed by the resize that follows.
+            fastupsample=bool(size) and _shrinks(extent, wanted, 1.25),
+        )
+    except ValueError:
+        return None
+    return turned(pixels, turn)
+
+
+def _shrinks(extent: tuple[int, int], wanted: tuple[int, int], factor: float) -> bool:
+    """Whether width x height covers `wanted` (height, width) `factor` times."""
+    width, height = extent
+    return min(height / wanted[0], width / wanted[1]) >= factor
+
+
+def turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """Pixels [h, w, c] as an orientation (`header.TURNS`) says: a view."""
+    swap, rows, columns = turn
+    if swap:
+        pixels = pixels.transpose(1, 0, 2)
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Tables of labels inside a folder of images, as Hugging Face's `imagefolder` reads."""
+# Thumbnails, recycle bins and metadata of cameras, file systems and NAS boxes; names
+# that begin with a dot are hidden anyway.
+_NOT_OURS = {
+    "@eadir",
+    "@recycle",
+    "@recently-snapshot",
+    "@__thumb",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "network trash folder",
+    "temporary items",
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+}
+
+
+def is_image_name(name: str) -> bool:
+    """A suffix of a known format, and nothing hidden on the way."""
+    parts = name.split("/")
+    return not any(map(is_hidden, parts)) and suffix_of(name) in SUFFIXES
+
+
+def is_hidden(part: str) -> bool:
+    return part.startswith(".") or part.casefold() in _NOT_OURS
+
+
+def suffix_of(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def is_metadata(name: str) -> bool:
+    return posixpath.basename(name) in METADATA and not any(
+        map(is_hidden, name.split("/"))
+    )

@@ -1,41 +1,59 @@
-"""Encoded images -> image sets: look at the headers, decode once, keep the pixels."""
+"""Encoded images -> image sets: read the headers, decode once, keep the pixels.
 
+The pixels are kept on disk, one .npy and its index. An entry is named by a SHA-256 of
+the files' names, stamps, and the size and channels asked for, so that any change is
+another entry. It appears by one rename, so several processes may read and build at
+once. A damaged one is found by its checksum and rebuilt.
+"""
+
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from afterimage.checkpoints import schemas
+from afterimage.checkpoints.files import read_bytes
 from afterimage.checkpoints.names import printable, spelling
-from afterimage.data import cache as store
-from afterimage.data import decode
-from afterimage.data.files import (
-    Archives,
-    Files,
-    Folder,
-    listed_kinds,
-    opened,
-    read,
-)
-from afterimage.data.folder_metadata import with_metadata
-from afterimage.data.header import Header, NotAnImage, check_seen, takes_bands
+from afterimage.data.decode import read_header, some_values
 from afterimage.data.labels import index_names, say_alike, task_labels
-from afterimage.data.layout import Groups, layout
-from afterimage.data.samples import Range, range_of
+from afterimage.data.pixels import (
+    Header,
+    NotAnImage,
+    check_seen,
+    range_of,
+    takes_bands,
+)
 from afterimage.data.sets import (
     BadImage,
+    Images,
     ImageSet,
+    Range,
+    Request,
     Selected,
     Splits,
     content_fingerprint,
 )
-from afterimage.data.workers import Decoder, Lazy, budget, or_reason, windows
+from afterimage.data.workers import (
+    Decoder,
+    Files,
+    Lazy,
+    budget,
+    opened,
+    or_reason,
+    read,
+    windows,
+)
 from afterimage.errors import DataError
 from afterimage.notes import say_once
-from afterimage.reading import ReadingOptions
 from afterimage.runtime import cache_dir
 
 _FIRST_PAGE = (
@@ -46,64 +64,22 @@ _MEASURED = 1024  # images that an automatic value range looks at
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The images that files are decoded to; None keeps what is there."""
+class Entry:
+    """What a pass over the files found: the rows kept, their digests, the bad ones."""
 
-    image_size: int | None = None
-    channels: int | None = None
-    value_range: Range | Literal["auto"] | None = None
-
-
-def open_folder(
-    path: str, *, reading: ReadingOptions, strict: bool, **options: Any
-) -> Splits:
-    """Images under a folder: flat, one subfolder a class, or splits above those.
-
-    A `metadata.csv` or `.jsonl` among them gives their labels.
-    """
-    files, source = Folder(path), f"folder:{spelling(path)}"
-    _say_ignored(files, source)
-    return image_sets(files, source, _groups(files, source, reading, strict), **options)
-
-
-def open_zip(
-    paths: str, *, reading: ReadingOptions, strict: bool, **options: Any
-) -> Splits:
-    """The same inside one or several zip archives, taken together, unextracted."""
-    files, source = Archives(paths), f"zip:{spelling(paths)}"
-    _say_ignored(files, source)
-    return image_sets(files, source, _groups(files, source, reading, strict), **options)
-
-
-def _groups(
-    files: Folder | Archives, source: str, reading: ReadingOptions, strict: bool
-) -> Groups:
-    groups = layout(files.names, source, reading.split_folders, strict=strict)
-    # Images that the options exclude are not even opened.
-    used = sorted(row for rows, _ in groups.values() for row in rows)
-    place = {row: number for number, row in enumerate(used)}
-    unused = {name for row, name in enumerate(files.names) if row not in place}
-    files.names = [files.names[row] for row in used]
-    groups = {s: ([place[row] for row in rows], c) for s, (rows, c) in groups.items()}
-    return with_metadata(files, source, groups, reading, unused)
-
-
-def _say_ignored(files: Folder | Archives, source: str) -> None:
-    if files.others:
-        kinds = listed_kinds(files.others)
-        say_once(f"{source}: files of other kinds, ignored: {kinds}")
+    images: Images
+    digests: list[bytes]
+    bad: dict[int, str]
+    """Row among the files -> why it is no image."""
+    value_range: Range | None = None
+    """What became 0 and 255 in images of more than 8 bits."""
 
 
 def image_sets(
     files: Files,
     source: str,
     groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
-    *,
-    image_size: int | None,
-    channels: int | None,
-    on_bad_image: str,
-    cache: bool,
-    value_range: Range | Literal["auto"] | None = None,
+    request: Request,
     tasks: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Splits:
     """Sets of {split: (rows of `files`, class name of each)}, decoded as asked.
@@ -113,13 +89,12 @@ def image_sets(
     The fingerprint of each is over the digests of its files' bytes, so it does not
     depend on where they lie, when they were written, or whether there is a cache.
     """
-    wanted = Wanted(image_size, channels, value_range)
     learnt = groups["train"][0]
-    folder = _cache_folder(files, wanted, learnt) if cache else None
-    entry = store.load(folder) if folder else None
+    folder = _cache_folder(files, request, learnt) if request.cache else None
+    entry = load_entry(folder) if folder else None
     if entry is None:
-        entry = _decode_all(files, source, wanted, learnt, on_bad_image, folder)
-    if entry.bad and (on_bad_image == "fail" or not len(entry.images)):
+        entry = _decode_all(files, source, request, learnt, folder)
+    if entry.bad and (request.on_bad_image == "fail" or not len(entry.images)):
         raise DataError(_bad_message(files, entry.bad, source))
     good = [row for row in range(len(files.names)) if row not in entry.bad]
     place = {row: position for position, row in enumerate(good)}
@@ -164,38 +139,39 @@ def image_sets(
     return Splits(**sets)
 
 
-def _cache_folder(files: Files, wanted: Wanted, learnt: Sequence[int]) -> pathlib.Path:
+def _cache_folder(
+    files: Files, request: Request, learnt: Sequence[int]
+) -> pathlib.Path:
     stamps = [[name, *files.stamp(row)] for row, name in enumerate(files.names)]
     # An automatic range depends on which images are for training.
-    measured = list(learnt) if wanted.value_range == "auto" else None
-    key = json.dumps([dataclasses.astuple(wanted), measured, stamps]).encode()
+    measured = list(learnt) if request.value_range == "auto" else None
+    asked = (request.image_size, request.channels, request.value_range)
+    key = json.dumps([asked, measured, stamps]).encode()
     return cache_dir() / "images" / hashlib.sha256(key).hexdigest()
 
 
 def _decode_all(
     files: Files,
     source: str,
-    wanted: Wanted,
+    request: Request,
     learnt: Sequence[int],
-    on_bad_image: str,
     folder: pathlib.Path | None,
-) -> store.Entry:
+) -> Entry:
     """One pass over the headers and one over the pixels, into the cache if there is."""
-    good, bad = _headers(files, wanted.channels)
-    if bad and (on_bad_image == "fail" or not good):
+    good, bad = _headers(files, request.channels)
+    if bad and (request.on_bad_image == "fail" or not good):
         raise DataError(_bad_message(files, bad, source))
-    if wanted.channels != 4:
+    if request.channels != 4:
         _say_alpha(files, good, source)
     _say_pages(files, good, source)
-    side = wanted.image_size
-    size = None if side is None else (side, side)
+    size = request.size
     height, width = size or _common_size(files, good, source)
-    value_range = wanted.value_range
+    value_range = request.value_range
     if value_range == "auto":
         value_range = _measured(
             files, {r: good[r] for r in learnt if r in good}, source
         )
-    channels = wanted.channels or max(h.channels for h in good.values())
+    channels = request.channels or max(h.channels for h in good.values())
     decoder = Decoder((height, width, channels), size, value_range)
 
     def pixels(row: int) -> tuple[np.ndarray, bytes]:
@@ -206,7 +182,7 @@ def _decode_all(
     digests = []
     each = height * width * channels
     costs = {row: header.cost + files.size(row) + each for row, header in good.items()}
-    with store.writer(folder, len(good), decoder.shape) as writer:
+    with entry_writer(folder, len(good), decoder.shape) as writer:
         for row, found in windows(or_reason(pixels), list(good), "decoding", each):
             if isinstance(found, str):
                 bad[row] = found
@@ -218,7 +194,7 @@ def _decode_all(
         return entry
     rows = [row for row in good if row not in bad]
     lazy = Lazy(files, np.array(rows), np.array([costs[r] for r in rows]), decoder)
-    return store.Entry(lazy, digests, bad, value_range)
+    return Entry(lazy, digests, bad, value_range)
 
 
 def _headers(
@@ -228,7 +204,7 @@ def _headers(
 
     def header(row: int) -> Header:
         with opened(files, row) as file:
-            found = decode.read_header(file)
+            found = read_header(file)
         try:
             if channels is None:
                 check_seen(found)
@@ -284,14 +260,14 @@ def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range
 
     def values(row: int) -> np.ndarray:
         with budget.hold(headers[row].cost + files.size(row)):
-            return decode.some_values(read(files, row))
+            return some_values(read(files, row))
 
     found = (v for _, v in windows(or_reason(values), chosen, "values", 2**20))
     return range_of([v for v in found if not isinstance(v, str)], source)
 
 
 def _common_size(
-    files: Files, headers: Mapping[int, decode.Header], source: str
+    files: Files, headers: Mapping[int, Header], source: str
 ) -> tuple[int, int]:
     sizes = {
         (h.height, h.width): spelling(files.names[row]) for row, h in headers.items()
@@ -322,3 +298,154 @@ def _bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
         + "\n  ".join(shown)
         + f"{more}\n{cure}"
     )
+
+
+_FORMAT = 1
+_CHECKED_BYTES = 2**30  # of a larger entry, evenly spaced images are checked
+
+
+def load_entry(folder: pathlib.Path) -> Entry | None:
+    """The entry at `folder`; None if there is none, or it is damaged."""
+    try:
+        index = schemas.parse(read_bytes(folder / "index.json"))
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        digests = [bytes.fromhex(text) for text in index["digests"]]
+        bad = {int(row): str(reason) for row, reason in index["bad"]}
+        value_range = None
+        if index["value_range"] is not None:
+            low, high = map(float, index["value_range"])
+            value_range = (low, high)
+        whole = (
+            index["format"] == _FORMAT
+            and images.dtype == np.uint8
+            and images.ndim == 4
+            and len(images) == len(digests)
+            and index["checksum"] == _checksum(images)
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return Entry(images, digests, bad, value_range) if whole else None
+
+
+def _checksum(images: np.ndarray) -> int:
+    stride = max(1, -(-images.nbytes // _CHECKED_BYTES))
+    value = zlib.crc32(repr(images.shape).encode())
+    chunk = max(1, 2**24 // max(1, images[0].nbytes)) if len(images) else 1
+    rows = range(0, len(images), stride)
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        block = images[part.start : part.stop : stride]
+        value = zlib.crc32(np.ascontiguousarray(block).data, value)
+    return value
+
+
+class EntryWriter:
+    """Writes an entry image by image; `commit` puts it in its place.
+
+    A cache that cannot be written is no reason to stop: a note is printed, nothing more
+    is written, and `commit` gives None.
+    """
+
+    def __init__(self, folder: pathlib.Path | None, most: int, shape: tuple[int, ...]):
+        self._folder, self._shape, self._count = folder, shape, 0
+        self._scratch: pathlib.Path | None = None
+        self._file: io.BufferedIOBase | None = None
+        if folder is None:
+            return
+        with self._or_without():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._scratch = pathlib.Path(
+                tempfile.mkdtemp(dir=folder.parent, prefix=".new-")
+            )
+            # Plain writes rather than a memory map: a full disk is then an OSError,
+            # not a SIGBUS.
+            self._file = (self._scratch / "images.npy").open("wb")
+            self._header(self._file, most)
+
+    @contextlib.contextmanager
+    def _or_without(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            print(
+                f"Going on without a cache of decoded images: {error}. Set "
+                "AFTERIMAGE_CACHE to a folder with room.",
+                file=sys.stderr,
+            )
+            self.close()
+
+    def _header(self, file: io.BufferedIOBase, count: int) -> None:
+        # NumPy pads the header, so that a smaller count fits where a larger one stood.
+        np.lib.format.write_array_header_1_0(
+            file,
+            {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)},
+        )
+
+    def add(self, image: np.ndarray) -> None:
+        """The next image, uint8 of the entry's shape; RuntimeError for any other.
+
+        Bytes of another shape would be cut into rows at the wrong width, in silence.
+        """
+        if image.dtype != np.uint8 or image.shape != self._shape:
+            raise RuntimeError(
+                f"a decoder gave {image.dtype} {image.shape} for a cache of uint8 "
+                f"{self._shape}: a fault of Afterimage's, please report it"
+            )
+        if self._file is not None:
+            with self._or_without():
+                self._file.write(np.ascontiguousarray(image).data)
+                self._count += 1
+
+    def commit(
+        self,
+        digests: list[bytes],
+        bad: dict[int, str],
+        value_range: Range | None = None,
+    ) -> Entry | None:
+        """Finish and rename into place, unless another process was first; the entry."""
+        if self._file is None or self._folder is None or self._scratch is None:
+            return None
+        with self._or_without():
+            self._file.seek(0)
+            self._header(self._file, self._count)
+            self._file.close()
+            images = np.load(self._scratch / "images.npy", mmap_mode="r")
+            index = {
+                "format": _FORMAT,
+                "checksum": _checksum(images),
+                "digests": [digest.hex() for digest in digests],
+                "bad": sorted(bad.items()),
+                "value_range": value_range,
+            }
+            (self._scratch / "index.json").write_text(json.dumps(index))
+            if self._folder.exists() and load_entry(self._folder) is None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            try:
+                self._scratch.rename(self._folder)
+            except OSError:
+                if not self._folder.is_dir():  # unless another process was first
+                    raise
+            return load_entry(self._folder)
+        return None
+
+    def close(self) -> None:
+        """Remove what was not committed."""
+        file, self._file = self._file, None
+        if file is not None:
+            # Closing writes what is buffered: on a full disk it fails once more.
+            with contextlib.suppress(OSError):
+                file.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def entry_writer(
+    folder: pathlib.Path | None, most: int, shape: tuple[int, ...]
+) -> Iterator[EntryWriter]:
+    """A EntryWriter to `folder` (None: to nowhere); nothing unfinished stays behind."""
+    made = EntryWriter(folder, most, shape)
+    try:
+        yield made
+    finally:
+        made.close()

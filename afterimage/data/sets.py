@@ -1,18 +1,42 @@
-"""What every data source becomes: images of one shape, labels, names, a fingerprint."""
+"""What every data source becomes: images of one shape, labels, a fingerprint."""
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, Integer, UInt8
+from jaxtyping import Int, Int32, Int64, Integer, UInt8
 
-from afterimage.data.buffers import Buffers
-from afterimage.errors import DataError
+from afterimage.errors import DataError, UserError
+from afterimage.reading import ReadingOptions
 
 UNLABELLED = -1
 """The label of an image whose class is not known."""
+
+Range = tuple[float, float]
+"""(low, high): what becomes 0 and what becomes 255."""
+Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+"""What gives memory for an array, such as np.empty."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """How data are to be read; `open_data` says what each setting means."""
+
+    image_size: int | None = None
+    channels: int | None = None
+    value_range: Range | Literal["auto"] | None = None
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    cache: bool = True
+    tasks: tuple[str, ...] = ()
+    reading: ReadingOptions
+    strict: bool = True
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) to resize to; None keeps the size of the images."""
+        return None if self.image_size is None else (self.image_size, self.image_size)
 
 
 @runtime_checkable
@@ -117,7 +141,7 @@ class ImageSet:
     fingerprint: str
     skipped: tuple[BadImage, ...] = ()
     tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
-    value_range: tuple[float, float] | None = None
+    value_range: Range | None = None
 
     def __post_init__(self):
         counts = {len(self.images), len(self.ids)}
@@ -149,22 +173,23 @@ class ImageSet:
     def gather(
         self,
         indices: Integer[np.ndarray, " b"] | Sequence[int],
-        buffers: Buffers | None = None,
+        empty: Empty | None = None,
     ) -> UInt8[np.ndarray, "b h w c"]:
         """The images at these positions, in this order, as one array in memory.
 
-        With `buffers` it is one of these, where the images are an array or mapped.
+        `empty`, a function like np.empty, gives its memory where the images are an
+        array or mapped.
         """
         images, rows = self.images, np.asarray(indices, np.int64)
         if isinstance(images, Selected):
             images, rows = images.source, images.rows[rows]
         if not isinstance(images, np.ndarray):
             return np.asarray(images[rows])
-        if buffers is None:  # `take` is faster than an index
+        if empty is None:  # `take` is faster than an index
             return np.asarray(images.take(rows, 0))
         if rows.min() < -len(images) or rows.max() >= len(images):
             raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(images)} images")
-        out = buffers.take((len(rows), *images.shape[1:]), images.dtype)
+        out = empty((len(rows), *images.shape[1:]), images.dtype)
         # "wrap" counts negative rows from the end, and needs no second buffer.
         return np.take(images, rows, 0, out, mode="wrap")
 
@@ -248,7 +273,7 @@ def array_set(
     name: str,
     ids: Sequence[str] | None = None,
     tasks: Mapping[str, Labels] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Range | None = None,
 ) -> ImageSet:
     """An ImageSet of an array in memory; ids are positions where none are given."""
     ids = [str(i) for i in range(len(images))] if ids is None else ids
@@ -264,3 +289,102 @@ def array_set(
         tasks=tasks,
         value_range=value_range,
     )
+
+
+def stratified(
+    labels: np.ndarray | None, size: int, fraction: float, seed: int
+) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
+    """Sorted positions (kept, held): `fraction` of each class is held, by seed.
+
+    Each class gives its share to within one image (largest remainders first), and keeps
+    at least one; the unlabelled count as one more class.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.full(size, UNLABELLED) if labels is None else labels
+    classes, counts = np.unique(labels, return_counts=True)
+    share = fraction * counts
+    held_counts = np.floor(share).astype(int)
+    missing = max(round(fraction * size), 1) - held_counts.sum()
+    for position in np.argsort(held_counts - share, kind="stable")[:missing]:
+        held_counts[position] += 1
+    held_counts = np.minimum(held_counts, counts - 1)
+    held = [
+        rng.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in zip(classes, held_counts, strict=True)
+    ]
+    chosen = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(size), chosen), chosen
+
+
+def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Cut a validation set: (train, validation), stratified where labelled, by seed.
+
+    `fraction` in (0, 1) of each class goes to validation. A set too small to give one
+    image away raises DataError.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"validation fraction {fraction} is not between 0 and 1; 0.1 holds out "
+            "one image in ten"
+        )
+    kept, held = stratified(images.labels, len(images), fraction, seed)
+    if not len(held):
+        raise DataError(
+            f"{images.name}: {len(images)} images are too few to hold out "
+            f"{fraction:.0%} for validation; every class keeps at least one"
+        )
+    return images.subset(kept), images.subset(held)
+
+
+def choose_labels(
+    images: ImageSet,
+    *,
+    labels: int | None = None,
+    per_class: int | None = None,
+    classes: Sequence[int] | None = None,
+    seed: int,
+) -> Int64[np.ndarray, " k"]:
+    """Sorted positions of a balanced subset of the labelled images, by seed.
+
+    `labels` in all (spread over the classes to within one), or `per_class` of each; of
+    `classes` alone, by number: of these the same as without. A smaller choice with the
+    same seed is contained in a larger one. A class that has too few raises DataError
+    and is named.
+    """
+    if (labels is None) == (per_class is None):
+        raise UserError("give exactly one of labels and per_class")
+    if images.labels is None or images.class_names is None:
+        raise DataError(f"{images.name} has no labels to choose from")
+    count = len(images.class_names)
+    rng = np.random.default_rng(seed)
+    # Which classes get the odd ones: by seed as well, not always the first.
+    order = rng.permutation(count)
+    if per_class is not None:
+        wanted = np.full(count, per_class)
+    else:
+        assert labels is not None
+        wanted = np.full(count, labels // count)
+        wanted[order[: labels % count]] += 1
+    if wanted.min() < 1:
+        asked = f"labels={labels}" if per_class is None else f"per_class={per_class}"
+        raise UserError(
+            f"{asked} leaves a class of {images.name} without an image; its {count} "
+            f"classes need at least {count} labels"
+        )
+    if classes is not None:
+        wanted[np.setdiff1d(np.arange(count), classes)] = 0
+    have = np.bincount(images.labels[images.labels >= 0], minlength=count)
+    short = [
+        f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} asked"
+        for c in np.flatnonzero(have < wanted)
+    ]
+    if short:
+        raise DataError(
+            f"{images.name} has too few labelled images for this choice: "
+            f"{'; '.join(short)}. Ask for fewer labels"
+        )
+    chosen = [
+        rng.permutation(np.flatnonzero(images.labels == c))[: wanted[c]]
+        for c in range(count)
+    ]
+    return np.sort(np.concatenate(chosen))

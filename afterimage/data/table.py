@@ -1,193 +1,372 @@
-"""`csv:PATH`: images listed in a table, with their labels, split and further tasks."""
+"""Tables of images: CSV (also as Excel saves it) or JSON lines, alone or in a folder.
 
+A `metadata.csv` or `.jsonl` in a folder of images has the format of Hugging Face's
+`imagefolder`: a column `file_name`, from the table's own folder on.
+https://huggingface.co/docs/datasets/image_dataset#imagefolder
+"""
+
+import codecs
+import csv
+import dataclasses
+import io
+import json
 import os
-import pathlib
 import posixpath
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from afterimage.checkpoints import files
-from afterimage.checkpoints.names import spelling
-from afterimage.data.decode import MAX_BYTES
-from afterimage.data.files import OnDisk
-from afterimage.data.images import image_sets
+from afterimage.checkpoints import schemas
+from afterimage.checkpoints.names import class_name, printable, spelling
+from afterimage.data.decode import SUFFIXES, is_image_name
 from afterimage.data.labels import named
-from afterimage.data.layout import by_split
-from afterimage.data.sets import Splits
-from afterimage.data.split_names import OPTIONS, exact
-from afterimage.data.table_rows import (
-    Table,
-    is_known,
-    listed,
-    no_columns,
-    read_table,
-)
+from afterimage.data.layout import Groups
+from afterimage.data.pixels import NotAnImage
+from afterimage.data.workers import FileTree
 from afterimage.errors import DataError
 from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 
+SYNONYMS = {
+    "image": (
+        *("file_name", "filename", "file", "path", "filepath", "file_path"),
+        *("image_path", "image_file", "image_name", "img", "img_path"),
+    ),
+    "label": ("labels", "class", "classes", "class_name", "category", "target"),
+    "split": ("subset",),
+}
+"""What other programs call the columns `image`, `label` and `split`."""
 
-def open_csv(
-    path: str,
-    *,
-    tasks: Sequence[str] = (),
-    reading: ReadingOptions,
-    strict: bool,
-    **options: Any,
-) -> Splits:
-    """Images named in column `image`, from the table's own folder on.
 
-    Column `label` holds class names, `split` train, validation or test; both are
-    optional, and each has synonyms (`SYNONYMS`). Any further column holds the labels of
-    a task. An empty cell is an image without a label. A task without a column has no
-    labels. Raises DataError for a file that is not a table, an image that is listed
-    twice, and one outside the folder without `reading.outside_images`.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns of equal length, and the line each of their cells comes from."""
+
+    columns: Mapping[str, list[str]]
+    lines: Sequence[int]
+
+    def rows(self, chosen: Sequence[int]) -> "Table":
+        """The table of these rows."""
+        columns = {n: [c[row] for row in chosen] for n, c in self.columns.items()}
+        return Table(columns, [self.lines[row] for row in chosen])
+
+    def named(self, what: str, source: str, taken: Sequence[str] = ()) -> str | None:
+        """The name of the column for `what`, of SYNONYMS; None if there is none.
+
+        `taken` are columns with a meaning of their own. Raises DataError if two columns
+        match and neither has the name itself.
+        """
+        known = {name.casefold(): name for name in self.columns if name not in taken}
+        if what in known:
+            return known[what]
+        found = [known[name] for name in SYNONYMS[what] if name in known]
+        if len(found) > 1:
+            raise DataError(
+                f"{source}: the columns {' and '.join(found)} could both be the "
+                f"{what}; rename the right one to `{what}`"
+            )
+        return found[0] if found else None
+
+
+def read_table(content: bytes, source: str, *, json_lines: bool) -> Table:
+    """The table in a file's bytes; DataError names the line that is wrong.
+
+    CSV: commas, semicolons or tabs; UTF-8, or UTF-16 with its mark. Cells are stripped,
+    lines without a filled cell left out. JSON lines: an object a line.
     """
-    source = f"csv:{spelling(path)}"
-    where = pathlib.Path(os.path.expanduser(path))
-    table = read_table(
-        _content(where, source), source, json_lines=path.lower().endswith(".jsonl")
-    )
-    column = table.named("image", source, tasks)
-    if column is None:
-        raise DataError(no_columns(source, table.columns))
-    table, splits = _chosen(table, source, tasks, reading, strict)
-    label = table.named("label", source, tasks)
-    names = _names(table, column, label, source, where.parent, reading.outside_images)
-    classes = {
-        name: named(table.columns[name], f"{source}, column {name}", reading)
-        for name in (label, *tasks)
-        if name is not None and name in table.columns
-    }
-    labels = [None] * len(names) if label is None else classes[label]
-    return image_sets(
-        OnDisk(where.parent, names),
-        source,
-        {
-            split: (rows, [labels[row] for row in rows])
-            for split, rows in by_split(splits, source).items()
-        },
-        tasks={task: classes[task] for task in tasks if task in classes},
-        **options,
+    text = _text(content, source)
+    if json_lines:
+        return _from_json(text, source)
+    mark, _, rest = text.partition("\n")
+    if given := re.fullmatch(r"sep=(.)\r?", mark):  # Excel's way to name the delimiter
+        return _from_csv(rest, given[1], 1, source)
+    return _from_csv(text, max(",;\t", key=mark.count), 0, source)
+
+
+def no_columns(source: str, head: Iterable[str]) -> str:
+    """The message for a table whose columns are not those of a table of images."""
+    shown = ", ".join(head)[:200] or "empty"
+    return (
+        f"{source}: the columns in its first line are: {shown}; expected unique "
+        "names, among them `image` (or file_name, path, …), and optionally `label` and "
+        "`split`"
     )
 
 
-def _content(where: pathlib.Path, source: str) -> bytes:
-    if not os.path.exists(where):
-        raise DataError(f"{source}: there is no such file")
+def listed(problems: Sequence[str], source: str) -> str:
+    """An error's message for several problems, ten of them in full."""
+    more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
+    shown = [printable(problem) for problem in problems[:10]]
+    return f"{source}:\n  " + "\n  ".join(shown) + more
+
+
+def _text(content: bytes, source: str) -> str:
+    """The text, its lines ended by a line feed."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return files.read_bytes(where, MAX_BYTES)
-    except OSError as error:
-        raise DataError(f"{source} {files.reason(error)}") from error
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if wide:
+            raise DataError(
+                f"{source} is marked as UTF-16 but is not ({error})"
+            ) from error
+        line = content.count(b"\n", 0, error.start) + 1
+        say_once(
+            f"{source}: line {line} is not UTF-8; its bytes are used as they are, "
+            "since file names may have them. If letters look wrong, save it as UTF-8"
+        )
+        # As Python gives the names of such files.
+        text = content.decode("utf-8-sig", errors="surrogateescape")
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise DataError(
+            f"{source}: line {line} holds a NUL character; save the table as UTF-8 text"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _names(
+def _from_csv(text: str, delimiter: str, before: int, source: str) -> Table:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, first = [], 1
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                rows.append((before + first, row))
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f'{source}: line {before + first}: {error}; is a quote (") opened there '
+            "and not closed? A quote inside a quoted cell is written twice"
+        ) from error
+    head = [class_name(cell.strip()) for cell in rows[0][1]] if rows else []
+    names = [name.casefold() for name in head if name]
+    if len(set(names)) < max(1, len(names)):
+        raise DataError(no_columns(source, head))
+    problems = [p for line, row in rows[1:] for p in _problems(line, row, head)]
+    if problems:
+        raise DataError(listed(problems, source))
+    cells = [[cell.strip() for cell in row] for _, row in rows[1:]]
+    columns = {n: [row[i] for row in cells] for i, n in enumerate(head) if n}
+    return Table(columns, [line for line, _ in rows[1:]])
+
+
+def _problems(line: int, row: list[str], head: list[str]) -> Iterator[str]:
+    if len(row) != len(head):
+        yield f"line {line} has {len(row)} cells, the first line {len(head)}"
+    for name, cell in zip(head, row):
+        if "\n" not in cell.strip():
+            continue
+        inner = re.split(r"[,;\t\n]", cell)
+        if is_known(name) or any(is_image_name(part.strip()) for part in inner):
+            yield (
+                f'line {line}: a quote (") opens in column {name} and closes only '
+                f"{cell.strip().count(chr(10))} lines later; a quote inside a quoted "
+                "cell is written twice"
+            )
+
+
+def is_known(name: str) -> bool:
+    """Whether a column of this name is the image, the label or the split."""
+    name = name.casefold()
+    return any(name in (what, *more) for what, more in SYNONYMS.items())
+
+
+def _from_json(text: str, source: str) -> Table:
+    rows: list[tuple[int, dict[str, str]]] = []
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            row = schemas.parse(content)
+        except ValueError as error:
+            raise DataError(f"{source}: line {line} {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{source}: line {line} is not an object, {{…}}")
+        rows.append((line, {class_name(k.strip()): _cell(v) for k, v in row.items()}))
+    head = dict.fromkeys(name for _, row in rows for name in row)
+    columns = {name: [row.get(name, "") for _, row in rows] for name in head}
+    return Table(columns, [line for line, _ in rows])
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of CSV: null is empty, true is 1; what is nested stays JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        value = int(value)
+    return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+def with_metadata(
+    files: FileTree,
+    source: str,
+    groups: Groups,
+    reading: ReadingOptions,
+    unused: Set[str] = frozenset(),
+) -> Groups:
+    """`groups` with the labels of the tables among `files`; unchanged if there is none.
+
+    A table's labels replace those of the folders; images that it does not list have
+    none. `unused` are images that may be listed although they are not among `files`.
+    Raises DataError if both name a class and differ, if a table cannot be read or lists
+    a missing file, and if only the table knows the splits.
+    """
+    given: dict[str, str | None] = {}
+    for name in files.metadata:
+        mine = _labels(files, name, source, groups, reading, unused)
+        if both := next((image for image in mine if image in given), None):
+            raise DataError(
+                f"{source}: {spelling(both)} is listed in two metadata files"
+            )
+        given |= mine
+    if not given:
+        return groups
+    found, listed_images = {}, 0
+    folders = {name for _, classes in groups.values() for name in classes if name}
+    for split, (rows, classes) in groups.items():
+        names = [files.names[row] for row in rows]
+        listed_images += sum(name in given for name in names)
+        for name, folder in zip(names, classes):
+            label = given.get(name)
+            # A single folder tells no classes apart.
+            if folder and label and label != folder and len(folders) > 1:
+                raise DataError(
+                    f"{source}: {spelling(name)} lies in the folder {folder}, but its "
+                    f"label in {files.metadata[0]} is {label}. To use the table, give "
+                    f"csv:PATH/{files.metadata[0]}; to use the folders, move the table "
+                    "away"
+                )
+        found[split] = (rows, [given.get(name) for name in names])
+    rest = sum(len(rows) for rows, _ in groups.values()) - listed_images
+    say_once(
+        f"{source}: labels of {listed_images:,} images are read from "
+        f"{', '.join(map(spelling, files.metadata))}"
+        + (f"; {rest:,} images that are not listed have none" if rest else "")
+    )
+    return found
+
+
+def _labels(
+    files: FileTree,
+    name: str,
+    source: str,
+    groups: Groups,
+    reading: ReadingOptions,
+    unused: Set[str],
+) -> dict[str, str | None]:
+    """{image: label} of one table; empty where it has no labels."""
+    where = f"{source}/{spelling(name)}"
+    try:
+        content = files.read_metadata(name)
+    except NotAnImage as error:
+        raise DataError(f"{where}: {error}") from error
+    table = read_table(content, where, json_lines=name.endswith(".jsonl"))
+    column, label = table.named("image", where), table.named("label", where)
+    if column is None or label is None:
+        lacks = "file_name" if column is None else "label"
+        say_once(f"{where} has no column {lacks} and is ignored")
+        return {}
+    if table.named("split", where) is not None and len(groups) == 1:
+        raise DataError(
+            f"{where} has a column split, which is not read inside a folder; give the "
+            "table itself as csv:PATH"
+        )
+    return _by_image(
+        files,
+        table,
+        column,
+        named(table.columns[label], f"{where}, column {label}", reading),
+        name,
+        where,
+        unused,
+    )
+
+
+def _by_image(
+    files: FileTree,
     table: Table,
     column: str,
-    label: str | None,
-    source: str,
-    folder: pathlib.Path,
-    outside: bool,
-) -> list[str]:
-    """The images' paths as they are opened; every problem of the rows at once."""
-    cells = table.columns[column]
-    problems, first = [], {}
-    for row, cell in enumerate(cells):
-        line, name = table.lines[row], posixpath.normpath(cell)
-        if not cell:
-            problems.append(f"line {line} names no image")
-        elif "\0" in cell:
-            problems.append(f"line {line}: a NUL in the path {spelling(cell)}")
-        elif not outside and (name.startswith(("/", "../")) or name == ".."):
+    labels: Sequence[str | None],
+    name: str,
+    where: str,
+    unused: Set[str],
+) -> dict[str, str | None]:
+    there, folder = set(files.names), posixpath.dirname(name)
+    near = by_likeness(files.names)
+    found: dict[str, str | None] = {}
+    problems = []
+    for line, cell, label in zip(table.lines, table.columns[column], labels):
+        image = posixpath.normpath(posixpath.join(folder, cell))
+        if image in unused:
+            continue
+        if image not in there:
+            close = nearest(image, near)
+            hint = f"; {spelling(close)} is" if close else ""
             problems.append(
-                f"line {line}: {spelling(cell)} lies outside the table's folder; "
-                "--outside-images allows it"
+                f"line {line}: {spelling(cell)} is not among the images{hint}"
             )
-        elif (path := os.path.abspath(folder / name)) in first:
-            problems.append(_twice(table, first[path], row, name, label))
-        else:
-            first[path] = row
-    if problems or not cells:
-        raise DataError(listed(problems or ["no image is listed"], source))
-    # Only what cannot change the file: `a/../b` may lead elsewhere through a link.
-    return [c if ".." in c.split("/") else posixpath.normpath(c) for c in cells]
+        elif image in found:
+            problems.append(f"line {line}: {spelling(cell)} is listed twice")
+        found[image] = label
+    if problems:
+        raise DataError(listed(problems, where))
+    return found
 
 
-def _twice(table: Table, one: int, other: int, name: str, label: str | None) -> str:
-    lines = f"{table.lines[one]} and {table.lines[other]}"
-    text = f"{spelling(name)} is listed twice, in lines {lines}"
-    cells = ["", ""] if label is None else table.columns[label]
-    if label is not None and cells[one] != cells[other]:
-        text += f", as {spelling(cells[one])} and as {spelling(cells[other])}"
-    return text
+Listing = tuple[dict[str, str], dict[str, str]]
+"""({key: name}, {key of the stem: name of an image}) of what a folder holds."""
 
 
-def _chosen(
-    table: Table,
-    source: str,
-    tasks: Sequence[str],
-    reading: ReadingOptions,
-    strict: bool,
-) -> tuple[Table, list[str]]:
-    """The rows that are used, and the split of each."""
-    column = table.named("split", source, tasks)
-    cells = ["train"] * len(table.lines) if column is None else table.columns[column]
-    given, values = reading.split_folders, set(cells)
-    if column is None:
-        _check_no_splits(table, source, tasks)
-    if given and (strict or values & set(given.values())):
-        _check_given(given, column, values, source)
-        meaning = {value: split for split, value in given.items()}
-        if "train" not in given:  # what is not named is read as ever
-            ever = {value: str(exact(value)) for value in values if exact(value)}
-            meaning = {v: s for v, s in ever.items() if s not in given} | meaning
-        rows = [row for row, cell in enumerate(cells) if cell in meaning]
-        if len(rows) < len(cells):
-            say_once(
-                f"{source}: {len(cells) - len(rows):,} images of other splits are "
-                "ignored"
-            )
-        return table.rows(rows), [meaning[cells[row]] for row in rows]
-    wrong = sorted(value for value in values if exact(value) is None)
-    if wrong:
-        shown = ", ".join(spelling(value) or "empty cells" for value in wrong[:5])
-        raise DataError(
-            f"{source}: column {column} holds {shown}; expected train, validation or "
-            "test in each line, or name the value of each split with "
-            f"{', '.join(OPTIONS.values())}"
-        )
-    return table, [str(exact(cell)) for cell in cells]
+def near_miss(root: str, name: str, names: Callable[[str], Listing]) -> str | None:
+    r"""The path of a file below `root` that `name` nearly names; None without one.
 
-
-def _check_no_splits(table: Table, source: str, tasks: Sequence[str]) -> None:
-    """Raise DataError where a column that is not read tells splits apart.
-
-    Without it the test images would be trained on.
+    Differences in case, Unicode form, image suffix and `\` for `/` are bridged. `names`
+    is `listing`, or a cache of it: a table may name many files that are not there.
     """
-    for name, cells in table.columns.items():
-        if name in tasks or is_known(name):
-            continue
-        values = set(cells)
-        words = {exact(value) for value in values}
-        flag = exact(name.casefold().removeprefix("is_")) is not None
-        if (None not in words and len(words) > 1) or (flag and len(values) > 1):
-            raise DataError(
-                f"{source}: column {spelling(name)} holds "
-                f"{', '.join(map(spelling, sorted(values)[:3]))}, and looks as if it "
-                "told splits apart. Call it `split`, with train, validation or test in "
-                "each line, or remove it"
-            )
+    *folders, last = (part for part in name.replace("\\", "/").split("/") if part)
+    if name.startswith("/"):
+        root = "/"
+    place, found = root, []
+    for part in folders:
+        part = part if part in (".", "..") else names(place)[0].get(_alike(part))
+        if part is None:
+            return None
+        place = os.path.join(place, part)
+        found.append(part)
+    whole, stems = names(place)
+    key = _alike(last)
+    near = whole.get(key) or stems.get(_stem(key)) or stems.get(key)
+    if near is None:
+        return None
+    return os.path.join("/" if name.startswith("/") else "", *found, near)
 
 
-def _check_given(
-    given: Mapping[str, str], column: str | None, values: set[str], source: str
-) -> None:
-    for split, value in given.items():
-        if column is None:
-            why = "the table has no column split"
-        elif value not in values:
-            there = ", ".join(map(spelling, sorted(values)[:8]))
-            why = f"column {column} does not have this value. It has: {there}"
-        else:
-            continue
-        raise DataError(f"{source}: {OPTIONS[split]} {spelling(value)}: {why}")
+def listing(folder: str) -> Listing:
+    """The names in a folder by what they have in common with their near misses."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return {}, {}
+    images = [n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES]
+    return {_alike(n): n for n in names}, {_stem(_alike(n)): n for n in images}
+
+
+def by_likeness(names: Iterable[str]) -> dict[str, str]:
+    """Names by what they have in common with their near misses; for `nearest`."""
+    keys = {_alike(name): name for name in names}
+    return {_stem(key): name for key, name in keys.items()} | keys
+
+
+def nearest(name: str, likeness: Mapping[str, str]) -> str | None:
+    """The one of some names that this nearly is; None without one."""
+    key = _alike(name.replace("\\", "/"))
+    return likeness.get(key) or likeness.get(_stem(key))
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]

@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.data.header import (
+from afterimage.data.pixels import (
     MAX_SAMPLES,
     TURNS,
     Header,
     NotAnImage,
+    Samples,
     check_extent,
 )
-from afterimage.data.samples import Samples
 
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274
 _MAX_SEGMENTS = 2**20
 _MOST_PAGES = 16  # that are counted: a hostile file may have millions
@@ -43,11 +42,6 @@ _COLOURS = {  # PhotometricInterpretation -> what it is; these are not supported
     34892: "linear raw data of a camera",
 }
 _ALPHA = {1: "premultiplied", 2: "straight"}
-
-
-def is_tiff(start: bytes) -> bool:
-    """Whether a file that begins so is a TIFF or BigTIFF, of either byte order."""
-    return start[:4] in _MAGIC
 
 
 def tiff_header(file: Any) -> Header:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Integer, Num, UInt8
 
-from afterimage.data.resize import cover_and_crop
+from afterimage.data.pixels import cover_and_crop
 from afterimage.errors import UserError
 from afterimage.evaluation.spectrum import (
     Moments,

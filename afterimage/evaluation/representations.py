@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from afterimage.data import ImageSet, choose_labels
-from afterimage.data.progress import Progress
-from afterimage.data.splits import stratified
+from afterimage.data.sets import stratified
 from afterimage.errors import DataError
 from afterimage.evaluation.logistic import fit_logistic
 from afterimage.evaluation.probes import (
@@ -34,6 +33,7 @@ from afterimage.evaluation.vectors import (
     collect,
     dimensions,
 )
+from afterimage.notes import ProgressBar
 
 PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2
@@ -294,7 +294,7 @@ def _score_budgets(
     kinds = {kind: known[kind] for kind in wanted}
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     total = len(kinds) * sum(len(budget.draws) for budget in budgets)
-    with Progress(total, f"probes of {row}", "probes") as progress:
+    with ProgressBar(total, f"probes of {row}", "probes") as progress:
         for budget in budgets:
             for kind, score in kinds.items():
                 values, chosen = [], []

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
 from afterimage.data import ImageSet
-from afterimage.data.progress import Progress
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.probes import pixel_vectors
 from afterimage.evaluation.spectrum import Moments
 from afterimage.models.heads import pool_features
 from afterimage.models.views import mean_over_views
+from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 WIDEST = 2048
@@ -176,7 +176,7 @@ def _sweep(
     starts = range(0, len(images), batch_size)
     rows = [np.arange(s, min(s + batch_size, len(images))) for s in starts]
     batches = map(images.gather, rows)
-    with Progress(len(images), representation.name) as progress:
+    with ProgressBar(len(images), representation.name) as progress:
         for part, found in zip(rows, representation.stream(batches), strict=True):
             bad = [n for n, v in found.items() if not np.isfinite(v).all()]
             if bad:

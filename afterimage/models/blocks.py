@@ -8,8 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import layers, ops
-from afterimage.models.layers import Context, constant
-from afterimage.models.norms import make_norm
+from afterimage.models.layers import Context, constant, make_norm
 
 
 class BasicBlock(nnx.Module):
@@ -113,6 +112,19 @@ class ConvNeXtBlock(nnx.Module):
         y = jax.nn.gelu(self.expand(y), approximate=False)
         y = self.response(y, context)
         return x + self.project(y)
+
+
+class BlockStage(nnx.Module):
+    """Residual blocks, with a `down` layer before them in ConvNeXt."""
+
+    def __init__(self, blocks: list, down: nnx.Module | None = None):
+        self.down = down
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x: Array, context: Context, remat: bool) -> Array:
+        if self.down is not None:
+            x = self.down(x, context)
+        return run_blocks(self.blocks, x, context, remat)
 
 
 def run_blocks(

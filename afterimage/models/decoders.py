@@ -4,14 +4,21 @@ import dataclasses
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from afterimage.errors import UserError
 from afterimage.models import layers, pooling
-from afterimage.models.blocks import BasicBlock, ConvNeXtBlock, run_blocks
-from afterimage.models.config import FeatureInfo, ModelConfig
-from afterimage.models.encoder import Encoder, Maps, Switches
-from afterimage.models.layers import Context
-from afterimage.models.norms import make_norm
+from afterimage.models.blocks import run_blocks
+from afterimage.models.encoder import (
+    MASKED_DECODERS,
+    Encoder,
+    FeatureInfo,
+    Maps,
+    ModelConfig,
+    Switches,
+    build_encoder,
+)
+from afterimage.models.layers import Context, make_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +100,7 @@ class UpStage(nnx.Module):
 
 def make_block(config: ModelConfig, c: int, rngs: nnx.Rngs) -> nnx.Module:
     """A block of the model's own family."""
-    if config.preset.family == "convnext":
-        return ConvNeXtBlock(c, config.norm, rngs=rngs)
-    return BasicBlock(c, c, config.norm, rngs=rngs)
+    return config.encoder.block(c, config.norm, rngs=rngs)
 
 
 class Decoder(nnx.Module):
@@ -143,7 +148,7 @@ class UpDecoder(Decoder):
         self, config: ModelConfig, info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
     ) -> None:
         finer = (FeatureInfo("image", config.channels, 1), *info[:-1])
-        depths = (0, *config.preset.depths)
+        depths = (0, *config.encoder.depths)
         self.sizes = tuple(f.stride for f in finer[::-1])
         self.stages = nnx.List(
             [
@@ -191,13 +196,14 @@ class UnpoolDecoder(Decoder):
         self, config: ModelConfig, info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
     ) -> None:
         outs = (config.channels, *(f.channels for f in info[:-1]))
+        kernels = getattr(config.encoder, "kernels", (3,) * len(info))
         self.sizes = tuple(f.stride // 2 for f in info[::-1])
         self.stages = nnx.List(
             [
                 UnpoolStage(
                     info[n].channels,
                     outs[n],
-                    config.kernels[n],
+                    kernels[n],
                     config.norm,
                     last=n == 0,
                     rngs=rngs,
@@ -213,3 +219,59 @@ class UnpoolDecoder(Decoder):
             grown = (-(-encoded.size[0] // stride), -(-encoded.size[1] // stride))
             x = stage(x, where, grown, context)
         return x
+
+
+def _decoder_class(name: str) -> type[Decoder]:
+    if name in MASKED_DECODERS:
+        from afterimage.models import filling
+
+        return {
+            "hierarchical": filling.HierarchicalDecoder,
+            "block": filling.BlockDecoder,
+        }[name]
+    return UnpoolDecoder if name == "unpool" else UpDecoder
+
+
+class Autoencoder(nnx.Module):
+    """Encoder, optional bottleneck, decoder: images to images of the same shape."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.encoder: Encoder = build_encoder(config, rngs=rngs)
+        kind = _decoder_class(config.decoder)
+        self.decoder: Decoder = kind(self.encoder, rngs=rngs)
+
+    def encode(self, images: Float[Array, "b h w c"], context: Context) -> Encoded:
+        """The code, and what else a decoder may use."""
+        maps, switches = self.encoder.encode(images, context)
+        code = maps[-1]
+        stride = self.encoder.feature_info[-1].stride
+        if code.shape[1:3] != tuple(-(-n // stride) for n in images.shape[1:3]):
+            raise UserError(
+                f"images of {images.shape[1:3]} px: {self.encoder.config.name} drops"
+                f" the pixels beyond multiples of {stride}, which no decoder can give"
+                " back; resize the images"
+            )
+        if self.encoder.bottleneck is not None:
+            code = self.encoder.vector(code)
+        _, height, width, _ = images.shape
+        return Encoded(code, maps, switches, (height, width))
+
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        *,
+        mask: Bool[Array, "b h w"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        """The reconstruction, in the input's own scale; masked pixels are not seen.
+
+        Raises:
+            UserError: the encoder drops pixels at this size (VGG).
+        """
+        context = Context(train=train, mask=mask)
+        return self.decoder(self.encode(images, context), context)
+
+
+def build_autoencoder(config: ModelConfig, *, rngs: nnx.Rngs) -> Autoencoder:
+    """The autoencoder a config names, freshly initialised."""
+    return Autoencoder(config, rngs=rngs)

@@ -1,30 +1,204 @@
-"""What every encoder is: images to feature maps, finest first, and to a vector.
+"""Encoders: what a model is, what every encoder does, and how its arrays are kept.
 
 Every encoder takes any input of at least 8 px. A map of stride s is ceil(H / s) high:
 patchify pads odd sides at the bottom and right, 3x3 convolutions pad on all sides.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
+from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS, WIDEST
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.errors import UserError
 from afterimage.models import layers
-from afterimage.models.config import FeatureInfo, ModelConfig
+from afterimage.models.blocks import BasicBlock
 from afterimage.models.layers import Context
+from afterimage.plugins import ENCODERS
+
+MIN_IMAGE_SIZE = 8
+NORMS = ("rms", "layer", "group", "batch", "frozen", "none")
+MASKED_DECODERS = ("hierarchical", "block")
+"""Decoders that fill masked sites by a learned token."""
+DECODERS = ("light", "symmetric", "transposed", "nearest", "unpool", *MASKED_DECODERS)
 
 Maps = list[Float[Array, "b _h _w _c"]]
 Switches = list[UInt8[Array, "b _h _w _c"]]
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureInfo:
+    """One feature map: its name, its channels, and input pixels per map pixel.
+
+    A map of stride s over H x W pixels is ceil(H / s) x ceil(W / s).
+    """
+
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build a model again; defaults are resolved when it is made.
+
+    `norm=""`, `decoder=""` and `stem_stride=0` mean the encoder's own choice, which for
+    the stem depends on the image size: the fields then hold what was chosen, so a
+    stored config rebuilds the same tree whatever later defaults are. `remat` trades
+    compute for memory (blocks are computed again in the backward pass); it changes
+    neither tree nor result.
+
+    Raises:
+        UserError: every field that cannot work, at once.
+    """
+
+    name: str = "conv"
+    image_size: tuple[int, int] = (32, 32)
+    channels: int = 3
+    norm: str = ""
+    decoder: str = ""
+    bottleneck: int | None = None
+    width: float = 1.0
+    stem_stride: int = 0
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        encoder = self.encoder
+        # JSON gives lists back; a frozen config is hashed, so it needs a tuple.
+        object.__setattr__(self, "image_size", tuple(int(n) for n in self.image_size))
+        wrong = self._mismatches()
+        if wrong:
+            raise UserError(f"model {self.name!r} cannot be built: {'; '.join(wrong)}.")
+        object.__setattr__(self, "norm", self.norm or encoder.default_norm)
+        object.__setattr__(self, "decoder", self.decoder or encoder.default_decoder)
+        stem = self.stem_stride or encoder.default_stem(self.image_size)
+        object.__setattr__(self, "stem_stride", stem)
+
+    def _mismatches(self) -> list[str]:
+        wrong = []
+        size = self.image_size
+        if len(size) != 2 or min(size) < MIN_IMAGE_SIZE or max(size) > LARGEST_SIDE:
+            wrong.append(
+                f"image_size={size} must be (H, W), each at least {MIN_IMAGE_SIZE} px"
+                f" and at most {LARGEST_SIDE} px"
+                " (resize the images, e.g. --image-size 32)"
+            )
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            wrong.append(
+                f"channels={self.channels} must be at least 1 and at most"
+                f" {MOST_CHANNELS}"
+            )
+        if self.norm not in ("", *NORMS):
+            wrong.append(f"norm={self.norm!r} must be one of {', '.join(NORMS)}")
+        if self.decoder not in ("", *DECODERS):
+            wrong.append(
+                f"decoder={self.decoder!r} must be one of {', '.join(DECODERS)}"
+            )
+        elif self.decoder == "unpool" and not self.encoder.gives_switches:
+            wrong.append(
+                "decoder='unpool' needs the max-pooling of 'conv-classic' and"
+                " 'conv-masci'; take decoder='light' or one of them"
+            )
+        wrong += self.encoder.problems(size)
+        if self.bottleneck is not None and not 1 <= self.bottleneck <= WIDEST:
+            wrong.append(
+                f"bottleneck={self.bottleneck} must be None, or at least 1 and at most"
+                f" {WIDEST}"
+            )
+        if not 0 < self.width <= 16:
+            wrong.append(f"width={self.width} must be above 0 and at most 16")
+        if self.stem_stride not in (0, 1, 2, 4):
+            wrong.append(f"stem_stride={self.stem_stride} must be 1, 2 or 4")
+        return wrong
+
+    @property
+    def encoder(self) -> "type[Encoder]":
+        """The class of the encoder, from the registry."""
+        return ENCODERS.get(self.name)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage: the encoder's; times `width`, in multiples of 8."""
+        widths = self.encoder.widths
+        if self.width == 1:
+            return widths
+        return tuple(max(8, round(w * self.width / 8) * 8) for w in widths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` gives an equal config back."""
+        values = dataclasses.asdict(self) | {"image_size": list(self.image_size)}
+        package = ENCODERS.origin(self.name)
+        return values if package is None else values | {"package": package}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """A config from `to_dict`'s values; unknown names are an error that lists them.
+
+        Raises:
+            UserError: fields this version does not know, values that cannot work, or an
+                encoder of a package that is not installed.
+        """
+        values = dict(values)
+        ENCODERS.get(values.get("name", ""), values.pop("package", None))
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UserError(
+                f"model config has unknown fields {', '.join(unknown)}; this version"
+                f" knows {', '.join(sorted(known))}. Is it from a newer version?"
+            )
+        # JSON has lists for tuples.
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        if isinstance(plain.get("width"), int):  # JSON may spell 1.0 as 1
+            plain["width"] = float(plain["width"])
+        return cls(**plain)
+
+
 class Encoder(nnx.Module):
     """What all encoders share: a stem, stages, and the vector an image becomes.
 
-    A subclass makes its layers in `build`, and says how they run in `encode`.
+    A subclass makes its layers in `build`, and says how they run in `encode`. Those
+    that are registered (`@ENCODERS.add("my-encoder")`) have a first line of their
+    docstring for lists of models.
     """
 
+    widths: ClassVar[tuple[int, ...]]
+    """Channels of the stages, before `ModelConfig.width` multiplies them."""
+    depths: ClassVar[tuple[int, ...]]
+    """Blocks of the stages; a symmetric decoder has as many."""
+    stems: ClassVar[tuple[int, int]] = (2, 4)
+    """Stride of the stem for images of at most 64 pixels, and for larger ones."""
+    default_norm: ClassVar[str] = "rms"
+    default_decoder: ClassVar[str] = "light"
+    gives_switches: ClassVar[bool] = False
+    """Whether `encode` gives the switches that the decoder `unpool` needs."""
     feature_info: tuple[FeatureInfo, ...]
+    stages: Any
+    """The layers or blocks of each map, finest first."""
+
+    @classmethod
+    def default_stem(cls, image_size: tuple[int, int]) -> int:
+        """Stride of the stem where none is set."""
+        small, large = cls.stems
+        return small if min(image_size) <= 64 else large
+
+    @classmethod
+    def problems(cls, image_size: tuple[int, int]) -> list[str]:
+        """Why images of this size cannot be used, one sentence each."""
+        del image_size
+        return []
+
+    @classmethod
+    def block(cls, c: int, norm: str, *, rngs: nnx.Rngs) -> nnx.Module:
+        """A residual block of the same kind as the encoder's, for decoders."""
+        return BasicBlock(c, c, norm, rngs=rngs)
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -38,7 +212,7 @@ class Encoder(nnx.Module):
             self.bottleneck = layers.Dense(flat, config.bottleneck, rngs=rngs)
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        """Make the layers, and set `feature_info`."""
+        """Makes the layers, and sets `feature_info`."""
         raise NotImplementedError
 
     def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
@@ -94,6 +268,19 @@ class Encoder(nnx.Module):
         return self.bottleneck(flat)
 
 
+class StagedEncoder(Encoder):
+    """A stem, then stages, each of which gives a map; `build` sets both."""
+
+    stem: Callable[[Array, Context], Array]
+
+    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+        maps, x = [], self.stem(images, context)
+        for stage in self.stages:
+            x = stage(x, context, self.config.remat)
+            maps.append(context.hide(x))
+        return maps, []
+
+
 def make_feature_info(
     config: ModelConfig, first: int, widths: Sequence[int]
 ) -> tuple[FeatureInfo, ...]:
@@ -102,3 +289,84 @@ def make_feature_info(
         FeatureInfo(f"stages/{i}", width, first * 2**i)
         for i, width in enumerate(widths)
     )
+
+
+def build_encoder(config: ModelConfig, *, rngs: nnx.Rngs) -> Encoder:
+    """The encoder a config names, freshly initialised."""
+    return config.encoder(config, rngs=rngs)
+
+
+def abstract_encoder(config: ModelConfig) -> Encoder:
+    """The same with shapes in place of arrays: to be loaded, or only described."""
+    return nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0)))
+
+
+def models() -> dict[str, str]:
+    """Every model's name with one line about it."""
+    about = {name: ENCODERS.get(name).__doc__ or "" for name in ENCODERS.names()}
+    return {name: text.partition("\n")[0].rstrip(".") for name, text in about.items()}
+
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A module as pure functions of (params, stats); hashable, jit may close over it.
+
+    `dtype` is what floating inputs, and with them all arithmetic, are cast to;
+    parameters and norm statistics stay float32, and so do outputs.
+    """
+
+    graph: nnx.GraphDef
+    dtype: str = "float32"
+
+    @classmethod
+    def create(
+        cls, module: nnx.Module, *, dtype: str = "float32"
+    ) -> tuple["Network", Tree, Tree]:
+        """(network, params, stats) of a module; the module itself is not kept."""
+        graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        return cls(graph, dtype), _plain(params), _plain(stats)
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        stats: Mapping[str, Any],
+        *args: Any,
+        train: bool = False,
+        method: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Tree]:
+        """(output, stats) of the module's `__call__`, or of the method named.
+
+        `stats` comes back as it was unless `train`.
+        """
+        module = nnx.merge(self.graph, _numbered(params), _numbered(stats))
+        call = module if method is None else getattr(module, method)
+        args = jax.tree.map(lambda x: _cast(x, self.dtype), args)
+        out = call(*args, train=train, **kwargs)
+        out = jax.tree.map(lambda x: _cast(x, "float32"), out)
+        if not train:
+            return out, dict(stats)
+        return out, _plain(nnx.state(module, nnx.BatchStat))
+
+
+def _cast(x: Any, dtype: str) -> Any:
+    floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.asarray(x, dtype) if floating else x
+
+
+def _plain(state: Any) -> Tree:
+    """NNX state -> nested dicts with string keys (NNX numbers list items)."""
+    return unflatten(flatten(nnx.to_pure_dict(state)))
+
+
+def _numbered(tree: Mapping[str, Any]) -> dict[Any, Any]:
+    """The inverse of `_plain`: digits become the numbers NNX expects."""
+    return {
+        int(key) if key.isdigit() else key: _numbered(value)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in tree.items()
+    }

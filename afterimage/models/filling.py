@@ -10,10 +10,9 @@ from jaxtyping import Array, Float
 
 from afterimage.models import layers, ops
 from afterimage.models.blocks import run_blocks
-from afterimage.models.config import FeatureInfo, ModelConfig
 from afterimage.models.decoders import Decoder, Encoded, make_block
-from afterimage.models.layers import Context
-from afterimage.models.norms import make_norm
+from afterimage.models.encoder import FeatureInfo, ModelConfig
+from afterimage.models.layers import Context, make_norm
 
 
 class Fill(nnx.Module):

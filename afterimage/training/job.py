@@ -7,8 +7,8 @@ from typing import Any, Generic, Literal, TypeVar
 from afterimage.checkpoints.store import Store
 from afterimage.console import say
 from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.loop import Fit
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
@@ -57,7 +57,7 @@ class Job(abc.ABC, Generic[Result]):
         """The state before the first step of a fresh run."""
 
     @abc.abstractmethod
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         """The batches of a phase."""
 
     def between(self, state: State, phase: int) -> State:
@@ -75,6 +75,10 @@ class Job(abc.ABC, Generic[Result]):
         self, state: State, step: int, stop: StopSignal
     ) -> Mapping[str, float]:
         """The metrics of an evaluation; calls stop.check() between batches."""
+
+    def report(self, step: int) -> None:
+        """Rewrites the report of an unfinished run, after each evaluation."""
+        del step
 
     @abc.abstractmethod
     def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
@@ -152,6 +156,7 @@ def _train(
         artefact=job.encoder,
         best=job.best,
         derive=job.derive,
+        report=job.report,
         callbacks=callbacks,
     )
     try:

@@ -12,12 +12,12 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.errors import Diverged, Interrupted
 from afterimage.runs import Run, write_json
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.feed import Feed
 from afterimage.training.progress import Progress
 from afterimage.training.signals import StopRequested, StopSignal
 from afterimage.training.state import State
-from afterimage.training.step import Step, compile_step, compile_stretch
+from afterimage.training.step import Step, compile_step, compile_steps
 
 # Dispatches the host may run ahead of the device: enough to hide the host, few enough
 # that batches do not pile up.
@@ -47,6 +47,8 @@ class Fit:
     derive: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda metrics: {}
     """More metrics of a step from those of the device, computed on the host: what
     differs from run to run stays out of the compiled step, so that runs share it."""
+    report: Callable[[int], None] = lambda step: None
+    """Called after each evaluation, when its line is written."""
     callbacks: Callbacks = NO_CALLBACKS
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Fit:
 class _Pending:
     """Metrics still on the device, oldest first, with the images they came from."""
 
-    def __init__(self, fit: Fit, feed: Feed):
+    def __init__(self, fit: Fit, feed: BatchLoader):
         self.fit, self.feed = fit, feed
         self.rows: deque[tuple[int, int, np.ndarray, Any]] = deque()
         self.flight: deque[tuple[int, Any]] = deque()
@@ -154,12 +156,13 @@ def _diverged(fit: Fit, what: str) -> Diverged:
     )
 
 
-def _lengths(fit: Fit, feed: Feed, start: int, end: int) -> Iterator[int]:
-    """Steps a dispatch: whole stretches between boundaries, else single steps."""
+def _lengths(fit: Fit, feed: BatchLoader, start: int, end: int) -> Iterator[int]:
+    """Steps of each dispatch: all the loader takes together, or one at a time."""
     step = start
     while step < end:
         room = fit.boundary(step, end) - step
-        length = feed.stretch if feed.stretch <= room else 1
+        together = feed.steps_per_dispatch
+        length = together if together <= room else 1
         yield length
         step += length
 
@@ -170,6 +173,7 @@ def _evaluate(fit: Fit, state: State, step: int, stop: StopSignal) -> None:
     fit.progress.resume()
     fit.last = {k: float(v) for k, v in results.items() if not isinstance(v, str)}
     fit.run.metrics.write(step, {f"eval/{k}": v for k, v in results.items()})
+    fit.report(step)
     fit.progress.evaluated(step, results)
     fit.callbacks.on_evaluation(step, fit.last)
     wrong = [f"{k} {v}" for k, v in fit.last.items() if not math.isfinite(v)]
@@ -214,7 +218,7 @@ def fit(
     plan: Fit,
     step: Step,
     state: State,
-    feed: Feed,
+    feed: BatchLoader,
     *,
     end: int,
     stop: StopSignal,
@@ -241,13 +245,13 @@ def fit(
             _save(plan, state, now, evaluated=True)
     if now >= end:
         return state
-    single, stretch = compile_step(step), compile_stretch(step)
+    single, several = compile_step(step), compile_steps(step)
     pending = _Pending(plan, feed)
     plan.progress.start(now)
     blocks = feed.blocks(now, _lengths(plan, feed, now, end))
     try:
         for length, index, batch in plan.progress.waiting(blocks):
-            run_block = single if length == 1 else stretch
+            run_block = single if length == 1 else several
             state, metrics = run_block(state, batch, feed.data)
             now += length
             pending.add(now, length, index, metrics)

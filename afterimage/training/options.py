@@ -9,18 +9,8 @@ from afterimage.errors import UserError
 from afterimage.fields import MOST
 from afterimage.reading import ReadingOptions
 
-Augmentation = Literal[
-    "none",
-    "shift",
-    "crop-flip",
-    "light",
-    "shear",
-    "affine",
-    "elastic",
-    "tones",
-    "strong",
-    "strong-affine",
-]
+Augmentation = str
+"""The name of a registered augmentation; `fields` checks it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +54,7 @@ class DataOptions(ReadingOptions):
             found.append(f"channels={self.channels}: at least 1")
         if self.value_range is not None:
             # Here, not above: naming a setting on the command line needs no JAX.
-            from afterimage.data.samples import parse_range
+            from afterimage.data.pixels import parse_range
 
             try:
                 parse_range(self.value_range)

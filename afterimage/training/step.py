@@ -167,13 +167,13 @@ def compile_step(step: Step) -> Step:
     return runtime.jit(step, donate_argnums=0)
 
 
-def compile_stretch(step: Step) -> Step:
+def compile_steps(step: Step) -> Step:
     """Several steps in one dispatch: batches are stacked along a new first axis.
 
     For accelerators: on CPU a convolution's gradient inside a scan is a measured trap.
     """
 
-    def stretch(state: State, batches: Batch, data: Batch):
+    def several(state: State, batches: Batch, data: Batch):
         return jax.lax.scan(lambda s, b: step(s, b, data), state, batches)
 
-    return runtime.jit(stretch, donate_argnums=0)
+    return runtime.jit(several, donate_argnums=0)

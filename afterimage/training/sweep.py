@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afterimage import runtime
-from afterimage.data import ImageSet, eval_batches
+from afterimage.data import ImageSet
+from afterimage.training.batches import eval_batches
 from afterimage.training.mesh import place, replicated
 
 

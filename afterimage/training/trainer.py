@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from afterimage.checkpoints.store import Store
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.groups import Partition, migrate
 from afterimage.training.loop import Fit, fit
 from afterimage.training.mesh import replicate
@@ -113,7 +113,7 @@ class Trainer:
         self,
         state: State,
         plan: Fit,
-        feed: Callable[[int], Feed],
+        feed: Callable[[int], BatchLoader],
         stop: StopSignal,
         *,
         between: Callable[[State, int], State] = lambda state, _: state,

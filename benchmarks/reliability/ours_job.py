@@ -4,6 +4,7 @@ One fills the batch of a step with NaN, where the environment says so; the other
 which step `metrics.jsonl` has come to.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,21 +18,26 @@ import numpy as np
 from afterimage.__main__ import main as afterimage
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
-from afterimage.pretrain.reconstruction import Reconstruction
+from afterimage.pretrain import run as pretraining
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
 
 
 def spoil(bad: int) -> None:
     """From now on the images of step `bad` are NaN, as inputs and as targets."""
-    real = Reconstruction._supply
+    make_stage = pretraining.make_stage
 
-    def spoiled(self, params, stats, batch, key, step, moving):
-        rules = dict(real(self, params, stats, batch, key, step, moving))
-        view = rules["train/view"]
-        rules["train/view"] = lambda ctx: jnp.where(step + 1 == bad, jnp.nan, view(ctx))
-        return rules
+    def spoiled_stage(*args):
+        stage = make_stage(*args)
 
-    Reconstruction._supply = spoiled
+        def spoiled(params, stats, batch, key, step, moving):
+            rules = dict(stage.supply(params, stats, batch, key, step, moving))
+            view, now = rules["train/view"], step + 1 == bad
+            rules["train/view"] = lambda ctx: jnp.where(now, jnp.nan, view(ctx))
+            return rules
+
+        return dataclasses.replace(stage, supply=spoiled)
+
+    pretraining.make_stage = spoiled_stage
 
 
 def follow(path: pathlib.Path) -> None:
@@ -57,14 +63,14 @@ def main() -> int:
         spoil(nan_step())
     path = pathlib.Path(args.out) / "metrics.jsonl"
     threading.Thread(target=follow, args=[path], daemon=True).start()
-    noise = ("gaussian", "--corruption-strength", str(args.noise))
+    noise = ("gaussian", "--plain.corruption-strength", str(args.noise))
     code = afterimage(
         [
             *("pretrain", "--data", f"folder:{args.data}", "--out", args.out),
             *("--model", "conv", "--seed", str(args.seed), "--keep-last", "3"),
             *("--steps", str(args.steps), "--batch-size", str(args.batch_size)),
             *("--save-every", str(args.save_every), "--eval-every", str(args.steps)),
-            *("--corruption", *(noise if args.noise else ("none",))),
+            *("--plain.corruption", *(noise if args.noise else ("none",))),
             *("--log-every", "1", "--pictures", "0", "--probe-images", "0"),
             "--no-tensorboard",
         ]

@@ -28,7 +28,7 @@ def of_damage(end: End, control: End) -> str:
     if end.began is not None and end.began < control.began:
         return "the checkpoint before is used"
     same = end.final["digest"] == control.final["digest"]
-    return "loaded, no effect" if same else "loaded, wrong weights, no word"
+    return "loaded, no effect" if same else "loaded, wrong weights, no warning"
 
 
 def of_disk(full: End, after: End | None) -> str:

@@ -7,7 +7,7 @@ import jax
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.data import ImageSet
-from afterimage.data.augment import make_augment
+from afterimage.data.augmentations import make_augment
 from afterimage.errors import DataError
 from afterimage.finetune import streams
 from afterimage.finetune.classifier import HeadConfig

@@ -16,7 +16,7 @@ from afterimage.finetune.running import Program
 from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.report import logged
 from afterimage.runs import Run
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Say
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import describe
@@ -47,9 +47,9 @@ class ContinualProgram(Program):
             self.folder.metrics.write(0, row)
         return state
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         parts, memory = self.parts, self.parts.memory(phase)
-        return Feed(
+        return BatchLoader(
             parts.images(phase),
             options=parts.config,
             mesh=parts.mesh,

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.data.augment import make_augment
+from afterimage.data.augmentations import make_augment
 from afterimage.errors import UserError
 from afterimage.finetune import streams
 from afterimage.finetune.classifier import HeadConfig

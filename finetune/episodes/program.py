@@ -14,7 +14,7 @@ from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.evaluation.probes import unit_rows
 from afterimage.finetune.artefact import head_entry, write_artefacts
 from afterimage.finetune.episodes.parts import EpisodeParts
-from afterimage.finetune.episodes.sampler import EpisodeFeed, Sampler, Shape
+from afterimage.finetune.episodes.sampler import EpisodeLoader, Sampler, Shape
 from afterimage.finetune.labels import HEAD
 from afterimage.finetune.results import outline
 from afterimage.finetune.running import Program
@@ -22,7 +22,7 @@ from afterimage.finetune.source import load_weights
 from afterimage.finetune.summary import FinetuneResult, write_results, write_run_report
 from afterimage.finetune.terms.classification import smoothed_cross_entropy
 from afterimage.runs import Run
-from afterimage.training.feed import Feed
+from afterimage.training.batches import BatchLoader
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import describe
 from afterimage.training.state import State
@@ -43,10 +43,10 @@ class EpisodeProgram(Program):
         super().__init__(parts, folder)
         self._adapted = parts.sweep.jit(self._predict)
 
-    def feed(self, phase: int) -> Feed:
+    def feed(self, phase: int) -> BatchLoader:
         del phase
         parts = self.parts
-        return EpisodeFeed(parts.sampler, options=parts.config, mesh=parts.mesh)
+        return EpisodeLoader(parts.sampler, options=parts.config, mesh=parts.mesh)
 
     def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
         parts = self.parts

@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from afterimage.data import ImageSet
-from afterimage.data.batches import Batches
-from afterimage.data.buffers import Buffers
+from afterimage.data.sets import Empty
 from afterimage.errors import DataError
-from afterimage.training.feed import Feed
+from afterimage.training.batches import Batches, BatchLoader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ class EpisodeBatches(Batches):
         super().__init__(sampler.images, **settings)
         self.sampler = sampler
 
-    def batch(self, step: int, buffers: Buffers | None = None) -> dict[str, Any]:
+    def batch(self, step: int, empty: Empty | None = None) -> dict[str, Any]:
         count = self.batch_size // self.sampler.shape.rows
         share = count // self.hosts
         first = step * count + self.host * share
@@ -104,11 +103,11 @@ class EpisodeBatches(Batches):
         batch: dict[str, Any] = {"step": step, "index": index.astype(np.int32)}
         batch["label"] = np.tile(self.sampler.shape.labels, share)
         if not self.resident:
-            batch["image"] = self.images.gather(index, buffers)
+            batch["image"] = self.images.gather(index, empty)
         return batch
 
 
-class EpisodeFeed(Feed):
+class EpisodeLoader(BatchLoader):
     """Batches of episodes; `label` is the class within the episode."""
 
     def __init__(self, sampler: Sampler, **settings: Any):

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import layers
-from afterimage.models.network import Network
+from afterimage.models.encoder import Network
 from afterimage.training.terms import Term, TermResult, View
 
 HIDDEN = 128

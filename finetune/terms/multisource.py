@@ -13,7 +13,7 @@ from afterimage.finetune.terms.adversarial import (
     ramp,
     reverse_gradient,
 )
-from afterimage.models.network import Network, Tree
+from afterimage.models.encoder import Network, Tree
 from afterimage.training.terms import Term, TermResult, View
 
 MDAN_WEIGHT = 0.01

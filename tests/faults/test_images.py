@@ -14,14 +14,13 @@ from PIL import Image
 
 from afterimage.data import open_data
 from afterimage.data.decode import (
-    MAX_BYTES,
-    NotAnImage,
     _by_pillow,
+    bare_jpeg,
     decode,
     read_header,
     strict,
 )
-from afterimage.data.jpeg import bare_jpeg
+from afterimage.data.pixels import MAX_BYTES, NotAnImage
 from afterimage.errors import DataError
 from afterimage.runs import Run
 

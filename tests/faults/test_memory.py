@@ -14,9 +14,11 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from afterimage.data import memory, npz, open_data
-from afterimage.data.cache import writer
-from afterimage.data.decode import NotAnImage, decode, read_header, strict
+from afterimage.data import open_data, workers
+from afterimage.data.decode import decode, read_header, strict
+from afterimage.data.images import entry_writer
+from afterimage.data.pixels import NotAnImage
+from afterimage.data.sources import npz
 from afterimage.errors import DataError
 from tests.helpers import run_python
 
@@ -79,8 +81,8 @@ def test_large_images_share_the_memory_that_there_is(tmp_path):
 
 
 def test_a_budget_is_never_exceeded(monkeypatch):
-    monkeypatch.setattr(memory, "allowance", lambda: 100)
-    budget, held, most = memory.Budget(), [], []
+    monkeypatch.setattr(workers, "allowance", lambda: 100)
+    budget, held, most = workers.Budget(), [], []
 
     def work(size):
         with budget.hold(size):
@@ -114,14 +116,14 @@ def test_a_control_group_counts_its_page_cache_as_free(tmp_path, names):
     (tmp_path / limit).write_text("5000\n")
     (tmp_path / used).write_text("4000\n")
     (tmp_path / "memory.stat").write_text(f"anon 7\n{cache} 600\n")
-    assert list(memory._left(tmp_path, *names)) == [1600]
+    assert list(workers._left(tmp_path, *names)) == [1600]
     (tmp_path / limit).write_text("max\n")
-    assert list(memory._left(tmp_path, *names)) == []
+    assert list(workers._left(tmp_path, *names)) == []
 
 
 def test_the_allowance_is_at_most_half_of_the_machine():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < memory.allowance() <= total // 2
+    assert 0 < workers.allowance() <= total // 2
 
 
 TURNED = Image.Exif()
@@ -240,7 +242,7 @@ def test_a_pipe_is_no_archive(tmp_path, kind):
     ],
 )
 def test_a_cache_takes_one_shape_and_type(tmp_path, image):
-    with writer(tmp_path / "entry", 2, (6, 8, 3)) as made:
+    with entry_writer(tmp_path / "entry", 2, (6, 8, 3)) as made:
         made.add(np.zeros((6, 8, 3), np.uint8))
         with pytest.raises(RuntimeError, match=r"\(6, 8, 3\)"):
             made.add(image)

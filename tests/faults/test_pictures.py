@@ -16,7 +16,8 @@ import pyvips
 import tifffile
 from PIL import Image
 
-from afterimage.data.decode import NotAnImage, decode, read_header, strict
+from afterimage.data.decode import decode, read_header, strict
+from afterimage.data.pixels import NotAnImage
 
 H, W = 19, 26
 RNG = np.random.default_rng(0)

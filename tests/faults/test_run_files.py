@@ -12,8 +12,8 @@ from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.probes import Probes
-from afterimage.pretrain.program import pretrain as run_program
+from afterimage.pretrain.evaluation import Probes
+from afterimage.pretrain.run import pretrain as run_program
 from afterimage.runs import Run, write_json
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 

@@ -20,7 +20,7 @@ from tests.helpers import environment
 SETTINGS = [
     *("--data", "synthetic:8x8x1", "--width", "0.25", "--batch-size", "16"),
     *("--steps", "30", "--save-every", "3", "--eval-every", "10", "--log-every", "1"),
-    *("--ema", "0.9", "--corruption", "gaussian", "--keep-last", "1"),
+    *("--ema", "0.9", "--plain.corruption", "gaussian", "--keep-last", "1"),
     *("--pictures", "0", "--probe-images", "0", "--no-tensorboard"),
 ]
 

@@ -1,0 +1,503 @@
+"""Data as objects of Python: arrays, mappings of them, and sequences of records.
+
+An array is used in place. A sequence has `len` and `[i]`; each record is a mapping with
+"image" and, where there are, "label", "id" and the labels of tasks; a pair (image,
+label); or an image alone. An image is an array [H, W] or [H, W, C], one of Pillow's, or
+the bytes of an encoded file. So the data sets of Hugging Face, TFDS, Grain and PyTorch
+that have random access are taken as they are.
+
+Records are read one at a time, once each when the data are opened: labels, sizes and a
+digest of every image are needed. Up to 1 GiB of decoded images stay in memory; others
+are read again whenever they are needed, and compared with their digest. Where labels
+are columns of their own (`datasets.Dataset`) and the images take more than 1 GiB, only
+1,024 records, evenly spaced, are read and enter the fingerprint, beside the length and
+all labels.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from afterimage.checkpoints.names import class_name
+from afterimage.data.arrays import array_splits, as_uint8, names_arrays
+from afterimage.data.decode import decode, from_pillow, read_header_of, some_values
+from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
+from afterimage.data.layout import exact
+from afterimage.data.pixels import (
+    NotAnImage,
+    change_channels,
+    check_seen,
+    cover_and_crop,
+    looks_channels_first,
+    range_of,
+    spaced,
+    transposed_hint,
+)
+from afterimage.data.sets import (
+    BadImage,
+    Images,
+    ImageSet,
+    Range,
+    Request,
+    Splits,
+    content_fingerprint,
+)
+from afterimage.data.workers import allowance, windows
+from afterimage.errors import DataError, UserError
+from afterimage.notes import say_once
+
+_IN_MEMORY = 2**30
+"""Bytes of decoded images of one split that are kept."""
+_SAMPLE = 1024
+"""Records that stand for a large split, and that an automatic range looks at."""
+_TABLES = ("pandas", "polars", "pyarrow")
+ACCEPTED = (
+    "a spec or a path; an array [N, H, W] or [N, H, W, C]; a mapping of arrays "
+    '{"x_train": …, "y_train": …, "x_test": …}, or of splits {"train": …, "test": …}; '
+    "or a sequence of records with len and [i], such as a list, datasets.Dataset, "
+    'tfds.data_source, grain.MapDataset or a map-style torch Dataset: {"image": …, '
+    '"label": …}, (image, label) or an image each'
+)
+
+
+def open_object(data: Any, name: str | None, request: Request) -> Splits:
+    """The splits of an object; UserError for one that is none of those above.
+
+    `name` is what it is called in messages and reports: its type, if not given.
+    """
+    name = name or type(data).__name__
+    if request.reading.split_folders and request.strict:
+        raise UserError(
+            f"{name} has no folders: give the splits of an object as a mapping, "
+            '{"train": …, "test": …}'
+        )
+    if _is_array(data):
+        data = {"images": data}
+    if not isinstance(data, Mapping):
+        return _record_splits({"train": data}, name, request)
+    if not names_arrays(data):
+        splits = {str(key): exact(str(key)) for key in data}
+        _check_splits(splits, name)
+        data = {splits[str(key)]: data[key] for key in data if splits[str(key)]}
+        if not all(map(_is_array, data.values())):
+            return _record_splits(data, name, request)
+        short = {"train": "x_train", "validation": "x_val", "test": "x_test"}
+        data = {short[split]: images for split, images in data.items()}
+    arrays = {
+        str(key): _array(values, f"{name}, {key}") for key, values in data.items()
+    }
+    return array_splits(arrays, name, request)
+
+
+def _check_splits(splits: Mapping[str, str | None], name: str) -> None:
+    named = [split for split in splits.values() if split]
+    if "train" not in named or len(set(named)) < len(named):
+        raise UserError(
+            f"data ({name}) has the keys {', '.join(splits) or '(none)'}; "
+            "expected the splits train, validation and test, each once, or arrays "
+            "called x_train, y_train, x_test, y_test, or images, labels"
+        )
+    rest = [key for key, split in splits.items() if not split]
+    if rest:
+        say_once(f"{name}: splits that are not read: {', '.join(rest)}")
+
+
+def _is_array(data: Any) -> bool:
+    return all(hasattr(data, what) for what in ("shape", "dtype", "__array__"))
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """As an array of NumPy, without a copy where possible."""
+    if np.ma.is_masked(values):
+        raise DataError(
+            f"{name}: {np.ma.count_masked(values)} values are masked; fill them first, "
+            "e.g. images.filled(0)"
+        )
+    try:
+        return values if isinstance(values, np.ndarray) else np.asarray(values)
+    except Exception as error:  # ragged lists, tensors on a device or with a gradient
+        raise DataError(
+            f"{name}: {type(values).__name__} cannot become an array of NumPy ({error})"
+        ) from error
+
+
+def _refused(data: Any) -> UserError:
+    root, kind = type(data).__module__.partition(".")[0], type(data).__qualname__
+    if root in _TABLES:
+        cure = (
+            "save it as a table of image files, csv:PATH, or pass the records: "
+            'data.to_dict("records")'
+        )
+    elif root == "tensorflow":
+        cure = "pass tfds.data_source(…), or list(data.as_numpy_iterator())"
+    elif hasattr(data, "__iter__"):
+        cure = "it can be read only in order; pass list(data) if that fits in memory"
+    else:
+        cure = "pass an object of one of these kinds"
+    return UserError(f"data is a {root}.{kind}; expected {ACCEPTED}. Here: {cure}")
+
+
+@dataclasses.dataclass
+class _Record:
+    pixels: np.ndarray
+    """uint8 [H, W, C], in the requested size and channels."""
+    digest: bytes
+    values: Mapping[str, Any]
+    """What else is in it, with "label" and "id" under these names."""
+
+
+class _Records:
+    """One split: a sequence of records, read one at a time whatever the threads."""
+
+    def __init__(self, data: Any, name: str, request: Request):
+        kind = type(data)
+        lacks = not (hasattr(kind, "__len__") and hasattr(kind, "__getitem__"))
+        if lacks or isinstance(data, str | bytes | Mapping):
+            raise _refused(data)
+        if kind.__module__.partition(".")[0] in _TABLES:
+            raise _refused(data)
+        self.data, self.name, self.request = data, name, request
+        self.value_range: Range | None = None
+        try:
+            self.length = len(data)
+        except Exception as error:
+            raise _refused(data) from error
+        if not 0 < self.length < 2**31:
+            most = "endless: leave out repeat()" if self.length else "empty"
+            raise DataError(f"{name} is {most}")
+        info = getattr(data, "dataset_info", data)  # of TFDS, or of Hugging Face
+        features = getattr(info, "features", None)
+        # TFDS has a class of its own, which is not quite a mapping.
+        self.features = dict(features.items()) if hasattr(features, "items") else {}
+        self.image = self._feature("Image", "image")
+        self.label = self._feature("ClassLabel", "label")
+        self._lock = threading.Lock()
+
+    def _feature(self, kind: str, usual: str) -> str:
+        """The key of what is called `usual`, or else the first feature of this kind."""
+        found = [k for k, f in self.features.items() if type(f).__name__ == kind]
+        return usual if usual in self.features or not found else found[0]
+
+    def class_names(self, key: str) -> Sequence[str] | None:
+        """The names of the classes that numbers under `key` stand for, if known."""
+        key = self.label if key == "label" else key
+        names = getattr(self.features.get(key), "names", None)
+        if names is None and key == "label":
+            names = getattr(self.data, "classes", None)  # as in torchvision
+        if isinstance(names, Sequence) and not isinstance(names, str):
+            return [class_name(str(name)) for name in names]
+        return None
+
+    def column(self, key: str) -> list[Any] | None:
+        """A column that is stored apart from the images, e.g. of `datasets.Dataset`."""
+        key = self.label if key == "label" else key
+        if key in (getattr(self.data, "column_names", None) or ()):
+            return list(self.data[key])
+        return None
+
+    def numbers(self, row: int) -> np.ndarray:
+        """The image's numbers of any type, not scaled, for an automatic range."""
+        with self._lock:
+            image, _ = self._take(row)
+            if isinstance(image, bytes):
+                return some_values(image)
+            return _numbers(image, self.request.channels)
+
+    def read(self, row: int) -> _Record:
+        """A record; DataError, which names it, if it is not what is asked for."""
+        try:
+            with self._lock:
+                image, values = self._take(row)
+                if isinstance(image, bytes):
+                    numbers = self._decode(image)
+                else:
+                    numbers = _numbers(image, self.request.channels)
+            pixels = self._fit(numbers)
+        except (NotAnImage, UserError) as error:
+            raise DataError(f"{self.name}, record {row}: {error}") from error
+        return _Record(pixels, hashlib.sha256(pixels.data).digest(), values)
+
+    def _take(self, row: int) -> tuple[Any, Mapping[str, Any]]:
+        try:
+            record = self.data[row]
+        except Exception as error:  # whatever someone else's data set raises
+            said = f"{type(error).__name__}: {error}"
+            raise NotAnImage(f"cannot be read ({said})") from error
+        if isinstance(record, Mapping):
+            if self.image not in record:
+                raise NotAnImage(
+                    f"has no {self.image!r}, but {', '.join(map(str, record))}"
+                )
+            values = {**record, "label": record.get(self.label)}
+            image = values.pop(self.image)
+        elif isinstance(record, tuple) and len(record) == 2:
+            image, values = record[0], {"label": record[1]}
+        else:
+            image, values = record, {}
+        if isinstance(image, Mapping) and image.get("bytes"):
+            image = image["bytes"]  # of Hugging Face, not decoded
+        return image, values
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        channels = self.request.channels
+        if channels is None:
+            header = read_header_of(data)
+            check_seen(header)
+            channels = header.channels
+        return decode(data, self.request.size, channels, self.value_range)
+
+    def _fit(self, numbers: np.ndarray) -> np.ndarray:
+        channels, size = self.request.channels, self.request.size
+        if looks_channels_first((1, *numbers.shape), channels):
+            hint = transposed_hint(numbers.shape).replace("(0, 2, 3, 1)", "(1, 2, 0)")
+            raise NotAnImage(hint.replace("[N, H, W, C]", "[H, W, C]"))
+        bands = numbers.shape[2]
+        if channels is None and bands not in (1, 3):
+            raise NotAnImage(
+                f"{bands} bands, neither grey nor RGB; channels={bands} reads them as "
+                "they are"
+            )
+        pixels = as_uint8(numbers[None], "its values", self.value_range)[0]
+        if channels is not None:
+            pixels = change_channels(pixels, channels)
+        return np.ascontiguousarray(
+            pixels if size is None else cover_and_crop(pixels, size)
+        )
+
+    @functools.cached_property
+    def first(self) -> _Record:
+        """A record to go by, read twice: a random transformation would show."""
+        for row in range(self.length):
+            try:
+                record = self.read(row)
+                break
+            except DataError as error:
+                if self.request.on_bad_image == "fail" or row + 1 == self.length:
+                    raise DataError(f"{error}. Expected {ACCEPTED}") from error
+        if self.read(row).digest != record.digest:
+            raise DataError(
+                f"{self.name}, record {row}: two readings differ, so that a run could "
+                "not be resumed; leave out random transformations (images are "
+                "augmented on the device)"
+            )
+        return record
+
+    def check_shape(self, record: _Record, row: int) -> None:
+        """Raise DataError where an image has another shape than the first one."""
+        shape, first = record.pixels.shape, self.first.pixels.shape
+        if shape != first:
+            raise DataError(
+                f"{self.name}: images differ in shape, {first} and {shape} (record "
+                f"{row}); give image_size and channels to bring them together"
+            )
+
+
+def _numbers(image: Any, channels: int | None) -> np.ndarray:
+    """[H, W, C] of any type."""
+    if isinstance(image, str):
+        raise NotAnImage(
+            "is a text; paths are not opened: list them in a table, csv:PATH, or pass "
+            "PIL.Image.open(path)"
+        )
+    pillow = hasattr(image, "getexif")
+    values = from_pillow(image, channels) if pillow else _array(image, "it")
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or 0 in values.shape or values.dtype == object:
+        raise NotAnImage(
+            f"is {type(image).__name__} {values.dtype} {values.shape}, not an image "
+            "[H, W] or [H, W, C]"
+        )
+    return values
+
+
+class _Lazy:
+    """Reads records whenever they are asked for."""
+
+    def __init__(self, records: _Records, rows: np.ndarray, digests: dict[int, bytes]):
+        self._records, self._rows, self._digests = records, rows, digests
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._rows), *self._records.first.pixels.shape)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        rows = self._rows[index]
+        out = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
+        for target, row in zip(out.reshape(-1, *self.shape[1:]), rows.ravel().tolist()):
+            record = self._records.read(row)
+            self._records.check_shape(record, row)
+            if self._digests.get(row, record.digest) != record.digest:
+                raise DataError(
+                    f"{self._records.name}, record {row} is not the image that it was "
+                    "when the run began; records must not change"
+                )
+            target[:] = record.pixels
+        return out
+
+
+@dataclasses.dataclass
+class _Read:
+    """What one pass over a split found."""
+
+    images: Images
+    digests: Sequence[bytes]
+    values: Mapping[str, list[Any]]
+    ids: list[str]
+    skipped: tuple[BadImage, ...] = ()
+
+
+def _read(records: _Records, keys: Sequence[str]) -> _Read:
+    """Every record once, into memory where it fits."""
+    count, shape = records.length, records.first.pixels.shape
+    each = records.first.pixels.nbytes
+    fits = count * each <= min(_IN_MEMORY, allowance() // 4)
+    kept = np.empty((count, *shape), np.uint8) if fits else None
+
+    def read(row: int) -> _Record | DataError:
+        try:
+            record = records.read(row)
+            records.check_shape(record, row)
+            return record
+        except DataError as error:
+            return error
+
+    digests: dict[int, bytes] = {}
+    values: dict[str, list[Any]] = {key: [] for key in (*keys, "id")}
+    skipped = []
+    for row, found in windows(read, range(count), f"reading {records.name}", each):
+        if isinstance(found, DataError):
+            if records.request.on_bad_image == "fail":
+                raise found
+            skipped.append(BadImage(f"record {row}", str(found)))
+            continue
+        if kept is not None:
+            kept[len(digests)] = found.pixels
+        digests[row] = found.digest
+        for key in values:
+            values[key].append(found.values.get(key))
+    rows = np.array(list(digests), np.int64)
+    images = _Lazy(records, rows, digests) if kept is None else kept[: len(rows)]
+    ids = [_id(i, row) for i, row in zip(values.pop("id"), rows.tolist(), strict=True)]
+    return _Read(images, list(digests.values()), values, ids, tuple(skipped))
+
+
+def _sampled(records: _Records, keys: Sequence[str]) -> _Read | None:
+    """A large split with labels in columns: some of its images stand for all."""
+    large = records.length * records.first.pixels.nbytes > _IN_MEMORY
+    if not large or records.request.on_bad_image == "skip":
+        return None
+    columns = {key: records.column(key) for key in (*keys, "id")}
+    if not getattr(records.data, "column_names", None):
+        return None
+    rows = np.arange(0, records.length, -(-records.length // _SAMPLE))
+    images = _Lazy(records, np.arange(records.length), {})
+    found = windows(records.read, rows.tolist(), f"reading {records.name}")
+    digests = {row: record.digest for row, record in found}
+    images = _Lazy(records, np.arange(records.length), digests)
+    empty = [None] * records.length
+    ids = [_id(i, row) for row, i in enumerate(columns.pop("id") or empty)]
+    values = {key: column or empty for key, column in columns.items()}
+    return _Read(images, list(digests.values()), values, ids)
+
+
+def _id(given: Any, row: int) -> str:
+    if given is None:
+        return str(row)
+    return given.decode(errors="replace") if isinstance(given, bytes) else str(given)
+
+
+def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Splits:
+    splits = {s: _Records(d, f"{name} [{s}]", request) for s, d in data.items()}
+    value_range = request.value_range
+    if value_range == "auto":
+        value_range = _measured(splits["train"])
+    for records in splits.values():
+        records.value_range = value_range
+    shapes = {split: r.first.pixels.shape for split, r in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(
+            f"{name}: the splits differ in shape, {shapes}; give image_size and "
+            "channels to bring them together"
+        )
+    keys = ("label", *request.tasks)
+    read = {s: _sampled(r, keys) or _read(r, keys) for s, r in splits.items()}
+    labels, classes = _indexed("label", splits, read, name)
+    say_alike(classes, name)
+    tasks = {task: _indexed(task, splits, read, name) for task in request.tasks}
+    more = task_labels(tasks)
+    sets = {}
+    for split, part in read.items():
+        own = more.get(split, {})
+        sets[split] = ImageSet(
+            images=part.images,
+            labels=labels[split],
+            ids=part.ids,
+            class_names=classes,
+            name=splits[split].name,
+            fingerprint=content_fingerprint(
+                part.digests, labels[split], part.ids, part.images.shape, own
+            ),
+            tasks=own,
+            value_range=value_range,
+            skipped=part.skipped,
+        )
+    return Splits(**sets)
+
+
+def _measured(records: _Records) -> Range:
+    rows = range(0, records.length, -(-records.length // _SAMPLE))
+    parts = [values for values in map(records.numbers, rows) if values.size]
+    if not any(values.dtype != np.uint8 for values in parts):
+        raise DataError(
+            f"{records.name}: value_range='auto' (--value-range auto) is for images of "
+            "more than 8 bits, and no training image has more"
+        )
+    wide = [values for values in parts if values.dtype != np.uint8]
+    return range_of([spaced(values.reshape(-1, 1)) for values in wide], records.name)
+
+
+def _indexed(
+    key: str, splits: Mapping[str, _Records], read: Mapping[str, _Read], name: str
+) -> Indexed:
+    """(class indices by split, class names) of the labels under `key`."""
+    arrays = {}
+    for split, part in read.items():
+        where = f"{splits[split].name}, {key}"
+        names = splits[split].class_names(key)
+        values = [_label(value, names, where) for value in part.values[key]]
+        if all(value is None for value in values):
+            arrays[split] = None
+        elif any(isinstance(value, str) for value in values):
+            arrays[split] = np.array(["" if v is None else str(v) for v in values])
+        else:
+            arrays[split] = np.array([-1 if v is None else v for v in values])
+    source = name if key == "label" else f"{name}, task {key}"
+    return index_values(arrays, source, next(iter(splits.values())).request.reading)
+
+
+def _label(value: Any, names: Sequence[str] | None, where: str) -> Any:
+    """A text or a number; None where there is no label."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="surrogateescape")
+    if value is None or isinstance(value, str):
+        return value
+    number = _array(value, where)
+    if number.size != 1 or number.dtype.kind not in "biuf":
+        raise DataError(
+            f"{where}: {str(value)[:60]} of shape {number.shape}; expected one number "
+            "or text per image (one-hot rows: label.argmax())"
+        )
+    number = number.item()
+    if number != number or (names and number == -1):
+        return None
+    if names and not (number == int(number) and 0 <= number < len(names)):
+        raise DataError(f"{where}: {number}, where there are {len(names)} classes")
+    return names[int(number)] if names else number

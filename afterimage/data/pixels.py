@@ -1,0 +1,368 @@
+"""What a picture's numbers are, and how they become uint8 of one size."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Num, Shaped, UInt8
+
+from afterimage.data.sets import Range
+from afterimage.errors import DataError, UserError
+
+MAX_PIXELS = 89_478_485
+"""Largest image decoded: a quarter of a gigabyte as RGB (Pillow's own limit)."""
+MAX_ASPECT = 100
+"""Longest side over shortest: anything beyond is a strip, not a picture."""
+MAX_BYTES = 2**29
+"""Largest encoded file read."""
+MAX_SAMPLES = 256
+"""Most bands of an image."""
+# EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
+TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+class NotAnImage(ValueError):
+    """These bytes cannot become a picture; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """Size as seen, orientation applied, and what the pixels are.
+
+    `channels` is 1 for grey, 3 for colour, and 0 for bands that are neither. `samples`
+    are the numbers a pixel has in the file, transparency included. `wide` says that
+    they have more than 8 bits. `cost` is an upper bound of the bytes that decoding
+    takes. `pages` counts those of the same size, of which the first is read; more than
+    a few are not counted.
+    """
+
+    height: int
+    width: int
+    channels: int
+    samples: int
+    wide: bool
+    cost: int
+    pages: int = 1
+
+
+def check_extent(width: int, height: int) -> None:
+    """NotAnImage for sizes that are not a picture's."""
+    if min(width, height) < 1:
+        raise NotAnImage(f"{width}x{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise NotAnImage(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise NotAnImage(f"{width}x{height} is a strip, longer than {MAX_ASPECT} to 1")
+
+
+def takes_bands(channels: int, samples: int, asked: int) -> bool:
+    """Whether `asked` channels are the file's samples as they are: any number of bands.
+
+    Grey and colour are what a person sees. NotAnImage if they cannot be made.
+    """
+    if asked == samples and (asked not in (1, 3) or channels == 0):
+        return True
+    if channels in (1, 3) and asked in (1, 3):
+        return False
+    raise NotAnImage(
+        f"{count(channels, samples)} where channels={asked} asks for {asked}"
+    )
+
+
+def check_seen(header: Header) -> None:
+    """NotAnImage for bands if no number of channels was given."""
+    if not header.channels:
+        raise NotAnImage(
+            f"{header.samples} bands, neither grey nor RGB; channels={header.samples} "
+            f"(--channels {header.samples}) reads them as they are"
+        )
+
+
+def count(channels: int, samples: int) -> str:
+    """ "grey", "colour" or "5 bands"."""
+    return {1: "grey", 3: "colour"}.get(channels, f"{samples} bands")
+
+
+_BLOCK = 2**18  # pixels whose intermediate numbers are in memory together
+_CURE = "set the values of black and white, value_range=(LOW, HIGH) or 'auto'"
+_OPTION = "(--value-range LOW,HIGH or auto)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Decoded numbers, not yet a picture.
+
+    `channels` is 1 for grey, 3 for colour, 0 for bands. `bits` of each are used where
+    they are unsigned. `alpha` says what the last sample is, if it is transparency.
+    `inverted` is for images in which 0 is white. `cmyk` has four samples for colour.
+    """
+
+    values: Shaped[np.ndarray, "h w s"]
+    channels: int
+    bits: int = 8
+    alpha: Literal["", "straight", "premultiplied"] = ""
+    inverted: bool = False
+    cmyk: bool = False
+
+    @property
+    def colours(self) -> Shaped[np.ndarray, "h w c"]:
+        """Without transparency."""
+        return self.values[..., :-1] if self.alpha else self.values
+
+
+def parse_range(text: str | Range | None) -> Range | Literal["auto"] | None:
+    """ "LOW,HIGH" or "auto", or the two numbers themselves; UserError for others."""
+    if text is None or text == "auto":
+        return text
+    try:
+        parts = text.split(",") if isinstance(text, str) else text
+        low, high = (float(part) for part in parts)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise UserError(
+            f"value_range={text!r}; expected LOW,HIGH with LOW below HIGH, e.g. "
+            "0,4095 for 12 bits, or auto"
+        )
+    return low, high
+
+
+def spaced(values: Shaped[np.ndarray, "*b c"], most: int = 2**13) -> np.ndarray:
+    """At most about `most` of the numbers, of pixels at even distances."""
+    pixels = values.reshape(-1, values.shape[-1])
+    step = max(1, pixels.size // most)
+    return pixels[::step].ravel()
+
+
+def range_of(parts: Sequence[np.ndarray], name: str) -> Range:
+    """The range that "auto" takes: the 0.1 and 99.9 % quantiles of all these numbers.
+
+    Of all bands together. Where these are one number, the least and largest; DataError
+    where those are one, too.
+    """
+    values = np.concatenate([np.empty(0), *parts])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        raise DataError(
+            f"{name}: value_range='auto' finds no range: no value is a finite number"
+        )
+    found = np.quantile(values, [0, 0.001, 0.999, 1]).tolist()
+    for low, high in ((1, 2), (0, 3)):
+        if found[low] < found[high]:
+            return found[low], found[high]
+    raise DataError(
+        f"{name}: value_range='auto' finds no range: every value is {found[0]:g}; give "
+        "LOW,HIGH"
+    )
+
+
+def seen(
+    samples: Samples, channels: int, value_range: Range | None
+) -> UInt8[np.ndarray, "h w c"]:
+    """What a person sees, grey or colour; or the bands as they are, scaled to 8 bits.
+
+    `value_range` is for samples of more than 8 bits, and clips; without it, unsigned
+    integers of b bits are divided by 2^b - 1, floats are in [0, 1], and others are
+    NotAnImage. Transparency lies over white.
+    """
+    values = samples.values
+    bands = takes_bands(samples.channels, values.shape[2], channels)
+    out = np.empty((*values.shape[:2], channels), np.uint8)
+    for rows in _blocks(values):
+        part = dataclasses.replace(samples, values=values[rows])
+        out[rows] = (
+            _bands(part, value_range)
+            if bands
+            else change_channels(_picture(part, value_range), channels)
+        )
+    return out
+
+
+def _blocks(values: np.ndarray) -> Iterator[slice]:
+    step = max(1, _BLOCK // values.shape[1])
+    for top in range(0, len(values), step):
+        yield slice(top, top + step)
+
+
+def _bands(samples: Samples, value_range: Range | None) -> np.ndarray:
+    return to_bytes(samples.values, samples.bits, value_range)
+
+
+def _picture(samples: Samples, value_range: Range | None) -> np.ndarray:
+    pixels = to_bytes(samples.colours, samples.bits, value_range)
+    if samples.inverted:
+        pixels = 255 - pixels
+    if samples.cmyk:
+        rest = 255 - pixels.astype(np.uint32)
+        pixels = _over_255(rest[..., :3] * rest[..., 3:])
+    if not samples.alpha:
+        return pixels
+    # Transparency has the range of its type, whatever range the colours have.
+    opaque = to_bytes(samples.values[..., -1:], samples.bits, None).astype(np.uint32)
+    if samples.alpha == "premultiplied":
+        return np.minimum(pixels + (255 - opaque), 255).astype(np.uint8)
+    return _over_255(pixels * opaque + 255 * (255 - opaque))
+
+
+def _over_255(product: np.ndarray) -> np.ndarray:
+    return ((product + 127) // 255).astype(np.uint8)
+
+
+def to_bytes(
+    values: Shaped[np.ndarray, "*b"], bits: int, value_range: Range | None
+) -> UInt8[np.ndarray, "*b"]:
+    """Numbers of any type -> 0..255, rounded to the nearest."""
+    if values.dtype == np.uint8 and bits == 8:
+        return values
+    if values.dtype.kind in "biu" and values.dtype.itemsize <= 2:
+        scaled = None if values.dtype.itemsize == 1 and bits < 8 else value_range
+        return _table(values.dtype.str, bits, scaled)[values.view(_plain(values))]
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise NotAnImage("some values are NaN; write a number there")
+    if value_range is None:
+        value_range = _default_range(values)
+    low, high = value_range
+    # A step at a time, clipped first: infinities and large integers are then harmless.
+    scaled = np.clip(values.astype(np.float64), low, high) - low
+    return np.rint(scaled * (255 / (high - low))).astype(np.uint8)
+
+
+def _plain(values: np.ndarray) -> np.dtype:
+    return np.dtype(f"u{values.dtype.itemsize}")
+
+
+@functools.lru_cache(16)
+def _table(dtype: str, bits: int, value_range: Range | None) -> np.ndarray:
+    """The byte of each number of at most 16 bits, by its bit pattern."""
+    kind = np.dtype(dtype)
+    plain = np.arange(2 ** (8 * kind.itemsize), dtype=f"u{kind.itemsize}")
+    values = plain.astype(kind) if kind.kind == "b" else plain.view(kind)
+    if value_range is None:
+        if kind.kind == "i":
+            raise NotAnImage(_no_range(kind))
+        value_range = (0.0, 1.0 if kind.kind == "b" else 2.0**bits - 1)
+    low, high = value_range
+    scaled = (np.clip(values.astype(np.float64), low, high) - low) * (
+        255 / (high - low)
+    )
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _default_range(values: np.ndarray) -> Range:
+    if values.dtype.kind != "f":
+        raise NotAnImage(_no_range(values.dtype))
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 1:
+        raise NotAnImage(
+            f"float values from {low:g} to {high:g}, not in [0, 1]; {_CURE} {_OPTION}"
+        )
+    return 0.0, 1.0
+
+
+def _no_range(dtype: np.dtype) -> str:
+    return f"{dtype.name} values, which have no default range; {_CURE} {_OPTION}"
+
+
+def cover_box(
+    height: int, width: int, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The centred (top, left, height, width) with the proportions of `size`."""
+    scale = min(height / size[0], width / size[1])
+    box_height = min(height, max(1, round(size[0] * scale)))
+    box_width = min(width, max(1, round(size[1] * scale)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def cover_and_crop(
+    image: Num[np.ndarray, "h w c"], size: tuple[int, int]
+) -> Num[np.ndarray, "hh ww c"]:
+    """Scale until `size` is covered and crop the centre: nothing is distorted.
+
+    Shrinking to half or less averages over area; by less it interpolates linearly
+    between neighbours, without an antialiasing filter, so fine patterns may alias there
+    (the average costs five times as much); enlarging is bicubic, clipped to the range
+    of the input's type.
+    """
+    import cv2
+
+    top, left, height, width = cover_box(image.shape[0], image.shape[1], size)
+    part = image[top : top + height, left : left + width]
+    if (height, width) == size:
+        return np.ascontiguousarray(part)
+    ratio = min(height / size[0], width / size[1])
+    how = cv2.INTER_CUBIC if ratio < 1 else cv2.INTER_LINEAR
+    how = cv2.INTER_AREA if ratio >= 2 else how
+    # OpenCV resizes up to four channels together, and takes a crop as it lies.
+    groups = [part[..., i : i + 4] for i in range(0, part.shape[2], 4)]
+    done = [
+        cv2.resize(group, size[::-1], interpolation=how).reshape(*size, -1)
+        for group in groups
+    ]
+    result = done[0] if len(done) == 1 else np.concatenate(done, -1)
+    return result if image.dtype == np.uint8 else np.clip(result, 0, 1)
+
+
+_LUMA_BLOCK = 2**20  # pixels made grey together, with wider numbers in between
+
+
+def looks_channels_first(shape: tuple[int, ...], channels: int | None) -> bool:
+    """Whether images [N, H, W, C] rather are [N, C, H, W]; `channels` are expected.
+
+    No picture is 1 to 4 pixels high, and few have that many channels unasked.
+    """
+    if len(shape) != 4 or shape[3] in (1, 3):
+        return False
+    few = 1 <= shape[1] <= 4 and min(shape[2:]) > 4
+    return few or (channels not in (None, shape[3]) and shape[1] == channels)
+
+
+def transposed_hint(shape: tuple[int, ...]) -> str:
+    """The sentence for such images."""
+    return (
+        f"images of shape {shape} look as if channels came first; give "
+        "images.transpose(0, 2, 3, 1), so that they are [N, H, W, C]"
+    )
+
+
+def change_channels(
+    images: Num[np.ndarray, "*b h w c"], channels: int
+) -> Num[np.ndarray, "*b h w cc"]:
+    """Grey <-> RGB; grey is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601, as Pillow)."""
+    have = images.shape[-1]
+    if looks_channels_first(images.shape, channels):
+        raise UserError(transposed_hint(images.shape))
+    if have == channels:
+        return images
+    if have == 1 and channels == 3:
+        return np.repeat(images, 3, -1)
+    if have == 3 and channels == 1:
+        if images.dtype == np.uint8:
+            return _luma(images)
+        luma = images @ np.array([0.299, 0.587, 0.114], images.dtype)
+        return luma[..., None]
+    raise UserError(
+        f"images with {have} channel{'s' * (have != 1)} where {channels} are expected; "
+        "only grey (1) and RGB (3) turn into each other. Give data with as many bands"
+    )
+
+
+def _luma(images: np.ndarray) -> np.ndarray:
+    # Pillow's integer weights, so that both paths give the same bytes.
+    weights = np.array([19595, 38470, 7471], np.uint32)
+    pixels = images.reshape(-1, 3)
+    grey = np.empty(len(pixels), np.uint8)
+    for start in range(0, len(pixels), _LUMA_BLOCK):
+        block = slice(start, start + _LUMA_BLOCK)
+        grey[block] = (pixels[block] @ weights + 0x8000) >> 16
+    return grey.reshape(*images.shape[:-1], 1)

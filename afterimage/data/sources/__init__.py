@@ -1,0 +1,172 @@
+"""Where data come from: one file a kind, opened by a spec such as `folder:PATH`.
+
+A kind is a subclass of `Source`, registered under the word before the colon. From
+another package it is found through the entry points of `afterimage.plugins`.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from afterimage.data.layout import OPTIONS
+from afterimage.data.pixels import MAX_SAMPLES, parse_range
+from afterimage.data.sets import Request, Splits
+from afterimage.errors import UserError, did_you_mean
+from afterimage.plugins import SOURCES
+from afterimage.reading import ReadingOptions
+
+OnBadImage = Literal["fail", "skip"]
+_SUFFIXES = {
+    ".zip": "zip",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "csv",
+    ".npz": "npz",
+}
+"""The kind of a file that is given by its path alone."""
+
+
+class Source:
+    """A kind of data; its docstring begins with the line that describes it.
+
+    `open` returns `Splits`, or whatever else `open_data` takes as an object: an array,
+    a mapping of arrays or of splits, or a sequence of records.
+    """
+
+    name: ClassVar[str] = ""
+    form: ClassVar[str] = ""
+    """What follows the colon, as the help shows it; empty where nothing does."""
+    tasks: ClassVar[bool] = False
+    """Whether an image may have labels of several tasks."""
+    named_splits: ClassVar[bool] = False
+    """Whether --train, --validation-folder and --test apply."""
+
+    def open(self, rest: str, request: Request) -> Any:
+        """What the spec names; `rest` is the text after the colon."""
+        raise NotImplementedError
+
+    @classmethod
+    def spec_form(cls) -> str:
+        """The form of a whole spec: `folder:PATH`."""
+        return f"{cls.name}:{cls.form}" if cls.form else cls.name
+
+
+def open_data(
+    data: Any,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    value_range: str | tuple[float, float] | None = None,
+    on_bad_image: OnBadImage = "fail",
+    cache: bool = True,
+    tasks: Sequence[str] = (),
+    reading: ReadingOptions | None = None,
+    strict: bool = True,
+) -> Splits:
+    """The splits of `data`: a spec, a path, or an object that holds images.
+
+    A spec is a text such as `digits`, `folder:PATH` or `tfds:NAME`. A path is that of a
+    folder, or of a .zip, .csv, .jsonl or .npz file. An object is an array, a mapping of
+    arrays or of splits, or a sequence of records (`afterimage.data.objects`).
+
+    `image_size` resizes to a square: the short side is scaled, the centre is cropped;
+    None keeps the size that all images share. `channels` is 1 (grey), 3 (RGB), or the
+    number of bands that the images have; None keeps grey and colour as they are.
+    `value_range` is what becomes black and white in images of more than 8 bits:
+    (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
+    images; None is the range of their type. 8-bit images are left alone.
+    `on_bad_image` "skip" leaves out files that are not images and lists them in
+    `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
+    labels to read. `reading` says what names of folders and cells of tables mean; if
+    not `strict`, the folders that it names for splits may be missing. Raises UserError
+    for an unknown spec or object, and DataError for data that does not fit.
+    """
+    reading = reading or ReadingOptions()
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size {image_size} is not positive")
+    if channels is not None and not 1 <= channels <= MAX_SAMPLES:
+        raise UserError(
+            f"channels {channels}; expected 1 (grey), 3 (RGB) or the number of bands, "
+            f"at most {MAX_SAMPLES}"
+        )
+    if on_bad_image not in ("fail", "skip"):
+        raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
+    request = Request(
+        image_size=image_size,
+        channels=channels,
+        value_range=parse_range(value_range),
+        on_bad_image=on_bad_image,
+        cache=cache,
+        tasks=tuple(tasks),
+        reading=reading,
+        strict=strict,
+    )
+    if not isinstance(data, str | os.PathLike):
+        return _of_object(data, None, request)
+    spec = spec_of(data)
+    kind, _, rest = spec.partition(":")
+    source = SOURCES.get(kind)()
+    if bool(rest) != bool(source.form):
+        raise UserError(
+            f"data {spec!r} is not of the form {source.spec_form()}; expected one of "
+            f"{', '.join(forms())}"
+        )
+    if tasks and not source.tasks:
+        raise UserError(
+            f"tasks {', '.join(tasks)}: {spec} has one label per image; list the "
+            "images in a table with a column for each task, csv:PATH, or give an npz "
+            "file with the labels of each, e.g. y_train_NAME beside x_train"
+        )
+    if reading.split_folders and strict and not source.named_splits:
+        options = ", ".join(OPTIONS[split] for split in reading.split_folders)
+        raise UserError(
+            f"{options}: {spec} has no folders; these options name folders in folder: "
+            "and zip: data, or values of the column split in csv: data"
+        )
+    found = source.open(rest, request)
+    return found if isinstance(found, Splits) else _of_object(found, spec, request)
+
+
+def _of_object(data: Any, name: str | None, request: Request) -> Splits:
+    from afterimage.data.objects import open_object
+
+    return open_object(data, name, request)
+
+
+def spec_of(data: str | os.PathLike[str]) -> str:
+    """The spec that a spec or a path stands for; UserError if it is neither.
+
+    A text that begins with the name of a kind is a spec, even if a path has this name.
+    """
+    text, kinds = os.fspath(data), SOURCES.names()
+    kind, _, _ = text.partition(":")
+    if isinstance(data, str) and kind in kinds:
+        return text
+    place = os.path.expanduser(text)
+    if os.path.isdir(place):
+        return f"folder:{text}"
+    suffix = os.path.splitext(text)[1].lower()
+    if os.path.exists(place) and suffix in _SUFFIXES:
+        return f"{_SUFFIXES[suffix]}:{text}"
+    if os.path.exists(place):
+        raise UserError(
+            f"data {text!r} is a file; expected a folder of images, or a file that "
+            f"ends in {', '.join(_SUFFIXES)}"
+        )
+    hint = did_you_mean(kind.lower(), kinds)
+    raise UserError(
+        f"data {text!r} is neither a path that exists nor a kind of data"
+        f"{hint} There are: {', '.join(forms())}"
+    )
+
+
+def has_tasks(data: Any) -> bool:
+    """Whether data of this kind may have labels of several tasks."""
+    if not isinstance(data, str | os.PathLike):
+        return True
+    return SOURCES.get(spec_of(data).partition(":")[0]).tasks
+
+
+def forms() -> list[str]:
+    """Every form a data spec can take."""
+    return [SOURCES.get(kind).spec_form() for kind in SOURCES.names()]

@@ -1,0 +1,184 @@
+"""`csv:PATH`: images listed in a table, with their labels, split and further tasks."""
+
+import os
+import pathlib
+import posixpath
+from collections.abc import Mapping, Sequence
+
+from afterimage.checkpoints import files
+from afterimage.checkpoints.names import spelling
+from afterimage.data.images import image_sets
+from afterimage.data.labels import named
+from afterimage.data.layout import OPTIONS, by_split, exact
+from afterimage.data.pixels import MAX_BYTES
+from afterimage.data.sets import Request, Splits
+from afterimage.data.sources import Source
+from afterimage.data.sources.folder import OnDisk
+from afterimage.data.table import Table, is_known, listed, no_columns, read_table
+from afterimage.errors import DataError
+from afterimage.notes import say_once
+from afterimage.plugins import SOURCES
+from afterimage.reading import ReadingOptions
+
+
+@SOURCES.add("csv")
+class CsvSource(Source):
+    """Images listed in a table (CSV, or JSON lines), with labels, split and tasks.
+
+    Column `image` has paths from the table's own folder on, `label` class names,
+    `split` train, validation or test; the latter two are optional, and each has
+    synonyms (`SYNONYMS`). Any further column holds the labels of a task. An empty cell
+    is an image without a label. A task without a column has no labels. Raises DataError
+    for a file that is not a table, an image that is listed twice, and one outside the
+    folder without `reading.outside_images`.
+    """
+
+    form = "PATH"
+    tasks = True
+    named_splits = True
+
+    def open(self, rest: str, request: Request) -> Splits:
+        source, tasks, reading = f"csv:{spelling(rest)}", request.tasks, request.reading
+        where = pathlib.Path(os.path.expanduser(rest))
+        json_lines = rest.lower().endswith(".jsonl")
+        table = read_table(_content(where, source), source, json_lines=json_lines)
+        column = table.named("image", source, tasks)
+        if column is None:
+            raise DataError(no_columns(source, table.columns))
+        table, splits = _chosen(table, source, tasks, reading, request.strict)
+        label = table.named("label", source, tasks)
+        outside = reading.outside_images
+        names = _names(table, column, label, source, where.parent, outside)
+        classes = {
+            name: named(table.columns[name], f"{source}, column {name}", reading)
+            for name in (label, *tasks)
+            if name is not None and name in table.columns
+        }
+        labels = [None] * len(names) if label is None else classes[label]
+        groups = {
+            split: (rows, [labels[row] for row in rows])
+            for split, rows in by_split(splits, source).items()
+        }
+        more = {task: classes[task] for task in tasks if task in classes}
+        return image_sets(OnDisk(where.parent, names), source, groups, request, more)
+
+
+def _content(where: pathlib.Path, source: str) -> bytes:
+    if not os.path.exists(where):
+        raise DataError(f"{source}: there is no such file")
+    try:
+        return files.read_bytes(where, MAX_BYTES)
+    except OSError as error:
+        raise DataError(f"{source} {files.reason(error)}") from error
+
+
+def _names(
+    table: Table,
+    column: str,
+    label: str | None,
+    source: str,
+    folder: pathlib.Path,
+    outside: bool,
+) -> list[str]:
+    """The images' paths as they are opened; every problem of the rows at once."""
+    cells = table.columns[column]
+    problems, first = [], {}
+    for row, cell in enumerate(cells):
+        line, name = table.lines[row], posixpath.normpath(cell)
+        if not cell:
+            problems.append(f"line {line} names no image")
+        elif "\0" in cell:
+            problems.append(f"line {line}: a NUL in the path {spelling(cell)}")
+        elif not outside and (name.startswith(("/", "../")) or name == ".."):
+            problems.append(
+                f"line {line}: {spelling(cell)} lies outside the table's folder; "
+                "--outside-images allows it"
+            )
+        elif (path := os.path.abspath(folder / name)) in first:
+            problems.append(_twice(table, first[path], row, name, label))
+        else:
+            first[path] = row
+    if problems or not cells:
+        raise DataError(listed(problems or ["no image is listed"], source))
+    # Only what cannot change the file: `a/../b` may lead elsewhere through a link.
+    return [c if ".." in c.split("/") else posixpath.normpath(c) for c in cells]
+
+
+def _twice(table: Table, one: int, other: int, name: str, label: str | None) -> str:
+    lines = f"{table.lines[one]} and {table.lines[other]}"
+    text = f"{spelling(name)} is listed twice, in lines {lines}"
+    cells = ["", ""] if label is None else table.columns[label]
+    if label is not None and cells[one] != cells[other]:
+        text += f", as {spelling(cells[one])} and as {spelling(cells[other])}"
+    return text
+
+
+def _chosen(
+    table: Table,
+    source: str,
+    tasks: Sequence[str],
+    reading: ReadingOptions,
+    strict: bool,
+) -> tuple[Table, list[str]]:
+    """The rows that are used, and the split of each."""
+    column = table.named("split", source, tasks)
+    cells = ["train"] * len(table.lines) if column is None else table.columns[column]
+    given, values = reading.split_folders, set(cells)
+    if column is None:
+        _check_no_splits(table, source, tasks)
+    if given and (strict or values & set(given.values())):
+        _check_given(given, column, values, source)
+        meaning = {value: split for split, value in given.items()}
+        if "train" not in given:  # what is not named is read as ever
+            ever = {value: str(exact(value)) for value in values if exact(value)}
+            meaning = {v: s for v, s in ever.items() if s not in given} | meaning
+        rows = [row for row, cell in enumerate(cells) if cell in meaning]
+        if len(rows) < len(cells):
+            say_once(
+                f"{source}: {len(cells) - len(rows):,} images of other splits are "
+                "ignored"
+            )
+        return table.rows(rows), [meaning[cells[row]] for row in rows]
+    wrong = sorted(value for value in values if exact(value) is None)
+    if wrong:
+        shown = ", ".join(spelling(value) or "empty cells" for value in wrong[:5])
+        raise DataError(
+            f"{source}: column {column} holds {shown}; expected train, validation or "
+            "test in each line, or name the value of each split with "
+            f"{', '.join(OPTIONS.values())}"
+        )
+    return table, [str(exact(cell)) for cell in cells]
+
+
+def _check_no_splits(table: Table, source: str, tasks: Sequence[str]) -> None:
+    """Raise DataError where a column that is not read tells splits apart.
+
+    Without it the test images would be trained on.
+    """
+    for name, cells in table.columns.items():
+        if name in tasks or is_known(name):
+            continue
+        values = set(cells)
+        words = {exact(value) for value in values}
+        flag = exact(name.casefold().removeprefix("is_")) is not None
+        if (None not in words and len(words) > 1) or (flag and len(values) > 1):
+            raise DataError(
+                f"{source}: column {spelling(name)} holds "
+                f"{', '.join(map(spelling, sorted(values)[:3]))}, and looks as if it "
+                "told splits apart. Call it `split`, with train, validation or test in "
+                "each line, or remove it"
+            )
+
+
+def _check_given(
+    given: Mapping[str, str], column: str | None, values: set[str], source: str
+) -> None:
+    for split, value in given.items():
+        if column is None:
+            why = "the table has no column split"
+        elif value not in values:
+            there = ", ".join(map(spelling, sorted(values)[:8]))
+            why = f"column {column} does not have this value. It has: {there}"
+        else:
+            continue
+        raise DataError(f"{source}: {OPTIONS[split]} {spelling(value)}: {why}")

@@ -1,0 +1,404 @@
+"""What an objective is: what is trained, and the loss that trains it.
+
+An objective is a small frozen dataclass, registered by name. Its fields are its
+settings; everything else about it (checks, network, loss, diagnostics, pictures) is in
+the same file:
+
+    @OBJECTIVES.add("my-objective")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MyObjective(Objective): ...
+
+`Objective` is for any loss. `Reconstruction` is for those that give an image to be
+compared with the input, `Autoencoding` for those whose image comes from a decoder and
+is scored by a loss of the user's choice.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
+
+from afterimage.data.augmentations import make_augment
+from afterimage.data.preprocessing import Preprocessing
+from afterimage.models import Autoencoder, ModelConfig, Network
+from afterimage.models.encoder import MASKED_DECODERS
+from afterimage.pretrain.losses import ReconstructionLoss
+from afterimage.training.groups import EVERYTHING
+from afterimage.training.stage import Phase, Stage
+from afterimage.training.terms import Context, Term, TermResult, View
+
+Tree = Mapping[str, Any]
+Rules = Mapping[str, Callable[[Context], Any]]
+
+
+def to_pixels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """uint8 -> float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of: the same at every step."""
+
+    model: ModelConfig
+    network: Network
+    """What the objective built."""
+    preprocessing: Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The network with its weights, to be applied to one batch."""
+
+    setup: Setup
+    params: Tree
+    stats: Tree
+    key: Array
+    """For everything the objective draws for this batch."""
+    step: Array | None = None
+    """Steps so far; None in an evaluation, where nothing is trained."""
+
+    @property
+    def train(self) -> bool:
+        """Whether statistics move."""
+        return self.step is not None
+
+    def __call__(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+        """(output, statistics afterwards) of the network, or of its `method`."""
+        return self.setup.network.apply(
+            self.params, self.stats, *args, train=self.train, method=method, **kwargs
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
+    """Base class of all objectives; its fields are settings."""
+
+    name: ClassVar[str]
+    """Set by the registry."""
+    views: ClassVar[tuple[str, ...]] = ("view",)
+    """The augmented views of the training images that the terms read: `train/NAME`,
+    float [b, h, w, c] in [0, 1], each with random numbers of its own."""
+    default_decoder: ClassVar[str] = ""
+    """The decoder where none is chosen; "" is the model's own."""
+
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        """What cannot work in a PretrainConfig, one sentence each.
+
+        The data is not read yet: the size and channels of `model` are not final.
+        """
+        del config, model
+        return []
+
+    def data_problems(self, model: ModelConfig) -> list[str]:
+        """What cannot work with images of this size and number of channels."""
+        del model
+        return []
+
+    @abc.abstractmethod
+    def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        """The module to be trained; its `encoder` is that of `model`."""
+
+    def start(self, params: Tree, stats: Tree) -> Tree:
+        """The statistics before the first step, from those of the new module."""
+        del params
+        return stats
+
+    @abc.abstractmethod
+    def terms(self, setup: Setup) -> tuple[Term, ...]:
+        """The terms of the loss. They read the views, `train/image` (uint8), and the
+        values of `rules`."""
+
+    def rules(self, forward: Forward) -> Rules:
+        """More values for the terms, each computed once a step: {name: rule}.
+
+        The rule `stats/next` gives the statistics after the step.
+        """
+        return {"stats/next": lambda _: forward.stats}
+
+    @abc.abstractmethod
+    def measure(
+        self, forward: Forward, pixels: Float[Array, "b h w c"]
+    ) -> tuple[dict[str, Array], tuple[Array, ...]]:
+        """({measure: [b, ...]}, a picture of each image for each of `rows`).
+
+        Of images in [0, 1] in an evaluation; `loss` [b] must be among the measures.
+        """
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows of the pictures that `measure` gives."""
+        return ()
+
+    def summarise(self, means: Tree) -> dict[str, Any]:
+        """Metrics, scalars, from the means of the measures over images."""
+        return dict(means)
+
+    def samples(self, forward: Forward, pixels: Array) -> Array | None:
+        """As many pictures as `pixels`, of no image; None if there are none."""
+        del forward, pixels
+        return None
+
+    def scores(self, setup: Setup) -> ReconstructionLoss | None:
+        """The loss of reconstructions, which the mean image is scored by as well; None
+        where nothing is reconstructed."""
+        del setup
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What an encoder's manifest says of the objective: its name and settings."""
+        return {"objective": self.name, **dataclasses.asdict(self)}
+
+    @property
+    def loss_label(self) -> str:
+        """What the loss is called in a report."""
+        return f"Loss ({self.name})"
+
+
+def at_least_0(settings: Any, *names: str) -> list[str]:
+    """A problem for each of these settings that is below 0, or NaN."""
+    values = {name: getattr(settings, name) for name in names}
+    return [f"{name}={v}: at least 0" for name, v in values.items() if not v >= 0]
+
+
+def make_stage(objective: Objective, setup: Setup, config: Any, steps: int) -> Stage:
+    """One phase in which everything learns by the objective's terms."""
+
+    def supply(params, stats, batch, key, step, moving):
+        del moving
+        view_key, key = jax.random.split(key)
+        augment = make_augment(config.augment)
+
+        def view(number: int) -> Callable[[Context], Array]:
+            drawn = jax.random.fold_in(view_key, number) if number else view_key
+            return lambda ctx: augment(drawn, to_pixels(ctx["train/image"]))
+
+        views = {f"train/{name}": view(n) for n, name in enumerate(objective.views)}
+        forward = Forward(setup, params, stats, key, step)
+        shared = {"train/image": lambda _: batch["image"]}
+        return {**shared, **views, **objective.rules(forward)}
+
+    phase = Phase(
+        name="pretrain",
+        terms=objective.terms(setup),
+        groups=EVERYTHING,
+        steps=steps,
+        options=config,
+    )
+    return Stage(phases=(phase,), supply=supply)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What one pass of a batch of b images gave."""
+
+    output: Float[Array, "b h w c"]
+    """What is compared with the target."""
+    stats: Tree
+    mask: Bool[Array, "b h w"] | None = None
+    """The pixels that are compared, if not all; the encoder did not see them."""
+    penalty: Float[Array, " b"] | None = None
+    """Added to the reconstruction loss of each image."""
+    measures: Mapping[str, Float[Array, "b ..."]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Diagnostics of each image; `diagnose` is given their means."""
+
+
+_GREY = 0.5
+_SHARED = ("reconstruction", "visible_loss")
+"""Measures that every reconstruction may have: their mean is the metric."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction(Objective):
+    """An image is reconstructed, from a corrupted one if `corruption` is set."""
+
+    corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
+    """Corrupts the encoder's input; the target stays clean (a denoising
+    autoencoder)."""
+
+    corruption_strength: float | None = None
+    """gaussian: sigma in standard deviations of the data; salt-and-pepper: probability
+    that a pixel is replaced; erasing: share of the area. Default: 1, 0.25, 0.25."""
+
+    @abc.abstractmethod
+    def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
+        """One pass of standardised images."""
+
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        # Imported here: most runs corrupt nothing.
+        from afterimage.pretrain.corruptions import corruption_problems
+
+        del config, model
+        return corruption_problems(self.corruption, self.corruption_strength)
+
+    def scores(self, setup: Setup) -> ReconstructionLoss:
+        return ReconstructionLoss(
+            loss="mse", target="data", preprocessing=setup.preprocessing
+        )
+
+    def facts(self) -> dict[str, Any]:
+        facts = super().facts()
+        if self.corruption != "none" and self.corruption_strength is None:
+            from afterimage.pretrain.corruptions import USUAL_STRENGTH
+
+            facts["corruption_strength"] = USUAL_STRENGTH[self.corruption]
+        return facts
+
+    def terms(self, setup: Setup) -> tuple[Term, ...]:
+        del setup
+        return (Term(name="loss", fn=self._loss, reads=("train/measured",)),)
+
+    def _loss(self, view: View) -> TermResult:
+        values, measures = view["train/measured"]
+        means = {name: jnp.mean(v, axis=0) for name, v in measures.items()}
+        return values, self.summarise(means)
+
+    def rules(self, forward: Forward) -> Rules:
+        setup = forward.setup
+        return {
+            "train/pass": lambda ctx: self._pass(forward, ctx["train/view"])[0],
+            "train/measured": lambda ctx: self._measured(
+                setup, ctx["train/pass"], ctx["train/view"]
+            ),
+            "stats/next": lambda ctx: ctx["train/pass"].stats,
+        }
+
+    def _pass(self, forward: Forward, pixels: Array) -> tuple[Pass, Array]:
+        """What a pass gave, and the pixels that the encoder was given."""
+        preprocessing, corrupted = forward.setup.preprocessing, pixels
+        if self.corruption != "none":
+            from afterimage.pretrain.corruptions import make_corruption
+
+            mean, std = preprocessing.mean, preprocessing.std
+            change = make_corruption(
+                self.corruption, self.corruption_strength, mean, std
+            )
+            corrupted = change(forward.key, pixels)
+        inputs = preprocessing.normalise(corrupted)
+        key = jax.random.fold_in(forward.key, 1)
+        return self.forward(dataclasses.replace(forward, key=key), inputs), corrupted
+
+    def _measured(
+        self, setup: Setup, found: Pass, pixels: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of each image, and all its measures."""
+        loss = self.scores(setup)
+        target = loss.targets(pixels)
+        values = loss.per_image(found.output, target, found.mask)
+        measures = dict(found.measures)
+        if found.mask is not None:
+            visible = loss.per_image(found.output, target, ~found.mask)
+            measures["visible_loss"] = visible
+        if found.penalty is not None:
+            measures["reconstruction"] = values
+            values = values + found.penalty
+        return values, measures
+
+    def measure(
+        self, forward: Forward, pixels: Float[Array, "b h w c"]
+    ) -> tuple[dict[str, Array], tuple[Array, ...]]:
+        found, corrupted = self._pass(forward, pixels)
+        values, measures = self._measured(forward.setup, found, pixels)
+        shown = corrupted
+        output = self.scores(forward.setup).pictures(found.output, pixels)
+        if found.mask is not None:
+            mask = found.mask[..., None]
+            shown = jnp.where(mask, _GREY, corrupted)
+            output = jnp.where(mask, output, pixels)
+        rows = (pixels, shown, output) if len(self.rows) > 2 else (pixels, output)
+        return {"loss": values} | measures, rows
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        corrupted = () if self.corruption == "none" else ("corrupted",)
+        return "input", *corrupted, "reconstruction"
+
+    def summarise(self, means: Tree) -> dict[str, Any]:
+        means = dict(means)
+        shared = {k: means.pop(k) for k in _SHARED if k in means}
+        return shared | self.diagnose(means)
+
+    def diagnose(self, means: Tree) -> dict[str, Any]:
+        """Metrics from the means of the measures of `forward`."""
+        return dict(means)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoencoding(Reconstruction):
+    """A decoder gives the image, and a loss of the user's choice scores it."""
+
+    masks: ClassVar[bool] = False
+    """Whether the encoder does not see parts of the image: another kind of decoder."""
+
+    loss: Literal["mse", "l1", "huber", "bce", "ssim"] = "mse"
+    """Scores a reconstruction. mse: in units of the data's variance; l1, huber: of its
+    standard deviation; bce: nats, pixels as probabilities; ssim: 84 % structural
+    dissimilarity, 16 % l1 of pixels in [0, 1]."""
+
+    target: Literal["data", "image"] = "data"
+    """What is reconstructed: images normalised by the data's statistics, or each image
+    by its own mean and spread, so that brightness and contrast cost nothing."""
+
+    gradient_weight: float = 0.0
+    """Weight of the mean absolute difference between neighbouring pixels of the error:
+    edges count more."""
+
+    laplacian_weight: float = 0.0
+    """Weight of the mean absolute error at every scale of a Laplacian pyramid."""
+
+    ssim_weight: float = 0.0
+    """Weight of the structural dissimilarity."""
+
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        found = super().problems(config, model)
+        found += self.scores_problems()
+        found += at_least_0(self, "gradient_weight", "laplacian_weight", "ssim_weight")
+        if self.masks != (model.decoder in MASKED_DECODERS):
+            found.append(
+                f"decoder={model.decoder!r}: objectives that mask images, and only "
+                f"those, need one of {', '.join(MASKED_DECODERS)}"
+            )
+        return found
+
+    def scores_problems(self) -> list[str]:
+        """Settings of the loss that do not go together."""
+        from afterimage.pretrain.losses import loss_problems
+
+        return loss_problems(
+            self.loss,
+            self.target,
+            ssim_weight=self.ssim_weight,
+            gradient_weight=self.gradient_weight,
+            laplacian_weight=self.laplacian_weight,
+        )
+
+    def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        return Autoencoder(model, rngs=rngs)
+
+    def scores(self, setup: Setup) -> ReconstructionLoss:
+        return ReconstructionLoss(
+            loss=self.loss,
+            target=self.target,
+            preprocessing=setup.preprocessing,
+            patch=self.target_patch(setup.model),
+            gradient_weight=self.gradient_weight,
+            laplacian_weight=self.laplacian_weight,
+            ssim_weight=self.ssim_weight,
+        )
+
+    def target_patch(self, model: ModelConfig) -> int:
+        """Side of the patches of a target that is made patch by patch, in pixels."""
+        del model
+        return 1
+
+    @property
+    def loss_label(self) -> str:
+        return f"Loss ({self.loss})"

@@ -1,0 +1,1 @@
+"""The objectives, one a file; `afterimage.pretrain.objective` says what one is."""

@@ -1,0 +1,173 @@
+"""Masked autoencoding: reconstruct the patches that the encoder did not see.
+
+loss = ℓ over the masked pixels; every layer of the encoder leaves them out: Tian et
+al., "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked
+Modeling" (2023, SparK), sections 3.1-3.3; Woo et al., "ConvNeXt V2" (2023, FCMAE),
+section 3.1, where masked dense layers replace sparse ones, as here.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from afterimage.models import ModelConfig
+from afterimage.models.pooling import upsample_nearest
+from afterimage.plugins import OBJECTIVES
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass
+
+# Rectangles a block mask grows from, and the range of their height over width (as in
+# Bao et al. 2022, Algorithm 1).
+_BLOCKS, _ASPECT = 4, 10 / 3
+
+
+@OBJECTIVES.add("masked")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masked(Autoencoding):
+    """Reconstruct the patches that the encoder does not see."""
+
+    masks: ClassVar[bool] = True
+    default_decoder: ClassVar[str] = "hierarchical"
+
+    target: Literal["data", "image", "patch", "hog"] = "data"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What is reconstructed: images normalised by the data's statistics, or each image
+    or each patch by its own mean and spread, so that brightness and contrast cost
+    nothing; or histograms of oriented gradients, so that only edges count."""
+
+    pattern: Literal["random", "block"] = "random"
+    """Mask patches at random, or in a few blocks."""
+
+    ratio: float = 0.6
+    """Share of the patches that is masked."""
+
+    ratio_max: float | None = None
+    """Each image draws its own ratio, between ratio and this. Default: all the same."""
+
+    patch: int | None = None
+    """Side of a patch in pixels. Default: a power of two near a seventh of the image: 4
+    for 28 and 32 pixels, 32 for 224."""
+
+    def problems(self, config: Any, model: ModelConfig) -> list[str]:
+        found = super().problems(config, model)
+        if not 0 < self.ratio < 1:
+            found.append(f"ratio={self.ratio}: between 0 and 1")
+        high = self.ratio_max
+        if high is not None and not self.ratio <= high < 1:
+            found.append(f"ratio_max={high}: at least ratio, and below 1")
+        if self.patch is not None and self.patch < 1:
+            found.append(f"patch={self.patch}: at least 1")
+        if self.pattern not in ("random", "block"):
+            found.append(f"pattern={self.pattern!r} is neither 'random' nor 'block'")
+        if self.target == "patch" and self.patch == 1:
+            found.append("target='patch' leaves nothing of patches of one pixel")
+        return found
+
+    def data_problems(self, model: ModelConfig) -> list[str]:
+        height, width = model.image_size
+        patch, found = self.target_patch(model), []
+        if patch >= max(height, width):
+            found.append(
+                f"patch={patch}: images of {height}x{width} pixels would be one patch; "
+                "take less than the longer side"
+            )
+        if self.target == "hog":
+            from afterimage.pretrain.hog import cell_size
+
+            if cell_size(patch) is None:
+                found.append(
+                    f"patch={patch}: target='hog' divides patches into cells of 3 to 8 "
+                    "pixels; take a multiple of one of these"
+                )
+        return found
+
+    def target_patch(self, model: ModelConfig) -> int:
+        return patch_size(self, model.image_size)
+
+    def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
+        mask = self.draw(forward.key, inputs)
+        output, stats = forward(inputs, mask=mask)
+        return Pass(output, stats, mask=mask)
+
+    def draw(self, key: Array, inputs: Float[Array, "b h w c"]) -> Bool[Array, "b h w"]:
+        """True at the pixels that the encoder must not see."""
+        batch, height, width, _ = inputs.shape
+        return draw_mask(key, batch, (height, width), self)
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return "input", "masked", "reconstruction"
+
+
+def patch_size(masking: Masked, image_size: tuple[int, int]) -> int:
+    """Pixels a side of a masked patch: as set, else a seventh of the image at most.
+
+    The default is a power of two, at least 2: 4 for 28 and 32 pixels, 32 for 224, where
+    it is what SparK and MAE-like methods use.
+    """
+    usual = max(2, 2 ** int(math.log2(min(image_size) / 7)))
+    return masking.patch or usual
+
+
+def draw_mask(
+    key: Array, batch: int, image_size: tuple[int, int], masking: Masked
+) -> Bool[Array, "b h w"]:
+    """True at masked pixels: whole patches on a grid from the top left corner.
+
+    Of n patches exactly round(ratio * n) are masked, but at least one, and one stays.
+    `ratio` is the setting, or uniform in [ratio, ratio_max] for each image.
+    A last patch that sticks out of the image is cut.
+
+    `random`: every patch alike. `block`: the patches nearest to four random centres, in
+    the distance whose circles are rectangles of an aspect ratio drawn for each: a union
+    of rectangles as in Bao et al. 2022 (BEiT), section 2.3, but of exact share.
+    """
+    height, width = image_size
+    patch = patch_size(masking, image_size)
+    rows, columns = -(-height // patch), -(-width // patch)
+    n = rows * columns
+    ratio_key, place_key = jax.random.split(key)
+    low = masking.ratio
+    high = masking.ratio_max or low
+    ratios = jax.random.uniform(ratio_key, (batch,), minval=low, maxval=high)
+    ratios = ratios if high > low else jnp.full(batch, low)
+    counts = jnp.clip(jnp.round(ratios * n), 1, n - 1).astype(jnp.int32)
+    if masking.pattern == "block":
+        scores = _block_scores(place_key, batch, rows, columns)
+    else:
+        scores = jax.random.bits(place_key, (batch, n), jnp.uint32)
+    grid = lowest(scores, counts).reshape(batch, rows, columns, 1)
+    return upsample_nearest(grid, patch)[:, :height, :width, 0]
+
+
+def lowest(
+    scores: UInt32[Array, "b n"], count: Int32[Array, " b"]
+) -> Bool[Array, "b n"]:
+    """True at exactly `count` of the lowest scores of each row.
+
+    A threshold at the count-th smallest, instead of two sorts. Scores are made distinct
+    with certainty: their low bits hold the index.
+    """
+    n = scores.shape[1]
+    low = max(1, (n - 1).bit_length())
+    scores = (scores >> low << low) | jnp.arange(n, dtype=jnp.uint32)[None]
+    place = jnp.maximum(count - 1, 0)[:, None]
+    threshold = jnp.take_along_axis(jnp.sort(scores, axis=-1), place, axis=1)
+    return (scores <= threshold) & (count > 0)[:, None]
+
+
+def _block_scores(key: Array, batch: int, rows: int, columns: int) -> Array:
+    """Distance to the nearest centre, as uint32 below 2^31; ties broken by index."""
+    draws = jax.random.uniform(key, (3, batch, _BLOCKS, 1, 1))
+    stretch = jnp.exp((draws[0] - 0.5) * math.log(_ASPECT))
+
+    def away(positions: Array, centre: Array, sides: int) -> Array:
+        return jnp.abs(positions - (centre * sides - 0.5))
+
+    down = away(jnp.arange(rows).reshape(1, 1, -1, 1), draws[1], rows) / stretch
+    across = away(jnp.arange(columns).reshape(1, 1, 1, -1), draws[2], columns) * stretch
+    distance = jnp.maximum(down, across).min(1).reshape(batch, -1)
+    farthest = 2.0 * max(rows, columns)
+    return (distance / farthest * 2.0**31).astype(jnp.uint32)

@@ -1,0 +1,288 @@
+"""Pretraining: data in, a run folder with an encoder out."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from afterimage import runtime
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.weights import write_encoder
+from afterimage.data import (
+    ImageSet,
+    Preprocessing,
+    Splits,
+    channel_statistics,
+    counted,
+    hold_out,
+    open_data,
+)
+from afterimage.errors import UserError
+from afterimage.manifest import encoder_manifest
+from afterimage.models import (
+    FeatureInfo,
+    ModelConfig,
+    Network,
+    abstract_encoder,
+)
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.evaluation import Evaluation, picture_name
+from afterimage.pretrain.objective import Setup, make_stage
+from afterimage.pretrain.report import PretrainResult, write_run_report
+from afterimage.runs import Run
+from afterimage.settings import to_dict
+from afterimage.training.batches import BatchLoader
+from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
+from afterimage.training.groups import Partition, count_parameters
+from afterimage.training.job import Job, Say, execute
+from afterimage.training.mesh import check_batch, make_mesh, replicate
+from afterimage.training.options import check
+from afterimage.training.signals import StopSignal
+from afterimage.training.state import State, averaged_params, averaged_stats
+from afterimage.training.sweep import Sweep
+from afterimage.training.trainer import Trainer
+
+
+def pretrain(
+    config: PretrainConfig, *, callbacks: Callbacks = NO_CALLBACKS
+) -> PretrainResult:
+    """Pretrain as `config` says, or continue what its run folder holds.
+
+    Resume this run where it has a checkpoint, else start fresh. A run that is complete
+    is left as it is and its result returned.
+
+    Raises:
+      UserError, DataError: settings or data that cannot work, another run's folder.
+      CheckpointError: every checkpoint of the run is damaged; RunLocked: another
+        process writes to the folder.
+      Diverged, Interrupted: as the loop does; what was reached is saved.
+    """
+    runtime.enable_compile_cache()
+    run = Run(config.out, kind="pretrain", config=config)
+    run.check_settings()
+    splits = open_data(
+        config.data,
+        image_size=config.image_size,
+        channels=config.channels,
+        value_range=config.value_range,
+        on_bad_image=config.on_bad_image,
+        cache=config.cache,
+        reading=config,
+    )
+    _check_data(config, splits)
+    with run:
+        run.check_data(splits.train.name, splits.train.fingerprint)
+        run.write_skipped(splits.skipped)
+        return execute(_Pretraining(config, run, splits), run, callbacks)
+
+
+class _Pretraining(Job[PretrainResult]):
+    """The pieces of one run, in the order they depend on each other."""
+
+    best = "loss"
+
+    def __init__(self, config: PretrainConfig, run: Run, splits: Splits):
+        self.config, self.folder = config, run
+        self.source = splits.train
+        self.train, self.validation = _held_out(config, splits)
+        self.mesh = make_mesh(config.devices)
+        self.total = config.total_steps(len(self.train))
+        # Of all training images, whatever part is held out: the same for every seed.
+        self.preprocessing = _preprocessing(self.source)
+        self.model = _model_config(config, self.train)
+        module = config.objective.build(self.model, nnx.Rngs(config.seed))
+        network, params, stats = Network.create(module, dtype=config.precision)
+        self.initial = params, config.objective.start(params, stats)
+        self.setup = Setup(self.model, network, self.preprocessing)
+        self.trainer = Trainer(
+            make_stage(config.objective, self.setup, config, self.total),
+            params,
+            mesh=self.mesh,
+            images=len(self.train),
+        )
+        self.encoder_network, self.info = _encoder_network(self.model, config.precision)
+
+    def template(self) -> State:
+        config = self.config
+        return self.trainer.fresh(*self.initial, seed=config.seed, ema=config.ema > 0)
+
+    def lost(self) -> tuple[str, ...] | None:
+        run = self.folder
+        files = ["report.html"]
+        if self.config.pictures and self.config.objective.rows:
+            files.append(f"pictures/{picture_name(self.total)}")
+        missing = run.missing(["encoder"], files)
+        if missing is None and not run.metrics.has(self.total, "eval/"):
+            return ()
+        return missing
+
+    def result(self, *, complete: bool) -> PretrainResult:
+        return PretrainResult.of(self.folder, complete=complete, steps=self.total)
+
+    def prepare(self, began: int) -> None:
+        self.began = began, time.perf_counter()
+        sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
+        self.evaluation = Evaluation(
+            self.config,
+            self.setup,
+            self.encoder_network,
+            train=self.train,
+            validation=self.validation,
+            run=self.folder,
+            sweep=sweep,
+        )
+        self.evaluation.measure_baselines(*replicate(self.initial, self.mesh))
+
+    def begin(self, say: Say, stop: StopSignal) -> State:
+        return self.template()
+
+    def feed(self, phase: int) -> BatchLoader:
+        del phase
+        return BatchLoader(self.train, options=self.config, mesh=self.mesh)
+
+    def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
+        return self.evaluation.relative_loss(metrics)
+
+    def evaluate(
+        self, state: State, step: int, stop: StopSignal
+    ) -> Mapping[str, float]:
+        return self._evaluate(state, step, stop.check)
+
+    def _evaluate(
+        self, state: State, step: int, check: Callable[[], None] = lambda: None
+    ) -> Mapping[str, float]:
+        params = averaged_params(state, self.trainer.partition(step))
+        return self.evaluation(params, averaged_stats(state), step, check)
+
+    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
+        """(params, stats, manifest) of the encoder; its running mean where kept."""
+        params = averaged_params(state, self._partition(state))["encoder"]
+        config = self.config
+        trained = {
+            "stage": "pretrain",
+            "steps": int(state["step"]),
+            "of": self.total,
+            "images": int(state["step"]) * config.batch_size,
+            "objective": config.objective.name,
+            "settings": to_dict(config.objective),
+            "averaged": bool(state["ema"]),
+            "seed": config.seed,
+            "precision": config.precision,
+        }
+        manifest = encoder_manifest(
+            self.model, self.info, self.preprocessing, self.source, trained
+        )
+        return params, averaged_stats(state).get("encoder", {}), manifest
+
+    def _partition(self, state: State) -> Partition:
+        return self.trainer.partition(int(state["step"]))
+
+    def finish(self, state: State, store: Store) -> PretrainResult:
+        del store
+        run = self.folder
+        if self.began[0] >= self.total:  # for the pictures and the report's figures
+            self._evaluate(state, self.total)
+        # The encoder last: a run that has it has its final report.
+        self.report(self.total, finished=True)
+        result = self.result(complete=False)
+        if run.first:
+            write_encoder(result.encoder, *self.encoder(state))
+        return result
+
+    def report(self, step: int, *, finished: bool = False) -> None:
+        run = self.folder
+        if not run.first:
+            return
+        run.metrics.flush()
+        write_run_report(
+            PretrainResult.of(run, complete=False, steps=self.total),
+            config=self.config,
+            rows=run.metrics.rows,
+            probes=self.evaluation.report,
+            held_out=len(self.evaluation.held),
+            model=self._facts(step),
+            reached=None if finished else step,
+        )
+
+    def _facts(self, now: int) -> dict[str, Any]:
+        params, _ = self.initial
+        size = "x".join(map(str, self.train.shape))
+        step, time_then = self.began
+        return {
+            "training images": f"{len(self.train):,} of {size}",
+            "validation images": len(self.validation) if self.validation else 0,
+            "encoder parameters": f"{count_parameters(params['encoder']):,}",
+            "decoder parameters": f"{count_parameters(params.get('decoder', {})):,}",
+            "feature vector": self.model.bottleneck or self.info[-1].channels,
+            "steps in this session": now - step,
+            "minutes in this session": (time.perf_counter() - time_then) / 60,
+            **{k: v for k, v in runtime.fingerprint().items() if k != "conv_option"},
+        }
+
+    def introduction(self) -> str:
+        params, _ = self.initial
+        held = len(self.validation) if self.validation else "none"
+        lines = [
+            f"{self.source.name}: {len(self.train):,} training images "
+            f"{'x'.join(map(str, self.train.shape))}, {held} held out",
+            f"{self.model.name}: encoder {count_parameters(params['encoder']):,} "
+            f"parameters, decoder {count_parameters(params.get('decoder', {})):,}",
+            f"{self.total:,} steps of {self.config.batch_size} images, on "
+            f"{self.mesh.size} {jax.devices()[0].device_kind} device"
+            f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.path}",
+        ]
+        if classes := counted(self.train):
+            lines.insert(1, f"classes (used only by the probes): {classes}")
+        return "\n".join(lines)
+
+
+def _check_data(config: PretrainConfig, splits: Splits) -> None:
+    """Raises UserError, before there is a folder, for what this data cannot train."""
+    found = []
+    try:
+        check_batch(config.batch_size, config.accumulate, make_mesh(config.devices))
+    except UserError as error:
+        found.append(str(error))
+    try:
+        model = _model_config(config, splits.train)
+        name = config.objective.name
+        problems = config.objective.data_problems(model)
+        found += [f"objective {name}: {problem}" for problem in problems]
+    except UserError as error:
+        found.append(str(error))
+    check(found)
+
+
+def _held_out(
+    config: PretrainConfig, splits: Splits
+) -> tuple[ImageSet, ImageSet | None]:
+    """(train, validation): the data's own validation split, else cut by seed."""
+    if splits.validation is not None:
+        return splits.train, splits.validation
+    if not config.validation:
+        return splits.train, None
+    return hold_out(splits.train, config.validation, config.seed)
+
+
+def _preprocessing(train: ImageSet) -> Preprocessing:
+    height, width, channels = train.shape
+    mean, std = channel_statistics(train)
+    return Preprocessing((height, width), mean, std, channels, train.value_range)
+
+
+def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
+    height, width, channels = train.shape
+    return ModelConfig(
+        image_size=(height, width), channels=channels, **config.model_settings()
+    )
+
+
+def _encoder_network(
+    model: ModelConfig, precision: str
+) -> tuple[Network, tuple[FeatureInfo, ...]]:
+    """The encoder alone, to be applied to `params["encoder"]`; and its feature_info."""
+    module = abstract_encoder(model)
+    network, _, _ = Network.create(module, dtype=precision)
+    return network, module.feature_info
