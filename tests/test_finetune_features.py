@@ -10,6 +10,7 @@ from afterimage.evaluate_command import EvaluateConfig
 from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.methods.feature_selection import (
+    FeatureSelection,
     best_features,
     fisher_score,
     mutual_information,
