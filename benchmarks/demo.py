@@ -14,7 +14,7 @@ import time
 import tyro
 
 from afterimage import runtime
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from benchmarks.programs import quietly
 from benchmarks.results import row, write_results
 

@@ -192,7 +192,7 @@ def _source_accuracy(
     Up to 20,000 of the training split's that were not validated on either, evenly
     spaced; where the runs use them all, their validation images.
     """
-    from afterimage.evaluate_command import EvaluateConfig
+    from afterimage.evaluation.configs import EvaluateConfig
     from afterimage.finetune.evaluate import evaluate
 
     source = TABLES[table][0]

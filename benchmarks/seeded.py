@@ -157,7 +157,7 @@ def episodes(home: Home, name: str) -> None:
 
 def command(home: Home, *words: str, out: str) -> None:
     """A command of the command line that writes a file."""
-    from afterimage.__main__ import main
+    from afterimage.commands import main
 
     home.out.mkdir()
     code = main([*words, "--out", str(home.out / out)])

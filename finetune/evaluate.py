@@ -10,8 +10,8 @@ from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.evaluation.render import report_text
 from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
 from afterimage.finetune.data import matched

@@ -10,7 +10,7 @@ from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig, is_classifier
+from afterimage.evaluation.configs import EvaluateConfig, is_classifier
 from afterimage.finetune.classifier import HEAD, load_classifier
 from afterimage.finetune.evaluate import images_for, sweep_for
 from afterimage.finetune.neighbours import nearest_images

@@ -5,7 +5,7 @@ import pytest
 
 from afterimage.data import check_classes, open_data
 from afterimage.errors import DataError, UserError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.run import finetune
 from afterimage.reading import ReadingOptions

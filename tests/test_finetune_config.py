@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from afterimage.cli import parse
+from afterimage.commands.finetune import COMMAND
+from afterimage.commands.flags import parse
 from afterimage.errors import UserError
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.method import METHODS
@@ -149,7 +150,7 @@ def test_command_line():
         "--from runs/photos --data folder:labelled --out runs/cls "
         "--labels-per-class 10 --lr 0.01"
     )
-    config = parse(FinetuneConfig, PRESETS, line.split(), prog="x", description="")
+    config = parse(COMMAND, line.split())
     assert config == FinetuneConfig(
         from_="runs/photos",
         data="folder:labelled",
@@ -158,13 +159,13 @@ def test_command_line():
         lr=0.01,
     )
     line = "--preset digits --from a --out b --steps 9"
-    config = parse(FinetuneConfig, PRESETS, line.split(), prog="x", description="")
+    config = parse(COMMAND, line.split())
     assert (config.data, config.steps, config.batch_size) == ("digits", 9, 64)
 
 
 def test_help_reads_like_documentation(capsys):
     with pytest.raises(SystemExit) as ended:
-        parse(FinetuneConfig, PRESETS, ["--help"], prog="x", description="About.")
+        parse(COMMAND, ["--help-all"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for word in ("--from", "--layer-decay", "few-labels", "--seed", "The pretrained"):

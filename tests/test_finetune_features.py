@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.encoder import load_encoder
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.methods.feature_selection import (

@@ -18,7 +18,7 @@ from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.evaluate import evaluate, text

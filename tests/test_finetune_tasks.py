@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.losses import cross_entropy

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from afterimage.__main__ import main
 from afterimage.checkpoints.weights import write_classifier
+from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.finetune import select as select_module
 from afterimage.finetune.classifier import Classifier, HeadConfig, head_entry

@@ -1,45 +1,87 @@
-"""`afterimage evaluate --from RUN --data SPEC`: what the features are worth."""
+"""Settings of what reads finished runs: evaluate, features, select. Needs no JAX."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.files import disk_fault, replace_file
-from afterimage.cli import parse
-from afterimage.errors import DiskError, UserError
+from afterimage.errors import DiskError
 from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
 
-DESCRIPTION = """Score a run on labelled images.
-
-A classifier (`afterimage finetune`): accuracy, macro-F1, confusion matrix and
-calibration error on the test images.
-
-An encoder (`afterimage pretrain`): linear probe, kNN and ridge at several label
-budgets, beside the same network untrained and raw pixels; which layer is best, how
-many dimensions are used, how alike the layers are; a picture of the features. Probes
-learn from the data's training images and are scored on its test images.
-
-  afterimage evaluate --from runs/cls --data folder:test
-  afterimage evaluate --from runs/photos --data folder:labelled
-  afterimage evaluate --from runs/photos --data folder:labelled --against runs/other"""
+Split = Literal["all", "train", "validation", "test"]
+Views = Literal["none", "flip", "shift", "shift-flip"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ReadingOptions):
+class ImagesOptions(ReadingOptions):
+    """Which images, and how they are read."""
+
+    data: str
+    """Where the images are: a folder, .zip, .csv or .npz file, or digits, folder:PATH,
+    zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
+
+    batch_size: int = 256
+    """Images that go through the network together."""
+
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do with a broken image: stop and name it, or skip and count it."""
+
+    cache: bool = True
+    """Keep decoded images of folders and archives on disk for the next pass."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))  # the others compare these values with numbers
+        check(self.problems())
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        return [
+            f"{name}={value}: at least 1"
+            for name in ("batch_size", "label_seeds", "most", "picture_images")
+            if (value := getattr(self, name, None)) is not None and value < 1
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(ImagesOptions):
+    """Images to vectors, into a file."""
+
+    from_: str
+    """The encoder: a run folder, one of its checkpoints/STEP, or an encoder/ folder."""
+
+    out: str
+    """The file to write: .parquet (split, id, label and class where known, vector),
+    .npz (the same as arrays) or .npy (vectors alone)."""
+
+    split: Split = "all"
+    """Which images: all, or those of one split."""
+
+    pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
+        "vector"
+    )
+    """What of the maps is the vector. vector: the bottleneck, or as last. last: the
+    mean of the last map. pyramid: the means of all maps, joined. grid, pyramid-grid:
+    the same with the means of a 2x2 grid; grid-3: of a 3x3 one."""
+
+    views: Views = "none"
+    """The mean of the vectors of several views of each image. flip: mirrored left to
+    right, 2 views; shift: moved by 1/28 of its sides each way, 9; shift-flip: both, 18.
+    The work grows with the number of views."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; features are stored as float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ImagesOptions):
     """Score a run on labelled images."""
 
     from_: str
     """What is scored: the folder of a finetune or pretrain run, one of a run's
     checkpoints/STEP, an encoder/ or a classifier/ folder."""
-
-    data: str
-    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
-    tfds:NAME, synthetic:HxWxC. Given test images are the ones scored."""
 
     out: str | None = None
     """Write the figures to this file, as JSON. For an encoder its tables (.md) and
@@ -50,11 +92,11 @@ class EvaluateConfig(ReadingOptions):
     """For a classifier: which split is scored. auto: test where there is one, else all
     there is."""
 
-    views: Literal["none", "flip", "shift", "shift-flip"] = "none"
+    views: Views = "none"
     """Several views of each image: of a classifier the mean of their probabilities
     (test-time augmentation), of an encoder that of their vectors, before any probe.
-    flip: mirrored left to right, 2 views; shift: moved by a twenty-eighth of its sides
-    each way, 9; shift-flip: both, 18. So many times the work."""
+    flip: mirrored left to right, 2 views; shift: moved by 1/28 of its sides each way,
+    9; shift-flip: both, 18. The work grows with the number of views."""
 
     grid_3: bool = False
     """For an encoder: also the means of a 3x3 grid of the last level, however wide: a
@@ -70,7 +112,7 @@ class EvaluateConfig(ReadingOptions):
 
     per_class: tuple[int, ...] = (1, 5, 10, 100)
     """For an encoder: label budgets, labels a class. All labels are always one more;
-    sizes that the data has not are left out."""
+    budgets that the data cannot provide are skipped."""
 
     label_seeds: int = 5
     """For an encoder: draws of each label budget, for mean and standard deviation."""
@@ -85,35 +127,20 @@ class EvaluateConfig(ReadingOptions):
     afterimage[umap]."""
 
     picture_images: int = 1000
-    """For an encoder: at most so many images in the picture."""
+    """For an encoder: use at most this many images in the picture."""
 
     seed: int = 0
     """Seed of the split, the first label seed, the choice of images, the untrained
     network, and the bootstrap."""
 
-    batch_size: int = 256
-    """Images that go through the network together."""
-
-    on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do with a broken image: stop and name it, or skip and count it."""
-
-    cache: bool = True
-    """Keep decoded images of folders and archives on disk for the next pass."""
-
-    def __post_init__(self):
-        check(field_problems(self))
-        wrong = []
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = super().problems()
         if not 0 < self.validation < 1:
-            wrong.append(f"validation={self.validation}: a share in (0, 1)")
-        wrong += [
-            f"{name}={getattr(self, name)}: at least 1"
-            for name in ("label_seeds", "most", "picture_images", "batch_size")
-            if getattr(self, name) < 1
-        ]
+            found.append(f"validation={self.validation}: a share in (0, 1)")
         if any(size < 1 for size in self.per_class):
-            wrong.append(f"per_class={self.per_class}: each at least 1")
-        if wrong:
-            raise UserError("; ".join(wrong))
+            found.append(f"per_class={self.per_class}: each at least 1")
+        return found
 
 
 def is_classifier(path: str) -> bool:
@@ -128,34 +155,6 @@ def is_classifier(path: str) -> bool:
     except (OSError, ValueError):
         return False  # whatever it is, the encoder's reader says what is wrong with it
     return isinstance(content, dict) and content.get("kind") == "classifier"
-
-
-def main(
-    argv: Sequence[str],
-    *,
-    prog: str = "afterimage evaluate",
-    classifier: Callable[[EvaluateConfig], tuple[dict[str, Any], str]] | None = None,
-) -> None:
-    """Parses, scores, prints.
-
-    `classifier` scores what fine-tuning made and gives (figures, text); it belongs to
-    that stage, and the front door passes it.
-    """
-    config = parse(EvaluateConfig, {}, argv, prog=prog, description=DESCRIPTION)
-    if is_classifier(config.from_):
-        if classifier is None:
-            raise UserError(
-                f"{config.from_} is a classifier, which only `afterimage evaluate` "
-                f"scores; its encoder alone is {Path(config.from_) / 'encoder'}."
-            )
-        figures, text = classifier(config)
-        print(text)
-        if config.out is not None:
-            write(Path(config.out), (json.dumps(figures, indent=1) + "\n").encode())
-    else:
-        from afterimage.evaluate_encoder import evaluate_encoder
-
-        print(evaluate_encoder(config)[1])
 
 
 def write(file: Path, content: bytes) -> None:
