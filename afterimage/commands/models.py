@@ -34,11 +34,12 @@ List the encoders, or describe one: feature maps, vector, parameters.
 def main(argv: Sequence[str]) -> None:
     """Parses, prints."""
     config = parse(COMMAND, argv)
-    from afterimage.models.config import PRESETS
+    from afterimage.models import models
 
     if config.name is None:
-        width = max(map(len, PRESETS))
-        say("\n".join(f"{name:{width}}  {p.about}" for name, p in PRESETS.items()))
+        about = models()
+        width = max(map(len, about))
+        say("\n".join(f"{name:{width}}  {line}" for name, line in about.items()))
     else:
         say(_described(config.name, config.image_size))
 
@@ -49,15 +50,14 @@ def _described(name: str, side: int) -> str:
     import jax
     from flax import nnx
 
-    from afterimage.models import ModelConfig, abstract_encoder
-    from afterimage.models.config import PRESETS
+    from afterimage.models import ModelConfig, abstract_encoder, models
 
     model = ModelConfig(name=name, image_size=(side, side), channels=3)
     encoder = abstract_encoder(model)
     leaves = jax.tree.leaves(nnx.state(encoder, nnx.Param))
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     lines = [
-        f"{name}: {PRESETS[name].about}",
+        f"{name}: {models()[name]}",
         f"{count:,} parameters; normalisation {model.norm}, decoder {model.decoder}",
         f"maps of a {side} x {side} image:",
     ]
