@@ -24,8 +24,8 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Pretrain an encoder on images without labels, and keep it."""
 
     objective: Annotated["Objective", OBJECTIVES] = "plain"  # pyright: ignore[reportAssignmentType]
-    """What the network learns to do. Its own settings go with it: a name, an instance
-    such as Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
+    """What the network learns to do. In Python a name, an instance such as
+    Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,

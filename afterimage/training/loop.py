@@ -93,7 +93,11 @@ class Fit:
 
     def __post_init__(self) -> None:
         self.eval_every, self.save_every = self.config.cadence(self.total)
-        self.progress = Progress(self.total, batch_size=self.config.batch_size)
+        self.progress = Progress(
+            self.total,
+            batch_size=self.config.batch_size,
+            every={"evaluating": self.eval_every, "saving": self.save_every},
+        )
         self.last: dict[str, float] = {}
 
     # A boundary is a step at which the loop looks up from dispatching.
