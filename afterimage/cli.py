@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage import console
-from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.files import disk_fault
+from afterimage.checkpoints.errors import CheckpointError, disk_fault
 from afterimage.checkpoints.names import printable
 from afterimage.errors import (
     AfterimageError,

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from afterimage.checkpoints.files import alive, cannot_hold, disk_fault
+from afterimage.checkpoints.files import alive
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
-from afterimage.errors import DiskError, UserError
+from afterimage.errors import UserError, disk_errors, require_writable
 from afterimage.fields import place_problems
 from afterimage.notes import ProgressBar
 
@@ -51,7 +51,8 @@ def export_features(
     rows, width = sum(map(len, sets.values())), encoder.vector_size(pool)
     if not rows:
         raise UserError("there are no images to take features of.")
-    try:
+    untouched = " What was there before is untouched"
+    with disk_errors(f"out={out} was not written", untouched):
         with _complete_or_absent(out) as partial:
             with partial.open("wb") as file, ProgressBar(rows, "features") as progress:
                 writer = make(file, (rows, width), _labelled(sets))
@@ -64,11 +65,6 @@ def export_features(
                     failing.pop_all()
                 file.flush()
                 os.fsync(file.fileno())
-    except OSError as error:
-        fault = disk_fault(error) or f"{error}."
-        raise DiskError(
-            f"out={out} was not written: {fault} What was there before is untouched"
-        ) from error
     return rows
 
 
@@ -78,9 +74,7 @@ def check_place(out: str | os.PathLike[str]) -> None:
     Its suffix must be known, and its folder writable or possible to create.
     """
     _writer(out)
-    reason = cannot_hold(Path(out).parent)
-    if reason is not None:
-        raise DiskError(f"out={out}: {reason}")
+    require_writable(f"out={out}", Path(out).parent)
 
 
 def _writer(

@@ -33,14 +33,14 @@ def begin(parts: Parts, run: Run, say: Callable[[str], None]) -> State:
     """
     config, chosen = parts.config, parts.chosen
     params, stats = parts.params, parts.stats
-    if run.first:
+    if run.is_main_process:
         write_json(run.path / "labels.json", chosen.record(config))
     if config.mode != "scratch":
         params, stats, reports = load_weights(
             parts.opened.source, params, stats, config.may_differ
         )
         say(_transferred(reports["params"]))
-        if run.first:
+        if run.is_main_process:
             found = {name: report.to_dict() for name, report in reports.items()}
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
     some = spaced(parts.known, _MOST_TO_STANDARDISE)

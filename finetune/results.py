@@ -134,7 +134,7 @@ def finish(parts: Parts, run: Run, state: State, store: Store) -> FinetuneResult
             parts.teacher, parts.scorer, parts.sweep, (params, stats), scored_on
         )
     pictures = _pictures(parts, run, (params, stats))
-    if run.first:
+    if run.is_main_process:
         entry = {head: head_entry(parts.heads[head], names[head]) for head in names}
         write_artefacts(run.path, params, stats, parts.manifest(step), entry)
         run.metrics.flush()
@@ -167,11 +167,11 @@ def _pictures(
     if parts.target is None:
         return {}
     folder, name = run.path / "pictures", parts.config.compose
-    path = folder / "domains.png" if run.first else None
+    path = folder / "domains.png" if run.is_main_process else None
     images = parts.chosen.train, parts.target.images
     drawn = domain_picture(parts.scorer, model, *images, path)
     found = {"Source and target, as the head reads them": drawn} if drawn else {}
-    if run.first and name != "none":
+    if run.is_main_process and name != "none":
         path, seed = folder / "composed.png", parts.config.seed
         drawn = composed_picture(name, *images, path, seed=seed)
         found["Labelled images, composed with the target's"] = drawn

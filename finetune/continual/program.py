@@ -124,7 +124,7 @@ class ContinualProgram(Program):
         }
         results = outline(parts, step)
         results |= {"validation": None, "test": None, "continual": found}
-        if run.first:
+        if run.is_main_process:
             entries = {
                 name: head_entry(head, parts.tasks.head_classes()[name])
                 for name, head in parts.heads.items()

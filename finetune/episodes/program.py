@@ -134,7 +134,7 @@ class EpisodeProgram(Program):
             "held_out_classes": [names[c] for c in np.unique(labels)],
             "accuracy": rows,
         }
-        if run.first:
+        if run.is_main_process:
             entry = head_entry(
                 parts.heads[HEAD], [f"way {i + 1}" for i in range(config.ways)]
             )
