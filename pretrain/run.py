@@ -1,5 +1,6 @@
 """Pretraining: data in, a run folder with an encoder out."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
+    object_spec,
     open_data,
 )
 from afterimage.errors import UserError
@@ -46,12 +48,14 @@ from afterimage.training.trainer import Trainer
 
 
 def pretrain(
-    config: PretrainConfig, *, callbacks: Callbacks = NO_CALLBACKS
+    config: PretrainConfig, *, data: Any = None, callbacks: Callbacks = NO_CALLBACKS
 ) -> PretrainResult:
     """Pretrain as `config` says, or continue what its run folder holds.
 
-    Resume this run where it has a checkpoint, else start fresh. A run that is complete
-    is left as it is and its result returned.
+    `data` takes the place of `config.data`: an array, a mapping of arrays, a sequence
+    of records, or a data set of another library (`afterimage.data.objects`). A run that
+    has a checkpoint is resumed, with the same data; one that is complete is left as it
+    is and its result returned.
 
     Raises:
       UserError, DataError: settings or data that cannot work, another run's folder.
@@ -59,11 +63,19 @@ def pretrain(
         process writes to the folder.
       Diverged, Interrupted: as the loop does; what was reached is saved.
     """
+    if (data is None) == (config.data is None):
+        raise UserError(
+            "no data: give --data, or an object as pretrain(config, data=...)"
+            if data is None
+            else f"data={config.data!r} and an object: give one of them"
+        )
     runtime.enable_compile_cache()
+    if data is not None:
+        config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
     splits = open_data(
-        config.data,
+        config.data if data is None else data,
         image_size=config.image_size,
         channels=config.channels,
         value_range=config.value_range,
@@ -202,6 +214,7 @@ class _Pretraining(Job[PretrainResult]):
             rows=run.metrics.rows,
             probes=self.evaluation.report,
             held_out=len(self.evaluation.held),
+            data=self.source.name,
             model=self._facts(step),
             reached=None if finished else step,
         )

@@ -2,6 +2,7 @@
 
 import io
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -451,3 +452,47 @@ def test_hugging_face_data_sets(monkeypatch):
     sampled = open_data(whole).train
     assert not sampled.in_memory
     same(sampled)
+
+
+def test_pretraining_takes_an_object_and_resumes_with_it_only(tmp_path):
+    from afterimage.pretrain import PretrainConfig, pretrain
+
+    def run(data, steps=2):
+        config = PretrainConfig(
+            out=str(tmp_path / "run"),
+            data="",
+            steps=steps,
+            batch_size=4,
+            pictures=0,
+            width=0.5,
+        )
+        return pretrain(config, data=data)
+
+    assert run(records()).steps == 2
+    assert run(records()).steps == 2
+    other = records()
+    other[0]["image"] = PIXELS[1]
+    with pytest.raises(UserError, match="list"):
+        run(other)
+    with pytest.raises(UserError, match="object:ndarray"):
+        run(PIXELS)
+
+
+@pytest.mark.parametrize("spelt", [str, lambda path: path], ids=["text", "Path"])
+def test_a_path_is_enough(tmp_path, spelt):
+    folder = tmp_path / "photos" / "ant"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(PIXELS[i]).save(folder / f"{i}.png")
+    rows = "".join(f"ant/{i}.png,{LABELS[i]}\n" for i in range(4))
+    (tmp_path / "photos" / "list.csv").write_text(f"image,label\n{rows}")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(4):
+            archive.write(folder / f"{i}.png", f"{i}.png")
+    np.savez(tmp_path / "a.npz", images=PIXELS[:4])
+    for name in ("photos", "photos/list.csv", "a.zip", "a.npz"):
+        found = open_data(spelt(tmp_path / name)).train
+        np.testing.assert_array_equal(found.gather([2]), PIXELS[2:3])
+    for wrong in ("photos/ant/1.png", "nothing"):
+        with pytest.raises(UserError, match=wrong):
+            open_data(spelt(tmp_path / wrong))

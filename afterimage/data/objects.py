@@ -171,7 +171,7 @@ class _Records:
             most = "endless: leave out repeat()" if self.length else "empty"
             raise DataError(f"{name} is {most}")
         info = getattr(data, "dataset_info", data)  # of TFDS, or of Hugging Face
-        features = getattr(info, "features", None)
+        features: Any = getattr(info, "features", None)
         # TFDS has a class of its own, which is not quite a mapping.
         self.features = dict(features.items()) if hasattr(features, "items") else {}
         self.image = self._feature("Image", "image")
@@ -272,13 +272,14 @@ class _Records:
     @functools.cached_property
     def first(self) -> _Record:
         """A record to go by, read twice: a random transformation would show."""
-        for row in range(self.length):
+        row, record = 0, None
+        while record is None:
             try:
                 record = self.read(row)
-                break
             except DataError as error:
                 if self.request.on_bad_image == "fail" or row + 1 == self.length:
                     raise DataError(f"{error}. Expected {ACCEPTED}") from error
+                row += 1
         if self.read(row).digest != record.digest:
             raise DataError(
                 f"{self.name}, record {row}: two readings differ, so that a run could "

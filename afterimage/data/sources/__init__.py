@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import MAX_SAMPLES, parse_range
 from afterimage.data.sets import Request, Splits
-from afterimage.errors import UserError, did_you_mean
+from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import ReadingOptions
 
@@ -24,6 +24,8 @@ _SUFFIXES = {
     ".npz": "npz",
 }
 """The kind of a file that is given by its path alone."""
+
+_OBJECT = "object"
 
 
 class Source:
@@ -142,6 +144,11 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     kind, _, _ = text.partition(":")
     if isinstance(data, str) and kind in kinds:
         return text
+    if kind == _OBJECT:
+        raise UserError(
+            f"data {text!r}: this run was given an object of Python; pass it again, "
+            "as data=…"
+        )
     place = os.path.expanduser(text)
     if os.path.isdir(place):
         return f"folder:{text}"
@@ -154,10 +161,19 @@ def spec_of(data: str | os.PathLike[str]) -> str:
             f"ends in {', '.join(_SUFFIXES)}"
         )
     hint = did_you_mean(kind.lower(), kinds)
+    if kind == text and (near := nearest_path(place)) != ".":
+        hint = near
     raise UserError(
         f"data {text!r} is neither a path that exists nor a kind of data"
         f"{hint} There are: {', '.join(forms())}"
     )
+
+
+def object_spec(data: Any) -> str:
+    """What a run records as its data: the spec or path, or the type of an object."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return f"{_OBJECT}:{type(data).__name__}"
 
 
 def has_tasks(data: Any) -> bool:
