@@ -199,13 +199,13 @@ class _Pretraining(Job[PretrainResult]):
         # The encoder last: a run that has it has its final report.
         self.report(self.total, finished=True)
         result = self.result(complete=False)
-        if run.first:
+        if run.is_main_process:
             write_encoder(result.encoder, *self.encoder(state))
         return result
 
     def report(self, step: int, *, finished: bool = False) -> None:
         run = self.folder
-        if not run.first:
+        if not run.is_main_process:
             return
         run.metrics.flush()
         write_run_report(

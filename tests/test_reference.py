@@ -34,11 +34,11 @@ def test_every_public_name_has_a_section(package):
 
 def test_long_signatures_take_a_line_for_each_argument():
     text = (
-        "def f(self, a, /, b: int = 1, *rest: str, c: tuple[int, ...] = (1, 2), "
-        "d=None, **more: float) -> None: pass"
+        "def f(self, a, /, before: int = 1, *rest: str, c: tuple[int, ...] = (1, 2), "
+        "d=None, **more: float) -> dict: pass"
     )
     (node,) = ast.parse(text).body
     assert reference.signature(node) == (
-        "f(\n    a,\n    /,\n    b: int = 1,\n    *rest: str,\n"
-        "    c: tuple[int, ...] = (1, 2),\n    d=None,\n    **more: float,\n) -> None"
+        "f(\n    a,\n    /,\n    before: int = 1,\n    *rest: str,\n"
+        "    c: tuple[int, ...] = (1, 2),\n    d=None,\n    **more: float,\n) -> dict"
     )

@@ -102,7 +102,7 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
     total = trainer.stage.steps
 
     def tell(text: str) -> None:
-        if run.first:
+        if run.is_main_process:
             say(text)
 
     store = Store(

@@ -173,7 +173,7 @@ class _Pending:
         record = {"step": step, "loss": str(metrics["loss"]), "ids": ids}
         record["grad_norm"] = str(metrics["grad_norm"])
         path = self.fit.run.path / "nonfinite" / f"{step:08d}.json"
-        if self.fit.run.first:
+        if self.fit.run.is_main_process:
             path.parent.mkdir(exist_ok=True)
             write_json(path, record)
         self.fit.progress.note(
