@@ -50,7 +50,8 @@ def choices(config_class: type) -> dict[str, Choice]:
         marks = getattr(hint, "__metadata__", ())
         registry = next((m for m in marks if isinstance(m, Registry)), None)
         if registry is not None:
-            several = typing.get_origin(hint.__origin__) is tuple
+            kinds = (hint.__origin__, *typing.get_args(hint.__origin__))
+            several = any(typing.get_origin(kind) is tuple for kind in kinds)
             found[name] = Choice(registry, several)
     return found
 

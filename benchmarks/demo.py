@@ -41,7 +41,7 @@ class Demo:
 
 def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
     from afterimage.finetune.presets import preset_config
-    from afterimage.finetune.program import finetune
+    from afterimage.finetune.run import finetune
 
     settings = {"mode": mode, "seed": seed, "tensorboard": False, "eval_every": 30}
     if mode == "partial":

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.finetune.domains.selection import LABEL_FREE
 from afterimage.finetune.presets import PRESETS
+from afterimage.finetune.selection import LABEL_FREE
 from benchmarks.programs import Settings, accuracy, by_seed, pretrained_as, quietly
 from benchmarks.results import row
 

@@ -13,8 +13,8 @@ from afterimage.errors import UserError
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.evaluation.render import report_text
-from afterimage.finetune.artefact import LoadedClassifier, load_classifier
-from afterimage.finetune.labels import HEAD, matched
+from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
+from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer
 from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep

@@ -138,3 +138,10 @@ def measures(
         "macro_f1": macro_f1(counts),
         "loss": float(np.average(log_sum - right, weights=weights)),
     }
+
+
+def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+    """Class probabilities in float64."""
+    logits = logits.astype(np.float64)
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)

@@ -178,7 +178,7 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     from afterimage.evaluation.configs import EvaluateConfig
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.evaluate import evaluate
-    from afterimage.finetune.program import finetune
+    from afterimage.finetune.run import finetune
     from afterimage.pretrain.config import PretrainConfig
     from afterimage.pretrain.run import pretrain
 

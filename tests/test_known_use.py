@@ -14,7 +14,7 @@ from afterimage.errors import UserError
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.presets import preset_config
-from afterimage.finetune.program import finetune
+from afterimage.finetune.run import finetune
 from afterimage.known import export_encoder, import_encoder, read_weights
 from afterimage.models import ModelConfig
 from afterimage.sklearn import EncoderTransformer
