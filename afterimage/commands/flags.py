@@ -483,7 +483,12 @@ def _add(group: Any, flag: Flag, *, required: bool, visible: bool) -> None:
 
 def _add_general(parser: _Parser, command: Command[Any]) -> None:
     group = parser.add_argument_group("Settings from elsewhere, and help")
-    names = ", ".join(command.presets)
+    own = [
+        n
+        for n, p in command.presets.items()
+        if p.command.startswith(f"{command.prog} ")
+    ]
+    names = ", ".join(own or command.presets)
     words = {
         "--preset": f"settings that belong together; flags win over them: {names} "
         "(`afterimage presets NAME` describes one)",
