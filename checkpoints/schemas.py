@@ -26,7 +26,8 @@ from afterimage.checkpoints.names import shown
 
 LARGEST_SIDE = 2**14
 """Pixels: the largest height or width of an image that a model is built for."""
-MOST_CHANNELS = 4096
+MOST_CHANNELS = 1024
+"""Channels of an image."""
 WIDEST = 2**20
 """Numbers in a bottleneck or in the hidden layer of a head."""
 LARGEST_LABELS = 2**28

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Measured, Preset, find_preset
+from afterimage.presets import Measured, Preset, find_preset
 from afterimage.pretrain.config import PretrainConfig
 
 _MASKED = {

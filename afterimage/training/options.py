@@ -2,15 +2,16 @@
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
-from afterimage.fields import MOST
+from afterimage.fields import MOST, OneOf
+from afterimage.plugins import AUGMENTATIONS
 from afterimage.reading import ReadingOptions
 
-Augmentation = str
-"""The name of a registered augmentation; `fields` checks it."""
+Augmentation = Annotated[str, OneOf(AUGMENTATIONS)]
+"""The name of a registered augmentation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from afterimage.checkpoints.schemas import MOST_CHANNELS
 from afterimage.data.layout import OPTIONS
-from afterimage.data.pixels import MAX_SAMPLES, parse_range
+from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, Splits
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
@@ -86,10 +87,10 @@ def open_data(
     reading = reading or ReadingOptions()
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size {image_size} is not positive")
-    if channels is not None and not 1 <= channels <= MAX_SAMPLES:
+    if channels is not None and not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
             f"channels {channels}; expected 1 (grey), 3 (RGB) or the number of bands, "
-            f"at most {MAX_SAMPLES}"
+            f"at most {MOST_CHANNELS}"
         )
     if on_bad_image not in ("fail", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
