@@ -27,6 +27,10 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """What the network learns to do. Its own settings go with it: a name, an instance
     such as Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
 
+    data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
+
     model: str = "conv"
     """The encoder: conv, conv-classic, conv-masci, conv-patches, resnet18/34/50,
     convnext-atto/femto/pico/nano/tiny."""

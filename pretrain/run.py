@@ -1,6 +1,5 @@
 """Pretraining: data in, a run folder with an encoder out."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +17,6 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
-    object_spec,
     open_data,
 )
 from afterimage.errors import UserError
@@ -52,11 +50,10 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain as `config` says, or continue what its run folder holds.
 
-    `data` takes the place of `config.data`: an array, a mapping of arrays, a sequence
-    of records, or a data set of another library (`afterimage.data.objects`).
-
-    Resume this run where it has a checkpoint, else start fresh. A run that is complete
-    is left as it is and its result returned.
+    `data` is an array, a mapping of arrays or a sequence of records, in place of
+    `config.data`: anything that `afterimage.data.open_data` takes. A run that has a
+    checkpoint is resumed, with the same data; one that is complete is left as it is and
+    its result returned.
 
     Raises:
       UserError, DataError: settings or data that cannot work, another run's folder.
@@ -64,9 +61,13 @@ def pretrain(
         process writes to the folder.
       Diverged, Interrupted: as the loop does; what was reached is saved.
     """
+    if (data is None) == (config.data is None):
+        raise UserError(
+            "no data: give --data, or an object as pretrain(config, data=...)"
+            if data is None
+            else f"data={config.data!r} and an object: give one of them"
+        )
     runtime.enable_compile_cache()
-    if data is not None:
-        config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
     splits = open_data(
