@@ -69,6 +69,27 @@ def say(text: str) -> None:
     print(printable(text, keep="\n\t"), flush=True)
 
 
+def shows_bars(stream: Any) -> bool:
+    """Whether progress is a bar: on a terminal, and in a notebook."""
+    return in_notebook() or stream.isatty()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel.zmqshell" in sys.modules
+
+
+def make_bar(**settings: Any) -> Any:
+    """A tqdm bar; the notebook's own in a notebook."""
+    if in_notebook():
+        from tqdm.auto import tqdm
+
+        del settings["file"]
+    else:
+        from tqdm import tqdm
+    return tqdm(**settings)
+
+
 def lost_output() -> OSError | None:
     """The error that lost text for standard output, if any."""
     return getattr(_raw(sys.stdout), "lost", None)

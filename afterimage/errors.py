@@ -1,10 +1,12 @@
 """Errors a user can meet; each knows the exit code the commands end with.
 
 0 done · 1 a fault of ours · 2 bad input · 3 damaged checkpoint ·
-4 training diverged · 75 interrupted, saved, and continued by the same command.
+4 training diverged · 75 interrupted and saved; the same command continues ·
+130 stopped at once · 141 nobody reads the output any more.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -56,6 +58,19 @@ def out_of_memory(error: BaseException | None) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or a stop."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    """The end of a sentence about an unknown name: the nearest known one, or a stop.
+
+    Nothing is offered that is not near.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def nearest_path(path: str) -> str:
+    """The end of a sentence about a path that does not exist, as `did_you_mean`."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        names = os.listdir(folder or ".")
+    except (OSError, ValueError):
+        return "."
+    return did_you_mean(name, names[:10_000])

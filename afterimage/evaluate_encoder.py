@@ -13,7 +13,6 @@ from afterimage.checkpoints.names import printable
 from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, DiskError, UserError
-from afterimage.evaluate_command import EvaluateConfig, write
 from afterimage.evaluation import (
     Protocol,
     draw_embedding,
@@ -23,8 +22,9 @@ from afterimage.evaluation import (
     representation_report,
     representation_text,
 )
+from afterimage.evaluation.configs import EvaluateConfig, write
 from afterimage.evaluation.embedding import import_umap
-from afterimage.features_command import open_for, report_skipped, select
+from afterimage.export import open_for, report_skipped, select
 from afterimage.notes import say_once
 
 _CAPTION = 80

@@ -1,10 +1,12 @@
 """Features of whole data sets into a file, streamed: `.parquet`, `.npz` or `.npy`."""
 
 import contextlib
+import dataclasses
 import glob
 import io
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from afterimage.checkpoints.files import alive, cannot_hold, disk_fault
-from afterimage.data import ImageSet
-from afterimage.encoder import Encoder
-from afterimage.errors import DiskError, UserError
+from afterimage.data import ImageSet, Preprocessing, Splits, open_data
+from afterimage.encoder import Encoder, load_encoder
+from afterimage.errors import DataError, DiskError, UserError
+from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
 from afterimage.fields import place_problems
 from afterimage.notes import ProgressBar
 
@@ -252,3 +255,62 @@ class NpzRows:
         self._zip.fp = io.BytesIO()
         self._file.close()
         self._zip.close()
+
+
+def features(config: FeaturesConfig) -> int:
+    """Write the file that `config` asks for; the number of its rows."""
+    check_place(config.out)  # before hours of work
+    encoder = load_encoder(config.from_, dtype=config.dtype)
+    splits = open_for(encoder.preprocessing, config)
+    chosen = select(splits, config.split, config.data)
+    report_skipped(chosen)
+    return export_features(
+        encoder,
+        chosen,
+        config.out,
+        pool=config.pool,
+        views=config.views,
+        batch_size=config.batch_size,
+    )
+
+
+def open_for(
+    preprocessing: Preprocessing, config: FeaturesConfig | EvaluateConfig
+) -> Splits:
+    """The data at the encoder's size and channels, as far as the source can."""
+    height, width = preprocessing.image_size
+    return open_data(
+        config.data,
+        image_size=height if height == width else None,
+        channels=preprocessing.channels,
+        value_range=preprocessing.value_range,
+        on_bad_image=config.on_bad_image,
+        cache=config.cache,
+        reading=config,
+    )
+
+
+def select(splits: Splits, split: Split, data: str) -> dict[str, ImageSet]:
+    """{name: images} of the split asked for; DataError where the data lacks it."""
+    present = {
+        field.name: images
+        for field in dataclasses.fields(splits)
+        if (images := getattr(splits, field.name)) is not None
+    }
+    if split == "all":
+        return present
+    if split not in present:
+        raise DataError(
+            f"{data} has no {split} split; it has {', '.join(present)}. "
+            "Take one of these, or all."
+        )
+    return {split: present[split]}
+
+
+def report_skipped(sets: dict[str, ImageSet]) -> None:
+    """Name on standard error the images that were left out."""
+    bad = list(dict.fromkeys(b for images in sets.values() for b in images.skipped))
+    for image in bad:
+        print(f"skipped {image.path}: {image.reason}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} images were skipped", file=sys.stderr)

@@ -5,6 +5,7 @@ import sys
 import time
 
 from afterimage.checkpoints.names import printable
+from afterimage.console import make_bar, shows_bars
 
 _EVERY = 10.0  # seconds between lines; quicker work says nothing
 
@@ -22,10 +23,10 @@ class ProgressBar:
         self._total, self._what, self._done = total, what, 0
         self._began = self._said = time.monotonic()
         self._unit, self._bar = unit, None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", delay=0.5)
+        if shows_bars(sys.stderr):
+            self._bar = make_bar(
+                total=total, desc=what, unit=f" {unit}", delay=0.5, file=sys.stderr
+            )
 
     def __enter__(self) -> "ProgressBar":
         return self

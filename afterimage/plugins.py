@@ -1,8 +1,8 @@
 """What is chosen by name: encoders, objectives, methods, augmentations, data sources.
 
-Ours lie one a file in the package of their kind. A package of someone else's adds its
-own through an entry point of the group `afterimage.plugins`, whose value is a module
-that registers them when it is imported:
+Ours are one a file in the package of their kind, or together in one module where they
+are short. Someone else's package adds its own through an entry point of the group
+`afterimage.plugins`, whose value is a module that registers them when it is imported:
 
     # pyproject.toml
     [project.entry-points."afterimage.plugins"]
@@ -39,7 +39,10 @@ _loading: list[str] = []
 
 
 class Registry(Generic[Thing]):
-    """Everything of one kind, by name; our own is imported when it is asked for."""
+    """Everything of one kind, by name; our own is imported when it is asked for.
+
+    `package` is where ours are: a package with one file each, or one module.
+    """
 
     def __init__(self, kind: str, package: str):
         self.kind, self._package = kind, package
@@ -109,11 +112,16 @@ class Registry(Generic[Thing]):
         """{name: module} of ours, read from the files without importing them."""
         spec = importlib.util.find_spec(self._package)
         places = (spec.submodule_search_locations if spec else None) or ()
-        files = sorted(f for place in places for f in pathlib.Path(place).glob("*.py"))
+        files = {
+            f"{self._package}.{file.stem}": file
+            for file in sorted(f for p in places for f in pathlib.Path(p).glob("*.py"))
+        }
+        if spec is not None and not places and spec.origin is not None:
+            files[self._package] = pathlib.Path(spec.origin)
         found = {}
-        for file in files:
+        for module, file in files.items():
             for name in re.findall(r'^@\w+\.add\("([^"]+)"\)', file.read_text(), re.M):
-                found[name] = f"{self._package}.{file.stem}"
+                found[name] = module
         return found
 
 

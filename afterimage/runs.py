@@ -30,7 +30,7 @@ from afterimage.checkpoints.names import printable, shown
 from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
 from afterimage.errors import DiskError, UserError, out_of_memory
-from afterimage.settings import dotted, to_dict
+from afterimage.settings import choices, dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -230,17 +230,25 @@ class Run:
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that differ from the folder's and may not."""
-        old, new = dotted(self._settings(stored)), dotted(self.config)
+        old, new = self._settings(stored), dotted(self.config)
         return [
-            f"{printable(key)}: {shown(old.get(key))} in the folder, {new.get(key)!r} "
-            "asked for"
+            f"{printable(key)}: {shown(old.get(key))} in the folder, "
+            f"{new.get(key)!r} asked for"
             for key in sorted(set(old) | set(new))
             if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
         ]
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """{path: value} of the folder's settings."""
+        old = dotted(stored.get("config", {}))
         # A run made before a setting existed was made with its default.
-        return {**self._defaults, **stored.get("config", {})}
+        chosen = {key.rpartition(".")[0] for key in old}
+        defaults = {
+            path: value
+            for path, value in self._defaults.items()
+            if "." not in path or path.rpartition(".")[0] in chosen
+        }
+        return {**defaults, **old}
 
     def _has_checkpoints(self) -> bool:
         return any((self.path / "checkpoints").glob("*"))
@@ -314,13 +322,28 @@ class Run:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """The defaults of a dataclass's fields that have one."""
+    """{path: default} of the fields of a configuration, and of what is chosen in it."""
     if not dataclasses.is_dataclass(config):
         return {}
+    found = _field_defaults(config)
+    for name, choice in choices(type(config)).items():
+        value = getattr(config, name)
+        for one in value if choice.several else (value,):
+            own = _field_defaults(one)
+            path = f"{name}.{one.name}" if choice.several else name
+            found |= {f"{path}.{key}": own[key] for key in own}
+    return found
+
+
+def _field_defaults(config: Any) -> dict[str, Any]:
+    registries = choices(type(config))
     fields = dataclasses.fields(config)
-    return _as_dict(
-        {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    )
+    plain = {
+        f.name: f.default
+        for f in fields
+        if f.default is not dataclasses.MISSING and f.name not in registries
+    }
+    return _as_dict(plain)
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

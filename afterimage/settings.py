@@ -12,7 +12,11 @@ a mapping with `name` and settings, as TOML and JSON have it:
     objective = {name = "masked", ratio = 0.6}
 """
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,6 +25,13 @@ from afterimage.errors import UserError, did_you_mean
 from afterimage.plugins import Registry
 
 Config = TypeVar("Config")
+_PAIRS = (
+    ("steps", "epochs"),
+    ("warmup_steps", "warmup_epochs"),
+    ("labels", "labels_per_class"),
+)
+_EITHER = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}}
+"""Two settings for one thing: where one is given, the other one below is dropped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +50,8 @@ def choices(config_class: type) -> dict[str, Choice]:
         marks = getattr(hint, "__metadata__", ())
         registry = next((m for m in marks if isinstance(m, Registry)), None)
         if registry is not None:
-            several = typing.get_origin(hint.__origin__) is tuple
+            kinds = (hint.__origin__, *typing.get_args(hint.__origin__))
+            several = any(typing.get_origin(kind) is tuple for kind in kinds)
             found[name] = Choice(registry, several)
     return found
 
@@ -53,7 +65,7 @@ def resolve(config: Any) -> None:
     for name, choice in choices(type(config)).items():
         value = getattr(config, name)
         if choice.several:
-            given = (value,) if isinstance(value, str | Mapping) else tuple(value)
+            given = value if isinstance(value, tuple | list) else (value,)
             made: Any = tuple(_made(name, choice.registry, one) for one in given)
             names = [one.name for one in made]
             twice = sorted({n for n in names if names.count(n) > 1})
@@ -162,3 +174,69 @@ def given_problems(config: Any) -> list[str]:
         for one in _each(getattr(config, name), choice):
             found += [f"{one.name}.{problem}" for problem in given_problems(one)]
     return found
+
+
+def merge(
+    config_class: type, below: Mapping[str, Any], above: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Plain settings `above` laid over those `below`.
+
+    A choice that stays the same keeps its settings, and those above win; another one
+    brings its own alone.
+    """
+    settings = {k: v for k, v in below.items() if _EITHER.get(k) not in above}
+    registries = choices(config_class)
+    for key, value in above.items():
+        if key not in registries:
+            settings[key] = value
+            continue
+        known = {one["name"]: one for one in as_mappings(settings.get(key, ()))}
+        made = [{**known.get(o["name"], {}), **o} for o in as_mappings(value)]
+        settings[key] = made if registries[key].several else made[0]
+    return settings
+
+
+def as_mappings(value: Any) -> list[dict[str, Any]]:
+    """What is chosen, one or several, as mappings with `name` and settings."""
+    if value is dataclasses.MISSING:
+        return []
+    if isinstance(value, list | tuple):
+        return [one for inner in value for one in as_mappings(inner)]
+    if isinstance(value, str):
+        return [{"name": value}]
+    if isinstance(value, Mapping):
+        if not isinstance(value.get("name"), str):
+            raise UserError(f"{dict(value)}: a choice needs its name")
+        return [dict(value)]
+    return [{"name": value.name, **to_dict(value)}]
+
+
+def default_of(config_class: Any, name: str) -> Any:
+    """The default of a field; MISSING where it has none."""
+    field = config_class.__dataclass_fields__[name]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def field_documents(config_class: type) -> dict[str, str]:
+    """{field: the string that stands beneath it}, as one line, of all base classes."""
+    documents: dict[str, str] = {}
+    for base in reversed(config_class.__mro__[:-1]):
+        documents |= _own_documents(base)
+    return documents
+
+
+def _own_documents(base: type) -> dict[str, str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+    except (OSError, TypeError):  # Generic, and classes without a file
+        return {}
+    body = typing.cast(ast.ClassDef, tree.body[0]).body
+    return {
+        ast.unparse(field.target): " ".join(str(text.value.value).split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }

@@ -14,7 +14,7 @@ import time
 import tyro
 
 from afterimage import runtime
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from benchmarks.programs import quietly
 from benchmarks.results import row, write_results
 
@@ -41,11 +41,11 @@ class Demo:
 
 def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
     from afterimage.finetune.presets import preset_config
-    from afterimage.finetune.program import finetune
+    from afterimage.finetune.run import finetune
 
     settings = {"mode": mode, "seed": seed, "tensorboard": False, "eval_every": 30}
     if mode == "partial":
-        settings["unfreeze_stages"] = 1
+        settings["mode"] = {"name": "partial", "stages": 1}
     config = preset_config(
         "digits",
         from_=str(out / f"pretrain-{seed}"),

@@ -242,7 +242,7 @@ def job(name: str, home: pathlib.Path) -> None:
 
         load_encoder(str(home / "run")).features(np.zeros((4, 32, 32, 3), np.uint8))
         return
-    from afterimage.__main__ import main
+    from afterimage.commands import main
 
     words = {
         "pretrain": f"pretrain --data folder:{home}/images --out {home}/run",

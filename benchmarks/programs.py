@@ -76,7 +76,7 @@ def pretrained_as(
 def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
     """(results, seconds) of one run; no seconds where it was complete before."""
     from afterimage.finetune.config import FinetuneConfig
-    from afterimage.finetune.program import finetune
+    from afterimage.finetune.run import finetune
 
     clock = time.perf_counter()
     result = quietly(finetune, FinetuneConfig(**_QUIET, **settings))

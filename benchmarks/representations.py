@@ -24,7 +24,7 @@ from typing import Any
 import tyro
 
 from afterimage import runtime
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from afterimage.errors import DataError, UserError, did_you_mean
 from benchmarks.programs import finetuned, pretrained
 from benchmarks.recipes import ACCURACY, TABLES, files_of
@@ -152,7 +152,6 @@ def _tuned_accuracy(
     if settings["kind"] == "scratch":
         tuning["mode"] = "scratch"
         tuning.pop("layer_decay", None)  # it spares what was learnt: nothing, here
-        tuning.pop("head_steps", None)
     results, _ = finetuned(
         from_=run,
         data=data,
@@ -163,7 +162,7 @@ def _tuned_accuracy(
         **tuning,
     )
     if "views" in settings:
-        from afterimage.evaluate_command import EvaluateConfig
+        from afterimage.evaluation.configs import EvaluateConfig
         from afterimage.finetune.evaluate import evaluate
 
         scored = EvaluateConfig(

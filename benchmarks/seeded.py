@@ -23,7 +23,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-RENAMED: Mapping[str, str | None] = {}
+RENAMED: Mapping[str, str | None] = {
+    "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
+}
 """Names of old files that are spelt differently now: {old: new}, None: gone. A name is
 what `--compare` prints, or a part of it that ends at a slash."""
 
@@ -132,30 +134,30 @@ def adapt(home: Home, **settings: Any) -> None:
     finetune(home, **{**usual, **settings})
 
 
-def unlabelled(home: Home, **settings: Any) -> None:
-    """The same with pseudo-labels for the digits whose label is not given."""
-    usual = {"unlabelled": "rest", "confidence": 0.3, "unlabelled_ratio": 2}
-    finetune(home, mode="full", **{**usual, **settings})
+def method(name: str, **settings: Any) -> dict[str, Any]:
+    """A method, a mode or a task with settings."""
+    return {"name": name, **settings}
 
 
-def continual(home: Home, method: str, **settings: Any) -> None:
+def continual(home: Home, *methods: dict[str, Any], **task: Any) -> None:
     """Two tasks of two classes, ten steps each."""
-    usual = {"sequence": ("0,1", "2,3"), "steps": 20, "labels": None}
-    usual |= {"weight_decay": 0.0, "lr": 3e-3}
-    finetune(home, mode="full", continual=method, **{**usual, **settings})
+    usual = {"steps": 20, "labels": None, "weight_decay": 0.0, "lr": 3e-3}
+    sequence = method("continual", sequence=("0,1", "2,3"), **task)
+    finetune(home, mode="full", task=sequence, methods=methods, **usual)
 
 
-def episodes(home: Home, method: str, **settings: Any) -> None:
+def episodes(home: Home, name: str) -> None:
     """Meta-learning over small episodes."""
-    usual = {"ways": 3, "shots": 2, "queries": 3, "episodes_per_step": 2}
-    usual |= {"steps": 10, "test_episodes": 20, "labels": None, "weight_decay": 0.0}
-    usual |= {"batch_size": 64}  # the default: episodes take its place
-    finetune(home, mode="full", meta=method, **{**usual, **settings})
+    usual = {"ways": 3, "shots": 2, "queries": 3, "per_step": 2, "test_episodes": 20}
+    more = {"steps": 10, "labels": None, "weight_decay": 0.0}
+    more |= {"batch_size": 64}  # the default: episodes take its place
+    task = method("episodes", **usual)
+    finetune(home, mode="full", task=task, methods=name, **more)
 
 
 def command(home: Home, *words: str, out: str) -> None:
     """A command of the command line that writes a file."""
-    from afterimage.__main__ import main
+    from afterimage.commands import main
 
     home.out.mkdir()
     code = main([*words, "--out", str(home.out / out)])
@@ -210,7 +212,7 @@ RUNS: Mapping[str, Callable[[Home], None]] = {
     "resnet": lambda home: pretrain(home, model="resnet18", width=0.125, steps=6),
     "convnext": lambda home: pretrain(home, model="convnext-atto", width=0.2, steps=6),
     "probe": lambda home: finetune(home, mode="probe", features="pyramid-grid"),
-    "partial": lambda home: finetune(home, mode="partial", unfreeze_stages=1),
+    "partial": lambda home: finetune(home, mode=method("partial", stages=1)),
     "two-phase": lambda home: finetune(home, mode="two-phase", head="mlp"),
     "gradual": lambda home: finetune(home, mode="gradual", class_weights="balanced"),
     "full": lambda home: finetune(
@@ -218,66 +220,88 @@ RUNS: Mapping[str, Callable[[Home], None]] = {
     ),
     "scratch": lambda home: finetune(home, mode="scratch", augment="strong"),
     "selected-features": lambda home: finetune(
-        home, mode="probe", feature_selection="fisher", keep_features=16
+        home,
+        mode="probe",
+        methods=method("feature-selection", score="fisher", keep=16),
     ),
     "kl-delta": lambda home: finetune(
-        home, from_=str(home.run("full")), mode="full", kl=1.0, delta=0.1
+        home,
+        from_=str(home.run("full")),
+        mode="full",
+        methods=(method("kl-to-source", weight=1.0), method("delta", weight=0.1)),
     ),
     "dann-l2-sp": lambda home: adapt(
-        home, align=("dann",), l2_sp=0.01, l2_head=0.01, weight_decay=0.0
+        home,
+        methods=(method("l2-sp", weight=0.01, head=0.01), "dann"),
+        weight_decay=0.0,
     ),
-    "cdan-e": lambda home: adapt(home, align=("cdan-e",), select="infomax"),
-    "distances": lambda home: adapt(home, align=("mmd", "jmmd", "coral")),
-    "jdot": lambda home: adapt(home, align=("jdot",), compose="mixup"),
+    "cdan-e": lambda home: adapt(
+        home, methods=method("cdan", entropy=True), select="infomax"
+    ),
+    "distances": lambda home: adapt(home, methods=("mmd", "jmmd", "coral")),
+    "jdot": lambda home: adapt(home, methods=("jdot", method("compose", kind="mixup"))),
     "mdan": lambda home: adapt(
-        home, align=("mdan",), sources=(home.data("inverted"), home.data("turned"))
+        home,
+        methods=(
+            method("sources", images=(home.data("inverted"), home.data("turned"))),
+            "mdan",
+        ),
     ),
     "batch-norm-domains": lambda home: adapt(
         home,
         from_=str(home.run("batch-norm")),
-        align=("coral",),
+        methods="coral",
         domain_statistics="target",
     ),
     "density-ratio": lambda home: adapt(
-        home, density_ratio="classifier", select="mixval"
+        home, methods=method("density-ratio", estimator="classifier"), select="mixval"
     ),
-    "label-shift": lambda home: adapt(home, mode="probe", label_shift="em"),
-    "pseudo-labels": lambda home: unlabelled(
+    "label-shift": lambda home: adapt(
+        home, mode="probe", methods=method("label-shift", estimator="em")
+    ),
+    "pseudo-labels": lambda home: finetune(
         home,
-        propagation=0.5,
-        distribution_alignment=True,
-        alignment_momentum=0.9,
-        alignment_frequencies="predicted",
+        mode="full",
+        methods=method(
+            "pseudo-labels",
+            confidence=0.3,
+            ratio=2,
+            propagation=0.5,
+            distribution_alignment=True,
+            alignment_momentum=0.9,
+            alignment_frequencies="predicted",
+        ),
     ),
     "distillation": lambda home: finetune(
         home,
         mode="scratch",
-        teacher=str(home.run("full")),
-        distil=("logits", "features", "relational"),
+        methods=method(
+            "distil",
+            teacher=str(home.run("full")),
+            kinds=("logits", "features", "relational"),
+        ),
     ),
     "uncertainty": lambda home: finetune(
         home,
         mode="full",
         data=home.data("parity"),
-        tasks=("parity",),
-        task_weighting="uncertainty",
+        methods=method("tasks", columns=("parity",), weighting="uncertainty"),
         labels=None,
     ),
     "pcgrad": lambda home: finetune(
         home,
         mode="full",
         data=home.data("parity"),
-        tasks=("parity",),
-        task_weighting="pcgrad",
+        methods=method("tasks", columns=("parity",), weighting="pcgrad"),
         labels=None,
     ),
-    "ewc": lambda home: continual(home, "ewc", scenario="task"),
-    "replay": lambda home: continual(home, "replay", memory=5),
-    "lwf": lambda home: continual(home, "lwf"),
+    "ewc": lambda home: continual(home, method("ewc"), scenario="task"),
+    "replay": lambda home: continual(home, method("replay", memory=5)),
+    "lwf": lambda home: continual(home, method("lwf")),
     "maml": lambda home: episodes(home, "maml"),
     "proto-maml": lambda home: episodes(home, "proto-maml"),
     "reptile": lambda home: episodes(home, "reptile"),
-    "prototypical": lambda home: episodes(home, "prototypical"),
+    "prototypical": lambda home: episodes(home, "prototypes"),
     "select": lambda home: command(
         home,
         *("select", "--from", str(home.run("full")), str(home.run("scratch"))),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from afterimage import runtime
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from afterimage.errors import did_you_mean
 from benchmarks import domains, labels, learning
 from benchmarks.results import read_results, write_results

@@ -6,8 +6,8 @@ from afterimage.lazy import exports
 
 if TYPE_CHECKING:
     from afterimage.finetune.config import FinetuneConfig
-    from afterimage.finetune.program import finetune
-    from afterimage.finetune.summary import FinetuneResult
+    from afterimage.finetune.report import FinetuneResult
+    from afterimage.finetune.run import finetune
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
 
@@ -15,7 +15,7 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "FinetuneConfig": "afterimage.finetune.config",
-        "FinetuneResult": "afterimage.finetune.summary",
-        "finetune": "afterimage.finetune.program",
+        "FinetuneResult": "afterimage.finetune.report",
+        "finetune": "afterimage.finetune.run",
     },
 )

@@ -1,4 +1,4 @@
-"""An encoder with named heads on it, as functions of plain nested parameters.
+"""An encoder with named heads, as functions of plain nested parameters; its artefacts.
 
     {"encoder": ..., "heads": {"classes": ...}}
 
@@ -9,6 +9,7 @@ in `stats`: a rate that suits one encoder's head then suits another's.
 """
 
 import dataclasses
+import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,8 +21,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage import runtime
+from afterimage.checkpoints.errors import CheckpointError, TransferError
+from afterimage.checkpoints.names import printable
+from afterimage.checkpoints.transfer import transfer
+from afterimage.checkpoints.weights import (
+    read_classifier,
+    write_classifier,
+    write_encoder,
+)
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
+from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models.encoder import (
     ModelConfig,
     Network,
@@ -33,6 +43,8 @@ from afterimage.training.terms import Context
 
 Tree = dict[str, Any]
 Maps = list[Array]
+HEAD = "classes"
+"""The head of the labels' own task; those of further tasks have the tasks' names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +55,7 @@ class HeadConfig:
     kind: str = "linear"
     features: str = "vector"
     keep: int | None = None
-    """It reads so many of the features; which, stands in `stats/heads/NAME/kept`."""
+    """How many of the features it reads; `stats/heads/NAME/kept` says which."""
     width: int | None = None
     """Of the hidden layer of an mlp."""
 
@@ -90,8 +102,8 @@ class Classifier:
             width = empty.feature_width(params, stats, config.features)
             if config.keep is not None and config.keep > width:
                 raise UserError(
-                    f"keep_features={config.keep}: this encoder has {width} features "
-                    f"of the kind {config.features!r}; keep fewer"
+                    f"feature-selection.keep={config.keep}: this encoder has {width} "
+                    f"features of the kind {config.features!r}; keep fewer"
                 )
             read = config.keep or width
             head = Head(read, config.classes, config.kind, config.width, rngs=rngs)
@@ -161,13 +173,13 @@ class Classifier:
         maps, _ = self.maps(params, stats, self.preprocessing.normalise(images))
         return self.logits(params, stats, maps, head)
 
-    def supply(
+    def providers(
         self,
         augment: Callable[[Array, Array], Array],
         stream: str = "train",
         of: str | None = None,
     ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
-        """What one stream of images supplies to the terms of a stage.
+        """What one stream of images provides to the terms of a stage.
 
         The labelled stream `train` has its images in `batch["image"]`, another one in
         `batch["NAME/image"]`, and draws its own augmentation. With `of` the stream is
@@ -176,7 +188,7 @@ class Classifier:
         prefix = "" if stream == "train" else f"{stream}/"
         source = f"{of}/" if of is not None else prefix
 
-        def rules(params, stats, batch, key, step, moving):
+        def provide(params, stats, batch, key, step, trainable):
             def view(_: Context) -> Array:
                 pixels = batch[f"{source}image"].astype(jnp.float32) / 255
                 own = jax.random.fold_in(key, zlib.crc32(prefix.encode()))
@@ -186,7 +198,7 @@ class Classifier:
                 return self.preprocessing.normalise(ctx[f"{stream}/view"])
 
             def forward(ctx: Context) -> tuple[Maps, Tree]:
-                train = "encoder" in moving
+                train = "encoder" in trainable
                 return self.maps(params, stats, ctx[f"{stream}/image"], train=train)
 
             def following(ctx: Context) -> Tree:
@@ -221,7 +233,7 @@ class Classifier:
                 **{f"{stream}/logits/{head}": logits(head) for head in self.heads},
             }
 
-        return rules
+        return provide
 
 
 def _labels(
@@ -283,3 +295,69 @@ def standardise(
             "std": jnp.asarray(std, jnp.float32),
         }
     return {**stats, "heads": found}
+
+
+def head_entry(head: HeadConfig, class_names: Sequence[str]) -> dict[str, Any]:
+    """One head in a classifier's manifest."""
+    return {**head.to_dict(), "class_names": list(class_names)}
+
+
+def write_artefacts(
+    run: pathlib.Path,
+    params: Tree,
+    stats: Tree,
+    manifest: Mapping[str, Any],
+    heads: Mapping[str, Any],
+) -> None:
+    """`encoder/` and `classifier/` in a run folder: the encoder, and it with these
+    heads. What else was trained (a discriminator) or kept (a teacher) is left out."""
+    write_encoder(run / "encoder", params["encoder"], stats["encoder"], manifest)
+    kept = [
+        {
+            "encoder": tree["encoder"],
+            "heads": {name: tree["heads"][name] for name in heads},
+        }
+        for tree in (params, stats)
+    ]
+    manifest = {**manifest, "heads": dict(heads)}
+    write_classifier(run / "classifier", kept[0], kept[1], manifest)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier artefact, ready to predict."""
+
+    classifier: Classifier
+    params: Tree
+    stats: Tree
+    class_names: Mapping[str, tuple[str, ...]]
+    """The class names of each head, in the order of its logits."""
+    manifest: Mapping[str, Any]
+
+
+def load_classifier(path: str, *, dtype: str = "float32") -> LoadedClassifier:
+    """The classifier of a finished fine-tuning run, or of its `classifier/` folder.
+
+    Raises CheckpointError where it is missing or damaged, or its arrays are not those
+    of its model (all differences are listed).
+    """
+    params, stats, manifest = read_classifier(path)
+    entries = {name: dict(entry) for name, entry in manifest["heads"].items()}
+    # Foreign artefacts are shown too: no name may steer a terminal.
+    names = {
+        name: tuple(map(printable, entry.pop("class_names")))
+        for name, entry in entries.items()
+    }
+    try:
+        classifier, fresh_params, fresh_stats = Classifier.create(
+            stored_model(manifest, path),
+            {name: HeadConfig(**entry) for name, entry in entries.items()},
+            stored_preprocessing(manifest, path),
+            dtype=dtype,
+            fresh=False,
+        )
+        params, _ = transfer(params, fresh_params)
+        stats, _ = transfer(stats, fresh_stats)
+    except (TransferError, UserError) as error:
+        raise CheckpointError(f"{path}: not what its manifest says. {error}") from error
+    return LoadedClassifier(classifier, params, stats, names, manifest)

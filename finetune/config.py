@@ -1,20 +1,14 @@
-"""Settings of a fine-tuning run: flat, frozen, documented, checked when made."""
+"""Settings of a fine-tuning run: frozen, documented, checked when made."""
 
 import dataclasses
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from afterimage.fields import field_problems
-from afterimage.finetune.continual.options import ContinualOptions
-from afterimage.finetune.domains.options import SourceOptions, TargetOptions
-from afterimage.finetune.episodes.options import EpisodeOptions
-from afterimage.finetune.options import (
-    AnchorOptions,
-    DistillationOptions,
-    TaskOptions,
-    UnlabelledOptions,
-    is_default,
-)
+from afterimage.finetune.method import METHODS, Method
+from afterimage.finetune.modes import MODES, Full, Mode, pattern_problems
+from afterimage.finetune.tasks import TASKS, Task
+from afterimage.finetune.tasks.classification import Classification
+from afterimage.settings import given_problems, resolve
 from afterimage.training.options import (
     Augmentation,
     DataOptions,
@@ -23,51 +17,52 @@ from afterimage.training.options import (
     check,
 )
 
-_COUNTS = (
-    "labels",
-    "labels_per_class",
-    "keep_features",
-    "head_width",
-    "head_steps",
-    "unfreeze_stages",
-)
+if TYPE_CHECKING:
+    ModeChoice: TypeAlias = Mode
+    MethodChoices: TypeAlias = tuple[Method, ...]
+    TaskChoice: TypeAlias = Task
+else:  # a name or a mapping is given as well, and resolved
+    ModeChoice = TaskChoice = Any
+    MethodChoices = tuple[Any, ...] | Any
+
 _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(
-    AnchorOptions,
-    TargetOptions,
-    UnlabelledOptions,
-    DistillationOptions,
-    ContinualOptions,
-    EpisodeOptions,
-    SourceOptions,
-    TaskOptions,
-    TrainingOptions,
-    RunOptions,
-    DataOptions,
-):
+class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     """Train a classifier on a pretrained encoder, from as many labels as there are."""
 
     from_: str
     """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
-    encoder/ folder. Its architecture and preprocessing are used as they are stored."""
+    encoder/ folder. Its architecture and preprocessing are used as stored."""
 
-    mode: Literal["probe", "partial", "two-phase", "gradual", "full", "scratch"] = (
-        "full"
-    )
-    """probe: the encoder is frozen, the head learns. partial: the last stages learn
-    too. two-phase: the head first, then everything. gradual: the head first, then one
-    stage more after the other. full: everything at once. scratch: everything, from
-    random weights (what a transfer is compared with)."""
+    data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Where the labelled images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH,
+    npz:PATH, tfds:NAME, synthetic:HxWxC."""
+
+    target: str | None = None
+    """Images of the target domain, given like data. Their labels are never trained on;
+    if it has a labelled test split, the run is tested on that."""
+
+    mode: Annotated[ModeChoice, MODES] = Full()  # noqa: RUF009
+    """Which parameters learn, when, and how fast. probe: the encoder is frozen, the
+    head learns. partial: the last stages learn too. two-phase: the head first, then
+    everything. gradual: the head first, then one stage after the other. full:
+    everything at once. scratch: everything, from random weights."""
+
+    methods: Annotated[MethodChoices, METHODS] = ()
+    """Methods beside plain training. They combine, at most one adversary at a time."""
+
+    task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
+    """classification: classes of images. continual: groups of classes, one after the
+    other. episodes: new classes from a few images each (meta-learning)."""
 
     labels: int | None = None
-    """Use so many labels in all, balanced over the classes, chosen by seed. Default:
-    every label there is."""
+    """How many labels to use in all, balanced over the classes, chosen by seed.
+    Default: every label there is."""
 
     labels_per_class: int | None = None
-    """The same, counted by class; give one of the two."""
+    """The same for each class; give one of the two."""
 
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features: one layer, or one hidden layer before it."""
@@ -80,17 +75,8 @@ class FinetuneConfig(
     )
     """What the head reads. vector: the encoder's feature vector (its bottleneck, or as
     last). last: the mean of the last map. pyramid: the means of all maps, concatenated.
-    grid, pyramid-grid: the same with means over a 2x2 grid, so that some position is
-    kept; grid-3: of the last map over a 3x3 one."""
-
-    feature_selection: Literal["none", "fisher", "mutual-information", "l1"] = "none"
-    """The head reads only the best features, scored on the labelled training images
-    before the first step. fisher: variance between classes over that within;
-    mutual-information: with the label, each feature alone; l1: weights of a sparse
-    linear classifier."""
-
-    keep_features: int | None = None
-    """How many features are kept by --feature-selection."""
+    grid, pyramid-grid: the same with means over a 2x2 grid, which keeps some position;
+    grid-3: of the last map over a 3x3 one."""
 
     image_size: int | None = None
     """Side of the square the images are resized to, pixels. Default: the encoder's."""
@@ -109,34 +95,26 @@ class FinetuneConfig(
     d^(L - l); 0.75 is customary for deep encoders. Default: none; in mode gradual
     1/2.6."""
 
-    head_lr: float | None = None
-    """Learning rate while the head learns alone (probe, first phase of the rest).
-    Default: ten times lr; a head on standardised features bears it."""
-
-    head_steps: int | None = None
-    """Steps of the head's own phase in two-phase and gradual. Default: a tenth of the
-    run; in gradual as many as each other phase."""
-
-    unfreeze_stages: int | None = None
-    """partial: so many of the encoder's last stages learn."""
-
-    unfreeze: tuple[str, ...] = ()
-    """partial: parameters learn whose path one of these regular expressions finds, e.g.
-    '^encoder/stages/2/'."""
-
     label_smoothing: float = 0.0
     """Share of each label spread evenly over all classes; 0.1 is customary."""
 
     class_weights: str = "none"
     """none; balanced: each class weighs the same, however many images it has; or one
-    number a class, in the order of the class names: 1,1,2.5."""
+    number for each class, in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
     """Random changes of the training images. shift: small translations; crop-flip:
-    crops and mirroring; light: shift, with brightness and contrast; shear: shift, leant
-    both ways; affine: shear, drawn larger or smaller by up to a third; tones: affine,
-    each channel's range a random one, half of them inverted; strong: shear, with tones
-    as in light, further, and a square erased."""
+    crops and mirroring; light: shift, with brightness and contrast; shear: shift, with
+    shearing; affine: shear, scaled by up to a third; tones: affine, each channel's
+    range a random one, half of them inverted; strong: shear, with stronger tones than
+    light, and a square erased."""
+
+    domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
+    """Whose normalisation statistics an encoder with BatchNorm keeps when the training
+    images come in several streams (a target domain, or images without labels). source,
+    target: each stream is normalised by its own batch, and the moments of that stream
+    are kept; joint: all as one batch, right where all images are of one domain; frozen:
+    the stored moments. Encoders without such statistics need no choice."""
 
     select: Literal[
         "auto",
@@ -151,165 +129,91 @@ class FinetuneConfig(
     ] = "auto"
     """Which step is kept: the best on validation, or the last. auto: validation, unless
     it had to be cut from so few labels that it would have under 100 images. Where
-    labels are limited, a validation split of the data is not used. With --target also
-    by its predictions without labels: entropy, infomax, snd, mixval, neighbours;
-    oracle: by its labels, an upper bound."""
+    labels are limited, the data's validation split is not used. With a target also by
+    its predictions without labels: entropy, infomax, snd, mixval, neighbours; oracle:
+    by its labels, an upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """The validation measure by which a step is best."""
 
     may_differ: tuple[str, ...] = ()
     """Regular expressions: parameters of the encoder that may stay fresh where the
-    stored ones do not fit, e.g. after a change of --channels. Anything else that does
-    not fit is an error."""
+    stored ones do not fit, e.g. after a change of channels. Anything else that does not
+    fit is an error."""
 
     def __post_init__(self) -> None:
-        # First: the other checks compare these values with numbers.
-        check(field_problems(self))
+        resolve(self)
+        # Before the other checks, which compare these values with numbers.
+        check(given_problems(self))
         check(
             DataOptions.problems(self),
-            AnchorOptions.problems(self),
-            TargetOptions.problems(self),
-            UnlabelledOptions.problems(self),
-            DistillationOptions.problems(self),
-            ContinualOptions.problems(self),
-            EpisodeOptions.problems(self),
-            SourceOptions.problems(self),
-            TaskOptions.problems(self),
             TrainingOptions.problems(self),
             RunOptions.problems(self),
-            self._mistakes(),
+            self._problems(),
+            self._choice_problems(),
         )
 
-    def _mistakes(self) -> list[str]:
+    def _problems(self) -> list[str]:
         found = []
         if self.labels is not None and self.labels_per_class is not None:
             found.append("labels and labels_per_class: give one of them")
-        for name in _COUNTS:
+        for name in ("labels", "labels_per_class", "head_width"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: at least 1")
         if self.head_width is not None and self.head != "mlp":
             found.append(f"head_width={self.head_width}: only with head='mlp'")
         if self.encoder_lr <= 0:
             found.append(f"encoder_lr={self.encoder_lr}: more than 0 (probe freezes)")
-        if self.head_lr is not None and self.head_lr <= 0:
-            found.append(f"head_lr={self.head_lr}: more than 0")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             found.append(f"layer_decay={self.layer_decay}: in (0, 1]")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing={self.label_smoothing}: in [0, 1)")
-        for name in ("unfreeze", "may_differ"):
-            for rule in getattr(self, name):
-                try:
-                    re.compile(rule)
-                except re.error as error:
-                    found.append(f"{name}={rule!r}: not a regular expression ({error})")
+        found += pattern_problems("may_differ", self.may_differ)
         if self.select == "validation" and self.validation == 0:
             found.append("select='validation' needs validation above 0")
         if self.select != "last" and self.keep_best < 1:
             found.append("keep_best=0: the best step would be deleted; keep at least 1")
-        selects = self.feature_selection != "none"
-        if selects != (self.keep_features is not None):
-            found.append(
-                f"feature_selection={self.feature_selection!r} and keep_features="
-                f"{self.keep_features}: give both, or none"
-            )
-        if selects and self.mode == "scratch":
-            found.append("feature_selection: mode='scratch' has no features to score")
-        found += self._encoder_mistakes()
-        found += self._task_mistakes()
-        return found + self._mode_mistakes() + self._weight_mistakes()
-
-    def _encoder_mistakes(self) -> list[str]:
-        """Settings that act on the encoder, where the mode leaves them no meaning."""
-        found = []
-        for name in self.anchors:
-            if self.mode == "scratch":
-                found.append(f"{name}: mode='scratch' has no source to stay near")
-        if self.mode == "probe":
-            used = [*self.anchors, *(["align"] if self.align else [])]
-            used += [f"distil {name}" for name in self.distilled if name != "logits"]
-            found += [f"{name}: a probe's encoder does not learn" for name in used]
         of_source = "auto", "validation", "last"
         if self.target is None and self.select not in of_source:
             found.append(f"select={self.select!r} looks at a target: give target")
-        if self.target is None and self.unlabelled == "target":
-            found.append("unlabelled='target' looks at a target: give target")
-        if self.domain_statistics is not None:
-            if self.target is None and self.unlabelled is None:
-                found.append(
-                    f"domain_statistics={self.domain_statistics!r} is about several "
-                    "streams of images: give target or unlabelled"
-                )
-            elif self.domain_statistics == "target" and not self.align:
-                found.append(
-                    "domain_statistics='target': no target is aligned; source, joint "
-                    "or frozen"
-                )
-        if len({self.data, *self.sources}) <= len(self.sources):
-            found.append(f"data={self.data!r}, sources={self.sources}: each once")
-        if "mdan" in self.align and not self.sources:
-            found.append("align='mdan' needs several sources: give sources, or dann")
-        if self.label_shift != "none" and self.label_smoothing:
-            found.append("label_shift reads probabilities: leave label_smoothing at 0")
-        return found
+        return found + self._weight_problems()
 
-    def _task_mistakes(self) -> list[str]:
-        """Settings that a sequence of tasks, or episodes, leave no meaning."""
-        if not self.by_last_step:
-            return []
-        what, found = "sequence" if self.meta == "none" else "meta", []
-        if self.mode not in ("full", "scratch"):
-            found.append(f"mode={self.mode!r}: with {what} only full or scratch")
-        if self.select not in ("auto", "last"):
-            found.append(f"select={self.select!r}: with {what} the last step counts")
-        alone = [
-            *("target", "unlabelled", "teacher", "l2_sp", "l2_head", "kl", "delta"),
-            *("class_weights", "label_smoothing", "ema", "tasks", "sources"),
-            *("feature_selection", "keep_features"),
-        ]
-        if self.meta != "none":
-            alone += ["sequence", "accumulate"]
-        if self.meta == "proto-maml" and self.head != "linear":
-            found.append(
-                f"head={self.head!r}: with meta='proto-maml' the head begins as the "
-                "nearest class mean, which is linear"
-            )
-        return found + [
-            f"{name}={getattr(self, name)!r}: not with {what}; leave it out"
-            for name in alone
-            if not is_default(self, name)
-        ]
-
-    def _mode_mistakes(self) -> list[str]:
+    def _choice_problems(self) -> list[str]:
+        """What cannot work about the mode, the task and the methods."""
         found = []
-        thaws = self.unfreeze_stages is not None or bool(self.unfreeze)
-        if self.mode == "partial" and not thaws:
+        for choice in (self.mode, self.task, *self.methods):
+            problems = choice.problems(self)
+            if isinstance(choice, Method):
+                problems = self._method_problems(choice) + problems
+            found += [_named(choice.name, problem) for problem in problems]
+        streams = {stream for method in self.methods for stream in method.streams}
+        if self.domain_statistics is not None and not streams and self.target is None:
             found.append(
-                "mode='partial' needs to know what thaws: unfreeze_stages or unfreeze"
+                f"domain_statistics={self.domain_statistics!r} is about several "
+                "streams of images: give target, or a method that reads others"
             )
-        if self.mode != "partial" and thaws:
-            found.append(f"unfreeze and unfreeze_stages: not in mode={self.mode!r}")
-        if self.mode not in ("two-phase", "gradual") and self.head_steps is not None:
+        elif self.domain_statistics == "target" and "target" not in streams:
             found.append(
-                f"head_steps={self.head_steps}: only in mode='two-phase' and 'gradual'"
+                "domain_statistics='target': no target is aligned; source, joint or "
+                "frozen"
             )
-        if self.mode in ("partial", "full", "scratch") and self.head_lr is not None:
-            found.append(
-                f"head_lr={self.head_lr}: only where the head learns alone, in mode="
-                "'probe', 'two-phase' and 'gradual'"
-            )
-        for name in ("model", "width"):
-            if self.mode != "scratch" and getattr(self, name) is not None:
-                found.append(
-                    f"{name}={getattr(self, name)!r}: only in mode='scratch'; weights "
-                    "of another shape cannot be loaded"
-                )
-        if self.mode == "probe" and self.layer_decay is not None:
-            found.append("layer_decay: a probe's encoder does not learn")
         return found
 
-    def _weight_mistakes(self) -> list[str]:
+    def _method_problems(self, method: Method) -> list[str]:
+        found = []
+        if self.task.name not in method.tasks:
+            found.append(
+                f"not with task {self.task.name}, only with {', '.join(method.tasks)}"
+            )
+        if method.needs_target and self.target is None:
+            found.append("needs images of the target domain: give target")
+        if method.needs_source and not self.mode.loads_source:
+            found.append(f"mode {self.mode.name} has no source to stay near")
+        if method.acts_on_encoder and not self.mode.trains_encoder:
+            found.append(f"in mode {self.mode.name} the encoder does not learn")
+        return found
+
+    def _weight_problems(self) -> list[str]:
         if self.class_weights in ("none", "balanced"):
             return []
         try:
@@ -332,16 +236,16 @@ class FinetuneConfig(
         return total
 
     @property
-    def by_last_step(self) -> bool:
-        """Whether the run is a sequence of tasks or of episodes: no step is chosen."""
-        return bool(self.sequence) or self.meta != "none"
-
-    @property
-    def weighs_examples(self) -> bool:
-        """Whether training images have weights of their own."""
-        return self.density_ratio != "none" or bool(self.source_weights)
+    def columns(self) -> tuple[str, ...]:
+        """The further label columns that the methods read."""
+        return tuple(column for method in self.methods for column in method.columns)
 
     @property
     def limited(self) -> bool:
         """Whether fewer labels than there are were asked for."""
         return self.labels is not None or self.labels_per_class is not None
+
+
+def _named(choice: str, problem: str) -> str:
+    """`choice.setting=value: …`, or `choice: …`."""
+    return f"{choice}{'.' if re.match(r'[a-z_]+=', problem) else ': '}{problem}"

@@ -10,11 +10,11 @@ from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig
 from afterimage.evaluation.classification import classification_report
-from afterimage.evaluation.render import report_text
-from afterimage.finetune.artefact import LoadedClassifier, load_classifier
-from afterimage.finetune.labels import HEAD, matched
+from afterimage.evaluation.configs import EvaluateConfig
+from afterimage.evaluation.text import report_text
+from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
+from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer
 from afterimage.training.mesh import make_mesh
 from afterimage.training.sweep import Sweep

@@ -1,115 +1,305 @@
-"""Fine-tuning modes as phases: which parameters learn, when, and how fast.
+"""Fine-tuning modes: which parameters learn, when, and how fast.
 
 `encoder` below means everything that is not a head: the encoder and, where there is
-one, its bottleneck.
-
-probe       the encoder is frozen, the head learns
-partial     the last stages, or what path rules name, learn with the head
-two-phase   first the head alone, then everything (Kumar et al. 2022, LP-FT)
-gradual     first the head, then one stage more a phase, the last stage first, each
-            layer at a lower rate than the one above (Howard & Ruder 2018, ULMFiT)
-full        everything learns from the first step
-scratch     as full, from random weights: the control every transfer needs
+one, its bottleneck. A mode turns into phases over the paths of the parameters.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from afterimage.errors import UserError
-from afterimage.training.groups import Group
-from afterimage.training.options import TrainingOptions
-from afterimage.training.stage import Phase
-from afterimage.training.terms import Term
+from afterimage.plugins import Registry
 
-Mode = Literal["probe", "partial", "two-phase", "gradual", "full", "scratch"]
-MODES: tuple[str, ...] = get_args(Mode)
+if TYPE_CHECKING:
+    from afterimage.finetune.config import FinetuneConfig
+    from afterimage.models import ModelConfig
+    from afterimage.training.groups import Group
+    from afterimage.training.stage import Phase
+    from afterimage.training.terms import Term
+else:  # naming a mode must not start JAX
+    FinetuneConfig = ModelConfig = Group = Phase = Term = Any
 
-HEADS = Group("heads", "^heads/")
-FROZEN = Group("frozen", "^(?!heads/)", freeze=True)
+MODES: Registry[Any] = Registry("mode", "afterimage.finetune.modes")
 DISCRIMINATIVE = 1 / 2.6
 """ULMFiT's factor from one layer's rate to the next below."""
+_HEADS, _REST = "^heads/", "^(?!heads/)"
 _UNIT = re.compile(r"^encoder/stages/(\d+)/(?:blocks/(\d+)/)?")
 _STEM = re.compile(r"^encoder/(stem[^/]*/)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How the encoder learns, apart from the mode.
+class Mode:
+    """Which parameters learn, when, and how fast."""
 
-    `encoder_lr` multiplies the learning rate for all of it, `layer_decay` d once more
-    by d^(L−l) for layer l; `unfreeze_stages` and `unfreeze` say what `partial` thaws;
-    a head alone learns at `head_lr` (by default ten times the rate), for `head_steps`
-    (by default a tenth of two-phase, one of gradual's equal parts).
-    """
+    name: ClassVar[str]
+    trains_encoder: ClassVar[bool] = True
+    loads_source: ClassVar[bool] = True
+    """It begins with the weights of the source model."""
 
-    encoder_lr: float = 1.0
-    layer_decay: float | None = None
-    unfreeze_stages: int | None = None
-    unfreeze: tuple[str, ...] = ()
-    head_steps: int | None = None
+    def problems(self, config: "FinetuneConfig") -> list[str]:
+        """What cannot work, a sentence each, without the mode's name."""
+        return []
+
+    def architecture(self, source: "ModelConfig") -> "ModelConfig":
+        """The architecture of the encoder, from that of the source model."""
+        return source
+
+    def phases(
+        self,
+        paths: Sequence[str],
+        terms: "tuple[Term, ...]",
+        steps: int,
+        config: "FinetuneConfig",
+    ) -> "tuple[Phase, ...]":
+        """The phases over parameters with these paths, `steps` in all.
+
+        Terms that act through the encoder alone are left out of phases in which it is
+        frozen; their own parameters begin to learn with the encoder.
+
+        Raises UserError for a rule that matches nothing, more stages than there are,
+        or a first phase as long as the whole run.
+        """
+        return _Phases(paths, terms, config).all_at_once(self.name, steps)
+
+
+@MODES.add("probe")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe(Mode):
+    """The encoder is frozen, the head learns."""
+
+    trains_encoder: ClassVar[bool] = False
+
     head_lr: float | None = None
+    """Learning rate of the head. Default: ten times lr; the head reads standardised
+    features, which allow it."""
+
+    def problems(self, config):
+        found = _rate_problems(self.head_lr)
+        if config.layer_decay is not None:
+            found.append("layer_decay: the encoder does not learn")
+        return found
+
+    def phases(self, paths, terms, steps, config):
+        return (_Phases(paths, terms, config).of_head("probe", steps, self.head_lr),)
 
 
-def make_phases(
-    mode: Mode,
-    paths: Sequence[str],
-    terms: tuple[Term, ...],
-    steps: int,
-    options: TrainingOptions,
-    recipe: Recipe,
-) -> tuple[Phase, ...]:
-    """The phases of a mode over parameters with these paths, `steps` in all.
+@MODES.add("partial")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Partial(Mode):
+    """The last stages of the encoder, or what path rules name, learn with the head."""
 
-    Terms that act through the encoder alone stay out of phases in which it is frozen;
-    their own parameters begin to learn with the encoder.
+    stages: int | None = None
+    """How many of the encoder's last stages learn."""
 
-    Raises:
-      UserError: a rule matches nothing, more stages than there are, or a first phase
-        as long as the whole run.
-    """
-    encoder = [path for path in paths if not path.startswith(("heads/", "terms/"))]
-    weighing = weighing_groups(terms)
-    rest = [p for p in paths if not any(re.search(g.match, p) for g in weighing)]
-    own = (HEADS, *weighing, *term_groups(rest))
+    unfreeze: tuple[str, ...] = ()
+    """Regular expressions: parameters whose path matches learn, e.g.
+    '^encoder/stages/2/'."""
 
-    def head_phase(name: str, steps: int) -> Phase:
-        rate = recipe.head_lr or 10 * options.lr
+    def problems(self, config):
+        found = pattern_problems("unfreeze", self.unfreeze)
+        if self.stages is not None and self.stages < 1:
+            found.append(f"stages={self.stages}: at least 1")
+        if self.stages is None and not self.unfreeze:
+            found.append("give stages or unfreeze: what learns with the head")
+        return found
+
+    def phases(self, paths, terms, steps, config):
+        made = _Phases(paths, terms, config)
+        groups = partial_groups(
+            made.encoder,
+            stages=self.stages,
+            unfreeze=self.unfreeze,
+            lr=config.encoder_lr,
+            decay=config.layer_decay,
+        )
+        return (made.phase("partial", groups, steps),)
+
+
+@MODES.add("two-phase")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoPhase(Mode):
+    """First the head alone, then everything (LP-FT, Kumar et al. 2022)."""
+
+    head_steps: int | None = None
+    """Steps in which the head learns alone. Default: a tenth of the run."""
+
+    head_lr: float | None = None
+    """Learning rate of these steps. Default: ten times lr."""
+
+    def problems(self, config):
+        return _rate_problems(self.head_lr) + _step_problems(self.head_steps)
+
+    def phases(self, paths, terms, steps, config):
+        made = _Phases(paths, terms, config)
+        groups = layer_groups(made.encoder, config.encoder_lr, config.layer_decay)
+        head = max(1, steps // 10) if self.head_steps is None else self.head_steps
+        return made.head_first([("all", groups)], steps, head, self.head_lr)
+
+
+@MODES.add("gradual")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gradual(Mode):
+    """First the head, then one stage more in each phase, the last stage first; each
+    layer at a lower rate than the one above (ULMFiT, Howard & Ruder 2018)."""
+
+    head_steps: int | None = None
+    """Steps in which the head learns alone. Default: as many as each other phase."""
+
+    head_lr: float | None = None
+    """Learning rate of these steps. Default: ten times lr."""
+
+    def problems(self, config):
+        return _rate_problems(self.head_lr) + _step_problems(self.head_steps)
+
+    def phases(self, paths, terms, steps, config):
+        made = _Phases(paths, terms, config)
+        thaws = gradual_groups(made.encoder, config.encoder_lr, config.layer_decay)
+        head = self.head_steps
+        if head is None:
+            head = max(1, steps // (len(thaws) + 1))
+        return made.head_first(thaws, steps, head, self.head_lr)
+
+
+@MODES.add("full")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Full(Mode):
+    """Everything learns from the first step."""
+
+
+@MODES.add("scratch")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scratch(Mode):
+    """As full, from random weights: the control that every transfer needs."""
+
+    loads_source: ClassVar[bool] = False
+
+    model: str | None = None
+    """Another architecture than that of the source, e.g. conv."""
+
+    width: float | None = None
+    """Factor on the channels of every stage. Default: that of the source, or 1 with
+    model."""
+
+    def problems(self, config):
+        if self.width is not None and not 0 < self.width <= 16:
+            return [f"width={self.width}: in (0, 16]"]
+        return []
+
+    def architecture(self, source):
+        from afterimage.models import ModelConfig
+
+        if self.model in (None, source.name):
+            return dataclasses.replace(source, width=self.width or source.width)
+        return ModelConfig(
+            name=self.model,
+            image_size=source.image_size,
+            channels=source.channels,
+            width=self.width or 1.0,
+        )
+
+
+def _rate_problems(head_lr: float | None) -> list[str]:
+    if head_lr is not None and not head_lr > 0:
+        return [f"head_lr={head_lr}: more than 0"]
+    return []
+
+
+def _step_problems(head_steps: int | None) -> list[str]:
+    if head_steps is not None and head_steps < 1:
+        return [f"head_steps={head_steps}: at least 1"]
+    return []
+
+
+def pattern_problems(name: str, patterns: Iterable[str]) -> list[str]:
+    """A problem for each that is not a regular expression."""
+    found = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            found.append(f"{name}={pattern!r}: not a regular expression ({error})")
+    return found
+
+
+def group(name: str, match: str, **settings: Any) -> "Group":
+    """A group of the optimiser. Imported here: naming a mode must not start JAX."""
+    from afterimage.training.groups import Group
+
+    return Group(name, match, **settings)
+
+
+class _Phases:
+    """Phases over given paths and terms, whose groups every mode shares."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        terms: "tuple[Term, ...]",
+        config: "FinetuneConfig",
+    ):
+        self.terms, self.config = terms, config
+        self.encoder = [p for p in paths if not p.startswith(("heads/", "terms/"))]
+        self._weighing = weighing_groups(terms)
+        rest = [
+            path
+            for path in paths
+            if not any(re.search(g.match, path) for g in self._weighing)
+        ]
+        heads = group("heads", _HEADS)
+        self._own = (heads, *self._weighing, *term_groups(rest))
+        self._alone = (heads, *self._weighing, group("frozen", _REST, freeze=True))
+
+    def of_head(self, name: str, steps: int, head_lr: float | None) -> "Phase":
+        """A phase in which the heads learn alone."""
+        from afterimage.training.stage import Phase
+
+        rate = head_lr or 10 * self.config.lr
         return Phase(
             name=name,
-            terms=tuple(term for term in terms if not term.encoder_only),
-            groups=(HEADS, *weighing, FROZEN),
+            terms=tuple(term for term in self.terms if not term.encoder_only),
+            groups=self._alone,
             steps=steps,
-            options=dataclasses.replace(options, lr=rate),
+            options=dataclasses.replace(self.config, lr=rate),
         )
 
-    def phase(name: str, groups: Iterable[Group], steps: int) -> Phase:
-        groups = (*own, *groups)
+    def phase(self, name: str, groups: "Iterable[Group]", steps: int) -> "Phase":
+        """A phase in which these groups of the encoder learn too."""
+        from afterimage.training.stage import Phase
+
         return Phase(
-            name=name, terms=terms, groups=groups, steps=steps, options=options
+            name=name,
+            terms=self.terms,
+            groups=(*self._own, *groups),
+            steps=steps,
+            options=self.config,
         )
 
-    if mode == "probe":
-        return (head_phase("probe", steps),)
-    if mode == "partial":
-        return (phase("partial", partial_groups(encoder, recipe), steps),)
-    if mode in ("full", "scratch"):
-        return (phase(mode, layer_groups(encoder, recipe), steps),)
-    thaws = [("all", layer_groups(encoder, recipe))]
-    if mode == "gradual":
-        thaws = gradual_groups(encoder, recipe)
-    head_steps = recipe.head_steps
-    if head_steps is None:
-        head_steps = max(1, steps // (10 if mode == "two-phase" else len(thaws) + 1))
-    lengths = shares(steps - head_steps, len(thaws))
-    if head_steps < 1 or lengths[0] < 1:
-        raise UserError(
-            f"head_steps={head_steps} of {steps} steps: the head's phase needs at "
-            f"least one step and must leave some for the {len(thaws)} after it"
-        )
-    later = [phase(name, groups, n) for (name, groups), n in zip(thaws, lengths)]
-    return (head_phase("head", head_steps), *later)
+    def all_at_once(self, name: str, steps: int) -> "tuple[Phase, ...]":
+        """One phase of everything."""
+        config = self.config
+        groups = layer_groups(self.encoder, config.encoder_lr, config.layer_decay)
+        return (self.phase(name, groups, steps),)
+
+    def head_first(
+        self,
+        thaws: "Sequence[tuple[str, tuple[Group, ...]]]",
+        steps: int,
+        head_steps: int,
+        head_lr: float | None,
+    ) -> "tuple[Phase, ...]":
+        """A phase of the head, then one for each (name, groups), of equal length."""
+        lengths = shares(steps - head_steps, len(thaws))
+        if head_steps < 1 or lengths[0] < 1:
+            raise UserError(
+                f"head_steps={head_steps} of {steps} steps: the head's phase needs at "
+                f"least one step and must leave some for the {len(thaws)} after it"
+            )
+        later = [
+            self.phase(name, groups, n) for (name, groups), n in zip(thaws, lengths)
+        ]
+        return (self.of_head("head", head_steps, head_lr), *later)
 
 
 def shares(steps: int, count: int) -> list[int]:
@@ -118,53 +308,54 @@ def shares(steps: int, count: int) -> list[int]:
     return [each] * (count - 1) + [steps - each * (count - 1)]
 
 
-def weighing_groups(terms: Iterable[Term]) -> tuple[Group, ...]:
+def weighing_groups(terms: "Iterable[Term]") -> "tuple[Group, ...]":
     """A group for the parameters of terms that do without the encoder: they learn
     whenever the heads do."""
     names = [t.name for t in terms if t.params and not t.encoder_only]
     rule = f"^terms/(?:{'|'.join(map(re.escape, names))})/"
-    return (Group("weights of tasks", rule),) if names else ()
+    return (group("weights of tasks", rule),) if names else ()
 
 
-def term_groups(paths: Iterable[str]) -> tuple[Group, ...]:
+def term_groups(paths: Iterable[str]) -> "tuple[Group, ...]":
     """Groups for the terms' other parameters: what is fixed, and what learns at lr."""
     own = [path for path in paths if path.startswith("terms/")]
     groups = []
     if any("/fixed/" in path for path in own):
-        groups.append(Group("terms, fixed", "^terms/.*/fixed/", freeze=True))
+        groups.append(group("terms, fixed", "^terms/.*/fixed/", freeze=True))
     if own:
-        groups.append(Group("terms", "^terms/"))
+        groups.append(group("terms", "^terms/"))
     return tuple(groups)
 
 
 def gradual_groups(
-    encoder: Sequence[str], recipe: Recipe
-) -> list[tuple[str, tuple[Group, ...]]]:
+    encoder: Sequence[str], lr: float, decay: float | None
+) -> "list[tuple[str, tuple[Group, ...]]]":
     """(name, groups) of each phase after the head's: one stage more learns in each.
 
-    Layer l of L learns at lr · encoder_lr · 2.6^−(L−l), or by `layer_decay`. A stage
-    keeps its groups from phase to phase, and with them moments and count.
+    Layer l of L learns at lr · encoder_lr · 2.6^−(L−l), or by `decay`. A stage keeps
+    its groups from phase to phase, and with them moments and count.
     """
-    decay = DISCRIMINATIVE if recipe.layer_decay is None else recipe.layer_decay
-    recipe = dataclasses.replace(recipe, layer_decay=decay, unfreeze=())
-    stages = len({m[1] for path in encoder if (m := _UNIT.match(path))})
-    phases = []
-    for count in range(1, stages):
-        some = dataclasses.replace(recipe, unfreeze_stages=count)
-        phases.append((f"last {count}", partial_groups(encoder, some)))
-    return [*phases, ("all", layer_groups(encoder, recipe))]
+    decay = DISCRIMINATIVE if decay is None else decay
+    count = len({m[1] for path in encoder if (m := _UNIT.match(path))})
+    phases = [
+        (f"last {n}", partial_groups(encoder, stages=n, lr=lr, decay=decay))
+        for n in range(1, count)
+    ]
+    return [*phases, ("all", layer_groups(encoder, lr, decay))]
 
 
-def partial_groups(encoder: Sequence[str], recipe: Recipe) -> tuple[Group, ...]:
-    """The frozen group first, then the layers of what thaws."""
-    rules = list(recipe.unfreeze)
-    if recipe.unfreeze_stages is not None:
-        rules.append(last_stages(encoder, recipe.unfreeze_stages))
-    if not rules:
-        raise UserError(
-            "mode partial needs to know what thaws: unfreeze_stages=1 for the last "
-            "stage, or a path rule such as unfreeze='^encoder/stages/2/'"
-        )
+def partial_groups(
+    encoder: Sequence[str],
+    *,
+    stages: int | None = None,
+    unfreeze: Sequence[str] = (),
+    lr: float = 1.0,
+    decay: float | None = None,
+) -> "tuple[Group, ...]":
+    """The frozen group first, then the layers of what learns."""
+    rules = list(unfreeze)
+    if stages is not None:
+        rules.append(last_stages(encoder, stages))
     idle = [r for r in rules if not any(re.search(r, path) for path in encoder)]
     if idle:
         raise UserError(
@@ -174,10 +365,10 @@ def partial_groups(encoder: Sequence[str], recipe: Recipe) -> tuple[Group, ...]:
     thawed = "|".join(f"(?:{rule})" for rule in rules)
     learning = [path for path in encoder if re.search(thawed, path)]
     if len(learning) == len(encoder):
-        return layer_groups(encoder, recipe)
+        return layer_groups(encoder, lr, decay)
     # (?s:.*) before the rule: re.search's freedom of place inside a lookahead.
-    frozen = Group("frozen", rf"^(?!heads/)(?!(?s:.*)(?:{thawed}))", freeze=True)
-    return (frozen, *layer_groups(learning, recipe, among=encoder))
+    frozen = group("frozen", rf"^(?!heads/)(?!(?s:.*)(?:{thawed}))", freeze=True)
+    return (frozen, *layer_groups(learning, lr, decay, among=encoder))
 
 
 def last_stages(encoder: Sequence[str], count: int) -> str:
@@ -188,7 +379,7 @@ def last_stages(encoder: Sequence[str], count: int) -> str:
     stages = sorted({int(m[1]) for path in encoder if (m := _UNIT.match(path))})
     if not 1 <= count <= len(stages):
         raise UserError(
-            f"unfreeze_stages={count}: this encoder has {len(stages)} stages, so "
+            f"partial.stages={count}: this encoder has {len(stages)} stages, so "
             f"1 to {len(stages)}"
         )
     frozen = "|".join(map(str, stages[: len(stages) - count]))
@@ -199,7 +390,7 @@ def last_stages(encoder: Sequence[str], count: int) -> str:
 def depths(encoder: Iterable[str]) -> dict[str, int]:
     """{path: layer}: 0 the stem, then one layer a block, in order of depth.
 
-    Down-sampling before a stage belongs to the stage's first block; what stands after
+    Down-sampling before a stage belongs to the stage's first block; what comes after
     the stages (a last norm, a bottleneck) to the last block.
     """
     units = {path: _unit(path) for path in encoder}
@@ -217,24 +408,27 @@ def _unit(path: str) -> tuple[int, int] | None:
 
 
 def layer_groups(
-    learning: Sequence[str], recipe: Recipe, among: Sequence[str] | None = None
-) -> tuple[Group, ...]:
-    """One group for the learning part of the encoder, or one a layer under decay.
+    learning: Sequence[str],
+    lr: float,
+    decay: float | None,
+    *,
+    among: Sequence[str] | None = None,
+) -> "tuple[Group, ...]":
+    """One group for the learning part of the encoder, or one a layer under `decay` d.
 
-    Layer l of L learns at lr · encoder_lr · d^(L−l), the heads (l = L) at lr: BEiT's
-    rule (Bao et al. 2021) as timm has it, with blocks as layers. `among` are all paths
-    of the encoder, which set L.
+    Layer l of L learns at the run's rate · `lr` · d^(L−l), the heads (l = L) at the
+    run's rate: BEiT's rule (Bao et al. 2021) as timm has it, with blocks as layers.
+    `among` are all paths of the encoder, which set L.
     """
-    if recipe.layer_decay is None:
-        return (Group("encoder", "^(?!heads/)", lr=recipe.encoder_lr),)
+    if decay is None:
+        return (group("encoder", _REST, lr=lr),)
     depth = depths(among or learning)
     top = max(depth.values()) + 1
     groups = []
     for layer in sorted({depth[path] for path in learning}):
         prefixes = sorted({_prefix(p) for p in learning if depth[p] == layer})
         match = f"^(?:{'|'.join(map(re.escape, prefixes))})"
-        scale = recipe.encoder_lr * recipe.layer_decay ** (top - layer)
-        groups.append(Group(f"layer {layer}", match, lr=scale))
+        groups.append(group(f"layer {layer}", match, lr=lr * decay ** (top - layer)))
     return tuple(groups)
 
 

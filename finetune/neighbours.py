@@ -46,11 +46,6 @@ def nearest(
     return np.concatenate(distances), np.concatenate(indices)
 
 
-def shape_of(encoder: Encoder) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that it takes."""
-    return (*encoder.preprocessing.image_size, encoder.preprocessing.channels)
-
-
 def nearest_images(
     encoder: Encoder, images: ImageSet, sweep: Sweep
 ) -> Int[np.ndarray, "n k"]:

@@ -10,18 +10,18 @@ from afterimage.checkpoints.names import spelling
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig, is_classifier
-from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.domains.selection import (
+from afterimage.evaluation.configs import EvaluateConfig, is_classifier
+from afterimage.finetune.classifier import HEAD, load_classifier
+from afterimage.finetune.evaluate import images_for, sweep_for
+from afterimage.finetune.neighbours import nearest_images
+from afterimage.finetune.scoring import Scorer
+from afterimage.finetune.select_config import SelectConfig
+from afterimage.finetune.selection import (
     ensemble_agreement,
+    image_shape,
     infomax,
     neighbour_information,
 )
-from afterimage.finetune.evaluate import images_for, sweep_for
-from afterimage.finetune.labels import HEAD
-from afterimage.finetune.neighbours import nearest_images, shape_of
-from afterimage.finetune.scoring import Scorer
-from afterimage.finetune.select_config import SelectConfig
 from afterimage.training.sweep import spaced
 
 
@@ -84,9 +84,9 @@ def _neighbours(
     config: SelectConfig, encoder: Encoder, images: ImageSet
 ) -> Int[np.ndarray, "n k"]:
     """The rows of each image's neighbours in the features of `encoder`."""
-    if images.shape != shape_of(encoder):
+    if images.shape != image_shape(encoder):
         raise UserError(
-            f"encoder={config.encoder} takes images {shape_of(encoder)}, the runs "
+            f"encoder={config.encoder} takes images {image_shape(encoder)}, the runs "
             f"{images.shape} (height, width, channels): give the encoder that "
             "they began from"
         )

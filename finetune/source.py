@@ -1,22 +1,37 @@
-"""The pretrained encoder as fine-tuning takes it: model, preprocessing, weights."""
+"""The source model: a pretrained encoder as fine-tuning takes it.
+
+Methods that hold a model near its source read a frozen copy, `stats["source"]`, and so
+does every checkpoint: a run continues without the folder it came from.
+
+    {"params": {"encoder", "heads/source"}, "stats": {"encoder", "heads/source"}}
+
+with heads where a method asks for the source's own classifier.
+"""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.names import shortened
 from afterimage.checkpoints.transfer import Report, transfer
-from afterimage.checkpoints.weights import read_encoder
-from afterimage.data import Preprocessing, Splits, channel_statistics, open_data
-from afterimage.errors import DataError, UserError
+from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_encoder
+from afterimage.data import Preprocessing
+from afterimage.encoder import Encoder
+from afterimage.errors import UserError
+from afterimage.finetune.classifier import HEAD, Classifier, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.modes import Mode
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
+from afterimage.training.terms import Context
 
 Tree = dict[str, Any]
+SOURCE_HEAD = "source"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +63,11 @@ class Source:
         """How its images were prepared."""
         return stored_preprocessing(self.manifest, self.path)
 
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder as it was pretrained."""
+        return Encoder(self.params, self.stats, self.manifest)
+
     def describe(self) -> dict[str, Any]:
         """Where the weights come from, for artefacts and results."""
         return {
@@ -56,95 +76,98 @@ class Source:
             "trained": self.manifest.get("trained"),
         }
 
+    def architecture(self, mode: Mode) -> ModelConfig:
+        """The stored architecture, or what the mode makes of it.
 
-def chosen_model(config: FinetuneConfig, stored: ModelConfig) -> ModelConfig:
-    """The stored architecture, or what `config.model` and `config.width` make of it.
+        Raises UserError for a model that is unknown or cannot be built at this image
+        size, and where a model from scratch would have no normalisation.
+        """
+        model = mode.architecture(self.model)
+        if not mode.loads_source and model.norm == "frozen":
+            raise UserError(
+                f"mode scratch: the encoder in {self.path} has norm 'frozen', which "
+                "on random weights is the identity and never learns: a control too "
+                "weak to compare with. Import its file again with --norm batch into "
+                "another folder, and give that as --from"
+            )
+        return model
 
-    Raises UserError for a model that is unknown or cannot be built at this image size.
+
+@dataclasses.dataclass(frozen=True)
+class SourceHead:
+    """The source's own classifier."""
+
+    config: HeadConfig
+    params: Tree
+    stats: Tree
+
+
+def read_head(config: FinetuneConfig) -> SourceHead | None:
+    """The source's own classifier; None where no method asks for it.
+
+    Raises UserError where the source has none.
     """
-    if config.model in (None, stored.name):
-        return dataclasses.replace(stored, width=config.width or stored.width)
-    return ModelConfig(
-        name=config.model,
-        image_size=stored.image_size,
-        channels=stored.channels,
-        width=config.width or 1.0,
-    )
-
-
-def check_scratch(config: FinetuneConfig, model: ModelConfig) -> None:
-    """Raises UserError where mode scratch would train without any normalisation."""
-    if config.mode == "scratch" and model.norm == "frozen":
+    asking = [method.name for method in config.methods if method.needs_source_head]
+    if not asking:
+        return None
+    try:
+        params, stats, manifest = read_classifier(config.from_)
+    except CheckpointError as error:
+        if (pathlib.Path(config.from_) / CLASSIFIER).is_dir():
+            raise  # there is one, and it is damaged
+        names = " and ".join(asking)
         raise UserError(
-            f"mode='scratch': the encoder in {config.from_} has norm 'frozen', which "
-            "on random weights is the identity and never learns: a control too weak to "
-            "compare with. Import its file again with --norm batch into another "
-            "folder, and give that as --from"
+            f"from={config.from_} has no classifier, and {names} compares with the "
+            "source's own predictions: give a finished fine-tuning run, or leave "
+            f"{names} out"
+        ) from error
+    if HEAD not in manifest["heads"]:
+        heads = ", ".join(map(shortened, manifest["heads"]))
+        raise UserError(
+            f"from={config.from_} has a classifier without a head {HEAD!r}; it has "
+            f"{heads}"
         )
-
-
-def open_for(
-    config: FinetuneConfig,
-    stored: Preprocessing,
-    spec: str | None = None,
-    *,
-    tasks: Sequence[str] = (),
-) -> Splits:
-    """The data (or `spec`) at the size and channels the encoder was trained with.
-
-    `config.image_size` and `config.channels` ask for others. Raises DataError where the
-    images cannot be had so.
-    """
-    height, width = stored.image_size
-    size = config.image_size
-    if size is None and height == width:
-        size = height
-    channels = config.channels or stored.channels
-    splits = open_data(
-        spec or config.data,
-        image_size=size,
-        channels=channels,
-        value_range=_value_range(config, stored, spec),
-        on_bad_image=config.on_bad_image,
-        cache=config.cache,
-        tasks=tasks,
-        reading=config,
-        strict=spec is None,
-    )
-    wanted = (*((size, size) if size else stored.image_size), channels)
-    if splits.train.shape != wanted:
-        raise DataError(
-            f"{splits.train.name} has images {splits.train.shape}, and the encoder "
-            f"takes {wanted} (height, width, channels); give images of that shape, or "
-            "--image-size and --channels with --may-differ for the parameters that "
-            "then cannot be loaded"
+    entry = {k: v for k, v in manifest["heads"][HEAD].items() if k != "class_names"}
+    try:
+        return SourceHead(
+            HeadConfig(**entry), params["heads"][HEAD], stats["heads"][HEAD]
         )
-    return splits
+    except KeyError as error:
+        raise CheckpointError(
+            f"{config.from_}: its classifier has no weights of the head {HEAD!r}."
+        ) from error
 
 
-def _value_range(
-    config: FinetuneConfig, stored: Preprocessing, spec: str | None
-) -> str | tuple[float, float] | None:
-    """What the settings ask for, else the encoder's; measured on `config.data` only."""
-    measured = config.value_range == "auto" and spec not in (None, config.data)
-    return stored.value_range if measured else config.value_range or stored.value_range
+def frozen_copy(source: Source, head: SourceHead | None) -> Tree:
+    """What `stats["source"]` begins as."""
+    tree: Tree = {
+        "params": {"encoder": source.params},
+        "stats": {"encoder": source.stats},
+    }
+    if head is not None:
+        tree["params"]["heads"] = {SOURCE_HEAD: head.params}
+        tree["stats"]["heads"] = {SOURCE_HEAD: head.stats}
+    # Copies: the state is donated, and one buffer cannot be donated twice.
+    return jax.tree.map(jnp.array, tree)
 
 
-def adapt(
-    model: ModelConfig, stored: Preprocessing, splits: Splits
-) -> tuple[ModelConfig, Preprocessing]:
-    """Model and preprocessing for these images: the stored ones, at this shape.
-
-    Statistics are the stored ones; only where the channels differ are they measured
-    afresh.
-    """
-    height, width, channels = splits.train.shape
-    model = dataclasses.replace(model, image_size=(height, width), channels=channels)
-    mean, std = stored.mean, stored.std
-    if channels != stored.channels:
-        mean, std = channel_statistics(splits.train)
-    value_range = splits.train.value_range or stored.value_range
-    return model, Preprocessing((height, width), mean, std, channels, value_range)
+def source_rules(
+    classifier: Classifier, kept: Tree
+) -> dict[str, Callable[[Context], Any]]:
+    """`source/params`, and `source/maps` and `source/logits`: the source model in
+    evaluation mode on the same augmented training images."""
+    params, stats = kept["params"], kept["stats"]
+    rules: dict[str, Callable[[Context], Any]] = {
+        "source/params": lambda _: params,
+        "source/maps": lambda ctx: classifier.maps(params, stats, ctx["train/image"])[
+            0
+        ],
+    }
+    if "heads" in params:
+        rules["source/logits"] = lambda ctx: classifier.logits(
+            params, stats, ctx["source/maps"], SOURCE_HEAD
+        )
+    return rules
 
 
 def load_weights(
@@ -152,22 +175,22 @@ def load_weights(
 ) -> tuple[Tree, Tree, dict[str, Report]]:
     """(params, stats, reports): the encoder's leaves from the source, heads fresh.
 
-    The source's own head, where the anchors keep it, goes on from where it was.
+    The source's own head, where the frozen copy has it, goes on from where it was.
 
     Raises TransferError, listing all, for every leaf that does not fit and is not named
     in `may_differ`.
     """
     expected = ("^heads/", *may_differ)
     loaded, reports = [], {}
-    anchors = stats.get("anchors", {})
+    kept = stats.get("source", {})
     for name, encoder, tree in (
         ("params", source.params, params),
         ("stats", source.stats, stats),
     ):
         # Copies: the state is donated, and one buffer cannot be donated twice.
-        heads = jax.tree.map(jnp.copy, anchors.get(name, {}).get("heads", {}))
+        heads = jax.tree.map(jnp.copy, kept.get(name, {}).get("heads", {}))
         stored = {"encoder": encoder, "heads": heads}
-        # What terms keep beside the model is none of the source's.
+        # What methods keep beside the model is none of the source's.
         model = {part: tree[part] for part in ("encoder", "heads")}
         model, reports[name] = transfer(stored, model, may_differ=expected)
         loaded.append({**tree, **model})

@@ -24,16 +24,19 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Pretrain an encoder on images without labels, and keep it."""
 
     objective: Annotated["Objective", OBJECTIVES] = "plain"  # pyright: ignore[reportAssignmentType]
-    """What the network learns to do. Its own settings go with it: a name, an instance
-    such as Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
+    """What the network learns to do. In Python a name, an instance such as
+    Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
+
+    data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
     synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
 
     model: str = "conv"
-    """The encoder: conv, conv-classic, conv-masci, conv-patches, resnet18/34/50,
-    convnext-atto/femto/pico/nano/tiny."""
+    """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None
     """Normalisation inside the network. Default: the model's own."""

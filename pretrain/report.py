@@ -95,6 +95,7 @@ def write_run_report(
     rows: Sequence[Row],
     probes: Report,
     held_out: int,
+    data: str,
     model: Mapping[str, Any],
     reached: int | None,
 ) -> None:
@@ -134,7 +135,7 @@ def write_run_report(
         pictures["Reconstructions"] = (caption, result.picture)
     write_report(
         result.report,
-        title=f"{config.model} pretrained on {config.data}",
+        title=f"{config.model} pretrained on {data}",
         lead=f"{result.run} · {state}{steps}",
         headline=headline,
         curves=curves,

@@ -1,5 +1,6 @@
 """Pretraining: data in, a run folder with an encoder out."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
+    object_spec,
     open_data,
 )
 from afterimage.errors import UserError
@@ -50,10 +52,10 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain as `config` says, or continue what its run folder holds.
 
-    `data` is an array, a mapping of arrays or a sequence of records, in place of
-    `config.data`: anything that `afterimage.data.open_data` takes. A run that has a
-    checkpoint is resumed, with the same data; one that is complete is left as it is and
-    its result returned.
+    `data` takes the place of `config.data`: an array, a mapping of arrays, a sequence
+    of records, or a data set of another library (`afterimage.data.objects`). A run that
+    has a checkpoint is resumed, with the same data; one that is complete is left as it
+    is and its result returned.
 
     Raises:
       UserError, DataError: settings or data that cannot work, another run's folder.
@@ -68,6 +70,8 @@ def pretrain(
             else f"data={config.data!r} and an object: give one of them"
         )
     runtime.enable_compile_cache()
+    if data is not None:
+        config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
     splits = open_data(
@@ -210,6 +214,7 @@ class _Pretraining(Job[PretrainResult]):
             rows=run.metrics.rows,
             probes=self.evaluation.report,
             held_out=len(self.evaluation.held),
+            data=self.source.name,
             model=self._facts(step),
             reached=None if finished else step,
         )

@@ -11,7 +11,7 @@ from PIL import Image
 from afterimage.data import Preprocessing, open_data
 from afterimage.data.pixels import parse_range, range_of
 from afterimage.errors import DataError, UserError
-from afterimage.features_command import open_for
+from afterimage.export import open_for
 from afterimage.inputs import prepare
 
 RNG = np.random.default_rng(0)
@@ -175,10 +175,10 @@ def test_what_is_left_aside_is_counted_by_suffix(tmp_path, capsys):
 def test_bands_and_their_range_go_through_both_stages(tmp_path):
     """Pretraining, features, fine-tuning and evaluation of five bands of 12 bits."""
     from afterimage.encoder import load_encoder
-    from afterimage.evaluate_command import EvaluateConfig
+    from afterimage.evaluation.configs import EvaluateConfig
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.evaluate import evaluate
-    from afterimage.finetune.program import finetune
+    from afterimage.finetune.run import finetune
     from afterimage.pretrain.config import PretrainConfig
     from afterimage.pretrain.run import pretrain
 
@@ -281,8 +281,8 @@ def test_no_numbers_are_called_so(tmp_path, value_range):
 @pytest.mark.slow
 def test_an_encoder_of_another_value_range_is_said_to_be_so(tmp_path, capsys):
     """Two encoders see one decoding of the images, scaled for the first of them."""
-    from afterimage.evaluate_command import EvaluateConfig
     from afterimage.evaluate_encoder import evaluate_encoder
+    from afterimage.evaluation.configs import EvaluateConfig
     from tests.encoder_artefact import write
     from tests.manifests import reseal
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from afterimage.data import open_data
 from afterimage.data.table import Table, read_table
 from afterimage.errors import DataError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
-from afterimage.finetune.program import finetune
+from afterimage.finetune.run import finetune
 from afterimage.reading import ReadingOptions
 from tests.test_data_layout import splits
 from tests.test_data_sources import write

@@ -5,9 +5,9 @@ import pytest
 
 from afterimage.data import check_classes, open_data
 from afterimage.errors import DataError, UserError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
-from afterimage.finetune.program import finetune
+from afterimage.finetune.run import finetune
 from afterimage.reading import ReadingOptions
 from tests.test_data_sources import write
 from tests.test_finetune_program import config, make_encoder

@@ -1,28 +1,19 @@
 """The documentation names what exists: links, presets, settings of every command."""
 
-import dataclasses
+import importlib
 import pathlib
 import re
 
 import pytest
 
-from afterimage.evaluate_command import EvaluateConfig
-from afterimage.features_command import FeaturesConfig
-from afterimage.finetune.config import FinetuneConfig
+from afterimage.commands import COMMANDS, module_of
+from afterimage.commands.flags import flags_for
 from afterimage.finetune.presets import PRESETS as FINETUNE
-from afterimage.finetune.select_config import SelectConfig
-from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.presets import PRESETS as PRETRAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-CONFIGS = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "evaluate": EvaluateConfig,
-    "features": FeaturesConfig,
-    "select": SelectConfig,
-}
+GENERAL = {"--preset", "--help", "--help-all", "--config", "--print-config"}
 
 
 def name(path):
@@ -53,16 +44,28 @@ def test_links_to_a_section_name_one(page):
     assert not missing
 
 
+def command_of(words):
+    """The command of these words, and the words that are its own."""
+    module = importlib.import_module(module_of(words[0]))
+    if hasattr(module, "COMMAND"):
+        return module.COMMAND, words[1:]
+    return module.COMMANDS.get(words[1]) if len(words) > 1 else None, words[2:]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_have_settings_that_exist(page):
+def test_commands_and_their_flags_exist(page):
     text = page.read_text().replace("\\\n", " ")
     unknown = []
-    for command, rest in re.findall(r"afterimage (\w+)([^\n`|#]*)", text):
-        if command not in CONFIGS:
+    for line in re.findall(r"(?m)(?:^|`|\$ ) *afterimage ([a-z]+[^\n`|#]*)", text):
+        words = line.split()
+        if words[0] not in COMMANDS:
+            unknown.append(words[0])
             continue
-        fields = {f.name.rstrip("_") for f in dataclasses.fields(CONFIGS[command])}
-        flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9-]+)", rest)}
-        unknown += [(command, flag) for flag in flags - fields - {"preset", "help"}]
+        command, rest = command_of(words)
+        given = {w.partition("=")[0] for w in rest if re.match(r"--[a-z]", w)}
+        if command is not None:
+            known = {flag.flag for flag in flags_for(command, rest)} | GENERAL
+            unknown += [f"{words[0]} {flag}" for flag in sorted(given - known)]
     assert not unknown
 
 

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from afterimage import features_command, load_encoder
+from afterimage import export, load_encoder
+from afterimage.commands import features
 from afterimage.data import open_data
 from afterimage.errors import DataError, UserError
+from afterimage.evaluation.configs import FeaturesConfig
 from tests import encoder_artefact
 
 
@@ -21,7 +23,7 @@ def data(tmp_path_factory):
 
 def test_features_writes_every_image(run, data, tmp_path, capsys):
     out = str(tmp_path / "f.npz")
-    features_command.main(["--from", run, "--data", data, "--out", out])
+    features.main(["--from", run, "--data", data, "--out", out])
     assert "60 feature vectors" in capsys.readouterr().out
     with np.load(out) as arrays:
         assert arrays["split"].tolist() == ["train"] * 42 + ["test"] * 18
@@ -29,12 +31,12 @@ def test_features_writes_every_image(run, data, tmp_path, capsys):
 
 
 def test_features_of_one_split(run, data, tmp_path):
-    config = features_command.FeaturesConfig(
+    config = FeaturesConfig(
         from_=run, data=data, out=str(tmp_path / "f.npy"), split="test"
     )
-    assert features_command.features(config) == 18
+    assert export.features(config) == 18
     with pytest.raises(DataError, match=r"no validation split.*train, test"):
-        features_command.main(
+        features.main(
             f"--from {run} --data {data} --out {config.out} --split validation".split()
         )
 
@@ -42,7 +44,7 @@ def test_features_of_one_split(run, data, tmp_path):
 def test_features_of_a_grid_over_views(run, data, tmp_path):
     out = tmp_path / "f.npy"
     command = f"--from {run} --data {data} --out {out} --pool grid-3 --views flip"
-    features_command.main(command.split())
+    features.main(command.split())
     images = open_data(data).train
     x = images.gather(np.arange(len(images)))
     want = load_encoder(run).features(x, pool="grid-3", views="flip")
@@ -50,8 +52,8 @@ def test_features_of_a_grid_over_views(run, data, tmp_path):
 
 
 def test_a_bad_suffix_is_named_before_anything_is_read(tmp_path):
-    config = features_command.FeaturesConfig(
+    config = FeaturesConfig(
         from_=str(tmp_path / "nowhere"), data="nothing", out="f.csv"
     )
     with pytest.raises(UserError, match=r"\.csv"):
-        features_command.features(config)
+        export.features(config)

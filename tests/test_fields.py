@@ -9,10 +9,10 @@ import typing
 
 import pytest
 
-from afterimage.checkpoints_command import Import, Prune, Show
+from afterimage.commands.checkpoints import Prune, Show
+from afterimage.commands.import_ import Import
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig
-from afterimage.features_command import FeaturesConfig
+from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig
 from afterimage.fields import field_problems, place_problems, spec_problems
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.select_config import SelectConfig

@@ -16,16 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.finetune.terms.adversarial import cdan, dann
-from afterimage.finetune.terms.classification import cross_entropy
-from afterimage.finetune.terms.discrepancy import (
-    coral,
-    coral_term,
-    jmmd_term,
-    mmd,
-    mmd_term,
-)
-from afterimage.finetune.terms.transport import jdot_term
+from afterimage.finetune.losses import cross_entropy
+from afterimage.finetune.methods.cdan import cdan
+from afterimage.finetune.methods.coral import coral, coral_term
+from afterimage.finetune.methods.dann import dann
+from afterimage.finetune.methods.jdot import jdot_term
+from afterimage.finetune.methods.jmmd import jmmd_term
+from afterimage.finetune.methods.mmd import mmd, mmd_term
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
@@ -97,20 +94,18 @@ def supply(params, stats, batch, key, step, moving):
 
 TERMS = {
     "source-only": lambda width: (),
-    "dann": lambda width: (dann(width, head="classes", hidden=32),),
-    "cdan": lambda width: (cdan(width, 2, head="classes", hidden=32),),
-    "cdan-e": lambda width: (
-        cdan(width, 2, head="classes", hidden=32, by_entropy=True),
-    ),
-    "mmd": lambda width: (mmd_term(head="classes"),),
-    "jmmd": lambda width: (jmmd_term(head="classes"),),
-    "coral": lambda width: (coral_term(head="classes"),),
-    "jdot": lambda width: (jdot_term(head="classes"),),
-    "jdot-half": lambda width: (jdot_term(mass=0.5, head="classes"),),
+    "dann": lambda width: (dann(width, hidden=32),),
+    "cdan": lambda width: (cdan(width, 2, hidden=32),),
+    "cdan-e": lambda width: (cdan(width, 2, hidden=32, by_entropy=True),),
+    "mmd": lambda width: (mmd_term(),),
+    "jmmd": lambda width: (jmmd_term(),),
+    "coral": lambda width: (coral_term(),),
+    "jdot": lambda width: (jdot_term(),),
+    "jdot-half": lambda width: (jdot_term(mass=0.5),),
     "all": lambda width: (
-        dann(width, head="classes", hidden=32),
-        mmd_term(head="classes"),
-        dataclasses.replace(coral_term(head="classes"), weight=lambda step: 0.1),
+        dann(width, hidden=32),
+        mmd_term(),
+        dataclasses.replace(coral_term(), weight=lambda step: 0.1),
     ),
 }
 
@@ -207,7 +202,7 @@ def test_the_adversary_ends_near_chance_where_it_has_lost():
 
 def test_a_discriminator_that_is_not_fought_tells_the_domains():
     """Full rate and two classes: alone, it separates what can be separated."""
-    term = dann(2, head="classes", hidden=32)
+    term = dann(2, hidden=32)
     phase = Phase(
         name="all",
         terms=(term,),

@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage.finetune.terms import adversarial as adv
-from afterimage.finetune.terms import discrepancy as dis
-from afterimage.finetune.terms import transport
+from afterimage.finetune.methods import _adversarial as adv
+from afterimage.finetune.methods import cdan as conditional
+from afterimage.finetune.methods import jdot as transport
+from afterimage.finetune.methods.cdan import cdan
+from afterimage.finetune.methods.coral import coral
+from afterimage.finetune.methods.dann import dann
+from afterimage.finetune.methods.jmmd import jmmd
+from afterimage.finetune.methods.mmd import mmd
 from afterimage.training.terms import Context
 
 
@@ -21,22 +26,20 @@ def normal(seed, *shape):
 
 def test_mmd_of_single_points_by_hand():
     # Pairs' d²: 0, 4, 4, 0; their mean is 2. One kernel of α = 1: exp(−4 / 4).
-    found = dis.mmd(jnp.array([[0.0]]), jnp.array([[2.0]]), alphas=(1.0,))
+    found = mmd(jnp.array([[0.0]]), jnp.array([[2.0]]), alphas=(1.0,))
     assert float(found) == pytest.approx(2 - 2 * np.exp(-1.0), rel=1e-6)
 
 
 def test_mmd_tells_a_shift_from_none():
-    same = dis.mmd(normal(0, 200, 3), normal(1, 200, 3))
-    moved = dis.mmd(normal(0, 200, 3), normal(1, 200, 3) + 1.0)
+    same = mmd(normal(0, 200, 3), normal(1, 200, 3))
+    moved = mmd(normal(0, 200, 3), normal(1, 200, 3) + 1.0)
     assert float(moved) > 10 * float(same)
-    assert float(dis.mmd(normal(0, 9, 3), normal(0, 9, 3))) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert float(mmd(normal(0, 9, 3), normal(0, 9, 3))) == pytest.approx(0, abs=1e-6)
 
 
 @jax.jit
 def distances(a, p, b, q):
-    return dis.mmd(a, b), dis.coral(a, b), dis.jmmd((a, p), (b, q))
+    return mmd(a, b), coral(a, b), jmmd((a, p), (b, q))
 
 
 @settings(max_examples=15, deadline=None)
@@ -51,24 +54,24 @@ def test_distances_are_never_negative_and_symmetric(seed):
 
 def test_jmmd_with_one_prediction_for_all_is_mmd():
     a, b, p = normal(0, 6, 3), normal(1, 6, 3) + 1, jnp.full((6, 2), 0.5)
-    joint = dis.jmmd((a, p), (b, p))
-    assert float(joint) == pytest.approx(float(dis.mmd(a, b)), rel=1e-5)
+    joint = jmmd((a, p), (b, p))
+    assert float(joint) == pytest.approx(float(mmd(a, b)), rel=1e-5)
 
 
 def test_jmmd_sees_classes_that_swapped_places():
     """Equal marginals of features and of predictions, another joint distribution."""
     x = jnp.concatenate([normal(0, 50, 1) - 3, normal(1, 50, 1) + 3])
     left = jnp.repeat(jnp.eye(2), 50, axis=0)
-    assert float(dis.mmd(x, x)) == pytest.approx(0, abs=1e-6)
-    assert float(dis.jmmd((x, left), (x, left[::-1]))) > 0.1
+    assert float(mmd(x, x)) == pytest.approx(0, abs=1e-6)
+    assert float(jmmd((x, left), (x, left[::-1]))) > 0.1
 
 
 def test_coral_by_hand():
     # Covariances diag(2, 0) and diag(0, 8): ‖·‖² = 4 + 64, over 4 · 2².
     source = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
     target = jnp.array([[5.0, 2.0], [5.0, -2.0]])
-    assert float(dis.coral(source, target)) == pytest.approx(68 / 16)
-    assert float(dis.coral(source, source + 7.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(coral(source, target)) == pytest.approx(68 / 16)
+    assert float(coral(source, source + 7.0)) == pytest.approx(0.0, abs=1e-6)
 
 
 @settings(max_examples=15, deadline=None)
@@ -106,16 +109,16 @@ def test_joint_transport_of_a_part_leaves_alone_what_has_no_partner_of_its_class
     features = jnp.array([[0.0], [0.1], [0.2], [5.0]])
     target = jnp.array([[0.0], [5.0], [5.1], [5.2]])
     given = {
-        "train/features/h": features,
+        "train/features/classes": features,
         "train/label": jnp.array([0, 0, 0, 1]),
-        "target/features/h": target,
-        "target/logits/h": 9.0 * jax.nn.one_hot(jnp.array([0, 1, 1, 1]), 2),
+        "target/features/classes": target,
+        "target/logits/classes": 9.0 * jax.nn.one_hot(jnp.array([0, 1, 1, 1]), 2),
     }
 
     def loss(target, mass):
-        parts = {**given, "target/features/h": target}
+        parts = {**given, "target/features/classes": target}
         context = Context({name: lambda _, v=v: v for name, v in parts.items()})
-        term = transport.jdot_term(mass=mass, head="h")
+        term = transport.jdot_term(mass=mass)
         value, metrics = term.value(context, jnp.int32(0))
         return value, metrics["jdot_matched"]
 
@@ -136,12 +139,12 @@ def test_joint_transport_by_hand():
     unlabelled = transport.joint_cost(features, jnp.array([-1, 1]), features, logits)
     np.testing.assert_allclose(unlabelled[0], [0.0, 2.0], atol=1e-6)
     given = {
-        "train/features/h": features,
+        "train/features/classes": features,
         "train/label": labels,
-        "target/features/h": features,
-        "target/logits/h": logits,
+        "target/features/classes": features,
+        "target/logits/classes": logits,
     }
-    term = transport.jdot_term(mass=1.0, head="h")
+    term = transport.jdot_term(mass=1.0)
     context = Context({name: lambda _, value=v: value for name, v in given.items()})
     value, metrics = term.value(context, jnp.int32(0))
     assert float(value) == pytest.approx(far)  # 1.61 a pair; crossed, 2.22
@@ -183,8 +186,8 @@ def views(term, progress=0.5, batch=6, width=4, classes=3):
 @pytest.mark.parametrize(
     "term",
     [
-        adv.dann(4, head="classes", hidden=8),
-        adv.cdan(4, 3, head="classes", hidden=8),
+        dann(4, hidden=8),
+        cdan(4, 3, hidden=8),
     ],
     ids=["dann", "cdan"],
 )
@@ -206,7 +209,7 @@ def test_schedule_acts_on_the_extractor_alone(term):
 
 
 def test_the_discriminator_begins_at_chance_and_can_leave_it():
-    term = adv.dann(4, head="classes", hidden=8)
+    term = dann(4, hidden=8)
     value, features = views(term)
     assert float(value(features, term.params)) == pytest.approx(np.log(2), abs=0.1)
     slope = jax.grad(value, argnums=1)(features, dict(term.params))
@@ -215,7 +218,7 @@ def test_the_discriminator_begins_at_chance_and_can_leave_it():
 
 def test_multilinear_map_by_hand():
     f, g = jnp.array([[1.0, 2.0]]), jnp.array([[0.25, 0.75]])
-    found = adv.multilinear(f, g, None)
+    found = conditional.multilinear(f, g, None)
     np.testing.assert_allclose(found, [[0.25, 0.75, 0.5, 1.5]])
 
 
@@ -226,7 +229,8 @@ def test_random_map_keeps_the_products():
         [
             np.asarray(t @ t.T)
             for t in (
-                adv.multilinear(f, g, adv._random_maps(50, 10, s)) for s in range(30)
+                conditional.multilinear(f, g, conditional._random_maps(50, 10, s))
+                for s in range(30)
             )
         ],
         axis=0,
@@ -236,23 +240,23 @@ def test_random_map_keeps_the_products():
 
 
 def test_wide_features_take_the_random_map_and_it_stays_fixed():
-    term = adv.cdan(500, 10, head="classes")
+    term = cdan(500, 10)
     assert term.params["fixed"]["features"].shape == (500, 1024)
     assert term.params["first"]["kernel"].shape == (1024, 128)
-    assert "fixed" not in adv.cdan(400, 10, head="classes").params
+    assert "fixed" not in cdan(400, 10).params
 
 
 def test_entropy_weights_by_hand():
     """Sure examples weigh 1 + e⁰ = 2, undecided ones of two classes 1 + ½."""
     sure, torn = jnp.array([[50.0, 0.0]]), jnp.zeros((1, 2))
-    np.testing.assert_allclose(adv.entropy(sure), [0.0], atol=1e-6)
-    np.testing.assert_allclose(adv.entropy(torn), [np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(conditional.entropy(sure), [0.0], atol=1e-6)
+    np.testing.assert_allclose(conditional.entropy(torn), [np.log(2)], rtol=1e-6)
     losses, weights = jnp.array([1.0, 3.0]), jnp.array([2.0, 1.5])
-    assert float(adv._mean(losses, weights)) == pytest.approx(6.5 / 3.5)
+    assert float(conditional._mean(losses, weights)) == pytest.approx(6.5 / 3.5)
 
 
 def test_predictions_get_no_gradient_from_cdan():
-    term = adv.cdan(4, 3, head="classes", hidden=8)
+    term = cdan(4, 3, hidden=8)
     features = (normal(1, 6, 4), normal(2, 6, 4))
 
     def value(head):

@@ -1,6 +1,7 @@
 """Labelled images with pixels of the target: the laws, and what a run learns by it."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,17 @@ import numpy as np
 import pytest
 
 from afterimage.errors import UserError
-from afterimage.finetune import streams
-from afterimage.finetune.classifier import Classifier
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.domains.composing import COMPOSERS, MIXED, ink, mixup, strength
-from afterimage.finetune.program import finetune
+from afterimage.finetune.method import Now
+from afterimage.finetune.methods.compose import (
+    COMPOSERS,
+    MIXED,
+    Compose,
+    ink,
+    mixup,
+    strength,
+)
+from afterimage.finetune.run import finetune
 from afterimage.training.terms import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, write_domain, write_npz
@@ -72,34 +79,19 @@ def test_the_strength_grows_until_half_of_the_phase():
     assert found == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
-class Views(Classifier):
-    """A classifier that supplies views alone."""
-
-    def __init__(self):
-        pass
-
-    def supply(self, augment, stream="train", of=None):
-        name = "image" if stream == "train" else f"{stream}/image"
-        return lambda params, stats, batch, key, step, moving: {
-            f"{stream}/view": lambda _: augment(key, batch[name])
-        }
-
-
 @pytest.mark.parametrize(("progress", "changed"), [(0.0, False), (0.5, True)])
 def test_only_the_labelled_images_are_composed(progress, changed):
-    supply = streams.supply(
-        Views(), lambda _, x: x, streams=("train", "target"), composing="ink"
-    )
-    batch = {"image": IMAGES, "target/image": OTHERS}
-    rules = supply({}, {}, batch, KEY, jnp.int32(0), frozenset())
-    ctx = Context({**rules, "progress": lambda _: progress})
+    known = {"train/view": lambda _: IMAGES, "target/view": lambda _: OTHERS}
+    setup: Any = None
+    own = Compose(kind="ink").providers(setup, known, Now({}, {}, {}, KEY))
+    ctx = Context({**known, **own, "progress": lambda _: progress})
     np.testing.assert_array_equal(ctx["target/view"], OTHERS)
     assert changed != np.allclose(ctx["train/view"], IMAGES, atol=1e-6)
 
 
 def test_composing_needs_a_target():
-    with pytest.raises(UserError, match=r"compose='ink' needs images of the target"):
-        FinetuneConfig(from_="a", data="digits", out="b", compose="ink")
+    with pytest.raises(UserError, match=r"compose: needs images of the target"):
+        FinetuneConfig(from_="a", data="digits", out="b", methods="compose")
 
 
 @pytest.fixture
@@ -122,7 +114,7 @@ def test_a_run_learns_what_the_target_brings_in(home, tmp_path):
                 home,
                 tmp_path / name,
                 mode="full",
-                compose=name,
+                methods=() if name == "none" else Compose(kind="ink"),
                 target=f"npz:{home / 'target.npz'}",
                 steps=160,
                 lr=1e-2,
@@ -143,7 +135,7 @@ def test_a_run_learns_what_the_target_brings_in(home, tmp_path):
 def test_a_composed_run_resumes_exactly(home, tmp_path):
     settings = {
         "mode": "full",
-        "compose": "mixup",
+        "methods": "compose",
         "target": f"npz:{home / 'target.npz'}",
         "steps": 4,
         "save_every": 1,

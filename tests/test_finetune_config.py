@@ -1,13 +1,29 @@
 """Settings of fine-tuning, presets, and the command line."""
 
+import json
+import math
+
 import pytest
 
-from afterimage.cli import parse
+from afterimage.commands.finetune import COMMAND
+from afterimage.commands.flags import parse
 from afterimage.errors import UserError
 from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.method import METHODS
+from afterimage.finetune.methods.density_ratio import DensityRatio
+from afterimage.finetune.methods.feature_selection import FeatureSelection
+from afterimage.finetune.methods.jdot import JDOT
+from afterimage.finetune.methods.kl_to_source import KLToSource
+from afterimage.finetune.methods.l2_sp import L2SP
+from afterimage.finetune.methods.mdan import MDAN
+from afterimage.finetune.methods.sources import Sources
+from afterimage.finetune.methods.tasks import Tasks
+from afterimage.finetune.modes import Partial, Probe, TwoPhase
 from afterimage.finetune.presets import PRESETS, preset_config
+from afterimage.settings import from_dict, to_dict
 
 NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
+TARGET = {"target": "digits"}
 
 
 @pytest.mark.parametrize(
@@ -16,64 +32,69 @@ NEEDED = {"from_": "runs/a", "out": "runs/b", "data": "digits"}
         ({"labels": 10, "labels_per_class": 1}, "give one of them"),
         ({"labels": 0}, "labels=0"),
         ({"encoder_lr": 0.0}, "encoder_lr=0.0"),
-        ({"head_lr": -1.0}, "head_lr=-1.0"),
+        ({"mode": Probe(head_lr=-1.0)}, "probe.head_lr=-1.0"),
         ({"head_width": 8}, "only with head='mlp'"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5: in \(0, 1\]"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
-        ({"mode": "partial"}, "what thaws"),
-        ({"mode": "full", "unfreeze_stages": 1}, "not in mode='full'"),
-        ({"mode": "full", "head_steps": 5}, "only in mode='two-phase'"),
-        ({"mode": "full", "head_lr": 0.1}, "only where the head learns alone"),
+        ({"mode": "partial"}, "partial: give stages or unfreeze"),
+        ({"mode": Partial(stages=0)}, "partial.stages=0: at least 1"),
+        (
+            {"mode": {"name": "full", "stages": 1}},
+            "'stages' is no setting of mode full",
+        ),
+        ({"mode": TwoPhase(head_steps=0)}, "two-phase.head_steps=0"),
+        ({"mode": "ful"}, "mode 'ful' is unknown"),
         ({"mode": "probe", "layer_decay": 0.5}, "does not learn"),
-        ({"mode": "partial", "unfreeze": ("(",)}, "not a regular expression"),
+        ({"mode": Partial(unfreeze=("(",))}, "not a regular expression"),
         ({"may_differ": ("[",)}, "not a regular expression"),
         ({"class_weights": "1,x"}, "numbers from 0"),
         ({"class_weights": "1,-2"}, "numbers from 0"),
         ({"select": "validation", "validation": 0.0}, "needs validation above 0"),
         ({"keep_best": 0}, "best step would be deleted"),
-        ({"align": ("dann",)}, "needs images of the target domain"),
-        ({"density_ratio": "kmm"}, "needs images of the target domain"),
+        ({"methods": "dann"}, "dann: needs images of the target domain"),
+        ({"methods": "density-ratio"}, "needs images of the target domain"),
         ({"select": "entropy"}, "looks at a target"),
-        ({"target": "digits", "align": ("mmd", "mmd")}, "each method once"),
-        ({"target": "digits", "align_weight": (1.0,)}, "1 numbers for 0 methods"),
-        ({"target": "digits", "align": ("jdot",), "jdot_mass": 0.0}, "jdot_mass=0.0"),
-        ({"target": "digits", "jdot_mass": 0.7}, "is of jdot"),
-        ({"target": "digits", "align": ("mmd",), "mode": "probe"}, "align: a probe's"),
-        ({"l2_sp": 0.1, "mode": "probe"}, "l2_sp: a probe's encoder"),
-        ({"kl": 0.1, "mode": "scratch"}, "has no source to stay near"),
-        ({"l2_sp_fisher": True}, "which is 0"),
-        ({"l2_sp": -1.0}, "l2_sp=-1.0"),
-        ({"kl_temperature": 0.0}, "kl_temperature=0.0"),
-        ({"density_cap": 0.5}, "density_cap=0.5"),
+        ({**TARGET, "methods": ("mmd", "mmd")}, "mmd is given twice"),
+        ({**TARGET, "methods": {"name": "mmd", "weight": 0.0}}, "mmd.weight=0.0"),
+        ({**TARGET, "methods": JDOT(mass=0.0)}, "jdot.mass=0.0"),
+        ({**TARGET, "methods": "mmd", "mode": "probe"}, "mmd: in mode probe"),
+        ({"methods": "l2-sp", "mode": "probe"}, "l2-sp: in mode probe the encoder"),
+        ({"methods": "kl-to-source", "mode": "scratch"}, "no source to stay near"),
+        ({"methods": L2SP(weight=0.0, fisher=True)}, "whose weight is 0"),
+        ({"methods": L2SP(weight=-1.0)}, "l2-sp.weight=-1.0"),
+        ({"methods": L2SP(weight=math.nan)}, "l2-sp.weight=nan"),
+        ({"methods": KLToSource(temperature=0.0)}, "kl-to-source.temperature=0.0"),
+        ({**TARGET, "methods": DensityRatio(cap=0.5)}, "density-ratio.cap=0.5"),
         (
-            {"target": "digits", "label_shift": "em", "label_smoothing": 0.1},
+            {**TARGET, "methods": "label-shift", "label_smoothing": 0.1},
             "leave label_smoothing",
         ),
+        ({"methods": "lwf"}, "lwf: not with task classification"),
+        ({"domain_statistics": "joint"}, "about several streams"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"feature_selection": "l1"}, "give both, or none"),
-        ({"keep_features": 0, "feature_selection": "l1"}, "keep_features=0"),
+        ({"methods": FeatureSelection(keep=0)}, "feature-selection.keep=0"),
         (
-            {"feature_selection": "l1", "keep_features": 3, "mode": "scratch"},
+            {"methods": "feature-selection", "mode": "scratch"},
             "has no features to score",
         ),
-        ({"tasks": ("a",), "task_weights": (1.0,)}, "1 numbers for 2 tasks"),
-        ({"task_weighting": "pcgrad"}, "need further tasks: give tasks"),
+        ({"methods": Tasks(columns=("a",), weights=(1.0,))}, "1 numbers for 2 tasks"),
+        ({"methods": Tasks(weighting="pcgrad")}, "tasks: columns: give"),
         (
             {
-                "tasks": ("a",),
-                "task_weights": (1.0, 2.0),
-                "task_weighting": "uncertainty",
+                "methods": Tasks(
+                    columns=("a",), weights=(1.0, 2.0), weighting="uncertainty"
+                )
             },
             "learns them",
         ),
-        ({"tasks": ("a", "a")}, "each name once"),
-        ({"tasks": ("classes",)}, "'classes' cannot be a name"),
-        ({"tasks": ("a/b",)}, "'a/b' cannot be a name"),
-        ({"sources": ("npz:a",), "source_weights": (1.0,)}, "1 numbers for 2 sources"),
-        ({"source_weights": (0.0,)}, "more than 0"),
-        ({"sources": ("digits",)}, "sources=.'digits',.: each once"),
-        ({"mdan_gamma": 0.0}, "mdan_gamma=0.0"),
-        ({"target": "digits", "align": ("mdan",)}, "needs several sources"),
+        ({"methods": Tasks(columns=("a", "a"))}, "each name once"),
+        ({"methods": Tasks(columns=("classes",))}, "'classes' cannot be the name"),
+        ({"methods": Tasks(columns=("a/b",))}, "'a/b' cannot be the name"),
+        ({"methods": Sources(images=("npz:a",), weights=(1.0,))}, "1 numbers for 2"),
+        ({"methods": Sources(images=("npz:a",), weights=(0.0, 1.0))}, "more than 0"),
+        ({"methods": Sources(images=("digits",))}, "each once"),
+        ({"methods": MDAN(gamma=0.0)}, "mdan.gamma=0.0"),
+        ({**TARGET, "methods": "mdan"}, "needs several sources"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):
@@ -90,18 +111,24 @@ def test_all_mistakes_at_once():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_work(name):
+    """Each is a run once it has the data it is for; the rest is as the preset says."""
     given = PRESETS[name].settings
-    adapts = {"align", "density_ratio", "label_shift"} & set(given)
-    adapts = adapts or given.get("unlabelled") == "target"
-    needed = {"target": "digits"} if adapts else {}
-    needed |= {"sources": ("npz:a",)} if "mdan" in given.get("align", ()) else {}
-    needed |= {"tasks": ("colour",)} if "task_weighting" in given else {}
-    needed |= {"teacher": "runs/cls"} if "distil" in given else {}
-    needed |= {"sequence": ("0,1", "2,3")} if "continual" in given else {}
-    config = preset_config(name, **NEEDED, **needed)
-    for field, value in PRESETS[name].settings.items():
-        if field not in NEEDED:
+    names = [m if isinstance(m, str) else m["name"] for m in given.get("methods", ())]
+    needed = {"sources": {"sources.images": ("npz:a",)}}
+    needed |= {"tasks": {"tasks.columns": ("colour",)}}
+    needed |= {"distil": {"distil.teacher": "runs/cls"}}
+    more = {k: v for method in names for k, v in needed.get(method, {}).items()}
+    if any(METHODS.get(method).needs_target for method in names) or "adapt" in name:
+        more |= TARGET
+    if "continual" in str(given.get("task")):
+        more["continual.sequence"] = ("0,1", "2,3")
+    config = preset_config(name, **NEEDED, **more)
+    for field, value in given.items():
+        if field not in {*NEEDED, "mode", "task", "methods"}:
             assert getattr(config, field) == value
+    assert [method.name for method in config.methods] == names
+    again = from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(config))))
+    assert again == config
 
 
 @pytest.mark.parametrize(
@@ -120,27 +147,25 @@ def test_steps(settings, images, steps):
 
 def test_command_line():
     line = (
-        "--from runs/photos --data folder:labelled --out runs/cls --mode partial "
-        "--unfreeze ^encoder/stages/2/ norm --labels-per-class 10 --lr 0.01"
+        "--from runs/photos --data folder:labelled --out runs/cls "
+        "--labels-per-class 10 --lr 0.01"
     )
-    config = parse(FinetuneConfig, PRESETS, line.split(), prog="x", description="")
+    config = parse(COMMAND, line.split())
     assert config == FinetuneConfig(
         from_="runs/photos",
         data="folder:labelled",
         out="runs/cls",
-        mode="partial",
-        unfreeze=("^encoder/stages/2/", "norm"),
         labels_per_class=10,
         lr=0.01,
     )
     line = "--preset digits --from a --out b --steps 9"
-    config = parse(FinetuneConfig, PRESETS, line.split(), prog="x", description="")
+    config = parse(COMMAND, line.split())
     assert (config.data, config.steps, config.batch_size) == ("digits", 9, 64)
 
 
 def test_help_reads_like_documentation(capsys):
     with pytest.raises(SystemExit) as ended:
-        parse(FinetuneConfig, PRESETS, ["--help"], prog="x", description="About.")
+        parse(COMMAND, ["--help-all"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for word in ("--from", "--layer-decay", "few-labels", "--seed", "The pretrained"):

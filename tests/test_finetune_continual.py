@@ -10,16 +10,17 @@ import pytest
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.continual.measures import continual_measures
-from afterimage.finetune.continual.memory import consolidated
-from afterimage.finetune.continual.tasks import make_tasks
-from afterimage.finetune.program import finetune
-from afterimage.finetune.terms.continual import (
-    Outlet,
-    elastic,
+from afterimage.finetune.classifier import load_classifier
+from afterimage.finetune.methods.ewc import EWC, consolidated, elastic
+from afterimage.finetune.methods.lwf import without_forgetting
+from afterimage.finetune.methods.replay import Replay
+from afterimage.finetune.run import finetune
+from afterimage.finetune.tasks.continual import (
+    Continual,
+    HeadSlice,
+    continual_measures,
+    make_sequence,
     task_loss,
-    without_forgetting,
 )
 from afterimage.training.terms import Context
 from tests.test_finetune_program import config, make_encoder
@@ -32,11 +33,11 @@ def value(term, **values):
     return term.value(Context(rules), jnp.int32(0))
 
 
-def test_each_outlet_has_its_own_softmax():
+def test_each_slice_has_its_own_softmax():
     logits = jnp.log(jnp.array([[0.2, 0.8, 9.0], [0.2, 0.2, 0.6]]))
-    outlets = (Outlet("classes", (0, 1), (3, 5)), Outlet("other", (1,), (7,)))
+    slices = (HeadSlice("classes", (0, 1), (3, 5)), HeadSlice("other", (1,), (7,)))
     names = {"train__logits__classes": logits, "train__logits__other": logits}
-    term = task_loss(outlets, stream="train", name="ce", weight=1.0)
+    term = task_loss(slices, stream="train", name="ce", weight=1.0)
     # 5 is the second of (3, 5): −log 0.8; 7 is alone in its head: 0.
     found, metrics = value(term, train__label=jnp.array([5, 7]), **names)
     assert float(found) == pytest.approx(-np.log(0.8) / 2)
@@ -91,10 +92,10 @@ def test_one_penalty_has_the_gradient_of_one_a_task():
     np.testing.assert_allclose(one, each, rtol=1e-5)
 
 
-def test_lwf_keeps_what_the_old_outlet_says():
-    outlet = Outlet("classes", (0, 1), (0, 1))
+def test_lwf_keeps_what_the_old_slice_says():
+    piece = HeadSlice("classes", (0, 1), (0, 1))
     before = jnp.array([[1.0, 2.0, 0.0]])
-    term = without_forgetting([outlet], 1.0)
+    term = without_forgetting([piece], 1.0)
     same = value(
         term,
         previous__logits__classes=before,
@@ -136,26 +137,30 @@ def test_measures_by_hand():
         (("0,1", "2,33"), "'33' is no class of the data"),
     ],
 )
-def test_tasks_that_cannot_be(tmp_path, tasks, message):
+def test_tasks_that_cannot_be(tasks, message):
     with pytest.raises(UserError, match=message):
-        make_tasks(config(tmp_path, "a", sequence=tasks, mode="full"), NAMES)
+        make_sequence(tasks, NAMES, per_task=False)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sequence": (), "continual": "ewc"}, "continual='ewc' is about a sequence"),
-        ({"mode": "probe"}, "with sequence only full or scratch"),
-        ({"select": "validation"}, "with sequence the last step counts"),
-        ({"continual_weight": 1.0}, "only with continual='ewc' or 'lwf'"),
-        ({"memory": 3}, "memory=3: only with continual='replay'"),
-        ({"continual": "ewc", "continual_weight": -1.0}, "more than 0"),
-        ({"ema": 0.9}, "ema=0.9: not with sequence"),
-        ({"l2_sp": 0.1}, "l2_sp=0.1: not with sequence"),
+        ({"task": "continual"}, "continual: sequence: name the classes"),
+        ({"methods": "ewc", "task": "classification"}, "ewc: not with task class"),
+        ({"mode": "probe"}, "continual: only with mode full or scratch"),
+        ({"select": "validation"}, "the last step counts"),
+        ({"methods": Replay(memory=0)}, "replay.memory=0"),
+        ({"methods": EWC(weight=-1.0)}, "ewc.weight=-1.0: more than 0"),
+        ({"ema": 0.9}, "continual: leave ema=0.9 out"),
+        ({"methods": "l2-sp"}, "l2-sp: not with task continual"),
+        (
+            {"task": Continual(sequence=("0,1", "2,3"), joint=True), "methods": "lwf"},
+            "joint",
+        ),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, settings, message):
-    usual = {"sequence": ("0,1", "2,3"), "mode": "full", **settings}
+    usual = {"task": Continual(sequence=("0,1", "2,3")), "mode": "full", **settings}
     with pytest.raises(UserError, match=message):
         config(tmp_path, "a", **usual)
 
@@ -182,9 +187,10 @@ def home(tmp_path_factory, tiny_module):
     return folder
 
 
-def sequence(home, out, **settings):
+def sequence(home, out, scenario="class", joint=False, **settings):
+    given = {"sequence": ("0,1", "2,3"), "scenario": scenario, "joint": joint}
     usual = {
-        "sequence": ("0,1", "2,3"),
+        "task": Continual(**given),
         "mode": "full",
         "steps": 60,
         "lr": 1e-2,
@@ -196,27 +202,25 @@ def sequence(home, out, **settings):
     return config(home, out, **{**usual, **settings})
 
 
-def run_of(home, tmp_path, method, **settings):
-    return finetune(
-        sequence(home, tmp_path / method, continual=method, **settings)
-    ).results["continual"]
+def run_of(home, folder, **settings):
+    return finetune(sequence(home, folder, **settings)).results["continual"]
 
 
 @pytest.mark.slow
 def test_one_head_forgets_and_replay_remembers(home, tmp_path):
-    none = run_of(home, tmp_path, "none")
+    none = run_of(home, tmp_path / "none")
     assert none["accuracy"][0][0] > 0.9
     assert none["accuracy"][0][1] == 0.0  # no class of the second task was seen
     assert none["accuracy"][1][0] < 0.4
     assert none["forgetting"] > 0.5
     assert none["forward_transfer"] is None
-    replay = run_of(home, tmp_path, "replay", memory=8)
+    replay = run_of(home, tmp_path / "replay", methods=Replay(memory=8))
     assert replay["average_accuracy"] > none["average_accuracy"] + 0.2
 
 
 @pytest.mark.slow
 def test_joint_training_is_the_upper_bound(home, tmp_path):
-    joint = run_of(home, tmp_path, "joint")
+    joint = run_of(home, tmp_path / "joint", joint=True)
     assert joint["average_accuracy"] > 0.9
     assert joint["accuracy"][0] == [None, None]
     assert joint["forgetting"] is None
@@ -234,7 +238,7 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def ewc_run(home):
-    return finetune(sequence(home, home / "ewc", continual="ewc", **STEPS))
+    return finetune(sequence(home, home / "ewc", methods="ewc", **STEPS))
 
 
 def check_resume(home, whole, tmp_path, **settings):
@@ -258,7 +262,7 @@ def test_a_complete_sequence_makes_its_classifier_again(home, ewc_run, tmp_path)
     run = tmp_path / "run"
     shutil.copytree(ewc_run.run, run)
     shutil.rmtree(run / "classifier")
-    settings = sequence(home, run, **STEPS, continual="ewc")
+    settings = sequence(home, run, **STEPS, methods="ewc")
     assert finetune(settings).results["continual"] == ewc_run.results["continual"]
     assert (run / "classifier" / "weights.safetensors").is_file()
     shutil.rmtree(run / "classifier")
@@ -271,15 +275,13 @@ def test_a_complete_sequence_makes_its_classifier_again(home, ewc_run, tmp_path)
 
 
 def test_a_killed_sequence_resumes_exactly(home, ewc_run, tmp_path):
-    check_resume(home, ewc_run, tmp_path, continual="ewc")
+    check_resume(home, ewc_run, tmp_path, methods="ewc")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lwf", "replay"])
 def test_other_methods_resume_exactly(home, tmp_path, method):
-    settings: dict = {"continual": method}
-    if method == "replay":
-        settings["memory"] = 3
+    settings: dict = {"methods": Replay(memory=3) if method == "replay" else method}
     whole = finetune(sequence(home, tmp_path / "whole", **STEPS, **settings))
     check_resume(home, whole, tmp_path, **settings)
 
@@ -304,7 +306,7 @@ def test_heads_of_other_tasks_stay_as_they_are(ewc_run):
     jax.tree.map(np.testing.assert_array_equal, heads[3]["task-1"], heads[6]["task-1"])
     jax.tree.map(np.testing.assert_array_equal, heads[1]["task-2"], heads[3]["task-2"])
     # What mattered for the first task is known after it, and zero before.
-    kept = {step: state["stats"]["continual"] for step, state in states.items()}
+    kept = {step: state["stats"]["ewc"] for step, state in states.items()}
     assert total(kept[3]["importance"]) == 0
     assert total(kept[6]["importance"]) > 0
 
@@ -314,10 +316,10 @@ def test_a_strong_penalty_holds_the_encoder(home, tmp_path):
     """The distance from the first task's parameters, in the metric of its Fisher."""
 
     def moved(weight):
-        settings = {**STEPS, "continual": "ewc", "continual_weight": weight}
+        settings = {**STEPS, "methods": EWC(weight=weight)}
         run = finetune(sequence(home, tmp_path / f"{weight}", **settings)).run
         end = Store(run).restore(step=6)[1]
-        kept = end["stats"]["continual"]
+        kept = end["stats"]["ewc"]
         trees = (kept["importance"], end["params"], kept["anchor"])
         parts = [tree["encoder"] for tree in trees]
         return total(jax.tree.map(lambda f, x, a: f * (x - a) ** 2, *parts))
@@ -328,9 +330,9 @@ def test_a_strong_penalty_holds_the_encoder(home, tmp_path):
 def test_what_a_sequence_needs_is_said_first(home, tmp_path):
     with pytest.raises(DataError, match="has no test split"):
         finetune(sequence(home, tmp_path / "a", data=f"npz:{home / 'bare.npz'}"))
-    settings = {"continual": "ewc", "weight_decay": 0.05}
+    settings = {"methods": "ewc", "weight_decay": 0.05}
     with pytest.raises(UserError, match="weight decay and the term 'ewc'"):
         finetune(sequence(home, tmp_path / "b", **settings))
-    settings = {"continual": "replay", "memory": 500}
+    settings = {"methods": Replay(memory=500)}
     with pytest.raises(DataError, match="too few labelled images"):
         finetune(sequence(home, tmp_path / "c", **settings))

@@ -10,10 +10,11 @@ import pytest
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import UserError
-from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.program import finetune
-from afterimage.finetune.source import chosen_model
-from afterimage.finetune.terms import distillation as terms
+from afterimage.finetune.classifier import load_classifier
+from afterimage.finetune.methods import distil as terms
+from afterimage.finetune.methods.distil import Distil
+from afterimage.finetune.modes import Scratch
+from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig
 from afterimage.training.terms import Context
 from tests.helpers import cut_back
@@ -28,7 +29,7 @@ def value(term, **values):
 def test_logits_by_hand_and_their_gradient():
     """T² Σ p (log p − log q) at T = 2; d/dz = T (q − p) an example, whatever T."""
     teacher, student = jnp.log(jnp.array([[0.81, 0.09]])), jnp.zeros((1, 2))
-    term = terms.distil_logits(0.5, 2.0, head="classes")
+    term = terms.distil_logits(0.5, 2.0)
     names = {"teacher__logits": teacher, "train__logits__classes": student}
     found, metrics = value(term, **names)
     p = np.array([0.75, 0.25])  # √0.81 : √0.09
@@ -50,7 +51,7 @@ def test_logits_by_hand_and_their_gradient():
 
 
 def test_features_by_hand():
-    term = terms.distil_features(2, 3, 2.0, head="classes", seed=0)
+    term = terms.distil_features(2, 3, 2.0, seed=0)
     assert term.params["kernel"].shape == (2, 3)
     lift = {"kernel": jnp.ones((2, 3)), "bias": jnp.array([0.0, 1.0, 0.0])}
     found, _ = value(
@@ -97,11 +98,12 @@ def home(tmp_path_factory, tiny_module):
     return folder
 
 
-def distilled(home, out, **settings):
+def distilled(home, out, *, width=None, own=None, **settings):
+    teacher = str(home / "teacher")
     usual = {
-        "from_": str(home / "teacher"),
-        "teacher": str(home / "teacher"),
-        "mode": "scratch",
+        "from_": teacher,
+        "methods": Distil(**{"teacher": teacher, **(own or {})}),
+        "mode": Scratch(width=width),
         "augment": "shift",
     }
     return config(home, out, **{**usual, **settings})
@@ -127,18 +129,16 @@ def test_a_distilled_student_is_nearer_to_the_teacher(home, tmp_path):
     """By its predictions, from the same weights, on the same labels."""
     settings = {"steps": 60, "lr": 3e-3, "width": 0.25, "labels": 12}
     one = finetune(
-        distilled(home, tmp_path / "a", distil_temperature=2.0, **settings)
+        distilled(home, tmp_path / "a", own={"temperature": 2.0}, **settings)
     ).run
-    alone = {"teacher": None, "distil": ()}
-    two = finetune(distilled(home, tmp_path / "b", **alone, **settings)).run
+    two = finetune(distilled(home, tmp_path / "b", methods=(), **settings)).run
     teacher = home / "teacher"
     assert divergence(one, teacher) < 0.8 * divergence(two, teacher)
 
 
 EVERYTHING = {
-    "distil": ("logits", "features", "relational"),
+    "own": {"kinds": ("logits", "features", "relational"), "label_weight": 0.5},
     "width": 0.125,
-    "label_weight": 0.5,
     "steps": 4,
     "save_every": 1,
     "keep_last": 9,
@@ -167,7 +167,7 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     assert "Teacher and student" in whole.report.read_text()
     assert "fewer parameters than the teacher" in whole.summary()
     _, state, _ = Store(whole.run).restore(step=4)
-    kept = state["stats"]["teacher"]["params"]
+    kept = state["stats"]["distil"]["params"]
     jax.tree.map(np.testing.assert_array_equal, kept, teacher.params)
 
 
@@ -175,7 +175,7 @@ def test_the_gain_is_reported_where_an_earlier_step_is_kept(
     home, tmp_path, monkeypatch
 ):
     first = types.SimpleNamespace(step=1, best=True)
-    monkeypatch.setattr("afterimage.finetune.results.list_steps", lambda _: [first])
+    monkeypatch.setattr("afterimage.finetune.run.list_steps", lambda _: [first])
     settings = {"steps": 2, "save_every": 1, "keep_last": 9, "select": "validation"}
     found = finetune(distilled(home, tmp_path / "run", **settings)).results
     assert found["selection"]["step"] == 1
@@ -199,7 +199,9 @@ def test_a_teacher_of_other_classes_is_refused(home, tmp_path):
 def test_a_teacher_of_other_classes_teaches_features(home, tmp_path):
     other = write_npz(tmp_path / "other.npz", names=("bars", "dots", "stars"))
     result = finetune(
-        distilled(home, tmp_path / "b", data=other, distil=("features",), steps=2)
+        distilled(
+            home, tmp_path / "b", data=other, own={"kinds": ("features",)}, steps=2
+        )
     )
     assert "agreement" not in result.results["distillation"]
     assert result.results["distillation"]["teacher"]["parameters"] > 0
@@ -214,30 +216,34 @@ def test_a_teacher_of_other_images_is_refused(home, tmp_path):
         finetune(distilled(home, tmp_path / "run", **settings))
 
 
-def test_another_architecture_from_scratch(home):
+def test_another_architecture_from_scratch():
     stored = ModelConfig(width=0.25, bottleneck=8)
-    assert chosen_model(distilled(home, "a"), stored) == stored
-    found = chosen_model(distilled(home, "a", width=0.5), stored)
+    assert Scratch().architecture(stored) == stored
+    found = Scratch(width=0.5).architecture(stored)
     assert (found.width, found.bottleneck) == (0.5, 8)
-    found = chosen_model(distilled(home, "a", model="conv-classic"), stored)
+    found = Scratch(model="conv-classic").architecture(stored)
     assert found == ModelConfig("conv-classic")
     with pytest.raises(UserError, match="unknown model 'cnv'"):
-        chosen_model(distilled(home, "a", model="cnv"), stored)
+        Scratch(model="cnv").architecture(stored)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": None, "distil": ("logits",)}, "distil=.*give teacher"),
-        ({"teacher": None, "label_weight": 0.5}, "label_weight=0.5 needs somebody"),
-        ({"distil": ("logits", "logits")}, "each kind once"),
-        ({"distil_weight": (1.0, 2.0)}, "2 numbers for 1 kinds"),
-        ({"distil_weight": (0.0,)}, "more than 0"),
-        ({"distil_temperature": 0.0}, "distil_temperature=0.0"),
-        ({"distil": ("features",), "label_weight": 0.0}, "nobody teaches the head"),
-        ({"mode": "full", "width": 0.5}, "width=0.5: only in mode='scratch'"),
-        ({"mode": "probe", "distil": ("features",)}, "distil features: a probe's"),
-        ({"width": 0.0}, r"width=0.0: in \(0, 16\]"),
+        ({"own": {"teacher": ""}}, "distil: teacher: give"),
+        ({"own": {"kinds": ("logits", "logits")}}, "each kind once"),
+        ({"own": {"weights": (1.0, 2.0)}}, "2 numbers for 1 kinds"),
+        ({"own": {"weights": (0.0,)}}, "more than 0"),
+        ({"own": {"temperature": 0.0}}, "distil.temperature=0.0"),
+        (
+            {"own": {"kinds": ("features",), "label_weight": 0.0}},
+            "label_weight=0 without the kind logits",
+        ),
+        (
+            {"mode": "probe", "own": {"kinds": ("features",)}},
+            "distil: features: in mode",
+        ),
+        ({"width": 0.0}, r"scratch.width=0.0: in \(0, 16\]"),
     ],
 )
 def test_settings_that_cannot_work(home, tmp_path, settings, message):

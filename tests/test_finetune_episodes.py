@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +13,24 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data.sets import array_set
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.episodes.estimators import (
-    Adaptation,
-    adapted_gradient,
-    one_for_all,
-    reptile_gradient,
-)
-from afterimage.finetune.episodes.parts import LAST, EpisodeParts
-from afterimage.finetune.episodes.program import by_neighbour, by_prototype, summarised
-from afterimage.finetune.episodes.sampler import (
+from afterimage.finetune.classifier import HEAD
+from afterimage.finetune.data import open_all
+from afterimage.finetune.losses import smoothed_cross_entropy
+from afterimage.finetune.methods._episodes import LAST, Adaptation, adapted_gradient
+from afterimage.finetune.methods.maml import MAML, one_for_all
+from afterimage.finetune.methods.proto_maml import ProtoMAML, nearest_mean
+from afterimage.finetune.methods.prototypes import prototype_logits
+from afterimage.finetune.methods.reptile import Reptile, reptile_gradient
+from afterimage.finetune.run import finetune
+from afterimage.finetune.tasks._sampler import (
     EpisodeBatches,
     Sampler,
     Shape,
+    by_neighbour,
+    by_prototype,
     split_classes,
 )
-from afterimage.finetune.labels import HEAD
-from afterimage.finetune.opening import open_all
-from afterimage.finetune.program import finetune
-from afterimage.finetune.terms.classification import smoothed_cross_entropy
-from afterimage.finetune.terms.prototypes import nearest_mean, prototype_logits
+from afterimage.finetune.tasks.episodes import Episodes, summarised
 from afterimage.models import ops
 from afterimage.training.step import plain_gradient
 from tests.test_finetune_program import config, make_encoder
@@ -176,11 +176,10 @@ def test_from_one_layer_the_order_of_the_classes_does_not_matter():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("meta", ["maml", "maml-first-order", "anil"])
-def test_where_the_head_of_an_episode_begins(home, tmp_path, meta, tied):
+def test_where_the_head_of_an_episode_begins(tied):
     """Each class with what was learned for its number; tied, with the mean of all."""
-    settings = episodes(home, tmp_path / "run", meta=meta, tied_head=tied)
-    start = EpisodeParts(settings, open_all(settings)).adaptation.start
+    setup: Any = None
+    start = MAML(tied_head=tied).adaptation(setup).start
     if not tied:
         assert start is None
         return
@@ -208,20 +207,20 @@ def finns_maml(predict, params, images, labels, shape, lr, steps):
 def test_maml_is_finns(home, tmp_path):
     """The gradient of a whole batch of episodes, of encoder and head: every class has
     a column of its own, and each is differentiated through the inner steps."""
-    settings = episodes(home, tmp_path / "run", inner_steps=2)
-    parts = EpisodeParts(settings, open_all(settings))
-    params = {**parts.params, "heads": jax.tree.map(jnp.asarray, parts.params["heads"])}
+    job = job_of(episodes(home, tmp_path / "run"))
+    setup, sampler = job.setup, job.setup.plan
+    params = {**setup.params, "heads": jax.tree.map(jnp.asarray, setup.params["heads"])}
     rng = np.random.default_rng(0)
     leaves = {
         path: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32)
         for path, leaf in flatten(params).items()
     }
-    stats, shape = jax.tree.map(jnp.asarray, parts.stats), parts.shape
-    batch = EpisodeBatches(parts.sampler, batch_size=2 * shape.rows, seed=0)[0]
+    stats, shape = jax.tree.map(jnp.asarray, setup.stats), sampler.shape
+    batch = EpisodeBatches(sampler, batch_size=2 * shape.rows, seed=0)[0]
     images, labels = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
 
     def predict(leaves, images):
-        return parts.classifier.predict(unflatten(leaves), stats, images, HEAD)
+        return setup.classifier.predict(unflatten(leaves), stats, images, HEAD)
 
     def loss(leaves, stats, batch, key):
         del key
@@ -234,7 +233,9 @@ def test_maml_is_finns(home, tmp_path):
         return sum(finns_maml(predict, leaves, *p, shape, 0.3, 2) for p in pairs) / 2
 
     given = {"image": images, "label": labels}
-    (value, _), found = jax.jit(parts.estimator(loss))(leaves, stats, given, KEY)
+    (value, _), found = jax.jit(job.method.gradient(setup)(loss))(
+        leaves, stats, given, KEY
+    )
     wanted, expected = jax.jit(jax.value_and_grad(reference))(leaves)
     assert float(value) == pytest.approx(float(wanted), rel=1e-5)
     assert set(found) == set(expected)
@@ -415,15 +416,29 @@ def home(tmp_path_factory, tiny_module):
     return folder
 
 
-def episodes(home, out, **settings):
+METHODS = {
+    "maml": MAML(inner_lr=0.3),
+    "maml tied": MAML(inner_lr=0.3, tied_head=True),
+    "first order": MAML(inner_lr=0.3, first_order=True),
+    "first order tied": MAML(inner_lr=0.3, first_order=True, tied_head=True),
+    "anil": MAML(inner_lr=0.3, only_head=True),
+    "anil tied": MAML(inner_lr=0.3, only_head=True, tied_head=True),
+    "proto-maml": ProtoMAML(inner_lr=0.3),
+    "reptile": Reptile(inner_lr=0.3),
+}
+
+
+def job_of(config) -> Any:
+    run: Any = None
+    return config.task.job(config, open_all(config), run)
+
+
+def episodes(home, out, own=None, **settings):
+    small = {"ways": 2, "queries": 2, "per_step": 2, "test_episodes": 20}
     usual = {
-        "meta": "maml",
+        "methods": METHODS["maml"],
+        "task": Episodes(**{**small, **(own or {})}),
         "mode": "full",
-        "ways": 2,
-        "queries": 2,
-        "episodes_per_step": 2,
-        "inner_lr": 0.3,
-        "test_episodes": 20,
         "batch_size": 64,
         "weight_decay": 0.0,
     }
@@ -438,7 +453,9 @@ def train_scores(run):
 
 def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
     settings = {"steps": 40, "lr": 1e-2, "save_every": 10, "keep_last": 9}
-    settings["tied_head"] = True  # learns sooner than a head with columns of its own
+    settings["methods"] = METHODS[
+        "maml tied"
+    ]  # learns sooner than a head with columns of its own
     settings["data"] = f"npz:{home / 'faint.npz'}"
     whole = finetune(episodes(home, tmp_path / "whole", **settings))
     _, expected, _ = Store(whole.run).restore(step=40)
@@ -464,28 +481,17 @@ def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
 
 @pytest.mark.slow
 def test_prototypes_learn_without_a_head(home, tmp_path):
-    settings = {"meta": "prototypical", "inner_lr": 0.01, "steps": 30, "lr": 3e-3}
+    settings = {"methods": "prototypes", "steps": 30, "lr": 3e-3}
     result = finetune(episodes(home, tmp_path / "run", save_every=1, **settings))
     scores = train_scores(result.run)
     assert scores[-1] > max(0.9, scores[0])
-    assert set(result.results["episodes"]["accuracy"]) > {"prototypical"}
+    assert set(result.results["episodes"]["accuracy"]) > {"prototypes"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("meta", "tied"),
-    [
-        ("maml", True),
-        ("maml-first-order", False),
-        ("maml-first-order", True),
-        ("anil", False),
-        ("anil", True),
-        ("proto-maml", False),
-        ("reptile", False),
-    ],
-)
-def test_the_other_methods_learn_as_well(home, tmp_path, meta, tied):
-    settings = {"meta": meta, "tied_head": tied, "steps": 60, "lr": 3e-3}
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"maml"}))
+def test_the_other_methods_learn_as_well(home, tmp_path, name):
+    settings = {"methods": METHODS[name], "steps": 60, "lr": 3e-3}
     result = finetune(episodes(home, tmp_path / "run", **settings))
     assert train_scores(result.run)[-1] > 0.8
 
@@ -493,18 +499,18 @@ def test_the_other_methods_learn_as_well(home, tmp_path, meta, tied):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"meta": "none", "ways": 5}, "queries=2 is about episodes"),
-        ({"mode": "probe"}, "with meta only full or scratch"),
-        ({"ways": 1}, "ways=1: at least 2 classes"),
-        ({"meta": "proto-maml", "head": "mlp"}, "head='mlp': with meta='proto-maml'"),
-        ({"shots": 0}, "shots=0: at least 1"),
-        ({"meta": "reptile", "tied_head": True}, "tied_head: .*'reptile'"),
-        ({"inner_lr": 0.0}, "inner_lr=0.0"),
-        ({"test_classes": 1.0}, "test_classes=1.0"),
-        ({"meta": "prototypical"}, "inner_lr=0.3: prototypes take no steps"),
-        ({"sequence": ("0,1", "2,3")}, "sequence=.*not with meta"),
-        ({"select": "validation"}, "with meta the last step counts"),
-        ({"accumulate": 2}, "accumulate=2: not with meta"),
+        ({"methods": ()}, "episodes: give one method that learns over episodes"),
+        ({"methods": ("maml", "reptile")}, "episodes: give one method"),
+        ({"mode": "probe"}, "episodes: only with mode full or scratch"),
+        ({"own": {"ways": 1}}, "episodes.ways=1: at least 2 classes"),
+        ({"methods": "proto-maml", "head": "mlp"}, "proto-maml.head='mlp'"),
+        ({"own": {"shots": 0}}, "episodes.shots=0: at least 1"),
+        ({"methods": MAML(inner_lr=0.0)}, "maml.inner_lr=0.0"),
+        ({"methods": MAML(inner_steps=0)}, "maml.inner_steps=0"),
+        ({"own": {"test_classes": 1.0}}, "episodes.test_classes=1.0"),
+        ({"methods": ("maml", "ewc")}, "ewc: not with task episodes"),
+        ({"select": "validation"}, "the last step counts"),
+        ({"accumulate": 2}, "episodes: leave accumulate=2 out"),
     ],
 )
 def test_settings_that_cannot_work(home, tmp_path, settings, message):

@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.encoder import load_encoder
-from afterimage.evaluate_command import EvaluateConfig
-from afterimage.finetune.artefact import load_classifier
+from afterimage.evaluation.configs import EvaluateConfig
+from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
-from afterimage.finetune.features import best_features, fisher_score, mutual_information
-from afterimage.finetune.program import finetune
+from afterimage.finetune.methods.feature_selection import (
+    FeatureSelection,
+    best_features,
+    fisher_score,
+    mutual_information,
+)
+from afterimage.finetune.run import finetune
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
 METHODS = ("fisher", "mutual-information", "l1")
@@ -81,8 +86,7 @@ def test_a_run_selects_on_its_training_images_and_keeps_the_selection(tiny, tmp_
     settings = {
         "mode": "probe",
         "features": "pyramid",
-        "feature_selection": "fisher",
-        "keep_features": 5,
+        "methods": FeatureSelection(score="fisher", keep=5),
         "steps": 2,
         "labels": 30,
     }

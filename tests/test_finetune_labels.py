@@ -8,7 +8,7 @@ import pytest
 from afterimage.data import Splits, array_set
 from afterimage.errors import DataError
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.labels import choose, matched
+from afterimage.finetune.data import matched, split_labels
 
 NAMES = ("ant", "bee", "cow")
 
@@ -46,7 +46,7 @@ def config(**settings):
 def test_how_the_step_is_chosen(settings, count, given, rule, sizes):
     validation = None if given is None else images(given, "validation")
     splits = Splits(images(count), validation, images(9, "test"))
-    chosen = choose(config(**settings), splits)
+    chosen = split_labels(config(**settings), splits)
     assert re.search(rule, chosen.rule)
     found = (len(chosen.train), chosen.validation and len(chosen.validation))
     assert found == sizes
@@ -57,7 +57,7 @@ def test_a_limit_is_a_limit():
     """With limited labels no other is read, a given validation split's neither."""
     settings = config(labels=1200)
     splits = Splits(images(1500), images(90, "validation"), images(9, "test"))
-    chosen = choose(settings, splits)
+    chosen = split_labels(settings, splits)
     used = {*chosen.train.ids, *chosen.validation.ids}
     assert len(used) == 1200
     assert all(name.startswith("train") for name in used)
@@ -69,7 +69,7 @@ def test_a_limit_is_a_limit():
 
 def test_unlabelled_images_are_left_out():
     splits = Splits(images(30, unlabelled=9), None, images(12, "test", unlabelled=6))
-    chosen = choose(config(), splits)
+    chosen = split_labels(config(), splits)
     assert (len(chosen.train), len(chosen.test)) == (21, 6)
     assert (chosen.train.labels >= 0).all()
 

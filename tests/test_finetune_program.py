@@ -18,11 +18,12 @@ from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.data import Preprocessing
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
-from afterimage.evaluate_command import EvaluateConfig
-from afterimage.finetune.artefact import load_classifier
+from afterimage.evaluation.configs import EvaluateConfig
+from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.evaluate import evaluate, text
-from afterimage.finetune.program import finetune
+from afterimage.finetune.modes import Partial, TwoPhase
+from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig, Network, build_encoder
 
 MODEL = ModelConfig(name="conv", image_size=(8, 8), channels=1, width=0.25)
@@ -104,13 +105,11 @@ def rows(run):
     ("mode", "settings", "frozen"),
     [
         ("probe", {}, ""),
-        pytest.param(
-            "partial", {"unfreeze_stages": 1}, "stages/0/", marks=pytest.mark.slow
-        ),
+        pytest.param(Partial(stages=1), {}, "stages/0/", marks=pytest.mark.slow),
         ("full", {"layer_decay": 0.7, "ema": 0.9}, "^$"),
         pytest.param(
-            "partial",
-            {"unfreeze": ("norm",), "layer_decay": 0.5},
+            Partial(unfreeze=("norm",)),
+            {"layer_decay": 0.5},
             "^(?!.*norm)",
             marks=pytest.mark.slow,
         ),
@@ -250,9 +249,8 @@ def test_resume_is_exact_at_the_boundary_and_inside_a_phase(
 ):
     """A run cut back to any checkpoint and repeated ends as the whole one did."""
     settings = {
-        "mode": "two-phase",
+        "mode": TwoPhase(head_steps=3),
         "steps": 6,
-        "head_steps": 3,
         "save_every": 1,
         "eval_every": 2,
         "keep_last": 10,

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from afterimage.data import array_set
-from afterimage.finetune import neighbours, propagation
+from afterimage.finetune import neighbours
+from afterimage.finetune.methods import _propagation as propagation
+from afterimage.finetune.methods._propagation import propagate, propagated
+from afterimage.finetune.methods.pseudo_labels import pseudo_labels
 from afterimage.finetune.neighbours import Projector, nearest
-from afterimage.finetune.propagation import propagate, propagated
-from afterimage.finetune.terms.consistency import pseudo_labels
 from tests.test_finetune_unlabelled import given
 
 
@@ -67,10 +68,10 @@ def test_the_term_counts_what_both_say_and_later_what_the_classifier_says():
     """Both images are sure; propagation says the same of the first alone."""
     weak = jnp.log(jnp.array([[0.99, 0.01], [0.99, 0.01]]))
     strong = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8]]))
-    term = pseudo_labels(head="h", propagation=0.5)
+    term = pseudo_labels(propagation=0.5)
     values = {
-        "unlabelled__logits__h": weak,
-        "strong__logits__h": strong,
+        "unlabelled__logits__classes": weak,
+        "strong__logits__classes": strong,
         "unlabelled__propagated": jnp.array([0, 1]),
     }
     early, metrics = term.value(given(**values, progress=0.49), jnp.int32(0))

@@ -7,15 +7,19 @@ from hypothesis import strategies as st
 
 from afterimage.data import array_set
 from afterimage.errors import DataError
-from afterimage.finetune.domains.density import _project, density_ratio, effective_size
-from afterimage.finetune.domains.priors import (
+from afterimage.finetune.methods.density_ratio import (
+    _project,
+    density_ratio,
+    effective_size,
+)
+from afterimage.finetune.methods.label_shift import (
     bbse,
     em,
     frequencies,
     logit_shift,
-    softmax,
 )
-from afterimage.finetune.domains.selection import (
+from afterimage.finetune.scoring import softmax
+from afterimage.finetune.selection import (
     label_free,
     mixed_agreement,
     soft_neighbourhood_density,

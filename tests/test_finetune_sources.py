@@ -1,5 +1,8 @@
 """Several sources as one set, their weights, and an adversary for each."""
 
+import types
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +12,10 @@ from hypothesis import strategies as st
 
 from afterimage.data import Joined, Labels, Splits, array_set
 from afterimage.errors import DataError
-from afterimage.finetune.classifier import HeadConfig
-from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.domains.pooling import SOURCE, pool
-from afterimage.finetune.domains.shift import source_weights
-from afterimage.finetune.labels import Chosen
-from afterimage.finetune.methods import make_terms
-from afterimage.finetune.terms.classification import cross_entropy
-from afterimage.finetune.terms.multisource import mdan
+from afterimage.finetune.data import LabelSplit
+from afterimage.finetune.losses import cross_entropy
+from afterimage.finetune.methods.mdan import MDAN, mdan
+from afterimage.finetune.methods.sources import SOURCE, Sources, pool
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.stage import Phase, Stage
@@ -80,19 +79,23 @@ def test_joined_images_are_one_array(rows, some, one):
     assert joined.shape == whole.shape
 
 
+def pooled():
+    """The data of a run on both."""
+    train = pool([Splits(train=part) for part in two()], ("c", "d")).train
+    return types.SimpleNamespace(labels=LabelSplit(train, None, None, ""))
+
+
 def test_weights_go_to_the_images_of_their_source():
-    config = FinetuneConfig(
-        from_="a", out="b", data="c", sources=("d",), source_weights=(1.0, 4.0)
-    )
-    first, second = two()
-    train = pool([Splits(train=first), Splits(train=second)], ("c", "d")).train
-    assert source_weights(config, train).tolist() == [1, 1, 1, 4, 4, 4, 4]
+    method = Sources(images=("d",), weights=(1.0, 4.0))
+    setup = types.SimpleNamespace(data=pooled())
+    found = method.example_weights(cast(Any, setup), ({}, {}), print)
+    assert found["train"].tolist() == [1, 1, 1, 4, 4, 4, 4]
 
 
 def bound(gamma, numbers, sources=3, weight=0.5):
     """(the term's value, cross-entropies) with discriminators that know nothing."""
     labelled = cross_entropy(2)
-    term = mdan(labelled, 2, sources, weight, head="classes", gamma=gamma, hidden=4)
+    term = mdan(labelled, 2, sources, weight, gamma=gamma, hidden=4)
     logits = jax.random.normal(jax.random.key(0), (6, 2))
     labels = jnp.array([0, 1, 1, 0, 1, 0])
     rules = {
@@ -120,18 +123,13 @@ def test_mdan_is_the_smoothed_bound(gamma):
     assert value == pytest.approx(expected - each.mean(), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize(("weights", "factor"), [((), 0.01), ((1.0,), 1.0)])
-def test_mdans_adversaries_weigh_what_their_authors_gave_them(weights, factor):
+@pytest.mark.parametrize(("method", "factor"), [(MDAN(), 0.01), (MDAN(weight=1.0), 1)])
+def test_mdans_adversaries_weigh_what_their_authors_gave_them(method, factor):
     """μ = 0.01: of hanzhaoml/MDAN, main_amazon.py; another is given as it is asked."""
-    settings = {"from_": "a", "out": "b", "data": "c", "target": "e"}
-    settings |= {"sources": ("d",), "align": ("mdan",), "align_weight": weights}
-    train = pool([Splits(train=part) for part in two()], ("c", "d")).train
-    terms = make_terms(
-        FinetuneConfig(**settings),
-        Chosen(train, None, None, ""),
-        HeadConfig(2, "linear", "vector"),
-        2,
-    )
+    config = types.SimpleNamespace(seed=0)
+    parts = {"labelled": [cross_entropy(2)], "width": 2, "config": config}
+    setup = types.SimpleNamespace(data=pooled(), **parts)
+    terms = method.terms(cast(Any, setup))
     own = jax.tree.map(jnp.zeros_like, dict(terms[-1].params))
     rules = {
         "params": lambda _: {"terms": {"mdan": own}},
@@ -184,7 +182,7 @@ def adapted(aligned):
     labelled = cross_entropy(2)
     terms = (labelled,)
     if aligned:
-        terms += (mdan(labelled, 1, 2, 1.0, head="classes", hidden=32, gamma=1.0),)
+        terms += (mdan(labelled, 1, 2, 1.0, hidden=32, gamma=1.0),)
     params = {
         "encoder": {"linear": jnp.array([[0.5], [0.1]])},
         "heads": {

@@ -8,21 +8,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
-from afterimage.errors import UserError
-from afterimage.finetune.modes import Recipe, make_phases
-from afterimage.finetune.terms.adversarial import cdan, dann
-from afterimage.finetune.terms.anchored import l2, l2_sp
-from afterimage.finetune.terms.classification import cross_entropy
+from afterimage.errors import Interrupted, UserError
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.losses import cross_entropy
+from afterimage.finetune.methods.cdan import cdan
+from afterimage.finetune.methods.dann import dann
+from afterimage.finetune.methods.l2_sp import l2, l2_sp
+from afterimage.finetune.modes import Partial, TwoPhase
+from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
+from afterimage.training.callbacks import Callbacks
 from afterimage.training.groups import Group, migrate, moving_parts
+from afterimage.training.loop import Fit
+from afterimage.training.mesh import make_mesh
 from afterimage.training.optimiser import make_optimiser, make_schedule
-from afterimage.training.options import TrainingOptions
+from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe
 from afterimage.training.state import init_state
 from afterimage.training.step import make_step
 from afterimage.training.terms import Context, Term
+from afterimage.training.trainer import Trainer
 
-OPTIONS = TrainingOptions(weight_decay=0.1, clip=1.0, schedule="constant", lr=1e-2)
+OPTIONS = FinetuneConfig(
+    from_="a",
+    out="b",
+    data="digits",
+    weight_decay=0.1,
+    clip=1.0,
+    schedule="constant",
+    warmup_steps=0,
+    lr=1e-2,
+)
 WIDE = 64
 
 
@@ -72,16 +90,11 @@ def batch(step, size=8, width=WIDE):
 
 
 @functools.cache
-def make_stage(mode, steps=6, **recipe):
+def make_stage(mode, steps=6, head_steps=3):
     paths = list(flatten(network()[0]))
-    phases = make_phases(
-        mode,
-        paths,
-        (cross_entropy(3),),
-        steps,
-        OPTIONS,
-        Recipe(**{"head_steps": 3, "unfreeze_stages": 1, **recipe}),
-    )
+    modes = {"partial": Partial(stages=1), "two-phase": TwoPhase(head_steps=head_steps)}
+    config = dataclasses.replace(OPTIONS, mode=modes.get(mode, mode))
+    phases = config.mode.phases(paths, (cross_entropy(3),), steps, config)
     return Stage(phases=phases, supply=supply)
 
 
@@ -203,29 +216,77 @@ def test_two_phase_thaws_with_a_fresh_count():
     np.testing.assert_allclose(np.median(np.abs(plain)), OPTIONS.lr, rtol=1e-3)
 
 
-def test_resume_across_the_boundary_is_exact():
-    """Stopping at any step, through NumPy, ends bit-identical to never stopping."""
+class Numbers(BatchLoader):
+    """Batches of plain vectors, one step a dispatch."""
+
+    def __init__(self):
+        self.data = {}
+
+    @property
+    def steps_per_dispatch(self):
+        return 1
+
+    def blocks(self, start, lengths):
+        for number, _ in enumerate(lengths, start):
+            yield 1, np.zeros((1, 8), int), batch(number)
+
+
+def test_resume_across_the_boundary_is_exact(tmp_path):
+    """The trainer stopped after any step, in the head's phase, at the boundary and
+    behind it: the same command ends bit-identical to a run that was not stopped."""
     stage = make_stage("two-phase")
+    trainer = Trainer(stage, network()[0], mesh=make_mesh(1), images=8)
 
-    def advance(state, end):
-        index = stage.phase_of(int(state["step"]))
-        while int(state["step"]) < end:
-            if int(state["step"]) == stage.start(index + 1):
-                _, _, before = parts(stage, index)
-                index += 1
-                _, optimiser, after = parts(stage, index)
-                trainable, _ = after.split(state["params"])
-                opt = migrate(state["opt"], optimiser.init(trainable), before, after)
-                state = {**state, "opt": opt}
-            state = train(stage, index, state, 1)
-        return state
+    def run(name, stop_after=None):
+        config = dataclasses.replace(
+            OPTIONS,
+            out=str(tmp_path / name),
+            log_every=1,
+            save_every=1,
+            keep_last=9,
+            steps=6,
+            tensorboard=False,
+        )
+        stop = StopSignal()
 
-    whole = advance(fresh(stage), stage.steps)
-    for stop in range(1, stage.steps):
-        state = jax.tree.map(np.asarray, advance(fresh(stage), stop))
-        again = advance(jax.tree.map(jnp.asarray, state), stage.steps)
-        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again)):
-            np.testing.assert_array_equal(one, other)
+        def told(step, _):
+            if step == stop_after:
+                stop.name = "a test"
+
+        with (
+            Run(config.out, kind="t", config=config) as folder,
+            Store(folder.path, keep_last=9, keep_best=1) as store,
+        ):
+
+            def fresh():
+                return trainer.fresh(*network(), seed=0, ema=False)
+
+            state = trainer.resume(store, fresh)
+            folder.metrics.start(0 if state is None else int(state["step"]))
+            plan = Fit(
+                run=folder,
+                store=store,
+                config=config,
+                total=stage.steps,
+                evaluate=lambda *_: {},
+                callbacks=Callbacks(on_log=told),
+            )
+            try:
+                return trainer.train(
+                    fresh() if state is None else state,
+                    plan,
+                    lambda _: Numbers(),
+                    stop,
+                )
+            finally:
+                plan.progress.close()
+
+    whole = run("whole")
+    for step in range(1, stage.steps):
+        with pytest.raises(Interrupted):
+            run(f"stopped-{step}", stop_after=step)
+        again = run(f"stopped-{step}")
+        jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
 def test_phases_by_step():
@@ -337,14 +398,14 @@ def test_description_counts_frozen_and_trainable():
 
 
 def test_conflicts_of_terms_are_all_found_before_the_first_step():
-    """Two adversaries, decay beside L2-SP, an anchor of another shape, weights on a
+    """Two adversaries, decay beside L2-SP, a source of another shape, weights on a
     loss of pairs, a stream that nobody supplies."""
     start = {"encoder": {"stages": {"0": {"kernel": jnp.zeros((2, 2))}}}}
 
-    def anchored(*args):
+    def with_source(*args):
         return {
             **supply(*args),
-            "anchors/source": lambda _: start,
+            "source/params": lambda _: start,
             "train/weight": lambda _: jnp.ones(8),
             "train/few": lambda _: jnp.ones(4),
             "train/features/classes": lambda ctx: ctx["train/features"],
@@ -362,20 +423,20 @@ def test_conflicts_of_terms_are_all_found_before_the_first_step():
         reads=("train/features",),
         examples="train/few",
     )
-    one, other = dann(WIDE, head="classes"), cdan(WIDE, 3, head="classes")
+    one, other = dann(WIDE), cdan(WIDE, 3)
     stage = make_stage("full")
     terms = (cross_entropy(3), l2_sp(0.1), l2(0.1), pairs, each, one, other)
     phase = dataclasses.replace(stage.phases[0], terms=terms)
     with pytest.raises(UserError) as caught:
-        check(Stage(phases=(phase,), supply=anchored))
+        check(Stage(phases=(phase,), supply=with_source))
     message = str(caught.value)
     for part in (
         "2 adversaries on the stream 'target' (dann, cdan); keep one",
         "weight decay and the term 'l2_sp' both pull on 2 leaves",
         "weight decay and the term 'l2_head' both pull on 1 leaves",
         "--weight-decay 0",
-        "encoder/stages/0/kernel is (64, 64) and its anchor is (2, 2)",
-        "encoder/stages/1/kernel is (64, 64) and its anchor is not there",
+        "encoder/stages/0/kernel is (64, 64), in the source it is (2, 2)",
+        "encoder/stages/1/kernel is (64, 64), in the source it is missing",
         "loss of shape () cannot take the weights of examples 'train/weight'",
         "(8,) cannot take the weights of examples 'train/few', of shape (4,)",
         "'target/features/classes' is not supplied: nothing here is called 'target'",

@@ -10,8 +10,14 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
 from afterimage.errors import UserError
-from afterimage.finetune.artefact import load_classifier
-from afterimage.finetune.program import finetune
+from afterimage.finetune.classifier import load_classifier
+from afterimage.finetune.methods.cdan import CDAN
+from afterimage.finetune.methods.density_ratio import DensityRatio
+from afterimage.finetune.methods.kl_to_source import KLToSource
+from afterimage.finetune.methods.l2_sp import L2SP
+from afterimage.finetune.methods.label_shift import LabelShift
+from afterimage.finetune.modes import TwoPhase
+from afterimage.finetune.run import finetune
 from afterimage.finetune.select import select
 from afterimage.finetune.select_config import SelectConfig
 from afterimage.models import ModelConfig
@@ -37,13 +43,15 @@ def home(tmp_path_factory, tiny):
 
 
 EVERYTHING = {
-    "align": ("cdan-e", "mmd"),
-    "l2_sp": 0.01,
-    "l2_head": 0.01,
-    "delta": 0.1,
+    "methods": (
+        CDAN(entropy=True),
+        "mmd",
+        L2SP(weight=0.01, head=0.01),
+        "delta",
+        "density-ratio",
+    ),
     "weight_decay": 0.0,
     "layer_decay": 0.7,
-    "density_ratio": "classifier",
     "select": "mixval",
     "augment": "shift",
 }
@@ -58,8 +66,7 @@ def test_everything_together_resumes_exactly(home, tmp_path):
     """An adversary, a distance, L2-SP, DELTA, layer decay and density ratios are
     settings; a run cut back inside any phase ends as the whole one did."""
     settings = {
-        "mode": "two-phase",
-        "head_steps": 2,
+        "mode": TwoPhase(head_steps=2),
         "steps": 6,
         "save_every": 1,
         "eval_every": 3,
@@ -76,7 +83,7 @@ def test_everything_together_resumes_exactly(home, tmp_path):
     assert {"terms", "encoder", "heads"} == set(expected["params"])
     weights = np.asarray(expected["stats"]["examples"]["weight"])
     assert weights.mean() == pytest.approx(1.0)
-    anchor = flatten(expected["stats"]["anchors"]["params"]["encoder"])
+    anchor = flatten(expected["stats"]["source"]["params"]["encoder"])
     for path, leaf in flatten(read_encoder(home / "encoder")[0]).items():
         np.testing.assert_array_equal(anchor[path], leaf)
     for cut in (1, 4):
@@ -105,7 +112,7 @@ def test_the_sources_own_head_is_an_anchor(home, tmp_path):
                 mode="full",
                 steps=6,
                 lr=3e-3,
-                kl=weight,
+                methods=KLToSource(weight=weight),
                 clip=0.0,
             )
         ).run
@@ -121,7 +128,7 @@ def test_the_sources_own_head_is_an_anchor(home, tmp_path):
 @pytest.mark.slow
 def test_fisher_weighs_the_anchor(home, tmp_path):
     first = finetune(config(home, tmp_path / "first", mode="full", steps=2))
-    settings = {"l2_sp": 0.1, "l2_sp_fisher": True, "weight_decay": 0.0}
+    settings = {"methods": L2SP(weight=0.1, fisher=True), "weight_decay": 0.0}
     run = finetune(
         config(
             home,
@@ -134,20 +141,22 @@ def test_fisher_weighs_the_anchor(home, tmp_path):
         )
     ).run
     _, state, _ = Store(run).restore(step=2)
-    fisher = jax.tree.leaves(state["stats"]["anchors"]["fisher"])
+    fisher = jax.tree.leaves(state["stats"]["l2-sp"]["fisher"])
     assert all((leaf >= 0).all() for leaf in fisher)
     mean = sum(leaf.sum() for leaf in fisher) / sum(leaf.size for leaf in fisher)
     assert mean == pytest.approx(1.0, rel=1e-3)
 
 
 def test_a_source_without_a_head_is_named(home, tmp_path):
-    with pytest.raises(UserError, match=r"has no classifier, and kl compares"):
-        finetune(config(home, tmp_path / "run", mode="full", kl=1.0))
+    with pytest.raises(
+        UserError, match=r"has no classifier, and kl-to-source compares"
+    ):
+        finetune(config(home, tmp_path / "run", mode="full", methods="kl-to-source"))
 
 
 def test_decay_beside_l2_sp_is_refused(home, tmp_path):
     with pytest.raises(UserError, match=r"weight decay and the term 'l2_sp' both"):
-        finetune(config(home, tmp_path / "run", mode="full", l2_sp=0.1))
+        finetune(config(home, tmp_path / "run", mode="full", methods="l2-sp"))
 
 
 def batch_normalised(home, folder):
@@ -158,7 +167,7 @@ def batch_normalised(home, folder):
         "mode": "full",
         "steps": 1,
         "target": dark(home),
-        "align": ("coral",),
+        "methods": "coral",
     }
 
 
@@ -197,7 +206,13 @@ def test_label_shift_moves_the_bias_alone(home, tmp_path, method):
     settings = {"mode": "full", "steps": 40, "lr": 3e-3, "select": "last"}
     target = f"npz:{tmp_path / 'few.npz'}"
     run = finetune(
-        config(home, tmp_path / "run", target=target, label_shift=method, **settings)
+        config(
+            home,
+            tmp_path / "run",
+            target=target,
+            methods=LabelShift(estimator=method),
+            **settings,
+        )
     )
     found = run.results["label_shift"]
     assert found["method"] == method
@@ -224,7 +239,7 @@ def test_under_covariate_shift_a_step_is_kept_by_the_importance_weighted_risk(
         "save_every": 2,
         "lr": 0.03,
         "target": dark(home),
-        "density_ratio": "ulsif",
+        "methods": DensityRatio(estimator="ulsif"),
         "keep_last": 9,
         "select": "validation",
         "select_by": "loss",

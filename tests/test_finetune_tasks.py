@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError
-from afterimage.evaluate_command import EvaluateConfig
-from afterimage.finetune.artefact import load_classifier
+from afterimage.evaluation.configs import EvaluateConfig
+from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
-from afterimage.finetune.program import finetune
-from afterimage.finetune.terms.classification import cross_entropy
-from afterimage.finetune.terms.tasks import pcgrad, uncertain
+from afterimage.finetune.losses import cross_entropy
+from afterimage.finetune.methods.feature_selection import FeatureSelection
+from afterimage.finetune.methods.l2_sp import L2SP
+from afterimage.finetune.methods.sources import Sources
+from afterimage.finetune.methods.tasks import Tasks, pcgrad, uncertain
+from afterimage.finetune.run import finetune
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
@@ -245,21 +248,21 @@ def home(tiny, tmp_path):
     return tmp_path
 
 
-def everything(home):
+def everything(home, *more, weighting="pcgrad"):
     return {
         "mode": "full",
         "steps": 3,
         "save_every": 1,
         "keep_last": 5,
         "eval_every": 3,
-        "tasks": ("light",),
-        "task_weighting": "pcgrad",
-        "sources": (f"npz:{home / 'more.npz'}",),
-        "source_weights": (1.0, 3.0),
+        "methods": (
+            Tasks(columns=("light",), weighting=weighting),
+            Sources(images=(f"npz:{home / 'more.npz'}",), weights=(1.0, 3.0)),
+            "mdan",
+            L2SP(weight=0.01, head=0.01),
+            *more,
+        ),
         "target": f"npz:{home / 'target.npz'}",
-        "align": ("mdan",),
-        "l2_sp": 0.01,
-        "l2_head": 0.01,
         "weight_decay": 0.0,
         "layer_decay": 0.7,
     }
@@ -267,12 +270,12 @@ def everything(home):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [{}, {"task_weighting": "uncertainty", "mode": "two-phase"}]
+    ("weighting", "mode"), [("pcgrad", "full"), ("uncertainty", "two-phase")]
 )
-def test_all_of_it_resumes_exactly(home, more):
+def test_all_of_it_resumes_exactly(home, weighting, mode):
     """Cut back and repeated, a run ends as it did."""
-    wanted = everything(home) | {"feature_selection": "fisher", "keep_features": 9}
-    wanted |= more
+    selection = FeatureSelection(score="fisher", keep=9)
+    wanted = everything(home, selection, weighting=weighting) | {"mode": mode}
     whole = finetune(config(home, home / "run", **wanted)).run
     _, expected, _ = Store(whole).restore(step=3)
     again = home / "again"
@@ -322,4 +325,4 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
 
 def test_a_task_without_labels_is_named(home):
     with pytest.raises(DataError, match="no labels of the task 'colour'; expected an"):
-        finetune(config(home, home / "run", tasks=("colour",)))
+        finetune(config(home, home / "run", methods=Tasks(columns=("colour",))))

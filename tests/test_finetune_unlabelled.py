@@ -11,9 +11,17 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
 from afterimage.errors import UserError
-from afterimage.finetune.program import finetune
-from afterimage.finetune.terms.classification import cross_entropy
-from afterimage.finetune.terms.consistency import COUNTED, aligned, pseudo_labels
+from afterimage.finetune.data import open_all
+from afterimage.finetune.losses import cross_entropy
+from afterimage.finetune.methods.pseudo_labels import (
+    COUNTED,
+    PseudoLabels,
+    aligned,
+    pseudo_labels,
+)
+from afterimage.finetune.modes import TwoPhase
+from afterimage.finetune.run import finetune
+from afterimage.finetune.setup import build, make_stage
 from afterimage.models import ModelConfig
 from afterimage.training.terms import Context
 from tests.helpers import cut_back
@@ -36,8 +44,8 @@ def test_the_term_by_hand():
     # Probabilities 0.96 (sure), 0.9 (not sure) and 0.99 of the second class.
     weak = jnp.log(jnp.array([[0.96, 0.04], [0.9, 0.1], [0.01, 0.99]]))
     strong = jnp.log(jnp.array([[0.5, 0.5], [0.1, 0.9], [0.8, 0.2]]))
-    term = pseudo_labels(confidence=0.95, head="h")
-    logits = {"unlabelled__logits__h": weak, "strong__logits__h": strong}
+    term = pseudo_labels(confidence=0.95)
+    logits = {"unlabelled__logits__classes": weak, "strong__logits__classes": strong}
     value, metrics = term.value(given(**logits), jnp.int32(0))
     assert float(value) == pytest.approx((-np.log(0.5) - np.log(0.2)) / 3)
     assert float(metrics["pseudo_labels_sure"]) == pytest.approx(2 / 3)
@@ -45,8 +53,11 @@ def test_the_term_by_hand():
 
 def test_the_guess_gets_no_gradient():
     def loss(weak, strong):
-        logits = {"unlabelled__logits__h": weak, "strong__logits__h": strong}
-        term = pseudo_labels(confidence=0.5, head="h")
+        logits = {
+            "unlabelled__logits__classes": weak,
+            "strong__logits__classes": strong,
+        }
+        term = pseudo_labels(confidence=0.5)
         return term.value(given(**logits), jnp.int32(0))[0]
 
     logits = jnp.array([[2.0, 0.0]])
@@ -72,10 +83,10 @@ def test_the_running_mean_is_what_they_are_aligned_by():
     losses = {}
     for running in (False, True):
         settings = {"confidence": 0.0, "frequencies": (0.5, 0.5), "running": running}
-        term = pseudo_labels(head="h", **settings)
+        term = pseudo_labels(**settings)
         context = given(
-            unlabelled__logits__h=logits,
-            strong__logits__h=jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
+            unlabelled__logits__classes=logits,
+            strong__logits__classes=jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
             unlabelled__predicted=jnp.array([0.75, 0.25]),
         )
         losses[running] = float(term.value(context, jnp.int32(0))[0])
@@ -90,11 +101,13 @@ def test_predicted_frequencies_are_aligned_to_once_they_are_counted():
     losses = {}
     for progress in (COUNTED - 0.01, COUNTED):
         term = pseudo_labels(
-            head="h", confidence=0.0, frequencies=(0.5, 0.5), running=True, counted=True
+            confidence=0.0, frequencies=(0.5, 0.5), running=True, counted=True
         )
         context = given(
-            unlabelled__logits__h=jnp.log(jnp.array([[0.55, 0.45], [0.51, 0.49]])),
-            strong__logits__h=jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
+            unlabelled__logits__classes=jnp.log(
+                jnp.array([[0.55, 0.45], [0.51, 0.49]])
+            ),
+            strong__logits__classes=jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
             unlabelled__predicted=jnp.array([0.75, 0.25]),
             unlabelled__frequencies=jnp.array([0.75, 0.25]),
             progress=jnp.float32(progress),
@@ -107,7 +120,7 @@ def test_predicted_frequencies_are_aligned_to_once_they_are_counted():
 def boundary(crowd, noisy, *terms):
     """Where cross-entropy of labels at -2 and 2 and these terms part the line."""
     x, y = jnp.array([-2.0, 2.0]), jnp.array([0, 1])
-    terms = (cross_entropy(2, head="h"), *terms)
+    terms = (cross_entropy(2), *terms)
 
     def logits(params, x):
         score = params[0] * x + params[1]
@@ -115,10 +128,10 @@ def boundary(crowd, noisy, *terms):
 
     def loss(params):
         context = given(
-            train__logits__h=logits(params, x),
+            train__logits__classes=logits(params, x),
             train__label=y,
-            unlabelled__logits__h=logits(params, jnp.asarray(crowd)),
-            strong__logits__h=logits(params, jnp.asarray(noisy)),
+            unlabelled__logits__classes=logits(params, jnp.asarray(crowd)),
+            strong__logits__classes=logits(params, jnp.asarray(noisy)),
         )
         return sum(term.value(context, jnp.int32(0))[0] for term in terms)
 
@@ -135,7 +148,7 @@ def test_the_boundary_leaves_the_cluster_that_it_cuts():
     crowd = np.concatenate([rng.normal(-2, 0.2, 100), rng.normal(0.2, 0.2, 100)])
     noisy = crowd + rng.normal(0, 0.1, 200)
     alone = boundary(crowd, noisy)
-    beside = boundary(crowd, noisy, pseudo_labels(confidence=0.55, head="h"))
+    beside = boundary(crowd, noisy, pseudo_labels(confidence=0.55))
     assert np.mean(crowd[100:] > alone) < 0.9
     assert np.mean(crowd[100:] > beside) > 0.98
 
@@ -148,7 +161,7 @@ def test_alignment_of_the_predictions_keeps_a_class_from_dying_out():
     noisy = crowd + rng.normal(0, 0.05, 200)
     right = {}
     for frequencies in (None, (0.5, 0.5)):
-        term = pseudo_labels(confidence=0.55, head="h", frequencies=frequencies)
+        term = pseudo_labels(confidence=0.55, frequencies=frequencies)
         found = boundary(crowd, noisy, term)
         right[frequencies] = np.mean((crowd > found) == (np.arange(200) >= 100))
     assert right[None] == 0.5
@@ -156,17 +169,20 @@ def test_alignment_of_the_predictions_keeps_a_class_from_dying_out():
 
 
 SETTINGS = {
-    "mode": "two-phase",
-    "head_steps": 2,
+    "mode": TwoPhase(head_steps=2),
     "steps": 6,
     "save_every": 1,
     "eval_every": 3,
     "keep_last": 10,
     "labels_per_class": 2,
-    "unlabelled": "rest",
-    "confidence": 0.4,
+    "methods": PseudoLabels(confidence=0.4),
     "augment": "shift",
 }
+
+
+def changed(**settings):
+    """The same with other settings of the method."""
+    return SETTINGS | {"methods": PseudoLabels(**{"confidence": 0.4, **settings})}
 
 
 def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
@@ -187,9 +203,12 @@ def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
 def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     """From the labels' frequencies towards what is predicted, by 1 - momentum a step;
     a cut run goes on with the mean it had."""
-    settings = SETTINGS | {"distribution_alignment": True, "alignment_momentum": 0.9}
+    settings = changed(distribution_alignment=True, alignment_momentum=0.9)
     run = finetune(config(home, tmp_path / "whole", **settings)).run
-    means = [Store(run).restore(step=n)[1]["stats"]["predicted"] for n in range(1, 7)]
+    means = [
+        Store(run).restore(step=n)[1]["stats"]["pseudo-labels"]["predicted"]
+        for n in range(1, 7)
+    ]
     moved = np.diff([np.full(3, 1 / 3), *means], axis=0)
     for step, before in zip(moved, [np.full(3, 1 / 3), *means]):
         # before + step is 0.9 before + 0.1 p, with p a distribution.
@@ -200,23 +219,22 @@ def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     cut = cut_back(run, tmp_path / "cut", 3)
     finetune(config(home, cut, **settings))
     np.testing.assert_array_equal(
-        Store(cut).restore(step=6)[1]["stats"]["predicted"], means[-1]
+        Store(cut).restore(step=6)[1]["stats"]["pseudo-labels"]["predicted"], means[-1]
     )
 
 
 def test_frequencies_are_counted_in_the_first_quarter_and_then_kept(home, tmp_path):
     """Of six steps the first two lie before a quarter of them: the running mean of the
     second is what the later ones go by, also where the run was cut in between."""
-    settings = SETTINGS | {
-        "mode": "full",
-        "head_steps": None,
-        "distribution_alignment": True,
-        "alignment_momentum": 0.9,
-        "alignment_frequencies": "predicted",
-        "confidence": 0.0,
-    }
+    settings = changed(
+        distribution_alignment=True,
+        alignment_momentum=0.9,
+        alignment_frequencies="predicted",
+        confidence=0.0,
+    ) | {"mode": "full"}
     run = finetune(config(home, tmp_path / "whole", **settings)).run
-    kept = [Store(run).restore(step=n)[1]["stats"] for n in range(1, 7)]
+    states = [Store(run).restore(step=n)[1] for n in range(1, 7)]
+    kept = [state["stats"]["pseudo-labels"] for state in states]
     for stats in kept[:2]:
         np.testing.assert_array_equal(stats["frequencies"], stats["predicted"])
     for stats in kept[2:]:
@@ -227,16 +245,16 @@ def test_frequencies_are_counted_in_the_first_quarter_and_then_kept(home, tmp_pa
     for cut_at in (1, 3):
         cut = cut_back(run, tmp_path / f"cut-{cut_at}", cut_at)
         finetune(config(home, cut, **settings))
-        found = Store(cut).restore(step=6)[1]["stats"]["frequencies"]
-        np.testing.assert_array_equal(found, kept[-1]["frequencies"])
+        found = Store(cut).restore(step=6)[1]["stats"]["pseudo-labels"]
+        np.testing.assert_array_equal(found["frequencies"], kept[-1]["frequencies"])
 
 
 def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
-    settings = SETTINGS | {"propagation": 1.0, "confidence": 0.0}
+    settings = changed(propagation=1.0, confidence=0.0)
     run = finetune(config(home, tmp_path / "whole", **settings)).run
     assert "6 labels propagated to" in capsys.readouterr().out
     expected = Store(run).restore(step=6)[1]
-    classes = np.asarray(expected["stats"]["propagated"]["class"])
+    classes = np.asarray(expected["stats"]["pseudo-labels"]["propagated"])
     assert set(classes) <= {-1, 0, 1, 2}
     assert len(set(classes)) > 1
     # At confidence 0 every image would count, were it not for the second opinion.
@@ -245,90 +263,73 @@ def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
     cut = cut_back(run, tmp_path / "cut", 3)
     finetune(config(home, cut, **settings))
     found = Store(cut).restore(step=6)[1]
-    np.testing.assert_array_equal(found["stats"]["propagated"]["class"], classes)
+    again = found["stats"]["pseudo-labels"]["propagated"]
+    np.testing.assert_array_equal(again, classes)
 
 
 @pytest.mark.parametrize(
-    ("setting", "changed"),
+    ("setting", "stream"),
     [("weak_augment", "unlabelled"), ("strong_augment", "strong")],
 )
-def test_a_view_has_its_own_augmentation(home, tmp_path, setting, changed):
+def test_a_view_has_its_own_augmentation(home, tmp_path, setting, stream):
     """The other views are drawn as before."""
-    from afterimage.finetune.opening import open_all
-    from afterimage.finetune.parts import Parts
-
     ramp = jnp.arange(64, dtype=jnp.uint8).reshape(1, 8, 8, 1)
     views = {}
     for name, given in (("as before", {}), ("none", {setting: "none"})):
-        settings = SETTINGS | {"mode": "full", "head_steps": None} | given
+        settings = changed(**given) | {"mode": "full"}
         settings = config(home, tmp_path / "unused", **settings)
-        parts = Parts(settings, open_all(settings))
+        setup = build(settings, open_all(settings))
+        stage = make_stage(setup)
         batch = {
-            stream: jnp.broadcast_to(ramp, shape.shape)
-            for stream, shape in parts.batch_shapes().items()
-            if stream.endswith("image")
+            key: jnp.broadcast_to(ramp, (6, 8, 8, 1))
+            for key in ("image", "unlabelled/image")
         }
-        state, key = (parts.params, parts.stats), jax.random.key(0)
-        rules = parts.stage.supply(*state, batch, key, jnp.int32(0), frozenset())
+        model, key = (setup.params, setup.stats), jax.random.key(0)
+        rules = stage.supply(*model, batch, key, jnp.int32(0), frozenset())
         context = Context(rules)
         views[name] = {
-            stream: np.asarray(context[f"{stream}/view"]) * 255
-            for stream in ("train", "unlabelled", "strong")
+            each: np.asarray(context[f"{each}/view"]) * 255
+            for each in ("train", "unlabelled", "strong")
         }
-    pixels = np.broadcast_to(ramp, views["none"][changed].shape)
-    np.testing.assert_allclose(views["none"][changed], pixels, atol=1e-4)
-    assert np.abs(views["as before"][changed] - pixels).max() > 1
-    for stream in {"train", "unlabelled", "strong"} - {changed}:
-        np.testing.assert_array_equal(views["as before"][stream], views["none"][stream])
+    pixels = np.broadcast_to(ramp, views["none"][stream].shape)
+    np.testing.assert_allclose(views["none"][stream], pixels, atol=1e-4)
+    assert np.abs(views["as before"][stream] - pixels).max() > 1
+    for each in {"train", "unlabelled", "strong"} - {stream}:
+        np.testing.assert_array_equal(views["as before"][each], views["none"][each])
 
 
 def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
     """The share of sure ones is a count of all of them, whatever the micro-batches."""
-    from afterimage.finetune.opening import open_all
-    from afterimage.finetune.parts import Parts
-
-    settings = SETTINGS | {"mode": "full", "head_steps": None, "unlabelled_ratio": 3}
-    parts = {}
-    for accumulate in (1, 2):
-        given = config(
-            home, tmp_path / "unused", **settings, batch_size=8, accumulate=accumulate
-        )
-        parts[accumulate] = Parts(given, open_all(given)).batch_shapes()
-    assert parts[1]["image"].shape[0] == 8
-    assert parts[1]["unlabelled/image"].shape[0] == 24
-    assert parts[2]["unlabelled/index"].shape[0] == 12
+    settings = changed(ratio=3) | {"mode": "full"}
     result = finetune(
         config(home, tmp_path / "run", **settings, batch_size=8, accumulate=2)
     )
     shares = [row.get("train/pseudo_labels_sure", 0) for row in rows(result.run)]
     assert any(share not in (0, 1) for share in shares)
+    # Of 24 images, three for each labelled one.
     assert all(abs(share * 24 - round(share * 24)) < 1e-4 for share in shares)
 
 
 def test_rest_leaves_the_validation_images_out(home):
-    from afterimage.finetune.opening import open_all
-
     settings = SETTINGS | {"labels_per_class": 10, "select": "validation"}
     opened = open_all(config(home, home / "unused", **settings))
-    assert opened.unlabelled is not None
-    assert opened.chosen.validation is not None
-    assert opened.unlabelled.labels is None
-    used = set(opened.unlabelled.ids)
-    assert used.isdisjoint(opened.chosen.validation.ids)
-    assert used >= set(opened.chosen.train.ids)
-    assert len(used) + len(opened.chosen.validation) == 60
+    images, labels = opened.streams["unlabelled"].images, opened.labels
+    assert labels.validation is not None
+    assert images.labels is None
+    used = set(images.ids)
+    assert used.isdisjoint(labels.validation.ids)
+    assert used >= set(labels.train.ids)
+    assert len(used) + len(labels.validation) == 60
 
 
 def test_the_targets_images_take_part_without_their_labels(home):
-    from afterimage.finetune.opening import open_all
-
     others = write_npz(home / "others.npz", train=36)
-    settings = {"target": others, "align": ("mmd",), "unlabelled": "target"}
+    own = {"images": "target", "confidence": 0.2, "distribution_alignment": True}
+    settings = {"target": others, "methods": ("mmd", PseudoLabels(**own))}
     opened = open_all(config(home, home / "unused", **settings))
-    assert opened.unlabelled is not None
-    assert opened.unlabelled.labels is None
-    assert len(opened.unlabelled) == 36
-    settings |= {"confidence": 0.2, "distribution_alignment": True}
+    images = opened.streams["unlabelled"].images
+    assert images.labels is None
+    assert len(images) == 36
     result = finetune(config(home, home / "run", **settings))
     found = [row.get("train/pseudo_labels") for row in rows(result.run)]
     assert any(value and value > 0 for value in found)
@@ -342,8 +343,8 @@ def test_the_targets_images_take_part_without_their_labels(home):
     ]
     for name, value in told.items():
         assert value == pytest.approx(evaluated[f"eval/{name}"], rel=1e-5)
-    with pytest.raises(UserError, match="unlabelled='target' looks at a target"):
-        config(home, home / "other", unlabelled="target")
+    with pytest.raises(UserError, match=r"pseudo-labels\.images='target'"):
+        config(home, home / "other", methods=PseudoLabels(images="target"))
 
 
 @pytest.fixture
@@ -351,7 +352,7 @@ def batch_normalised(tmp_path):
     """Settings of one step from an encoder with BatchNorm."""
     model = ModelConfig("conv", (8, 8), 1, norm="batch", width=0.25)
     encoder = make_encoder(tmp_path / "batch", model)
-    return {"from_": encoder, "mode": "full", "steps": 1, "unlabelled": "rest"}
+    return {"from_": encoder, "mode": "full", "steps": 1, "methods": "pseudo-labels"}
 
 
 def test_batch_norm_beside_unlabelled_images_needs_a_choice(
@@ -367,8 +368,7 @@ def test_batch_norm_beside_unlabelled_images_needs_a_choice(
 def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_normalised):
     settings = batch_normalised | {
         "domain_statistics": "joint",
-        "confidence": 0.0,
-        "unlabelled_ratio": 2,
+        "methods": PseudoLabels(confidence=0.0, ratio=2),
     }
     run = finetune(config(home, tmp_path / "run", **settings)).run
     before = flatten(read_encoder(settings["from_"])[1])
@@ -380,31 +380,29 @@ def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_norm
     assert all(moved)
 
 
-def test_settings_without_images_are_refused(home, tmp_path):
-    with pytest.raises(UserError, match="only with unlabelled"):
-        config(home, tmp_path / "run", confidence=0.8)
-    with pytest.raises(UserError, match="unlabelled_ratio=7: only with unlabelled"):
-        config(home, tmp_path / "run", unlabelled_ratio=7)
-    with pytest.raises(UserError, match="unlabelled_ratio=0: at least 1"):
-        config(home, tmp_path / "run", unlabelled="rest", unlabelled_ratio=0)
-    with pytest.raises(UserError, match="distribution_alignment=True: only with"):
-        config(home, tmp_path / "run", distribution_alignment=True)
-    with pytest.raises(UserError, match="weak_augment=shift: only with unlabelled"):
-        config(home, tmp_path / "run", weak_augment="shift")
-    with pytest.raises(UserError, match="strong_augment=shear: only with unlabelled"):
-        config(home, tmp_path / "run", strong_augment="shear")
-    wrong = {"unlabelled": "rest", "alignment_momentum": 0.9}
-    with pytest.raises(UserError, match="only with distribution_alignment"):
-        config(home, tmp_path / "run", **wrong)
-    wrong = {"unlabelled": "rest", "distribution_alignment": True}
-    with pytest.raises(UserError, match="'predicted' is a mean of many steps"):
-        config(home, tmp_path / "run", **wrong, alignment_frequencies="predicted")
-    wrong |= {"alignment_momentum": 1.0}
-    with pytest.raises(UserError, match=r"alignment_momentum=1.0: in \[0, 1\)"):
-        config(home, tmp_path / "run", **wrong)
-    with pytest.raises(UserError, match=r"propagation=0.5: only with unlabelled"):
-        config(home, tmp_path / "run", propagation=0.5)
-    with pytest.raises(UserError, match=r"propagation=2.0: in \[0, 1\]"):
-        config(home, tmp_path / "run", unlabelled="rest", propagation=2.0)
-    with pytest.raises(UserError, match="unlabelled='rest': not with meta"):
-        config(home, tmp_path / "run", mode="full", meta="maml", unlabelled="rest")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 0}, "pseudo-labels.ratio=0: at least 1"),
+        ({"alignment_momentum": 0.9}, "only with distribution_alignment"),
+        (
+            {"distribution_alignment": True, "alignment_frequencies": "predicted"},
+            "'predicted' is a mean of many steps",
+        ),
+        (
+            {"distribution_alignment": True, "alignment_momentum": 1.0},
+            r"alignment_momentum=1.0: in \[0, 1\)",
+        ),
+        ({"propagation": 2.0}, r"propagation=2.0: in \[0, 1\]"),
+        ({"confidence": 1.0}, "confidence=1.0"),
+    ],
+)
+def test_settings_that_cannot_work(home, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        config(home, tmp_path / "run", methods=PseudoLabels(**settings))
+
+
+def test_not_over_episodes(home, tmp_path):
+    given = {"task": "episodes", "methods": ("maml", "pseudo-labels")}
+    with pytest.raises(UserError, match="pseudo-labels: not with task episodes"):
+        config(home, tmp_path / "run", mode="full", **given)

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from afterimage import known, load_encoder
-from afterimage.__main__ import main
 from afterimage.checkpoints.weights import decode, encode
+from afterimage.commands import main
 from afterimage.errors import UserError
 from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
 from afterimage.models.layers import Context, FrozenBatchNorm
@@ -124,13 +124,13 @@ def test_frozen_batchnorm_is_a_constant_affine_map_in_training_too():
 def test_the_commands(narrow, tmp_path, capsys):
     path = _write(build("resnet18", 0, NARROW), tmp_path / "x.pth")
     folder, back = str(tmp_path / "e"), str(tmp_path / "b.safetensors")
-    arguments = ["checkpoints", "import", str(path), "--model", "resnet18"]
+    arguments = ["import", str(path), "--model", "resnet18"]
     main([*arguments, "--out", folder, "--image-size", "64"])
     assert "left out the classification head: fc.bias" in capsys.readouterr().out
     encoder = load_encoder(folder)
     assert encoder.preprocessing.mean == (0.485, 0.456, 0.406)
     assert encoder.features(pictures(2, (80, 90))).shape == (2, 16)
-    main(["checkpoints", "export", folder, "--out", back])
+    main(["export", folder, "--out", back])
     theirs = read_weights(path)
     for name, array in read_weights(back).items():
         np.testing.assert_array_equal(array, theirs[name])

@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from afterimage import evaluate_command, features_command, load_encoder
+from afterimage import load_encoder
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import encode, read_encoder
+from afterimage.commands import evaluate as evaluate_command
+from afterimage.commands import features
 from afterimage.errors import UserError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.presets import preset_config
-from afterimage.finetune.program import finetune
+from afterimage.finetune.run import finetune
 from afterimage.known import export_encoder, import_encoder, read_weights
 from afterimage.models import ModelConfig
 from afterimage.sklearn import EncoderTransformer
@@ -164,7 +166,7 @@ def test_evaluate_sets_it_beside_its_untrained_twin(home, tmp_path, capsys):
 def test_features_and_the_transformer_give_its_vectors(home, tmp_path):
     path, out = str(home / "resnet50"), str(tmp_path / "f.npz")
     data = f"npz:{home / 'shades.npz'}"
-    features_command.main(["--from", path, "--data", data, "--out", out])
+    features.main(["--from", path, "--data", data, "--out", out])
     with np.load(home / "shades.npz") as arrays:
         images = np.concatenate([arrays["x_train"], arrays["x_test"]])
     want = load_encoder(path).features(images)

@@ -21,6 +21,7 @@ from afterimage.data import (
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.training.callbacks import Callbacks
 from afterimage.training.signals import StopSignal
 
 STEPS = 60
@@ -295,6 +296,40 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert not result.complete
     assert_equal_runs(out, finished.run)
     assert result.metrics == finished.metrics
+
+
+def test_the_report_is_there_from_the_first_evaluation_on(tmp_path):
+    pages = []
+    report = tmp_path / "run" / "report.html"
+    callbacks = Callbacks(
+        on_evaluation=lambda step, _: pages.append((step, report.read_text()))
+    )
+    settings = {"steps": 4, "eval_every": 2, "probe_images": 0, "pictures": 0}
+    run_program(config(tmp_path / "run", **settings), callbacks=callbacks)
+    assert [step for step, _ in pages] == [2, 4]
+    for step, page in pages:
+        assert f"not finished, step {step} of 4 steps" in page
+    assert "not finished" not in report.read_text()
+
+
+def test_data_may_be_an_object(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
+    settings = {"steps": 2, "eval_every": 2, "data": None, "pictures": 0}
+    mine = config(tmp_path / "run", **settings)
+    result = run_program(mine, data={"image": images})
+    assert np.isfinite(result.metrics["loss"])
+    assert run_program(mine, data={"image": images}).complete
+    with pytest.raises(UserError, match="other data"):
+        run_program(mine, data={"image": images[::-1]})
+
+
+def test_data_are_given_once(tmp_path):
+    images = np.zeros((80, 8, 8, 1), np.uint8)
+    with pytest.raises(UserError, match="give one of them"):
+        run_program(config(tmp_path / "run"), data=images)
+    with pytest.raises(UserError, match="give --data"):
+        run_program(config(tmp_path / "run", data=None))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

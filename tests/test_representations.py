@@ -7,7 +7,7 @@ import pytest
 
 from afterimage.checkpoints.files import RunLock
 from afterimage.errors import DataError, UserError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.presets import PRESETS as FINETUNE
 from afterimage.pretrain.presets import PRESETS as PRETRAIN

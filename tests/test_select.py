@@ -5,13 +5,12 @@ import jax
 import numpy as np
 import pytest
 
-from afterimage.__main__ import main
 from afterimage.checkpoints.weights import write_classifier
+from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.finetune import select as select_module
-from afterimage.finetune.artefact import head_entry
-from afterimage.finetune.classifier import Classifier, HeadConfig
-from afterimage.finetune.domains.selection import (
+from afterimage.finetune.classifier import Classifier, HeadConfig, head_entry
+from afterimage.finetune.selection import (
     ensemble_agreement,
     neighbour_information,
 )

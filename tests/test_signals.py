@@ -9,7 +9,7 @@ from afterimage.training.signals import StopRequested, StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_request(number):
+def test_the_first_signal_is_a_request(number, capsys):
     before = signal.getsignal(number)
     with StopSignal() as stop:
         stop.check()
@@ -19,6 +19,9 @@ def test_the_first_signal_is_a_request(number):
         with pytest.raises(StopRequested, match=signal.Signals(number).name):
             stop.check()
     assert signal.getsignal(number) is before
+    said = capsys.readouterr().err
+    assert "at once" in said
+    assert ("Ctrl-C" in said) == (number == signal.SIGINT)
 
 
 def test_a_second_signal_stops_at_once():

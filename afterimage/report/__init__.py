@@ -5,6 +5,7 @@ from afterimage.report.page import logged, notebook, write_report
 from afterimage.report.records import (
     RunRecord,
     comparison,
+    comparison_text,
     read_run,
     run_html,
     write_comparison,
@@ -13,6 +14,7 @@ from afterimage.report.records import (
 __all__ = [
     "RunRecord",
     "comparison",
+    "comparison_text",
     "line_chart",
     "logged",
     "notebook",

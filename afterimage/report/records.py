@@ -13,6 +13,7 @@ from afterimage.report.page import Grid, logged, notebook, write_report
 from afterimage.training.metrics import read_rows
 
 _MEASURES = ("accuracy", "macro_f1", "calibration_error")
+_WIDEST = 36  # characters of a cell in a terminal's table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class RunRecord:
     figures: Mapping[str, float]
     """The last evaluation by metric; of a finished fine-tuning run also `test accuracy`
     and the like. Shares are in [0, 1]."""
+    intervals: Mapping[str, tuple[float, float]]
+    """The 95 % interval of those figures that have one."""
     curves: Mapping[str, Points]
     """(step, value) of every logged number: `train/loss`, `eval/loss`, …"""
     picture: pathlib.Path | None
@@ -63,9 +66,11 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         for name, points in curves.items()
         if name.startswith("eval/")
     }
-    results = path / "results.json"
+    results, intervals = path / "results.json", {}
     if results.is_file():
-        figures |= _final(schemas.read(results, schemas.Results, "delete it"))
+        stored_results = schemas.read(results, schemas.Results, "delete it")
+        figures |= _final(stored_results)
+        intervals = _intervals(stored_results)
     final = results if stored["kind"] == "finetune" else path / "encoder"
     pictures = sorted((path / "pictures").glob("step-*.png"))
     logged_steps = [row["step"] for row in rows]
@@ -78,6 +83,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         steps=_steps(stored["config"]),
         finished=final.exists(),
         figures=figures,
+        intervals=intervals,
         curves=curves,
         picture=pictures[-1] if pictures else None,
     )
@@ -107,11 +113,37 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
             str(record.path),
             f"{record.step:,}" + ("" if record.finished else " (not finished)"),
             *(own.get(name) for name in differ),
-            *(record.figures.get(name) for name in figures),
+            *(_figure(record, name) for name in figures),
         ]
         for record, own in zip(records, settings)
     ]
     return ["run", "step", *differ, *figures], rows
+
+
+def comparison_text(records: Sequence[RunRecord]) -> str:
+    """The table of `comparison` for a terminal: a column a run."""
+    header, rows = comparison(records)
+    columns = [list(map(_cell, column)) for column in [header, *rows]]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths)).rstrip()
+        for line in zip(*columns)
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "–"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "–" if value is None else text
+    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST + 1 :]}"
+
+
+def _figure(record: RunRecord, name: str) -> float | str | None:
+    if name not in record.intervals:
+        return record.figures.get(name)
+    low, high = record.intervals[name]
+    return f"{record.figures[name]:.4f} ({low:.4f} to {high:.4f})"
 
 
 def write_comparison(
@@ -170,6 +202,21 @@ def run_html(folder: str | os.PathLike[str]) -> str:
         grids={"Figures": (["", "value"], list(record.figures.items()))},
         unfinished=None if record.finished else (record.step, record.steps),
     )
+
+
+def _intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The intervals of the figures of `_final` that are measures with one."""
+    found = {
+        f"{split} {measure.replace('_', ' ')}": results[split][measure]
+        for split in ("validation", "test")
+        if results[split] is not None
+        for measure in _MEASURES
+    }
+    return {
+        name: (share["low"], share["high"])
+        for name, share in found.items()
+        if None not in (share["value"], share["low"], share["high"])
+    }
 
 
 def _final(results: Mapping[str, Any]) -> dict[str, float]:

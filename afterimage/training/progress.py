@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from afterimage.console import make_bar, shows_bars
+
 _LINE_SECONDS = 5.0
 _OVERDUE_SECONDS = 60.0
 
@@ -24,10 +26,25 @@ def clock(seconds: float) -> str:
 
 class Progress:
     """Counts finished steps and time; evaluation, saving and the first step's
-    compilation are kept out of images/s. Costs no device value of its own."""
+    compilation are kept out of images/s. Costs no device value of its own.
 
-    def __init__(self, total: int, *, batch_size: int, stream: Any = None):
-        self.total, self.batch_size = total, batch_size
+    `every` says after how many steps training pauses, for what:
+    {"evaluating": 100, "saving": 100}. The time left includes these.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        batch_size: int,
+        every: Mapping[str, int] = {},
+        stream: Any = None,
+    ):
+        self.total, self.batch_size, self.every = total, batch_size, every
+        self._pauses: dict[str, list[float]] = {what: [] for what in every}
+        self._pause: tuple[str, float] | None = None
+        self._paused_at: dict[str, int] = {}
+        self._start = 0
         self.stream = stream if stream is not None else sys.stderr
         self.quiet = jax.process_index() != 0
         self._bar: Any = None
@@ -45,15 +62,18 @@ class Progress:
     def start(self, step: int) -> None:
         """A phase begins at `step`; what is added first compiled, and is not timed."""
         self._reset()
-        self.step = step
-        if self.stream.isatty() and not self.quiet and self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=self.total, initial=step, unit="step", file=self.stream
+        self.step = self._start = step
+        if shows_bars(self.stream) and not self.quiet and self._bar is None:
+            self._bar = make_bar(
+                total=self.total,
+                initial=step,
+                unit="step",
+                file=self.stream,
+                # Its own estimate knows nothing of evaluations.
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                "[{elapsed}{postfix}]",
             )
-        if self._bar is None and not self.quiet:
-            print("Compiling the training step ...", file=self.stream, flush=True)
+        self._say("compiling the training step")
 
     def waiting(self, blocks: Iterator[Any]) -> Iterator[Any]:
         """Passes blocks through and measures how long they were waited for.
@@ -99,18 +119,37 @@ class Progress:
         self.warm = True
         self.step += steps
         if self._bar is not None:
+            self._bar.set_description_str("", refresh=False)
             self._bar.update(steps)
 
     def pause(self, what: str) -> None:
         """Training stops for `what`."""
-        self._training += time.perf_counter() - self._mark if self.warm else 0.0
-        if self._bar is not None:
-            self._bar.set_description(what)
+        now = time.perf_counter()
+        self._training += now - self._mark if self.warm else 0.0
+        self._pause, self._paused_at[what] = (what, now), self.step
+        times = self._pauses.setdefault(what, [])
+        if not times or times[-1] > _LINE_SECONDS:
+            self._say(what)
+        elif self._bar is not None:
+            self._bar.set_description_str(f"{what} ")
 
     def resume(self) -> None:
+        """Training goes on."""
         self._mark = time.perf_counter()
+        if self._pause is not None:
+            what, since = self._pause
+            self._pauses[what].append(self._mark - since)
+            self._pause = None
         if self._bar is not None:
-            self._bar.set_description("")
+            self._bar.set_description_str("")
+
+    def _say(self, what: str) -> None:
+        """What is done now, while no step is finished."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{what} ")
+        elif not self.quiet:
+            text = f"{what[0].upper()}{what[1:]} ..."
+            print(text, file=self.stream, flush=True)
 
     def rate(self) -> float:
         """Training images a second, 0 before any step is timed."""
@@ -126,21 +165,49 @@ class Progress:
         return {"time/images_per_second": self.rate(), "time/input_stall": share}
 
     def left(self) -> float:
-        """Seconds of training left, 0 while unknown."""
+        """Seconds left, 0 while unknown: of training, evaluations and saves to come.
+
+        Those that never happened so far are not included.
+        """
         rate = self.rate()
-        return (self.total - self.step) * self.batch_size / rate if rate else 0.0
+        if not rate:
+            return 0.0
+        seconds = (self.total - self.step) * self.batch_size / rate
+        for what, times in self._pauses.items():
+            if times:
+                usual = times[1:] or times  # the first one compiled
+                seconds += self._to_come(what) * sum(usual) / len(usual)
+        return seconds
+
+    def _to_come(self, what: str) -> int:
+        """How often training will pause for this; always after the last step."""
+        every = self.every.get(what)
+        if every is None:
+            return 0
+        step, total = self.step, self.total
+        due = total // every - step // every + (total % every > 0 and step < total)
+        now = step % every == 0 or step == total
+        return due + (now and self._paused_at.get(what, self._start) != step)
+
+    def _time_left(self) -> str:
+        text = f"{clock(self.left())} left"
+        unknown = self._to_come("evaluating") * (not self._pauses.get("evaluating"))
+        more = f"{unknown} evaluation{'s' * (unknown > 1)}"
+        return f"{text} and {more}" if unknown else text
 
     def show(self, step: int, metrics: Mapping[str, Any]) -> None:
         """The newest metrics; at most a line every few seconds off a terminal."""
         words = [f"loss {metrics['loss']:.4g}"]
         if "relative_loss" in metrics:
-            words.append(f"{metrics['relative_loss']:.3f} of the mean image's")
+            words[0] += f" ({metrics['relative_loss']:.3g} × the mean-image baseline)"
         if "accuracy" in metrics:
             words.append(f"accuracy {metrics['accuracy']:.3f}")
         if metrics.get("skipped"):
             words.append(f"{metrics['skipped']} skipped")
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{', '.join(words)}, {self._speed()}")
+            if self.rate():
+                words += [self._speed(), self._time_left()]
+            self._bar.set_postfix_str(", ".join(words))
             return
         now = time.perf_counter()
         if self.quiet or (now - self._last_line < _LINE_SECONDS and step < self.total):
@@ -149,7 +216,7 @@ class Progress:
         width = len(str(self.total))
         text = f"step {step:{width}}/{self.total}  {', '.join(words)}"
         if self.rate():
-            text += f"  {self._speed()}  {clock(self.left())} left"
+            text += f"  {self._speed()}  {self._time_left()}"
         print(text, file=self.stream, flush=True)
 
     def evaluated(self, step: int, results: Mapping[str, Any]) -> None:

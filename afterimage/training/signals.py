@@ -51,8 +51,12 @@ class StopSignal:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
         with contextlib.suppress(OSError):  # with SIGHUP the terminal is gone
+            again = "Ctrl-C again" if self.name == "SIGINT" else "A second signal"
             print(
-                f"\n{self.name}: saving, then stopping ...", file=sys.stderr, flush=True
+                f"\n{self.name}: finishing this step, saving, then stopping. {again} "
+                "stops at once; what was saved before is kept",
+                file=sys.stderr,
+                flush=True,
             )
 
     def requested(self) -> bool:

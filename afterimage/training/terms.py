@@ -15,7 +15,7 @@ contains every forward pass once.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -118,6 +118,13 @@ class Term:
     """The task it teaches: the tasks' gradients may be weighed against each other."""
     encoder_only: bool = False
     """It acts through the encoder alone: left out of phases in which that is frozen."""
+
+    def times(self, factor: float) -> "Term":
+        """The same term at another weight."""
+        weight = self.weight
+        if callable(weight):
+            return replace(self, weight=lambda step: weight(step) * factor)
+        return replace(self, weight=weight * factor)
 
     def value(self, context: Context, step: Array) -> TermResult:
         """(w(s) · mean ω ℓ, metrics); the unweighted mean is the metric `NAME`."""

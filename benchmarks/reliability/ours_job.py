@@ -15,9 +15,9 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from afterimage.__main__ import main as afterimage
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.commands import main as afterimage
 from afterimage.pretrain import run as pretraining
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
 

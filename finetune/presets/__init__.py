@@ -17,6 +17,24 @@ PRESETS: Mapping[str, Preset] = {
 def preset_config(name: str, **settings: Any) -> FinetuneConfig:
     """The preset's configuration; `settings` (at least `from_`, `out`) win over it.
 
-    Raises UserError for an unknown preset or settings that cannot work.
+    A setting of one of the preset's choices is given as `{"distil.teacher": …}`. Raises
+    UserError for an unknown preset or settings that cannot work.
     """
-    return FinetuneConfig(**{**find_preset(PRESETS, name).settings, **settings})
+    merged = dict(find_preset(PRESETS, name).settings)
+    for key, value in settings.items():
+        choice, dot, setting = key.partition(".")
+        if not dot:
+            merged[key] = value
+            continue
+        for field in ("mode", "task", "methods"):
+            if field in merged:
+                merged[field] = _with(merged[field], choice, {setting: value})
+    return FinetuneConfig(**merged)
+
+
+def _with(chosen: Any, name: str, settings: Mapping[str, Any]) -> Any:
+    """What is chosen, with more settings where its name is this one."""
+    if isinstance(chosen, tuple):
+        return tuple(_with(one, name, settings) for one in chosen)
+    own = {"name": chosen} if isinstance(chosen, str) else chosen
+    return {**own, **settings} if own["name"] == name else chosen

@@ -12,7 +12,10 @@ _LETTERS: Mapping[str, Any] = {
     "ema": 0.99,
     "augment": "affine",
     "weight_decay": 0.01,
-    "unlabelled": "target",
+}
+_PSEUDO_LABELS: Mapping[str, Any] = {
+    "name": "pseudo-labels",
+    "images": "target",
     "distribution_alignment": True,
 }
 PRESETS: Mapping[str, Preset] = {
@@ -22,7 +25,11 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset adapt --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/adapted"
         ),
-        settings={"mode": "two-phase", "align": ("cdan-e",), "weight_decay": 0.01},
+        settings={
+            "mode": "two-phase",
+            "methods": ({"name": "cdan", "entropy": True},),
+            "weight_decay": 0.01,
+        },
         cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
     "adapt-mmd": Preset(
@@ -31,7 +38,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset adapt-mmd --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/adapted"
         ),
-        settings={"mode": "two-phase", "align": ("jmmd",), "weight_decay": 0.01},
+        settings={"mode": "two-phase", "methods": ("jmmd",), "weight_decay": 0.01},
         cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
     "adapt-pseudo-labels": Preset(
@@ -42,8 +49,13 @@ PRESETS: Mapping[str, Preset] = {
         ),
         settings={
             **_LETTERS,
-            "alignment_momentum": 0.99,
-            "alignment_frequencies": "predicted",
+            "methods": (
+                {
+                    **_PSEUDO_LABELS,
+                    "alignment_momentum": 0.99,
+                    "alignment_frequencies": "predicted",
+                },
+            ),
         },
         cost="100 epochs of 64 labelled and 2 x 64 target images, one view strong",
         measured=(
@@ -72,8 +84,10 @@ PRESETS: Mapping[str, Preset] = {
             **_LETTERS,
             "lr": 1e-2,
             "augment": "none",
-            "compose": "ink",
-            "confidence": 0.8,
+            "methods": (
+                {**_PSEUDO_LABELS, "confidence": 0.8},
+                {"name": "compose", "kind": "ink"},
+            ),
             "select": "infomax",
         },
         cost="100 epochs of 64 labelled and 2 x 64 target images, one view strong",
@@ -96,7 +110,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset covariate-shift --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/weighed"
         ),
-        settings={"mode": "two-phase", "density_ratio": "classifier"},
+        settings={"mode": "two-phase", "methods": ("density-ratio",)},
         cost="as two-phase, after one look at both domains' features",
     ),
     "label-shift": Preset(
@@ -105,16 +119,21 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset label-shift --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/corrected"
         ),
-        settings={"mode": "two-phase", "label_shift": "bbse"},
+        settings={"mode": "two-phase", "methods": ("label-shift",)},
         cost="as two-phase, and one look at the target's predictions",
     ),
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
         command=(
             "afterimage finetune --preset adapt-sources --from runs/photos --data "
-            "folder:one --sources folder:two --target folder:others --out runs/adapted"
+            "folder:one --sources.images folder:two --target folder:others --out "
+            "runs/adapted"
         ),
-        settings={"mode": "two-phase", "align": ("mdan",), "weight_decay": 0.01},
+        settings={
+            "mode": "two-phase",
+            "methods": ("sources", "mdan"),
+            "weight_decay": 0.01,
+        },
         cost="100 epochs of 64 + 64 images: up to twice a run without a target",
     ),
 }

@@ -15,8 +15,7 @@ _MNIST: Mapping[str, Any] = {
 }
 # Chosen on 5,000 training images of MNIST held out, 100 labels, three seeds.
 PSEUDO_LABELS: Mapping[str, Any] = {
-    "steps": 4000,
-    "unlabelled": "rest",
+    "name": "pseudo-labels",
     "weak_augment": "shift",
     "strong_augment": "strong-affine",
     "distribution_alignment": True,
@@ -81,8 +80,8 @@ PRESETS: Mapping[str, Preset] = {
         settings={
             **_MNIST,
             "labels_per_class": 10,
-            **PSEUDO_LABELS,
-            "propagation": PROPAGATION,
+            "steps": 4000,
+            "methods": ({**PSEUDO_LABELS, "propagation": PROPAGATION},),
         },
         cost=(
             "a graph of all images, then 4,000 steps of 64 labelled and 64 other "
@@ -169,7 +168,11 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset pseudo-labels --from runs/photos "
             "--data folder:labelled --out runs/cls"
         ),
-        settings={"mode": "full", "labels_per_class": 10, "unlabelled": "rest"},
+        settings={
+            "mode": "full",
+            "labels_per_class": 10,
+            "methods": ("pseudo-labels",),
+        },
         cost="100 epochs, at least 300 steps, of 64 + 64 images, three passes each",
     ),
     "many-labels": Preset(
@@ -207,8 +210,7 @@ PRESETS: Mapping[str, Preset] = {
         settings={
             "mode": "probe",
             "features": "pyramid-grid",
-            "feature_selection": "mutual-information",
-            "keep_features": 64,
+            "methods": ("feature-selection",),
             "augment": "none",
             "lr": 3e-3,
             "weight_decay": 0.0,
@@ -232,8 +234,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         settings={
             "mode": "two-phase",
-            "l2_sp": 0.01,
-            "l2_head": 0.01,
+            "methods": ({"name": "l2-sp", "weight": 0.01, "head": 0.01},),
             "weight_decay": 0.0,
         },
         cost="as two-phase; a second copy of the encoder in memory",
@@ -244,7 +245,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset keep-source --from runs/cls "
             "--data folder:others --out runs/cls-2"
         ),
-        settings={"mode": "two-phase", "kl": 1.0},
+        settings={"mode": "two-phase", "methods": ("kl-to-source",)},
         cost="as two-phase, and one more forward pass a step",
     ),
     "delta": Preset(
@@ -253,7 +254,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset delta --from runs/photos "
             "--data folder:labelled --out runs/cls"
         ),
-        settings={"mode": "two-phase", "delta": 0.1},
+        settings={"mode": "two-phase", "methods": ("delta",)},
         cost="as two-phase, and one more forward pass a step",
     ),
     "resnet50-two-phase": Preset(
@@ -263,8 +264,7 @@ PRESETS: Mapping[str, Preset] = {
             "--data folder:labelled --out runs/resnet50"
         ),
         settings={
-            "mode": "two-phase",
-            "head_lr": 1e-3,
+            "mode": {"name": "two-phase", "head_lr": 1e-3},
             "lr": 1e-4,
             "augment": "crop-flip",
         },
@@ -273,14 +273,12 @@ PRESETS: Mapping[str, Preset] = {
     "distil": Preset(
         about="a smaller network that learns from a finished, larger one",
         command=(
-            "afterimage finetune --preset distil --from runs/cls --teacher runs/cls "
-            "--data folder:labelled --out runs/small"
+            "afterimage finetune --preset distil --from runs/cls "
+            "--distil.teacher runs/cls --data folder:labelled --out runs/small"
         ),
         settings={
-            "mode": "scratch",
-            "width": 0.5,
-            "distil": ("logits", "relational"),
-            "distil_temperature": 4.0,
+            "mode": {"name": "scratch", "width": 0.5},
+            "methods": ({"name": "distil", "kinds": ("logits", "relational")},),
             "augment": "light",
         },
         cost="as scratch, and one forward pass of the teacher a step",
@@ -288,10 +286,13 @@ PRESETS: Mapping[str, Preset] = {
     "born-again": Preset(
         about="the same network once more, from its own earlier run's predictions",
         command=(
-            "afterimage finetune --preset born-again --from runs/cls --teacher "
-            "runs/cls --data folder:labelled --out runs/again"
+            "afterimage finetune --preset born-again --from runs/cls "
+            "--distil.teacher runs/cls --data folder:labelled --out runs/again"
         ),
-        settings={"mode": "scratch", "distil": ("logits",), "distil_temperature": 1.0},
+        settings={
+            "mode": "scratch",
+            "methods": ({"name": "distil", "temperature": 1.0},),
+        },
         cost="as scratch, and one more forward pass a step",
     ),
 }

@@ -5,7 +5,12 @@ from typing import Any
 
 from afterimage.cli import Measured, Preset
 
-_EPISODES: Mapping[str, Any] = {"mode": "full", "steps": 2_000, "weight_decay": 0.0}
+_EPISODES: Mapping[str, Any] = {
+    "mode": "full",
+    "task": "episodes",
+    "steps": 2_000,
+    "weight_decay": 0.0,
+}
 # Prototypes keep the default rate: 0.003 was better on training characters of Omniglot
 # with five shots (95 to 94 %) and worse with one (62 to 73 %).
 _MAML: Mapping[str, Any] = {"features": "grid", "lr": 3e-3}
@@ -14,45 +19,51 @@ _MAML: Mapping[str, Any] = {"features": "grid", "lr": 3e-3}
 # five, two steps of 0.03 were better: 90.4 % to 86.7.
 # Proto-MAML with two of 0.01: 84.8 and 92.9 %; with one, and five when scored, 85.5 and
 # 89.3.
-_STEPS: Mapping[str, Any] = {"inner_steps": 2, "inner_lr": 0.01}
+_STEPS: Mapping[str, Any] = {"name": "maml", "inner_steps": 2, "inner_lr": 0.01}
 PRESETS: Mapping[str, Preset] = {
     "tasks": Preset(
         about="several tasks on one encoder, their conflicting gradients projected",
         command=(
             "afterimage finetune --preset tasks --from runs/photos "
-            "--data csv:labels.csv --tasks colour --out runs/tasks"
+            "--data csv:labels.csv --tasks.columns colour --out runs/tasks"
         ),
-        settings={"mode": "two-phase", "task_weighting": "pcgrad"},
+        settings={
+            "mode": "two-phase",
+            "methods": ({"name": "tasks", "weighting": "pcgrad"},),
+        },
         cost="as two-phase, and one more backward pass a task",
     ),
     "tasks-uncertainty": Preset(
         about="several tasks on one encoder, each task's weight learned",
         command=(
             "afterimage finetune --preset tasks-uncertainty --from runs/photos "
-            "--data csv:labels.csv --tasks colour --out runs/tasks"
+            "--data csv:labels.csv --tasks.columns colour --out runs/tasks"
         ),
-        settings={"mode": "two-phase", "task_weighting": "uncertainty"},
+        settings={
+            "mode": "two-phase",
+            "methods": ({"name": "tasks", "weighting": "uncertainty"},),
+        },
         cost="as two-phase",
     ),
     "replay": Preset(
         about="classes that come one group after the other: some earlier images again",
         command=(
             "afterimage finetune --preset replay --from runs/photos --data "
-            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+            "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
-        settings={"mode": "full", "continual": "replay", "memory": 20},
+        settings={"mode": "full", "task": "continual", "methods": ("replay",)},
         cost="100 epochs, at least 300 steps of 64 + 64 images, shared by the tasks",
     ),
     "ewc": Preset(
         about="tasks one after the other, a head each, without keeping images",
         command=(
             "afterimage finetune --preset ewc --from runs/photos --data "
-            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+            "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={
             "mode": "full",
-            "scenario": "task",
-            "continual": "ewc",
+            "task": {"name": "continual", "scenario": "task"},
+            "methods": ("ewc",),
             "weight_decay": 0.0,
         },
         cost="as full, two copies of the model, 256 backward passes a task",
@@ -61,9 +72,13 @@ PRESETS: Mapping[str, Preset] = {
         about="the same by keeping the earlier model's predictions on new images",
         command=(
             "afterimage finetune --preset lwf --from runs/photos --data "
-            "folder:labelled --sequence cat,dog car,ship --out runs/sequence"
+            "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
-        settings={"mode": "full", "scenario": "task", "continual": "lwf"},
+        settings={
+            "mode": "full",
+            "task": {"name": "continual", "scenario": "task"},
+            "methods": ("lwf",),
+        },
         cost="as full, and one more forward pass a step",
     ),
     "maml": Preset(
@@ -72,7 +87,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset maml --from runs/letters --data "
             "folder:letters --out runs/maml"
         ),
-        settings={**_EPISODES, **_MAML, **_STEPS, "meta": "maml"},
+        settings={**_EPISODES, **_MAML, "methods": (_STEPS,)},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
     ),
     "maml-tied": Preset(
@@ -81,14 +96,14 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset maml-tied --from runs/letters --data "
             "folder:letters --out runs/maml-tied"
         ),
-        settings={**_EPISODES, **_MAML, **_STEPS, "meta": "maml", "tied_head": True},
+        settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "tied_head": True},)},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
         measured=(
             Measured(
                 result=(
                     "200 steps, five alphabets of Omniglot, 5 ways, 1 shot: 77.2 ± "
                     "6.0 % on characters held out (prototypes 73.0 ± 5.0); 5 shots and "
-                    "--inner-lr 0.03: 91.8 ± 0.2 % (92.1 ± 0.5), 3 seeds"
+                    "--maml.inner-lr 0.03: 91.8 ± 0.2 % (92.1 ± 0.5), 3 seeds"
                 ),
                 time="3 minutes a seed; 5 shots: 7",
                 device="one core of an AMD EPYC, beside other work",
@@ -103,7 +118,7 @@ PRESETS: Mapping[str, Preset] = {
             "folder:letters --out runs/anil"
         ),
         # MAML's rates; none were looked for here.
-        settings={**_EPISODES, **_MAML, **_STEPS, "meta": "anil"},
+        settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "only_head": True},)},
         cost="2,000 steps of 4 episodes: 640,000 images",
     ),
     "proto-maml": Preset(
@@ -112,7 +127,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset proto-maml --from runs/letters --data "
             "folder:letters --out runs/proto-maml"
         ),
-        settings={**_EPISODES, **_MAML, **_STEPS, "meta": "proto-maml"},
+        settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "name": "proto-maml"},)},
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
         measured=(
             Measured(
@@ -133,7 +148,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage finetune --preset prototypical --from runs/letters --data "
             "folder:letters --out runs/prototypes"
         ),
-        settings={**_EPISODES, "meta": "prototypical"},
+        settings={**_EPISODES, "methods": ("prototypes",)},
         cost="2,000 steps of 4 episodes: 640,000 images",
     ),
     "reptile": Preset(
@@ -144,9 +159,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         settings={
             **_EPISODES,
-            "meta": "reptile",
-            "inner_steps": 5,
-            "inner_lr": 0.05,
+            "methods": ({"name": "reptile", "inner_steps": 5, "inner_lr": 0.05},),
         },
         cost="2,000 steps of 4 episodes, 5 gradients each",
     ),

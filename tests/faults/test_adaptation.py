@@ -9,9 +9,9 @@ import pytest
 
 from afterimage.checkpoints.store import Store
 from afterimage.errors import Interrupted, UserError
-from afterimage.finetune import results
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.program import finetune
+from afterimage.finetune.modes import TwoPhase
+from afterimage.finetune.run import FinetuneJob, finetune
 from afterimage.runs import Run
 from tests.helpers import run_python
 from tests.test_finetune_program import draw, make_encoder, write_npz
@@ -35,7 +35,7 @@ def settings(home, out, **more):
         "from_": str(home / "encoder"),
         "data": f"npz:{home / 'data.npz'}",
         "target": f"npz:{home / 'dark.npz'}",
-        "align": ("dann",),
+        "methods": "dann",
         "mode": "full",
         "steps": 4,
         "batch_size": 12,
@@ -51,7 +51,7 @@ def settings(home, out, **more):
     [
         {"mode": "full"},
         pytest.param(
-            {"mode": "two-phase", "head_steps": 2, "ema": 0.9}, marks=pytest.mark.slow
+            {"mode": TwoPhase(head_steps=2), "ema": 0.9}, marks=pytest.mark.slow
         ),
     ],
 )
@@ -61,15 +61,15 @@ def test_a_stopped_adversary_continues_bit_identical(
     """SIGTERM inside the phase, or at the boundary; then the same command."""
     finetune(FinetuneConfig(**settings(home, tmp_path / "whole", **phases)))
     stopped = FinetuneConfig(**settings(home, tmp_path / "stopped", **phases))
-    real = results.evaluate
+    real = FinetuneJob.evaluate
 
-    def signalled(parts, state, poll):
-        if int(state["step"]) == 2:
+    def signalled(job, state, step, stop):
+        if step == 2:
             signal.raise_signal(signal.SIGTERM)
-        return real(parts, state, poll)
+        return real(job, state, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "evaluate", signalled)
+        patch.setattr(FinetuneJob, "evaluate", signalled)
         with pytest.raises(Interrupted):
             finetune(stopped)
     assert max(Store(stopped.out).steps()) == 2
@@ -86,14 +86,14 @@ import numpy as np
 from afterimage import runtime
 from afterimage.checkpoints.store import Store
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.program import finetune
+from afterimage.finetune.modes import TwoPhase
+from afterimage.finetune.run import FinetuneJob, finetune
 
 runtime.compiler_options = lambda: {"xla_backend_optimization_level": 0}
 found = []
 for devices in (1, 2):
     given = json.loads(sys.argv[1])
     given |= {"devices": devices, "out": given["out"] + str(devices)}
-    given["align"] = tuple(given["align"])
     run = finetune(FinetuneConfig(**given)).run
     found.append(Store(run).restore(step=given["steps"])[1])
 assert jax.device_count() == 2
@@ -117,17 +117,23 @@ def test_a_run_of_an_older_version_continues(home, tmp_path):
     """Settings that did not exist then count as their defaults."""
 
     def opened(**more):
-        given = settings(home, tmp_path / "run", align=(), target=None, **more)
+        given = settings(home, tmp_path / "run", **more)
         with Run(given["out"], kind="finetune", config=FinetuneConfig(**given)) as run:
             return run.path
 
     folder = opened()
     path = folder / "config.json"
     stored = json.loads(path.read_text())
-    for name in ("target", "align", "l2_sp", "kl_temperature", "density_ratio"):
+    for name in ("domain_statistics", "class_weights", "task"):
         del stored["config"][name]
+    del stored["config"]["methods"][0]["weight"]
     path.write_text(json.dumps(stored))
     (folder / "checkpoints" / "2").mkdir(parents=True)
     opened()
-    with pytest.raises(UserError, match=r"l2_sp: 0.0 in the folder, 0.1 asked for"):
-        opened(l2_sp=0.1, weight_decay=0.0)
+    changed = r"methods.dann.weight: 1.0 in the folder, 0.5 asked for"
+    with pytest.raises(UserError, match=changed):
+        opened(methods={"name": "dann", "weight": 0.5})
+    with pytest.raises(
+        UserError, match=r"methods: \['dann'\] in the folder, \['mmd'\]"
+    ):
+        opened(methods="mmd")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from afterimage import known, load_encoder
-from afterimage.__main__ import main
 from afterimage.checkpoints import files, inspect, schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.weights import encode, read_encoder
+from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HeadConfig
@@ -509,7 +509,7 @@ def test_one_name_with_and_without_module_is_refused(tmp_path):
 @pytest.mark.parametrize("make", [_pipe, lambda path: path.symlink_to("/dev/zero")])
 def test_foreign_weights_that_are_no_file_are_refused_at_once(tmp_path, name, make):
     make(tmp_path / name)
-    command = ["checkpoints", "import", str(tmp_path / name), "--model", "resnet18"]
+    command = ["import", str(tmp_path / name), "--model", "resnet18"]
     assert main([*command, "--out", str(tmp_path / "e")]) == 2
 
 

@@ -18,7 +18,7 @@ from afterimage.checkpoints import files, inspect
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.files import RunLock
 from afterimage.checkpoints.store import Store
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from afterimage.data import open_data
 from afterimage.encoder import load_encoder
 from afterimage.errors import AfterimageError, DiskError, UserError

@@ -31,10 +31,10 @@ from afterimage.checkpoints.weights import (
 )
 from afterimage.encoder import Encoder
 from afterimage.errors import AfterimageError
-from afterimage.evaluate_command import EvaluateConfig
+from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.classifier import HeadConfig
 from afterimage.finetune.evaluate import _trained_on
-from afterimage.finetune.summary import FinetuneResult
+from afterimage.finetune.report import FinetuneResult
 from afterimage.known import read_weights
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.runs import Run

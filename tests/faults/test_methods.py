@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ import pytest
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.episodes.options import EpisodeOptions
-from afterimage.finetune.program import finetune
+from afterimage.finetune.method import METHODS as REGISTERED
+from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig
 from tests.conftest import shrink
 from tests.helpers import cut_back, run_python
@@ -21,100 +21,152 @@ from tests.test_finetune_target import EVERYTHING
 
 STEPS = 4
 TARGET = {"target": "npz:{}/dark.npz"}
-SURE = {**TARGET, "unlabelled": "target", "confidence": 0.3}
-FEW = {"labels": 12, "unlabelled": "rest", "confidence": 0.3}
-SEQUENCE = {"data": "npz:{}/eight.npz", "sequence": ("0,1", "2,3")}
+SURE = {"images": "target", "confidence": 0.3}
+FEW = {"labels": 12}
+SEQUENCE = {
+    "data": "npz:{}/eight.npz",
+    "task": {"name": "continual", "sequence": ("0,1", "2,3")},
+}
 EPISODES = {
     "data": "npz:{}/eight.npz",
-    "ways": 2,
-    "queries": 2,
-    "episodes_per_step": 2,
-    "test_classes": 0.5,
-    "test_episodes": 4,
+    "task": {
+        "name": "episodes",
+        "ways": 2,
+        "queries": 2,
+        "per_step": 2,
+        "test_classes": 0.5,
+        "test_episodes": 4,
+    },
     "weight_decay": 0.0,
 }
+
+
+def method(name: str, **settings: Any) -> dict[str, Any]:
+    """One method with settings."""
+    return {"methods": ({"name": name, **settings},)}
+
+
 METHODS: dict[str, dict] = {
     "full": {},
     "probe": {"mode": "probe"},
-    "partial": {"mode": "partial", "unfreeze_stages": 1},
-    "two-phase": {"mode": "two-phase", "head_steps": 2},
+    "partial": {"mode": {"name": "partial", "stages": 1}},
+    "two-phase": {"mode": {"name": "two-phase", "head_steps": 2}},
     "gradual": {"mode": "gradual"},
     "scratch": {"mode": "scratch"},
     "layer-decay, ema": {"layer_decay": 0.7, "ema": 0.9},
     **{
-        name: {"feature_selection": name, "keep_features": 9}
+        name: method("feature-selection", score=name, keep=9)
         for name in ("mutual-information", "l1", "fisher")
     },
-    "l2-sp": {"l2_sp": 0.01, "l2_head": 0.01, "weight_decay": 0.0},
+    "l2-sp": {**method("l2-sp", head=0.01), "weight_decay": 0.0},
     "l2-sp-fisher": {
         "from_": "{}/teacher",
-        "l2_sp": 0.01,
-        "l2_sp_fisher": True,
+        **method("l2-sp", fisher=True),
         "weight_decay": 0.0,
     },
-    "kl": {"from_": "{}/teacher", "kl": 1.0},
-    "delta": {"delta": 0.1},
+    "kl": {"from_": "{}/teacher", **method("kl-to-source")},
+    "delta": method("delta"),
     **{
-        name: {**TARGET, "align": (name,)}
-        for name in ("dann", "cdan", "cdan-e", "mmd", "jmmd", "coral", "jdot")
+        name: {**TARGET, **method(name)}
+        for name in ("dann", "cdan", "mmd", "jmmd", "coral", "jdot")
     },
+    "cdan-e": {**TARGET, **method("cdan", entropy=True)},
     **{
-        f"density-ratio {name}": {**TARGET, "density_ratio": name}
+        f"density-ratio {name}": {**TARGET, **method("density-ratio", estimator=name)}
         for name in ("classifier", "kmm", "ulsif")
     },
-    "bbse": {**TARGET, "label_shift": "bbse"},
-    "em": {**TARGET, "label_shift": "em"},
+    "bbse": {**TARGET, **method("label-shift", estimator="bbse")},
+    "em": {**TARGET, **method("label-shift", estimator="em")},
     **{
         f"statistics, {name}": {
             **TARGET,
             "from_": "{}/normed",
-            "align": ("mmd",),
+            **method("mmd"),
             "domain_statistics": name,
         }
         for name in ("source", "target", "joint", "frozen")
     },
-    "pseudo-labels": {**FEW, "alignment_momentum": 0.9, "distribution_alignment": True},
-    "propagation": {**FEW, "propagation": 0.5},
-    "target pseudo-labels": {**SURE, "distribution_alignment": True},
-    "counted frequencies": {
-        **SURE,
-        "distribution_alignment": True,
-        "alignment_momentum": 0.9,
-        "alignment_frequencies": "predicted",
+    "pseudo-labels": {
+        **FEW,
+        **method(
+            "pseudo-labels",
+            confidence=0.3,
+            alignment_momentum=0.9,
+            distribution_alignment=True,
+        ),
     },
-    "ink": {**SURE, "compose": "ink"},
-    "sources": {"sources": ("npz:{}/bright.npz",), "source_weights": (1.0, 3.0)},
+    "propagation": {**FEW, **method("pseudo-labels", confidence=0.3, propagation=0.5)},
+    "target pseudo-labels": {
+        **TARGET,
+        **method("pseudo-labels", **SURE, distribution_alignment=True),
+    },
+    "counted frequencies": {
+        **TARGET,
+        **method(
+            "pseudo-labels",
+            **SURE,
+            distribution_alignment=True,
+            alignment_momentum=0.9,
+            alignment_frequencies="predicted",
+        ),
+    },
+    "ink": {
+        **TARGET,
+        "methods": (
+            {"name": "pseudo-labels", **SURE},
+            {"name": "compose", "kind": "ink"},
+        ),
+    },
+    "sources": method("sources", images=("npz:{}/bright.npz",), weights=(1.0, 3.0)),
     "several sources, mdan": {
         **TARGET,
-        "sources": ("npz:{}/bright.npz",),
-        "align": ("mdan",),
+        "methods": ({"name": "sources", "images": ("npz:{}/bright.npz",)}, "mdan"),
     },
     "distil": {
         "from_": "{}/teacher",
-        "teacher": "{}/teacher",
         "mode": "scratch",
-        "distil": ("logits", "features", "relational"),
+        **method(
+            "distil",
+            teacher="{}/teacher",
+            kinds=("logits", "features", "relational"),
+        ),
     },
     **{
         f"tasks, {name}": {
             "data": "npz:{}/two.npz",
-            "tasks": ("light",),
-            "task_weighting": name,
+            **method("tasks", columns=("light",), weighting=name),
         }
         for name in ("fixed", "uncertainty", "pcgrad")
     },
+    "sequence, none": SEQUENCE,
+    "sequence, lwf": {**SEQUENCE, **method("lwf")},
+    "sequence, ewc": {**SEQUENCE, **method("ewc"), "weight_decay": 0.0},
+    "sequence, replay": {**SEQUENCE, **method("replay", memory=3)},
     **{
-        f"sequence, {name}": {**SEQUENCE, "continual": name} for name in ("none", "lwf")
+        name: {**EPISODES, **method(name)}
+        for name in ("maml", "proto-maml", "reptile", "prototypes")
     },
-    "sequence, ewc": {**SEQUENCE, "continual": "ewc", "weight_decay": 0.0},
-    "sequence, replay": {**SEQUENCE, "continual": "replay", "memory": 3},
-    **{
-        name: {**EPISODES, "meta": name}
-        for name in get_args(get_type_hints(EpisodeOptions)["meta"])
-        if name != "none"
+    "maml, first order": {**EPISODES, **method("maml", first_order=True)},
+    "anil": {**EPISODES, **method("maml", only_head=True)},
+    "everything": {
+        **TARGET,
+        "mode": {"name": "two-phase", "head_steps": 2},
+        **EVERYTHING,
     },
-    "everything": {**TARGET, "mode": "two-phase", "head_steps": 2, **EVERYTHING},
 }
+
+
+def test_every_method_is_here():
+    """And no name that is none."""
+    used = {
+        one if isinstance(one, str) else one["name"]
+        for given in METHODS.values()
+        if given is not METHODS["everything"]
+        for one in given.get("methods", ())
+    }
+    assert used == set(REGISTERED.names())
+
+
 NORMED = ModelConfig(name="resnet18", image_size=(8, 8), channels=1, width=0.25)
 
 
@@ -157,6 +209,8 @@ def configured(home: pathlib.Path, out: str, method: str, **more: Any):
     def filled(value: Any) -> Any:
         if isinstance(value, str):
             return value.replace("{}", str(home))
+        if isinstance(value, dict):
+            return {name: filled(each) for name, each in value.items()}
         return tuple(map(filled, value)) if isinstance(value, tuple) else value
 
     given = {**usual, **METHODS[method], **more}

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from afterimage.__main__ import main
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code, main
 from afterimage.data import open_data
 from tests import encoder_artefact
 from tests.test_select import classifier

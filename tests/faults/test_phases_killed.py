@@ -18,8 +18,8 @@ POINTS = {
     "before a save gets its name": ("afterimage.checkpoints.files", "put_in_place", 1),
     "after a save got its name": ("afterimage.checkpoints.files", "sync_folder", 6),
     "between two phases": ("afterimage.training.trainer.Trainer", "cross", 1),
-    "before the artefacts": ("afterimage.finetune.results", "write_artefacts", 1),
-    "amid the artefacts": ("afterimage.checkpoints.weights", "collect", 4),
+    "before the artefacts": ("afterimage.finetune.run", "write_artefacts", 1),
+    "amid the artefacts": ("afterimage.checkpoints.encoder", "collect", 4),
     "before the report": ("afterimage.finetune.summary", "write_report", 1),
 }
 """Where the process kills itself: at which call of what."""
@@ -29,7 +29,7 @@ import importlib, os, pathlib, signal, sys
 import pytest
 from tests.conftest import shrink
 from tests.faults.test_methods import configured
-from afterimage.finetune.program import finetune
+from afterimage.finetune.run import finetune
 
 def deadly(where, name, number):
     try:

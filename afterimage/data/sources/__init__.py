@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import MAX_SAMPLES, parse_range
 from afterimage.data.sets import Request, Splits
-from afterimage.errors import UserError, did_you_mean
+from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import ReadingOptions
 
@@ -154,6 +154,8 @@ def spec_of(data: str | os.PathLike[str]) -> str:
             f"ends in {', '.join(_SUFFIXES)}"
         )
     hint = did_you_mean(kind.lower(), kinds)
+    if kind == text and (near := nearest_path(place)) != ".":
+        hint = near
     raise UserError(
         f"data {text!r} is neither a path that exists nor a kind of data"
         f"{hint} There are: {', '.join(forms())}"

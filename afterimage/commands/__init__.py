@@ -1,0 +1,210 @@
+"""The commands: `afterimage pretrain|finetune|evaluate|…`, one file each.
+
+A command's module has `main(argv)`: it parses, calls the library and prints.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from afterimage import console
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.files import disk_fault
+from afterimage.checkpoints.names import printable
+from afterimage.errors import (
+    AfterimageError,
+    DiskError,
+    UserError,
+    did_you_mean,
+    out_of_memory,
+)
+
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Train": {
+        "pretrain": "learn an encoder from images without labels",
+        "finetune": "train a classifier on an encoder, from few labels",
+        "adapt": "finetune for a target domain without labels",
+        "distil": "finetune with a finished classifier as teacher",
+        "continual": "finetune on a sequence of tasks",
+        "episodes": "meta-learning: new classes from a few images each",
+    },
+    "Use and compare": {
+        "evaluate": "score a classifier or an encoder on labelled images",
+        "features": "write the feature vector of every image to a file",
+        "select": "pick the best of several classifiers, without labels",
+        "compare": "several runs in one table and on one page",
+    },
+    "Look up": {
+        "models": "list encoders, or describe one",
+        "presets": "list presets, or describe one",
+        "methods": "list objectives, methods and their settings",
+    },
+    "Files": {
+        "checkpoints": "list, show, verify or prune what a run saved",
+        "import": "read torchvision's or timm's weights",
+        "export": "write an encoder under torchvision's names",
+        "completion": "print a completion script for your shell",
+    },
+}
+COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
+_WITHOUT_JAX = {"models", "presets", "completion", "checkpoints", "compare"}
+_AT_ONCE = 130
+_LEAST_MEMORY = 2_400_000_000
+"""Bytes of address space: with 2.0e9 XLA aborts, with 2.5e9 a small run works."""
+
+
+def usage() -> str:
+    """What `afterimage --help` prints."""
+    lines = [
+        "usage: afterimage COMMAND [flags]",
+        "",
+        "Pretrain an encoder-decoder on images, keep the encoder, reuse it.",
+    ]
+    width = max(map(len, COMMANDS))
+    for heading, commands in GROUPS.items():
+        lines += ["", f"{heading}:"]
+        lines += [f"  {name:{width}}  {about}" for name, about in commands.items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "afterimage COMMAND --help shows its flags. A first run takes a minute:",
+            "  afterimage pretrain --preset digits --out runs/digits",
+            "",
+            "Exit codes: 0 done, 1 a bug, 2 bad input, 3 damaged checkpoint,",
+            "4 diverged, 75 interrupted and saved (the same command continues),",
+            "130 stopped at once, 141 nobody reads the output any more (| head).",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    # TensorFlow, where TFDS brings it in, must be quiet about accelerators.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = exit_code(lambda: _dispatch(arguments))
+    if argv is None:  # this is the whole process, not a call in one
+        leave(code)
+    return code
+
+
+def module_of(name: str) -> str:
+    """The module of a command; `import` is a word of Python."""
+    return f"afterimage.commands.{name}{'_' * (name == 'import')}"
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in {"-h", "--help", "--help-all", "help"}:
+        print(usage())
+        return
+    if argv[0] in {"--version", "version"}:
+        from afterimage import __version__
+
+        print(f"afterimage {__version__}")
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
+        raise UserError(f"There is no command {printable(name)!r}{hint}\n\n{usage()}")
+    only_help = bool({"-h", "--help", "--help-all"} & set(rest))
+    works = not only_help and name not in _WITHOUT_JAX
+    if works:
+        check_address_space()
+    module = importlib.import_module(module_of(name))
+    if works:
+        from afterimage import runtime
+
+        runtime.start()
+    module.main(rest)
+
+
+def check_address_space() -> None:
+    """Raise UserError where `ulimit -v` leaves too little to start JAX."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_MEMORY:
+        raise UserError(
+            f"The memory of this process is limited to {limit / 1e9:.1f} GB of address "
+            f"space (ulimit -v). JAX needs at least {_LEAST_MEMORY / 1e9:.1f} GB to "
+            "start: raise the limit"
+        )
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command; errors that a user can act on are a message and their own code.
+
+    0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved, 130
+    stopped at once, 141 nobody reads the output (`| head`). Any other error is a bug
+    and keeps its traceback.
+    """
+    console.prepare()
+    try:
+        code = _run(command)
+        sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # not a real one
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
+    lost = console.lost_output()
+    if lost is not None and code == 0:
+        print(
+            f"The work is done, but some of its output is lost: {lost.strerror} on "
+            "standard output.",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code.
+
+    To stop at once, the interpreter is not shut down: that waits for threads, and
+    crashes while one of them runs an XLA program.
+    """
+    if code == _AT_ONCE:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except (AfterimageError, CheckpointError) as error:
+        print(printable(str(error), keep="\n\t"), file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        print(printable(fault, keep="\n\t"), file=sys.stderr)
+        return DiskError.exit_code
+    except KeyboardInterrupt:
+        print("\nStopped at once; earlier checkpoints are kept.", file=sys.stderr)
+        return _AT_ONCE
+    except SystemExit as done:  # after --help
+        return int(done.code or 0)
+    except Exception as error:
+        said = out_of_memory(error)
+        if said is None:
+            raise
+        print(
+            "Out of memory on this machine or device, or beyond this process's limit. "
+            "Try a smaller --batch-size or --image-size, or raise the limit (ulimit "
+            f"-v, the job's limit). The error was: {said}",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
+    return 0

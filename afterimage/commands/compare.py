@@ -1,0 +1,42 @@
+"""`afterimage compare RUN RUN …`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from afterimage.commands.flags import Command, parse
+from afterimage.console import say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Several runs side by side."""
+
+    runs: tuple[str, ...]
+    """Two or more run folders, of pretrain or finetune."""
+
+    out: str | None = None
+    """Also write a page with tables, curves and pictures to this .html file."""
+
+
+COMMAND = Command(
+    name="compare",
+    config=Compare,
+    positional="runs",
+    about="""\
+Several runs in one table: what they reached, with 95 % intervals, and the settings that
+differ. With --out also a page with their curves over each other.
+
+  afterimage compare runs/plain runs/dann runs/mmd --out compare.html""",
+    common={"Settings": ("runs", "out")},
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, compares, prints."""
+    config = parse(COMMAND, argv)
+    from afterimage.report import comparison_text, read_run, write_comparison
+
+    records = [read_run(folder) for folder in config.runs]
+    say(comparison_text(records))
+    if config.out is not None:
+        say(f"\nreport  {write_comparison(config.out, records)}")

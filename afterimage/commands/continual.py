@@ -1,0 +1,34 @@
+"""`afterimage continual`."""
+
+from collections.abc import Sequence
+
+from afterimage.commands.finetune import HOW_LONG, WHERE, run
+from afterimage.commands.flags import Command
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import PRESETS
+
+COMMAND = Command(
+    name="continual",
+    config=FinetuneConfig,
+    kind="finetune",
+    positional="data",
+    presets=PRESETS,
+    needs=("sequence",),
+    about="""\
+Train a classifier on one group of classes after another, and measure what it forgets.
+
+  afterimage continual labelled --from runs/photos --sequence 0,1 2,3 4,5 \
+--continual replay --out runs/sequence""",
+    common={
+        "What and where": (*WHERE, "sequence", "scenario"),
+        "Against forgetting": ("continual", "continual_weight", "memory", "methods"),
+        "What learns": ("mode", "features", "head", "layer_decay", "augment"),
+        "How long": HOW_LONG,
+        "How good": ("lr", "weight_decay", "seed"),
+    },
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    run(COMMAND, argv)

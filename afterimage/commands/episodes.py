@@ -1,0 +1,38 @@
+"""`afterimage episodes`."""
+
+from collections.abc import Sequence
+
+from afterimage.commands.finetune import HOW_LONG, WHERE, run
+from afterimage.commands.flags import Command
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import PRESETS
+
+COMMAND = Command(
+    name="episodes",
+    config=FinetuneConfig,
+    kind="finetune",
+    positional="data",
+    presets=PRESETS,
+    needs=("meta",),
+    about="""\
+Meta-learning: train so that a few images of a new class are enough. Training and test
+are made of episodes, small tasks of a few classes each.
+
+  afterimage episodes characters --from runs/characters --meta prototypical --ways 5 \
+--shots 1 --out runs/episodes""",
+    common={
+        "What and where": (*WHERE, "meta", "ways", "shots", "queries"),
+        "Episodes": (
+            *("episodes_per_step", "inner_steps", "inner_lr", "test_inner_steps"),
+            *("test_classes", "test_episodes", "tied_head"),
+        ),
+        "What learns": ("mode", "features", "head", "augment"),
+        "How long": tuple(name for name in HOW_LONG if name != "batch_size"),
+        "How good": ("lr", "weight_decay", "seed"),
+    },
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    run(COMMAND, argv)

@@ -1,0 +1,32 @@
+"""`afterimage features`."""
+
+from collections.abc import Sequence
+
+from afterimage.checkpoints.names import spelling
+from afterimage.commands.flags import Command, parse
+from afterimage.console import say
+from afterimage.evaluation.configs import FeaturesConfig
+
+COMMAND = Command(
+    name="features",
+    kind="features",
+    config=FeaturesConfig,
+    positional="data",
+    about="""\
+Write the feature vector of every image to a file.
+
+  afterimage features photos --from runs/photos --out features.parquet""",
+    common={
+        "What and where": ("data", "from_", "out", "split"),
+        "Which features": ("pool", "views", "dtype"),
+        "How it runs": ("batch_size", "on_bad_image", "cache"),
+    },
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, writes, says how many."""
+    config = parse(COMMAND, argv)
+    from afterimage.export import features
+
+    say(f"{features(config)} feature vectors in {spelling(config.out)}")

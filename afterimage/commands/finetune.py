@@ -1,0 +1,54 @@
+"""`afterimage finetune`, and what its four relatives share."""
+
+from collections.abc import Mapping, Sequence
+
+from afterimage.commands.flags import Command, parse
+from afterimage.console import say
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.presets import PRESETS
+from afterimage.presets import Preset
+
+WHERE = ("data", "from_", "out")
+HOW_LONG = ("steps", "epochs", "batch_size", "eval_every", "save_every")
+HOW_GOOD = ("lr", "weight_decay", "ema", "seed", "select")
+COMMAND = Command(
+    name="finetune",
+    config=FinetuneConfig,
+    kind="finetune",
+    positional="data",
+    presets=PRESETS,
+    about="""\
+Train a classifier on a pretrained encoder, keep its best step by validation images, and
+test it once. The same command again continues an interrupted run.
+
+  afterimage finetune --preset digits --from runs/digits --out runs/digits-100
+  afterimage finetune labelled --from runs/photos --out runs/cls --mode two-phase \
+--labels-per-class 10""",
+    common={
+        "What and where": (*WHERE, "labels", "labels_per_class", "validation"),
+        "What learns, and from what": (
+            *("mode", "methods", "features", "head", "layer_decay", "head_lr"),
+            *("augment", "unlabelled", "target", "teacher", "tasks", "class_weights"),
+        ),
+        "How long": HOW_LONG,
+        "How good": HOW_GOOD,
+    },
+)
+
+
+def presets_of(name: str) -> Mapping[str, Preset]:
+    """The presets whose command this is."""
+    return {key: p for key, p in PRESETS.items() if p.command.split()[1] == name}
+
+
+def run(command: Command[FinetuneConfig], argv: Sequence[str]) -> None:
+    """Parses, fine-tunes, says what came of it."""
+    config = parse(command, argv)
+    from afterimage.finetune import finetune
+
+    say(finetune(config).summary())
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    run(COMMAND, argv)

@@ -1,0 +1,57 @@
+"""`afterimage import FILE`."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from afterimage.commands.flags import Command, parse
+from afterimage.console import say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Import:
+    """Weights of torchvision or timm as an encoder folder."""
+
+    file: str
+    """A .safetensors, .pth, .pt or .bin file."""
+
+    model: str
+    """resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg16 or vgg16_bn."""
+
+    out: str
+    """The encoder folder to write."""
+
+    image_size: int = 224
+    """Side of the square that images are scaled to, pixels."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each channel, images in [0, 1]; the default is ImageNet's."""
+
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel; the default is ImageNet's."""
+
+    norm: Literal["frozen", "batch"] = "frozen"
+    """BatchNorm: frozen keeps all of it constant; batch lets it learn and move."""
+
+
+COMMAND = Command(
+    name="import",
+    config=Import,
+    positional="file",
+    about="""\
+Read torchvision's or timm's weights into an encoder folder, which finetune and features
+take. No code in the file is run, and its classification head is left out.
+
+  afterimage import resnet18.pth --model resnet18 --out encoders/resnet18""",
+    common={"Settings": tuple(f.name for f in dataclasses.fields(Import))},
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, converts, says what was read."""
+    config = parse(COMMAND, argv)
+    from afterimage.known import import_encoder
+
+    settings = dataclasses.asdict(config)
+    made = import_encoder(settings.pop("file"), **settings)
+    say(f"{made}\nwrote {config.out}")

@@ -1,0 +1,167 @@
+"""Settings of what reads finished runs: evaluate, features, select. Needs no JAX."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from afterimage.checkpoints import files, schemas
+from afterimage.checkpoints.files import disk_fault, replace_file
+from afterimage.errors import DiskError
+from afterimage.fields import field_problems
+from afterimage.reading import ReadingOptions
+from afterimage.training.options import check
+
+Split = Literal["all", "train", "validation", "test"]
+Views = Literal["none", "flip", "shift", "shift-flip"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagesOptions(ReadingOptions):
+    """Which images, and how they are read."""
+
+    data: str
+    """Where the images are: a folder, .zip, .csv or .npz file, or digits, folder:PATH,
+    zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
+
+    batch_size: int = 256
+    """Images that go through the network together."""
+
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do with a broken image: stop and name it, or skip and count it."""
+
+    cache: bool = True
+    """Keep decoded images of folders and archives on disk for the next pass."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))  # the others compare these values with numbers
+        check(self.problems())
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        return [
+            f"{name}={value}: at least 1"
+            for name in ("batch_size", "label_seeds", "most", "picture_images")
+            if (value := getattr(self, name, None)) is not None and value < 1
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(ImagesOptions):
+    """Images to vectors, into a file."""
+
+    from_: str
+    """The encoder: a run folder, one of its checkpoints/STEP, or an encoder/ folder."""
+
+    out: str
+    """The file to write: .parquet (split, id, label and class where known, vector),
+    .npz (the same as arrays) or .npy (vectors alone)."""
+
+    split: Split = "all"
+    """Which images: all, or those of one split."""
+
+    pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
+        "vector"
+    )
+    """What of the maps is the vector. vector: the bottleneck, or as last. last: the
+    mean of the last map. pyramid: the means of all maps, joined. grid, pyramid-grid:
+    the same with the means of a 2x2 grid; grid-3: of a 3x3 one."""
+
+    views: Views = "none"
+    """The mean of the vectors of several views of each image. flip: mirrored left to
+    right, 2 views; shift: moved by 1/28 of its sides each way, 9; shift-flip: both, 18.
+    The work grows with the number of views."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; features are stored as float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ImagesOptions):
+    """Score a run on labelled images."""
+
+    from_: str
+    """What is scored: the folder of a finetune or pretrain run, one of a run's
+    checkpoints/STEP, an encoder/ or a classifier/ folder."""
+
+    out: str | None = None
+    """Write the figures to this file, as JSON. For an encoder its tables (.md) and
+    picture (.png) stand beside it, and for a run's folder the default is
+    RUN/evaluation/DATA.json."""
+
+    split: Literal["auto", "train", "validation", "test"] = "auto"
+    """For a classifier: which split is scored. auto: test where there is one, else all
+    there is."""
+
+    views: Views = "none"
+    """Several views of each image: of a classifier the mean of their probabilities
+    (test-time augmentation), of an encoder that of their vectors, before any probe.
+    flip: mirrored left to right, 2 views; shift: moved by 1/28 of its sides each way,
+    9; shift-flip: both, 18. The work grows with the number of views."""
+
+    grid_3: bool = False
+    """For an encoder: also the means of a 3x3 grid of the last level, however wide: a
+    linear probe of all labels gains from it on small images, at its cost."""
+
+    validation: float = 0.2
+    """For an encoder: share of the images to score, where the data has no test or
+    validation split; cut by seed and stratified by label."""
+
+    against: str | None = None
+    """For an encoder: a second run, checkpoint or encoder/ folder for the same
+    tables."""
+
+    per_class: tuple[int, ...] = (1, 5, 10, 100)
+    """For an encoder: label budgets, labels a class. All labels are always one more;
+    budgets that the data cannot provide are skipped."""
+
+    label_seeds: int = 5
+    """For an encoder: draws of each label budget, for mean and standard deviation."""
+
+    most: int = 20_000
+    """For an encoder: training images whose features are kept for the linear probe and
+    kNN, and images that are scored; ridge with all labels, ranks and alignment stream
+    over every training image."""
+
+    embedding: Literal["pca", "umap", "none"] = "pca"
+    """For an encoder: what the picture of its features shows; umap needs the extra
+    afterimage[umap]."""
+
+    picture_images: int = 1000
+    """For an encoder: use at most this many images in the picture."""
+
+    seed: int = 0
+    """Seed of the split, the first label seed, the choice of images, the untrained
+    network, and the bootstrap."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        found = super().problems()
+        if not 0 < self.validation < 1:
+            found.append(f"validation={self.validation}: a share in (0, 1)")
+        if any(size < 1 for size in self.per_class):
+            found.append(f"per_class={self.per_class}: each at least 1")
+        return found
+
+
+def is_classifier(path: str) -> bool:
+    """Whether `path` is a finetune run's folder, or its classifier/ folder."""
+    folder = Path(path)
+    if (folder / "classifier").is_dir():
+        return True
+    try:
+        content = schemas.parse(
+            files.read_bytes(folder / "manifest.json", schemas.MOST)
+        )
+    except (OSError, ValueError):
+        return False  # whatever it is, the encoder's reader says what is wrong with it
+    return isinstance(content, dict) and content.get("kind") == "classifier"
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file, folders included; DiskError where it cannot be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
+    except OSError as error:
+        fault = disk_fault(error) or str(error)
+        raise DiskError(f"out={file} was not written: {fault}") from error

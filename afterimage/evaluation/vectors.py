@@ -1,0 +1,194 @@
+"""Vectors of every layer, streamed: what is summed up, and what little is kept."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
+
+from afterimage.data import ImageSet
+from afterimage.encoder import Encoder
+from afterimage.errors import UserError
+from afterimage.evaluation.probes import pixel_vectors
+from afterimage.evaluation.spectrum import Moments
+from afterimage.models.heads import pool_features
+from afterimage.models.views import mean_over_views
+from afterimage.notes import ProgressBar
+from afterimage.runtime import jit
+
+WIDEST = 2048
+"""Numbers in a layer's vector above which it is not pooled to a grid."""
+Images = UInt8[np.ndarray, "n h w c"]
+Batches = Callable[[Iterable[Images]], Iterator[Mapping[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Representation:
+    """What turns images into vectors, in one or more layers."""
+
+    name: str
+    """As the tables name it."""
+    stream: Batches
+    """Batches of images to {layer: [b, d]} of each batch in turn."""
+    vector: str
+    """The layer that users get as the feature vector."""
+    levels: tuple[str, ...] = ()
+    """Layers whose alignment is asked for, finest first."""
+
+
+@dataclasses.dataclass
+class Layer:
+    """What is known of one layer: sums over all images, vectors of a few."""
+
+    fit: Moments
+    """Moments of [vector, one-hot label] of the images that probes are fitted to, …"""
+    held: Moments
+    """… and of those held out of them, by which something is chosen."""
+    sample: Float[np.ndarray, "n d"]
+    """Vectors of the sampled training images, fitted and held."""
+    test: Float[np.ndarray, "m d"]
+    """Vectors of the images that are scored."""
+
+
+def encoder_representation(
+    name: str,
+    encoder: Encoder,
+    *,
+    batch_size: int = 256,
+    views: str = "none",
+    grid_3: bool = False,
+) -> Representation:
+    """Each level of an encoder pooled by its mean, and by the means of a 2x2 grid.
+
+    Layers `stages/0`, `stages/0 grid`, …, and `pyramid-grid`, all the grids side by
+    side (fine-tuning's pool of this name); a bottleneck is the layer `features`. What
+    has more than `WIDEST` numbers is left out. With `grid_3` the last level, if of more
+    than 2x2 sites, has `stages/N grid-3` as well: 9 numbers a channel, however many.
+
+    With `views` (one of VIEWS) vectors are the mean of those of several views of each
+    image, in so many times the time.
+    """
+    info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
+    vector = levels[-1] if encoder.config.bottleneck is None else "features"
+
+    def layers(params: Mapping, images: Num[Array, "n h w c"]) -> dict[str, Array]:
+        maps = encoder.apply_maps(params, images)
+        pooled = {}
+        for level, map_ in zip(info, maps, strict=True):
+            pooled[level.name] = pool_features([map_])
+            wide = 4 * level.channels > WIDEST
+            if not wide and max(map_.shape[1:3]) > 1:
+                pooled[f"{level.name} grid"] = pool_features([map_], "grid")
+        if len(info) > 1 and 4 * sum(level.channels for level in info) <= WIDEST:
+            pooled["pyramid-grid"] = pool_features(maps, "pyramid-grid")
+        if grid_3 and max(maps[-1].shape[1:3]) > 2:
+            pooled[f"{levels[-1]} grid-3"] = pool_features(maps, "grid-3")
+        if vector not in pooled:
+            pooled[vector] = encoder.apply(params, images)
+        return pooled
+
+    function = jit(mean_over_views(layers, views))
+    stream = functools.partial(encoder.stream, function=function, batch_size=batch_size)
+    return Representation(name, stream, vector, tuple(dict.fromkeys([*levels, vector])))
+
+
+def pixel_representation() -> Representation:
+    """The images themselves, as `pixel_vectors`."""
+
+    def stream(batches: Iterable[Images]) -> Iterator[Mapping[str, np.ndarray]]:
+        return ({"pixels": pixel_vectors(batch)} for batch in batches)
+
+    return Representation("raw pixels", stream, "pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """Which images are what: all labelled, in one split each."""
+
+    train: ImageSet
+    test: ImageSet
+    held: Bool[np.ndarray, " n"]
+    """Training images held out of the fits by which a layer or penalty is chosen."""
+    sampled: Bool[np.ndarray, " n"]
+    """Training images whose vectors are kept."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that the training images are named after."""
+        assert self.train.class_names is not None
+        return len(self.train.class_names)
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """Labels of the training images."""
+        assert self.train.labels is not None
+        return self.train.labels
+
+    @property
+    def truth(self) -> Int32[np.ndarray, " m"]:
+        """Labels of the test images."""
+        assert self.test.labels is not None
+        return self.test.labels
+
+
+def collect(
+    representation: Representation, sets: Sets, *, batch_size: int
+) -> tuple[dict[str, Layer], Moments]:
+    """({layer: what is known of it}, moments of the levels side by side), in one pass.
+
+    No more than a batch of images and the sampled vectors are in memory at any time.
+
+    Raises UserError for vectors that are not finite.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    sums: dict[str, tuple[Moments, Moments]] = {}
+    levels: Moments | None = None
+    targets = np.eye(sets.classes, dtype=np.float32)
+    for rows, found in _sweep(representation, sets.train, batch_size):
+        held, kept = sets.held[rows], sets.sampled[rows]
+        y = targets[sets.labels[rows]]
+        for name, vectors in found.items():
+            width = vectors.shape[1] + sets.classes
+            fit, out = sums.setdefault(name, (Moments(width), Moments(width)))
+            both = np.concatenate([vectors, y], axis=1)
+            fit.add(both[~held])
+            out.add(both[held])
+            parts.setdefault(name, []).append(vectors[kept])
+        if representation.levels:
+            side = np.concatenate([found[n] for n in representation.levels], axis=1)
+            levels = levels or Moments(side.shape[1])
+            levels.add(side)
+    tests: dict[str, list[np.ndarray]] = {}
+    for _, found in _sweep(representation, sets.test, batch_size):
+        for name, vectors in found.items():
+            tests.setdefault(name, []).append(vectors)
+    layers = {}
+    for name in sums:
+        sample, test = np.concatenate(parts.pop(name)), np.concatenate(tests.pop(name))
+        layers[name] = Layer(*sums[name], sample=sample, test=test)
+    return layers, levels or Moments(0)
+
+
+def _sweep(
+    representation: Representation, images: ImageSet, batch_size: int
+) -> Iterator[tuple[slice, Mapping[str, np.ndarray]]]:
+    starts = range(0, len(images), batch_size)
+    rows = [np.arange(s, min(s + batch_size, len(images))) for s in starts]
+    batches = map(images.gather, rows)
+    with ProgressBar(len(images), representation.name) as progress:
+        for part, found in zip(rows, representation.stream(batches), strict=True):
+            bad = [n for n, v in found.items() if not np.isfinite(v).all()]
+            if bad:
+                raise UserError(
+                    f"{representation.name}: vectors of {', '.join(bad)} are not "
+                    f"finite, first among images {part[0]}-{part[-1]} of "
+                    f"{images.name}; an encoder that diverged cannot be scored."
+                )
+            yield slice(int(part[0]), int(part[-1]) + 1), found
+            progress.add(len(part))
+
+
+def dimensions(layers: Mapping[str, Layer], names: Sequence[str]) -> list[int]:
+    """Lengths of the layers' vectors."""
+    return [layers[name].sample.shape[1] for name in names]

@@ -1,0 +1,75 @@
+"""Presets: settings that belong together, by name, with what they reached."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from afterimage.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a preset reached: only ever the outcome of a run, with where and when."""
+
+    result: str
+    """The figure, e.g. `kNN 96.1 ± 0.3 % (3 seeds), raw pixels 97.5 %`."""
+    time: str
+    """Wall clock of the whole command, e.g. `38 s`."""
+    device: str
+    date: str
+
+    def __str__(self) -> str:
+        return f"{self.result}; {self.time} on {self.device}, {self.date}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings that belong together, by name."""
+
+    about: str
+    """One line: what it is for."""
+    command: str
+    """The command as one would type it."""
+    settings: Mapping[str, Any]
+    """Settings that differ from the defaults: plain values; a choice is a name, or a
+    mapping with its `name` and settings; several are a sequence of these."""
+    cost: str
+    """The arithmetic: images and steps it takes."""
+    measured: tuple[Measured, ...] = ()
+
+    def describe(self) -> str:
+        """The preset in full, a few lines."""
+        flags = (flag for k, v in self.settings.items() for flag in _flags(k, v))
+        lines = [
+            self.about,
+            f"command   {self.command}",
+            f"settings  {' '.join(flags)}",
+            f"cost      {self.cost}",
+        ]
+        lines += [f"measured  {measured}" for measured in self.measured]
+        return "\n".join(lines)
+
+
+def find_preset(presets: Mapping[str, Preset], name: str) -> Preset:
+    """The preset of that name; a UserError names the nearest and lists all."""
+    if name in presets:
+        return presets[name]
+    hint = did_you_mean(name, presets)
+    raise UserError(f"preset={name!r} is unknown{hint} There are: {', '.join(presets)}")
+
+
+def _flags(name: str, value: Any) -> Iterator[str]:
+    """The flags of one setting, as typed: a choice's name, then its settings."""
+    flag = f"--{name.rstrip('_').replace('_', '-')}"
+    several = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(one, Mapping) for one in several):
+        given = [one if isinstance(one, Mapping) else {"name": one} for one in several]
+        yield f"{flag} {' '.join(str(one['name']) for one in given)}"
+        for one in given:
+            for key, inner in one.items():
+                if key not in ("name", "package"):
+                    yield from _flags(f"{one['name']}.{key}", inner)
+    elif isinstance(value, bool):
+        yield flag if value else f"--no-{flag[2:]}"
+    else:
+        yield f"{flag} {' '.join(map(str, several))}"

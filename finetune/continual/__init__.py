@@ -1,1 +1,0 @@
-"""Continual learning: a sequence of tasks, each on its own images alone."""

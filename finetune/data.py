@@ -1,0 +1,413 @@
+"""The images of a run: opened, checked, and split by what they are used for.
+
+A limited number of labels means that no other label is used, for choosing the step
+either: validation is cut from the chosen ones, or, where that would leave under a
+hundred images to choose by, the last step is taken. (At 100 images the standard error
+of an accuracy of 0.8 is 0.04: below that, choosing is drawing lots.) Every result names
+the rule that was followed. A test split of the data is only ever tested on.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from afterimage.checkpoints.names import alike, spelling
+from afterimage.data import (
+    WAYS_TO_LABEL,
+    ImageSet,
+    Preprocessing,
+    Splits,
+    channel_statistics,
+    check_classes,
+    choose_labels,
+    hold_out,
+    open_data,
+)
+from afterimage.errors import DataError, UserError
+from afterimage.finetune.classifier import HEAD
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.method import Stream
+from afterimage.finetune.source import Source
+from afterimage.models import ModelConfig
+from afterimage.runs import Run
+
+FEWEST_TO_CHOOSE_BY = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSplit:
+    """Labelled images by their use; `rule` says how the step is chosen.
+
+    With several tasks an image of any set may lack the label of some: `of_head`.
+    """
+
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet | None
+    rule: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names or ()
+
+    def head_names(self, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """{head: class names}: the labels' own, then one for each further column."""
+        more = {task: self.train.tasks[task].class_names for task in columns}
+        return {HEAD: self.class_names, **more}
+
+    @property
+    def classes(self) -> Int32[np.ndarray, " n"]:
+        """The classes of the training images that have one."""
+        return known_labels(labelled(self.train))
+
+    def frequencies(self) -> tuple[float, ...]:
+        """The share of each class among the labelled training images."""
+        counts = np.bincount(self.classes, minlength=len(self.class_names))
+        return tuple((counts / len(self.classes)).tolist())
+
+    def record(self, config: FinetuneConfig) -> dict[str, Any]:
+        """What `labels.json` holds: every image whose label was used, by id."""
+        more = {task: self._used(task) for task in config.columns}
+        return {
+            "data": spelling(config.data or self.train.name),
+            "seed": config.seed,
+            "labels": config.labels,
+            "labels_per_class": config.labels_per_class,
+            "rule": self.rule,
+            "classes": list(self.class_names),
+            **self._used(HEAD),
+            **({"tasks": more} if more else {}),
+        }
+
+    def _used(self, head: str) -> dict[str, dict[str, list[str]]]:
+        """The images whose labels one head learns from, and is chosen by."""
+        return {
+            "train": _ids_by_class(of_head(self.train, head)),
+            "validation": _ids_by_class(of_head(self.validation, head)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Images of the target domain by their use."""
+
+    images: ImageSet
+    """What training sees: without labels."""
+    oracle: ImageSet | None
+    """The labelled ones among them: for the oracle's choice of a step, nothing else."""
+    test: ImageSet | None
+    """The labelled test split."""
+    name: str
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The source model, and all images of a run."""
+
+    source: Source
+    splits: Splits
+    labels: LabelSplit
+    target: Target | None
+    streams: Mapping[str, Stream]
+    """Further streams of images, by name; `target` where a method reads it."""
+    model: ModelConfig
+    """The architecture at the shape of these images."""
+    preprocessing: Preprocessing
+
+    @property
+    def target_images(self) -> ImageSet:
+        """The images of the target domain, for those who need one."""
+        if self.target is None:
+            raise UserError("this needs images of the target domain: give target")
+        return self.target.images
+
+    def record(self, run: Run) -> None:
+        """Names the images in the run folder; UserError where it knows others."""
+        images = self.splits.train
+        more = [
+            self.target,
+            *(s.images for name, s in self.streams.items() if name != "target"),
+        ]
+        more = [part for part in more if part is not None]
+        name = " with ".join([images.name, *(part.name for part in more)])
+        fingerprint = images.fingerprint
+        if more:
+            each = " ".join([fingerprint, *(part.fingerprint for part in more)])
+            fingerprint = hashlib.sha256(each.encode()).hexdigest()
+        run.check_data(name, fingerprint)
+        run.write_skipped(self.splits.skipped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opener:
+    """Opens data as a run wants them: at the size and channels of its encoder."""
+
+    config: FinetuneConfig
+    stored: Preprocessing
+    """How the encoder's images were prepared; with the value range that was measured on
+    the run's own data."""
+
+    def __call__(self, spec: Any, *, own: bool = False) -> Splits:
+        """The splits of `spec`; `own` are the run's labelled images.
+
+        `config.image_size` and `config.channels` ask for another shape. Raises
+        DataError for images that cannot be loaded at that shape.
+        """
+        config, stored = self.config, self.stored
+        height, width = stored.image_size
+        size = config.image_size
+        if size is None and height == width:
+            size = height
+        channels = config.channels or stored.channels
+        value_range = config.value_range or stored.value_range
+        if config.value_range == "auto" and not own and spec != config.data:
+            value_range = stored.value_range  # measured on the run's own data only
+        splits = open_data(
+            spec,
+            image_size=size,
+            channels=channels,
+            value_range=value_range,
+            on_bad_image=config.on_bad_image,
+            cache=config.cache,
+            tasks=config.columns if own else (),
+            reading=config,
+            strict=own,
+        )
+        expected = (*((size, size) if size else stored.image_size), channels)
+        if splits.train.shape != expected:
+            raise DataError(
+                f"{splits.train.name} has images {splits.train.shape}, and the encoder "
+                f"takes {expected} (height, width, channels); give images of that "
+                "shape, or --image-size and --channels with --may-differ for the "
+                "parameters that then cannot be loaded"
+            )
+        return splits
+
+
+def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Data:
+    """The source model and every image of a run; `data` and `target` take the place of
+    `config.data` and `config.target`.
+
+    Raises UserError, DataError or CheckpointError for what cannot be used.
+    """
+    data = config.data if data is None else data
+    target = config.target if target is None else target
+    if data is None:
+        raise UserError("data: give the labelled images")
+    source = Source.read(config.from_)
+    architecture = source.architecture(config.mode)
+    stored = source.preprocessing
+    splits = Opener(config, stored)(data, own=True)
+    # What was measured on the data goes for all other images, too.
+    value_range = splits.train.value_range or stored.value_range
+    stored = dataclasses.replace(stored, value_range=value_range)
+    opener = Opener(config, stored)
+    for method in config.methods:
+        splits = method.open_labelled(splits, opener)
+    model, preprocessing = _at_shape(architecture, stored, splits)
+    labels = split_labels(config, splits)
+    found = Data(
+        source=source,
+        splits=splits,
+        labels=labels,
+        target=_open_target(opener, target, labels.class_names),
+        streams={},
+        model=model,
+        preprocessing=preprocessing,
+    )
+    streams = dict(_target_stream(config, found.target))
+    for method in config.methods:
+        streams |= method.open_streams(found, opener)
+    return dataclasses.replace(found, streams=streams)
+
+
+def _target_stream(
+    config: FinetuneConfig, target: Target | None
+) -> Iterator[tuple[str, Stream]]:
+    if target is not None and any(m.target_in_batch for m in config.methods):
+        yield "target", Stream(target.images)
+
+
+def _at_shape(
+    model: ModelConfig, stored: Preprocessing, splits: Splits
+) -> tuple[ModelConfig, Preprocessing]:
+    """Model and preprocessing for these images: the stored ones, at this shape.
+
+    Statistics are the stored ones; only where the channels differ are they measured
+    afresh.
+    """
+    height, width, channels = splits.train.shape
+    model = dataclasses.replace(model, image_size=(height, width), channels=channels)
+    mean, std = stored.mean, stored.std
+    if channels != stored.channels:
+        mean, std = channel_statistics(splits.train)
+    value_range = splits.train.value_range or stored.value_range
+    return model, Preprocessing((height, width), mean, std, channels, value_range)
+
+
+def _open_target(
+    opener: Opener, spec: Any, class_names: tuple[str, ...]
+) -> Target | None:
+    """The target domain at the encoder's shape; None where no target is given.
+
+    Raises DataError for images of another shape, or labels of classes that the source
+    domain does not have.
+    """
+    if spec is None:
+        return None
+    splits = opener(spec)
+    known, test = labelled(splits.train), labelled(splits.test)
+    return Target(
+        images=dataclasses.replace(splits.train, labels=None),
+        oracle=matched(known, class_names) if known is not None else None,
+        test=matched(test, class_names) if test is not None else None,
+        name=splits.train.name,
+        fingerprint=splits.train.fingerprint,
+    )
+
+
+def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
+    """The labelled images of `splits`, by the use that `config` has for them.
+
+    Raises DataError where there are no labels, one class only, test classes that train
+    lacks, or too few labels of a class.
+    """
+    check_classes(splits)
+    columns = config.columns
+    for column in columns:
+        _check_column(splits, column)
+    train = labelled(splits.train)
+    if columns and not config.limited:
+        # Images without the main label may have one of another task.
+        train = splits.train.subset(_with_any_label(splits.train, columns))
+    assert train is not None  # check_classes
+    if config.limited:
+        kept = choose_labels(
+            train,
+            labels=config.labels,
+            per_class=config.labels_per_class,
+            seed=config.seed,
+        )
+        train = train.subset(kept)
+    given = splits.validation if columns else labelled(splits.validation)
+    given = None if config.limited else given
+    train, validation, rule = _validation(config, train, given)
+    test = splits.test if columns else labelled(splits.test)
+    return LabelSplit(train, validation, test, rule)
+
+
+def _check_column(splits: Splits, task: str) -> None:
+    """Raises DataError where a task cannot be learned from these images."""
+    if task not in splits.train.tasks:
+        raise DataError(
+            f"{splits.train.name} has no labels of the task {task!r}; expected an "
+            f"array y_train_{task} beside y_train, or labels_{task} beside labels, or "
+            f"a filled column {task} of a csv file"
+        )
+    each = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    check_classes(Splits(**{k: v and v.of_task(task) for k, v in each.items()}))
+
+
+def _with_any_label(images: ImageSet, tasks: Sequence[str]) -> np.ndarray:
+    """Positions of the images with a label of any task."""
+    known = images.labels >= 0 if images.labels is not None else False
+    for task in tasks:
+        known = known | (images.tasks[task].values >= 0)
+    return np.flatnonzero(known)
+
+
+def known_labels(images: ImageSet | None) -> Int32[np.ndarray, " n"]:
+    """The labels of images that have been checked to have some."""
+    assert images is not None
+    assert images.labels is not None
+    return images.labels
+
+
+def of_head(images: ImageSet | None, task: str) -> ImageSet | None:
+    """The images that have a label for this head, with it; None where none has."""
+    if images is None or task == HEAD:
+        return labelled(images)
+    return labelled(images.of_task(task))
+
+
+def rows_of_head(images: ImageSet, task: str) -> Int[np.ndarray, " n"]:
+    """Where the images of `of_head` are among all of them."""
+    known = images if task == HEAD else images.of_task(task)
+    return np.flatnonzero(known_labels(known) >= 0)
+
+
+def labelled(images: ImageSet | None) -> ImageSet | None:
+    """The images with a label; None where there are none."""
+    if images is None or images.labels is None:
+        return None
+    known = np.flatnonzero(images.labels >= 0)
+    if not len(known):
+        return None
+    return images if len(known) == len(images) else images.subset(known)
+
+
+def _validation(
+    config: FinetuneConfig, train: ImageSet, given: ImageSet | None
+) -> tuple[ImageSet, ImageSet | None, str]:
+    if config.task.kept_step is not None:
+        return train, None, config.task.kept_step
+    if config.select == "last":
+        return train, None, "last step (as asked for)"
+    if given is not None:
+        rule = f"best {config.select_by} on the data's {len(given)} validation images"
+        return train, given, rule
+    count = round(config.validation * len(train))
+    if config.select != "validation" and count < FEWEST_TO_CHOOSE_BY:
+        why = f"{count} validation images cut from {len(train)} labels would be too few"
+        return train, None, f"last step ({why})"
+    kept, held = hold_out(train, config.validation, config.seed)
+    rule = (
+        f"best {config.select_by} on {len(held)} validation images cut from the "
+        f"{len(train)} labelled ones"
+    )
+    return kept, held, rule
+
+
+def _ids_by_class(images: ImageSet | None) -> dict[str, list[str]]:
+    """{class: ids}."""
+    if images is None or images.labels is None or images.class_names is None:
+        return {}
+    found: dict[str, list[str]] = {name: [] for name in images.class_names}
+    for label, name in zip(images.labels.tolist(), images.ids, strict=True):
+        found[images.class_names[label]].append(name)
+    return found
+
+
+def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
+    """`images` with their labels renumbered to a model's classes, matched by name.
+
+    Raises DataError for classes that the model does not know, and for data that has no
+    label at all.
+    """
+    found = labelled(images)
+    if found is None or found.labels is None or found.class_names is None:
+        raise DataError(
+            f"{images.name} has no labels to score by; it needs {WAYS_TO_LABEL}"
+        )
+    used = [found.class_names[i] for i in np.unique(found.labels)]
+    unknown = [name for name in used if name not in names]
+    if unknown:
+        near = [pair for pair in alike((*names, *unknown)) if set(pair) & set(unknown)]
+        hint = "".join(
+            f" {' and '.join(map(repr, pair))} differ only in case or spaces."
+            for pair in near
+        )
+        raise DataError(
+            f"{images.name} has classes that the classifier does not know: "
+            f"{', '.join(unknown)}. It knows {', '.join(names)}; rename the folders or "
+            f"leave those images out.{hint}"
+        )
+    to = np.array(
+        [names.index(n) if n in names else -1 for n in found.class_names], np.int32
+    )
+    return dataclasses.replace(found, labels=to[found.labels], class_names=names)

@@ -1,1 +1,0 @@
-"""Images of more than one domain: sources joined, shifts weighed, steps chosen."""

@@ -1,0 +1,27 @@
+"""What methods share that make the features of two domains alike."""
+
+import dataclasses
+from typing import ClassVar
+
+from afterimage.finetune.classifier import HEAD
+from afterimage.finetune.method import Method
+
+FEATURES = f"train/features/{HEAD}", f"target/features/{HEAD}"
+"""What the head reads of the labelled and of the target's images."""
+LOGITS = f"train/logits/{HEAD}", f"target/logits/{HEAD}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alignment(Method):
+    """Makes the features of the labelled and of the target's images alike."""
+
+    needs_target: ClassVar[bool] = True
+    target_in_batch: ClassVar[bool] = True
+    streams: ClassVar[tuple[str, ...]] = ("target",)
+    acts_on_encoder: ClassVar[bool] = True
+
+    weight: float = 1.0
+    """Weight beside the loss of the labels."""
+
+    def problems(self, config):
+        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]

@@ -1,0 +1,128 @@
+"""Compose: labelled images drawn with pixels of the target's images, on the device.
+
+What of a shift no augmentation draws, such as the clutter of photos, the target's own
+images bring into the labelled ones; their labels are not needed for it. Images are
+composed after the augmentation of both.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from afterimage.finetune.method import METHODS, Method
+from afterimage.pictures import draw_rows
+from afterimage.runs import write_png
+from afterimage.training.sweep import spaced
+from afterimage.training.terms import Context
+
+_DRAWN = 10
+MIXED = 0.7
+"""`mixup` leaves at least the rest of this share to the labelled image."""
+_FULL_AT = 0.5
+
+
+def strength(progress: Float[Array, ""] | float) -> Array:
+    """How far images are composed at this share of a phase: 0 at its beginning, 1 from
+    its half on. What is hard from the first step on is not learned at all."""
+    return jnp.minimum(1.0, jnp.asarray(progress, jnp.float32) / _FULL_AT)
+
+
+def mixup(
+    key: Array,
+    images: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    most: Float[Array, ""] | float = 1.0,
+) -> Float[Array, "b h w c"]:
+    """(1 - m) s + m t of each labelled image s and a target image t, which keeps the
+    label of s; m is uniform in [0, 0.7 · `most`].
+
+    Xu et al. 2020, "Adversarial domain adaptation with domain mixup", their mixing of
+    pixels; there an adversary is to tell the share as well.
+    """
+    share = jax.random.uniform(key, (len(images), 1, 1, 1), images.dtype)
+    return images + MIXED * most * share * (target - images)
+
+
+def ink(
+    key: Array,
+    images: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    most: Float[Array, ""] | float = 1.0,
+) -> Float[Array, "b h w c"]:
+    """g + (f - g) s: tones s in [0, 1] of a labelled image say how much of a figure f
+    and of a ground g shows.
+
+    Either is (1 - u) colour + u · an image of the target (two different ones), colour
+    random, u uniform in [0, a]; with probability 1 - a the colours are white and black.
+    Each image has its own a = `most` · √uniform, so that easy ones remain among the
+    hard; `most` = 0 gives the images as they are. After Jaderberg et al. 2014,
+    "Synthetic data and artificial neural networks for natural scene text recognition",
+    §2: layers of a drawn word are coloured and blended with crops of the images on
+    which words are to be read.
+    """
+    far, which, *keys = jax.random.split(key, 6)
+    one = (len(images), 1, 1, 1)
+    most = most * jnp.sqrt(jax.random.uniform(far, one, images.dtype))
+    coloured = jax.random.bernoulli(which, most)
+
+    def layer(keys: tuple[Array, Array], pixels: Array, plain: float) -> Array:
+        colour = jax.random.uniform(keys[0], (*one[:3], images.shape[-1]), images.dtype)
+        share = most * jax.random.uniform(keys[1], one, images.dtype)
+        return (1 - share) * jnp.where(coloured, colour, plain) + share * pixels
+
+    ground = layer((keys[0], keys[1]), target, 0.0)
+    figure = layer((keys[2], keys[3]), jnp.roll(target, 1, axis=0), 1.0)
+    return ground + (figure - ground) * images
+
+
+COMPOSERS: dict[str, Callable[..., Array]] = {"mixup": mixup, "ink": ink}
+
+
+@METHODS.add("compose")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compose(Method):
+    """Labelled images are drawn with pixels of the target's images."""
+
+    needs_target: ClassVar[bool] = True
+    target_in_batch: ClassVar[bool] = True
+
+    kind: Literal["mixup", "ink"] = "mixup"
+    """How, more so until half of the phase is done. mixup: each blended with a target
+    image; ink: for letters, signs and drawings, bright on dark: what is bright is
+    filled with a colour and a target image, what is dark with others."""
+
+    def providers(self, setup, known, now):
+        own = jax.random.fold_in(now.key, zlib.crc32(b"composing"))
+        augmented = known["train/view"]
+
+        def view(ctx: Context) -> Array:
+            most = strength(ctx["progress"])
+            draw = COMPOSERS[self.kind]
+            return draw(own, augmented(ctx), ctx["target/view"], most)
+
+        return {"train/view": view}
+
+    def pictures(self, setup, model, folder):
+        """Labelled images, target images, and what is made of the two at full strength;
+        the augmentation is left out."""
+        if folder is None:
+            return {}
+        pixels = []
+        for images in (setup.data.labels.train, setup.data.target_images):
+            some = spaced(images, _DRAWN)
+            pixels.append(some.gather(np.arange(len(some))))
+        count = min(map(len, pixels))
+        labelled, others = (jnp.asarray(p[:count], jnp.float32) / 255 for p in pixels)
+        key = jax.random.key(setup.config.seed)
+        composed = jax.jit(COMPOSERS[self.kind])(key, labelled, others)
+        rows = {"labelled": labelled, "target": others, self.kind: composed}
+        picture = draw_rows({label: np.asarray(row) for label, row in rows.items()})
+        caption = "can a person still read the labelled figure in the last row?"
+        path = write_png(picture, folder / "composed.png")
+        return {"Labelled images, composed with the target's": (caption, path)}

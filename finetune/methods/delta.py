@@ -1,0 +1,52 @@
+"""DELTA: feature maps that stay near those of the source model.
+
+w · Σ_l ½ mean_{h,w,c} (M_l − M°_l)² over the encoder's feature maps of the training
+images: the behavioural regulariser of Li et al. 2019, "DELTA: deep learning transfer
+using feature map with attention", with all channels weighing the same; its supervised
+attention over channels is left out. A mean over positions and channels, where the paper
+sums, so that w does not depend on the size of the images.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from afterimage.finetune.method import METHODS, Method
+from afterimage.training.terms import Term, TermResult, View
+
+
+@METHODS.add("delta")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delta(Method):
+    """Feature maps stay near those of the source (DELTA)."""
+
+    needs_source: ClassVar[bool] = True
+    acts_on_encoder: ClassVar[bool] = True
+
+    weight: float = 0.1
+    """Weight of half the mean squared distance of the feature maps."""
+
+    def problems(self, config):
+        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
+
+    def terms(self, setup, phase=0):
+        return [delta(self.weight)]
+
+
+def delta(weight: float) -> Term:
+    """w · Σ_l ½ mean_{h,w,c} (M_l − M°_l)²."""
+    before, now = "source/maps", "train/maps"
+
+    def fn(view: View) -> TermResult:
+        pairs = zip(view[now], view[before], strict=True)
+        parts = [
+            0.5 * jnp.mean(jnp.square(x - jax.lax.stop_gradient(y)), (1, 2, 3))
+            for x, y in pairs
+        ]
+        return sum(parts[1:], parts[0]), {}
+
+    return Term(
+        name="delta", fn=fn, reads=(before, now), weight=weight, encoder_only=True
+    )

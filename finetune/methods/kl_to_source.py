@@ -1,0 +1,60 @@
+"""KL(p° ‖ p): predictions of the source's own classifier that stay as they were.
+
+ℓ(i) = T² Σ_c p°_c (log p°_c − log p_c), p = softmax(z / T); p° from the source model, p
+from the copy of its head that learns on with the encoder (Li & Hoiem 2016, "Learning
+without forgetting"). Nats, ≥ 0, and zero before the first step.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from afterimage.finetune.losses import soft_kl
+from afterimage.finetune.method import METHODS, Method
+from afterimage.finetune.source import SOURCE_HEAD
+from afterimage.training.terms import Term, TermResult, View
+
+
+@METHODS.add("kl-to-source")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLToSource(Method):
+    """The source classifier's own predictions stay as they were."""
+
+    needs_source: ClassVar[bool] = True
+    acts_on_encoder: ClassVar[bool] = True
+
+    weight: float = 1.0
+    """Weight of the divergence. Needs a source with a classifier (an earlier
+    fine-tuning run)."""
+
+    temperature: float = 2.0
+    """Both predictions are softened by this temperature first."""
+
+    @property
+    def needs_source_head(self) -> bool:
+        return True
+
+    def problems(self, config):
+        return [
+            f"{name}={getattr(self, name)}: more than 0"
+            for name in ("weight", "temperature")
+            if not getattr(self, name) > 0
+        ]
+
+    def terms(self, setup, phase=0):
+        return [kl_to_source(self.weight, self.temperature)]
+
+
+def kl_to_source(weight: float, temperature: float = 2.0) -> Term:
+    """w · T² KL(p° ‖ p) of the source's own head, before and now."""
+    before, now = "source/logits", f"train/logits/{SOURCE_HEAD}"
+
+    def fn(view: View) -> TermResult:
+        return soft_kl(view[before], view[now], temperature), {}
+
+    return Term(
+        name="kl_to_source",
+        fn=fn,
+        reads=(before, now),
+        weight=weight,
+        encoder_only=True,
+    )

@@ -1,0 +1,71 @@
+"""Proto-MAML: MAML from a head that is each episode's nearest class mean.
+
+The head begins as the nearest mean of the support, as a function of the encoder, and is
+differentiated through (Triantafillou et al. 2020, "Meta-Dataset", §3).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from afterimage.checkpoints.trees import unflatten
+from afterimage.finetune.classifier import HEAD
+from afterimage.finetune.method import METHODS
+from afterimage.finetune.methods._episodes import (
+    LAST,
+    Adaptation,
+    InnerSteps,
+    Leaves,
+    adapted_gradient,
+)
+from afterimage.finetune.methods.prototypes import class_means
+from afterimage.finetune.tasks._sampler import Shape
+
+
+@METHODS.add("proto-maml")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtoMAML(InnerSteps):
+    """As maml, from each episode's nearest class mean (Proto-MAML)."""
+
+    def problems(self, config):
+        found = super().problems(config)
+        if config.head != "linear":
+            found.append(
+                f"head={config.head!r}: the head begins as the nearest class mean, "
+                "which is linear"
+            )
+        return found
+
+    def adaptation(self, setup):
+        read, shape = setup.classifier, setup.plan.shape
+
+        def start(leaves: Leaves, stats: Any, support: Any) -> Leaves:
+            """The head as the nearest mean of this support, before its augmentation."""
+            params = unflatten(leaves)
+            images = read.preprocessing.normalise(support["image"])
+            maps, _ = read.maps(params, stats, images)
+            features = read.head_features(params, stats, maps, HEAD)
+            kernel, bias = nearest_mean(features, shape)
+            return {**leaves, f"{LAST}/kernel": kernel, f"{LAST}/bias": bias}
+
+        return Adaptation(steps=self.inner_steps, lr=self.inner_lr, start=start)
+
+    def gradient(self, setup):
+        return adapted_gradient(setup.plan.shape, self.adaptation(setup))
+
+
+def nearest_mean(
+    support: Float[Array, "s d"], shape: Shape
+) -> tuple[Float[Array, "d ways"], Float[Array, " ways"]]:
+    """(2 c_k / d, −‖c_k‖² / d): the linear layer that calls the nearest c_k.
+
+    Its softmax is that of −‖f(x) − c_k‖² / d, as ‖f(x)‖² is the same for all classes
+    (Triantafillou et al. 2020, "Meta-Dataset", §3, without the d). Where an episode's
+    descent of Proto-MAML begins: undivided, distances of d standardised features are
+    of the size of d, and a step of a rate that suits a head destroys the encoder.
+    """
+    prototypes = class_means(support, shape)
+    width = prototypes.shape[-1]
+    return 2 * prototypes.T / width, -jnp.square(prototypes).sum(-1) / width

@@ -1,0 +1,287 @@
+"""Pseudo-labels: sure predictions of images without labels are learned from.
+
+FixMatch: ℓ(i) = [max_c q_c ≥ τ] · −log p_k, k = argmax_c q_c, with q the probabilities
+of the weakly augmented image, without gradient, p those of the same image augmented
+strongly, τ the confidence (Sohn et al. 2020, "FixMatch: simplifying semi-supervised
+learning with consistency and confidence", eq. 4). The mean is over all images: with few
+sure ones the term is small. Two additions may be turned on:
+
+- Distribution alignment: q is first moved towards the frequencies of the classes
+  (`aligned`), so that none dies out.
+- Propagation: for a share of the steps a prediction counts only where label propagation
+  over neighbours in the pretrained features says the same (`_propagation.py`). What a
+  classifier of few labels takes for another class, its neighbours may still tell apart.
+
+The metric `pseudo_labels_sure` is the share of images that count.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from afterimage.finetune.classifier import HEAD
+from afterimage.finetune.data import labelled
+from afterimage.finetune.method import METHODS, Method, Model, Stream
+from afterimage.training.options import Augmentation
+from afterimage.training.terms import Context, Term, TermResult, View
+
+COUNTED = 0.25
+"""The share of the steps after which the predicted frequencies are taken."""
+REST, OF_TARGET = "rest", "target"
+STREAM, STRONG = "unlabelled", "strong"
+
+
+@METHODS.add("pseudo-labels")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PseudoLabels(Method):
+    """Sure predictions of images without labels are learned from (FixMatch)."""
+
+    streams: ClassVar[tuple[str, ...]] = (STREAM, STRONG)
+
+    images: str = REST
+    """Which images. rest: all training images of data, whatever is left of their
+    labels; target: those of the target; or others, given like data."""
+
+    ratio: int = 1
+    """Images without labels a step for each labelled one: FixMatch's mu, 7 there. Such
+    a step takes as much longer; batch_size counts the labelled ones."""
+
+    weight: float = 1.0
+    """Weight beside the loss of the labels."""
+
+    weak_augment: Augmentation | None = None
+    """Augmentation of the images that are predicted; what is predicted is learned from
+    the same images under strong_augment. The gentler, the more of the predictions are
+    right. Default: augment."""
+
+    strong_augment: Augmentation = "strong"
+    """Augmentation of the images that are learned from: the stronger, the more there is
+    to learn from an image whose class is already predicted. strong-affine also scales
+    them."""
+
+    confidence: float = 0.95
+    """A prediction counts as sure from this probability on."""
+
+    distribution_alignment: bool = False
+    """Raise predictions of classes that are predicted more rarely than they are
+    frequent, and lower those of others, before they count as sure: no class dies out.
+    For unlabelled images with the class frequencies of the labelled ones, or with
+    alignment_frequencies=predicted."""
+
+    alignment_momentum: float = 0.0
+    """Share of the earlier steps in the mean of the predictions that distribution
+    alignment uses: 0.99 for that of about a hundred steps, which shows what the mean of
+    one batch hides; 0: this step's alone."""
+
+    alignment_frequencies: Literal["labelled", "predicted"] = "labelled"
+    """The class frequencies that distribution alignment moves to. labelled: those of
+    the labelled images; predicted: the running mean of the predictions
+    (alignment_momentum) at a quarter of a phase's steps, until when nothing is learned
+    from these images. For unlabelled images with different class frequencies."""
+
+    propagation: float = 0.0
+    """For this share of the steps a prediction counts only where label propagation says
+    the same: the labels spread over near neighbours in the pretrained features, once
+    before the first step. 0.5 keeps a kind of image that the few labels lack from being
+    learned as another class; needs an encoder that tells such kinds apart."""
+
+    def problems(self, config):
+        found = []
+        if self.images == OF_TARGET and config.target is None:
+            found.append("images='target' needs a target domain: give target")
+        if not 0 <= self.propagation <= 1:
+            found.append(f"propagation={self.propagation}: in [0, 1]")
+        if self.ratio < 1:
+            found.append(f"ratio={self.ratio}: at least 1")
+        if not self.weight > 0:
+            found.append(f"weight={self.weight}: more than 0")
+        if not 0 <= self.confidence < 1:
+            found.append(f"confidence={self.confidence}: in [0, 1)")
+        if not 0 <= self.alignment_momentum < 1:
+            found.append(f"alignment_momentum={self.alignment_momentum}: in [0, 1)")
+        if self.alignment_momentum and not self.distribution_alignment:
+            found.append(
+                f"alignment_momentum={self.alignment_momentum}: only with "
+                "distribution_alignment"
+            )
+        if self.alignment_frequencies == "predicted" and not self.alignment_momentum:
+            found.append(
+                "alignment_frequencies='predicted' is a mean of many steps: give "
+                "distribution_alignment and alignment_momentum, 0.99 for instance"
+            )
+        return found
+
+    def open_streams(self, data, opener):
+        """`rest` is the training split without the images that choose the step."""
+        if self.images == REST:
+            images = data.splits.train
+            if data.labels.validation is not None:
+                held = set(data.labels.validation.ids)
+                kept = [i for i, name in enumerate(images.ids) if name not in held]
+                images = images.subset(kept)
+        elif self.images == OF_TARGET:
+            images = data.target_images
+        else:
+            images = opener(self.images).train
+        images = dataclasses.replace(images, labels=None, tasks={})
+        stream = Stream(
+            images, self.ratio, self.weak_augment, {STRONG: self.strong_augment}
+        )
+        return {STREAM: stream}
+
+    def state(self, setup):
+        kept: dict[str, Any] = {}
+        if self.alignment_momentum:
+            frequencies = setup.data.labels.frequencies()
+            kept["predicted"] = jnp.asarray(frequencies)
+            if self.alignment_frequencies == "predicted":
+                # An array of its own: one buffer cannot be donated twice.
+                kept["frequencies"] = jnp.asarray(frequencies)
+        if self.propagation:
+            count = len(setup.data.streams[STREAM].images)
+            kept["propagated"] = jnp.zeros(count, jnp.int32)
+        return kept or None
+
+    def measure(self, setup, model, say):
+        """The class of every image without a label, by propagation of the labels."""
+        kept = model[1].get(self.name)
+        if not self.propagation:
+            return kept
+        # Imported here: without propagation nobody needs a graph.
+        from afterimage.finetune.methods._propagation import propagated
+        from afterimage.finetune.neighbours import Projector
+
+        images, known = setup.data.streams[STREAM].images, setup.data.labels
+        some = labelled(known.train)
+        assert some is not None
+        say(f"Propagating the labels over the neighbours of {len(images):,} images ...")
+
+        def maps(model: Model, images: Array) -> list[Array]:
+            pixels = setup.classifier.preprocessing.normalise(images)
+            return setup.classifier.maps(*model, pixels)[0]
+
+        project = Projector(maps, model, setup.runner, setup.config.seed)
+        classes = propagated(project, some, images, len(known.class_names))
+        reached = (classes >= 0).sum()
+        say(f"{len(some):,} labels propagated to {reached:,} of {len(images):,} images")
+        return {**kept, "propagated": jnp.asarray(classes, jnp.int32)}
+
+    def providers(self, setup, known, now):
+        kept, found = now.stats.get(self.name, {}), {}
+        if "propagated" in kept:
+            index = now.batch[f"{STREAM}/index"]
+            found[f"{STREAM}/propagated"] = lambda _: jnp.take(
+                kept["propagated"], index
+            )
+        if "predicted" in kept:
+            found |= self._running(kept, known["stats/next"])
+        return found
+
+    def _running(
+        self, kept: Mapping[str, Any], following: Callable[[Context], Any]
+    ) -> dict[str, Callable[[Context], Any]]:
+        """The running mean of the predictions, and what it was when they began to be
+        learned from, for this step's terms and for the next step."""
+        names = {"predicted": f"{STREAM}/predicted"}
+
+        def mean(ctx: Context) -> Array:
+            guess = jax.lax.stop_gradient(ctx[f"{STREAM}/logits/{HEAD}"])
+            now = jax.nn.softmax(guess).mean(0)
+            share = self.alignment_momentum
+            return share * kept["predicted"] + (1 - share) * now
+
+        def frequencies(ctx: Context) -> Array:
+            counting = ctx["progress"] < COUNTED
+            return jnp.where(counting, ctx[names["predicted"]], kept["frequencies"])
+
+        found: dict[str, Callable[[Context], Any]] = {names["predicted"]: mean}
+        if "frequencies" in kept:
+            names["frequencies"] = f"{STREAM}/frequencies"
+            found[names["frequencies"]] = frequencies
+
+        def after(ctx: Context) -> Any:
+            own = {**kept, **{part: ctx[name] for part, name in names.items()}}
+            return {**following(ctx), self.name: own}
+
+        return {**found, "stats/next": after}
+
+    def terms(self, setup, phase=0):
+        aligned = self.distribution_alignment
+        term = pseudo_labels(
+            self.weight,
+            self.confidence,
+            frequencies=setup.data.labels.frequencies() if aligned else None,
+            running=self.alignment_momentum > 0,
+            counted=self.alignment_frequencies == "predicted",
+            propagation=self.propagation,
+        )
+        return [term]
+
+
+def pseudo_labels(
+    weight: float = 1.0,
+    confidence: float = 0.95,
+    *,
+    frequencies: Sequence[float] | None = None,
+    running: bool = False,
+    counted: bool = False,
+    propagation: float = 0.0,
+) -> Term:
+    """The term of FixMatch.
+
+    With the `frequencies` of the classes, q is `aligned` to them first: by the mean of
+    these images' q, or with `running` by `unlabelled/predicted`. With `counted` it is
+    aligned to `unlabelled/frequencies` in place of those given, and no image counts
+    while these are still counted, `progress` below COUNTED. While `progress` is below
+    `propagation`, k must be `unlabelled/propagated` too.
+    """
+    reads = [f"{STREAM}/logits/{HEAD}", f"{STRONG}/logits/{HEAD}"]
+    if running:
+        reads.append(f"{STREAM}/predicted")
+    if counted:
+        reads.append(f"{STREAM}/frequencies")
+    if propagation:
+        reads.append(f"{STREAM}/propagated")
+    if counted or propagation:
+        reads.append("progress")
+
+    def fn(view: View) -> TermResult:
+        guess = jax.nn.softmax(jax.lax.stop_gradient(view[reads[0]]))
+        if frequencies is not None:
+            mean = view["unlabelled/predicted"] if running else guess.mean(0)
+            aim = view["unlabelled/frequencies"] if counted else frequencies
+            guess = aligned(guess, jnp.asarray(aim, guess.dtype), mean)
+        sure = guess.max(-1) >= confidence
+        if counted:
+            sure &= view["progress"] >= COUNTED
+        logp = jax.nn.log_softmax(view[reads[1]])
+        label = guess.argmax(-1)
+        if propagation:
+            sure &= (label == view["unlabelled/propagated"]) | (
+                view["progress"] >= propagation
+            )
+        each = -jnp.take_along_axis(logp, label[:, None], axis=1)[:, 0]
+        return jnp.where(sure, each, 0.0), {"pseudo_labels_sure": sure.mean()}
+
+    return Term(name="pseudo_labels", fn=fn, reads=tuple(reads), weight=weight)
+
+
+def aligned(
+    guess: Float[Array, "b c"],
+    frequencies: Float[Array, " c"],
+    mean: Float[Array, " c"],
+) -> Float[Array, "b c"]:
+    """Distribution alignment: q_ic π_c / mean_c, normalised over the classes.
+
+    A class that is predicted of fewer images than its frequency π gains, so that none
+    dies out (Berthelot et al. 2020, "ReMixMatch", §3.1). The `mean` of the predictions
+    runs over the last 128 batches there: one batch's is moved by chance more than by a
+    class that is often, not always, taken for another.
+    """
+    ratio = frequencies / jnp.maximum(mean, 1e-6)
+    weighed = guess * ratio[None]
+    return weighed / weighed.sum(-1, keepdims=True)

@@ -1,0 +1,51 @@
+"""Replay: some images of earlier tasks are shown again.
+
+With n tasks begun, the new task's images weigh 1/n and those of the earlier ones
+(n − 1)/n (van de Ven et al. 2022, "Three types of incremental learning").
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from afterimage.finetune.method import METHODS, Method, Stream
+from afterimage.finetune.tasks.continual import task_loss
+
+REPLAY = "replay"
+
+
+@METHODS.add("replay")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay(Method):
+    """Some images of earlier tasks are shown again."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("continual",)
+
+    memory: int = 20
+    """How many images of each class are kept, chosen by seed."""
+
+    @property
+    def trains_earlier_heads(self) -> bool:
+        return True
+
+    def problems(self, config):
+        if self.memory < 1:
+            return [f"memory={self.memory}: at least 1 image of each class"]
+        return []
+
+    def phase_streams(self, setup, phase):
+        if not phase:
+            return {}
+        train, seed = setup.data.labels.train, setup.config.seed
+        images = setup.plan.tasks.memory(train, phase, self.memory, seed)
+        return {REPLAY: Stream(images)}
+
+    def labelled_terms(self, setup, terms, phase):
+        if not phase:
+            return terms
+        plan = setup.plan
+        count = len(plan.begun(phase))
+        new = [term.times(1 / count) for term in terms]
+        whole = plan.tasks.slices(plan.begun(phase))
+        slices = plan.old_slices(phase) if plan.tasks.per_task else whole
+        share = phase / count
+        return [*new, task_loss(slices, stream=REPLAY, name=REPLAY, weight=share)]

@@ -1,0 +1,309 @@
+"""What a fine-tuning run ends with: a result in Python, a report, a few lines."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from afterimage import runtime
+from afterimage.checkpoints import schemas
+from afterimage.checkpoints.files import read_bytes, replace_file
+from afterimage.evaluation.text import MACRO_F1, MAX_MATRIX, percent, report_text
+from afterimage.finetune.method import Model, Sections
+from afterimage.finetune.selection import Rule
+from afterimage.finetune.setup import Setup
+from afterimage.report import logged, run_html, write_report
+from afterimage.runs import Run, write_json, write_png
+from afterimage.settings import to_dict
+from afterimage.training.sweep import spaced
+
+_MEASURES = {
+    "accuracy": "accuracy",
+    "macro_f1": MACRO_F1,
+    "calibration_error": "calibration error",
+}
+_RESULTS = "results.json"
+_EMBEDDED = 400
+"""Images of each domain in the picture of both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneResult:
+    """Where a fine-tuning run left what, and its figures."""
+
+    run: pathlib.Path
+    classifier: pathlib.Path
+    """Encoder and head: `afterimage evaluate --from` takes it, or the run folder."""
+    encoder: pathlib.Path
+    """The fine-tuned encoder alone: `afterimage.load_encoder` takes it."""
+    report: pathlib.Path
+    results: Mapping[str, Any]
+    """results.json: mode, selection (rule, step), validation and test reports."""
+    complete: bool
+    """True where the run was complete before, and nothing was done."""
+
+    @classmethod
+    def of(
+        cls, run: Run, *, complete: bool, results: Mapping[str, Any] | None = None
+    ) -> "FinetuneResult":
+        """The result of a run folder, from its results.json where not given."""
+        if results is None:
+            path = run.path / _RESULTS
+            cure = "delete it, and the same command scores the run again"
+            stored: Mapping[str, Any] = schemas.read(path, schemas.Results, cure)
+        else:
+            stored = results
+        return cls(
+            run=run.path,
+            classifier=run.path / "classifier",
+            encoder=run.path / "encoder",
+            report=run.path / "report.html",
+            results=stored,
+            complete=complete,
+        )
+
+    @property
+    def scored(self) -> tuple[str, Mapping[str, Any]] | None:
+        """("test", its report), else validation's, else None."""
+        for name in ("test", "validation"):
+            if self.results[name] is not None:
+                return name, self.results[name]
+        return None
+
+    def _of_tasks(self) -> list[tuple[str, str]]:
+        """(task, its figures) of the further tasks that could be scored."""
+        found = []
+        for task, reports in self.results.get("tasks", {}).items():
+            name = "test" if reports["test"] is not None else "validation"
+            report = reports[name]
+            if report is not None:
+                figures = f"accuracy {percent(report['accuracy'])}"
+                found.append((task, f"{name} ({report['examples']} images): {figures}"))
+        return found
+
+    def _repr_html_(self) -> str:
+        """Curves, the last picture and the figures, for a notebook."""
+        return run_html(self.run)
+
+    def summary(self) -> str:
+        """A few lines for a terminal."""
+        selection = self.results["selection"]
+        lines = []
+        if self.scored is not None:
+            name, report = self.scored
+            figures = ", ".join(
+                f"{label} {percent(report[key])}" for key, label in _MEASURES.items()
+            )
+            lines.append(f"{name} ({report['examples']} images): {figures}")
+        for task, report in self._of_tasks():
+            lines.append(f"{task}, {report}")
+        highlights = self.results.get("highlights", {})
+        lines += [f"{value} {label}" for label, value in highlights.items()]
+        if self.results["test"] is None and "task" not in self.results:
+            lines.append(
+                "There is no test split: give one as test/ beside train/, or score "
+                "other images with afterimage evaluate"
+            )
+        lines += [
+            f"step {selection['step']} of {self.results['steps']}, chosen by: "
+            f"{selection['rule']}",
+            f"classifier  {self.classifier}",
+            f"encoder     {self.encoder}",
+            f"report      {self.report}",
+        ]
+        return "\n".join(lines)
+
+
+def write_results(run: Run, results: dict[str, Any]) -> None:
+    """Write results.json, last of all: its presence means that the run is complete.
+
+    Its `files` lists the files that belong beside it.
+    """
+    names = [n for n in ("report.html", "confusion.md") if (run.path / n).is_file()]
+    pictures = sorted((run.path / "pictures").glob("*.png"))
+    results["files"] = [*names, *(f"pictures/{path.name}" for path in pictures)]
+    write_json(run.path / _RESULTS, results)
+
+
+def missing(run: Run) -> tuple[str, ...] | None:
+    """What a run that has all its steps still lacks; None if it is complete."""
+    artefacts = ["encoder", "classifier"]
+    try:
+        stored = schemas.parse(read_bytes(run.path / _RESULTS, schemas.MOST))
+        files = [str(name) for name in stored["files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+        return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))
+    return run.missing(artefacts, files)
+
+
+def outline(setup: Setup, rule: Rule, step: int) -> dict[str, Any]:
+    """results.json without the scores."""
+    config, data = setup.config, setup.data
+    found: dict[str, Any] = {
+        "mode": config.mode.name,
+        "from": data.source.describe(),
+        "seed": config.seed,
+        "training_images": len(data.labels.train),
+        "classes": list(data.labels.class_names),
+        "steps": setup.steps,
+        "selection": {"rule": rule.text, "step": step},
+        "runtime": runtime.fingerprint(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    if data.target is not None:
+        found["target"] = data.target.name
+    if config.task.kept_step is not None:
+        found["task"] = config.task.name
+    return found
+
+
+def write_page(
+    run: Run,
+    setup: Setup,
+    results: dict[str, Any],
+    description: str,
+    *,
+    pictures: Mapping[str, tuple[str, pathlib.Path]] = {},
+    task: Sections | None = None,
+    done: int | None = None,
+) -> None:
+    """report.html of a run, `done` steps of which are done (None: all), and
+    confusion.md; puts "highlights" into `results`. What the `task` adds stands first.
+    """
+    name = "test" if results["test"] is not None else "validation"
+    scored = results[name]
+    sections = [task or Sections()]
+    if done is None:
+        sections += [method.report(results) for method in setup.config.methods]
+    headline = {k: v for part in sections for k, v in part.headline.items()}
+    if headline:
+        results["highlights"] = dict(headline)
+    grids = dict(sections[0].grids)
+    if scored is not None:
+        for key, label in _MEASURES.items():
+            headline[f"{name} {label} (95 % interval)"] = percent(scored[key])
+        grids |= _grids(scored)
+        for column, reports in results.get("tasks", {}).items():
+            if reports[name] is not None:
+                value = percent(reports[name]["accuracy"])
+                headline[f"{name} {column} accuracy (95 % interval)"] = value
+                more = _grids(reports[name])
+                grids |= {f"{column}: {title}": grid for title, grid in more.items()}
+        replace_file(run.path / "confusion.md", report_text(scored).encode())
+    grids |= {k: v for part in sections[1:] for k, v in part.grids.items()}
+    curves = {k: v for part in sections for k, v in part.curves.items()}
+    tables = {k: v for part in sections for k, v in part.tables.items()}
+    phases = enumerate(description.splitlines(), 1)
+    config = setup.config
+    write_report(
+        run.path / "report.html",
+        title=f"{config.mode.name} on {config.data or setup.data.splits.train.name}",
+        lead=_lead(run, setup, results, done),
+        headline=headline,
+        curves={
+            name: {kind: points for kind, points in series.items() if points}
+            for name, series in {**curves, **_curves(run.metrics.rows)}.items()
+        },
+        logarithmic=["Cross-entropy"],
+        pictures=pictures,
+        grids=grids,
+        tables={
+            "Phases": {f"{number}": line for number, line in phases},
+            **tables,
+            "Settings": json.loads(json.dumps(to_dict(config))),
+            "Machine": results["runtime"],
+        },
+    )
+
+
+def domain_picture(
+    setup: Setup, model: Model, folder: pathlib.Path | None
+) -> dict[str, tuple[str, pathlib.Path]]:
+    """{heading: (caption, PNG)}: features of both domains on their first two principal
+    axes; where they are alike, the two colours cannot be told apart.
+
+    Without a `folder` (a process that does not write) it computes its share of the
+    features and draws nothing; so it does without a target.
+    """
+    target = setup.data.target
+    if target is None:
+        return {}
+    # Imported here: runs without a target do without scikit-learn.
+    from afterimage.evaluation.embedding import draw_embedding, embed
+
+    every = setup.data.labels.train, target.images
+    some = [spaced(images, _EMBEDDED) for images in every]
+    features = np.concatenate([setup.scorer.features(*model, part) for part in some])
+    if folder is None:
+        return {}
+    pixels = np.concatenate([part.gather(np.arange(len(part))) for part in some])
+    domain = np.repeat([0, 1], [len(images) for images in some])
+    # In a random order, so that neither domain covers the other.
+    order = np.random.default_rng(0).permutation(len(domain))
+    places, how = embed(features[order])
+    names = ("source", "target")
+    picture = draw_embedding(places, pixels[order], domain[order], names, caption=how)
+    counts = [f"{len(part)} of {images.name}" for part, images in zip(some, every)]
+    caption = f"Images: {', '.join(counts)}: {how}"
+    path = write_png(picture, folder / "domains.png")
+    return {"Source and target, as the head reads them": (caption, path)}
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Loss, accuracy and learning rate by step, from the lines of metrics.jsonl."""
+    validated = any("eval/accuracy" in row for row in rows)
+    kind, prefix = (
+        ("validation", "") if validated else ("training, evaluated", "train_")
+    )
+    return {
+        "Cross-entropy": {
+            "training": logged(rows, "train/cross_entropy"),
+            kind: logged(rows, f"eval/{prefix}loss"),
+        },
+        "Accuracy": {
+            "training": logged(rows, "train/accuracy"),
+            kind: logged(rows, f"eval/{prefix}accuracy"),
+        },
+        "Learning rate": {"learning rate": logged(rows, "train/lr")},
+    }
+
+
+def _lead(run: Run, setup: Setup, results: Mapping[str, Any], done: int | None) -> str:
+    selection, steps = results["selection"], results["steps"]
+    facts = [
+        str(run.path),
+        f"from {setup.config.from_}",
+        f"{results['training_images']} labelled images",
+    ]
+    if "target" in results:
+        facts.append(f"target {results['target']}, on which test figures are taken")
+    if done is not None:
+        facts.append(f"not finished, step {done} of {steps}")
+    facts.append(
+        f"step chosen by: {selection['rule']}"
+        if done is not None
+        else f"step {selection['step']} of {steps}, chosen by: {selection['rule']}"
+    )
+    return " · ".join(facts)
+
+
+def _grids(scored: Mapping[str, Any]) -> dict[str, Any]:
+    classes = scored["classes"]
+    keys = ("precision", "recall", "f1", "support")
+    grids: dict[str, Any] = {
+        "Classes": (
+            ["class", *keys],
+            [[c["name"], *(c[key] for key in keys)] for c in classes],
+        )
+    }
+    if len(classes) <= MAX_MATRIX:
+        names = [c["name"] for c in classes]
+        grids["Confusion: rows are the true class, columns the predicted one"] = (
+            ["", *names],
+            [[n, *counts] for n, counts in zip(names, scored["confusion"])],
+        )
+    return grids

@@ -1,0 +1,354 @@
+"""The fine-tuning program: an encoder and labels in, a classifier and figures out."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afterimage import runtime
+from afterimage.checkpoints.inspect import list_steps
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.data import ImageSet, counted
+from afterimage.finetune.classifier import HEAD, head_entry, write_artefacts
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.data import known_labels, of_head, open_all, rows_of_head
+from afterimage.finetune.method import Model
+from afterimage.finetune.report import (
+    FinetuneResult,
+    domain_picture,
+    missing,
+    outline,
+    write_page,
+    write_results,
+)
+from afterimage.finetune.scoring import measures, reports
+from afterimage.finetune.selection import (
+    MIXVAL,
+    NEIGHBOURS,
+    ORACLE,
+    WEIGHTED,
+    Rule,
+    choose_rule,
+    label_free,
+    mixed_agreement,
+    neighbour_information,
+)
+from afterimage.finetune.setup import Setup, begin, build, make_stage
+from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
+from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
+from afterimage.training.job import Job, Say, execute
+from afterimage.training.signals import StopSignal
+from afterimage.training.stage import Stage, describe
+from afterimage.training.state import State, averaged_params, averaged_stats
+from afterimage.training.sweep import spaced
+from afterimage.training.trainer import Trainer
+
+_MOST_SCORED = 2_000
+Logits = Callable[..., Any]
+"""logits(images, head=HEAD) -> [n, classes]"""
+
+
+def finetune(
+    config: FinetuneConfig,
+    *,
+    data: Any = None,
+    target: Any = None,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> FinetuneResult:
+    """Fine-tune as `config` says, or continue what its run folder holds.
+
+    Resume this run where it has a checkpoint; else begin from the encoder `from_`, or,
+    in mode scratch, from random weights of its architecture. A run that is complete is
+    left as it is and its result returned.
+
+    Args:
+      data, target: data objects that take the place of `config.data` and
+        `config.target`.
+      callbacks: functions that are called while the run goes on.
+
+    Raises:
+      UserError, DataError: settings or data that cannot work, another run's folder.
+      CheckpointError: the encoder or every checkpoint of the run is damaged;
+        TransferError: parameters do not fit; RunLocked: another process writes here.
+      Diverged, Interrupted: as the loop does; what was reached is saved.
+    """
+    runtime.enable_compile_cache()
+    run = Run(config.out, kind="finetune", config=config)
+    run.check_settings()
+    opened = open_all(config, data, target)
+    with run:
+        opened.record(run)
+        job = config.task.job(config, opened, run)
+        if job is None:
+            setup = build(config, opened)
+            rule = choose_rule(config, opened)
+            job = FinetuneJob(setup, make_stage(setup), rule, run)
+
+        def on_evaluation(step: int, metrics: Mapping[str, Any]) -> None:
+            job.write_draft(step)
+            callbacks.on_evaluation(step, metrics)
+
+        return execute(
+            job, run, dataclasses.replace(callbacks, on_evaluation=on_evaluation)
+        )
+
+
+class FinetuneJob(Job[FinetuneResult]):
+    """One run of classification, as the one trainer wants it; other tasks override
+    what they do otherwise."""
+
+    def __init__(self, setup: Setup, stage: Stage, rule: Rule, run: Run):
+        self.setup, self.rule, self.run = setup, rule, run
+        self.config = setup.config
+        self.best, self.direction = rule.metric, rule.direction
+        images = len(setup.data.labels.train)
+        self.trainer = Trainer(stage, setup.params, mesh=setup.mesh, images=images)
+
+    def template(self) -> State:
+        return self._fresh((self.setup.params, self.setup.stats))
+
+    def _fresh(self, model: Model) -> State:
+        """The state before the first step; leaves still to be loaded are zeros."""
+        params, stats = jax.tree.map(_array, model)
+        seed, ema = self.config.seed, self.config.ema > 0
+        return self.trainer.fresh(params, stats, seed=seed, ema=ema)
+
+    def lost(self) -> tuple[str, ...] | None:
+        return missing(self.run)
+
+    def result(self, *, complete: bool) -> FinetuneResult:
+        return FinetuneResult.of(self.run, complete=complete)
+
+    def begin(self, say: Say, stop: StopSignal) -> State:
+        return self._fresh(begin(self.setup, self.run, say))
+
+    def feed(self, phase: int) -> BatchLoader:
+        data = self.setup.data
+        return BatchLoader(
+            data.labels.train,
+            options=self.config,
+            mesh=self.setup.mesh,
+            streams={name: stream.images for name, stream in data.streams.items()},
+            times={name: stream.ratio for name, stream in data.streams.items()},
+        )
+
+    def weights(self, state: State) -> tuple[Any, Any, int]:
+        """(params, stats, step) of a state; the running means where they are kept."""
+        step = int(state["step"])
+        partition = self.trainer.partition(step)
+        return averaged_params(state, partition), averaged_stats(state), step
+
+    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
+        params, stats, step = self.weights(state)
+        return params["encoder"], stats["encoder"], self.setup.manifest(step)
+
+    def introduction(self) -> str:
+        labels, target = self.setup.data.labels, self.setup.data.target
+        scored = labels.test if target is None else target.test
+        test = f"{len(scored):,} test images" if scored else "no test images"
+        lines = [
+            f"{labels.train.name}: {len(labels.train):,} labelled training images of "
+            f"{len(labels.class_names)} classes, {test}"
+        ]
+        for name, stream in self.setup.data.streams.items():
+            if name != "target":
+                more = stream.images
+                lines.append(f"{name} {more.name}: {len(more):,} images")
+        if target is not None:
+            count = len(target.images)
+            lines.append(f"target {target.name}: {count:,} unlabelled images")
+        lines += [
+            f"classes: {counted(labels.train)}",
+            f"step chosen by: {self.rule.text}",
+            self.describe(),
+        ]
+        trained = self.setup.data.source.manifest.get("trained") or {}
+        if trained.get("steps", 0) < trained.get("of", 0):
+            lines.append(
+                f"from {self.config.from_}: the encoder after step "
+                f"{trained['steps']:,} of {trained['of']:,}; that run is not finished"
+            )
+        return "\n".join(lines)
+
+    def describe(self) -> str:
+        """What each phase trains and freezes."""
+        return describe(self.trainer.stage, self.setup.params)
+
+    def write_draft(self, step: int) -> None:
+        """The report of a run that is not finished."""
+        if self.run.first:
+            results = outline(self.setup, self.rule, step)
+            results |= {"validation": None, "test": None}
+            description = self.describe()
+            write_page(self.run, self.setup, results, description, done=step)
+
+    # Evaluation.
+
+    @functools.cached_property
+    def _target_images(self) -> ImageSet:
+        """The target's images by whose predictions a step is chosen."""
+        return spaced(self.setup.data.target_images, _MOST_SCORED)
+
+    @functools.cached_property
+    def _neighbours(self) -> Any:
+        """The rows of each one's neighbours in the features as they were pretrained."""
+        # Imported here: other runs do without scikit-learn's search.
+        from afterimage.finetune.neighbours import nearest_images
+
+        source = self.setup.data.source
+        return nearest_images(source.encoder, self._target_images, self.setup.runner)
+
+    def _logits(self, model: Model, poll: Callable[[], None] = lambda: None) -> Logits:
+        def logits(images: ImageSet, head: str = HEAD) -> Any:
+            return self.setup.scorers[head].logits(*model, images, poll)
+
+        return logits
+
+    def evaluate(
+        self, state: State, step: int, stop: StopSignal
+    ) -> Mapping[str, float]:
+        """Validation measures; without validation, those of the training images. With a
+        target domain, what its predictions say without labels. Of several tasks, each
+        one's (NAME_accuracy) and their mean (mean_accuracy)."""
+        setup, labels = self.setup, self.setup.data.labels
+        params, stats, _ = self.weights(state)
+        logits = self._logits((params, stats), stop.check)
+        images, prefix = labels.validation, ""
+        if images is None:
+            images, prefix = spaced(labels.train, _MOST_SCORED), "train_"
+        weights = stats.get("examples", {}).get("validation")
+        found, each = {}, []
+        for head in setup.heads:
+            some = of_head(images, head)
+            if some is not None:
+                scores = logits(some, head)
+                each.append(measures(scores, known_labels(some)))
+                if weights is not None:
+                    rows = rows_of_head(images, head)
+                    each[-1] |= _weighted(scores, some, weights[rows])
+                named = prefix if head == HEAD else f"{prefix}{head}_"
+                found |= {named + name: value for name, value in each[-1].items()}
+        if len(setup.heads) > 1:
+            for name in each[0]:
+                found[f"{prefix}mean_{name}"] = sum(m[name] for m in each) / len(each)
+        target = setup.data.target
+        if target is not None:
+            found |= self._without_labels(logits, (self.config.select,))
+            if self.rule.metric == ORACLE and target.oracle is not None:
+                some = spaced(target.oracle, _MOST_SCORED)
+                found[ORACLE] = measures(logits(some), known_labels(some))["accuracy"]
+        for method in self.config.methods:
+            found |= method.metrics(setup, (params, stats), logits)
+        return found
+
+    def _without_labels(
+        self, logits: Logits, rules: tuple[str, ...]
+    ) -> dict[str, float]:
+        """What the target's images say of the classifier: all that the predictions
+        alone say, and of `rules` what takes more."""
+        scores = logits(self._target_images)
+        found = label_free(scores)
+        if "mixval" in rules:
+            found[MIXVAL] = mixed_agreement(self._target_images, scores, logits)
+        if "neighbours" in rules:
+            found[NEIGHBOURS] = neighbour_information(scores, self._neighbours)
+        return found
+
+    # The end.
+
+    def finish(self, state: State, store: Store) -> FinetuneResult:
+        """Scores the selected step and writes artefacts, report and results.json."""
+        params, stats, step = self._selected(state, store)
+        setup, labels = self.setup, self.setup.data.labels
+        results = outline(setup, self.rule, step)
+        for method in self.config.methods:
+            params, more = method.correct(setup, (params, stats))
+            results |= more
+        model = params, stats
+        logits = self._logits(model)
+        weights = stats.get("examples", {}).get("validation")
+        held = of_head(labels.validation, HEAD)
+        if weights is not None and labels.validation is not None and held is not None:
+            rows = rows_of_head(labels.validation, HEAD)
+            results |= _weighted(logits(held), held, weights[rows])
+        names = labels.head_names(self.config.columns)
+        found = {head: self._reports(model, head, names[head]) for head in setup.heads}
+        results |= found.pop(HEAD)
+        if found:
+            results["tasks"] = found
+        if setup.data.target is not None:
+            rules = self.config.select, "mixval"
+            results["label_free"] = self._without_labels(logits, rules)
+        return self.write(model, step, names, results)
+
+    def write(
+        self,
+        model: Model,
+        step: int,
+        names: Mapping[str, Any],
+        results: dict[str, Any],
+        **more: Any,
+    ) -> FinetuneResult:
+        """Artefacts with the classes `names` of each head, report and results.json;
+        `more` as `write_page` takes it."""
+        setup, run = self.setup, self.run
+        for method in self.config.methods:
+            results |= method.results(setup, model)
+        pictures = self._pictures(model)
+        if run.first:
+            entry = {h: head_entry(setup.heads[h], names[h]) for h in setup.heads}
+            write_artefacts(run.path, *model, setup.manifest(step), entry)
+            run.metrics.flush()
+            description = self.describe()
+            write_page(run, setup, results, description, pictures=pictures, **more)
+            write_results(run, results)
+        return FinetuneResult.of(run, complete=False, results=results)
+
+    def _reports(self, model: Model, head: str, names: Any) -> dict[str, Any]:
+        """The reports of one head; with a target domain, `test` is of the target."""
+        labels, target = self.setup.data.labels, self.setup.data.target
+        sets = {"validation": labels.validation, "test": labels.test}
+        if target is not None:
+            sets |= {"test": target.test, "source": labels.test}
+        images = {name: of_head(part, head) for name, part in sets.items()}
+        scorer = self.setup.scorers[head]
+        return reports(scorer, model, images, names, seed=self.config.seed)
+
+    def _pictures(self, model: Model) -> dict[str, Any]:
+        """{heading: (caption, PNG)} for the report."""
+        folder = self.run.path / "pictures" if self.run.first else None
+        setup, found = self.setup, domain_picture(self.setup, model, folder)
+        for method in self.config.methods:
+            found |= method.pictures(setup, model, folder)
+        return found
+
+    def _selected(self, state: State, store: Store) -> tuple[Any, Any, int]:
+        """(params, stats, step) of the step that the rule chooses."""
+        if self.rule.metric is None:
+            return self.weights(state)
+        best = next((row for row in list_steps(self.run.path) if row.best), None)
+        if best is None or best.step == int(state["step"]):
+            return self.weights(state)
+        step, tree, _ = store.restore(step=best.step)
+        averaged = flatten(tree["params"]) | flatten(tree.get("ema", {}))
+        known = averaged_stats({"ema_stats": {}, **tree})
+        stats = {"encoder": {}, "heads": {}, **known}
+        return unflatten(averaged), stats, step
+
+
+def _weighted(scores: Any, images: ImageSet, weights: Any) -> dict[str, float]:
+    """The measures under the density ratios: estimates of those of the target."""
+    found = measures(scores, known_labels(images), np.asarray(weights, np.float64))
+    return {WEIGHTED + name: value for name, value in found.items()}
+
+
+def _array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    return leaf

@@ -1,0 +1,51 @@
+"""What is learned: classes, one group of classes after another, or episodes."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from afterimage.plugins import Registry
+
+if TYPE_CHECKING:
+    from afterimage.finetune.config import FinetuneConfig
+    from afterimage.finetune.data import Data
+    from afterimage.finetune.run import FinetuneJob
+    from afterimage.runs import Run
+else:  # naming a task must not start JAX
+    FinetuneConfig = Data = FinetuneJob = Run = Any
+
+TASKS: Registry[Any] = Registry("task", "afterimage.finetune.tasks")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learned. Its settings are the fields; it makes the job of a run."""
+
+    name: ClassVar[str]
+    kept_step: ClassVar[str | None] = None
+    """Which step is kept, in words; None where the best one is chosen."""
+
+    def problems(self, config: "FinetuneConfig") -> list[str]:
+        """What cannot work, a sentence each, without the task's name."""
+        return []
+
+    def job(
+        self, config: "FinetuneConfig", data: "Data", run: "Run"
+    ) -> "FinetuneJob | None":
+        """The job that `afterimage.training.job.execute` runs; None for that of plain
+        classification."""
+
+    def leave_out(self, config: "FinetuneConfig", names: Iterable[str]) -> list[str]:
+        """A problem for each of these settings that is not at its default, and for a
+        mode in which the encoder does not learn as a whole."""
+        found = []
+        if config.mode.name not in ("full", "scratch"):
+            found.append(f"only with mode full or scratch, not {config.mode.name}")
+        if config.select not in ("auto", "last"):
+            found.append(f"the last step counts: leave select={config.select!r} out")
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        return found + [
+            f"leave {name}={getattr(config, name)!r} out"
+            for name in names
+            if getattr(config, name) != defaults[name]
+        ]

@@ -1,0 +1,213 @@
+"""Episodes: a start from which new classes are learned from a few images each.
+
+Meta-learning as one phase: episodes for batches, an estimator for the gradient. On the
+way a run is scored on 50 fresh episodes of the training classes, at its end once on
+those of the held-out classes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.trees import flatten
+from afterimage.errors import UserError
+from afterimage.evaluation.text import percent
+from afterimage.finetune.classifier import HEAD
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.data import known_labels
+from afterimage.finetune.method import Sections
+from afterimage.finetune.methods._episodes import EpisodeMethod, Score
+from afterimage.finetune.modes import layer_groups
+from afterimage.finetune.report import FinetuneResult, outline
+from afterimage.finetune.run import FinetuneJob
+from afterimage.finetune.selection import Rule, choose_rule
+from afterimage.finetune.setup import Setup, build, make_head, stage_of
+from afterimage.finetune.source import load_weights
+from afterimage.finetune.tasks import TASKS, Task
+from afterimage.finetune.tasks._sampler import (
+    EpisodeLoader,
+    Sampler,
+    Shape,
+    by_neighbour,
+    by_prototype,
+    split_classes,
+)
+from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
+from afterimage.training.groups import Group
+from afterimage.training.signals import StopSignal
+from afterimage.training.stage import Phase, Stage
+from afterimage.training.state import State
+
+_ALONE = ("target", "class_weights", "label_smoothing", "ema", "accumulate")
+_TEST = 1
+"""Added to the seed of the training episodes."""
+_ON_THE_WAY = 50
+
+
+@TASKS.add("episodes")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episodes(Task):
+    """New classes from a few images each, by a method of meta-learning."""
+
+    kept_step: ClassVar[str | None] = "the last step"
+
+    ways: int = 5
+    """Classes of an episode."""
+
+    shots: int = 1
+    """Images of each class to learn from."""
+
+    queries: int = 15
+    """Images of each class to be scored on."""
+
+    per_step: int = 4
+    """Episodes of a training step; they take the place of batch_size."""
+
+    test_classes: float = 0.3
+    """Share of the classes held out, by seed; the result is on episodes of those."""
+
+    test_episodes: int = 600
+    """Held-out episodes of the result, which comes with a 95 % interval."""
+
+    def problems(self, config):
+        found = self.leave_out(config, _ALONE)
+        methods = [m.name for m in config.methods if self.name in m.tasks]
+        if len(methods) != 1:
+            found.append("give one method that learns over episodes, e.g. maml")
+        found += [
+            f"{name}={getattr(self, name)}: at least 1"
+            for name in ("shots", "queries", "per_step")
+            if getattr(self, name) < 1
+        ]
+        if self.ways < 2:
+            found.append(f"ways={self.ways}: at least 2 classes")
+        if self.test_episodes < 2:
+            found.append(f"test_episodes={self.test_episodes}: 600 are customary")
+        if not 0 < self.test_classes < 1:
+            found.append(f"test_classes={self.test_classes}: a share in (0, 1)")
+        return found
+
+    def job(self, config, data, run):
+        shape = Shape(self.ways, self.shots, self.queries)
+        config = self._sized(config, shape)
+        train, held = split_classes(data.labels.train, self.test_classes, config.seed)
+        sampler = Sampler(train, shape, config.seed)
+        test = Sampler(held, shape, config.seed + _TEST)
+        labels = dataclasses.replace(data.labels, train=train)
+        data = dataclasses.replace(data, labels=labels)
+        heads = {HEAD: make_head(config, self.ways)}
+        setup = build(config, data, heads=heads, plan=sampler)
+        method: Any = config.methods[0]
+        return EpisodeJob(setup, method, choose_rule(config, data), run, test)
+
+    def _sized(self, config: FinetuneConfig, shape: Shape) -> FinetuneConfig:
+        """The settings with the batch size of these episodes."""
+        size = self.per_step * shape.rows
+        if config.batch_size not in (type(config).batch_size, size):
+            raise UserError(
+                f"batch_size={config.batch_size}: a step has per_step={self.per_step} "
+                f"episodes of {shape.rows} images; leave batch_size out"
+            )
+        return dataclasses.replace(config, batch_size=size)
+
+
+def _make_stage(setup: Setup, method: EpisodeMethod) -> Stage:
+    config = setup.config
+    paths = [p for p in flatten(setup.params) if p.startswith("encoder/")]
+    head = Group("heads", "^heads/", freeze=not method.trains_head)
+    phase = Phase(
+        name=method.name,
+        terms=(method.term(setup),),
+        groups=(head, *layer_groups(paths, config.encoder_lr, config.layer_decay)),
+        steps=setup.steps,
+        options=config,
+        gradient=method.gradient(setup),
+    )
+    return stage_of(setup, [phase], {})
+
+
+class EpisodeJob(FinetuneJob):
+    """One run over episodes; `held` draws those of the held-out classes."""
+
+    def __init__(
+        self, setup: Setup, method: EpisodeMethod, rule: Rule, run: Run, held: Sampler
+    ):
+        super().__init__(setup, _make_stage(setup, method), rule, run)
+        self.method, self.held = method, held
+        self._scorer = method.scorer(setup)
+
+    def feed(self, phase: int) -> BatchLoader:
+        return EpisodeLoader(self.setup.plan, options=self.config, mesh=self.setup.mesh)
+
+    def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
+        # Behind those of the last training step.
+        first = self.setup.steps * self.config.task.per_step
+        score = self._scorer(self.setup.plan, self.weights(state)[:2])
+        scores = []
+        for number in range(first, first + _ON_THE_WAY):
+            scores.append(score(number))
+            stop.check()
+        return {"train_accuracy": float(np.mean(scores))}
+
+    def _frozen(self) -> dict[str, Score]:
+        """What the source's encoder does without learning, where it has this
+        architecture."""
+        setup, held, source = self.setup, self.held, self.setup.data.source
+        known, own = source.model, setup.data.model
+        if (known.name, known.width) != (own.name, own.width):
+            return {}
+        may_differ = self.config.may_differ
+        params, stats, _ = load_weights(source, setup.params, setup.stats, may_differ)
+        features = setup.scorer.features(params, stats, held.images)
+
+        def scored(how: Callable[..., float]) -> Score:
+            return lambda number: how(features[held.episode(number)], held.shape)
+
+        return {
+            "frozen encoder, nearest neighbour": scored(by_neighbour),
+            "frozen encoder, prototypes": scored(by_prototype),
+        }
+
+    def finish(self, state: State, store: Store) -> FinetuneResult:
+        task, held = self.config.task, self.held
+        params, stats, step = self.weights(state)
+        own = self._scorer(held, (params, stats))
+        scorers = {self.method.name: own, **self._frozen()}
+        rows = {
+            name: summarised([score(n) for n in range(task.test_episodes)])
+            for name, score in scorers.items()
+        }
+        names = held.images.class_names or ()
+        results = outline(self.setup, self.rule, step)
+        results |= {"validation": None, "test": None}
+        results["episodes"] = {
+            "method": self.method.name,
+            "ways": task.ways,
+            "shots": task.shots,
+            "queries": task.queries,
+            "test_episodes": task.test_episodes,
+            "held_out_classes": [
+                names[c] for c in np.unique(known_labels(held.images))
+            ],
+            "accuracy": rows,
+        }
+        keys = ("value", "low", "high")
+        lines = [[name, *(row[k] for k in keys)] for name, row in rows.items()]
+        label = f"on {task.test_episodes} held-out episodes (95 % interval)"
+        sections = Sections(
+            headline={label: percent(rows[self.method.name])},
+            grids={"Held-out classes": (["", "accuracy", *keys[1:]], lines)},
+        )
+        classes = {HEAD: [f"way {i + 1}" for i in range(task.ways)]}
+        return self.write((params, stats), step, classes, results, task=sections)
+
+
+def summarised(scores: list[float]) -> dict[str, float]:
+    """Mean and 95 % interval, mean ± 1.96 s / √n, over episodes."""
+    mean = float(np.mean(scores))
+    half = 1.96 * float(np.std(scores, ddof=1)) / np.sqrt(len(scores))
+    return {"value": mean, "low": mean - half, "high": mean + half}

@@ -1,1 +1,0 @@
-"""Terms of fine-tuning: each a loss per example over a shared context."""

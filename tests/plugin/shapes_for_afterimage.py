@@ -1,0 +1,100 @@
+"""What docs/guide/extending.md shows: one thing of each kind, from another package."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from afterimage.models import build_encoder
+from afterimage.models.encoder import Encoder, make_feature_info
+from afterimage.models.layers import Patchify
+from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES
+from afterimage.pretrain.objective import Objective, at_least_0
+from afterimage.training.terms import Term
+
+
+# [encoder]
+@ENCODERS.add("two-patches")
+class TwoPatches(Encoder):
+    """two patchify layers and nothing else"""
+
+    widths, depths, stems = (16, 32), (0, 0), (2, 4)
+
+    def build(self, config, rngs):
+        self.stages = nnx.List([])
+        channels, stride = config.channels, config.stem_stride
+        for width in config.widths:
+            self.stages.append(Patchify(channels, width, stride, rngs=rngs))
+            channels, stride = width, 2
+        self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
+
+    def encode(self, images, context):
+        maps, x = [], images
+        for stage in self.stages:
+            x = jax.nn.relu(stage(x, context))
+            maps.append(context.hide(x))
+        return maps, []  # no switches: there is no max-pooling
+
+
+# [objective]
+class Embedding(nnx.Module):
+    def __init__(self, model, *, rngs):
+        self.encoder = build_encoder(model, rngs=rngs)
+
+    def __call__(self, images, *, train=False):
+        return self.encoder.features(images, train=train)
+
+
+@OBJECTIVES.add("same-place")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamePlace(Objective):
+    """Make two views of an image alike, and the features of a batch uncorrelated."""
+
+    views = ("view", "other")
+    weight: float = 0.1
+    """Weight of the correlation."""
+
+    def problems(self, config, model):
+        return at_least_0(self, "weight")
+
+    def build(self, model, rngs):
+        return Embedding(model, rngs=rngs)
+
+    def rules(self, forward):
+        def features(name):
+            scale = forward.setup.preprocessing.normalise
+            return lambda ctx: forward(scale(ctx[f"train/{name}"]))[0]
+
+        own = {f"train/features/{name}": features(name) for name in self.views}
+        return super().rules(forward) | own
+
+    def terms(self, setup):
+        first, second = names = tuple(f"train/features/{n}" for n in self.views)
+        alike = lambda view: (jnp.square(view[first] - view[second]).mean(-1), {})  # noqa: E731
+        spread = lambda view: (correlation(view[first]), {})  # noqa: E731
+        return (
+            Term(name="alike", fn=alike, reads=names),
+            Term(name="spread", fn=spread, reads=(first,), weight=self.weight),
+        )
+
+    def measure(self, forward, pixels):
+        z, _ = forward(forward.setup.preprocessing.normalise(pixels))
+        return {"loss": jnp.square(z).mean(-1)}, ()
+
+
+# [objective: its loss]
+def correlation(z):
+    z = z - z.mean(0, keepdims=True)
+    return jnp.square(z.T @ z / len(z) - jnp.eye(z.shape[1])).mean()
+
+
+# [augmentation]
+@AUGMENTATIONS.add("upside-down")
+def upside_down(key, images):
+    """Half of the images turned by 180 degrees."""
+    turned = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(turned, images[:, ::-1, ::-1], images)
+
+
+# [end]

@@ -1,0 +1,138 @@
+"""A package beside ours adds an encoder, an objective and an augmentation."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.helpers import ROOT, environment
+
+PLUGIN = ROOT / "tests" / "plugin"
+MODULE = (PLUGIN / "shapes_for_afterimage.py").read_text()
+GUIDE = (ROOT / "docs" / "guide" / "extending.md").read_text()
+SECTIONS = re.findall(r"^# \[(\w+)\]\n(.*?)(?=^# \[)", MODULE, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder in which the package is installed, as pip leaves it."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(PLUGIN / "shapes_for_afterimage.py", folder)
+    project = (PLUGIN / "pyproject.toml").read_text()
+    name, version = re.findall(r'^(?:name|version) = "(.+)"', project, re.M)
+    entry = re.search(r'^(\w+ = )"(.+)"', project.partition("plugins")[2], re.M)
+    assert entry is not None
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (info / "METADATA").write_text(metadata)
+    entries = f"[afterimage.plugins]\n{entry[1]}{entry[2]}\n"
+    (info / "entry_points.txt").write_text(entries)
+    return folder
+
+
+def python(code, *folders, arguments=()):
+    """A fresh process; the last line that it prints is JSON."""
+    path = ":".join(map(str, (ROOT, *folders)))
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment(PYTHONPATH=path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+TRAIN = """
+import json, sys
+import numpy as np
+from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES
+from afterimage.pretrain import PretrainConfig, pretrain
+
+names = [list(r.names()) for r in (ENCODERS, OBJECTIVES, AUGMENTATIONS)]
+images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+config = PretrainConfig(
+    out=sys.argv[1], model="two-patches", augment="upside-down",
+    objective={"name": "same-place", "weight": 0.5}, steps=2, batch_size=16,
+    log_every=1, eval_every=1, probe_images=0, tensorboard=False,
+)
+result = pretrain(config, data=images)
+print(json.dumps({"names": names, "metrics": dict(result.metrics)}))
+"""
+LOAD = """
+import json, sys
+import numpy as np
+from afterimage import load_encoder
+
+encoder = load_encoder(sys.argv[1])
+found = encoder.features(np.zeros((3, 8, 8, 1), np.uint8))
+print(json.dumps(found.shape))
+"""
+LOAD_COMMAND = """
+import sys
+from afterimage.cli import exit_code
+from afterimage.encoder import load_encoder
+
+sys.exit(exit_code(lambda: load_encoder(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(site, tmp_path_factory):
+    """(run folder, what the process that trained it printed)."""
+    run = tmp_path_factory.mktemp("plugin") / "run"
+    done = python(TRAIN, site, arguments=[run])
+    assert done.returncode == 0, done.stderr
+    return run, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_what_it_adds_is_listed_and_trains(trained):
+    run, said = trained
+    encoders, objectives, augmentations = said["names"]
+    assert encoders[-1] == "two-patches"
+    assert objectives[-1] == "same-place"
+    assert augmentations[-1] == "upside-down"
+    # Nothing is reconstructed, so there is no baseline to be relative to.
+    assert set(said["metrics"]) == {"loss", "effective_rank"}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    trained = [row for row in map(json.loads, lines) if "train/loss" in row]
+    assert {"train/alike", "train/spread"} <= trained[0].keys()
+    settings = json.loads((run / "config.json").read_text())["config"]["objective"]
+    package = "shapes-for-afterimage 0.3"
+    assert settings == {"name": "same-place", "package": package, "weight": 0.5}
+    assert (run / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_its_encoder_loads_in_a_fresh_process(trained, site):
+    run, _ = trained
+    manifest = json.loads((run / "encoder" / "manifest.json").read_text())
+    assert "shapes-for-afterimage 0.3" in json.dumps(manifest)
+    done = python(LOAD, site, arguments=[run])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [3, 32]
+
+
+@pytest.mark.slow
+def test_without_the_package_it_is_named(trained):
+    run, _ = trained
+    done = python(LOAD_COMMAND, arguments=[run])
+    assert done.returncode == 3
+    assert "pip install shapes-for-afterimage" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "code"), SECTIONS)
+def test_the_guide_shows_it_in_at_most_40_lines(name, code):
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 40
+    assert code.strip() in GUIDE
+
+
+def test_the_guide_shows_the_entry_point():
+    assert (PLUGIN / "pyproject.toml").read_text().strip() in GUIDE
