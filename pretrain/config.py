@@ -31,10 +31,6 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
     synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
 
-    data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
-
     model: str = "conv"
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
 
