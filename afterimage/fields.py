@@ -8,11 +8,12 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS
 from afterimage.errors import did_you_mean
-from afterimage.plugins import AUGMENTATIONS
+from afterimage.plugins import Registry
 
 MOST = 2**31 - 1
 """The largest whole number: what counters on a device can hold."""
@@ -27,14 +28,13 @@ _LIMITS = {
     "steps_per_dispatch": 2**16,
     "label_seeds": 2**16,
     "pictures": 1000,
-    "image_size": 2**13,
-    "patch": 2**13,
-    "channels": 2**10,
+    "image_size": LARGEST_SIDE,
+    "patch": LARGEST_SIDE,
+    "channels": MOST_CHANNELS,
 }
 """The largest sizes: more is a mistake, and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
-_AUGMENTATIONS = frozenset({"augment", "weak_augment", "strong_augment"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
 """Of one part of a path, on every common file system."""
@@ -42,11 +42,18 @@ _PATH = 4000
 """Characters of a whole path: Linux takes 4,095 bytes, and names are added to it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Marks a text as a name of a registry: `Annotated[str, OneOf(AUGMENTATIONS)]`."""
+
+    registry: Registry[Any]
+
+
 def field_problems(config: Any) -> list[str]:
     """Every value of a dataclass that is impossible for its field, in one list.
 
     Numbers of the wrong type, not finite, or too large; a seed below 0; names that are
-    empty or too long for a disk; paths on other machines.
+    unknown; paths that are empty or too long for a disk, or on other machines.
     """
     found = []
     hints = _hints(type(config))
@@ -54,8 +61,15 @@ def field_problems(config: Any) -> list[str]:
         value = getattr(config, field.name)
         if value is None:
             continue
-        shown = field.name.rstrip("_")
-        kind = _number(hints[field.name])
+        shown, hint = field.name.rstrip("_"), hints[field.name]
+        kinds = set(_kinds(hint)) - {types.NoneType, Ellipsis}
+        kind = _number(hint)
+        names = names_of(hint)
+        known = names() if names is not None else None
+        several = typing.get_origin(hint) is tuple
+        if several and not isinstance(value, tuple | list):
+            found.append(f"{shown}={value!r}: several values")
+            continue
         for one in value if isinstance(value, tuple | list) else (value,):
             if kind is not None:
                 found += _number_problems(shown, one, kind)
@@ -63,28 +77,35 @@ def field_problems(config: Any) -> list[str]:
                 found += place_problems(shown, one)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)
-            elif field.name in _AUGMENTATIONS:
-                known = AUGMENTATIONS.names()
-                if one not in known:
-                    hint = did_you_mean(str(one), known)
-                    listed = ", ".join(known)
-                    found.append(
-                        f"{shown}={one!r} is unknown{hint} There are: {listed}"
-                    )
+            elif known is not None and one not in known:
+                hint = did_you_mean(str(one), known)
+                found.append(
+                    f"{shown}={one!r} is unknown{hint} There are: {', '.join(known)}"
+                )
+            elif kinds in ({str}, {bool}) and not isinstance(one, tuple(kinds)):
+                what = "a text" if kinds == {str} else "true or false"
+                found.append(f"{shown}={one!r}: {what}")
     return found
 
 
-def _augmentation_problems(name: str, value: Any) -> list[str]:
-    known = AUGMENTATIONS.names()
-    if value in known:
-        return []
-    hint = did_you_mean(str(value), known)
-    return [f"{name}={value!r} is unknown{hint} There are: {', '.join(known)}"]
+def names_of(hint: Any) -> Callable[[], Sequence[str]] | None:
+    """A function for the names that a field may have; None where it is free.
+
+    Those of a Literal, or of the registry in `Annotated[str, OneOf(registry)]`, also
+    within a tuple or beside None.
+    """
+    for kind in _kinds(hint):
+        if typing.get_origin(kind) is typing.Literal:
+            return functools.partial(typing.get_args, kind)
+        for mark in getattr(kind, "__metadata__", ()):
+            if isinstance(mark, OneOf):
+                return mark.registry.names
+    return None
 
 
 @functools.cache
 def _hints(config_class: type) -> dict[str, Any]:
-    return typing.get_type_hints(config_class)
+    return typing.get_type_hints(config_class, include_extras=True)
 
 
 def _number(hint: Any) -> type | None:

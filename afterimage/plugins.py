@@ -110,14 +110,16 @@ class Registry(Generic[Thing]):
     @functools.cached_property
     def _homes(self) -> Mapping[str, str]:
         """{name: module} of ours, read from the files without importing them."""
-        spec = importlib.util.find_spec(self._package)
-        places = (spec.submodule_search_locations if spec else None) or ()
-        files = {
-            f"{self._package}.{file.stem}": file
-            for file in sorted(f for p in places for f in pathlib.Path(p).glob("*.py"))
-        }
-        if spec is not None and not places and spec.origin is not None:
-            files[self._package] = pathlib.Path(spec.origin)
+        # Not the spec of the package itself: its parents would be imported, and JAX.
+        first, *rest = self._package.split(".")
+        spec = importlib.util.find_spec(first)
+        files = {}
+        for place in (spec.submodule_search_locations if spec else None) or ():
+            path = pathlib.Path(place, *rest)
+            for file in sorted(path.glob("*.py")):
+                files[f"{self._package}.{file.stem}"] = file
+            if path.with_suffix(".py").is_file():
+                files[self._package] = path.with_suffix(".py")
         found = {}
         for module, file in files.items():
             for name in re.findall(r'^@\w+\.add\("([^"]+)"\)', file.read_text(), re.M):

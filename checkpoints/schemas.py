@@ -26,7 +26,8 @@ from afterimage.checkpoints.names import shown
 
 LARGEST_SIDE = 2**14
 """Pixels: the largest height or width of an image that a model is built for."""
-MOST_CHANNELS = 4096
+MOST_CHANNELS = 1024
+"""Channels of an image."""
 WIDEST = 2**20
 """Numbers in a bottleneck or in the hidden layer of a head."""
 LARGEST_LABELS = 2**28
@@ -172,6 +173,13 @@ class Leaf(Struct):
             raise ValueError(wrong)
 
 
+class StepMetrics(Struct):
+    """What the loop stores with a step; a stage may store more."""
+
+    interval: dict[str, tuple[Number, Count]] = {}
+    """[sum, steps] by metric, since the last line of metrics.jsonl."""
+
+
 class Step(Struct):
     """`manifest.json` of a step, besides what every manifest has."""
 
@@ -179,7 +187,7 @@ class Step(Struct):
     created: Name
     metric: Number | None
     best: Annotated[str, Meta(pattern="^(min|max)$")] | None
-    manifest: Free
+    manifest: StepMetrics
     leaves: dict[str, Leaf]
 
     def __post_init__(self) -> None:

@@ -182,7 +182,7 @@ class FinetuneJob(Job[FinetuneResult]):
 
     def write_draft(self, step: int) -> None:
         """The report of a run that is not finished."""
-        if self.run.first:
+        if self.run.is_main_process:
             results = outline(self.setup, self.rule, step)
             results |= {"validation": None, "test": None}
             description = self.describe()
@@ -301,7 +301,7 @@ class FinetuneJob(Job[FinetuneResult]):
         for method in self.config.methods:
             results |= method.results(setup, model)
         pictures = self._pictures(model)
-        if run.first:
+        if run.is_main_process:
             entry = {h: head_entry(setup.heads[h], names[h]) for h in setup.heads}
             write_artefacts(run.path, *model, setup.manifest(step), entry)
             run.metrics.flush()
@@ -322,7 +322,7 @@ class FinetuneJob(Job[FinetuneResult]):
 
     def _pictures(self, model: Model) -> dict[str, Any]:
         """{heading: (caption, PNG)} for the report."""
-        folder = self.run.path / "pictures" if self.run.first else None
+        folder = self.run.path / "pictures" if self.run.is_main_process else None
         setup, found = self.setup, domain_picture(self.setup, model, folder)
         for method in self.config.methods:
             found |= method.pictures(setup, model, folder)

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from afterimage.plugins import OBJECTIVES
+from afterimage.fields import OneOf
+from afterimage.plugins import ENCODERS, OBJECTIVES
 from afterimage.settings import given_problems, resolve
 from afterimage.training.options import (
     Augmentation,
@@ -31,7 +32,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
     synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
 
-    model: str = "conv"
+    model: Annotated[str, OneOf(ENCODERS)] = "conv"
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Measured, Preset, find_preset
+from afterimage.presets import Measured, Preset, find_preset
 from afterimage.pretrain.config import PretrainConfig
 
 _MASKED = {
@@ -179,9 +179,9 @@ PRESETS: Mapping[str, Preset] = {
             "epochs": 100.0,
             "batch_size": 256,
             "precision": "bfloat16",
-            "target": "image",
             "objective": {
                 "name": "plain",
+                "target": "image",
                 "corruption": "erasing",
                 "corruption_strength": 0.4,
             },

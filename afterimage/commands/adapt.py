@@ -21,14 +21,16 @@ good start; without one, choose what makes the two kinds alike.
 
   afterimage adapt labelled --target others --from runs/photos --preset adapt \
 --out runs/adapted
-  afterimage adapt labelled --target others --from runs/photos --align dann \
---l2-sp 0.01 --weight-decay 0 --out runs/adapted""",
+  afterimage adapt labelled --target others --from runs/photos --methods dann l2-sp \
+--l2-sp.weight 0.01 --weight-decay 0 --out runs/adapted
+
+Methods that align the two: dann, cdan, mdan (several sources), mmd, jmmd, coral, jdot,
+compose, pseudo-labels; for other class frequencies label-shift, for other images of the
+same classes density-ratio. `--methods NAME --help` shows the settings of each.""",
     common={
-        "What and where": (*WHERE, "target", "sources", "labels_per_class"),
+        "What and where": (*WHERE, "target", "labels_per_class"),
         "What is done about the target": (
-            *("methods", "align", "align_weight", "compose", "domain_statistics"),
-            *("density_ratio", "label_shift", "unlabelled", "distribution_alignment"),
-            *("mode", "augment"),
+            *("methods", "domain_statistics", "mode", "augment"),
         ),
         "How long": HOW_LONG,
         "How good": HOW_GOOD,

@@ -13,16 +13,19 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
-    needs=("sequence",),
+    fixed={"task": "continual"},
     about="""\
 Train a classifier on one group of classes after another, and measure what it forgets.
 
   afterimage continual labelled --from runs/photos --sequence 0,1 2,3 4,5 \
---continual replay --out runs/sequence""",
+--methods replay --out runs/sequence
+
+Methods against forgetting: replay, ewc, lwf.""",
     common={
-        "What and where": (*WHERE, "sequence", "scenario"),
-        "Against forgetting": ("continual", "continual_weight", "memory", "methods"),
-        "What learns": ("mode", "features", "head", "layer_decay", "augment"),
+        "What and where": WHERE,
+        "What learns": (
+            *("methods", "mode", "features", "head", "layer_decay", "augment"),
+        ),
         "How long": HOW_LONG,
         "How good": ("lr", "weight_decay", "seed"),
     },

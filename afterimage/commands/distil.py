@@ -13,19 +13,16 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
-    needs=("teacher",),
+    fixed={"methods": "distil"},
     about="""\
 Train a classifier that learns from a finished one, the teacher, of any architecture.
 
   afterimage distil labelled --teacher runs/large --from runs/small --out runs/distilled
   afterimage distil labelled --teacher runs/large --from runs/small --mode scratch \
---model conv --out runs/distilled""",
+--scratch.model conv --out runs/distilled""",
     common={
-        "What and where": (*WHERE, "teacher", "labels_per_class"),
-        "What is learned from the teacher": (
-            *("distil", "distil_weight", "distil_temperature", "label_weight"),
-            *("mode", "model", "width", "methods", "augment"),
-        ),
+        "What and where": (*WHERE, "labels_per_class"),
+        "What else": ("mode", "methods", "augment"),
         "How long": HOW_LONG,
         "How good": HOW_GOOD,
     },

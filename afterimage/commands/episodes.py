@@ -13,20 +13,18 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
-    needs=("meta",),
+    fixed={"task": "episodes"},
     about="""\
 Meta-learning: train so that a few images of a new class are enough. Training and test
 are made of episodes, small tasks of a few classes each.
 
-  afterimage episodes characters --from runs/characters --meta prototypical --ways 5 \
---shots 1 --out runs/episodes""",
+  afterimage episodes characters --from runs/characters --methods prototypes --ways 5 \
+--shots 1 --out runs/episodes
+
+Methods: prototypes, maml, proto-maml, reptile; give one of them.""",
     common={
-        "What and where": (*WHERE, "meta", "ways", "shots", "queries"),
-        "Episodes": (
-            *("episodes_per_step", "inner_steps", "inner_lr", "test_inner_steps"),
-            *("test_classes", "test_episodes", "tied_head"),
-        ),
-        "What learns": ("mode", "features", "head", "augment"),
+        "What and where": WHERE,
+        "What learns": ("methods", "mode", "features", "head", "augment"),
         "How long": tuple(name for name in HOW_LONG if name != "batch_size"),
         "How good": ("lr", "weight_decay", "seed"),
     },

@@ -1,12 +1,11 @@
 """`afterimage finetune`, and what its four relatives share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.presets import PRESETS
-from afterimage.presets import Preset
 
 WHERE = ("data", "from_", "out")
 HOW_LONG = ("steps", "epochs", "batch_size", "eval_every", "save_every")
@@ -27,18 +26,13 @@ test it once. The same command again continues an interrupted run.
     common={
         "What and where": (*WHERE, "labels", "labels_per_class", "validation"),
         "What learns, and from what": (
-            *("mode", "methods", "features", "head", "layer_decay", "head_lr"),
-            *("augment", "unlabelled", "target", "teacher", "tasks", "class_weights"),
+            *("mode", "methods", "features", "head", "encoder_lr", "layer_decay"),
+            *("augment", "class_weights", "label_smoothing"),
         ),
         "How long": HOW_LONG,
         "How good": HOW_GOOD,
     },
 )
-
-
-def presets_of(name: str) -> Mapping[str, Preset]:
-    """The presets whose command this is."""
-    return {key: p for key, p in PRESETS.items() if p.command.split()[1] == name}
 
 
 def run(command: Command[FinetuneConfig], argv: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ The flags are the fields of a dataclass, documented below each. A choice (see
 
 import argparse
 import dataclasses
-import functools
 import inspect
 import os
 import pathlib
@@ -18,10 +17,11 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage.checkpoints.names import printable
 from afterimage.errors import UserError, did_you_mean, nearest_path
+from afterimage.fields import names_of
 from afterimage.presets import Preset, find_preset
 from afterimage.settings import (
     Choice,
@@ -132,7 +132,7 @@ def all_flags(
     Only what is chosen in `settings` is imported.
     """
     config, registries = command.config, choices(command.config)
-    hints = typing.get_type_hints(config)
+    hints = typing.get_type_hints(config, include_extras=True)
     common = {name: h for h, names in command.common.items() for name in names}
     found = []
     for base, names in _subjects(config):
@@ -157,7 +157,7 @@ def all_flags(
                     default=default if default != () else None,
                     heading=common.get(name, heading),
                     common=name in common,
-                    names=_names(hints[name], choice),
+                    names=choice.registry.names if choice else names_of(hints[name]),
                 )
             )
     order = list(common)
@@ -191,7 +191,7 @@ def _settings_flags(
     """The flags of the settings of something that is chosen by name."""
     if not dataclasses.is_dataclass(kind):
         return
-    hints = typing.get_type_hints(kind, include_extras=False)
+    hints = typing.get_type_hints(kind, include_extras=True)
     documents = field_documents(typing.cast(type, kind))
     title = (kind.__doc__ or "").strip().splitlines()[0].rstrip(".")
     for one in dataclasses.fields(kind):
@@ -204,7 +204,7 @@ def _settings_flags(
                 default=lower.get(one.name, default_of(kind, one.name)),
                 heading=f"{_flag(field)} {name}: {title}",
                 common=True,
-                names=_names(hints[one.name], None),
+                names=names_of(hints[one.name]),
             )
 
 
@@ -483,7 +483,12 @@ def _add(group: Any, flag: Flag, *, required: bool, visible: bool) -> None:
 
 def _add_general(parser: _Parser, command: Command[Any]) -> None:
     group = parser.add_argument_group("Settings from elsewhere, and help")
-    names = ", ".join(command.presets)
+    own = [
+        n
+        for n, p in command.presets.items()
+        if p.command.startswith(f"{command.prog} ")
+    ]
+    names = ", ".join(own or command.presets)
     words = {
         "--preset": f"settings that belong together; flags win over them: {names} "
         "(`afterimage presets NAME` describes one)",
@@ -561,22 +566,12 @@ def _subjects(config: type) -> Iterator[tuple[type, list[str]]]:
 
 
 def _bare(hint: Any) -> Any:
-    """A hint without None."""
+    """A hint without None and marks."""
+    hint = hint.__origin__ if hasattr(hint, "__metadata__") else hint
     if get_origin(hint) in (types.UnionType, typing.Union):
         kinds = [k for k in get_args(hint) if k is not types.NoneType]
         return kinds[0] if len(kinds) == 1 else str
     return hint
-
-
-def _names(hint: Any, choice: Choice | None) -> Callable[[], Sequence[str]] | None:
-    if choice is not None:
-        return choice.registry.names
-    kind = _bare(hint)
-    if get_origin(kind) is tuple:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        return functools.partial(get_args, kind)
-    return None
 
 
 def _argument(flag: Flag) -> Iterator[tuple[str, Any]]:

@@ -34,34 +34,11 @@ List the encoders, or describe one: feature maps, vector, parameters.
 def main(argv: Sequence[str]) -> None:
     """Parses, prints."""
     config = parse(COMMAND, argv)
-    from afterimage.models.config import PRESETS
+    from afterimage.models.encoder import describe, models
 
     if config.name is None:
-        width = max(map(len, PRESETS))
-        say("\n".join(f"{name:{width}}  {p.about}" for name, p in PRESETS.items()))
+        known = models()
+        width = max(map(len, known))
+        say("\n".join(f"{name:{width}}  {about}" for name, about in known.items()))
     else:
-        say(_described(config.name, config.image_size))
-
-
-def _described(name: str, side: int) -> str:
-    import math
-
-    import jax
-    from flax import nnx
-
-    from afterimage.models import ModelConfig, abstract_encoder
-    from afterimage.models.config import PRESETS
-
-    model = ModelConfig(name=name, image_size=(side, side), channels=3)
-    encoder = abstract_encoder(model)
-    leaves = jax.tree.leaves(nnx.state(encoder, nnx.Param))
-    count = sum(math.prod(leaf.shape) for leaf in leaves)
-    lines = [
-        f"{name}: {PRESETS[name].about}",
-        f"{count:,} parameters; normalisation {model.norm}, decoder {model.decoder}",
-        f"maps of a {side} x {side} image:",
-    ]
-    for info in encoder.feature_info:
-        rows = -(-side // info.stride)
-        lines.append(f"  {info.name}: {rows} x {rows} x {info.channels}")
-    return "\n".join(lines)
+        say(describe(config.name, config.image_size))

@@ -17,8 +17,6 @@ MAX_ASPECT = 100
 """Longest side over shortest: anything beyond is a strip, not a picture."""
 MAX_BYTES = 2**29
 """Largest encoded file read."""
-MAX_SAMPLES = 256
-"""Most bands of an image."""
 # EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
 TURNS = {
     1: (False, False, False),

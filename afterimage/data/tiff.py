@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from afterimage.checkpoints.schemas import MOST_CHANNELS
 from afterimage.data.pixels import (
-    MAX_SAMPLES,
     TURNS,
     Header,
     NotAnImage,
@@ -126,9 +126,9 @@ def _check_kind(page: Any) -> None:
             f"a TIFF with {page.samplesperpixel} samples of 1 bit, which are not "
             "supported; write 8 bits"
         )
-    if not 1 <= page.samplesperpixel <= MAX_SAMPLES:
+    if not 1 <= page.samplesperpixel <= MOST_CHANNELS:
         raise NotAnImage(
-            f"{page.samplesperpixel} bands; at most {MAX_SAMPLES} are supported"
+            f"{page.samplesperpixel} bands; at most {MOST_CHANNELS} are supported"
         )
     if photometric == _YCBCR and compression != _JPEG:
         raise NotAnImage(

@@ -5,6 +5,7 @@ patchify pads odd sides at the bottom and right, 3x3 convolutions pad on all sid
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -305,6 +306,23 @@ def models() -> dict[str, str]:
     """Every model's name with one line about it."""
     about = {name: ENCODERS.get(name).__doc__ or "" for name in ENCODERS.names()}
     return {name: text.partition("\n")[0].rstrip(".") for name, text in about.items()}
+
+
+def describe(name: str, side: int) -> str:
+    """A model in a few lines, for colour images of `side` x `side` pixels."""
+    config = ModelConfig(name=name, image_size=(side, side), channels=3)
+    encoder = abstract_encoder(config)
+    leaves = jax.tree.leaves(nnx.state(encoder, nnx.Param))
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    lines = [
+        f"{name}: {models()[name]}",
+        f"{count:,} parameters; normalisation {config.norm}, decoder {config.decoder}",
+        f"maps of a {side} x {side} image:",
+    ]
+    for info in encoder.feature_info:
+        sites = -(-side // info.stride)
+        lines.append(f"  {info.name}: {sites} x {sites} x {info.channels}")
+    return "\n".join(lines)
 
 
 Tree = dict[str, Any]

@@ -2,15 +2,16 @@
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
-from afterimage.fields import MOST
+from afterimage.fields import MOST, OneOf
+from afterimage.plugins import AUGMENTATIONS
 from afterimage.reading import ReadingOptions
 
-Augmentation = str
-"""The name of a registered augmentation; `fields` checks it."""
+Augmentation = Annotated[str, OneOf(AUGMENTATIONS)]
+"""The name of a registered augmentation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,9 @@ class DataOptions(ReadingOptions):
     """Which images, at which size."""
 
     data: str
-    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
-    tfds:NAME, synthetic:HxWxC."""
+    """Where the images are: the path of a folder, or of a .zip, .csv or .npz file; or
+    digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC."""
 
     image_size: int | None = None
     """Side of the square the images are resized to, pixels. Default: the data's own

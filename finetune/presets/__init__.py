@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Preset, find_preset
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.presets import domains, labels, learning
+from afterimage.presets import Preset, find_preset
 
 PRESETS: Mapping[str, Preset] = {
     **labels.PRESETS,

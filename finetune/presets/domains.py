@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Measured, Preset
+from afterimage.presets import Measured, Preset
 
 # Chosen on 1,500 training images of USPS held out, seed 7, 400 steps.
 _LETTERS: Mapping[str, Any] = {
@@ -22,7 +22,7 @@ PRESETS: Mapping[str, Preset] = {
     "adapt": Preset(
         about="labels in one domain, none in another: CDAN+E, step by source labels",
         command=(
-            "afterimage finetune --preset adapt --from runs/photos --data "
+            "afterimage adapt --preset adapt --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/adapted"
         ),
         settings={
@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Preset] = {
     "adapt-mmd": Preset(
         about="the same by a distance in place of an adversary: steadier",
         command=(
-            "afterimage finetune --preset adapt-mmd --from runs/photos --data "
+            "afterimage adapt --preset adapt-mmd --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/adapted"
         ),
         settings={"mode": "two-phase", "methods": ("jmmd",), "weight_decay": 0.01},
@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Preset] = {
     "adapt-pseudo-labels": Preset(
         about="the same for digits and letters: the target's own sure predictions",
         command=(
-            "afterimage finetune --preset adapt-pseudo-labels --from runs/letters "
+            "afterimage adapt --preset adapt-pseudo-labels --from runs/letters "
             "--data folder:labelled --target folder:others --out runs/adapted"
         ),
         settings={
@@ -74,7 +74,7 @@ PRESETS: Mapping[str, Preset] = {
     "adapt-ink": Preset(
         about="the same for letters on photos: drawn with the target's own pixels",
         command=(
-            "afterimage finetune --preset adapt-ink --from runs/letters --data "
+            "afterimage adapt --preset adapt-ink --from runs/letters --data "
             "folder:letters --target folder:signs --out runs/adapted"
         ),
         # The confidence was set, not chosen; the rate, no augmentation and how ink is
@@ -107,7 +107,7 @@ PRESETS: Mapping[str, Preset] = {
     "covariate-shift": Preset(
         about="the same kinds of image in other proportions: each weighed by a ratio",
         command=(
-            "afterimage finetune --preset covariate-shift --from runs/photos --data "
+            "afterimage adapt --preset covariate-shift --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/weighed"
         ),
         settings={"mode": "two-phase", "methods": ("density-ratio",)},
@@ -116,7 +116,7 @@ PRESETS: Mapping[str, Preset] = {
     "label-shift": Preset(
         about="the same images, classes of other frequencies: the bias corrected",
         command=(
-            "afterimage finetune --preset label-shift --from runs/photos --data "
+            "afterimage adapt --preset label-shift --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/corrected"
         ),
         settings={"mode": "two-phase", "methods": ("label-shift",)},
@@ -125,7 +125,7 @@ PRESETS: Mapping[str, Preset] = {
     "adapt-sources": Preset(
         about="labels in several domains, none in another: MDAN, one adversary each",
         command=(
-            "afterimage finetune --preset adapt-sources --from runs/photos --data "
+            "afterimage adapt --preset adapt-sources --from runs/photos --data "
             "folder:one --sources.images folder:two --target folder:others --out "
             "runs/adapted"
         ),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Measured, Preset
+from afterimage.presets import Measured, Preset
 
 # Chosen on 8,000 training images of MNIST held out, 100 labels, seed 11, 400 steps.
 _MNIST: Mapping[str, Any] = {
@@ -273,7 +273,7 @@ PRESETS: Mapping[str, Preset] = {
     "distil": Preset(
         about="a smaller network that learns from a finished, larger one",
         command=(
-            "afterimage finetune --preset distil --from runs/cls "
+            "afterimage distil --preset distil --from runs/cls "
             "--distil.teacher runs/cls --data folder:labelled --out runs/small"
         ),
         settings={
@@ -286,7 +286,7 @@ PRESETS: Mapping[str, Preset] = {
     "born-again": Preset(
         about="the same network once more, from its own earlier run's predictions",
         command=(
-            "afterimage finetune --preset born-again --from runs/cls "
+            "afterimage distil --preset born-again --from runs/cls "
             "--distil.teacher runs/cls --data folder:labelled --out runs/again"
         ),
         settings={

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.cli import Measured, Preset
+from afterimage.presets import Measured, Preset
 
 _EPISODES: Mapping[str, Any] = {
     "mode": "full",
@@ -48,7 +48,7 @@ PRESETS: Mapping[str, Preset] = {
     "replay": Preset(
         about="classes that come one group after the other: some earlier images again",
         command=(
-            "afterimage finetune --preset replay --from runs/photos --data "
+            "afterimage continual --preset replay --from runs/photos --data "
             "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={"mode": "full", "task": "continual", "methods": ("replay",)},
@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Preset] = {
     "ewc": Preset(
         about="tasks one after the other, a head each, without keeping images",
         command=(
-            "afterimage finetune --preset ewc --from runs/photos --data "
+            "afterimage continual --preset ewc --from runs/photos --data "
             "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={
@@ -71,7 +71,7 @@ PRESETS: Mapping[str, Preset] = {
     "lwf": Preset(
         about="the same by keeping the earlier model's predictions on new images",
         command=(
-            "afterimage finetune --preset lwf --from runs/photos --data "
+            "afterimage continual --preset lwf --from runs/photos --data "
             "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={
@@ -84,7 +84,7 @@ PRESETS: Mapping[str, Preset] = {
     "maml": Preset(
         about="a start from which a few steps on a few images learn new classes",
         command=(
-            "afterimage finetune --preset maml --from runs/letters --data "
+            "afterimage episodes --preset maml --from runs/letters --data "
             "folder:letters --out runs/maml"
         ),
         settings={**_EPISODES, **_MAML, "methods": (_STEPS,)},
@@ -93,7 +93,7 @@ PRESETS: Mapping[str, Preset] = {
     "maml-tied": Preset(
         about="as maml, but every episode starts with the same head for each class",
         command=(
-            "afterimage finetune --preset maml-tied --from runs/letters --data "
+            "afterimage episodes --preset maml-tied --from runs/letters --data "
             "folder:letters --out runs/maml-tied"
         ),
         settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "tied_head": True},)},
@@ -114,7 +114,7 @@ PRESETS: Mapping[str, Preset] = {
     "anil": Preset(
         about="as maml, but only the head takes the steps: cheaper a step",
         command=(
-            "afterimage finetune --preset anil --from runs/letters --data "
+            "afterimage episodes --preset anil --from runs/letters --data "
             "folder:letters --out runs/anil"
         ),
         # MAML's rates; none were looked for here.
@@ -124,7 +124,7 @@ PRESETS: Mapping[str, Preset] = {
     "proto-maml": Preset(
         about="the same from the nearest mean of the few images: learns much sooner",
         command=(
-            "afterimage finetune --preset proto-maml --from runs/letters --data "
+            "afterimage episodes --preset proto-maml --from runs/letters --data "
             "folder:letters --out runs/proto-maml"
         ),
         settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "name": "proto-maml"},)},
@@ -145,7 +145,7 @@ PRESETS: Mapping[str, Preset] = {
     "prototypical": Preset(
         about="features in which the mean of a few images stands for their class",
         command=(
-            "afterimage finetune --preset prototypical --from runs/letters --data "
+            "afterimage episodes --preset prototypical --from runs/letters --data "
             "folder:letters --out runs/prototypes"
         ),
         settings={**_EPISODES, "methods": ("prototypes",)},
@@ -154,7 +154,7 @@ PRESETS: Mapping[str, Preset] = {
     "reptile": Preset(
         about="as maml, without its derivatives: cheaper a step",
         command=(
-            "afterimage finetune --preset reptile --from runs/letters --data "
+            "afterimage episodes --preset reptile --from runs/letters --data "
             "folder:letters --out runs/reptile"
         ),
         settings={

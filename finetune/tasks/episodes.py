@@ -14,7 +14,7 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.evaluation.render import percent
+from afterimage.evaluation.text import percent
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels

@@ -520,7 +520,10 @@ SIZES = [7, 8, 2**14, 2**14 + 1]
     ("field", "value"),
     [
         *(("image_size", [8, size]) for size in SIZES),
-        *(("channels", count) for count in (0, 1, 4096, 4097)),
+        *(
+            ("channels", count)
+            for count in (0, 1, schemas.MOST_CHANNELS, schemas.MOST_CHANNELS + 1)
+        ),
         *(("bottleneck", size) for size in (0, 1, 2**20, 2**20 + 1, None)),
         *(("width", width) for width in (0.0, 0.1, 16.0, 16.1)),
         ("decoder", "light"),

@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from afterimage.checkpoints.schemas import MOST_CHANNELS
 from afterimage.data.layout import OPTIONS
-from afterimage.data.pixels import MAX_SAMPLES, parse_range
+from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, Splits
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
@@ -24,8 +25,6 @@ _SUFFIXES = {
     ".npz": "npz",
 }
 """The kind of a file that is given by its path alone."""
-
-_OBJECT = "object"
 
 
 class Source:
@@ -86,10 +85,10 @@ def open_data(
     reading = reading or ReadingOptions()
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size {image_size} is not positive")
-    if channels is not None and not 1 <= channels <= MAX_SAMPLES:
+    if channels is not None and not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
             f"channels {channels}; expected 1 (grey), 3 (RGB) or the number of bands, "
-            f"at most {MAX_SAMPLES}"
+            f"at most {MOST_CHANNELS}"
         )
     if on_bad_image not in ("fail", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
@@ -144,11 +143,6 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     kind, _, _ = text.partition(":")
     if isinstance(data, str) and kind in kinds:
         return text
-    if kind == _OBJECT:
-        raise UserError(
-            f"data {text!r}: this run was given an object of Python; pass it again, "
-            "as data=…"
-        )
     place = os.path.expanduser(text)
     if os.path.isdir(place):
         return f"folder:{text}"
@@ -167,13 +161,6 @@ def spec_of(data: str | os.PathLike[str]) -> str:
         f"data {text!r} is neither a path that exists nor a kind of data"
         f"{hint} There are: {', '.join(forms())}"
     )
-
-
-def object_spec(data: Any) -> str:
-    """What a run records as its data: the spec or path, or the type of an object."""
-    if isinstance(data, str | os.PathLike):
-        return os.fspath(data)
-    return f"{_OBJECT}:{type(data).__name__}"
 
 
 def has_tasks(data: Any) -> bool:
