@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, Classifier, load_classifier
+from afterimage.finetune.classifier import HEAD, ClassifierNetwork, load_classifier
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
@@ -158,7 +158,7 @@ class Teacher:
     """A loaded classifier, and where its classes stand in the student's order."""
 
     path: str
-    classifier: Classifier
+    classifier: ClassifierNetwork
     head: str
     params: Tree
     stats: Tree
