@@ -5,9 +5,14 @@
 130 stopped at once · 141 nobody reads the output any more.
 """
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from afterimage.checkpoints.errors import disk_fault
+from afterimage.checkpoints.files import cannot_hold
 
 
 class AfterimageError(Exception):
@@ -29,7 +34,7 @@ class DataError(UserError):
 class DiskError(UserError):
     """A file or folder cannot be read or written because of the disk or permissions.
 
-    `afterimage.checkpoints.files.disk_fault` says which system errors these are.
+    `disk_errors` and `require_writable` raise it.
     """
 
 
@@ -43,6 +48,27 @@ class Interrupted(AfterimageError):
     """SIGTERM or SIGINT: the run was saved, and the same command continues it."""
 
     exit_code = 75
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, then: str = "") -> Iterator[None]:
+    """Raise what a disk or folder did as DiskError: `what`, fault, cure, `then`.
+
+    Other errors pass through, among them an OSError that is a fault of the program.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        raise DiskError(f"{what}: {fault}{then}") from error
+
+
+def require_writable(what: str, folder: pathlib.Path) -> None:
+    """Raise DiskError where a folder, which may not exist yet, cannot be written to."""
+    if (reason := cannot_hold(folder)) is not None:
+        raise DiskError(f"{what}: {reason}")
 
 
 def out_of_memory(error: BaseException | None) -> str | None:

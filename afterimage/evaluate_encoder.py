@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from afterimage.checkpoints.files import cannot_hold
 from afterimage.checkpoints.names import printable
 from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
 from afterimage.encoder import Encoder, load_encoder
-from afterimage.errors import DataError, DiskError, UserError
+from afterimage.errors import DataError, UserError, require_writable
 from afterimage.evaluation import (
     Protocol,
     draw_embedding,
@@ -41,9 +40,8 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     labelled images to score; UserError for a place that cannot be written.
     """
     place = _place(config)
-    reason = None if place is None else cannot_hold(place.parent)
-    if reason is not None:  # before hours of work
-        raise DiskError(f"out={place}: {reason}; --out names another file")
+    if place is not None:  # before hours of work
+        require_writable(f"out={place}", place.parent)
     if config.embedding == "umap":
         import_umap()  # before hours of work
     encoder = load_encoder(config.from_)

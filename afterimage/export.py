@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from afterimage.checkpoints.files import alive, cannot_hold, disk_fault
+from afterimage.checkpoints.files import alive
 from afterimage.data import ImageSet, Preprocessing, Splits, open_data
 from afterimage.encoder import Encoder, load_encoder
-from afterimage.errors import DataError, DiskError, UserError
+from afterimage.errors import DataError, UserError, disk_errors, require_writable
 from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
 from afterimage.fields import place_problems
 from afterimage.notes import ProgressBar
@@ -54,7 +54,8 @@ def export_features(
     rows, width = sum(map(len, sets.values())), encoder.vector_size(pool)
     if not rows:
         raise UserError("there are no images to take features of.")
-    try:
+    untouched = " What was there before is untouched"
+    with disk_errors(f"out={out} was not written", untouched):
         with _complete_or_absent(out) as partial:
             with partial.open("wb") as file, ProgressBar(rows, "features") as progress:
                 writer = make(file, (rows, width), _labelled(sets))
@@ -67,11 +68,6 @@ def export_features(
                     failing.pop_all()
                 file.flush()
                 os.fsync(file.fileno())
-    except OSError as error:
-        fault = disk_fault(error) or f"{error}."
-        raise DiskError(
-            f"out={out} was not written: {fault} What was there before is untouched"
-        ) from error
     return rows
 
 
@@ -81,9 +77,7 @@ def check_place(out: str | os.PathLike[str]) -> None:
     Its suffix must be known, and its folder writable or possible to create.
     """
     _writer(out)
-    reason = cannot_hold(Path(out).parent)
-    if reason is not None:
-        raise DiskError(f"out={out}: {reason}")
+    require_writable(f"out={out}", Path(out).parent)
 
 
 def _writer(

@@ -26,7 +26,7 @@ from afterimage.checkpoints.weights import (
     write_encoder,
 )
 from afterimage.data import Preprocessing
-from afterimage.errors import DiskError, UserError, did_you_mean
+from afterimage.errors import UserError, did_you_mean, disk_errors
 from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.vgg import VGG
@@ -151,11 +151,8 @@ def export_encoder(
     for name in [name for name in weights if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
-    try:
+    with disk_errors(f"out={out} was not written"):
         files.replace_file(pathlib.Path(out), encode(weights))
-    except OSError as error:
-        fault = files.disk_fault(error) or str(error)
-        raise DiskError(f"out={out} was not written: {fault}") from error
     return config
 
 

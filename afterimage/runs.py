@@ -20,8 +20,6 @@ from afterimage.checkpoints import schemas, store
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.files import (
     RunLock,
-    cannot_hold,
-    disk_fault,
     finite,
     is_partial,
     replace_file,
@@ -29,7 +27,12 @@ from afterimage.checkpoints.files import (
 from afterimage.checkpoints.names import printable, shown
 from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
-from afterimage.errors import DiskError, UserError, out_of_memory
+from afterimage.errors import (
+    UserError,
+    disk_errors,
+    out_of_memory,
+    require_writable,
+)
 from afterimage.settings import choices, dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
@@ -74,7 +77,7 @@ class Run:
         self.kind = kind
         self.config = _as_dict(config)
         self._defaults = _defaults(config)
-        self.first = jax.process_index() == 0
+        self.is_main_process = jax.process_index() == 0
         self.notes: list[str] = []
 
     def check_settings(self) -> None:
@@ -83,64 +86,56 @@ class Run:
         To be asked before the data are opened, which may take long.
         """
         with self._disk():
-            self._first_alone(self._refuse_unwritable)
-            self._first_alone(self._refuse_others)
+            self._main_process_first(self._refuse_unwritable)
+            self._main_process_first(self._refuse_others)
 
     def __enter__(self) -> "Run":
         with self._disk():
-            self._first_alone(self._open)
+            self._main_process_first(self._open)
         return self
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
         """Raise a disk's error as a DiskError that names this folder."""
-        try:
+        then = " What was saved before is untouched; the same command continues it"
+        with disk_errors(f"out={self.path}", then):
             yield
-        except OSError as error:
-            fault = disk_fault(error)
-            if fault is None:
-                raise
-            raise DiskError(
-                f"out={self.path}: {fault} What was saved before is untouched; the "
-                "same command continues from there"
-            ) from error
 
-    def _first_alone(self, action: Callable[[], None]) -> None:
+    def _main_process_first(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
-        if not self.first and not store.from_main_process(0):
+        if not self.is_main_process and not store.from_main_process(0):
             raise UserError(
                 f"out={self.path}: refused by the first process; its output says why"
             )
         try:
             action()
         except BaseException:
-            if self.first:
+            if self.is_main_process:
                 store.from_main_process(0)
             raise
-        if self.first:
+        if self.is_main_process:
             store.from_main_process(1)
 
     def _refuse_unwritable(self) -> None:
         """DiskError if the folder cannot be created or written to."""
-        reason = cannot_hold(self.path) if self.first else None
-        if reason is not None:
-            raise DiskError(f"out={self.path}: {reason}")
+        if self.is_main_process:
+            require_writable(f"out={self.path}", self.path)
 
     def _open(self) -> None:
         self._refuse_unwritable()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = RunLock(self.path) if self.first else None
+        self._lock = RunLock(self.path) if self.is_main_process else None
         if self._lock is not None:
             self._lock.__enter__()
         try:
             self._refuse_others()
             self._record_config()
             wandb = self.config if self.config.get("wandb") else None
-            writer = MetricsWriter if self.first else NoMetrics
+            writer = MetricsWriter if self.is_main_process else NoMetrics
             self.metrics = writer(
                 self.path,
                 tensorboard=bool(self.config.get("tensorboard", True)),
-                wandb=wandb if self.first else None,
+                wandb=wandb if self.is_main_process else None,
                 note=self.notes.append,
             )
         except BaseException:
@@ -192,7 +187,7 @@ class Run:
                 read_folder(self.path / name, name)
             except CheckpointError:
                 found.append(name)
-        lost = tuple(found) if self.first else ()
+        lost = tuple(found) if self.is_main_process else ()
         return lost if store.from_main_process(len(lost)) else None
 
     def _stored(self) -> dict[str, Any] | None:
@@ -207,7 +202,7 @@ class Run:
             found = self.path.iterdir() if self.path.is_dir() else ()
             names = {p.name for p in found} - {"lock", ".lock"}
             others = sorted(name for name in names if not is_partial(name))
-            if others and self.first:
+            if others and self.is_main_process:
                 shown = ", ".join(others[:5])
                 raise UserError(
                     f"out={self.path} holds other files ({shown}) and no config.json: "
@@ -258,7 +253,7 @@ class Run:
         stored = self._stored()
         if stored is None or self._changed(stored):
             # Nothing was saved under the old settings: a mistake was corrected.
-            if self.first:
+            if self.is_main_process:
                 (self.path / "baselines.json").unlink(missing_ok=True)
                 self._write_config(data=None)
             return
@@ -297,7 +292,7 @@ class Run:
         stored = self._stored() or {}
         known = stored.get("data")
         if known is None:
-            if self.first:
+            if self.is_main_process:
                 self._write_config(data={"name": name, "fingerprint": fingerprint})
         elif known["fingerprint"] != fingerprint:
             raise UserError(
@@ -314,7 +309,7 @@ class Run:
         self.notes.append(
             f"{len(skipped)} images were skipped; they are listed in {path}"
         )
-        if self.first:
+        if self.is_main_process:
             lines = [
                 f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
             ]

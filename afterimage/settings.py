@@ -65,7 +65,7 @@ def resolve(config: Any) -> None:
     for name, choice in choices(type(config)).items():
         value = getattr(config, name)
         if choice.several:
-            given = (value,) if isinstance(value, str | Mapping) else tuple(value)
+            given = value if isinstance(value, tuple | list) else (value,)
             made: Any = tuple(_made(name, choice.registry, one) for one in given)
             names = [one.name for one in made]
             twice = sorted({n for n in names if names.count(n) > 1})

@@ -38,7 +38,7 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
     `views`: "none", or "flip", "shift", "shift-flip" for the mean over several views of
     each image, as in `Encoder.features`.
 
-    Takes what `Encoder.features` takes, and rows of H·W·C numbers at the trained size:
+    Takes what `Encoder.features` takes, or rows of H·W·C numbers at the trained size:
     uint8, or float in [0, 1]. `clone`, `GridSearchCV` (also with `n_jobs`) and pickling
     carry the path, never the weights: the folder must be there when it is used.
     """

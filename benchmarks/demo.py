@@ -45,7 +45,7 @@ def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
 
     settings = {"mode": mode, "seed": seed, "tensorboard": False, "eval_every": 30}
     if mode == "partial":
-        settings["unfreeze_stages"] = 1
+        settings["mode"] = {"name": "partial", "stages": 1}
     config = preset_config(
         "digits",
         from_=str(out / f"pretrain-{seed}"),

@@ -36,39 +36,51 @@ TABLES = {
 # What the encoder of a table is pretrained as, where it is not small-images.
 PRESET = {"mnist-usps": "mnist-masked"}
 PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
-_SURE = {"unlabelled": "target", "distribution_alignment": True}
+_SURE = {
+    "name": "pseudo-labels",
+    "images": "target",
+    "distribution_alignment": True,
+}
 _RUNNING = {**_SURE, "alignment_momentum": 0.99}
 _COUNTED = {**_RUNNING, "alignment_frequencies": "predicted"}
-_INK = {"compose": "ink", **_SURE, "confidence": 0.8}
+_INK = {"name": "compose", "kind": "ink"}
+_CDAN_E = {"name": "cdan", "entropy": True}
+
+
+def _methods(*methods: str | dict[str, Any]) -> dict[str, Any]:
+    return {"methods": methods}
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
     "target-only": {},
-    "dann": {"align": ("dann",)},
-    "dann, weight 0.1": {"align": ("dann",), "align_weight": (0.1,)},
-    "cdan": {"align": ("cdan",)},
-    "cdan-e": {"align": ("cdan-e",)},
-    "mmd": {"align": ("mmd",)},
-    "jmmd": {"align": ("jmmd",)},
-    "jmmd, weight 0.1": {"align": ("jmmd",), "align_weight": (0.1,)},
-    "coral": {"align": ("coral",)},
-    "jdot": {"align": ("jdot",)},
-    "jdot, mass 0.5": {"align": ("jdot",), "jdot_mass": 0.5},
-    "jdot, whole batches": {"align": ("jdot",), "jdot_mass": 1.0},
-    "pseudo-labels": _SURE,
-    "pseudo-labels, running mean": _RUNNING,
-    "pseudo-labels, counted": _COUNTED,
-    "cdan-e + pseudo-labels, counted": {"align": ("cdan-e",), **_COUNTED},
-    "mmd + pseudo-labels": {"align": ("mmd",), **_SURE},
-    "cdan-e + pseudo-labels": {"align": ("cdan-e",), **_SURE},
-    "cdan-e + pseudo-labels, running mean": {"align": ("cdan-e",), **_RUNNING},
-    "ink": {"compose": "ink"},
-    "ink + pseudo-labels": _INK,
-    "ink + pseudo-labels, from scratch": {**_INK, "mode": "scratch"},
-    "density-ratio": {"density_ratio": "classifier"},
+    "dann": _methods("dann"),
+    "dann, weight 0.1": _methods({"name": "dann", "weight": 0.1}),
+    "cdan": _methods("cdan"),
+    "cdan-e": _methods(_CDAN_E),
+    "mmd": _methods("mmd"),
+    "jmmd": _methods("jmmd"),
+    "jmmd, weight 0.1": _methods({"name": "jmmd", "weight": 0.1}),
+    "coral": _methods("coral"),
+    "jdot": _methods("jdot"),
+    "jdot, mass 0.5": _methods({"name": "jdot", "mass": 0.5}),
+    "jdot, whole batches": _methods({"name": "jdot", "mass": 1.0}),
+    "pseudo-labels": _methods(_SURE),
+    "pseudo-labels, running mean": _methods(_RUNNING),
+    "pseudo-labels, counted": _methods(_COUNTED),
+    "cdan-e + pseudo-labels, counted": _methods(_CDAN_E, _COUNTED),
+    "mmd + pseudo-labels": _methods("mmd", _SURE),
+    "cdan-e + pseudo-labels": _methods(_CDAN_E, _SURE),
+    "cdan-e + pseudo-labels, running mean": _methods(_CDAN_E, _RUNNING),
+    "ink": _methods(_INK),
+    "ink + pseudo-labels": _methods(_INK, {**_SURE, "confidence": 0.8}),
+    "ink + pseudo-labels, from scratch": {
+        **_methods(_INK, {**_SURE, "confidence": 0.8}),
+        "mode": "scratch",
+    },
+    "density-ratio": _methods("density-ratio"),
     "cdan-e + l2-sp": {
-        "align": ("cdan-e",),
-        "l2_sp": 0.01,
-        "l2_head": 0.01,
+        **_methods({"name": "l2-sp", "weight": 0.01, "head": 0.01}, _CDAN_E),
         "weight_decay": 0.0,
         "layer_decay": 0.75,
     },

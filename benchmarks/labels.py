@@ -20,7 +20,7 @@ RECIPE = PRESETS["mnist-masked"].settings
 LABELS = (10, 100, 1000)
 MODES: dict[str, dict[str, Any]] = {
     "probe": dict(PRESETS["probe"].settings),
-    "partial": {"mode": "partial", "unfreeze_stages": 1},
+    "partial": {"mode": {"name": "partial", "stages": 1}},
     "two-phase": {"mode": "two-phase"},
     "full": {"mode": "full"},
     "l2-sp": dict(PRESETS["l2-sp"].settings),
@@ -93,19 +93,18 @@ def few_labels(
 # network none, with and without it.
 SMALL: dict[str, Any] = {
     **RECIPE,
-    "mode": "scratch",
-    "width": STUDENT_WIDTH,
+    "mode": {"name": "scratch", "width": STUDENT_WIDTH},
     "augment": "none",
 }
 KINDS: dict[str, dict[str, Any]] = {
     "teacher": {**RECIPE},
     "student": SMALL,
-    "student-distilled": {**SMALL, "distil": ("logits",)},
+    "student-distilled": {**SMALL, "distil": True},
     "student-augmented": {**SMALL, "augment": RECIPE["augment"]},
     "student-augmented-distilled": {
         **SMALL,
         "augment": RECIPE["augment"],
-        "distil": ("logits",),
+        "distil": True,
     },
 }
 # The augmented ones once more, with four times the steps: distillation by augmented
@@ -136,8 +135,9 @@ def distillation(
                 "data": data,
                 "out": str(out / f"{table}-{name}-{seed}"),
             }
-            if "distil" in own:
-                own["teacher"] = str(out / f"{table}-teacher-{seed}")
+            if own.pop("distil", False):
+                teacher = str(out / f"{table}-teacher-{seed}")
+                own["methods"] = {"name": "distil", "teacher": teacher}
             return own
 
         times = LONG if "-long" in name else 1

@@ -17,20 +17,24 @@ from benchmarks.results import row
 
 OMNIGLOT = "omniglot/background_small1.zip"
 _EPISODES = (*("maml", "maml-tied", "anil", "proto-maml", "prototypical", "reptile"),)
+FIRST_ORDER = {"methods": ({"name": "maml", "first_order": True},)}
 EPISODES: dict[str, dict[str, Any]] = {
     **{name: dict(PRESETS[name].settings) for name in _EPISODES},
-    "maml-first-order": {**PRESETS["maml"].settings, "meta": "maml-first-order"},
+    "maml-first-order": {**PRESETS["maml"].settings, **FIRST_ORDER},
 }
 # Rates that were better with five shots, and worse with one (finetune/presets).
-_FIVE_SHOTS = {"maml-tied": {"inner_lr": 0.03}, "prototypical": {"lr": 3e-3}}
+_FIVE_SHOTS: dict[str, dict[str, Any]] = {
+    "maml-tied": {"methods": ({"name": "maml", "tied_head": True, "inner_lr": 0.03},)},
+    "prototypical": {"lr": 3e-3},
+}
 # The weight of EWC (its default) and the memory were chosen on 6,000 training images
 # held out, seed 7, 500 steps.
 SEQUENCES: dict[str, dict[str, Any]] = {
     "none": {},
-    "ewc": {},
-    "lwf": {},
-    "replay": {"memory": 100},
-    "joint": {},
+    "ewc": {"methods": "ewc"},
+    "lwf": {"methods": "lwf"},
+    "replay": {"methods": {"name": "replay", "memory": 100}},
+    "joint": {"joint": True},
 }
 DIGITS = ("0,1", "2,3", "4,5", "6,7", "8,9")
 TEST_CLASSES = 0.3
@@ -74,16 +78,21 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
                 "data": f"npz:{path}",
                 "out": str(out / f"{table}-{method}-{seed}"),
                 "eval_every": run.steps,
-                "shots": shots,
-                "test_classes": TEST_CLASSES,
+                "task": {
+                    "name": "episodes",
+                    "shots": shots,
+                    "test_classes": TEST_CLASSES,
+                },
             }
 
         found, spent = by_seed(run, settings)
         scores: dict[str, list[float]] = {}
         for results in found:
+            own = results["episodes"]["method"]
             for name, figure in results["episodes"]["accuracy"].items():
-                if name == method or (name not in EPISODES and method == methods[0]):
-                    scores.setdefault(name, []).append(100 * figure["value"])
+                if name == own or method == methods[0]:
+                    shown = method if name == own else name
+                    scores.setdefault(shown, []).append(100 * figure["value"])
         for name, values in scores.items():
             metric = "accuracy on 600 held-out episodes, %"
             yield row(table, name, metric, values, **(spent if name == method else {}))
@@ -92,7 +101,7 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
 def _of_characters(path: pathlib.Path, out: pathlib.Path, steps: int, seed: int) -> str:
     """The run folder of an encoder of the training characters, without labels."""
     from afterimage.data import open_data
-    from afterimage.finetune.episodes.sampler import split_classes
+    from afterimage.finetune.tasks._sampler import split_classes
 
     data = out / f"omniglot-{seed}-unlabelled.npz"
     if not data.exists():
@@ -117,18 +126,22 @@ def task_sequence(
     for method in filter(run.wants, SEQUENCES):
 
         def settings(seed: int, method: str = method) -> dict[str, Any]:
+            own = dict(SEQUENCES[method])
             return {
                 "from_": encoder,
                 "data": f"npz:{data}",
                 "out": str(out / f"{table}-{method}-{seed}"),
                 "mode": "scratch",
-                "scenario": table.rsplit("-", 1)[1],
-                "continual": method,
-                "sequence": DIGITS,
+                "task": {
+                    "name": "continual",
+                    "scenario": table.rsplit("-", 1)[1],
+                    "sequence": DIGITS,
+                    "joint": own.pop("joint", False),
+                },
                 "eval_every": run.steps,
                 "augment": "none",
                 "weight_decay": 0.0,
-                **SEQUENCES[method],
+                **own,
             }
 
         found, spent = by_seed(run, settings)

@@ -101,6 +101,8 @@ def _viewed(rows: dict[str, Row], names: dict[str, str]) -> dict[str, Row]:
 
 _MASKED_8 = {**_preset("mnist-masked")["pretrain"]["objective"], "patch": 8}
 _LATENT_8 = {**_MASKED_8, "name": "latent", "weight": 1.0}
+LABELS_BESIDE = {"steps": 4000}
+"""Steps of runs with pseudo-labels, as the preset has them."""
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
 _MNIST_ROWS: dict[str, Row] = (
     _pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
@@ -109,15 +111,16 @@ _MNIST_ROWS: dict[str, Row] = (
         "pseudo-labels",
         ERROR,
         control="pseudo-labels-scratch",
-        **PSEUDO_LABELS,
+        **LABELS_BESIDE,
+        methods=(PSEUDO_LABELS,),
     )
     | _pairs(
         {"100": 100},
         "propagated",
         ERROR,
         control="propagated-scratch",
-        **PSEUDO_LABELS,
-        propagation=PROPAGATION,
+        **LABELS_BESIDE,
+        methods=({**PSEUDO_LABELS, "propagation": PROPAGATION},),
     )
     | {
         # Patches of the last map's stride, as a latent target needs them.

@@ -152,7 +152,6 @@ def _tuned_accuracy(
     if settings["kind"] == "scratch":
         tuning["mode"] = "scratch"
         tuning.pop("layer_decay", None)  # it spares what was learnt: nothing, here
-        tuning.pop("head_steps", None)
     results, _ = finetuned(
         from_=run,
         data=data,

@@ -173,6 +173,13 @@ class Leaf(Struct):
             raise ValueError(wrong)
 
 
+class StepMetrics(Struct):
+    """What the loop stores with a step; a stage may store more."""
+
+    interval: dict[str, tuple[Number, Count]] = {}
+    """[sum, steps] by metric, since the last line of metrics.jsonl."""
+
+
 class Step(Struct):
     """`manifest.json` of a step, besides what every manifest has."""
 
@@ -180,7 +187,7 @@ class Step(Struct):
     created: Name
     metric: Number | None
     best: Annotated[str, Meta(pattern="^(min|max)$")] | None
-    manifest: Free
+    manifest: StepMetrics
     leaves: dict[str, Leaf]
 
     def __post_init__(self) -> None:

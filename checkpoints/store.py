@@ -40,6 +40,7 @@ _writing: set[pathlib.Path] = (
     set()
 )  # partial folders of saves under way in this process
 _under_way: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_unraised: set[SaveError] = set()  # errors that no caller has seen yet
 
 
 def _without_traces() -> None:
@@ -114,9 +115,10 @@ class Store:
         if kind is None:
             self.wait()
             return
-        # An exception is under way: the save ends, its error was logged already.
-        with contextlib.suppress(SaveError):
+        try:  # an exception is under way, and must not be replaced
             self.wait()
+        except SaveError as error:
+            self._warn(str(error))
 
     def steps(self) -> list[int]:
         """Complete steps, oldest first; their bytes are not verified here."""
@@ -182,6 +184,7 @@ class Store:
         """Raise the error of an earlier asynchronous save; waits for nothing."""
         error, self._error = self._error, None
         if error is not None:
+            _unraised.discard(error)
             raise error
 
     def wait(self) -> None:
@@ -295,7 +298,7 @@ class Store:
         except BaseException as error:
             self._abandon(partial)
             self._error = explain(error, f"Step {step}", self.folder)
-            _log.error("%s", self._error)
+            _unraised.add(self._error)
         finally:
             _writing.discard(partial)
 
@@ -339,6 +342,8 @@ def _identity(value: Any) -> Any:
 def _end_of_program() -> None:
     for thread in list(_under_way):
         thread.join()
+    for error in _unraised:
+        _log.error("%s", error)
 
 
 # A program that ends without `wait` would close the thread pools Orbax needs before the

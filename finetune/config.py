@@ -42,7 +42,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     target: str | None = None
     """Images of the target domain, given like data. Their labels are never trained on;
-    if it has a labelled test split, the run is tested on that."""
+    if it has a labelled test split, the run is tested on that. In Python also "given":
+    the object in `finetune(config, target=…)`."""
 
     mode: Annotated[ModeChoice, MODES] = Full()  # noqa: RUF009
     """Which parameters learn, when, and how fast. probe: the encoder is frozen, the

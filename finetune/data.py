@@ -196,9 +196,14 @@ def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Da
     Raises UserError, DataError or CheckpointError for what cannot be used.
     """
     data = config.data if data is None else data
-    target = config.target if target is None else target
     if data is None:
         raise UserError("data: give the labelled images")
+    if (target is not None) != (config.target == "given"):
+        raise UserError(
+            f"target={config.target!r}: an object in finetune(config, target=…) goes "
+            "with FinetuneConfig(target='given')"
+        )
+    target = config.target if target is None else target
     source = Source.read(config.from_)
     architecture = source.architecture(config.mode)
     stored = source.preprocessing

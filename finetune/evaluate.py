@@ -12,7 +12,7 @@ from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.evaluation.render import report_text
+from afterimage.evaluation.text import report_text
 from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
 from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer

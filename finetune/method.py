@@ -138,22 +138,18 @@ class Method:
 
     def problems(self, config: "FinetuneConfig") -> list[str]:
         """What cannot work, a sentence each, without the method's name."""
-        del config
         return []
 
     def open_labelled(self, splits: "Splits", opener: "Opener") -> "Splits":
         """The labelled images, with those that the method adds."""
-        del opener
         return splits
 
     def open_streams(self, data: "Data", opener: "Opener") -> Mapping[str, Stream]:
         """Further streams of images, by name."""
-        del data, opener
         return {}
 
     def open(self, config: "FinetuneConfig", data: "Data") -> Any:
         """What else the method reads from disk: `setup.opened[name]`."""
-        del config, data
 
     # While the run is built: shapes are known, weights are not loaded.
 
@@ -164,18 +160,15 @@ class Method:
     def state(self, setup: "Setup") -> Any:
         """The structure of what the method keeps on the devices, `stats[name]`; None
         if it keeps nothing. Arrays of its own: the state is donated to each step."""
-        del setup
 
     def labelled_terms(
         self, setup: "Setup", terms: list["Term"], phase: int
     ) -> list["Term"]:
         """The losses of the labelled images, changed, or with others beside them."""
-        del setup, phase
         return terms
 
     def terms(self, setup: "Setup", phase: int = 0) -> Sequence["Term"]:
         """The losses that the method adds in this phase."""
-        del setup, phase
         return ()
 
     def combine(self) -> "Combine | None":
@@ -183,7 +176,6 @@ class Method:
 
     def phase_streams(self, setup: "Setup", phase: int) -> Mapping[str, Stream]:
         """Streams of images that differ from phase to phase."""
-        del setup, phase
         return {}
 
     def providers(
@@ -194,14 +186,12 @@ class Method:
     ) -> Mapping[str, Callable[["Context"], Any]]:
         """Values that terms can read, by name; `known` has those of others, and a
         method may give one of them again, e.g. `stats/next`, wrapping the old one."""
-        del setup, known, now
         return {}
 
     # Before the first step, on the loaded weights.
 
     def fit_heads(self, setup: "Setup", model: Model, say: Say) -> Tree:
         """`stats["heads"]`, before anything else is measured through the heads."""
-        del setup, say
         return model[1]["heads"]
 
     def example_weights(
@@ -209,12 +199,10 @@ class Method:
     ) -> Mapping[str, Any]:
         """{"train": weights [n]} of the labelled images, and {"validation": …} if
         `weighs_validation`. Weights of several methods are multiplied."""
-        del setup, model, say
         return {}
 
     def measure(self, setup: "Setup", model: Model, say: Say) -> Any:
         """`stats[name]` as training begins; by default as `state` made it."""
-        del setup, say
         return model[1].get(self.name)
 
     # During training.
@@ -222,26 +210,22 @@ class Method:
     def remember(self, setup: "Setup", state: "State", phase: int) -> Any:
         """`stats[name]` after a phase; a function of the training state alone, so that
         a resumed run remembers the same."""
-        del setup, phase
         return state["stats"].get(self.name)
 
     def metrics(
         self, setup: "Setup", model: Model, logits: Callable[["ImageSet"], Any]
     ) -> Mapping[str, float]:
         """More metrics of an evaluation."""
-        del setup, model, logits
         return {}
 
     # After the last step, on the step that was selected.
 
     def correct(self, setup: "Setup", model: Model) -> tuple[Any, Mapping[str, Any]]:
         """(params, entries of results.json): the finished model, corrected."""
-        del setup
         return model[0], {}
 
     def results(self, setup: "Setup", model: Model) -> Mapping[str, Any]:
         """Entries of results.json."""
-        del setup, model
         return {}
 
     def pictures(
@@ -249,10 +233,8 @@ class Method:
     ) -> Mapping[str, tuple[str, pathlib.Path]]:
         """{heading: (caption, PNG)}, written to `folder`; every process calls this, and
         only the first has a folder."""
-        del setup, model, folder
         return {}
 
     def report(self, results: Mapping[str, Any]) -> Sections:
         """What the method adds to report.html; its headline is also in the summary."""
-        del results
         return Sections()

@@ -40,7 +40,6 @@ class Mode:
 
     def problems(self, config: "FinetuneConfig") -> list[str]:
         """What cannot work, a sentence each, without the mode's name."""
-        del config
         return []
 
     def architecture(self, source: "ModelConfig") -> "ModelConfig":
@@ -99,7 +98,6 @@ class Partial(Mode):
     '^encoder/stages/2/'."""
 
     def problems(self, config):
-        del config
         found = pattern_problems("unfreeze", self.unfreeze)
         if self.stages is not None and self.stages < 1:
             found.append(f"stages={self.stages}: at least 1")
@@ -131,7 +129,6 @@ class TwoPhase(Mode):
     """Learning rate of these steps. Default: ten times lr."""
 
     def problems(self, config):
-        del config
         return _rate_problems(self.head_lr) + _step_problems(self.head_steps)
 
     def phases(self, paths, terms, steps, config):
@@ -154,7 +151,6 @@ class Gradual(Mode):
     """Learning rate of these steps. Default: ten times lr."""
 
     def problems(self, config):
-        del config
         return _rate_problems(self.head_lr) + _step_problems(self.head_steps)
 
     def phases(self, paths, terms, steps, config):
@@ -187,7 +183,6 @@ class Scratch(Mode):
     model."""
 
     def problems(self, config):
-        del config
         if self.width is not None and not 0 < self.width <= 16:
             return [f"width={self.width}: in (0, 16]"]
         return []

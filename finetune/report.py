@@ -12,7 +12,7 @@ import numpy as np
 from afterimage import runtime
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
-from afterimage.evaluation.render import MACRO_F1, MAX_MATRIX, percent, report_text
+from afterimage.evaluation.text import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.selection import Rule
 from afterimage.finetune.setup import Setup

@@ -33,11 +33,12 @@ from afterimage.finetune.selection import (
     ORACLE,
     WEIGHTED,
     Rule,
+    choose_rule,
     label_free,
     mixed_agreement,
     neighbour_information,
 )
-from afterimage.finetune.setup import Setup, begin
+from afterimage.finetune.setup import Setup, begin, build, make_stage
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
@@ -84,6 +85,10 @@ def finetune(
     with run:
         opened.record(run)
         job = config.task.job(config, opened, run)
+        if job is None:
+            setup = build(config, opened)
+            rule = choose_rule(config, opened)
+            job = FinetuneJob(setup, make_stage(setup), rule, run)
 
         def on_evaluation(step: int, metrics: Mapping[str, Any]) -> None:
             job.write_draft(step)
@@ -121,11 +126,9 @@ class FinetuneJob(Job[FinetuneResult]):
         return FinetuneResult.of(self.run, complete=complete)
 
     def begin(self, say: Say, stop: StopSignal) -> State:
-        del stop
         return self._fresh(begin(self.setup, self.run, say))
 
     def feed(self, phase: int) -> BatchLoader:
-        del phase
         data = self.setup.data
         return BatchLoader(
             data.labels.train,
@@ -179,7 +182,7 @@ class FinetuneJob(Job[FinetuneResult]):
 
     def write_draft(self, step: int) -> None:
         """The report of a run that is not finished."""
-        if self.run.first:
+        if self.run.is_main_process:
             results = outline(self.setup, self.rule, step)
             results |= {"validation": None, "test": None}
             description = self.describe()
@@ -213,7 +216,6 @@ class FinetuneJob(Job[FinetuneResult]):
         """Validation measures; without validation, those of the training images. With a
         target domain, what its predictions say without labels. Of several tasks, each
         one's (NAME_accuracy) and their mean (mean_accuracy)."""
-        del step
         setup, labels = self.setup, self.setup.data.labels
         params, stats, _ = self.weights(state)
         logits = self._logits((params, stats), stop.check)
@@ -299,7 +301,7 @@ class FinetuneJob(Job[FinetuneResult]):
         for method in self.config.methods:
             results |= method.results(setup, model)
         pictures = self._pictures(model)
-        if run.first:
+        if run.is_main_process:
             entry = {h: head_entry(setup.heads[h], names[h]) for h in setup.heads}
             write_artefacts(run.path, *model, setup.manifest(step), entry)
             run.metrics.flush()
@@ -320,7 +322,7 @@ class FinetuneJob(Job[FinetuneResult]):
 
     def _pictures(self, model: Model) -> dict[str, Any]:
         """{heading: (caption, PNG)} for the report."""
-        folder = self.run.path / "pictures" if self.run.first else None
+        folder = self.run.path / "pictures" if self.run.is_main_process else None
         setup, found = self.setup, domain_picture(self.setup, model, folder)
         for method in self.config.methods:
             found |= method.pictures(setup, model, folder)

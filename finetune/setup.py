@@ -363,13 +363,13 @@ def begin(setup: Setup, run: Run, say: Say, images: ImageSet | None = None) -> M
     """
     config, labels = setup.config, setup.data.labels
     params, stats = setup.params, setup.stats
-    if run.first:
+    if run.is_main_process:
         write_json(run.path / "labels.json", labels.record(config))
     if config.mode.loads_source:
         source = setup.data.source
         params, stats, reports = load_weights(source, params, stats, config.may_differ)
         say(_transferred(reports["params"]))
-        if run.first:
+        if run.is_main_process:
             found = {name: report.to_dict() for name, report in reports.items()}
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
     some = spaced(labels.train if images is None else images, _MOST_TO_STANDARDISE)

@@ -190,7 +190,7 @@ class Evaluation:
         if samples is not None:
             rows["samples"] = np.asarray(samples)
         picture = draw_rows(rows)
-        if self.run.first:
+        if self.run.is_main_process:
             write_png(picture, self.run.pictures / picture_name(step))
         self.run.metrics.picture(step, "reconstruction", picture)
 

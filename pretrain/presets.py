@@ -179,9 +179,9 @@ PRESETS: Mapping[str, Preset] = {
             "epochs": 100.0,
             "batch_size": 256,
             "precision": "bfloat16",
-            "target": "image",
             "objective": {
                 "name": "plain",
+                "target": "image",
                 "corruption": "erasing",
                 "corruption_strength": 0.4,
             },

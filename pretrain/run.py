@@ -1,6 +1,5 @@
 """Pretraining: data in, a run folder with an encoder out."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +17,6 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
-    object_spec,
     open_data,
 )
 from afterimage.errors import UserError
@@ -70,8 +68,6 @@ def pretrain(
             else f"data={config.data!r} and an object: give one of them"
         )
     runtime.enable_compile_cache()
-    if data is not None:
-        config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
     splits = open_data(
@@ -199,13 +195,13 @@ class _Pretraining(Job[PretrainResult]):
         # The encoder last: a run that has it has its final report.
         self.report(self.total, finished=True)
         result = self.result(complete=False)
-        if run.first:
+        if run.is_main_process:
             write_encoder(result.encoder, *self.encoder(state))
         return result
 
     def report(self, step: int, *, finished: bool = False) -> None:
         run = self.folder
-        if not run.first:
+        if not run.is_main_process:
             return
         run.metrics.flush()
         write_run_report(

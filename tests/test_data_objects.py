@@ -460,7 +460,6 @@ def test_pretraining_takes_an_object_and_resumes_with_it_only(tmp_path):
     def run(data, steps=2):
         config = PretrainConfig(
             out=str(tmp_path / "run"),
-            data="",
             steps=steps,
             batch_size=4,
             pictures=0,
@@ -474,7 +473,7 @@ def test_pretraining_takes_an_object_and_resumes_with_it_only(tmp_path):
     other[0]["image"] = PIXELS[1]
     with pytest.raises(UserError, match="list"):
         run(other)
-    with pytest.raises(UserError, match="object:ndarray"):
+    with pytest.raises(UserError, match="ndarray"):
         run(PIXELS)
 
 

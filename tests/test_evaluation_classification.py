@@ -8,7 +8,7 @@ from sklearn import metrics
 
 from afterimage.errors import UserError
 from afterimage.evaluation import classification as c
-from afterimage.evaluation.render import report_text
+from afterimage.evaluation.text import report_text
 
 
 def _case(n=200, classes=5, seed=0):

@@ -12,11 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from afterimage.errors import UserError
-from afterimage.evaluation import knn, linear, logistic, ridge, spectrum
-from afterimage.evaluation.alignment import alignment_matrix, linear_cka
-from afterimage.evaluation.budgets import folds_of
-from afterimage.evaluation.moments import Moments
+from afterimage.evaluation import logistic, probes, spectrum
 from afterimage.evaluation.probes import probe_report
+from afterimage.evaluation.representations import folds_of
+from afterimage.evaluation.spectrum import Moments, alignment_matrix, linear_cka
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +31,34 @@ def test_knn_agrees_with_scikit_learn(digits, k):
     reference = KNeighborsClassifier(
         k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
     ).fit(train, labels)
-    ours = knn.knn_predict(train, labels, test, k=k)
+    ours = probes.knn_predict(train, labels, test, k=k)
     np.testing.assert_array_equal(ours, reference.predict(test))
 
 
 def test_knn_in_chunks_is_knn_at_once(digits, monkeypatch):
     train, labels, test, truth = digits
-    whole = knn.knn_predict(train, labels, test)
-    monkeypatch.setattr(knn, "_BLOCK_BYTES", 4 * len(train) * 7)  # 7 queries a chunk
-    np.testing.assert_array_equal(knn.knn_predict(train, labels, test), whole)
-    assert knn.knn_accuracy(train, labels, test, truth) == np.mean(whole == truth)
+    whole = probes.knn_predict(train, labels, test)
+    monkeypatch.setattr(probes, "_BLOCK_BYTES", 4 * len(train) * 7)  # 7 queries a chunk
+    np.testing.assert_array_equal(probes.knn_predict(train, labels, test), whole)
+    assert probes.knn_accuracy(train, labels, test, truth) == np.mean(whole == truth)
 
 
 def test_knn_weighs_by_similarity_and_breaks_ties_downwards():
     train = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     # By count class 1 wins 2:1; by weight the near one does.
     query = np.array([[1, 0.1]], np.float32)
-    assert knn.knn_predict(train, np.array([0, 1, 1]), query, k=3).tolist() == [0]
-    tie = knn.knn_predict(train[:2], np.array([3, 1]), np.ones((1, 2), np.float32), k=2)
+    assert probes.knn_predict(train, np.array([0, 1, 1]), query, k=3).tolist() == [0]
+    tie = probes.knn_predict(
+        train[:2], np.array([3, 1]), np.ones((1, 2), np.float32), k=2
+    )
     assert tie.tolist() == [1]
 
 
 def test_knn_takes_more_neighbours_than_there_are_zeros_jax_and_no_queries():
     train = jnp.array([[1.0, 0], [0, 1]])
-    got = knn.knn_predict(train, jnp.array([0, 1]), jnp.zeros((1, 2)), k=50)
+    got = probes.knn_predict(train, jnp.array([0, 1]), jnp.zeros((1, 2)), k=50)
     assert got.tolist() == [0]
-    none = knn.knn_predict(train, jnp.array([0, 1]), np.zeros((0, 2), np.float32))
+    none = probes.knn_predict(train, jnp.array([0, 1]), np.zeros((0, 2), np.float32))
     assert none.shape == (0,)
 
 
@@ -78,13 +79,13 @@ def test_knn_says_what_is_wrong(change, says):
         "features": np.ones((1, 2), np.float32),
     }
     with pytest.raises(UserError, match=says):
-        knn.knn_predict(**(good | change))
+        probes.knn_predict(**(good | change))
 
 
 def test_every_mismatch_is_reported_at_once():
     features = np.full((3, 2), np.inf, np.float32)
     with pytest.raises(UserError) as error:
-        knn.knn_accuracy(features, np.array([0, 1, 2]), features, np.array([0, -1]))
+        probes.knn_accuracy(features, np.array([0, 1, 2]), features, np.array([0, -1]))
     for part in ("3 feature vectors but 2 labels", "not finite", "unlabelled"):
         assert part in str(error.value)
 
@@ -95,10 +96,10 @@ def test_ridge_agrees_with_scikit_learn(digits, n, dimensions):
     train, labels, test, _ = digits
     train, labels = train[:n, :dimensions].astype(np.float64), labels[:n]
     test = test[:, :dimensions].astype(np.float64)
-    probe = ridge.fit_ridge(train, labels)
+    probe = probes.fit_ridge(train, labels)
     scaler = StandardScaler().fit(train)
     targets = np.eye(10)[labels]
-    chosen = RidgeCV(alphas=np.array(ridge.PENALTIES) * n)
+    chosen = RidgeCV(alphas=np.array(probes.PENALTIES) * n)
     chosen.fit(scaler.transform(train), targets)
     assert probe.chosen * n == pytest.approx(chosen.alpha_)
     reference = Ridge(alpha=chosen.alpha_).fit(scaler.transform(train), targets)
@@ -111,9 +112,9 @@ def test_leave_one_out_is_what_leaving_one_out_gives(digits):
     x, labels = digits[0][:25, 26:31].astype(np.float64), digits[1][:25]
     x = (x - x.mean(0)) / x.std(0)
     y = np.eye(10)[labels]
-    energy, z, _ = linear.principal(x)
+    energy, z, _ = probes.principal(x)
     targets = y - y.mean(0)
-    closed = ridge._left_out(energy, z, z.T @ targets, targets, 0.1)
+    closed = probes._left_out(energy, z, z.T @ targets, targets, 0.1)
     error = 0.0
     for i in range(25):
         rest = np.arange(25) != i
@@ -126,15 +127,15 @@ def test_ridge_with_constant_features_one_class_and_one_example():
     x = np.full((4, 3), 0.1, np.float32)
     x[:, 0] = [0, 1, 0, 1]
     labels = np.array([0, 1, 0, 1])
-    assert ridge.fit_ridge(x, labels).predict(x).tolist() == labels.tolist()
-    assert ridge.fit_ridge(x, np.zeros(4, int)).predict(x).tolist() == [0, 0, 0, 0]
-    single = ridge.fit_ridge(x[:1], labels[1:2])
+    assert probes.fit_ridge(x, labels).predict(x).tolist() == labels.tolist()
+    assert probes.fit_ridge(x, np.zeros(4, int)).predict(x).tolist() == [0, 0, 0, 0]
+    single = probes.fit_ridge(x[:1], labels[1:2])
     assert single.predict(x).tolist() == [1, 1, 1, 1]
 
 
 def test_ridge_refuses_bad_penalties(digits):
     with pytest.raises(UserError, match="penalties"):
-        ridge.fit_ridge(digits[0], digits[1], penalties=(0.0,))
+        probes.fit_ridge(digits[0], digits[1], penalties=(0.0,))
 
 
 @given(st.integers(1, 6), st.floats(0.1, 100), st.integers(0, 10**6))
@@ -177,8 +178,8 @@ def test_probe_report_sets_representations_side_by_side(digits):
     )
     assert json.loads(json.dumps(report)) == report
     pixels, nothing = report["raw pixels"], report["noise"]
-    assert pixels["knn"]["value"] == knn.knn_accuracy(train, labels, test, truth)
-    assert pixels["ridge"]["value"] == ridge.ridge_accuracy(train, labels, test, truth)
+    assert pixels["knn"]["value"] == probes.knn_accuracy(train, labels, test, truth)
+    assert pixels["ridge"]["value"] == probes.ridge_accuracy(train, labels, test, truth)
     assert pixels["knn"]["low"] > 0.8 > 0.3 > nothing["knn"]["high"]
     assert pixels["ridge"]["low"] > 0.8 > 0.3 > nothing["ridge"]["high"]
 
@@ -186,9 +187,9 @@ def test_probe_report_sets_representations_side_by_side(digits):
 def test_k_is_the_one_that_leaving_one_out_prefers(digits):
     train, labels = digits[0][:200], digits[1][:200]
     accuracy = {}
-    for k in knn.NEIGHBOURS[:-1]:  # 200 others there are not
+    for k in probes.NEIGHBOURS[:-1]:  # 200 others there are not
         hits = [
-            knn.knn_predict(
+            probes.knn_predict(
                 np.delete(train, i, 0), np.delete(labels, i), train[[i]], k=k
             )
             == labels[i]
@@ -196,8 +197,8 @@ def test_k_is_the_one_that_leaving_one_out_prefers(digits):
         ]
         accuracy[k] = np.mean(hits)
     best = max(accuracy, key=lambda k: (accuracy[k], -k))
-    assert knn.choose_k(train, labels) == best
-    assert knn.choose_k(train[:1], labels[:1]) == 1
+    assert probes.choose_k(train, labels) == best
+    assert probes.choose_k(train[:1], labels[:1]) == 1
 
 
 def batches(x, sizes=(7, 1, 0, 300)):
@@ -237,8 +238,8 @@ def test_moments_may_be_read_between_batches():
 def test_streamed_ridge_and_spectrum_are_those_in_memory(digits):
     train, labels, test, _ = digits
     both = np.concatenate([train, np.eye(10)[labels]], axis=1)
-    probe = ridge.StreamedRidge(batches(both), 10).probe(0.1)
-    at_once = ridge.fit_ridge(train, labels, penalties=(0.1,))
+    probe = probes.StreamedRidge(batches(both), 10).probe(0.1)
+    at_once = probes.fit_ridge(train, labels, penalties=(0.1,))
     np.testing.assert_allclose(probe.scores(test), at_once.scores(test), atol=1e-9)
     found = spectrum.spectrum_report(batches(both), 64)
     assert found["effective_rank"] == pytest.approx(spectrum.effective_rank(train))
@@ -249,13 +250,13 @@ def test_streamed_ridge_takes_the_penalty_with_the_least_held_out_error(digits):
     x, y = digits[0], np.eye(10)[digits[1]]
     both = np.concatenate([x, y], axis=1)
     fit, held = batches(both[:100], (9,)), batches(both[100:], (50,))
-    chosen = ridge.StreamedRidge(fit, 10).choose(held)
+    chosen = probes.StreamedRidge(fit, 10).choose(held)
     error = {}
-    for penalty in ridge.PENALTIES:
-        probe = ridge.fit_ridge(x[:100], digits[1][:100], penalties=(penalty,))
+    for penalty in probes.PENALTIES:
+        probe = probes.fit_ridge(x[:100], digits[1][:100], penalties=(penalty,))
         error[penalty] = np.sum((probe.scores(x[100:]) - y[100:]) ** 2)
-        streamed = ridge.StreamedRidge(fit, 10).probe(penalty)
-        assert ridge._squared_error(streamed, held) == pytest.approx(error[penalty])
+        streamed = probes.StreamedRidge(fit, 10).probe(penalty)
+        assert probes._squared_error(streamed, held) == pytest.approx(error[penalty])
     assert chosen.chosen == min(error, key=error.__getitem__)
 
 

@@ -7,18 +7,18 @@ import pytest
 from afterimage.data.sets import array_set
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
-from afterimage.evaluation import layers as layers_module
-from afterimage.evaluation.layers import (
-    Representation,
-    encoder_representation,
-    pixel_representation,
-)
+from afterimage.evaluation import vectors as layers_module
 from afterimage.evaluation.representations import (
     PROBES,
     Protocol,
     representation_report,
 )
-from afterimage.evaluation.representations_text import representation_text
+from afterimage.evaluation.text import representation_text
+from afterimage.evaluation.vectors import (
+    Representation,
+    encoder_representation,
+    pixel_representation,
+)
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 

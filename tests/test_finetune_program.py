@@ -25,6 +25,7 @@ from afterimage.finetune.evaluate import evaluate, text
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig, Network, build_encoder
+from afterimage.training.callbacks import Callbacks
 
 MODEL = ModelConfig(name="conv", image_size=(8, 8), channels=1, width=0.25)
 PREPROCESSING = Preprocessing((8, 8), (0.4,), (0.3,), 1)
@@ -290,6 +291,45 @@ def test_averaged_weights_carry_averaged_moments(home, tmp_path):
         assert not np.array_equal(leaf, live[path])
     kept = load_classifier(str(result.run)).stats
     jax.tree.map(np.testing.assert_array_equal, flatten(kept["encoder"]), loaded)
+
+
+def test_the_report_is_there_from_the_first_evaluation_on(home, tmp_path):
+    """It says how far the run is, and has the curves so far."""
+    out, pages = tmp_path / "run", {}
+
+    def read(step, metrics):
+        pages[step] = (out / "report.html").read_text()
+        assert "train_accuracy" in metrics
+
+    settings = config(home, out, mode="probe", eval_every=2)
+    result = finetune(settings, callbacks=Callbacks(on_evaluation=read))
+    assert list(pages) == [2, 4]
+    assert "not finished, step 2 of 4" in pages[2]
+    assert "<svg" in pages[2]
+    assert "not finished" not in result.report.read_text()
+    assert "test accuracy" in result.report.read_text()
+
+
+def test_data_and_target_as_objects(home, tmp_path):
+    """Arrays in place of a spec; the run knows them again, and others are refused."""
+    (x, y), (x_test, y_test) = draw(0, 60), draw(1, 30)
+    arrays = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
+    dark = {name: a // 3 if a.dtype == np.uint8 else a for name, a in arrays.items()}
+    settings = {"data": None, "mode": "full", "methods": "coral", "target": "given"}
+    given = config(home, tmp_path / "run", **settings)
+    result = finetune(given, data=arrays, target=dark)
+    assert result.results["test"]["examples"] == 30
+    assert finetune(given, data=arrays, target=dark).complete
+    with pytest.raises(UserError, match="not those this run began with"):
+        finetune(given, data=arrays, target=arrays)
+    for wrong in (
+        given,
+        config(home, tmp_path / "run", **settings | {"target": None, "methods": ()}),
+    ):
+        with pytest.raises(UserError, match="target='given'"):
+            finetune(wrong, data=arrays, target=None if wrong is given else dark)
+    with pytest.raises(UserError, match="give the labelled images"):
+        finetune(config(home, tmp_path / "other", data=None, mode="probe"))
 
 
 def test_a_complete_run_is_left_alone(home, tmp_path, capsys):

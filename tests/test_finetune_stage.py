@@ -18,6 +18,7 @@ from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.l2_sp import l2, l2_sp
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.runs import Run
+from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import Callbacks
 from afterimage.training.groups import Group, migrate, moving_parts
 from afterimage.training.loop import Fit
@@ -215,10 +216,15 @@ def test_two_phase_thaws_with_a_fresh_count():
     np.testing.assert_allclose(np.median(np.abs(plain)), OPTIONS.lr, rtol=1e-3)
 
 
-class Batches:
-    """What the loop reads of a batch loader, one step a dispatch."""
+class Numbers(BatchLoader):
+    """Batches of plain vectors, one step a dispatch."""
 
-    stretch, data = 1, {}
+    def __init__(self):
+        self.data = {}
+
+    @property
+    def steps_per_dispatch(self):
+        return 1
 
     def blocks(self, start, lengths):
         for number, _ in enumerate(lengths, start):
@@ -245,7 +251,7 @@ def test_resume_across_the_boundary_is_exact(tmp_path):
 
         def told(step, _):
             if step == stop_after:
-                stop.request("test")
+                stop.name = "a test"
 
         with (
             Run(config.out, kind="t", config=config) as folder,
@@ -269,7 +275,7 @@ def test_resume_across_the_boundary_is_exact(tmp_path):
                 return trainer.train(
                     fresh() if state is None else state,
                     plan,
-                    lambda _: Batches(),
+                    lambda _: Numbers(),
                     stop,
                 )
             finally:

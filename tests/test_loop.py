@@ -17,7 +17,7 @@ from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.groups import split_groups
-from afterimage.training.loop import Fit, fit
+from afterimage.training.loop import Fit, Interval, fit
 from afterimage.training.mesh import make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import RunOptions, TrainingOptions
@@ -63,9 +63,8 @@ def train(
         out=str(out),
         eval_every=6,
         save_every=4,
-        log_every=2,
         tensorboard=False,
-        **settings,
+        **{"log_every": 2} | settings,
     )
     calls = []
 
@@ -97,9 +96,9 @@ def train(
         Store(out, best="min") as store,
         StopSignal() as stop,
     ):
-        start = 0
+        start, manifest = 0, {}
         if store.steps():
-            start, state, _ = store.restore(abstract(state))
+            start, state, manifest = store.restore(abstract(state))
         run.metrics.start(start)
         plan = Fit(
             run=run,
@@ -109,6 +108,7 @@ def train(
             total=12,
             evaluate=evaluate or default_evaluate,
             best="mse",
+            interval=Interval(manifest.get("interval")),
         )
         feed = BatchLoader(images, options=training, mesh=mesh)
         state = fit(plan, step, state, feed, end=12, stop=stop)
@@ -134,6 +134,55 @@ def test_lines_evaluations_and_checkpoints_come_when_due(tmp_path, images):
     assert Store(tmp_path / "run").steps() == [4, 8, 12]
     losses = [r["train/loss"] for r in lines if "train/loss" in r]
     assert losses[-1] < losses[0]
+
+
+def test_a_line_has_the_means_of_the_steps_since_the_last(tmp_path, images):
+    train(tmp_path / "each", images, log_every=1)
+    train(tmp_path / "run", images, log_every=5)
+    each = [r for r in _lines(tmp_path / "each") if "train/loss" in r]
+    lines = [r for r in _lines(tmp_path / "run") if "train/loss" in r]
+    assert [r["step"] for r in lines] == [5, 10, 12]
+    for line, first in zip(lines, (0, 5, 10), strict=True):
+        steps = each[first : line["step"]]
+        for name in ("train/loss", "train/grad_norm"):
+            assert line[name] == pytest.approx(np.mean([r[name] for r in steps]))
+        assert line["train/lr"] == steps[-1]["train/lr"]
+
+
+def test_steps_that_are_not_finite_are_no_part_of_a_mean(tmp_path, images):
+    spoiled = lambda *a: (  # noqa: E731
+        jnp.where(a[-1] == 1, jnp.nan, (found := _loss(*a))[0]),
+        found[1],
+    )
+    train(tmp_path / "each", images, loss=spoiled, log_every=1)
+    train(tmp_path / "run", images, loss=spoiled, log_every=3)
+    each, line = _lines(tmp_path / "each"), _lines(tmp_path / "run")[0]
+    mean = (each[0]["train/loss"] + each[2]["train/loss"]) / 2
+    assert each[1]["train/loss"] is None
+    assert line["train/loss"] == pytest.approx(mean)
+    assert line["train/skipped"] == 1
+
+
+@pytest.mark.parametrize("stop_at", [3, 7])
+def test_a_continued_run_has_the_means_of_steps_before_it_stopped(
+    tmp_path, images, stop_at
+):
+    """Checkpoints lie between lines, and so does the stop."""
+    train(tmp_path / "whole", images, log_every=5)
+
+    def loss(params, stats, batch, key, step):
+        jax.debug.callback(
+            lambda s: (
+                os.kill(os.getpid(), signal.SIGTERM) if int(s) == stop_at - 1 else None
+            ),
+            step,
+        )
+        return _loss(params, stats, batch, key, step)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", images, loss=loss, log_every=5)
+    train(tmp_path / "run", images, log_every=5)
+    assert _lines(tmp_path / "run") == _lines(tmp_path / "whole")
 
 
 def test_callbacks_are_called_when_each_is_due(tmp_path, images):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from afterimage.pretrain.program import pretrain as run_program
 
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
@@ -21,6 +20,8 @@ from afterimage.data import (
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.run import pretrain as run_program
+from afterimage.training.callbacks import Callbacks
 from afterimage.training.signals import StopSignal
 
 STEPS = 60
@@ -159,7 +160,7 @@ def test_encoder_loads_alone_and_is_the_average(finished):
         np.testing.assert_array_equal(loaded[path], average[path])
     assert manifest["trained"]["steps"] == step == STEPS
     assert manifest["trained"]["objective"] == "plain"
-    assert manifest["trained"]["loss"] == "mse"
+    assert manifest["trained"]["settings"]["loss"] == "mse"
     assert manifest["data"]["fingerprint"] == open_data("digits").train.fingerprint
     model = ModelConfig.from_dict(manifest["model"])
     from flax import nnx
@@ -295,6 +296,40 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert not result.complete
     assert_equal_runs(out, finished.run)
     assert result.metrics == finished.metrics
+
+
+def test_the_report_is_there_from_the_first_evaluation_on(tmp_path):
+    pages = []
+    report = tmp_path / "run" / "report.html"
+    callbacks = Callbacks(
+        on_evaluation=lambda step, _: pages.append((step, report.read_text()))
+    )
+    settings = {"steps": 4, "eval_every": 2, "probe_images": 0, "pictures": 0}
+    run_program(config(tmp_path / "run", **settings), callbacks=callbacks)
+    assert [step for step, _ in pages] == [2, 4]
+    for step, page in pages:
+        assert f"not finished, step {step} of 4 steps" in page
+    assert "not finished" not in report.read_text()
+
+
+def test_data_may_be_an_object(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
+    settings = {"steps": 2, "eval_every": 2, "data": None, "pictures": 0}
+    mine = config(tmp_path / "run", **settings)
+    result = run_program(mine, data={"images": images})
+    assert np.isfinite(result.metrics["loss"])
+    assert run_program(mine, data={"images": images}).complete
+    with pytest.raises(UserError, match="other data"):
+        run_program(mine, data={"images": images[::-1]})
+
+
+def test_data_are_given_once(tmp_path):
+    images = np.zeros((80, 8, 8, 1), np.uint8)
+    with pytest.raises(UserError, match="give one of them"):
+        run_program(config(tmp_path / "run"), data=images)
+    with pytest.raises(UserError, match="give --data"):
+        run_program(config(tmp_path / "run", data=None))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -1,29 +1,38 @@
-"""What an encoder is worth: probes, spectrum, alignment, confusion, calibration."""
+"""How good features are: probes, spectrum, alignment, confusion, calibration."""
 
 from typing import TYPE_CHECKING
 
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
-    from afterimage.evaluation.alignment import alignment_matrix, linear_cka
     from afterimage.evaluation.classification import classification_report
     from afterimage.evaluation.embedding import draw_embedding, embed
-    from afterimage.evaluation.knn import choose_k, knn_accuracy, knn_predict
-    from afterimage.evaluation.layers import (
+    from afterimage.evaluation.logistic import fit_logistic
+    from afterimage.evaluation.probes import (
+        LinearProbe,
+        StreamedRidge,
+        choose_k,
+        fit_ridge,
+        knn_accuracy,
+        knn_predict,
+        pixel_vectors,
+        probe_report,
+        ridge_accuracy,
+    )
+    from afterimage.evaluation.representations import Protocol, representation_report
+    from afterimage.evaluation.spectrum import (
+        Moments,
+        alignment_matrix,
+        collapsed_dimensions,
+        effective_rank,
+        linear_cka,
+    )
+    from afterimage.evaluation.text import report_text, representation_text
+    from afterimage.evaluation.vectors import (
         Representation,
         encoder_representation,
         pixel_representation,
-        pixel_vectors,
     )
-    from afterimage.evaluation.linear import LinearProbe
-    from afterimage.evaluation.logistic import fit_logistic
-    from afterimage.evaluation.moments import Moments
-    from afterimage.evaluation.probes import probe_report
-    from afterimage.evaluation.render import report_text
-    from afterimage.evaluation.representations import Protocol, representation_report
-    from afterimage.evaluation.representations_text import representation_text
-    from afterimage.evaluation.ridge import StreamedRidge, fit_ridge, ridge_accuracy
-    from afterimage.evaluation.spectrum import collapsed_dimensions, effective_rank
 
 __all__ = [
     "LinearProbe",
@@ -53,28 +62,33 @@ __all__ = [
     "ridge_accuracy",
 ]
 
-_HOMES = {
-    "alignment": "alignment_matrix linear_cka",
-    "classification": "classification_report",
-    "embedding": "draw_embedding embed",
-    "knn": "choose_k knn_accuracy knn_predict",
-    "layers": "Representation encoder_representation pixel_representation "
-    "pixel_vectors",
-    "linear": "LinearProbe",
-    "logistic": "fit_logistic",
-    "moments": "Moments",
-    "probes": "probe_report",
-    "render": "report_text",
-    "representations": "Protocol representation_report",
-    "representations_text": "representation_text",
-    "ridge": "StreamedRidge fit_ridge ridge_accuracy",
-    "spectrum": "collapsed_dimensions effective_rank",
-}
 __getattr__, __dir__ = exports(
     __name__,
     {
-        name: f"{__name__}.{module}"
-        for module, names in _HOMES.items()
-        for name in names.split()
+        "LinearProbe": "afterimage.evaluation.probes",
+        "Moments": "afterimage.evaluation.spectrum",
+        "Protocol": "afterimage.evaluation.representations",
+        "Representation": "afterimage.evaluation.vectors",
+        "StreamedRidge": "afterimage.evaluation.probes",
+        "alignment_matrix": "afterimage.evaluation.spectrum",
+        "choose_k": "afterimage.evaluation.probes",
+        "classification_report": "afterimage.evaluation.classification",
+        "collapsed_dimensions": "afterimage.evaluation.spectrum",
+        "draw_embedding": "afterimage.evaluation.embedding",
+        "effective_rank": "afterimage.evaluation.spectrum",
+        "embed": "afterimage.evaluation.embedding",
+        "encoder_representation": "afterimage.evaluation.vectors",
+        "fit_logistic": "afterimage.evaluation.logistic",
+        "fit_ridge": "afterimage.evaluation.probes",
+        "knn_accuracy": "afterimage.evaluation.probes",
+        "knn_predict": "afterimage.evaluation.probes",
+        "linear_cka": "afterimage.evaluation.spectrum",
+        "pixel_representation": "afterimage.evaluation.vectors",
+        "pixel_vectors": "afterimage.evaluation.probes",
+        "probe_report": "afterimage.evaluation.probes",
+        "report_text": "afterimage.evaluation.text",
+        "representation_report": "afterimage.evaluation.representations",
+        "representation_text": "afterimage.evaluation.text",
+        "ridge_accuracy": "afterimage.evaluation.probes",
     },
 )

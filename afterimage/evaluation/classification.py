@@ -7,22 +7,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Num
 
 from afterimage.errors import UserError
-from afterimage.evaluation.checks import Array, check_labelled
-
-_Z = 1.959963984540054  # the normal distribution's 97.5 % point
-
-
-def wilson(successes: int, trials: int) -> dict[str, float]:
-    """A share with its 95 % Wilson score interval: {"value", "low", "high"} in [0, 1].
-
-    Centre (p + z²/2n) / (1 + z²/n), half-width z √(p(1-p)/n + z²/4n²) / (1 + z²/n).
-    """
-    p, shrink = successes / trials, 1 + _Z**2 / trials
-    centre = (p + _Z**2 / (2 * trials)) / shrink
-    half = _Z * np.sqrt(p * (1 - p) / trials + _Z**2 / (4 * trials**2)) / shrink
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    # At 0 and 1 the bound is the value itself, but for rounding.
-    return {"value": p, "low": float(min(low, p)), "high": float(max(high, p))}
+from afterimage.evaluation.probes import Array, check_labelled, wilson
 
 
 def probabilities(
@@ -53,43 +38,29 @@ def probabilities(
     return p
 
 
-def confusion_matrix(
+def macro_f1(
     labels: Integer[Array, " _n"],
     predicted: Integer[Array, " n"],
-    classes: int,
     weights: Float[np.ndarray, " n"] | None = None,
-) -> Num[np.ndarray, "classes classes"]:
-    """Counts, or sums of `weights`; the row is the true class, the column the predicted
-    one."""
-    cell = np.asarray(labels, np.int64) * classes + np.asarray(predicted)
-    counts = np.bincount(cell, weights=weights, minlength=classes**2)
-    return counts.reshape(classes, classes)
-
-
-def class_scores(confusion: Num[np.ndarray, "c c"]) -> dict[str, np.ndarray]:
-    """Precision, recall, F1 and support of each class; 0 where undefined."""
-    hit = np.diag(confusion).astype(np.float64)
-    support, named = confusion.sum(axis=1), confusion.sum(axis=0)
-
-    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        return part / np.where(whole > 0, whole, 1)
-
-    return {
-        "precision": share(hit, named),
-        "recall": share(hit, support),
-        "f1": share(2 * hit, support + named),
-        "support": support,
-    }
-
-
-def macro_f1(confusion: Num[np.ndarray, "c c"]) -> float:
+) -> float:
     """Mean F1 over the classes that occur in the labels.
 
     A class absent from the labels has no recall and is left out; predicting it still
     costs the class that it was taken from.
     """
-    scores = class_scores(confusion)
-    return float(scores["f1"][scores["support"] > 0].mean())
+    from sklearn.metrics import f1_score
+
+    labels = np.asarray(labels)
+    return float(
+        f1_score(
+            labels,
+            np.asarray(predicted),
+            labels=np.unique(labels if weights is None else labels[weights > 0]),
+            average="macro",
+            sample_weight=weights,
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]
+        )
+    )
 
 
 def _calibration_terms(p: np.ndarray, labels: np.ndarray, bins: int):
@@ -151,6 +122,8 @@ def classification_report(
     Raises UserError for no examples, lengths that differ, labels outside the classes,
     and what `probabilities` refuses.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     p = probabilities(scores, kind)
     truth = check_labelled("test", p, labels)
     names = list(class_names or [str(i) for i in range(p.shape[1])])
@@ -160,13 +133,20 @@ def classification_report(
             f"{truth.max()}: the numbers must agree, labels counting from 0."
         )
     predicted = p.argmax(axis=1)
-    counts = confusion_matrix(truth, predicted, len(names))
-    each = class_scores(counts)
+    classes = np.arange(len(names))
+    counts = confusion_matrix(truth, predicted, labels=classes)
+    keys = ("precision", "recall", "f1", "support")
+    each = precision_recall_fscore_support(
+        truth,
+        predicted,
+        labels=classes,
+        zero_division=0.0,  # pyright: ignore[reportArgumentType]
+    )
     return {
         "examples": len(truth),
         "accuracy": wilson(int(np.trace(counts)), len(truth)),
         "macro_f1": bootstrap(
-            macro_f1(counts), _f1_of_resample(counts), draws=draws, seed=seed
+            macro_f1(truth, predicted), _f1_of_resample(counts), draws=draws, seed=seed
         ),
         "calibration_error": bootstrap(
             calibration_error(p, truth, bins=bins),
@@ -176,11 +156,11 @@ def classification_report(
         ),
         "calibration_bins": bins,
         "classes": [
-            {"name": name, **{key: each[key][i].item() for key in each}}
-            for i, name in enumerate(names)
+            {"name": name, **{k: v.item() for k, v in zip(keys, scores)}}
+            for name, *scores in zip(names, *map(np.asarray, each))
         ],
         "confusion": counts.tolist(),
-        "absent": [n for n, s in zip(names, each["support"]) if not s],
+        "absent": [n for n, s in zip(names, counts.sum(axis=1)) if not s],
     }
 
 

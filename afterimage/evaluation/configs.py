@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from afterimage.checkpoints import files, schemas
-from afterimage.checkpoints.files import disk_fault, replace_file
-from afterimage.errors import DiskError
+from afterimage.checkpoints.files import replace_file
+from afterimage.errors import disk_errors
 from afterimage.fields import field_problems
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
@@ -159,9 +159,6 @@ def is_classifier(path: str) -> bool:
 
 def write(file: Path, content: bytes) -> None:
     """Write a file, folders included; DiskError where it cannot be."""
-    try:
+    with disk_errors(f"out={file} was not written"):
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, content)
-    except OSError as error:
-        fault = disk_fault(error) or str(error)
-        raise DiskError(f"out={file} was not written: {fault}") from error

@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Num
 
 from afterimage.errors import UserError
-from afterimage.evaluation.checks import Array, check_labelled
-from afterimage.evaluation.linear import (
+from afterimage.evaluation.probes import (
+    Array,
     LinearProbe,
+    check_labelled,
     principal,
     usable_scale,
 )

@@ -1,14 +1,88 @@
-"""How many dimensions the features really use."""
+"""Moments of vectors that come in batches; rank, idle dimensions, alignment."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, cast
 
+import jax
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Num
 
 from afterimage.errors import UserError
-from afterimage.evaluation.checks import Array
-from afterimage.evaluation.moments import Moments
+
+Array = np.ndarray | jax.Array
+
+
+class Moments:
+    """Count, mean and scatter Σ (x - mean)(x - mean)ᵀ of all vectors added so far.
+
+    In float64, by exact merging: with δ the difference of the means of two sets of n
+    and m vectors, scatter = scatter₁ + scatter₂ + δ δᵀ n m / (n + m). The order and the
+    sizes of the batches change rounding only. Memory is a few times size² numbers,
+    however many vectors there are.
+    """
+
+    def __init__(self, size: int):
+        self._size, self._count = size, 0
+        self._mean, self._scatter = np.zeros(size), np.zeros((size, size))
+        # Vectors to be merged together: a merge passes over size² numbers, and of wide
+        # vectors a batch is few.
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, vectors: Num[np.ndarray, "n d"]) -> None:
+        """`vectors` [n, size] more; none at all is allowed. They are kept as given."""
+        if len(vectors):
+            self._waiting.append(vectors)
+        if sum(map(len, self._waiting)) >= self._size:
+            self._settle()
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """The moments of both sets together."""
+        both = Moments(self._size)
+        for one in (self, other):
+            if one.count:
+                both._merge(one.count, one.mean, one.scatter)
+        return both
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        x = np.concatenate(self._waiting).astype(np.float64)
+        self._waiting = []
+        mean = x.mean(axis=0)
+        x -= mean
+        self._merge(len(x), mean, x.T @ x)
+
+    def _merge(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        total, delta = self._count + count, mean - self._mean
+        self._scatter += scatter
+        self._scatter += np.outer(delta, delta) * (self._count * count / total)
+        self._mean += delta * (count / total)
+        self._count = total
+
+    @property
+    def count(self) -> int:
+        """Vectors so far."""
+        self._settle()
+        return self._count
+
+    @property
+    def mean(self) -> Float[np.ndarray, " d"]:
+        """Their mean."""
+        self._settle()
+        return self._mean
+
+    @property
+    def scatter(self) -> Float[np.ndarray, "d d"]:
+        """The sum of the outer products of their differences from it."""
+        self._settle()
+        return self._scatter
+
+    @property
+    def deviation(self) -> Float[np.ndarray, " d"]:
+        """Standard deviation of each dimension."""
+        return np.sqrt(np.diag(self.scatter) / max(self.count, 1))
 
 
 def thin_svd(
@@ -91,3 +165,36 @@ def _idle(deviation: Float[np.ndarray, " d"], noise: float, below: float) -> int
 def _noise(features: Num[Array, "n d"]) -> float:
     """Deviations below this are float32 rounding of equal values."""
     return 1e-6 * float(np.abs(np.asarray(features)).max())
+
+
+def alignment_matrix(
+    moments: Moments, sizes: Sequence[int]
+) -> Float[np.ndarray, "k k"]:
+    """Linear CKA between all pairs of layers, whose vectors were added side by side.
+
+    CKA(X, Y) = ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) over centred columns, in [0, 1]: HSIC with
+    linear kernels, normalised (Kornblith et al. 2019, arXiv:1905.00414). 1 for layers
+    that differ by a rotation and a scale; 0 where one does not vary at all. `sizes` are
+    the layers' dimensions in order.
+    """
+    edges = np.cumsum([0, *sizes])
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    energy = np.array(
+        [[np.sum(moments.scatter[a, b] ** 2) for b in parts] for a in parts]
+    )
+    size = np.sqrt(np.outer(np.diag(energy), np.diag(energy)))
+    # Rounding may leave a hair above 1.
+    return np.minimum(energy / np.where(size > 0, size, 1), 1.0)
+
+
+def linear_cka(x: Num[Array, "n d"], y: Num[Array, "n e"]) -> float:
+    """Linear CKA of two sets of vectors of the same images, see `alignment_matrix`.
+
+    Raises UserError for values that are not finite.
+    """
+    both = np.concatenate([np.asarray(x), np.asarray(y)], axis=1).astype(np.float64)
+    if not np.isfinite(both).all():
+        raise UserError("CKA needs vectors that are finite.")
+    moments = Moments(both.shape[1])
+    moments.add(both)
+    return float(alignment_matrix(moments, [x.shape[1], y.shape[1]])[0, 1])

@@ -21,8 +21,8 @@ class Callbacks:
     """
 
     on_log: Callable[[int, Metrics], None] = _nothing
-    """on_log(step, metrics), at each line of metrics.jsonl: the training metrics of
-    this step (`loss`, `lr`, …)."""
+    """on_log(step, metrics), at each line of metrics.jsonl: the training metrics
+    (`loss`, `lr`, …), means over the steps since the last line."""
 
     on_evaluation: Callable[[int, Metrics], None] = _nothing
     """on_evaluation(step, metrics), after each evaluation."""

@@ -9,7 +9,7 @@ from afterimage.console import say
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.loop import Fit
+from afterimage.training.loop import Fit, Interval
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State
 from afterimage.training.trainer import Trainer
@@ -102,7 +102,7 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
     total = trainer.stage.steps
 
     def tell(text: str) -> None:
-        if run.first:
+        if run.is_main_process:
             say(text)
 
     store = Store(
@@ -157,6 +157,7 @@ def _train(
         best=job.best,
         derive=job.derive,
         report=job.report,
+        interval=Interval(job.trainer.manifest.get("interval")),
         callbacks=callbacks,
     )
     try:

@@ -28,6 +28,44 @@ Evaluate = Callable[[State, int, StopSignal], Mapping[str, float]]
 between batches."""
 
 
+_LAST = frozenset({"lr", "skipped", "bad_row"})
+"""Metrics of which a line has the last value, not the mean."""
+
+
+class Interval:
+    """The metrics of the steps since the last line: their means make the next one.
+
+    Steps whose value is not finite are left out. Sums are kept with every checkpoint
+    (`stored`), so that a continued run writes the lines of an uninterrupted one.
+    """
+
+    def __init__(self, stored: Any = None):
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        for name, (total, count) in (stored or {}).items():
+            self.sums[name], self.counts[name] = total, count
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """The metrics of one more step."""
+        for name, value in metrics.items():
+            if name not in _LAST and math.isfinite(value):
+                # The first as it is: a mean of one step is that step's value.
+                before = self.sums.get(name)
+                self.sums[name] = value if before is None else before + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self, last: Mapping[str, Any]) -> dict[str, Any]:
+        """The line after a step whose own metrics are `last`; begins anew."""
+        sums, counts = self.sums, self.counts
+        self.sums, self.counts = {}, {}
+        means = {n: sums[n] / c if c > 1 else sums[n] for n, c in counts.items()}
+        return {name: means.get(name, value) for name, value in last.items()}
+
+    def stored(self) -> dict[str, tuple[float, int]]:
+        """{metric: [sum, steps]}, for the manifest of a checkpoint."""
+        return {name: (total, self.counts[name]) for name, total in self.sums.items()}
+
+
 @dataclasses.dataclass
 class Fit:
     """What a run needs beside its steps, the same in every phase."""
@@ -49,6 +87,8 @@ class Fit:
     differs from run to run stays out of the compiled step, so that runs share it."""
     report: Callable[[int], None] = lambda step: None
     """Called after each evaluation, when its line is written."""
+    interval: Interval = dataclasses.field(default_factory=Interval)
+    """The steps since the last line; of a continued run those before it stopped too."""
     callbacks: Callbacks = NO_CALLBACKS
 
     def __post_init__(self) -> None:
@@ -114,12 +154,14 @@ class _Pending:
 
     def _record(self, step: int, metrics: dict[str, Any], index: np.ndarray) -> None:
         fit = self.fit
+        fit.interval.add(metrics)
         if step % fit.config.log_every == 0 or step == fit.total:
+            means = fit.interval.take(metrics)
             timing = fit.progress.timing()
-            row = {f"train/{k}": v for k, v in metrics.items()} | timing
+            row = {f"train/{k}": v for k, v in means.items()} | timing
             fit.run.metrics.write(step, row)
-            fit.progress.show(step, metrics)
-            fit.callbacks.on_log(step, metrics)
+            fit.progress.show(step, means)
+            fit.callbacks.on_log(step, means)
         self.bad_row = metrics["bad_row"]
         if self.bad_row:
             self._report_bad(step, metrics, index)
@@ -131,7 +173,7 @@ class _Pending:
         record = {"step": step, "loss": str(metrics["loss"]), "ids": ids}
         record["grad_norm"] = str(metrics["grad_norm"])
         path = self.fit.run.path / "nonfinite" / f"{step:08d}.json"
-        if self.fit.run.first:
+        if self.fit.run.is_main_process:
             path.parent.mkdir(exist_ok=True)
             write_json(path, record)
         self.fit.progress.note(
@@ -193,6 +235,8 @@ def _save(fit: Fit, state: State, step: int, *, evaluated: bool) -> None:
     metric = fit.last.get(fit.best) if fit.best and evaluated else None
     encoder = fit.artefact(state) if fit.artefact else None
     manifest = {"metrics": fit.last if evaluated else {}, **fit.manifest(state)}
+    if steps := fit.interval.stored():
+        manifest["interval"] = steps
     told = fit.callbacks.on_checkpoint
     fit.store.save(
         step,

@@ -19,8 +19,9 @@ class DataOptions(ReadingOptions):
     """Which images, at which size."""
 
     data: str
-    """Where the images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
-    tfds:NAME, synthetic:HxWxC."""
+    """Where the images are: the path of a folder, or of a .zip, .csv or .npz file; or
+    digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC."""
 
     image_size: int | None = None
     """Side of the square the images are resized to, pixels. Default: the data's own

@@ -41,6 +41,8 @@ class Trainer:
         self, stage: Stage, shapes: Mapping[str, Any], *, mesh: Mesh, images: int
     ):
         self.stage, self.mesh = stage, mesh
+        self.manifest: Mapping[str, Any] = {}
+        """What the checkpoint that was resumed from says besides its state."""
         self.phases = [self._ready(i, shapes, images) for i in range(len(stage.phases))]
 
     def _ready(self, index: int, shapes: Mapping[str, Any], images: int) -> Ready:
@@ -89,7 +91,7 @@ class Trainer:
         state = make_fresh()
         for index in range(self.stage.phase_of(step)):
             state = self.cross(state, index)
-        _, state, _ = store.restore(abstract(state), step=step)
+        _, state, self.manifest = store.restore(abstract(state), step=step)
         return state
 
     def cross(self, state: State, index: int) -> State:

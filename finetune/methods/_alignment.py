@@ -24,5 +24,4 @@ class Alignment(Method):
     """Weight beside the loss of the labels."""
 
     def problems(self, config):
-        del config
         return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]

@@ -46,7 +46,6 @@ class EpisodeMethod(Method):
 
     def gradient(self, setup: Setup) -> Estimator:
         """How a step's gradient comes from its episodes."""
-        del setup
         return plain_gradient
 
     def scorer(self, setup: Setup) -> Callable[[Sampler, Model], Score]:
@@ -70,7 +69,6 @@ class InnerSteps(EpisodeMethod):
     """The same when a held-out episode is scored. Default: inner_steps."""
 
     def problems(self, config):
-        del config
         found = [
             f"{name}={getattr(self, name)}: at least 1"
             for name in ("inner_steps", "test_inner_steps")
@@ -82,7 +80,6 @@ class InnerSteps(EpisodeMethod):
 
     def adaptation(self, setup: Setup) -> "Adaptation":
         """What happens within an episode."""
-        del setup
         return Adaptation(steps=self.inner_steps, lr=self.inner_lr)
 
     def scorer(self, setup):
@@ -96,7 +93,6 @@ class InnerSteps(EpisodeMethod):
             return setup.classifier.predict(unflatten(leaves), stats, images, HEAD)
 
         def loss(leaves: Leaves, stats: Any, given: Any, key: Any) -> Any:
-            del key
             found = logits(leaves, stats, given["image"])
             return smoothed_cross_entropy(found, of_support, 0.0).mean(), None
 

@@ -43,7 +43,6 @@ class CDAN(Alignment):
     """CDAN+E: examples that are predicted with certainty weigh more."""
 
     def terms(self, setup, phase=0):
-        del phase
         classes, seed = setup.heads[HEAD].classes, setup.config.seed
         settings: dict[str, Any] = {"by_entropy": self.entropy, "seed": seed}
         return [cdan(setup.width, classes, self.weight, **settings)]

@@ -98,7 +98,6 @@ class Compose(Method):
     filled with a colour and a target image, what is dark with others."""
 
     def providers(self, setup, known, now):
-        del setup
         own = jax.random.fold_in(now.key, zlib.crc32(b"composing"))
         augmented = known["train/view"]
 
@@ -112,7 +111,6 @@ class Compose(Method):
     def pictures(self, setup, model, folder):
         """Labelled images, target images, and what is made of the two at full strength;
         the augmentation is left out."""
-        del model
         if folder is None:
             return {}
         pixels = []

@@ -24,7 +24,6 @@ class CORAL(Alignment):
     """Weight beside the loss of the labels."""
 
     def terms(self, setup, phase=0):
-        del setup, phase
         return [coral_term(self.weight)]
 
 

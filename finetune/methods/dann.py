@@ -33,7 +33,6 @@ class DANN(Alignment):
     """An adversary tells the features of both domains apart (DANN)."""
 
     def terms(self, setup, phase=0):
-        del phase
         return [dann(setup.width, self.weight, seed=setup.config.seed)]
 
 

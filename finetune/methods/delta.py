@@ -29,11 +29,9 @@ class Delta(Method):
     """Weight of half the mean squared distance of the feature maps."""
 
     def problems(self, config):
-        del config
         return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
 
     def terms(self, setup, phase=0):
-        del setup, phase
         return [delta(self.weight)]
 
 

@@ -50,7 +50,6 @@ class DensityRatio(Method):
         return f"importance-weighted by the density ratio ({self.estimator})"
 
     def problems(self, config):
-        del config
         return [] if self.cap >= 1 else [f"cap={self.cap}: at least 1"]
 
     def example_weights(self, setup, model, say):

@@ -108,15 +108,12 @@ class Distil(Method):
         return setup.opened[self.name].kept()
 
     def labelled_terms(self, setup, terms, phase):
-        del setup, phase
         return [terms[0].times(self.label_weight), *terms[1:]]
 
     def providers(self, setup, known, now):
-        del known
         return setup.opened[self.name].providers(now.stats[self.name])
 
     def terms(self, setup, phase=0):
-        del phase
         default = tuple(_WEIGHTS.get(kind, 1.0) for kind in self.kinds)
         terms = []
         for kind, weight in zip(self.kinds, self.weights or default):

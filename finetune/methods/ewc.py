@@ -33,7 +33,6 @@ class EWC(Method):
     """Weight of the penalty. Needs --weight-decay 0."""
 
     def problems(self, config):
-        del config
         return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
 
     def state(self, setup):
@@ -63,7 +62,6 @@ class EWC(Method):
         return {"importance": importance, "anchor": anchor}
 
     def providers(self, setup, known, now):
-        del setup, known
         kept = now.stats[self.name]
         return {
             "ewc/importance": lambda _: kept["importance"],
@@ -71,7 +69,6 @@ class EWC(Method):
         }
 
     def terms(self, setup, phase=0):
-        del setup
         return [elastic(self.weight)] if phase else []
 
 

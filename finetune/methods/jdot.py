@@ -42,7 +42,6 @@ class JDOT(Alignment):
         return found
 
     def terms(self, setup, phase=0):
-        del setup, phase
         return [jdot_term(self.weight, self.mass)]
 
 

@@ -29,7 +29,6 @@ class JMMD(Alignment):
     """A kernel distance between features and predictions together (JMMD)."""
 
     def terms(self, setup, phase=0):
-        del setup, phase
         return [jmmd_term(self.weight)]
 
 

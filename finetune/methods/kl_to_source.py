@@ -34,7 +34,6 @@ class KLToSource(Method):
         return True
 
     def problems(self, config):
-        del config
         return [
             f"{name}={getattr(self, name)}: more than 0"
             for name in ("weight", "temperature")
@@ -42,7 +41,6 @@ class KLToSource(Method):
         ]
 
     def terms(self, setup, phase=0):
-        del setup, phase
         return [kl_to_source(self.weight, self.temperature)]
 
 

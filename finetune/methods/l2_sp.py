@@ -54,7 +54,6 @@ class L2SP(Method):
         return self.fisher
 
     def problems(self, config):
-        del config
         found = [
             f"{name}={getattr(self, name)}: at least 0"
             for name in ("weight", "head")
@@ -72,7 +71,6 @@ class L2SP(Method):
 
     def measure(self, setup, model, say):
         """The source's Fisher information on the labelled images."""
-        del say
         if not self.fisher:
             return None
         source = model[1]["source"]
@@ -86,13 +84,11 @@ class L2SP(Method):
         return {"fisher": scaled(fisher_of(logits, params, setup.data.labels.train))}
 
     def providers(self, setup, known, now):
-        del setup, known
         if not self.fisher:
             return {}
         return {"source/fisher": lambda _: now.stats[self.name]["fisher"]}
 
     def terms(self, setup, phase=0):
-        del setup, phase
         found = [l2_sp(self.weight, fisher=self.fisher)] if self.weight else []
         return [*found, *([l2(self.head)] if self.head else [])]
 

@@ -38,7 +38,6 @@ class LwF(Method):
         return True
 
     def problems(self, config):
-        del config
         return [
             f"{name}={getattr(self, name)}: more than 0"
             for name in ("weight", "temperature")
@@ -52,14 +51,12 @@ class LwF(Method):
 
     def remember(self, setup, state, phase):
         """The model as it is."""
-        del setup, phase
         # Copies: the state is donated, and one buffer cannot be donated twice.
         return jax.tree.map(jnp.copy, _model(state["params"], state["stats"]))
 
     def providers(self, setup, known, now):
         """`previous/logits/HEAD` of the training images, by the model as it was, in
         evaluation mode."""
-        del known
         read, kept = setup.classifier, now.stats[self.name]
         params, stats = kept["params"], kept["stats"]
 

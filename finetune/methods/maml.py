@@ -42,7 +42,6 @@ class MAML(InnerSteps):
     2022). Finn's MAML has separate weights."""
 
     def adaptation(self, setup):
-        del setup
         tied = self.tied_head
         return Adaptation(
             steps=self.inner_steps,

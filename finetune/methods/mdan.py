@@ -57,7 +57,6 @@ class MDAN(Alignment):
         return found
 
     def terms(self, setup, phase=0):
-        del phase
         count = len(setup.data.labels.train.tasks[SOURCE].class_names)
         settings: dict[str, Any] = {"gamma": self.gamma, "seed": setup.config.seed}
         labelled = setup.labelled[0]

@@ -28,7 +28,6 @@ class MMD(Alignment):
     """A kernel distance between the features of both domains (MMD)."""
 
     def terms(self, setup, phase=0):
-        del setup, phase
         return [mmd_term(self.weight)]
 
 

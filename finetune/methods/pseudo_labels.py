@@ -171,7 +171,6 @@ class PseudoLabels(Method):
         return {**kept, "propagated": jnp.asarray(classes, jnp.int32)}
 
     def providers(self, setup, known, now):
-        del setup
         kept, found = now.stats.get(self.name, {}), {}
         if "propagated" in kept:
             index = now.batch[f"{STREAM}/index"]
@@ -211,7 +210,6 @@ class PseudoLabels(Method):
         return {**found, "stats/next": after}
 
     def terms(self, setup, phase=0):
-        del phase
         aligned = self.distribution_alignment
         term = pseudo_labels(
             self.weight,

@@ -28,7 +28,6 @@ class Replay(Method):
         return True
 
     def problems(self, config):
-        del config
         if self.memory < 1:
             return [f"memory={self.memory}: at least 1 image of each class"]
         return []

@@ -55,7 +55,6 @@ class Sources(Method):
 
     def example_weights(self, setup, model, say):
         """The weight of each image by the source it comes from."""
-        del model, say
         if not self.weights:
             return {}
         numbers = setup.data.labels.train.tasks[SOURCE].values

@@ -40,7 +40,6 @@ class Tasks(Method):
     """Weights of the labels' own task and of each of columns. Default: 1 each."""
 
     def problems(self, config):
-        del config
         found = [] if self.columns else ["columns: give at least one"]
         if self.weights and len(self.weights) != len(self.columns) + 1:
             found.append(
@@ -62,7 +61,6 @@ class Tasks(Method):
 
     def labelled_terms(self, setup, terms, phase):
         """The labels' own loss, weighed, and the cross-entropy of every other task."""
-        del phase
         config, tasks = setup.config, setup.data.labels.train.tasks
         weights = self.weights or (1.0,) * (1 + len(self.columns))
         own = [term.times(weights[0]) for term in terms]

@@ -27,12 +27,13 @@ class Task:
 
     def problems(self, config: "FinetuneConfig") -> list[str]:
         """What cannot work, a sentence each, without the task's name."""
-        del config
         return []
 
-    def job(self, config: "FinetuneConfig", data: "Data", run: "Run") -> "FinetuneJob":
-        """The job that `afterimage.training.job.execute` runs."""
-        raise NotImplementedError
+    def job(
+        self, config: "FinetuneConfig", data: "Data", run: "Run"
+    ) -> "FinetuneJob | None":
+        """The job that `afterimage.training.job.execute` runs; None for that of plain
+        classification."""
 
     def leave_out(self, config: "FinetuneConfig", names: Iterable[str]) -> list[str]:
         """A problem for each of these settings that is not at its default, and for a

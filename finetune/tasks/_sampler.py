@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Int32
 from afterimage.data import ImageSet
 from afterimage.data.sets import Empty
 from afterimage.errors import DataError
-from afterimage.evaluation.knn import unit_rows
+from afterimage.evaluation.probes import unit_rows
 from afterimage.finetune.data import known_labels
 from afterimage.training.batches import Batches, BatchLoader
 

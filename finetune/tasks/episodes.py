@@ -14,7 +14,7 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.evaluation.render import percent
+from afterimage.evaluation.text import percent
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels
@@ -141,11 +141,9 @@ class EpisodeJob(FinetuneJob):
         self._scorer = method.scorer(setup)
 
     def feed(self, phase: int) -> BatchLoader:
-        del phase
         return EpisodeLoader(self.setup.plan, options=self.config, mesh=self.setup.mesh)
 
     def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
-        del step
         # Behind those of the last training step.
         first = self.setup.steps * self.config.task.per_step
         score = self._scorer(self.setup.plan, self.weights(state)[:2])

@@ -117,23 +117,39 @@ def test_a_background_error_is_raised_by_the_next_call(
     assert_only_good_steps(tmp_path, [1, 4])
 
 
-def test_a_background_error_is_logged_at_once(tmp_path, failing, caplog):
-    store = Store(tmp_path)
+def test_a_background_error_is_told_once(tmp_path, failing, caplog):
+    notes: list[str] = []
     failing(FULL)
-    store.save(2, SMALL, manifest={})
-    assert store._thread is not None
-    store._thread.join()
-    assert "Step 2 was not saved" in caplog.text
-    with pytest.raises(SaveError):
-        store.check()
+    with pytest.raises(SaveError, match="Step 2 was not saved"):
+        with Store(tmp_path, warn=notes.append) as store:
+            store.save(2, SMALL, manifest={})
+    assert not caplog.text
+    assert not notes
 
 
 def test_an_exception_in_the_loop_is_not_hidden_by_a_failed_save(tmp_path, failing):
+    notes: list[str] = []
     failing(FULL)
     with pytest.raises(ZeroDivisionError):
-        with Store(tmp_path) as store:
+        with Store(tmp_path, warn=notes.append) as store:
             store.save(1, SMALL, manifest={})
             raise ZeroDivisionError
+    (note,) = notes
+    assert "Step 1 was not saved" in note
+
+
+def test_a_failed_save_that_nobody_waits_for_is_told_at_the_end(tmp_path):
+    code = (
+        "import errno, sys, jax.numpy as jnp\n"
+        "from afterimage.checkpoints import files\n"
+        "from afterimage.checkpoints.store import Store\n"
+        "def full(path, data): raise OSError(errno.ENOSPC, 'no space', str(path))\n"
+        "files.write_bytes = full\n"
+        "Store(sys.argv[1]).save(2, {'w': jnp.ones(5)}, manifest={})\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.count("Step 2 was not saved") == 1
 
 
 def test_a_program_that_ends_without_waiting_loses_nothing(tmp_path):

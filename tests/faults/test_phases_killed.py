@@ -19,8 +19,8 @@ POINTS = {
     "after a save got its name": ("afterimage.checkpoints.files", "sync_folder", 6),
     "between two phases": ("afterimage.training.trainer.Trainer", "cross", 1),
     "before the artefacts": ("afterimage.finetune.run", "write_artefacts", 1),
-    "amid the artefacts": ("afterimage.checkpoints.encoder", "collect", 4),
-    "before the report": ("afterimage.finetune.summary", "write_report", 1),
+    "amid the artefacts": ("afterimage.checkpoints.weights", "collect", 4),
+    "before the report": ("afterimage.finetune.report", "write_report", 3),
 }
 """Where the process kills itself: at which call of what."""
 

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
 from afterimage.data import ImageSet
-from afterimage.data.pixels import cover_and_crop
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
-from afterimage.evaluation.moments import Moments
+from afterimage.evaluation.probes import pixel_vectors
+from afterimage.evaluation.spectrum import Moments
 from afterimage.models.heads import pool_features
 from afterimage.models.views import mean_over_views
 from afterimage.notes import ProgressBar
@@ -19,7 +19,6 @@ from afterimage.runtime import jit
 
 WIDEST = 2048
 """Numbers in a layer's vector above which it is not pooled to a grid."""
-_PIXEL_SIDE = 32  # 3,072 numbers an image in colour: a ridge probe solves in seconds
 Images = UInt8[np.ndarray, "n h w c"]
 Batches = Callable[[Iterable[Images]], Iterator[Mapping[str, np.ndarray]]]
 
@@ -101,14 +100,6 @@ def pixel_representation() -> Representation:
         return ({"pixels": pixel_vectors(batch)} for batch in batches)
 
     return Representation("raw pixels", stream, "pixels")
-
-
-def pixel_vectors(images: Images) -> Float[np.ndarray, "n d"]:
-    """Images as vectors of their pixels in [0, 1]; larger ones reduced to 32 pixels."""
-    if max(images.shape[1:3]) > _PIXEL_SIDE:
-        small = (_PIXEL_SIDE, _PIXEL_SIDE)
-        images = np.stack([cover_and_crop(image, small) for image in images])
-    return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
 @dataclasses.dataclass(frozen=True)
