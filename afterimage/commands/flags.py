@@ -30,9 +30,11 @@ from afterimage.settings import (
     default_of,
     field_documents,
     from_dict,
+    given_problems,
     merge,
     to_dict,
 )
+from afterimage.training.options import check
 
 Config = TypeVar("Config")
 _LARGEST_FILE = 2**20
@@ -115,6 +117,7 @@ def parse(command: Command[Config], argv: Sequence[str]) -> Config:
     settings = merge(command.config, below, _flag_values(command, flags, words, below))
     _require(command, flags, settings)
     config = from_dict(command.config, settings)
+    check(given_problems(config))
     if asked.print_config:
         import tomli_w
 
