@@ -13,7 +13,7 @@ from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
 from afterimage.notes import ProgressBar
-from afterimage.training.sweep import Sweep, spaced
+from afterimage.training.batches import Sweep, spaced
 
 NEIGHBOURS, COMPONENTS = 10, 64
 _MOST_TO_PROJECT = 5_000

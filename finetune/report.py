@@ -19,7 +19,7 @@ from afterimage.finetune.setup import RunSetup
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json, write_png
 from afterimage.settings import to_dict
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import spaced
 
 _MEASURES = {
     "accuracy": "accuracy",

@@ -13,7 +13,7 @@ from afterimage.data import ImageSet
 from afterimage.evaluation.classification import classification_report, macro_f1
 from afterimage.finetune.classifier import ClassifierNetwork
 from afterimage.models.views import VIEWS
-from afterimage.training.sweep import Sweep
+from afterimage.training.batches import Sweep
 
 Predict = Callable[[Any, Any, Array], Array]
 

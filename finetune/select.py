@@ -22,7 +22,7 @@ from afterimage.finetune.selection import (
     infomax,
     neighbour_information,
 )
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import spaced
 
 
 class _Read(NamedTuple):

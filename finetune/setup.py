@@ -39,10 +39,14 @@ from afterimage.finetune.source import (
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
-from afterimage.training.batches import eval_batches
-from afterimage.training.mesh import check_batch, make_mesh
+from afterimage.training.batches import (
+    Sweep,
+    check_batch,
+    eval_batches,
+    make_mesh,
+    spaced,
+)
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.sweep import Sweep, spaced
 from afterimage.training.terms import Context, Term
 
 _MOST_TO_STANDARDISE = 20_000

@@ -35,15 +35,19 @@ from afterimage.pretrain.objective import Setup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.runs import Run
 from afterimage.settings import to_dict
-from afterimage.training.batches import BatchLoader
+from afterimage.training.batches import (
+    BatchLoader,
+    Sweep,
+    check_batch,
+    make_mesh,
+    replicate,
+)
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.groups import Partition, count_parameters
 from afterimage.training.job import Job, Say, execute
-from afterimage.training.mesh import check_batch, make_mesh, replicate
 from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State, averaged_params, averaged_stats
-from afterimage.training.sweep import Sweep
 from afterimage.training.trainer import Trainer
 
 

@@ -18,11 +18,10 @@ from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.l2_sp import l2, l2_sp
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.runs import Run
-from afterimage.training.batches import BatchLoader
+from afterimage.training.batches import BatchLoader, make_mesh
 from afterimage.training.callbacks import Callbacks
 from afterimage.training.groups import Group, migrate, moving_parts
 from afterimage.training.loop import Fit
-from afterimage.training.mesh import make_mesh
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe

@@ -10,10 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from afterimage.checkpoints.store import Store
-from afterimage.training.batches import BatchLoader
+from afterimage.training.batches import BatchLoader, replicate
 from afterimage.training.groups import Partition, migrate
 from afterimage.training.loop import Fit, fit
-from afterimage.training.mesh import replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage

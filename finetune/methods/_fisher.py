@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from afterimage import runtime
 from afterimage.data import ImageSet
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import spaced
 
 MOST_FISHER = 256
 

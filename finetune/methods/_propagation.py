@@ -15,7 +15,7 @@ from afterimage.finetune.neighbours import (
     nearest,
     unit,
 )
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import spaced
 
 ALPHA = 0.99
 _MOST = 60_000

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from afterimage.finetune.method import METHODS, Method
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import spaced
 from afterimage.training.terms import Context
 
 _DRAWN = 10

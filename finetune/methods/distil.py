@@ -26,8 +26,8 @@ from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
 from afterimage.notes import say_once
+from afterimage.training.batches import Sweep
 from afterimage.training.groups import count_parameters
-from afterimage.training.sweep import Sweep
 from afterimage.training.terms import Context, Term, TermResult, View
 
 Tree = dict[str, Any]
