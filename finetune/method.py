@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.data import Opener, RunData
     from afterimage.finetune.setup import RunSetup
-    from afterimage.training.state import State
-    from afterimage.training.step import Combine
+    from afterimage.training.step import Combine, State
     from afterimage.training.terms import Context, Term
 else:  # naming a method must not start JAX
     ImageSet = Splits = HeadConfig = FinetuneConfig = RunData = Opener = RunSetup = Any

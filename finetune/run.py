@@ -45,7 +45,7 @@ from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.job import Job, Say, execute
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe
-from afterimage.training.state import State, averaged_params, averaged_stats
+from afterimage.training.step import State, averaged_params, averaged_stats
 from afterimage.training.trainer import Trainer
 
 _MOST_SCORED = 2_000

@@ -47,7 +47,7 @@ from afterimage.training.groups import Partition, count_parameters
 from afterimage.training.job import Job, Say, execute
 from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
-from afterimage.training.state import State, averaged_params, averaged_stats
+from afterimage.training.step import State, averaged_params, averaged_stats
 from afterimage.training.trainer import Trainer
 
 

@@ -19,8 +19,7 @@ from afterimage.finetune.methods.sources import SOURCE, Sources, pool
 from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import init_state, make_step
 from afterimage.training.terms import Context
 from tests.test_finetune_adaptation import OPTIONS, classify, encode, supply
 

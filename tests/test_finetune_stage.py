@@ -25,8 +25,7 @@ from afterimage.training.loop import Fit
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import init_state, make_step
 from afterimage.training.terms import Context, Term
 from afterimage.training.trainer import Trainer
 

@@ -26,8 +26,7 @@ from afterimage.training.groups import Group
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import init_state, make_step
 from afterimage.training.terms import Context
 from tests.test_finetune_program import config, draw, make_encoder
 

@@ -21,8 +21,7 @@ from afterimage.training.loop import Fit, Interval, fit
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import RunOptions, TrainingOptions
 from afterimage.training.signals import StopSignal
-from afterimage.training.state import abstract, init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import abstract, init_state, make_step
 from tests.forms import milliseconds
 
 

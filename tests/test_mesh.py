@@ -15,7 +15,7 @@ from afterimage.training.groups import split_groups
 from afterimage.training.batches import make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import init_state
+from afterimage.training.step import init_state
 from afterimage.training.step import compile_step, compile_steps, make_step
 
 images = open_data("synthetic:8x8x3").train

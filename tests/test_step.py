@@ -9,8 +9,14 @@ import pytest
 from afterimage.training.groups import EVERYTHING, Group, split_groups
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import averaged_params, averaged_stats, init_state
-from afterimage.training.step import compile_step, compile_steps, make_step
+from afterimage.training.step import (
+    averaged_params,
+    averaged_stats,
+    compile_step,
+    compile_steps,
+    init_state,
+    make_step,
+)
 
 
 def _params():

@@ -11,7 +11,7 @@ from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.loop import Fit, Interval
 from afterimage.training.signals import StopSignal
-from afterimage.training.state import State
+from afterimage.training.step import State
 from afterimage.training.trainer import Trainer
 
 Say = Callable[[str], None]

@@ -16,8 +16,7 @@ from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.progress import Progress
 from afterimage.training.signals import StopRequested, StopSignal
-from afterimage.training.state import State
-from afterimage.training.step import Step, compile_step, compile_steps
+from afterimage.training.step import State, Step, compile_step, compile_steps
 
 # Dispatches the host may run ahead of the device: enough to hide the host, few enough
 # that batches do not pile up.

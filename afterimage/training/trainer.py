@@ -16,8 +16,7 @@ from afterimage.training.loop import Fit, fit
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage
-from afterimage.training.state import State, abstract, init_state
-from afterimage.training.step import Step, make_step
+from afterimage.training.step import State, Step, abstract, init_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from afterimage.training.groups import Group
 from afterimage.training.job import Say
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import State
+from afterimage.training.step import State
 from afterimage.training.terms import Term, TermResult, View
 
 _ALONE = ("target", "class_weights", "label_smoothing", "ema")

@@ -40,7 +40,7 @@ from afterimage.training.batches import BatchLoader
 from afterimage.training.groups import Group
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import State
+from afterimage.training.step import State
 
 _ALONE = ("target", "class_weights", "label_smoothing", "ema", "accumulate")
 _TEST = 1
