@@ -20,7 +20,7 @@ TRAINING = (
     "terms:View",
     "stage:Phase",
     "stage:Stage",
-    "groups:Group",
+    "optimiser:Group",
     "job:Job",
 )
 PAGES: dict[str, tuple[str, ...]] = {

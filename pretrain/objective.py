@@ -28,7 +28,7 @@ from afterimage.data.preprocessing import Preprocessing
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.training.groups import EVERYTHING
+from afterimage.training.optimiser import EVERYTHING
 from afterimage.training.stage import Phase, Stage
 from afterimage.training.terms import Context, Term, TermResult, View
 

@@ -43,8 +43,8 @@ from afterimage.training.batches import (
     replicate,
 )
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.groups import Partition, count_parameters
 from afterimage.training.job import Job, Say, execute
+from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
 from afterimage.training.step import State, averaged_params, averaged_stats

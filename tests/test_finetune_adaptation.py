@@ -23,8 +23,7 @@ from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.jdot import jdot_term
 from afterimage.finetune.methods.jmmd import jmmd_term
 from afterimage.finetune.methods.mmd import mmd, mmd_term
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.stage import Phase, Stage
 from afterimage.training.step import init_state, make_step

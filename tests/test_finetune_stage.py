@@ -20,9 +20,14 @@ from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, make_mesh
 from afterimage.training.callbacks import Callbacks
-from afterimage.training.groups import Group, migrate, moving_parts
 from afterimage.training.loop import Fit
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import (
+    Group,
+    make_optimiser,
+    make_schedule,
+    migrate,
+    moving_parts,
+)
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage, describe
 from afterimage.training.step import init_state, make_step

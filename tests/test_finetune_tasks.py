@@ -22,8 +22,7 @@ from afterimage.finetune.methods.l2_sp import L2SP
 from afterimage.finetune.methods.sources import Sources
 from afterimage.finetune.methods.tasks import Tasks, pcgrad, uncertain
 from afterimage.finetune.run import finetune
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.stage import Phase, Stage
 from afterimage.training.step import init_state, make_step

@@ -11,7 +11,7 @@ import jax, numpy as np, sys
 import jax.numpy as jnp
 from afterimage.data import open_data
 from afterimage.training.batches import BatchLoader
-from afterimage.training.groups import split_groups
+from afterimage.training.optimiser import split_groups
 from afterimage.training.batches import make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions

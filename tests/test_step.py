@@ -6,8 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from afterimage.training.groups import EVERYTHING, Group, split_groups
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import (
+    EVERYTHING,
+    Group,
+    make_optimiser,
+    make_schedule,
+    split_groups,
+)
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import (
     averaged_params,

@@ -19,14 +19,14 @@ from jaxtyping import Array
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.training.groups import (
+from afterimage.training.optimiser import (
     Group,
     Partition,
     changed_groups,
+    decays,
     moving_parts,
     split_groups,
 )
-from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import Combine, Estimator, plain_gradient
 from afterimage.training.terms import Context, Term, UnknownName, near_misses

@@ -13,8 +13,7 @@ from jaxtyping import Array
 
 from afterimage import runtime
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.training.groups import Partition
-from afterimage.training.optimiser import Schedule
+from afterimage.training.optimiser import Partition, Schedule
 from afterimage.training.options import TrainingOptions
 
 State = dict[str, Any]

@@ -27,7 +27,7 @@ from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
 from afterimage.notes import say_once
 from afterimage.training.batches import Sweep
-from afterimage.training.groups import count_parameters
+from afterimage.training.optimiser import count_parameters
 from afterimage.training.terms import Context, Term, TermResult, View
 
 Tree = dict[str, Any]

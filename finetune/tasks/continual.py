@@ -32,8 +32,8 @@ from afterimage.finetune.setup import RunSetup, begin, build, make_head, stage_o
 from afterimage.finetune.tasks import TASKS, Task
 from afterimage.report import logged
 from afterimage.training.batches import BatchLoader
-from afterimage.training.groups import Group
 from afterimage.training.job import Say
+from afterimage.training.optimiser import Group
 from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Phase, Stage
 from afterimage.training.step import State
