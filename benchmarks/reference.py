@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
 TRAINING = (
     "callbacks:Callbacks",
-    "terms:Term",
-    "terms:Context",
-    "terms:View",
+    "stage:Term",
+    "stage:Context",
+    "stage:View",
     "stage:Phase",
     "stage:Stage",
     "optimiser:Group",

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.models import ModelConfig
     from afterimage.training.optimiser import Group
-    from afterimage.training.stage import Phase
-    from afterimage.training.terms import Term
+    from afterimage.training.stage import Phase, Term
 else:  # naming a mode must not start JAX
     FinetuneConfig = ModelConfig = Group = Phase = Term = Any
 

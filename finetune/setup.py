@@ -46,8 +46,7 @@ from afterimage.training.batches import (
     make_mesh,
     spaced,
 )
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.terms import Context, Term
+from afterimage.training.stage import Context, Phase, Stage, Term
 
 _MOST_TO_STANDARDISE = 20_000
 Tree = dict[str, Any]

@@ -29,8 +29,7 @@ from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.training.optimiser import EVERYTHING
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.stage import Context, Phase, Stage, Term, TermResult, View
 
 Tree = Mapping[str, Any]
 Rules = Mapping[str, Callable[[Context], Any]]

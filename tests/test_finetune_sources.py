@@ -17,9 +17,8 @@ from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.methods.mdan import MDAN, mdan
 from afterimage.finetune.methods.sources import SOURCE, Sources, pool
 from afterimage.training.optimiser import Group, make_optimiser, make_schedule
-from afterimage.training.stage import Phase, Stage
+from afterimage.training.stage import Context, Phase, Stage
 from afterimage.training.step import init_state, make_step
-from afterimage.training.terms import Context
 from tests.test_finetune_adaptation import OPTIONS, classify, encode, supply
 
 

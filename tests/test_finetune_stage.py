@@ -29,9 +29,8 @@ from afterimage.training.optimiser import (
     moving_parts,
 )
 from afterimage.training.signals import StopSignal
-from afterimage.training.stage import Stage, describe
+from afterimage.training.stage import Context, Stage, Term, describe
 from afterimage.training.step import init_state, make_step
-from afterimage.training.terms import Context, Term
 from afterimage.training.trainer import Trainer
 
 OPTIONS = FinetuneConfig(

@@ -19,7 +19,7 @@ from afterimage.finetune.method import METHODS, Method
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
 from afterimage.training.batches import spaced
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 
 _DRAWN = 10
 MIXED = 0.7

@@ -28,7 +28,7 @@ from afterimage.finetune.setup import feature_width
 from afterimage.notes import say_once
 from afterimage.training.batches import Sweep
 from afterimage.training.optimiser import count_parameters
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.stage import Context, Term, TermResult, View
 
 Tree = dict[str, Any]
 ANGLE = 2.0

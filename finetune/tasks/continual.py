@@ -35,9 +35,8 @@ from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Say
 from afterimage.training.optimiser import Group
 from afterimage.training.signals import StopSignal
-from afterimage.training.stage import Phase, Stage
+from afterimage.training.stage import Phase, Stage, Term, TermResult, View
 from afterimage.training.step import State
-from afterimage.training.terms import Term, TermResult, View
 
 _ALONE = ("target", "class_weights", "label_smoothing", "ema")
 

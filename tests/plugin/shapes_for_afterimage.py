@@ -13,7 +13,7 @@ from afterimage.models.encoder import Encoder, make_feature_info
 from afterimage.models.layers import Patchify
 from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES, SOURCES
 from afterimage.pretrain.objective import Objective, at_least_0
-from afterimage.training.terms import Term
+from afterimage.training.stage import Term
 
 
 # [encoder]
