@@ -14,7 +14,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
 TRAINING = (
-    "callbacks:Callbacks",
+    "loop:Callbacks",
     "stage:Term",
     "stage:Context",
     "stage:View",

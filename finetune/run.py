@@ -41,9 +41,8 @@ from afterimage.finetune.selection import (
 from afterimage.finetune.setup import RunSetup, begin, build, make_stage
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, spaced
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.job import Job, Say, execute
-from afterimage.training.signals import StopSignal
+from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.stage import Stage, describe
 from afterimage.training.step import State, averaged_params, averaged_stats
 from afterimage.training.trainer import Trainer

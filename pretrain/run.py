@@ -42,11 +42,10 @@ from afterimage.training.batches import (
     make_mesh,
     replicate,
 )
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.job import Job, Say, execute
+from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
-from afterimage.training.signals import StopSignal
 from afterimage.training.step import State, averaged_params, averaged_stats
 from afterimage.training.trainer import Trainer
 

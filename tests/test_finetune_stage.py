@@ -19,8 +19,7 @@ from afterimage.finetune.methods.l2_sp import l2, l2_sp
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, make_mesh
-from afterimage.training.callbacks import Callbacks
-from afterimage.training.loop import Fit
+from afterimage.training.loop import Callbacks, Fit, StopSignal
 from afterimage.training.optimiser import (
     Group,
     make_optimiser,
@@ -28,7 +27,6 @@ from afterimage.training.optimiser import (
     migrate,
     moving_parts,
 )
-from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Context, Stage, Term, describe
 from afterimage.training.step import init_state, make_step
 from afterimage.training.trainer import Trainer

@@ -15,11 +15,16 @@ from afterimage.data import open_data
 from afterimage.errors import Diverged, Interrupted, UserError
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, make_mesh, replicate
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.loop import Fit, Interval, fit
+from afterimage.training.loop import (
+    NO_CALLBACKS,
+    Callbacks,
+    Fit,
+    Interval,
+    StopSignal,
+    fit,
+)
 from afterimage.training.optimiser import make_optimiser, make_schedule, split_groups
 from afterimage.training.options import RunOptions, TrainingOptions
-from afterimage.training.signals import StopSignal
 from afterimage.training.step import abstract, init_state, make_step
 from tests.forms import milliseconds
 

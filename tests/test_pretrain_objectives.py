@@ -20,7 +20,7 @@ from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objective import Forward, Setup, make_stage, to_pixels
 from afterimage.pretrain.run import pretrain
-from afterimage.training.signals import StopSignal
+from afterimage.training.loop import StopSignal
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

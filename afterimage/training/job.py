@@ -8,9 +8,7 @@ from afterimage.checkpoints.store import Store
 from afterimage.console import say
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.loop import Fit, Interval
-from afterimage.training.signals import StopSignal
+from afterimage.training.loop import NO_CALLBACKS, Callbacks, Fit, Interval, StopSignal
 from afterimage.training.step import State
 from afterimage.training.trainer import Trainer
 

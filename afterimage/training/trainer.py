@@ -11,14 +11,13 @@ from jax.sharding import Mesh
 
 from afterimage.checkpoints.store import Store
 from afterimage.training.batches import BatchLoader, replicate
-from afterimage.training.loop import Fit, fit
+from afterimage.training.loop import Fit, StopSignal, fit
 from afterimage.training.optimiser import (
     Partition,
     make_optimiser,
     make_schedule,
     migrate,
 )
-from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Stage
 from afterimage.training.step import State, Step, abstract, init_state, make_step
 

@@ -33,8 +33,8 @@ from afterimage.finetune.tasks import TASKS, Task
 from afterimage.report import logged
 from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Say
+from afterimage.training.loop import StopSignal
 from afterimage.training.optimiser import Group
-from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Phase, Stage, Term, TermResult, View
 from afterimage.training.step import State
 

@@ -37,8 +37,8 @@ from afterimage.finetune.tasks._sampler import (
 )
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
+from afterimage.training.loop import StopSignal
 from afterimage.training.optimiser import Group
-from afterimage.training.signals import StopSignal
 from afterimage.training.stage import Phase, Stage
 from afterimage.training.step import State
 
