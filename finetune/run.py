@@ -41,11 +41,10 @@ from afterimage.finetune.selection import (
 from afterimage.finetune.setup import RunSetup, begin, build, make_stage
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, spaced
-from afterimage.training.job import Job, Say, execute
+from afterimage.training.job import Job, Say, Trainer, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.stage import Stage, describe
 from afterimage.training.step import State, averaged_params, averaged_stats
-from afterimage.training.trainer import Trainer
 
 _MOST_SCORED = 2_000
 Logits = Callable[..., Any]

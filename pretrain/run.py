@@ -42,12 +42,11 @@ from afterimage.training.batches import (
     make_mesh,
     replicate,
 )
-from afterimage.training.job import Job, Say, execute
+from afterimage.training.job import Job, Say, Trainer, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
 from afterimage.training.step import State, averaged_params, averaged_stats
-from afterimage.training.trainer import Trainer
 
 
 def pretrain(

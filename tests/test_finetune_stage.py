@@ -19,6 +19,7 @@ from afterimage.finetune.methods.l2_sp import l2, l2_sp
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, make_mesh
+from afterimage.training.job import Trainer
 from afterimage.training.loop import Callbacks, Fit, StopSignal
 from afterimage.training.optimiser import (
     Group,
@@ -29,7 +30,6 @@ from afterimage.training.optimiser import (
 )
 from afterimage.training.stage import Context, Stage, Term, describe
 from afterimage.training.step import init_state, make_step
-from afterimage.training.trainer import Trainer
 
 OPTIONS = FinetuneConfig(
     from_="a",
