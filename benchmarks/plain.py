@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from afterimage.models import ops, pooling
+from afterimage.models import ops
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

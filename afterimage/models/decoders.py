@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from afterimage.errors import UserError
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.blocks import run_blocks
 from afterimage.models.encoder import (
     MASKED_DECODERS,
@@ -46,7 +46,7 @@ class NearestConv(nnx.Module):
         self.conv = layers.Conv(i, o, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
-        return self.conv(pooling.upsample_nearest(x, self.r))
+        return self.conv(ops.upsample_nearest(x, self.r))
 
 
 class TransposedConvs(nnx.Module):
@@ -182,7 +182,7 @@ class UnpoolStage(nnx.Module):
         self.norm = None if last else make_norm(norm, o)
 
     def __call__(self, x: Array, switches: Array, size, context: Context) -> Array:
-        x = self.conv(pooling.max_unpool(x, switches, size))
+        x = self.conv(ops.max_unpool(x, switches, size))
         return x if self.norm is None else jax.nn.relu(self.norm(x, context))
 
 

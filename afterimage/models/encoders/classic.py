@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.encoder import (
     Encoder,
     Maps,
@@ -26,7 +26,7 @@ class ClassicStage(nnx.Module):
     def __call__(self, x: Array, context: Context) -> tuple[Array, Array]:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
         # Nothing is below zero here, so that a hidden site never is the maximum.
-        return pooling.max_pool_with_switches(context.hide(x))
+        return ops.max_pool_with_switches(context.hide(x))
 
 
 @ENCODERS.add("conv-classic")

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.blocks import (
     BasicBlock,
     BlockStage,
@@ -33,7 +33,7 @@ class ResNetStem(nnx.Module):
 
     def __call__(self, x: Array, context: Context) -> Array:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
-        return pooling.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
+        return ops.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
 
 
 class ResNet(StagedEncoder):

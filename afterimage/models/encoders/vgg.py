@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from afterimage.errors import UserError
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.encoder import (
     Encoder,
     Maps,
@@ -31,7 +31,7 @@ class VGGStage(nnx.Module):
             x = jax.nn.relu(norm(conv(x, context), context))
         x, (h, w) = context.hide(x), x.shape[1:3]
         # PyTorch drops the odd row or column.
-        return pooling.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
+        return ops.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
 
 
 class VGG(Encoder):
