@@ -21,8 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from afterimage.models import Autoencoder, ModelConfig, Network, abstract_encoder
 from afterimage.models.blocks import run_blocks
-from afterimage.models.decoders import make_block
-from afterimage.models.filling import Fill
+from afterimage.models.decoders import Fill, make_block
 from afterimage.models.layers import Context, Dense, mean_of
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Forward, Pass, Setup, Tree, at_least_0
