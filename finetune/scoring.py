@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from afterimage.data import ImageSet
 from afterimage.evaluation.classification import classification_report, macro_f1
 from afterimage.finetune.classifier import ClassifierNetwork
-from afterimage.models.views import VIEWS
+from afterimage.models.heads import VIEWS
 from afterimage.training.batches import Sweep
 
 Predict = Callable[[Any, Any, Array], Array]
