@@ -143,6 +143,5 @@ _POOLING = {
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
     """Inside, models traced anew are made of the plain forms."""
-    products = mock.patch.multiple(ops, **_PRODUCTS)
-    with products, mock.patch.multiple(pooling, **_POOLING):
+    with mock.patch.multiple(ops, **_PRODUCTS, **_POOLING):
         yield
