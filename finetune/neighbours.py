@@ -13,7 +13,7 @@ from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
 from afterimage.notes import ProgressBar
-from afterimage.training.batches import Sweep, spaced
+from afterimage.training.batches import EvaluationRunner, spaced
 
 NEIGHBOURS, COMPONENTS = 10, 64
 _MOST_TO_PROJECT = 5_000
@@ -47,7 +47,7 @@ def nearest(
 
 
 def nearest_images(
-    encoder: Encoder, images: ImageSet, sweep: Sweep
+    encoder: Encoder, images: ImageSet, sweep: EvaluationRunner
 ) -> Int[np.ndarray, "n k"]:
     """The rows of the ten images nearest to each, in the features of `encoder`."""
     project = Projector(encoder.apply_maps, encoder.params, sweep)
@@ -66,7 +66,7 @@ class Projector:
         self,
         maps: Callable[[Any, Any], list[Any]],
         model: Any,
-        sweep: Sweep,
+        sweep: EvaluationRunner,
         seed: int = 0,
     ):
         self._sweep, self._model, self._seed = sweep, model, seed

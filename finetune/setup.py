@@ -40,7 +40,7 @@ from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import (
-    Sweep,
+    EvaluationRunner,
     check_batch,
     eval_batches,
     make_mesh,
@@ -69,7 +69,7 @@ class RunSetup:
     """The same of the statistics and of what methods keep, by their names."""
     mesh: Mesh
     steps: int
-    runner: Sweep
+    runner: EvaluationRunner
     """Runs jitted functions over whole image sets."""
     scorers: Mapping[str, Scorer]
     plan: Any = None
@@ -150,7 +150,7 @@ def build(
         fresh=not config.mode.loads_source or bool(config.may_differ),
     )
     _check_statistics(config, stats["encoder"])
-    runner = Sweep(mesh, config.batch_size // config.accumulate)
+    runner = EvaluationRunner(mesh, config.batch_size // config.accumulate)
     setup = RunSetup(
         config=config,
         data=data,

@@ -25,7 +25,7 @@ from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import Forward, Setup, Tree, to_pixels
 from afterimage.runs import Run, write_json, write_png
-from afterimage.training.batches import Sweep, spaced
+from afterimage.training.batches import EvaluationRunner, spaced
 
 # Images that the mean image, the rank, and the loss without validation are taken from.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
@@ -57,7 +57,7 @@ class Evaluation:
         train: ImageSet,
         validation: ImageSet | None,
         run: Run,
-        sweep: Sweep,
+        sweep: EvaluationRunner,
     ):
         self.config, self.setup, self.run, self.sweep = config, setup, run, sweep
         self.objective = objective = config.objective

@@ -37,7 +37,7 @@ from afterimage.runs import Run
 from afterimage.settings import to_dict
 from afterimage.training.batches import (
     BatchLoader,
-    Sweep,
+    EvaluationRunner,
     check_batch,
     make_mesh,
     replicate,
@@ -137,7 +137,9 @@ class _Pretraining(Job[PretrainResult]):
 
     def prepare(self, began: int) -> None:
         self.began = began, time.perf_counter()
-        sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
+        sweep = EvaluationRunner(
+            self.mesh, self.config.batch_size // self.config.accumulate
+        )
         self.evaluation = Evaluation(
             self.config,
             self.setup,

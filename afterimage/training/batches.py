@@ -409,7 +409,7 @@ def spaced(images: ImageSet, most: int) -> ImageSet:
     return images.subset(np.linspace(0, len(images) - 1, most).round().astype(np.int64))
 
 
-class Sweep:
+class EvaluationRunner:
     """Runs jitted functions over image sets; every process feeds its devices' share."""
 
     def __init__(self, mesh: Mesh, batch_size: int):

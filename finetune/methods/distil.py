@@ -26,7 +26,7 @@ from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
 from afterimage.notes import say_once
-from afterimage.training.batches import Sweep
+from afterimage.training.batches import EvaluationRunner
 from afterimage.training.optimiser import count_parameters
 from afterimage.training.stage import Context, Term, TermResult, View
 
@@ -204,7 +204,11 @@ class Teacher:
 
 
 def compare(
-    teacher: Teacher, student: Scorer, sweep: Sweep, model: Model, images: ImageSet
+    teacher: Teacher,
+    student: Scorer,
+    sweep: EvaluationRunner,
+    model: Model,
+    images: ImageSet,
 ) -> dict[str, Any]:
     """What the student gained: parameters, images a second, accuracy of both.
 
