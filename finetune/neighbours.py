@@ -13,7 +13,7 @@ from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
 from afterimage.notes import ProgressBar
-from afterimage.training.batches import EvaluationRunner, spaced
+from afterimage.training.batches import EvaluationRunner, subsample
 
 NEIGHBOURS, COMPONENTS = 10, 64
 _MOST_TO_PROJECT = 5_000
@@ -79,7 +79,7 @@ class Projector:
         """The components, from at most 5,000 of these images."""
         from sklearn.decomposition import PCA
 
-        x = np.concatenate(list(self._batches(spaced(images, _MOST_TO_PROJECT))))
+        x = np.concatenate(list(self._batches(subsample(images, _MOST_TO_PROJECT))))
         self._mean, self._scale = x.mean(0), x.std(0) + 1e-6
         count = min(COMPONENTS, *x.shape)
         self._pca = PCA(count, random_state=self._seed).fit(self._standard(x))

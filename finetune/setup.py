@@ -44,7 +44,7 @@ from afterimage.training.batches import (
     check_batch,
     eval_batches,
     make_mesh,
-    spaced,
+    subsample,
 )
 from afterimage.training.stage import Context, Phase, Stage, Term
 
@@ -380,7 +380,7 @@ def begin(setup: RunSetup, run: Run, say: Say, images: ImageSet | None = None) -
         if run.is_main_process:
             found = {name: report.to_dict() for name, report in reports.items()}
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
-    some = spaced(labels.train if images is None else images, _MOST_TO_STANDARDISE)
+    some = subsample(labels.train if images is None else images, _MOST_TO_STANDARDISE)
     batches = eval_batches(some, config.batch_size)
     stats = standardise(setup.classifier, params, stats, batches, list(setup.heads))
     for method in config.methods:

@@ -402,7 +402,7 @@ class BatchLoader:
             source.close()
 
 
-def spaced(images: ImageSet, most: int) -> ImageSet:
+def subsample(images: ImageSet, most: int) -> ImageSet:
     """At most `most` images, evenly spaced over the set."""
     if len(images) <= most:
         return images
