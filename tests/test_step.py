@@ -148,12 +148,12 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(bad):
     before = jax.tree.map(np.asarray, state)
     for row in (1, 2):
         state, metrics = run(state, _batch(1, weight=bad), {})
-        assert int(metrics["bad_row"]) == row
+        assert int(metrics["bad_steps"]) == row
     for part in ("params", "opt", "ema", "stats"):
         _same(state[part], before[part])
     assert int(state["skipped"]) == 2
     state, metrics = run(state, _batch(2), {})
-    assert int(metrics["bad_row"]) == 0
+    assert int(metrics["bad_steps"]) == 0
     assert int(metrics["skipped"]) == 2
     assert int(state["step"]) == 4
 

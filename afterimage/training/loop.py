@@ -137,7 +137,7 @@ Evaluate = Callable[[State, int, StopSignal], Mapping[str, float]]
 between batches."""
 
 
-_LAST = frozenset({"lr", "skipped", "bad_row"})
+_LAST = frozenset({"lr", "skipped", "bad_steps"})
 """Metrics of which a line has the last value, not the mean."""
 
 
@@ -230,8 +230,8 @@ class _Pending:
         self.rows: deque[tuple[int, int, np.ndarray, Any]] = deque()
         self.flight: deque[tuple[int, Any]] = deque()
         """(steps, their loss) of the dispatches that may not be finished."""
-        self.bad_row = 0
-        """Non-finite steps in a row, as far as metrics were read."""
+        self.bad_steps = 0
+        """Consecutive non-finite steps, as far as metrics were read."""
 
     def add(self, step: int, length: int, index: np.ndarray, metrics: Any) -> None:
         """Metrics of the `length` steps up to `step`; waits for old dispatches."""
@@ -271,8 +271,8 @@ class _Pending:
             fit.run.metrics.write(step, row)
             fit.progress.show(step, means)
             fit.callbacks.on_log(step, means)
-        self.bad_row = metrics["bad_row"]
-        if self.bad_row:
+        self.bad_steps = metrics["bad_steps"]
+        if self.bad_steps:
             self._report_bad(step, metrics, index)
 
     def _report_bad(
@@ -289,10 +289,10 @@ class _Pending:
             f"Step {step}: loss or gradient is not finite; the step was skipped, its "
             f"images are listed in {path}"
         )
-        if metrics["bad_row"] >= self.fit.config.max_bad_steps:
+        if metrics["bad_steps"] >= self.fit.config.max_bad_steps:
             raise _diverged(
                 self.fit,
-                f"{metrics['bad_row']} steps in a row, up to step {step}, were not "
+                f"{metrics['bad_steps']} steps in a row, up to step {step}, were not "
                 f"finite; their images are listed in {path.parent}",
             )
 
@@ -433,7 +433,7 @@ def _at_boundary(
             stop.check()
             _evaluate(plan, state, now, stop)
         # Amid steps that are not finite a checkpoint would push out a good one.
-        if save and (now == end or not pending.bad_row):
+        if save and (now == end or not pending.bad_steps):
             _save(plan, state, now, evaluated=evaluate)
     except StopRequested as request:
         raise _stopped(plan, state, now, stop) from request

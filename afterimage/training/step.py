@@ -36,7 +36,7 @@ def init_state(
       trainable leaves only; `ema`, `{path: leaf}` over trainable leaves, or `{}`;
       `ema_stats`, the same over the moments of BatchNorm (`running_moments`);
       `key`, the raw data of the run's random key; `skipped` int32, non-finite steps so
-      far; `bad_row` int32, how many of them came last without a break.
+      far; `bad_steps` int32, how many of them were the last ones in a row.
     """
     params = jax.tree.map(jnp.asarray, dict(params))
     stats = jax.tree.map(jnp.asarray, dict(stats))
@@ -51,7 +51,7 @@ def init_state(
         "ema_stats": jax.tree.map(jnp.copy, running_moments(stats)) if ema else {},
         "key": jax.random.key_data(jax.random.key(seed)),
         "skipped": jnp.zeros((), jnp.int32),
-        "bad_row": jnp.zeros((), jnp.int32),
+        "bad_steps": jnp.zeros((), jnp.int32),
     }
 
 
@@ -197,7 +197,7 @@ def make_step(
     the loss is a scalar.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `lr`, `skipped`,
-    `bad_row`, and what the loss reports.
+    `bad_steps`, and what the loss reports.
     """
 
     def step(state: State, batch: Batch, data: Batch):
@@ -236,10 +236,10 @@ def make_step(
             "ema_stats": keep(ema_stats, state["ema_stats"]),
             "key": state["key"],
             "skipped": state["skipped"] + bad,
-            "bad_row": (state["bad_row"] + 1) * bad,
+            "bad_steps": (state["bad_steps"] + 1) * bad,
         }
         report = {"loss": value, **metrics, "grad_norm": norm, "lr": rate}
-        report |= {"skipped": after["skipped"], "bad_row": after["bad_row"]}
+        report |= {"skipped": after["skipped"], "bad_steps": after["bad_steps"]}
         return after, report
 
     return step
