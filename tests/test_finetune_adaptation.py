@@ -77,7 +77,7 @@ def classify(params, features):
     return features @ head["kernel"] + head["bias"][None]
 
 
-def supply(params, stats, batch, key, step, moving):
+def supply(params, stats, batch, key, step, trainable):
     rules = {
         "params": lambda _: params,
         "stats/next": lambda _: stats,
@@ -209,7 +209,7 @@ def test_a_discriminator_that_is_not_fought_tells_the_domains():
         options=OPTIONS,
     )
 
-    def raw(params, stats, batch, key, step, moving):
+    def raw(params, stats, batch, key, step, trainable):
         return {
             "params": lambda _: params,
             "stats/next": lambda _: stats,

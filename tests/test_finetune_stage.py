@@ -26,7 +26,7 @@ from afterimage.training.optimiser import (
     make_optimiser,
     make_schedule,
     migrate,
-    moving_parts,
+    trainable_parts,
 )
 from afterimage.training.stage import Context, Stage, Term, describe
 from afterimage.training.step import init_state, make_step
@@ -58,12 +58,12 @@ def network(seed=0, width=WIDE):
     return params, {"encoder": {"mean": jnp.zeros(width)}}
 
 
-def supply(params, stats, batch, key, step, moving):
+def supply(params, stats, batch, key, step, trainable):
     """A batch-normalising encoder: centred by the batch in training mode."""
 
     def forward(ctx):
         x = batch["image"]
-        train = "encoder" in moving
+        train = "encoder" in trainable
         mean = x.mean(0) if train else stats["encoder"]["mean"]
         for stage in params["encoder"]["stages"].values():
             x = jnp.tanh((x - mean[None]) @ stage["kernel"])
@@ -175,7 +175,7 @@ def test_a_frozen_encoder_costs_no_backward_pass():
         compiled = step.lower(state, batch(0, size=256), {}).compile()
         return compiled.cost_analysis()["flops"]
 
-    def stopped(params, stats, batch, key, step, moving):
+    def stopped(params, stats, batch, key, step, trainable):
         rules = supply(params, stats, batch, key, step, frozenset())
         forward = rules["train/forward"]
         hold = jax.lax.stop_gradient
@@ -301,11 +301,11 @@ def test_phases_by_step():
 def test_parts_with_a_frozen_leaf_keep_their_statistics():
     params, _ = network()
 
-    def moving(mode):
-        return moving_parts(make_stage(mode).phases[0].partition(params))
+    def trainable(mode):
+        return trainable_parts(make_stage(mode).phases[0].partition(params))
 
-    assert moving("full") == {"encoder", "heads/classes"}
-    assert moving("probe") == moving("partial") == {"heads/classes"}
+    assert trainable("full") == {"encoder", "heads/classes"}
+    assert trainable("probe") == trainable("partial") == {"heads/classes"}
 
 
 def check(stage):

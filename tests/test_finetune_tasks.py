@@ -126,7 +126,7 @@ def test_uncertainty_weighs_by_half_the_inverse_loss():
 OPTIONS = TrainingOptions(lr=2e-2, weight_decay=0.0, schedule="constant", clip=0.0)
 
 
-def supply(params, stats, batch, key, step, moving):
+def supply(params, stats, batch, key, step, trainable):
     z = batch["image"] @ params["encoder"]["w"]
     rules = {
         "params": lambda _: params,

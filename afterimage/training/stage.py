@@ -37,8 +37,8 @@ from afterimage.training.optimiser import (
     Partition,
     changed_groups,
     decays,
-    moving_parts,
     split_groups,
+    trainable_parts,
 )
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import Combine, Estimator, plain_gradient
@@ -159,7 +159,7 @@ class Term:
 
 
 Supply = Callable[..., Mapping[str, Callable[[Context], Any]]]
-"""supply(params, stats, batch, key, step, moving) -> rules of a context; the rule
+"""supply(params, stats, batch, key, step, trainable) -> rules of a context; the rule
 `stats/next` gives the normalisation statistics after whatever was computed. The stage
 adds `progress`, the share of the phase that is done, in [0, 1)."""
 
@@ -227,10 +227,10 @@ class Stage:
         [1 + T]: of the terms without a task, then of each task's.
         """
         phase, start = self.phases[index], self.start(index)
-        moving = moving_parts(phase.partition(params))
+        trainable = trainable_parts(phase.partition(params))
 
         def loss(params, stats, batch, key, step):
-            rules = self.supply(params, stats, batch, key, step, moving)
+            rules = self.supply(params, stats, batch, key, step, trainable)
             progress = (step - start) / phase.steps
             context = Context({**rules, "progress": lambda _: progress})
             values = [term.value(context, step - start) for term in phase.terms]
@@ -288,12 +288,12 @@ class Stage:
 
     def _check_terms(self, phase, partition, params, stats, batch) -> list[str]:
         """Traces each term once over shapes."""
-        moving, problems = moving_parts(partition), []
+        trainable, problems = trainable_parts(partition), []
 
         def value(term: Term):
             def run(params, stats, batch, step):
                 key = jax.random.key(0)
-                rules = dict(self.supply(params, stats, batch, key, step, moving))
+                rules = dict(self.supply(params, stats, batch, key, step, trainable))
                 rules["progress"] = lambda _: step / phase.steps
                 context = Context(rules)
                 wanted = (*term.reads, *((term.examples,) if term.examples else ()))
