@@ -22,7 +22,7 @@ from afterimage.models.encoder import (
     Switches,
     build_encoder,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class UpStage(nnx.Module):
         self.blocks = nnx.List(blocks)
 
     def __call__(
-        self, x: Array, size: tuple[int, int], context: Context, remat: bool
+        self, x: Array, size: tuple[int, int], context: PassInfo, remat: bool
     ) -> Array:
         x = self.up(x)[:, : size[0], : size[1]]
         if self.norm is None:
@@ -129,11 +129,11 @@ class Decoder(nnx.Module):
         """Make the stages."""
         raise NotImplementedError
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         """The last map to an image."""
         raise NotImplementedError
 
-    def __call__(self, encoded: Encoded, context: Context) -> Float[Array, "b h w c"]:
+    def __call__(self, encoded: Encoded, context: PassInfo) -> Float[Array, "b h w c"]:
         """The last map, or the vector where there is a bottleneck, to an image."""
         x = encoded.code
         if self.expand is not None:
@@ -169,7 +169,7 @@ class UpDecoder(Decoder):
             ]
         )
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         for stage, stride in zip(self.stages, self.sizes, strict=True):
             grown = (-(-encoded.size[0] // stride), -(-encoded.size[1] // stride))
             x = stage(x, grown, context, self.config.remat)
@@ -185,7 +185,7 @@ class UnpoolStage(nnx.Module):
         self.conv = layers.Conv(i, o, k, bias=last, rngs=rngs)
         self.norm = None if last else make_norm(norm, o)
 
-    def __call__(self, x: Array, switches: Array, size, context: Context) -> Array:
+    def __call__(self, x: Array, switches: Array, size, context: PassInfo) -> Array:
         x = self.conv(ops.max_unpool(x, switches, size))
         return x if self.norm is None else jax.nn.relu(self.norm(x, context))
 
@@ -216,7 +216,7 @@ class UnpoolDecoder(Decoder):
             ]
         )
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         for stage, stride, where in zip(
             self.stages, self.sizes, reversed(encoded.switches), strict=True
         ):
@@ -237,7 +237,7 @@ class Fill(nnx.Module):
         self.project = layers.Conv(i, o, 1, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b h w i"], context: Context
+        self, x: Float[Array, "b h w i"], context: PassInfo
     ) -> Float[Array, "b h w o"]:
         x = self.norm(x, context)
         visible = context.visible(x)
@@ -250,9 +250,9 @@ class Fill(nnx.Module):
 class FillingDecoder(Decoder):
     """What both share: the last map, filled unless it comes from a vector."""
 
-    def fill_last(self, fill: Fill, x: Array, context: Context) -> Array:
+    def fill_last(self, fill: Fill, x: Array, context: PassInfo) -> Array:
         """A bottleneck's vector was expanded to a map without gaps."""
-        dense = Context(train=context.train)
+        dense = PassInfo(train=context.train)
         return fill(x, context if self.expand is None else dense)
 
 
@@ -300,8 +300,8 @@ class HierarchicalDecoder(FillingDecoder):
             rngs=rngs,
         )
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
-        dense = Context(train=context.train)
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
+        dense = PassInfo(train=context.train)
         x = self.fill_last(self.stages[0].fill, x, context)
         x = run_blocks(self.stages[0].blocks, x, dense, self.config.remat)
         finer = encoded.maps[-2::-1]
@@ -332,9 +332,9 @@ class BlockDecoder(FillingDecoder):
             rngs=rngs,
         )
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         x = self.fill_last(self.fill, x, context)
-        dense = Context(train=context.train)
+        dense = PassInfo(train=context.train)
         x = run_blocks(self.blocks, x, dense, self.config.remat)
         return self.image(x)[:, : encoded.size[0], : encoded.size[1]]
 
@@ -352,7 +352,7 @@ class Autoencoder(nnx.Module):
         kind = _decoder_class(config.decoder)
         self.decoder: Decoder = kind(self.encoder, rngs=rngs)
 
-    def encode(self, images: Float[Array, "b h w c"], context: Context) -> Encoded:
+    def encode(self, images: Float[Array, "b h w c"], context: PassInfo) -> Encoded:
         """The code, and what else a decoder may use."""
         maps, switches = self.encoder.encode(images, context)
         code = maps[-1]
@@ -380,7 +380,7 @@ class Autoencoder(nnx.Module):
         Raises:
             UserError: the encoder drops pixels at this size (VGG).
         """
-        context = Context(train=train, mask=mask)
+        context = PassInfo(train=train, mask=mask)
         return self.decoder(self.encode(images, context), context)
 
 

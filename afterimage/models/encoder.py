@@ -19,7 +19,7 @@ from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.errors import UserError
 from afterimage.models import layers
 from afterimage.models.blocks import BasicBlock
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import ENCODERS
 
 MIN_IMAGE_SIZE = 8
@@ -216,7 +216,7 @@ class Encoder(nnx.Module):
         """Makes the layers, and sets `feature_info`."""
         raise NotImplementedError
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         """Feature maps, and the switches of the max-pooling where there is any.
 
         With a mask in the context, maps are zero at masked sites.
@@ -235,7 +235,7 @@ class Encoder(nnx.Module):
         What stands at pixels where `mask` is true changes nothing, bit for bit; maps
         are zero at sites of which every pixel is masked.
         """
-        return self.encode(images, Context(train=train, mask=mask))[0]
+        return self.encode(images, PassInfo(train=train, mask=mask))[0]
 
     @property
     def num_features(self) -> int:
@@ -272,9 +272,9 @@ class Encoder(nnx.Module):
 class StagedEncoder(Encoder):
     """A stem, then stages, each of which gives a map; `build` sets both."""
 
-    stem: Callable[[Array, Context], Array]
+    stem: Callable[[Array, PassInfo], Array]
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         maps, x = [], self.stem(images, context)
         for stage in self.stages:
             x = stage(x, context, self.config.remat)

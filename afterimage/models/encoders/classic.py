@@ -12,7 +12,7 @@ from afterimage.models.encoder import (
     Switches,
     make_feature_info,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -23,7 +23,7 @@ class ClassicStage(nnx.Module):
         self.conv = layers.Conv(i, o, k, bias=False, rngs=rngs)
         self.norm = make_norm(norm, o)
 
-    def __call__(self, x: Array, context: Context) -> tuple[Array, Array]:
+    def __call__(self, x: Array, context: PassInfo) -> tuple[Array, Array]:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
         # Nothing is below zero here, so that a hidden site never is the maximum.
         return ops.max_pool_with_switches(context.hide(x))
@@ -48,7 +48,7 @@ class ClassicEncoder(Encoder):
         )
         self.feature_info = make_feature_info(config, 2, config.widths)
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         maps, switches, x = [], [], images
         for stage in self.stages:
             x, where = stage(x, context)

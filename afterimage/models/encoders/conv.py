@@ -13,7 +13,7 @@ from afterimage.models.encoder import (
     Switches,
     make_feature_info,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -27,7 +27,7 @@ class ConvStage(nnx.Module):
             [BasicBlock(o, o, norm, rngs=rngs) for _ in range(depth)]
         )
 
-    def __call__(self, x: Array, context: Context, remat: bool) -> Array:
+    def __call__(self, x: Array, context: PassInfo, remat: bool) -> Array:
         x = jax.nn.relu(self.norm(self.down(x, context), context))
         return run_blocks(self.blocks, x, context, remat)
 
@@ -47,7 +47,7 @@ class ConvEncoder(Encoder):
         self.stages = nnx.List(stages)
         self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         maps, x = [], images
         for stage in self.stages:
             x = stage(x, context, self.config.remat)

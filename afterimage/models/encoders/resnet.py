@@ -11,7 +11,7 @@ from afterimage.models.blocks import (
     BottleneckBlock,
 )
 from afterimage.models.encoder import ModelConfig, StagedEncoder, make_feature_info
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -31,7 +31,7 @@ class ResNetStem(nnx.Module):
         )
         self.norm = make_norm(config.norm, o)
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
         return ops.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
 
