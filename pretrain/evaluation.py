@@ -23,7 +23,7 @@ from afterimage.models import Network
 from afterimage.pictures import draw_rows
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.pretrain.objective import Forward, Setup, Tree, to_pixels
+from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
 from afterimage.runs import Run, write_json, write_png
 from afterimage.training.batches import EvaluationRunner, subsample
 
@@ -51,7 +51,7 @@ class Evaluation:
     def __init__(
         self,
         config: PretrainConfig,
-        setup: Setup,
+        setup: ModelSetup,
         encoder: Network,
         *,
         train: ImageSet,

@@ -31,7 +31,7 @@ from afterimage.models import (
 )
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
-from afterimage.pretrain.objective import Setup, make_stage
+from afterimage.pretrain.objective import ModelSetup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.runs import Run
 from afterimage.settings import to_dict
@@ -109,7 +109,7 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        self.setup = Setup(self.model, network, self.preprocessing)
+        self.setup = ModelSetup(self.model, network, self.preprocessing)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,

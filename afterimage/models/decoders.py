@@ -15,7 +15,7 @@ from afterimage.errors import UserError
 from afterimage.models import layers, ops
 from afterimage.models.blocks import run_blocks
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     FeatureInfo,
     Maps,
     ModelConfig,
@@ -107,13 +107,13 @@ def make_block(config: ModelConfig, c: int, rngs: nnx.Rngs) -> nnx.Module:
     return config.encoder.block(c, config.norm, rngs=rngs)
 
 
-class Decoder(nnx.Module):
+class DecoderNetwork(nnx.Module):
     """What decoders share: a bottleneck's vector is first expanded to a map again.
 
     A subclass sets `stages` by `build`, coarsest first, and runs them in `grow`.
     """
 
-    def __init__(self, encoder: Encoder, *, rngs: nnx.Rngs):
+    def __init__(self, encoder: EncoderNetwork, *, rngs: nnx.Rngs):
         self.config = encoder.config
         self.last = encoder.feature_info[-1]
         self.build(self.config, encoder.feature_info, rngs)
@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
         return self.grow(x, encoded, context)
 
 
-class UpDecoder(Decoder):
+class UpDecoder(DecoderNetwork):
     """One stage per feature map, each growing to the size of the map before it.
 
     `light` has no blocks, `symmetric` as many as the encoder had at that size.
@@ -190,7 +190,7 @@ class UnpoolStage(nnx.Module):
         return x if self.norm is None else jax.nn.relu(self.norm(x, context))
 
 
-class UnpoolDecoder(Decoder):
+class UnpoolDecoder(DecoderNetwork):
     """The classic decoder: values go back to where the encoder's maxima stood.
 
     It needs the encoder's switches, which tell it positions that the code does not.
@@ -247,7 +247,7 @@ class Fill(nnx.Module):
         return self.project(x)
 
 
-class FillingDecoder(Decoder):
+class FillingDecoder(DecoderNetwork):
     """What both share: the last map, filled unless it comes from a vector."""
 
     def fill_last(self, fill: Fill, x: Array, context: PassInfo) -> Array:
@@ -339,7 +339,7 @@ class BlockDecoder(FillingDecoder):
         return self.image(x)[:, : encoded.size[0], : encoded.size[1]]
 
 
-def _decoder_class(name: str) -> type[Decoder]:
+def _decoder_class(name: str) -> type[DecoderNetwork]:
     kinds = {"hierarchical": HierarchicalDecoder, "block": BlockDecoder}
     return {**kinds, "unpool": UnpoolDecoder}.get(name, UpDecoder)
 
@@ -348,9 +348,9 @@ class Autoencoder(nnx.Module):
     """Encoder, optional bottleneck, decoder: images to images of the same shape."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.encoder: Encoder = build_encoder(config, rngs=rngs)
+        self.encoder: EncoderNetwork = build_encoder(config, rngs=rngs)
         kind = _decoder_class(config.decoder)
-        self.decoder: Decoder = kind(self.encoder, rngs=rngs)
+        self.decoder: DecoderNetwork = kind(self.encoder, rngs=rngs)
 
     def encode(self, images: Float[Array, "b h w c"], context: PassInfo) -> Encoded:
         """The code, and what else a decoder may use."""

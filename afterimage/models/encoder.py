@@ -118,7 +118,7 @@ class ModelConfig:
         return wrong
 
     @property
-    def encoder(self) -> "type[Encoder]":
+    def encoder(self) -> "type[EncoderNetwork]":
         """The class of the encoder, from the registry."""
         return ENCODERS.get(self.name)
 
@@ -162,7 +162,7 @@ class ModelConfig:
         return cls(**plain)
 
 
-class Encoder(nnx.Module):
+class EncoderNetwork(nnx.Module):
     """What all encoders share: a stem, stages, and the vector an image becomes.
 
     A subclass makes its layers in `build`, and says how they run in `encode`. Those
@@ -269,7 +269,7 @@ class Encoder(nnx.Module):
         return self.bottleneck(flat)
 
 
-class StagedEncoder(Encoder):
+class StagedEncoder(EncoderNetwork):
     """A stem, then stages, each of which gives a map; `build` sets both."""
 
     stem: Callable[[Array, PassInfo], Array]
@@ -292,12 +292,12 @@ def make_feature_info(
     )
 
 
-def build_encoder(config: ModelConfig, *, rngs: nnx.Rngs) -> Encoder:
+def build_encoder(config: ModelConfig, *, rngs: nnx.Rngs) -> EncoderNetwork:
     """The encoder a config names, freshly initialised."""
     return config.encoder(config, rngs=rngs)
 
 
-def abstract_encoder(config: ModelConfig) -> Encoder:
+def abstract_encoder(config: ModelConfig) -> EncoderNetwork:
     """The same with shapes in place of arrays: to be loaded, or only described."""
     return nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0)))
 

@@ -24,7 +24,7 @@ from afterimage.models.blocks import run_blocks
 from afterimage.models.decoders import Fill, make_block
 from afterimage.models.layers import Dense, PassInfo, mean_of
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Forward, Pass, Setup, Tree, at_least_0
+from afterimage.pretrain.objective import Forward, ModelSetup, Pass, Tree, at_least_0
 from afterimage.pretrain.objectives.masked import Masked
 
 
@@ -146,7 +146,7 @@ class Latent(Masked):
         )
 
 
-def teach(setup: Setup, teacher: Tree, stats: Tree, inputs: Array) -> Array:
+def teach(setup: ModelSetup, teacher: Tree, stats: Tree, inputs: Array) -> Array:
     """The target of the prediction: [b, i, j, d]."""
     encoder, _, _ = Network.create(
         abstract_encoder(setup.model), dtype=setup.network.dtype

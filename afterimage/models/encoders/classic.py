@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from afterimage.models import layers, ops
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
@@ -30,7 +30,7 @@ class ClassicStage(nnx.Module):
 
 
 @ENCODERS.add("conv-classic")
-class ClassicEncoder(Encoder):
+class ClassicEncoder(EncoderNetwork):
     """3x3 convolution and max-pooling, max-unpooling decoder"""
 
     widths, depths, stems = (32, 64, 128), (1, 1, 1), (1, 1)

@@ -7,7 +7,7 @@ from jaxtyping import Array
 from afterimage.models import layers
 from afterimage.models.blocks import BasicBlock, run_blocks
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
@@ -33,7 +33,7 @@ class ConvStage(nnx.Module):
 
 
 @ENCODERS.add("conv")
-class ConvEncoder(Encoder):
+class ConvEncoder(EncoderNetwork):
     """patchify down, residual 3x3 blocks; the fast default"""
 
     widths, depths = (32, 64, 128), (0, 1, 1)

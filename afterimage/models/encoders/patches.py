@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Shaped
 
 from afterimage.models import layers, ops
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
@@ -170,7 +170,7 @@ def _sum(parts: list[Array]) -> Array:
 
 # Coates, Lee & Ng have 1,600 filters; 512 keep a probe on a 2x2 grid quick.
 @ENCODERS.add("conv-patches")
-class PatchEncoder(Encoder):
+class PatchEncoder(EncoderNetwork):
     """one wide convolution over whitened 6x6 patches; strong when frozen"""
 
     widths, depths, stems = (512,), (0,), (4, 4)

@@ -7,7 +7,7 @@ from jaxtyping import Array
 from afterimage.errors import UserError
 from afterimage.models import layers, ops
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
@@ -34,7 +34,7 @@ class VGGStage(nnx.Module):
         return ops.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
 
 
-class VGG(Encoder):
+class VGG(EncoderNetwork):
     """VGG (Simonyan & Zisserman 2014, Table 1); maps after each pooling.
 
     A map of stride s is floor(H / s) high, as in PyTorch, unlike other encoders' ceil.
