@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 RENAMED: Mapping[str, str | None] = {
+    "results/from/trained/corruption_strength": None,
     "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
 }
 """Names of old files that are spelt differently now: {old: new}, None: gone. A name is

@@ -169,8 +169,8 @@ def at_least_0(settings: Any, *names: str) -> list[str]:
 def make_stage(objective: Objective, setup: Setup, config: Any, steps: int) -> Stage:
     """One phase in which everything learns by the objective's terms."""
 
-    def supply(params, stats, batch, key, step, moving):
-        del moving
+    def provide(params, stats, batch, key, step, trainable):
+        del trainable
         view_key, key = jax.random.split(key)
         augment = make_augment(config.augment)
 
@@ -190,7 +190,7 @@ def make_stage(objective: Objective, setup: Setup, config: Any, steps: int) -> S
         steps=steps,
         options=config,
     )
-    return Stage(phases=(phase,), supply=supply)
+    return Stage(phases=(phase,), providers=provide)
 
 
 @jax.tree_util.register_dataclass

@@ -37,13 +37,13 @@ from afterimage.runs import Run
 from afterimage.settings import to_dict
 from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
+from afterimage.training.evaluation_runner import EvaluationRunner
 from afterimage.training.groups import Partition, count_parameters
 from afterimage.training.job import Job, Say, execute
 from afterimage.training.mesh import check_batch, make_mesh, replicate
 from afterimage.training.options import check
 from afterimage.training.signals import StopSignal
 from afterimage.training.state import State, averaged_params, averaged_stats
-from afterimage.training.sweep import Sweep
 from afterimage.training.trainer import Trainer
 
 
@@ -135,7 +135,9 @@ class _Pretraining(Job[PretrainResult]):
 
     def prepare(self, began: int) -> None:
         self.began = began, time.perf_counter()
-        sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
+        sweep = EvaluationRunner(
+            self.mesh, self.config.batch_size // self.config.accumulate
+        )
         self.evaluation = Evaluation(
             self.config,
             self.setup,

@@ -118,7 +118,7 @@ def count_parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def moving_parts(partition: Partition) -> frozenset[str]:
+def trainable_parts(partition: Partition) -> frozenset[str]:
     """Parts whose normalisation statistics move: `encoder`, `heads/NAME`.
 
     A part with any frozen leaf runs in evaluation mode and keeps its statistics, bit

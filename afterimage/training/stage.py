@@ -23,16 +23,16 @@ from afterimage.training.groups import (
     Group,
     Partition,
     changed_groups,
-    moving_parts,
     split_groups,
+    trainable_parts,
 )
 from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import Combine, Estimator, plain_gradient
 from afterimage.training.terms import Context, Term, UnknownName, near_misses
 
-Supply = Callable[..., Mapping[str, Callable[[Context], Any]]]
-"""supply(params, stats, batch, key, step, moving) -> rules of a context; the rule
+Providers = Callable[..., Mapping[str, Callable[[Context], Any]]]
+"""providers(params, stats, batch, key, step, trainable) -> rules of a context; the rule
 `stats/next` gives the normalisation statistics after whatever was computed. The stage
 adds `progress`, the share of the phase that is done, in [0, 1)."""
 
@@ -62,10 +62,10 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Phases, and the supply of what their terms read."""
+    """Phases, and the providers of what their terms read."""
 
     phases: tuple[Phase, ...]
-    supply: Supply
+    providers: Providers
     combine: Combine | None = None
     """What makes one gradient of the tasks'; None differentiates the sum of all."""
 
@@ -100,10 +100,10 @@ class Stage:
         [1 + T]: of the terms without a task, then of each task's.
         """
         phase, start = self.phases[index], self.start(index)
-        moving = moving_parts(phase.partition(params))
+        trainable = trainable_parts(phase.partition(params))
 
         def loss(params, stats, batch, key, step):
-            rules = self.supply(params, stats, batch, key, step, moving)
+            rules = self.providers(params, stats, batch, key, step, trainable)
             progress = (step - start) / phase.steps
             context = Context({**rules, "progress": lambda _: progress})
             values = [term.value(context, step - start) for term in phase.terms]
@@ -161,12 +161,12 @@ class Stage:
 
     def _check_terms(self, phase, partition, params, stats, batch) -> list[str]:
         """Traces each term once over shapes."""
-        moving, problems = moving_parts(partition), []
+        trainable, problems = trainable_parts(partition), []
 
         def value(term: Term):
             def run(params, stats, batch, step):
                 key = jax.random.key(0)
-                rules = dict(self.supply(params, stats, batch, key, step, moving))
+                rules = dict(self.providers(params, stats, batch, key, step, trainable))
                 rules["progress"] = lambda _: step / phase.steps
                 context = Context(rules)
                 wanted = (*term.reads, *((term.examples,) if term.examples else ()))

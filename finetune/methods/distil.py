@@ -26,8 +26,8 @@ from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
 from afterimage.notes import say_once
+from afterimage.training.evaluation_runner import EvaluationRunner
 from afterimage.training.groups import count_parameters
-from afterimage.training.sweep import Sweep
 from afterimage.training.terms import Context, Term, TermResult, View
 
 Tree = dict[str, Any]
@@ -204,7 +204,11 @@ class Teacher:
 
 
 def compare(
-    teacher: Teacher, student: Scorer, sweep: Sweep, model: Model, images: ImageSet
+    teacher: Teacher,
+    student: Scorer,
+    runner: EvaluationRunner,
+    model: Model,
+    images: ImageSet,
 ) -> dict[str, Any]:
     """What the student gained: parameters, images a second, accuracy of both.
 
@@ -213,7 +217,7 @@ def compare(
     batches of up to 256 of these images in evaluation mode. A teacher of other classes
     has neither accuracy nor agreement.
     """
-    scorer = Scorer(teacher.classifier, teacher.head, sweep)
+    scorer = Scorer(teacher.classifier, teacher.head, runner)
     both = {
         # As it was read: it never moves, and a restored step may lack what is empty.
         "teacher": (scorer, teacher.head, (teacher.params, teacher.stats)),

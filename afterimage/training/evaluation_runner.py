@@ -13,14 +13,14 @@ from afterimage.training.batches import eval_batches
 from afterimage.training.mesh import place, replicated
 
 
-def spaced(images: ImageSet, most: int) -> ImageSet:
+def subsample(images: ImageSet, most: int) -> ImageSet:
     """At most `most` images, evenly spaced over the set."""
     if len(images) <= most:
         return images
     return images.subset(np.linspace(0, len(images) - 1, most).round().astype(np.int64))
 
 
-class Sweep:
+class EvaluationRunner:
     """Runs jitted functions over image sets; every process feeds its devices' share."""
 
     def __init__(self, mesh: Mesh, batch_size: int):
