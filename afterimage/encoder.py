@@ -16,6 +16,7 @@ from afterimage.checkpoints.names import printable, shortened
 from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
+from afterimage.console import ProgressBar
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
 from afterimage.inputs import Batch, image_batches, prepare
@@ -31,7 +32,6 @@ from afterimage.models import (
 from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS
 from afterimage.models.views import mean_over_views
-from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one

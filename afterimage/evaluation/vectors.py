@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
@@ -14,7 +15,6 @@ from afterimage.evaluation.probes import pixel_vectors
 from afterimage.evaluation.spectrum import Moments
 from afterimage.models.heads import pool_features
 from afterimage.models.views import mean_over_views
-from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 WIDEST = 2048
