@@ -33,7 +33,7 @@ from afterimage.errors import (
     out_of_memory,
     require_writable,
 )
-from afterimage.settings import choices, dotted, to_dict
+from afterimage.settings import choices, default_of, dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -237,11 +237,11 @@ class Run:
         """{path: value} of the folder's settings."""
         old = dotted(stored.get("config", {}))
         # A run made before a setting existed was made with its default.
-        chosen = {key.rpartition(".")[0] for key in old}
         defaults = {
             path: value
             for path, value in self._defaults.items()
-            if "." not in path or path.rpartition(".")[0] in chosen
+            # Of one of several choices, only if the folder's run has it too.
+            if path.count(".") < 2 or path.split(".")[1] in old[path.split(".")[0]]
         }
         return {**defaults, **old}
 
@@ -331,14 +331,18 @@ def _defaults(config: Any) -> dict[str, Any]:
 
 
 def _field_defaults(config: Any) -> dict[str, Any]:
-    registries = choices(type(config))
-    fields = dataclasses.fields(config)
-    plain = {
-        f.name: f.default
-        for f in fields
-        if f.default is not dataclasses.MISSING and f.name not in registries
-    }
-    return _as_dict(plain)
+    registries, found = choices(type(config)), {}
+    for field in dataclasses.fields(config):
+        value: Any = default_of(config, field.name)
+        if field.name in registries:  # by name
+            several = registries[field.name].several
+            names = [
+                getattr(one, "name", one) for one in (value if several else [value])
+            ]
+            value = names if several else names[0]
+        if value is not dataclasses.MISSING:
+            found[field.name] = value
+    return _as_dict(found)
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class HeadConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class ClassifierNetwork:
     """Networks split from their parameters, and how images are prepared for them."""
 
     encoder: Network
@@ -82,7 +82,7 @@ class Classifier:
         seed: int = 0,
         dtype: str = "float32",
         fresh: bool = True,
-    ) -> tuple["Classifier", Tree, Tree]:
+    ) -> tuple["ClassifierNetwork", Tree, Tree]:
         """(classifier, params, stats), initialised from `seed`.
 
         With `fresh=False` the encoder's leaves are shapes only, to be loaded: drawing
@@ -251,7 +251,7 @@ def _labels(
 
 
 def standardise(
-    classifier: Classifier,
+    classifier: ClassifierNetwork,
     params: Tree,
     stats: Tree,
     batches: Iterable[Mapping[str, np.ndarray]],
@@ -327,7 +327,7 @@ def write_artefacts(
 class LoadedClassifier:
     """A classifier artefact, ready to predict."""
 
-    classifier: Classifier
+    classifier: ClassifierNetwork
     params: Tree
     stats: Tree
     class_names: Mapping[str, tuple[str, ...]]
@@ -349,7 +349,7 @@ def load_classifier(path: str, *, dtype: str = "float32") -> LoadedClassifier:
         for name, entry in entries.items()
     }
     try:
-        classifier, fresh_params, fresh_stats = Classifier.create(
+        classifier, fresh_params, fresh_stats = ClassifierNetwork.create(
             stored_model(manifest, path),
             {name: HeadConfig(**entry) for name, entry in entries.items()},
             stored_preprocessing(manifest, path),

@@ -31,7 +31,7 @@ from afterimage.errors import DataError, UserError
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.method import Stream
-from afterimage.finetune.source import Source
+from afterimage.finetune.source import SourceModel
 from afterimage.models import ModelConfig
 from afterimage.runs import Run
 
@@ -106,10 +106,10 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class RunData:
     """The source model, and all images of a run."""
 
-    source: Source
+    source: SourceModel
     splits: Splits
     labels: LabelSplit
     target: Target | None
@@ -189,7 +189,7 @@ class Opener:
         return splits
 
 
-def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Data:
+def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> RunData:
     """The source model and every image of a run; `data` and `target` take the place of
     `config.data` and `config.target`.
 
@@ -204,7 +204,7 @@ def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Da
             "with FinetuneConfig(target='given')"
         )
     target = config.target if target is None else target
-    source = Source.read(config.from_)
+    source = SourceModel.read(config.from_)
     architecture = source.architecture(config.mode)
     stored = source.preprocessing
     splits = Opener(config, stored)(data, own=True)
@@ -216,7 +216,7 @@ def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Da
         splits = method.open_labelled(splits, opener)
     model, preprocessing = _at_shape(architecture, stored, splits)
     labels = split_labels(config, splits)
-    found = Data(
+    found = RunData(
         source=source,
         splits=splits,
         labels=labels,

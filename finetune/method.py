@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from afterimage.data import ImageSet, Splits
     from afterimage.finetune.classifier import HeadConfig
     from afterimage.finetune.config import FinetuneConfig
-    from afterimage.finetune.data import Data, Opener
-    from afterimage.finetune.setup import Setup
+    from afterimage.finetune.data import Opener, RunData
+    from afterimage.finetune.setup import RunSetup
     from afterimage.training.state import State
     from afterimage.training.step import Combine
     from afterimage.training.terms import Context, Term
 else:  # naming a method must not start JAX
-    ImageSet = Splits = HeadConfig = FinetuneConfig = Data = Opener = Setup = Any
+    ImageSet = Splits = HeadConfig = FinetuneConfig = RunData = Opener = RunSetup = Any
     State = Combine = Context = Term = Any
 
 __all__ = ["METHODS", "Method", "Now", "Sections", "Stream"]
@@ -144,11 +144,11 @@ class Method:
         """The labelled images, with those that the method adds."""
         return splits
 
-    def open_streams(self, data: "Data", opener: "Opener") -> Mapping[str, Stream]:
+    def open_streams(self, data: "RunData", opener: "Opener") -> Mapping[str, Stream]:
         """Further streams of images, by name."""
         return {}
 
-    def open(self, config: "FinetuneConfig", data: "Data") -> Any:
+    def open(self, config: "FinetuneConfig", data: "RunData") -> Any:
         """What else the method reads from disk: `setup.opened[name]`."""
 
     # While the run is built: shapes are known, weights are not loaded.
@@ -157,30 +157,30 @@ class Method:
         """Each of the heads that learn, as the method wants it."""
         return head
 
-    def state(self, setup: "Setup") -> Any:
+    def state(self, setup: "RunSetup") -> Any:
         """The structure of what the method keeps on the devices, `stats[name]`; None
         if it keeps nothing. Arrays of its own: the state is donated to each step."""
 
     def labelled_terms(
-        self, setup: "Setup", terms: list["Term"], phase: int
+        self, setup: "RunSetup", terms: list["Term"], phase: int
     ) -> list["Term"]:
         """The losses of the labelled images, changed, or with others beside them."""
         return terms
 
-    def terms(self, setup: "Setup", phase: int = 0) -> Sequence["Term"]:
+    def terms(self, setup: "RunSetup", phase: int = 0) -> Sequence["Term"]:
         """The losses that the method adds in this phase."""
         return ()
 
     def combine(self) -> "Combine | None":
         """How one gradient is made of those of several tasks; None adds them up."""
 
-    def phase_streams(self, setup: "Setup", phase: int) -> Mapping[str, Stream]:
+    def phase_streams(self, setup: "RunSetup", phase: int) -> Mapping[str, Stream]:
         """Streams of images that differ from phase to phase."""
         return {}
 
     def providers(
         self,
-        setup: "Setup",
+        setup: "RunSetup",
         known: Mapping[str, Callable[["Context"], Any]],
         now: Now,
     ) -> Mapping[str, Callable[["Context"], Any]]:
@@ -190,46 +190,46 @@ class Method:
 
     # Before the first step, on the loaded weights.
 
-    def fit_heads(self, setup: "Setup", model: Model, say: Say) -> Tree:
+    def fit_heads(self, setup: "RunSetup", model: Model, say: Say) -> Tree:
         """`stats["heads"]`, before anything else is measured through the heads."""
         return model[1]["heads"]
 
     def example_weights(
-        self, setup: "Setup", model: Model, say: Say
+        self, setup: "RunSetup", model: Model, say: Say
     ) -> Mapping[str, Any]:
         """{"train": weights [n]} of the labelled images, and {"validation": …} if
         `weighs_validation`. Weights of several methods are multiplied."""
         return {}
 
-    def measure(self, setup: "Setup", model: Model, say: Say) -> Any:
+    def measure(self, setup: "RunSetup", model: Model, say: Say) -> Any:
         """`stats[name]` as training begins; by default as `state` made it."""
         return model[1].get(self.name)
 
     # During training.
 
-    def remember(self, setup: "Setup", state: "State", phase: int) -> Any:
+    def remember(self, setup: "RunSetup", state: "State", phase: int) -> Any:
         """`stats[name]` after a phase; a function of the training state alone, so that
         a resumed run remembers the same."""
         return state["stats"].get(self.name)
 
     def metrics(
-        self, setup: "Setup", model: Model, logits: Callable[["ImageSet"], Any]
+        self, setup: "RunSetup", model: Model, logits: Callable[["ImageSet"], Any]
     ) -> Mapping[str, float]:
         """More metrics of an evaluation."""
         return {}
 
     # After the last step, on the step that was selected.
 
-    def correct(self, setup: "Setup", model: Model) -> tuple[Any, Mapping[str, Any]]:
+    def correct(self, setup: "RunSetup", model: Model) -> tuple[Any, Mapping[str, Any]]:
         """(params, entries of results.json): the finished model, corrected."""
         return model[0], {}
 
-    def results(self, setup: "Setup", model: Model) -> Mapping[str, Any]:
+    def results(self, setup: "RunSetup", model: Model) -> Mapping[str, Any]:
         """Entries of results.json."""
         return {}
 
     def pictures(
-        self, setup: "Setup", model: Model, folder: pathlib.Path | None
+        self, setup: "RunSetup", model: Model, folder: pathlib.Path | None
     ) -> Mapping[str, tuple[str, pathlib.Path]]:
         """{heading: (caption, PNG)}, written to `folder`; every process calls this, and
         only the first has a folder."""

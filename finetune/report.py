@@ -15,7 +15,7 @@ from afterimage.checkpoints.files import read_bytes, replace_file
 from afterimage.evaluation.text import MACRO_F1, MAX_MATRIX, percent, report_text
 from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.selection import Rule
-from afterimage.finetune.setup import Setup
+from afterimage.finetune.setup import RunSetup
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json, write_png
 from afterimage.settings import to_dict
@@ -140,7 +140,7 @@ def missing(run: Run) -> tuple[str, ...] | None:
     return run.missing(artefacts, files)
 
 
-def outline(setup: Setup, rule: Rule, step: int) -> dict[str, Any]:
+def outline(setup: RunSetup, rule: Rule, step: int) -> dict[str, Any]:
     """results.json without the scores."""
     config, data = setup.config, setup.data
     found: dict[str, Any] = {
@@ -163,7 +163,7 @@ def outline(setup: Setup, rule: Rule, step: int) -> dict[str, Any]:
 
 def write_page(
     run: Run,
-    setup: Setup,
+    setup: RunSetup,
     results: dict[str, Any],
     description: str,
     *,
@@ -221,7 +221,7 @@ def write_page(
 
 
 def domain_picture(
-    setup: Setup, model: Model, folder: pathlib.Path | None
+    setup: RunSetup, model: Model, folder: pathlib.Path | None
 ) -> dict[str, tuple[str, pathlib.Path]]:
     """{heading: (caption, PNG)}: features of both domains on their first two principal
     axes; where they are alike, the two colours cannot be told apart.
@@ -272,7 +272,9 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _lead(run: Run, setup: Setup, results: Mapping[str, Any], done: int | None) -> str:
+def _lead(
+    run: Run, setup: RunSetup, results: Mapping[str, Any], done: int | None
+) -> str:
     selection, steps = results["selection"], results["steps"]
     facts = [
         str(run.path),

@@ -38,7 +38,7 @@ from afterimage.finetune.selection import (
     mixed_agreement,
     neighbour_information,
 )
-from afterimage.finetune.setup import Setup, begin, build, make_stage
+from afterimage.finetune.setup import RunSetup, begin, build, make_stage
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
 from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
@@ -103,7 +103,7 @@ class FinetuneJob(Job[FinetuneResult]):
     """One run of classification, as the one trainer wants it; other tasks override
     what they do otherwise."""
 
-    def __init__(self, setup: Setup, stage: Stage, rule: Rule, run: Run):
+    def __init__(self, setup: RunSetup, stage: Stage, rule: Rule, run: Run):
         self.setup, self.rule, self.run = setup, rule, run
         self.config = setup.config
         self.best, self.direction = rule.metric, rule.direction

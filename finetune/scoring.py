@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from afterimage.data import ImageSet
 from afterimage.evaluation.classification import classification_report, macro_f1
-from afterimage.finetune.classifier import Classifier
+from afterimage.finetune.classifier import ClassifierNetwork
 from afterimage.models.views import VIEWS
 from afterimage.training.sweep import Sweep
 
@@ -42,7 +42,11 @@ class Scorer:
     """
 
     def __init__(
-        self, classifier: Classifier, head: str, sweep: Sweep, views: str = "none"
+        self,
+        classifier: ClassifierNetwork,
+        head: str,
+        sweep: Sweep,
+        views: str = "none",
     ):
         self._sweep, self.head = sweep, head
 

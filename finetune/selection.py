@@ -29,7 +29,7 @@ from afterimage.data import ImageSet, array_set
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.data import Data
+from afterimage.finetune.data import RunData
 from afterimage.finetune.scoring import softmax
 
 LABEL_FREE: dict[str, tuple[Literal["min", "max"], str]] = {
@@ -58,7 +58,7 @@ class Rule:
     text: str
 
 
-def choose_rule(config: FinetuneConfig, data: Data) -> Rule:
+def choose_rule(config: FinetuneConfig, data: RunData) -> Rule:
     """The rule of this run: `config.select` decides, else what data there are."""
     labels, target = data.labels, data.target
     where = target.name if target is not None else ""
@@ -98,7 +98,7 @@ def image_shape(encoder: Encoder) -> tuple[int, int, int]:
     return (*encoder.preprocessing.image_size, encoder.preprocessing.channels)
 
 
-def _check_neighbours(config: FinetuneConfig, data: Data) -> None:
+def _check_neighbours(config: FinetuneConfig, data: RunData) -> None:
     """Raises UserError where the source's features of the target's images are needed,
     and it takes others."""
     takes, given = image_shape(data.source.encoder), data.splits.train.shape

@@ -1,6 +1,6 @@
 """What is built of a run's settings and data before its first step.
 
-`build` makes a `Setup`: the classifier, its parameters and what methods keep beside
+`build` makes a `RunSetup`: the classifier, its parameters and what methods keep beside
 them; `make_stage` the phases with their terms; `begin` loads and measures the weights.
 """
 
@@ -18,9 +18,14 @@ from afterimage.checkpoints.trees import flatten
 from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, Classifier, HeadConfig, standardise
+from afterimage.finetune.classifier import (
+    HEAD,
+    ClassifierNetwork,
+    HeadConfig,
+    standardise,
+)
 from afterimage.finetune.config import FinetuneConfig
-from afterimage.finetune.data import Data
+from afterimage.finetune.data import RunData
 from afterimage.finetune.losses import balanced_weights, cross_entropy
 from afterimage.finetune.method import Model, Now, Say, Stream
 from afterimage.finetune.scoring import Scorer
@@ -45,14 +50,14 @@ Tree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
+class RunSetup:
     """The parts of a run; methods read it in their hooks."""
 
     config: FinetuneConfig
-    data: Data
+    data: RunData
     opened: Mapping[str, Any]
     """What each method opened, by its name."""
-    classifier: Classifier
+    classifier: ClassifierNetwork
     heads: Mapping[str, HeadConfig]
     """The heads that learn; the labels' own is the first."""
     params: Tree
@@ -114,11 +119,11 @@ def feature_width(stats: Tree, head: str) -> int:
 
 def build(
     config: FinetuneConfig,
-    data: Data,
+    data: RunData,
     *,
     heads: Mapping[str, HeadConfig] | None = None,
     plan: Any = None,
-) -> Setup:
+) -> RunSetup:
     """The parts of a run; by default with a head for the labels and one for each
     further label column.
 
@@ -133,7 +138,7 @@ def build(
     every = dict(heads)
     if source_head is not None:
         every[SOURCE_HEAD] = source_head.config
-    classifier, params, stats = Classifier.create(
+    classifier, params, stats = ClassifierNetwork.create(
         dataclasses.replace(data.model, remat=config.remat),
         every,
         data.preprocessing,
@@ -143,7 +148,7 @@ def build(
     )
     _check_statistics(config, stats["encoder"])
     runner = Sweep(mesh, config.batch_size // config.accumulate)
-    setup = Setup(
+    setup = RunSetup(
         config=config,
         data=data,
         opened=opened,
@@ -180,7 +185,7 @@ def make_head(config: FinetuneConfig, classes: int) -> HeadConfig:
     return head
 
 
-def _heads(config: FinetuneConfig, data: Data) -> dict[str, HeadConfig]:
+def _heads(config: FinetuneConfig, data: RunData) -> dict[str, HeadConfig]:
     names = data.labels.head_names(config.columns)
     return {head: make_head(config, len(classes)) for head, classes in names.items()}
 
@@ -199,7 +204,7 @@ def _check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
 # The stage: its phases, their terms, and what the terms read.
 
 
-def make_stage(setup: Setup) -> Stage:
+def make_stage(setup: RunSetup) -> Stage:
     """The phases of the mode, with cross-entropy and what the methods add."""
     config = setup.config
     terms = _labelled_terms(setup)
@@ -215,7 +220,7 @@ def make_stage(setup: Setup) -> Stage:
 
 
 def stage_of(
-    setup: Setup, phases: Sequence[Phase], streams: Mapping[str, Stream]
+    setup: RunSetup, phases: Sequence[Phase], streams: Mapping[str, Stream]
 ) -> Stage:
     """These phases as a stage; checked, with these streams, from shapes alone."""
     combines = [method.combine() for method in setup.config.methods]
@@ -228,7 +233,7 @@ def stage_of(
     return stage
 
 
-def _labelled_terms(setup: Setup) -> list[Term]:
+def _labelled_terms(setup: RunSetup) -> list[Term]:
     """The cross-entropy of the labels."""
     config = setup.config
     return [
@@ -247,7 +252,7 @@ def example_weights(config: FinetuneConfig) -> str | None:
     return "train/weight" if weighed else None
 
 
-def _class_weights(setup: Setup) -> tuple[float, ...] | None:
+def _class_weights(setup: RunSetup) -> tuple[float, ...] | None:
     given, labels = setup.config.class_weights, setup.data.labels
     names = labels.class_names
     if given == "none":
@@ -264,7 +269,7 @@ def _class_weights(setup: Setup) -> tuple[float, ...] | None:
 
 
 def _batch_shapes(
-    setup: Setup, streams: Mapping[str, Stream]
+    setup: RunSetup, streams: Mapping[str, Stream]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of every stream."""
     size = setup.config.batch_size // setup.config.accumulate
@@ -285,7 +290,7 @@ def _batch_shapes(
 
 
 def _make_providers(
-    setup: Setup, streams: Mapping[str, Stream]
+    setup: RunSetup, streams: Mapping[str, Stream]
 ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
     """What all streams, the weights of examples, the source and the methods provide.
 
@@ -329,7 +334,7 @@ def _make_providers(
 
 
 def _joint(
-    classifier: Classifier, params: Any, stats: Any, streams: tuple[str, ...]
+    classifier: ClassifierNetwork, params: Any, stats: Any, streams: tuple[str, ...]
 ) -> dict[str, Callable[[Context], Any]]:
     """One forward pass in training mode of all streams as a single batch."""
 
@@ -355,7 +360,7 @@ def _joint(
 # The first step: weights from the source, and what is measured with them.
 
 
-def begin(setup: Setup, run: Run, say: Say, images: ImageSet | None = None) -> Model:
+def begin(setup: RunSetup, run: Run, say: Say, images: ImageSet | None = None) -> Model:
     """(params, stats) before the first step of a fresh run.
 
     Weights from the source, with the report in transfer.json; then the statistics of
@@ -386,7 +391,7 @@ def begin(setup: Setup, run: Run, say: Say, images: ImageSet | None = None) -> M
     return params, stats
 
 
-def _measured_weights(setup: Setup, model: Model, say: Say) -> Tree:
+def _measured_weights(setup: RunSetup, model: Model, say: Say) -> Tree:
     """The weights of the examples, those of training with mean one."""
     train: Any = 1.0
     validation: Any = None

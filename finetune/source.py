@@ -23,7 +23,7 @@ from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_enc
 from afterimage.data import Preprocessing
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, Classifier, HeadConfig
+from afterimage.finetune.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
 from afterimage.manifest import stored_model, stored_preprocessing
@@ -35,7 +35,7 @@ SOURCE_HEAD = "source"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceModel:
     """An encoder artefact, read and verified."""
 
     path: str
@@ -44,7 +44,7 @@ class Source:
     manifest: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: str) -> "Source":
+    def read(cls, path: str) -> "SourceModel":
         """Raises UserError where there is no folder, CheckpointError for a bad one."""
         if not pathlib.Path(path).is_dir():
             raise UserError(
@@ -138,7 +138,7 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
         ) from error
 
 
-def frozen_copy(source: Source, head: SourceHead | None) -> Tree:
+def frozen_copy(source: SourceModel, head: SourceHead | None) -> Tree:
     """What `stats["source"]` begins as."""
     tree: Tree = {
         "params": {"encoder": source.params},
@@ -152,7 +152,7 @@ def frozen_copy(source: Source, head: SourceHead | None) -> Tree:
 
 
 def source_rules(
-    classifier: Classifier, kept: Tree
+    classifier: ClassifierNetwork, kept: Tree
 ) -> dict[str, Callable[[Context], Any]]:
     """`source/params`, and `source/maps` and `source/logits`: the source model in
     evaluation mode on the same augmented training images."""
@@ -171,7 +171,7 @@ def source_rules(
 
 
 def load_weights(
-    source: Source, params: Tree, stats: Tree, may_differ: tuple[str, ...]
+    source: SourceModel, params: Tree, stats: Tree, may_differ: tuple[str, ...]
 ) -> tuple[Tree, Tree, dict[str, Report]]:
     """(params, stats, reports): the encoder's leaves from the source, heads fresh.
 

@@ -1,5 +1,6 @@
 """Pretraining: data in, a run folder with an encoder out."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
+    object_spec,
     open_data,
 )
 from afterimage.errors import UserError
@@ -68,6 +70,8 @@ def pretrain(
             else f"data={config.data!r} and an object: give one of them"
         )
     runtime.enable_compile_cache()
+    if data is not None:
+        config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
     splits = open_data(

@@ -473,7 +473,7 @@ def test_pretraining_takes_an_object_and_resumes_with_it_only(tmp_path):
     other[0]["image"] = PIXELS[1]
     with pytest.raises(UserError, match="list"):
         run(other)
-    with pytest.raises(UserError, match="ndarray"):
+    with pytest.raises(UserError, match="object:ndarray"):
         run(PIXELS)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from afterimage.data import open_data
 from afterimage.errors import DataError, UserError
+from afterimage.plugins import SOURCES
 from afterimage.runtime import cache_dir
 
 
@@ -336,3 +337,16 @@ def test_tfds_prepared_data_are_read(no_network, tmp_path, monkeypatch):
     levels = found.gather(range(6))[:, 0, 0, 0] // 10
     np.testing.assert_array_equal(found.labels, 1 - levels % 2)
     assert pathlib.Path(tmp_path, "our_pets").is_dir()
+
+
+def test_names_of_our_own_sources_are_found_in_their_files():
+    assert {"csv", "digits", "folder", "npz", "synthetic", "tfds", "zip"} <= set(
+        SOURCES.names()
+    )
+    for name in SOURCES.names():
+        source = SOURCES.get(name)
+        assert source.name == name
+        assert source.__doc__
+        assert source.spec_form().partition(":")[0] == name
+    with pytest.raises(UserError):
+        SOURCES.get("folders")

@@ -223,14 +223,14 @@ def test_another_architecture_from_scratch():
     assert (found.width, found.bottleneck) == (0.5, 8)
     found = Scratch(model="conv-classic").architecture(stored)
     assert found == ModelConfig("conv-classic")
-    with pytest.raises(UserError, match="unknown model 'cnv'"):
+    with pytest.raises(UserError, match="'cnv' is unknown"):
         Scratch(model="cnv").architecture(stored)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"own": {"teacher": ""}}, "distil: teacher: give"),
+        ({"own": {"teacher": None}}, "distil: teacher: give"),
         ({"own": {"kinds": ("logits", "logits")}}, "each kind once"),
         ({"own": {"weights": (1.0, 2.0)}}, "2 numbers for 1 kinds"),
         ({"own": {"weights": (0.0,)}}, "more than 0"),

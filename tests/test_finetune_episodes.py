@@ -32,6 +32,7 @@ from afterimage.finetune.tasks._sampler import (
 )
 from afterimage.finetune.tasks.episodes import Episodes, summarised
 from afterimage.models import ops
+from afterimage.runs import Run
 from afterimage.training.step import plain_gradient
 from tests.test_finetune_program import config, make_encoder
 
@@ -429,7 +430,7 @@ METHODS = {
 
 
 def job_of(config) -> Any:
-    run: Any = None
+    run = Run(config.out, kind="finetune", config=config)
     return config.task.job(config, open_all(config), run)
 
 

@@ -322,12 +322,10 @@ def test_data_and_target_as_objects(home, tmp_path):
     assert finetune(given, data=arrays, target=dark).complete
     with pytest.raises(UserError, match="not those this run began with"):
         finetune(given, data=arrays, target=arrays)
-    for wrong in (
-        given,
-        config(home, tmp_path / "run", **settings | {"target": None, "methods": ()}),
-    ):
+    alone = config(home, tmp_path / "alone", data=None, mode="probe")
+    for wrong, object_ in ((given, None), (alone, dark)):
         with pytest.raises(UserError, match="target='given'"):
-            finetune(wrong, data=arrays, target=None if wrong is given else dark)
+            finetune(wrong, data=arrays, target=object_)
     with pytest.raises(UserError, match="give the labelled images"):
         finetune(config(home, tmp_path / "other", data=None, mode="probe"))
 

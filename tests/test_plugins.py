@@ -1,4 +1,4 @@
-"""A package beside ours adds an encoder, an objective and an augmentation."""
+"""A package beside ours adds an encoder, an objective, an augmentation, a source."""
 
 import json
 import re
@@ -72,6 +72,20 @@ encoder = load_encoder(sys.argv[1])
 found = encoder.features(np.zeros((3, 8, 8, 1), np.uint8))
 print(json.dumps(found.shape))
 """
+OPEN = """
+import json, sys
+from afterimage.cli import exit_code
+from afterimage.data import open_data
+from afterimage.data.sources import forms
+
+def opened():
+    data = open_data("bars:40")
+    found = [len(data.train), data.train.name, data.train.class_names, len(data.test)]
+    print(json.dumps([*found, forms()[-1]]))
+    return 0
+
+sys.exit(exit_code(opened))
+"""
 LOAD_COMMAND = """
 import sys
 from afterimage.cli import exit_code
@@ -125,6 +139,26 @@ def test_without_the_package_it_is_named(trained):
     assert done.returncode == 3
     assert "pip install shapes-for-afterimage" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_its_data_are_opened_and_missed_without_it(site):
+    done = python(OPEN, site)
+    assert done.returncode == 0, done.stderr
+    found = [40, "bars:40 [train]", ["high", "low"], 16, "bars:COUNT"]
+    assert json.loads(done.stdout) == found
+    missing = python(OPEN)
+    assert missing.returncode == 2
+    assert "'bars:40'" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.slow
+def test_a_command_trains_on_its_data(site, tmp_path):
+    code = "import sys; from afterimage.__main__ import main; sys.exit(main())"
+    words = "pretrain --data bars:40 --steps 2 --batch-size 8 --pictures 0 --out"
+    done = python(code, site, arguments=[*words.split(), tmp_path / "run"])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("name", "code"), SECTIONS)

@@ -9,7 +9,7 @@ from afterimage.checkpoints.weights import write_classifier
 from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.finetune import select as select_module
-from afterimage.finetune.classifier import Classifier, HeadConfig, head_entry
+from afterimage.finetune.classifier import ClassifierNetwork, HeadConfig, head_entry
 from afterimage.finetune.selection import (
     ensemble_agreement,
     neighbour_information,
@@ -24,7 +24,9 @@ def classifier(folder, seed, names=("a", "b", "c")):
     config = ModelConfig("conv", image_size=(16, 16), channels=3, width=0.25)
     manifest, head = encoder_artefact.manifest_of(config), HeadConfig(len(names))
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    _, params, stats = Classifier.create(config, {"classes": head}, preprocessing)
+    _, params, stats = ClassifierNetwork.create(
+        config, {"classes": head}, preprocessing
+    )
     rng = np.random.default_rng(seed)
     params["heads"] = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params["heads"]

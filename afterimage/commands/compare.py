@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
+from afterimage.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ differ. With --out also a page with their curves over each other.
 def main(argv: Sequence[str]) -> None:
     """Parses, compares, prints."""
     config = parse(COMMAND, argv)
+    if len(config.runs) < 2:
+        raise UserError("compare takes two or more run folders")
     from afterimage.report import comparison_text, read_run, write_comparison
 
     records = [read_run(folder) for folder in config.runs]

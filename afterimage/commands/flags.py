@@ -30,9 +30,11 @@ from afterimage.settings import (
     default_of,
     field_documents,
     from_dict,
+    given_problems,
     merge,
     to_dict,
 )
+from afterimage.training.options import check
 
 Config = TypeVar("Config")
 _LARGEST_FILE = 2**20
@@ -115,6 +117,7 @@ def parse(command: Command[Config], argv: Sequence[str]) -> Config:
     settings = merge(command.config, below, _flag_values(command, flags, words, below))
     _require(command, flags, settings)
     config = from_dict(command.config, settings)
+    check(given_problems(config))
     if asked.print_config:
         import tomli_w
 
@@ -293,14 +296,15 @@ def _flag_values(
     below: Mapping[str, Any],
 ) -> dict[str, Any]:
     """{field: value} of the command line, nested as in a file."""
-    space, rest = _parser(command, flags).parse_known_args(words)
+    parser = _parser(command, flags)
+    space, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if re.match(r"--?[a-z]", word)]
     if unknown:
         lines = [_unknown_flag(command, flags, word) for word in unknown]
         raise UserError("\n".join(lines))
     given = vars(space)
     if rest:
-        _take_positional(command, given, rest)
+        _take_positional(command, parser, given, rest)
     values: dict[str, Any] = {
         f.path[0]: given[f.flag] for f in flags if len(f.path) == 1 and f.flag in given
     }
@@ -328,26 +332,23 @@ def _flag_values(
 
 
 def _take_positional(
-    command: Command[Any], given: dict[str, Any], rest: list[str]
+    command: Command[Any], parser: _Parser, given: dict[str, Any], rest: list[str]
 ) -> None:
     name = command.positional
     if name is None:
         raise UserError(f"{command.prog} does not take {printable(rest[0])!r}")
     flag = _flag(name)
-    hint = typing.get_type_hints(command.config)[name]
     if flag in given:
         raise UserError(
             f"{flag} is given, and {printable(rest[0])!r} as well: give one"
         )
-    if get_origin(hint) is tuple:
-        given[flag] = tuple(rest)
-    elif len(rest) > 1:
+    hint = typing.get_type_hints(command.config)[name]
+    if len(rest) > 1 and get_origin(hint) is not tuple:
         raise UserError(
-            f"{command.prog} takes one {_flag(name)[2:]}, and these are {len(rest)}: "
+            f"{command.prog} takes one {flag[2:]}, and these are {len(rest)}: "
             f"{printable(' '.join(rest))}"
         )
-    else:
-        given[flag] = rest[0]
+    given |= vars(parser.parse_args([flag, *rest]))
 
 
 def _unknown_flag(command: Command[Any], flags: list[Flag], word: str) -> str:

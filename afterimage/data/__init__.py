@@ -14,7 +14,7 @@ from afterimage.data.sets import (
     choose_labels,
     hold_out,
 )
-from afterimage.data.sources import Source, has_tasks, open_data
+from afterimage.data.sources import Source, has_tasks, object_spec, open_data
 
 __all__ = [
     "UNLABELLED",
@@ -34,5 +34,6 @@ __all__ = [
     "has_tasks",
     "hold_out",
     "make_augment",
+    "object_spec",
     "open_data",
 ]

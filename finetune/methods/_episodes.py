@@ -18,7 +18,7 @@ from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.losses import cross_entropy, smoothed_cross_entropy
 from afterimage.finetune.method import Method, Model
-from afterimage.finetune.setup import Setup
+from afterimage.finetune.setup import RunSetup
 from afterimage.finetune.tasks._sampler import Sampler, Shape
 from afterimage.training.step import Estimator, plain_gradient
 from afterimage.training.terms import Term
@@ -40,15 +40,15 @@ class EpisodeMethod(Method):
     tasks: ClassVar[tuple[str, ...]] = ("episodes",)
     trains_head: ClassVar[bool] = True
 
-    def term(self, setup: Setup) -> Term:
+    def term(self, setup: RunSetup) -> Term:
         """The loss of the images of an episode."""
         return cross_entropy(setup.plan.shape.ways, head=HEAD)
 
-    def gradient(self, setup: Setup) -> Estimator:
+    def gradient(self, setup: RunSetup) -> Estimator:
         """How a step's gradient comes from its episodes."""
         return plain_gradient
 
-    def scorer(self, setup: Setup) -> Callable[[Sampler, Model], Score]:
+    def scorer(self, setup: RunSetup) -> Callable[[Sampler, Model], Score]:
         """scorer(setup)(sampler, model) scores episodes; jitted once for all."""
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class InnerSteps(EpisodeMethod):
             found.append(f"inner_lr={self.inner_lr}: more than 0")
         return found
 
-    def adaptation(self, setup: Setup) -> "Adaptation":
+    def adaptation(self, setup: RunSetup) -> "Adaptation":
         """What happens within an episode."""
         return Adaptation(steps=self.inner_steps, lr=self.inner_lr)
 

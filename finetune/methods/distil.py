@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, Classifier, load_classifier
+from afterimage.finetune.classifier import HEAD, ClassifierNetwork, load_classifier
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
@@ -42,7 +42,7 @@ _ROUNDS = 7
 class Distil(Method):
     """A finished classifier, the teacher, is learned from."""
 
-    teacher: str = ""
+    teacher: str | None = None
     """The teacher: a finished fine-tuning run, of any architecture, at the same image
     size. It sees the same augmented images."""
 
@@ -62,7 +62,7 @@ class Distil(Method):
 
     def problems(self, config):
         found = []
-        if not self.teacher:
+        if self.teacher is None:
             found.append("teacher: give a finished fine-tuning run to learn from")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             found.append(f"kinds={self.kinds}: each kind once, and at least one")
@@ -93,7 +93,7 @@ class Distil(Method):
     def open(self, config, data):
         labels = data.labels
         teacher = read_teacher(
-            self.teacher,
+            str(self.teacher),
             labels.train.shape,
             labels.class_names,
             logits="logits" in self.kinds,
@@ -158,7 +158,7 @@ class Teacher:
     """A loaded classifier, and where its classes stand in the student's order."""
 
     path: str
-    classifier: Classifier
+    classifier: ClassifierNetwork
     head: str
     params: Tree
     stats: Tree

@@ -8,11 +8,11 @@ from afterimage.plugins import Registry
 
 if TYPE_CHECKING:
     from afterimage.finetune.config import FinetuneConfig
-    from afterimage.finetune.data import Data
+    from afterimage.finetune.data import RunData
     from afterimage.finetune.run import FinetuneJob
     from afterimage.runs import Run
 else:  # naming a task must not start JAX
-    FinetuneConfig = Data = FinetuneJob = Run = Any
+    FinetuneConfig = RunData = FinetuneJob = Run = Any
 
 TASKS: Registry[Any] = Registry("task", "afterimage.finetune.tasks")
 
@@ -30,7 +30,7 @@ class Task:
         return []
 
     def job(
-        self, config: "FinetuneConfig", data: "Data", run: "Run"
+        self, config: "FinetuneConfig", data: "RunData", run: "Run"
     ) -> "FinetuneJob | None":
         """The job that `afterimage.training.job.execute` runs; None for that of plain
         classification."""

@@ -28,7 +28,7 @@ from afterimage.finetune.modes import layer_groups, shares
 from afterimage.finetune.report import FinetuneResult, outline
 from afterimage.finetune.run import FinetuneJob
 from afterimage.finetune.selection import choose_rule
-from afterimage.finetune.setup import Setup, begin, build, make_head, stage_of
+from afterimage.finetune.setup import RunSetup, begin, build, make_head, stage_of
 from afterimage.finetune.tasks import TASKS, Task
 from afterimage.report import logged
 from afterimage.training.batches import BatchLoader
@@ -266,7 +266,7 @@ def make_sequence(
     return TaskSequence(numbers, names, per_task)
 
 
-def _make_stage(setup: Setup) -> Stage:
+def _make_stage(setup: RunSetup) -> Stage:
     plan: Plan = setup.plan
     lengths = shares(setup.steps, len(plan.phases))
     phases, streams = [], {}
@@ -285,7 +285,7 @@ def _make_stage(setup: Setup) -> Stage:
     return stage_of(setup, phases, streams)
 
 
-def _terms(setup: Setup, phase: int) -> tuple[Term, ...]:
+def _terms(setup: RunSetup, phase: int) -> tuple[Term, ...]:
     """The loss of the phase's own images, and what holds the earlier tasks."""
     plan: Plan = setup.plan
     own = plan.phases[phase] if plan.tasks.per_task else plan.begun(phase)
@@ -298,7 +298,7 @@ def _terms(setup: Setup, phase: int) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def _groups(setup: Setup, phase: int) -> tuple[Group, ...]:
+def _groups(setup: RunSetup, phase: int) -> tuple[Group, ...]:
     """The encoder, the heads that a term reads, and the other heads frozen.
 
     Every task has groups of its own, so each begins with fresh moments and counts.

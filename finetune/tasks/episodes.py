@@ -24,7 +24,7 @@ from afterimage.finetune.modes import layer_groups
 from afterimage.finetune.report import FinetuneResult, outline
 from afterimage.finetune.run import FinetuneJob
 from afterimage.finetune.selection import Rule, choose_rule
-from afterimage.finetune.setup import Setup, build, make_head, stage_of
+from afterimage.finetune.setup import RunSetup, build, make_head, stage_of
 from afterimage.finetune.source import load_weights
 from afterimage.finetune.tasks import TASKS, Task
 from afterimage.finetune.tasks._sampler import (
@@ -115,7 +115,7 @@ class Episodes(Task):
         return dataclasses.replace(config, batch_size=size)
 
 
-def _make_stage(setup: Setup, method: EpisodeMethod) -> Stage:
+def _make_stage(setup: RunSetup, method: EpisodeMethod) -> Stage:
     config = setup.config
     paths = [p for p in flatten(setup.params) if p.startswith("encoder/")]
     head = Group("heads", "^heads/", freeze=not method.trains_head)
@@ -134,7 +134,12 @@ class EpisodeJob(FinetuneJob):
     """One run over episodes; `held` draws those of the held-out classes."""
 
     def __init__(
-        self, setup: Setup, method: EpisodeMethod, rule: Rule, run: Run, held: Sampler
+        self,
+        setup: RunSetup,
+        method: EpisodeMethod,
+        rule: Rule,
+        run: Run,
+        held: Sampler,
     ):
         super().__init__(setup, _make_stage(setup, method), rule, run)
         self.method, self.held = method, held

@@ -4,12 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from afterimage.data import Source
 from afterimage.models import build_encoder
 from afterimage.models.encoder import Encoder, make_feature_info
 from afterimage.models.layers import Patchify
-from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES
+from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES, SOURCES
 from afterimage.pretrain.objective import Objective, at_least_0
 from afterimage.training.terms import Term
 
@@ -95,6 +97,30 @@ def upside_down(key, images):
     """Half of the images turned by 180 degrees."""
     turned = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
     return jnp.where(turned, images[:, ::-1, ::-1], images)
+
+
+# [source]
+class Frames:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        image = np.zeros((16, 16, 1), np.uint8)
+        image[row % 16] = 255
+        return {"image": image, "label": "low" if row % 16 < 8 else "high"}
+
+
+@SOURCES.add("bars")
+class Bars(Source):
+    """Frames of a moving bar, with its half of the image as the label."""
+
+    form = "COUNT"
+
+    def open(self, rest, request):
+        return {"train": Frames(int(rest)), "test": Frames(16)}
 
 
 # [end]

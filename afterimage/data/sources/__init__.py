@@ -26,6 +26,8 @@ _SUFFIXES = {
 }
 """The kind of a file that is given by its path alone."""
 
+_OBJECT = "object"
+
 
 class Source:
     """A kind of data; its docstring begins with the line that describes it.
@@ -143,6 +145,11 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     kind, _, _ = text.partition(":")
     if isinstance(data, str) and kind in kinds:
         return text
+    if kind == _OBJECT:
+        raise UserError(
+            f"data {text!r}: this run was given an object of Python; pass it again, "
+            "as data=…"
+        )
     place = os.path.expanduser(text)
     if os.path.isdir(place):
         return f"folder:{text}"
@@ -161,6 +168,13 @@ def spec_of(data: str | os.PathLike[str]) -> str:
         f"data {text!r} is neither a path that exists nor a kind of data"
         f"{hint} There are: {', '.join(forms())}"
     )
+
+
+def object_spec(data: Any) -> str:
+    """What a run records as its data: the spec or path, or the type of an object."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return f"{_OBJECT}:{type(data).__name__}"
 
 
 def has_tasks(data: Any) -> bool:
