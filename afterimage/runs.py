@@ -194,7 +194,7 @@ class Run:
         path = self.path / "config.json"
         if not os.path.lexists(path):
             return None
-        return schemas.read(path, schemas.Config, "restore it, or use a new --out")
+        return schemas.read(path, schemas.ConfigFile, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
         stored = self._stored()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from afterimage.checkpoints.inspect import verify as verify
     from afterimage.checkpoints.manifest import Finding as Finding
     from afterimage.checkpoints.store import Store as Store
-    from afterimage.checkpoints.transfer import Report as Report
-    from afterimage.checkpoints.transfer import transfer as transfer
+    from afterimage.checkpoints.trees import TransferReport as TransferReport
+    from afterimage.checkpoints.trees import transfer as transfer
     from afterimage.checkpoints.weights import read_classifier as read_classifier
     from afterimage.checkpoints.weights import read_encoder as read_encoder
     from afterimage.checkpoints.weights import write_classifier as write_classifier

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from afterimage import runtime
 from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
-from afterimage.checkpoints.transfer import transfer
+from afterimage.checkpoints.trees import transfer
 from afterimage.checkpoints.weights import (
     read_classifier,
     write_classifier,

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afterimage.checkpoints.transfer import Report
-from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.trees import TransferReport, flatten
 from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
 from afterimage.errors import UserError
@@ -408,7 +407,7 @@ def _measured_weights(setup: RunSetup, model: Model, say: Say) -> Tree:
     return made
 
 
-def _transferred(report: Report) -> str:
+def _transferred(report: TransferReport) -> str:
     """The totals and every leaf that was not loaded; transfer.json has all of them."""
     lines = str(report).splitlines()
     return "\n".join(line for line in lines if not line.startswith("loaded "))

@@ -57,7 +57,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
             f"{path} is not a run folder: it has no config.json. Name a folder that "
             "`--out` of pretrain or finetune made."
         )
-    stored = schemas.read(path / "config.json", schemas.Config, "restore it")
+    stored = schemas.read(path / "config.json", schemas.ConfigFile, "restore it")
     rows = read_rows(path / "metrics.jsonl", lambda note: None, keep_bad=False)
     names = dict.fromkeys(name for row in rows for name in row if name != "step")
     curves = {name: points for name in names if (points := logged(rows, name))}
@@ -68,7 +68,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     }
     results, intervals = path / "results.json", {}
     if results.is_file():
-        stored_results = schemas.read(results, schemas.Results, "delete it")
+        stored_results = schemas.read(results, schemas.ResultsFile, "delete it")
         figures |= _final(stored_results)
         intervals = _intervals(stored_results)
     final = results if stored["kind"] == "finetune" else path / "encoder"
