@@ -1,8 +1,11 @@
 """The encoder that pretraining left behind: images in, feature vectors out."""
 
 import collections
+import contextlib
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+import afterimage
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.names import printable, shortened
 from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
-from afterimage.data import Preprocessing
+from afterimage.data import ImageSet, Preprocessing
+from afterimage.data.preprocessing import Batch, image_batches, prepare
 from afterimage.errors import UserError
-from afterimage.inputs import Batch, image_batches, prepare
-from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import (
     FeatureInfo,
     ModelConfig,
@@ -337,3 +340,44 @@ def _shown(parts: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
         for part in parts:
             yield part
             progress.add(len(part))
+
+
+def encoder_manifest(
+    model: ModelConfig,
+    feature_info: Sequence[FeatureInfo],
+    preprocessing: Preprocessing,
+    data: ImageSet,
+    trained: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of an encoder artefact, JSON-ready; `trained` is the stage's own."""
+    return {
+        "model": model.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "feature_info": [dataclasses.asdict(info) for info in feature_info],
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "trained": {**trained, "afterimage": afterimage.__version__},
+    }
+
+
+def stored_model(
+    manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
+) -> ModelConfig:
+    """The model of the artefact in `path`; CheckpointError if it cannot be built."""
+    with _manifest_of(path):
+        return ModelConfig.from_dict(manifest["model"])
+
+
+def stored_preprocessing(
+    manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
+) -> Preprocessing:
+    """How the images of the artefact in `path` were prepared, or CheckpointError."""
+    with _manifest_of(path):
+        return Preprocessing.from_dict(manifest["preprocessing"])
+
+
+@contextlib.contextmanager
+def _manifest_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise CheckpointError(f"{path}: its manifest: {error}") from error

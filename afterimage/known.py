@@ -26,8 +26,8 @@ from afterimage.checkpoints.weights import (
     write_encoder,
 )
 from afterimage.data import Preprocessing
+from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
-from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.vgg import VGG
 

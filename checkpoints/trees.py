@@ -4,7 +4,6 @@ Optimiser rules, transfer reports, checkpoints and logs all use this name. Neste
 need no JAX; functions of any pytree import it.
 """
 
-import itertools
 import math
 import pathlib
 import re
@@ -60,11 +59,11 @@ def paths(tree: Any) -> dict[str, Any]:
         if path in flat:
             twice.append(path)
         flat[path] = leaf
-    ups = {
-        path: itertools.accumulate(path.split("/")[:-1], "{}/{}".format)
-        for path in flat
-    }
-    through = [path for path in flat if any(up in flat for up in ups[path])]
+    through = []
+    for path in flat:
+        *parents, _ = path.split("/")
+        ups = ("/".join(parents[: n + 1]) for n in range(len(parents)))
+        through += [path] if any(up in flat for up in ups) else []
     if twice or through:
         raise ValueError(
             f"These leaves share a path: {sorted({*twice, *through})}. Rename the keys "
@@ -241,16 +240,11 @@ class TransferReport:
         return {"totals": totals, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        totals = self.to_dict()["totals"].items()
-        return "\n".join(
-            [
-                *_lines(self.rows),
-                *(
-                    f"{status}: {one['leaves']} leaves, {one['parameters']:,} parameters"
-                    for status, one in totals
-                ),
-            ]
-        )
+        totals = [
+            f"{status}: {total['leaves']} leaves, {total['parameters']:,} parameters"
+            for status, total in self.to_dict()["totals"].items()
+        ]
+        return "\n".join([*_lines(self.rows), *totals])
 
 
 def transfer(
@@ -276,9 +270,10 @@ def transfer(
     for path in sorted({*origins, *wanted}):
         origin, leaf = origins.get(path, (None, None))
         status = _status(leaf, wanted.get(path))
-        specs = [None if x is None else spec(x) for x in (leaf, wanted.get(path))]
+        given, own = (None if x is None else spec(x) for x in (leaf, wanted.get(path)))
         covered = any(re.search(pattern, path) for pattern in may_differ)
-        rows.append(Row(path, status, *specs, origin, status == "loaded" or covered))
+        expected = status == "loaded" or covered
+        rows.append(Row(path, status, given, own, origin, expected))
     report = TransferReport(tuple(rows))
     if report.unexpected:
         raise TransferError(

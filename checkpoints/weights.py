@@ -64,9 +64,9 @@ def write_encoder(
     """Write an encoder folder, atomically; one that stood there is replaced at the end.
 
     `params` and `stats` are nested dicts of arrays; `manifest` says what they are
-    (model, preprocessing, feature_info, data, trained: `schemas.EncoderManifest`). `schema`,
-    `kind`, `files` and `checksum` are added. Raises SaveError, leaving the old one, and
-    UsageError for a manifest that could not be read again.
+    (`schemas.EncoderManifest`); `schema`, `kind`, `files` and `checksum` are added.
+    Raises SaveError, leaving the old one, and UsageError for a manifest that could not
+    be read again.
     """
     final = pathlib.Path(folder)
     artefact = collect(params, stats, manifest, kind)

@@ -30,8 +30,8 @@ from afterimage.checkpoints.weights import (
     write_encoder,
 )
 from afterimage.data.preprocessing import Preprocessing
+from afterimage.encoder import stored_model, stored_preprocessing
 from afterimage.errors import UserError
-from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models.encoder import (
     ModelConfig,
     Network,

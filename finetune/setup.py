@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from afterimage.checkpoints.trees import TransferReport, flatten
 from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
+from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import (
     HEAD,
@@ -35,7 +36,6 @@ from afterimage.finetune.source import (
     read_head,
     source_rules,
 )
-from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import eval_batches

@@ -21,12 +21,11 @@ from afterimage.checkpoints.names import shortened
 from afterimage.checkpoints.trees import TransferReport, transfer
 from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_encoder
 from afterimage.data import Preprocessing
-from afterimage.encoder import Encoder
+from afterimage.encoder import Encoder, stored_model, stored_preprocessing
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
-from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
 from afterimage.training.terms import Context
 

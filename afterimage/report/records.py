@@ -8,8 +8,7 @@ from typing import Any
 
 from afterimage.checkpoints import manifest, schemas
 from afterimage.errors import UserError
-from afterimage.report.chart import Points
-from afterimage.report.page import Grid, logged, notebook, write_report
+from afterimage.report.page import Grid, Points, logged, notebook, write_report
 from afterimage.training.metrics import read_rows
 
 _MEASURES = ("accuracy", "macro_f1", "calibration_error")
