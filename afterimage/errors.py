@@ -99,4 +99,6 @@ def nearest_path(path: str) -> str:
         names = os.listdir(folder or ".")
     except (OSError, ValueError):
         return "."
-    return did_you_mean(name, names[:10_000])
+    # Hidden files are not what was meant, unless the name has a dot too.
+    shown = [n for n in names[:10_000] if n[0] != "." or name.startswith(".")]
+    return did_you_mean(name, shown)

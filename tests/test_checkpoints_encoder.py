@@ -237,7 +237,7 @@ def test_a_failed_write_leaves_the_old_encoder(tmp_path, monkeypatch):
 def test_loading_needs_neither_jax_nor_orbax(tmp_path):
     write_encoder(tmp_path / "encoder", PARAMS, STATS, MANIFEST)
     code = (
-        "import sys; from import read_encoder; "
+        "import sys; from afterimage.checkpoints.weights import read_encoder; "
         f"read_encoder({str(tmp_path)!r}); "
         "assert not {'jax', 'orbax', 'pickle5'} & set(sys.modules)"
     )

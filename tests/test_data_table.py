@@ -7,6 +7,7 @@ from afterimage.data import check_classes, open_data
 from afterimage.errors import DataError, UserError
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
+from afterimage.finetune.methods.tasks import Tasks
 from afterimage.finetune.run import finetune
 from afterimage.reading import ReadingOptions
 from tests.test_data_sources import write
@@ -142,7 +143,13 @@ def test_two_tasks_of_image_files_are_learned_and_scored(tmp_path):
     out = tmp_path / "run"
     done = finetune(
         config(
-            tmp_path, out, data=spec, tasks=("side",), mode="full", steps=40, lr=3e-3
+            tmp_path,
+            out,
+            data=spec,
+            methods=(Tasks(columns=("side",)),),
+            mode="full",
+            steps=40,
+            lr=3e-3,
         )
     )
     found = done.results["tasks"]["side"]["test"]

@@ -96,7 +96,7 @@ def test_what_every_objective_measures(objective):
     model = ModelConfig(image_size=size, channels=1, **options.model_settings())
     chosen = options.objective
     network, params, stats = Network.create(chosen.build(model, nnx.Rngs(0)))
-    stats = chosen.start(params, stats)
+    stats = jax.tree.map(jnp.asarray, chosen.start(params, stats))
     setup = ModelSetup(model, network, Preprocessing(size, (0.4,), (0.2,), 1))
     images, key = np.zeros((4, *size, 1), np.uint8), jax.random.key(0)
 

@@ -162,8 +162,8 @@ def spec_of(data: str | os.PathLike[str]) -> str:
             f"ends in {', '.join(_SUFFIXES)}"
         )
     hint = did_you_mean(kind.lower(), kinds)
-    if kind == text and (near := nearest_path(place)) != ".":
-        hint = near
+    if hint == "." and kind == text:
+        hint = nearest_path(place)
     raise UserError(
         f"data {text!r} is neither a path that exists nor a kind of data"
         f"{hint} There are: {', '.join(forms())}"
