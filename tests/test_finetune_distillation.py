@@ -16,7 +16,7 @@ from afterimage.finetune.methods.distil import Distil
 from afterimage.finetune.modes import Scratch
 from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 
@@ -161,7 +161,7 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     assert found["smaller"] == pytest.approx(size / small)
     assert found["smaller"] > 1
     assert found["faster"] > 0
-    stored = schemas.read(home / "teacher" / "results.json", schemas.Results, "")
+    stored = schemas.read(home / "teacher" / "results.json", schemas.ResultsFile, "")
     expected = stored["test"]["accuracy"]["value"]
     assert found["teacher"]["accuracy"] == pytest.approx(expected)
     assert "Teacher and student" in whole.report.read_text()
