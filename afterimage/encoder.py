@@ -30,8 +30,7 @@ from afterimage.models import (
     pool_features,
 )
 from afterimage.models.encoder import MIN_IMAGE_SIZE
-from afterimage.models.heads import POOLS
-from afterimage.models.views import mean_over_views
+from afterimage.models.heads import POOLS, mean_over_views
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one

@@ -26,6 +26,7 @@ from typing import Any
 RENAMED: Mapping[str, str | None] = {
     "results/from/trained/corruption_strength": None,
     "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
+    "train/bad_row": "train/bad_steps",
 }
 """Names of old files that are spelt differently now: {old: new}, None: gone. A name is
 what `--compare` prints, or a part of it that ends at a slash."""

@@ -16,8 +16,7 @@ from afterimage.evaluation.text import report_text
 from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
 from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer
-from afterimage.training.evaluation_runner import EvaluationRunner
-from afterimage.training.mesh import make_mesh
+from afterimage.training.batches import EvaluationRunner, make_mesh
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

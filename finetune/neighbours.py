@@ -13,7 +13,7 @@ from afterimage.console import ProgressBar
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
-from afterimage.training.evaluation_runner import EvaluationRunner, subsample
+from afterimage.training.batches import EvaluationRunner, subsample
 
 NEIGHBOURS, COMPONENTS = 10, 64
 _MOST_TO_PROJECT = 5_000

@@ -19,7 +19,7 @@ from afterimage.finetune.setup import RunSetup
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json, write_png
 from afterimage.settings import to_dict
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 _MEASURES = {
     "accuracy": "accuracy",

@@ -40,14 +40,11 @@ from afterimage.finetune.selection import (
 )
 from afterimage.finetune.setup import RunSetup, begin, build, make_stage
 from afterimage.runs import Run
-from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.evaluation_runner import subsample
-from afterimage.training.job import Job, Say, execute
-from afterimage.training.signals import StopSignal
+from afterimage.training.batches import BatchLoader, subsample
+from afterimage.training.job import Job, Say, Trainer, execute
+from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.stage import Stage, describe
-from afterimage.training.state import State, averaged_params, averaged_stats
-from afterimage.training.trainer import Trainer
+from afterimage.training.step import State, averaged_params, averaged_stats
 
 _MOST_SCORED = 2_000
 Logits = Callable[..., Any]

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from afterimage.data import ImageSet
 from afterimage.evaluation.classification import classification_report, macro_f1
 from afterimage.finetune.classifier import ClassifierNetwork
-from afterimage.models.views import VIEWS
-from afterimage.training.evaluation_runner import EvaluationRunner
+from afterimage.models.heads import VIEWS
+from afterimage.training.batches import EvaluationRunner
 
 Predict = Callable[[Any, Any, Array], Array]
 

@@ -22,7 +22,7 @@ from afterimage.finetune.selection import (
     infomax,
     neighbour_information,
 )
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 
 class _Read(NamedTuple):

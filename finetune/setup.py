@@ -39,11 +39,14 @@ from afterimage.finetune.source import (
 from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
-from afterimage.training.batches import eval_batches
-from afterimage.training.evaluation_runner import EvaluationRunner, subsample
-from afterimage.training.mesh import check_batch, make_mesh
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.terms import Context, Term
+from afterimage.training.batches import (
+    EvaluationRunner,
+    check_batch,
+    eval_batches,
+    make_mesh,
+    subsample,
+)
+from afterimage.training.stage import Context, Phase, Stage, Term
 
 _MOST_TO_STANDARDISE = 20_000
 Tree = dict[str, Any]

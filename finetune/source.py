@@ -28,7 +28,7 @@ from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
 from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 
 Tree = dict[str, Any]
 SOURCE_HEAD = "source"

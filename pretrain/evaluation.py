@@ -23,9 +23,9 @@ from afterimage.models import Network
 from afterimage.pictures import draw_rows
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.pretrain.objective import Forward, Setup, Tree, to_pixels
+from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
 from afterimage.runs import Run, write_json, write_png
-from afterimage.training.evaluation_runner import EvaluationRunner, subsample
+from afterimage.training.batches import EvaluationRunner, subsample
 
 # Images that the mean image, the rank, and the loss without validation are taken from.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
@@ -51,7 +51,7 @@ class Evaluation:
     def __init__(
         self,
         config: PretrainConfig,
-        setup: Setup,
+        setup: ModelSetup,
         encoder: Network,
         *,
         train: ImageSet,

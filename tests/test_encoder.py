@@ -14,7 +14,7 @@ from afterimage.checkpoints.errors import CheckpointError
 from afterimage.encoder import VECTORS, Encoder
 from afterimage.errors import UserError
 from afterimage.models import Network, build_encoder, pool_features
-from afterimage.models.views import VIEWS
+from afterimage.models.heads import VIEWS
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 

@@ -23,12 +23,10 @@ from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.jdot import jdot_term
 from afterimage.finetune.methods.jmmd import jmmd_term
 from afterimage.finetune.methods.mmd import mmd, mmd_term
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import init_state, make_step
 
 OPTIONS = TrainingOptions(lr=1e-2, weight_decay=0.0, schedule="constant")
 STEPS, BATCH = 300, 64

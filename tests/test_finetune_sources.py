@@ -16,12 +16,9 @@ from afterimage.finetune.data import LabelSplit
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.methods.mdan import MDAN, mdan
 from afterimage.finetune.methods.sources import SOURCE, Sources, pool
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
-from afterimage.training.terms import Context
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
+from afterimage.training.stage import Context, Phase, Stage
+from afterimage.training.step import init_state, make_step
 from tests.test_finetune_adaptation import OPTIONS, classify, encode, provide
 
 

@@ -18,18 +18,18 @@ from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.l2_sp import l2, l2_sp
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.runs import Run
-from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import Callbacks
-from afterimage.training.groups import Group, migrate, trainable_parts
-from afterimage.training.loop import Fit
-from afterimage.training.mesh import make_mesh
-from afterimage.training.optimiser import make_optimiser, make_schedule
-from afterimage.training.signals import StopSignal
-from afterimage.training.stage import Stage, describe
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
-from afterimage.training.terms import Context, Term
-from afterimage.training.trainer import Trainer
+from afterimage.training.batches import BatchLoader, make_mesh
+from afterimage.training.job import Trainer
+from afterimage.training.loop import Callbacks, Fit, StopSignal
+from afterimage.training.optimiser import (
+    Group,
+    make_optimiser,
+    make_schedule,
+    migrate,
+    trainable_parts,
+)
+from afterimage.training.stage import Context, Stage, Term, describe
+from afterimage.training.step import init_state, make_step
 
 OPTIONS = FinetuneConfig(
     from_="a",

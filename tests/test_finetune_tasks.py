@@ -22,13 +22,10 @@ from afterimage.finetune.methods.l2_sp import L2SP
 from afterimage.finetune.methods.sources import Sources
 from afterimage.finetune.methods.tasks import Tasks, pcgrad, uncertain
 from afterimage.finetune.run import finetune
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context, Phase, Stage
+from afterimage.training.step import init_state, make_step
 from tests.test_finetune_program import config, draw, make_encoder
 
 KEY = jax.random.key(0)

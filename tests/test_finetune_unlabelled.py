@@ -23,7 +23,7 @@ from afterimage.finetune.modes import TwoPhase
 from afterimage.finetune.run import finetune
 from afterimage.finetune.setup import build, make_stage
 from afterimage.models import ModelConfig
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, rows, write_npz
 

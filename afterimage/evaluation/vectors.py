@@ -13,8 +13,7 @@ from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.probes import pixel_vectors
 from afterimage.evaluation.spectrum import Moments
-from afterimage.models.heads import pool_features
-from afterimage.models.views import mean_over_views
+from afterimage.models.heads import mean_over_views, pool_features
 from afterimage.runtime import jit
 
 WIDEST = 2048

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from afterimage import runtime
 from afterimage.data import ImageSet
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 MOST_FISHER = 256
 

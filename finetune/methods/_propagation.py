@@ -15,7 +15,7 @@ from afterimage.finetune.neighbours import (
     nearest,
     unit,
 )
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 ALPHA = 0.99
 _MOST = 60_000

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from afterimage.finetune.method import METHODS, Method
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
-from afterimage.training.evaluation_runner import subsample
-from afterimage.training.terms import Context
+from afterimage.training.batches import subsample
+from afterimage.training.stage import Context
 
 _DRAWN = 10
 MIXED = 0.7

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from afterimage.errors import DataError
 from afterimage.evaluation.spectrum import thin_svd
 from afterimage.finetune.method import METHODS, Method, Sections
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 Features = Float[np.ndarray, "_n d"]
 Weights = Float[np.ndarray, " _n"]

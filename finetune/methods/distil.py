@@ -26,9 +26,9 @@ from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
-from afterimage.training.evaluation_runner import EvaluationRunner
-from afterimage.training.groups import count_parameters
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.batches import EvaluationRunner
+from afterimage.training.optimiser import count_parameters
+from afterimage.training.stage import Context, Term, TermResult, View
 
 Tree = dict[str, Any]
 ANGLE = 2.0

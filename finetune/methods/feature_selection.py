@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Int32
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, of_head
 from afterimage.finetune.method import METHODS, Method, Sections
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 _MOST = 5_000
 Features = Float[np.ndarray, "n d"]

@@ -17,7 +17,7 @@ from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, labelled
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import softmax
-from afterimage.training.evaluation_runner import subsample
+from afterimage.training.batches import subsample
 
 _MOST_TARGET = 20_000
 Probabilities = Float[np.ndarray, "_n c"]
