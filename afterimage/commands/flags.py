@@ -524,7 +524,9 @@ def read_config(place: str, kind: str) -> dict[str, Any]:
         file = pathlib.Path(place) / "config.json"
         if not os.path.lexists(file):
             raise UserError(f"config={place}: no run folder, it has no config.json")
-        stored = schemas.read(file, schemas.Config, "restore it, or give a TOML file")
+        stored = schemas.read(
+            file, schemas.ConfigFile, "restore it, or give a TOML file"
+        )
         if stored["kind"] != kind:
             raise UserError(
                 f"config={place}: a {printable(stored['kind'])} run; {kind or 'this'} "
