@@ -20,6 +20,7 @@ from afterimage.checkpoints.names import printable, shortened
 from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet, Preprocessing
 from afterimage.data.preprocessing import Batch, image_batches, prepare
 from afterimage.errors import UserError
@@ -32,9 +33,7 @@ from afterimage.models import (
     pool_features,
 )
 from afterimage.models.encoder import MIN_IMAGE_SIZE
-from afterimage.models.heads import POOLS
-from afterimage.models.views import mean_over_views
-from afterimage.notes import ProgressBar
+from afterimage.models.heads import POOLS, mean_over_views
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from afterimage.models import ops, pooling
+from afterimage.models import ops
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -143,6 +143,5 @@ _POOLING = {
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
     """Inside, models traced anew are made of the plain forms."""
-    products = mock.patch.multiple(ops, **_PRODUCTS)
-    with products, mock.patch.multiple(pooling, **_POOLING):
+    with mock.patch.multiple(ops, **_PRODUCTS, **_POOLING):
         yield

@@ -14,13 +14,13 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
 TRAINING = (
-    "callbacks:Callbacks",
-    "terms:Term",
-    "terms:Context",
-    "terms:View",
+    "loop:Callbacks",
+    "stage:Term",
+    "stage:Context",
+    "stage:View",
     "stage:Phase",
     "stage:Stage",
-    "groups:Group",
+    "optimiser:Group",
     "job:Job",
 )
 PAGES: dict[str, tuple[str, ...]] = {

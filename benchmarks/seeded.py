@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 RENAMED: Mapping[str, str | None] = {
+    "results/from/trained/corruption_strength": None,
     "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
+    "train/bad_row": "train/bad_steps",
 }
 """Names of old files that are spelt differently now: {old: new}, None: gone. A name is
 what `--compare` prints, or a part of it that ends at a slash."""

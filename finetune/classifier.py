@@ -39,7 +39,7 @@ from afterimage.models.encoder import (
     build_encoder,
 )
 from afterimage.models.heads import Head, pool_features
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 
 Tree = dict[str, Any]
 Maps = list[Array]

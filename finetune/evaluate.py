@@ -16,8 +16,7 @@ from afterimage.evaluation.text import report_text
 from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
 from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer
-from afterimage.training.mesh import make_mesh
-from afterimage.training.sweep import Sweep
+from afterimage.training.batches import EvaluationRunner, make_mesh
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -86,10 +85,10 @@ def images_for(
     return split, images
 
 
-def sweep_for(batch_size: int) -> Sweep:
+def sweep_for(batch_size: int) -> EvaluationRunner:
     """Batches of this size over every device there is."""
     mesh = make_mesh()
-    return Sweep(mesh, -(-batch_size // mesh.size) * mesh.size)
+    return EvaluationRunner(mesh, -(-batch_size // mesh.size) * mesh.size)
 
 
 def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:

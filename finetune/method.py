@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.data import Opener, RunData
     from afterimage.finetune.setup import RunSetup
-    from afterimage.training.state import State
-    from afterimage.training.step import Combine
-    from afterimage.training.terms import Context, Term
+    from afterimage.training.stage import Context, Term
+    from afterimage.training.step import Combine, State
 else:  # naming a method must not start JAX
     ImageSet = Splits = HeadConfig = FinetuneConfig = RunData = Opener = RunSetup = Any
     State = Combine = Context = Term = Any

@@ -15,9 +15,8 @@ from afterimage.plugins import Registry
 if TYPE_CHECKING:
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.models import ModelConfig
-    from afterimage.training.groups import Group
-    from afterimage.training.stage import Phase
-    from afterimage.training.terms import Term
+    from afterimage.training.optimiser import Group
+    from afterimage.training.stage import Phase, Term
 else:  # naming a mode must not start JAX
     FinetuneConfig = ModelConfig = Group = Phase = Term = Any
 
@@ -225,7 +224,7 @@ def pattern_problems(name: str, patterns: Iterable[str]) -> list[str]:
 
 def group(name: str, match: str, **settings: Any) -> "Group":
     """A group of the optimiser. Imported here: naming a mode must not start JAX."""
-    from afterimage.training.groups import Group
+    from afterimage.training.optimiser import Group
 
     return Group(name, match, **settings)
 

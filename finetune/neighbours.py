@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
-from afterimage.notes import ProgressBar
-from afterimage.training.sweep import Sweep, spaced
+from afterimage.training.batches import EvaluationRunner, subsample
 
 NEIGHBOURS, COMPONENTS = 10, 64
 _MOST_TO_PROJECT = 5_000
@@ -47,7 +47,7 @@ def nearest(
 
 
 def nearest_images(
-    encoder: Encoder, images: ImageSet, sweep: Sweep
+    encoder: Encoder, images: ImageSet, sweep: EvaluationRunner
 ) -> Int[np.ndarray, "n k"]:
     """The rows of the ten images nearest to each, in the features of `encoder`."""
     project = Projector(encoder.apply_maps, encoder.params, sweep)
@@ -66,7 +66,7 @@ class Projector:
         self,
         maps: Callable[[Any, Any], list[Any]],
         model: Any,
-        sweep: Sweep,
+        sweep: EvaluationRunner,
         seed: int = 0,
     ):
         self._sweep, self._model, self._seed = sweep, model, seed
@@ -79,7 +79,7 @@ class Projector:
         """The components, from at most 5,000 of these images."""
         from sklearn.decomposition import PCA
 
-        x = np.concatenate(list(self._batches(spaced(images, _MOST_TO_PROJECT))))
+        x = np.concatenate(list(self._batches(subsample(images, _MOST_TO_PROJECT))))
         self._mean, self._scale = x.mean(0), x.std(0) + 1e-6
         count = min(COMPONENTS, *x.shape)
         self._pca = PCA(count, random_state=self._seed).fit(self._standard(x))

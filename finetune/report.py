@@ -19,7 +19,7 @@ from afterimage.finetune.setup import RunSetup
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run, write_json, write_png
 from afterimage.settings import to_dict
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 _MEASURES = {
     "accuracy": "accuracy",
@@ -236,7 +236,7 @@ def domain_picture(
     from afterimage.evaluation.embedding import draw_embedding, embed
 
     every = setup.data.labels.train, target.images
-    some = [spaced(images, _EMBEDDED) for images in every]
+    some = [subsample(images, _EMBEDDED) for images in every]
     features = np.concatenate([setup.scorer.features(*model, part) for part in some])
     if folder is None:
         return {}

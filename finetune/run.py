@@ -40,14 +40,11 @@ from afterimage.finetune.selection import (
 )
 from afterimage.finetune.setup import RunSetup, begin, build, make_stage
 from afterimage.runs import Run
-from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.job import Job, Say, execute
-from afterimage.training.signals import StopSignal
+from afterimage.training.batches import BatchLoader, subsample
+from afterimage.training.job import Job, Say, Trainer, execute
+from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.stage import Stage, describe
-from afterimage.training.state import State, averaged_params, averaged_stats
-from afterimage.training.sweep import spaced
-from afterimage.training.trainer import Trainer
+from afterimage.training.step import State, averaged_params, averaged_stats
 
 _MOST_SCORED = 2_000
 Logits = Callable[..., Any]
@@ -193,7 +190,7 @@ class FinetuneJob(Job[FinetuneResult]):
     @functools.cached_property
     def _target_images(self) -> ImageSet:
         """The target's images by whose predictions a step is chosen."""
-        return spaced(self.setup.data.target_images, _MOST_SCORED)
+        return subsample(self.setup.data.target_images, _MOST_SCORED)
 
     @functools.cached_property
     def _neighbours(self) -> Any:
@@ -221,7 +218,7 @@ class FinetuneJob(Job[FinetuneResult]):
         logits = self._logits((params, stats), stop.check)
         images, prefix = labels.validation, ""
         if images is None:
-            images, prefix = spaced(labels.train, _MOST_SCORED), "train_"
+            images, prefix = subsample(labels.train, _MOST_SCORED), "train_"
         weights = stats.get("examples", {}).get("validation")
         found, each = {}, []
         for head in setup.heads:
@@ -241,7 +238,7 @@ class FinetuneJob(Job[FinetuneResult]):
         if target is not None:
             found |= self._without_labels(logits, (self.config.select,))
             if self.rule.metric == ORACLE and target.oracle is not None:
-                some = spaced(target.oracle, _MOST_SCORED)
+                some = subsample(target.oracle, _MOST_SCORED)
                 found[ORACLE] = measures(logits(some), known_labels(some))["accuracy"]
         for method in self.config.methods:
             found |= method.metrics(setup, (params, stats), logits)

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from afterimage.data import ImageSet
 from afterimage.evaluation.classification import classification_report, macro_f1
 from afterimage.finetune.classifier import ClassifierNetwork
-from afterimage.models.views import VIEWS
-from afterimage.training.sweep import Sweep
+from afterimage.models.heads import VIEWS
+from afterimage.training.batches import EvaluationRunner
 
 Predict = Callable[[Any, Any, Array], Array]
 
@@ -45,7 +45,7 @@ class Scorer:
         self,
         classifier: ClassifierNetwork,
         head: str,
-        sweep: Sweep,
+        sweep: EvaluationRunner,
         views: str = "none",
     ):
         self._sweep, self.head = sweep, head

@@ -22,7 +22,7 @@ from afterimage.finetune.selection import (
     infomax,
     neighbour_information,
 )
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 
 class _Read(NamedTuple):
@@ -105,7 +105,7 @@ def _read(config: SelectConfig, run: str) -> _Read:
         **config.settings(),
     )
     _, images = images_for(loaded, own)
-    images = spaced(images, config.most)
+    images = subsample(images, config.most)
     scorer = Scorer(loaded.classifier, HEAD, sweep_for(config.batch_size))
     logits = scorer.logits(loaded.params, loaded.stats, images)
     return _Read(run, loaded.class_names[HEAD], images, logits)

@@ -38,11 +38,14 @@ from afterimage.finetune.source import (
 )
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
-from afterimage.training.batches import eval_batches
-from afterimage.training.mesh import check_batch, make_mesh
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.sweep import Sweep, spaced
-from afterimage.training.terms import Context, Term
+from afterimage.training.batches import (
+    EvaluationRunner,
+    check_batch,
+    eval_batches,
+    make_mesh,
+    subsample,
+)
+from afterimage.training.stage import Context, Phase, Stage, Term
 
 _MOST_TO_STANDARDISE = 20_000
 Tree = dict[str, Any]
@@ -65,7 +68,7 @@ class RunSetup:
     """The same of the statistics and of what methods keep, by their names."""
     mesh: Mesh
     steps: int
-    runner: Sweep
+    runner: EvaluationRunner
     """Runs jitted functions over whole image sets."""
     scorers: Mapping[str, Scorer]
     plan: Any = None
@@ -146,7 +149,7 @@ def build(
         fresh=not config.mode.loads_source or bool(config.may_differ),
     )
     _check_statistics(config, stats["encoder"])
-    runner = Sweep(mesh, config.batch_size // config.accumulate)
+    runner = EvaluationRunner(mesh, config.batch_size // config.accumulate)
     setup = RunSetup(
         config=config,
         data=data,
@@ -225,7 +228,7 @@ def stage_of(
     combines = [method.combine() for method in setup.config.methods]
     stage = Stage(
         phases=tuple(phases),
-        supply=_make_providers(setup, streams),
+        providers=_make_providers(setup, streams),
         combine=next((one for one in combines if one is not None), None),
     )
     stage.check(setup.params, setup.stats, _batch_shapes(setup, streams))
@@ -376,7 +379,7 @@ def begin(setup: RunSetup, run: Run, say: Say, images: ImageSet | None = None) -
         if run.is_main_process:
             found = {name: report.to_dict() for name, report in reports.items()}
             write_json(run.path / "transfer.json", {"from": config.from_, **found})
-    some = spaced(labels.train if images is None else images, _MOST_TO_STANDARDISE)
+    some = subsample(labels.train if images is None else images, _MOST_TO_STANDARDISE)
     batches = eval_batches(some, config.batch_size)
     stats = standardise(setup.classifier, params, stats, batches, list(setup.heads))
     for method in config.methods:

@@ -27,7 +27,7 @@ from afterimage.finetune.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
 from afterimage.models import ModelConfig
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 
 Tree = dict[str, Any]
 SOURCE_HEAD = "source"

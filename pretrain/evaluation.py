@@ -23,9 +23,9 @@ from afterimage.models import Network
 from afterimage.pictures import draw_rows
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.pretrain.objective import Forward, Setup, Tree, to_pixels
+from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
 from afterimage.runs import Run, write_json, write_png
-from afterimage.training.sweep import Sweep, spaced
+from afterimage.training.batches import EvaluationRunner, subsample
 
 # Images that the mean image, the rank, and the loss without validation are taken from.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
@@ -51,17 +51,17 @@ class Evaluation:
     def __init__(
         self,
         config: PretrainConfig,
-        setup: Setup,
+        setup: ModelSetup,
         encoder: Network,
         *,
         train: ImageSet,
         validation: ImageSet | None,
         run: Run,
-        sweep: Sweep,
+        sweep: EvaluationRunner,
     ):
         self.config, self.setup, self.run, self.sweep = config, setup, run, sweep
         self.objective = objective = config.objective
-        self.held = validation or spaced(train, _FALLBACK_IMAGES)
+        self.held = validation or subsample(train, _FALLBACK_IMAGES)
         self.probes = Probes.of(
             train, validation, most=config.probe_images, k=config.probe_k
         )
@@ -93,7 +93,7 @@ class Evaluation:
         self.mean_image_loss: float | None = None
         """The loss of the mean image; None where nothing is reconstructed."""
         if scores is not None:
-            some = spaced(train, _MEAN_IMAGES)
+            some = subsample(train, _MEAN_IMAGES)
             self.mean_image_loss = self._mean_image_loss(scores, some)
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
@@ -128,7 +128,7 @@ class Evaluation:
             return self.features(params, stats, images, check)
 
         if self.probes is None:
-            some = features(spaced(self.held, _RANK_IMAGES))
+            some = features(subsample(self.held, _RANK_IMAGES))
             return results | {"effective_rank": effective_rank(some)}
         ours = self.probes.measure(TRAINED, features)
         self.report = self.baselines | ours
@@ -179,7 +179,7 @@ class Evaluation:
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
 
     def _picture(self, params: Tree, stats: Tree, step: int) -> None:
-        chosen = spaced(self.held, self.config.pictures)
+        chosen = subsample(self.held, self.config.pictures)
         views: list[Any] = []
         for number, batch, mask in self.sweep.batches(chosen):
             _, found = self._look(params, stats, batch, self._key(number))
@@ -278,7 +278,7 @@ def _labelled(images: ImageSet, most: int) -> ImageSet | None:
     if images.labels is None:
         return None
     rows = np.flatnonzero(images.labels >= 0)
-    return spaced(images.subset(rows), most) if len(rows) else None
+    return subsample(images.subset(rows), most) if len(rows) else None
 
 
 def _raw_pixels(images: ImageSet) -> np.ndarray:

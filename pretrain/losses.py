@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
-from afterimage.models import ops, pooling
+from afterimage.models import ops
 
 Loss = Literal["mse", "l1", "huber", "bce", "ssim"]
 Target = Literal["data", "image", "patch", "hog"]
@@ -107,8 +107,8 @@ def laplacian(error: Images) -> PerImage:
         _, height, width, _ = error.shape
         if min(height, width) < _SMALLEST:
             break
-        coarse = pooling.mean_pool(error)
-        lost = error - pooling.upsample_nearest(coarse, 2)[:, :height, :width]
+        coarse = ops.mean_pool(error)
+        lost = error - ops.upsample_nearest(coarse, 2)[:, :height, :width]
         total = total + jnp.mean(jnp.abs(lost), axis=(1, 2, 3))
         error = coarse
     return total + jnp.mean(jnp.abs(error), axis=(1, 2, 3))
@@ -346,7 +346,7 @@ def _patch_moments(images: Images, patch: int) -> tuple[Array, Array]:
     def spread_sum(x: Array) -> Array:
         blocks = ops.space_to_depth(ops.pad_to_multiple(x, patch), patch)
         total = blocks.sum(-1, keepdims=True)
-        return pooling.upsample_nearest(total, patch)[:, :height, :width]
+        return ops.upsample_nearest(total, patch)[:, :height, :width]
 
     count = spread_sum(jnp.ones((1, height, width, 1))) * channels
     centre = spread_sum(images) / count

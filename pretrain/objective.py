@@ -28,9 +28,8 @@ from afterimage.data.preprocessing import Preprocessing
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.training.groups import EVERYTHING
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.optimiser import EVERYTHING
+from afterimage.training.stage import Context, Phase, Stage, Term, TermResult, View
 
 Tree = Mapping[str, Any]
 Rules = Mapping[str, Callable[[Context], Any]]
@@ -42,7 +41,7 @@ def to_pixels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class ModelSetup:
     """What a run is made of: the same at every step."""
 
     model: ModelConfig
@@ -55,7 +54,7 @@ class Setup:
 class Forward:
     """The network with its weights, to be applied to one batch."""
 
-    setup: Setup
+    setup: ModelSetup
     params: Tree
     stats: Tree
     key: Array
@@ -110,7 +109,7 @@ class Objective(abc.ABC):
         return stats
 
     @abc.abstractmethod
-    def terms(self, setup: Setup) -> tuple[Term, ...]:
+    def terms(self, setup: ModelSetup) -> tuple[Term, ...]:
         """The terms of the loss. They read the views, `train/image` (uint8), and the
         values of `rules`."""
 
@@ -144,7 +143,7 @@ class Objective(abc.ABC):
         del forward, pixels
         return None
 
-    def scores(self, setup: Setup) -> ReconstructionLoss | None:
+    def scores(self, setup: ModelSetup) -> ReconstructionLoss | None:
         """The loss of reconstructions, which the mean image is scored by as well; None
         where nothing is reconstructed."""
         del setup
@@ -166,11 +165,13 @@ def at_least_0(settings: Any, *names: str) -> list[str]:
     return [f"{name}={v}: at least 0" for name, v in values.items() if not v >= 0]
 
 
-def make_stage(objective: Objective, setup: Setup, config: Any, steps: int) -> Stage:
+def make_stage(
+    objective: Objective, setup: ModelSetup, config: Any, steps: int
+) -> Stage:
     """One phase in which everything learns by the objective's terms."""
 
-    def supply(params, stats, batch, key, step, moving):
-        del moving
+    def provide(params, stats, batch, key, step, trainable):
+        del trainable
         view_key, key = jax.random.split(key)
         augment = make_augment(config.augment)
 
@@ -190,7 +191,7 @@ def make_stage(objective: Objective, setup: Setup, config: Any, steps: int) -> S
         steps=steps,
         options=config,
     )
-    return Stage(phases=(phase,), supply=supply)
+    return Stage(phases=(phase,), providers=provide)
 
 
 @jax.tree_util.register_dataclass
@@ -239,7 +240,7 @@ class Reconstruction(Objective):
         del config, model
         return corruption_problems(self.corruption, self.corruption_strength)
 
-    def scores(self, setup: Setup) -> ReconstructionLoss:
+    def scores(self, setup: ModelSetup) -> ReconstructionLoss:
         return ReconstructionLoss(
             loss="mse", target="data", preprocessing=setup.preprocessing
         )
@@ -252,7 +253,7 @@ class Reconstruction(Objective):
             facts["corruption_strength"] = USUAL_STRENGTH[self.corruption]
         return facts
 
-    def terms(self, setup: Setup) -> tuple[Term, ...]:
+    def terms(self, setup: ModelSetup) -> tuple[Term, ...]:
         del setup
         return (Term(name="loss", fn=self._loss, reads=("train/measured",)),)
 
@@ -287,7 +288,7 @@ class Reconstruction(Objective):
         return self.forward(dataclasses.replace(forward, key=key), inputs), corrupted
 
     def _measured(
-        self, setup: Setup, found: Pass, pixels: Array
+        self, setup: ModelSetup, found: Pass, pixels: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of each image, and all its measures."""
         loss = self.scores(setup)
@@ -383,7 +384,7 @@ class Autoencoding(Reconstruction):
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Autoencoder(model, rngs=rngs)
 
-    def scores(self, setup: Setup) -> ReconstructionLoss:
+    def scores(self, setup: ModelSetup) -> ReconstructionLoss:
         return ReconstructionLoss(
             loss=self.loss,
             target=self.target,

@@ -31,20 +31,22 @@ from afterimage.models import (
 )
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
-from afterimage.pretrain.objective import Setup, make_stage
+from afterimage.pretrain.objective import ModelSetup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.runs import Run
 from afterimage.settings import to_dict
-from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.groups import Partition, count_parameters
-from afterimage.training.job import Job, Say, execute
-from afterimage.training.mesh import check_batch, make_mesh, replicate
+from afterimage.training.batches import (
+    BatchLoader,
+    EvaluationRunner,
+    check_batch,
+    make_mesh,
+    replicate,
+)
+from afterimage.training.job import Job, Say, Trainer, execute
+from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
+from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
-from afterimage.training.signals import StopSignal
-from afterimage.training.state import State, averaged_params, averaged_stats
-from afterimage.training.sweep import Sweep
-from afterimage.training.trainer import Trainer
+from afterimage.training.step import State, averaged_params, averaged_stats
 
 
 def pretrain(
@@ -107,7 +109,7 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        self.setup = Setup(self.model, network, self.preprocessing)
+        self.setup = ModelSetup(self.model, network, self.preprocessing)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,
@@ -135,7 +137,9 @@ class _Pretraining(Job[PretrainResult]):
 
     def prepare(self, began: int) -> None:
         self.began = began, time.perf_counter()
-        sweep = Sweep(self.mesh, self.config.batch_size // self.config.accumulate)
+        sweep = EvaluationRunner(
+            self.mesh, self.config.batch_size // self.config.accumulate
+        )
         self.evaluation = Evaluation(
             self.config,
             self.setup,

@@ -2,7 +2,7 @@
 
 from afterimage.data import Preprocessing
 from afterimage.models import ModelConfig
-from afterimage.pretrain.objective import Forward, Setup
+from afterimage.pretrain.objective import Forward, ModelSetup
 
 
 def passing(objective, network, model=None):
@@ -19,5 +19,5 @@ def passing(objective, network, model=None):
 def forward(network, params, stats, key, step=None, model=None):
     """A network with its weights, as an objective is given it."""
     model = model or ModelConfig(image_size=(8, 8), channels=1)
-    setup = Setup(model, network, Preprocessing((8, 8), (0.4,), (0.2,), 1))
+    setup = ModelSetup(model, network, Preprocessing((8, 8), (0.4,), (0.2,), 1))
     return Forward(setup, params, stats, key, step)

@@ -14,7 +14,7 @@ from afterimage.checkpoints.errors import CheckpointError
 from afterimage.encoder import VECTORS, Encoder
 from afterimage.errors import UserError
 from afterimage.models import Network, build_encoder, pool_features
-from afterimage.models.views import VIEWS
+from afterimage.models.heads import VIEWS
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 
@@ -279,7 +279,7 @@ def test_stream_reads_ahead_and_keeps_order(encoder):
 
 
 def test_progress_counts_images(encoder, capsys, monkeypatch):
-    monkeypatch.setattr("afterimage.notes._EVERY", 0)
+    monkeypatch.setattr("afterimage.console._EVERY", 0)
     encoder.features(pictures(20), batch_size=8, progress=True)
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [

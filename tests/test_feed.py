@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from afterimage.data.arrays import array_set
-from afterimage.training.batches import BatchLoader
-from afterimage.training.mesh import make_mesh
+from afterimage.training.batches import BatchLoader, make_mesh
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import _resident_rows
 

@@ -23,12 +23,10 @@ from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.jdot import jdot_term
 from afterimage.finetune.methods.jmmd import jmmd_term
 from afterimage.finetune.methods.mmd import mmd, mmd_term
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import init_state, make_step
 
 OPTIONS = TrainingOptions(lr=1e-2, weight_decay=0.0, schedule="constant")
 STEPS, BATCH = 300, 64
@@ -79,7 +77,7 @@ def classify(params, features):
     return features @ head["kernel"] + head["bias"][None]
 
 
-def supply(params, stats, batch, key, step, moving):
+def provide(params, stats, batch, key, step, trainable):
     rules = {
         "params": lambda _: params,
         "stats/next": lambda _: stats,
@@ -123,7 +121,7 @@ def learned(method, problem):
         steps=STEPS,
         options=OPTIONS,
     )
-    stage = Stage(phases=(phase,), supply=supply)
+    stage = Stage(phases=(phase,), providers=provide)
     rng = np.random.default_rng(0)
 
     def batch():
@@ -211,7 +209,7 @@ def test_a_discriminator_that_is_not_fought_tells_the_domains():
         options=OPTIONS,
     )
 
-    def raw(params, stats, batch, key, step, moving):
+    def raw(params, stats, batch, key, step, trainable):
         return {
             "params": lambda _: params,
             "stats/next": lambda _: stats,
@@ -220,7 +218,7 @@ def test_a_discriminator_that_is_not_fought_tells_the_domains():
         }
 
     params = {**params_of(misleading), "terms": {"dann": dict(term.params)}}
-    stage = Stage(phases=(phase,), supply=raw)
+    stage = Stage(phases=(phase,), providers=raw)
     partition = phase.partition(params)
     optimiser = make_optimiser(OPTIONS, partition)
     step = jax.jit(

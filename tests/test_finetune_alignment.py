@@ -17,7 +17,7 @@ from afterimage.finetune.methods.coral import coral
 from afterimage.finetune.methods.dann import dann
 from afterimage.finetune.methods.jmmd import jmmd
 from afterimage.finetune.methods.mmd import mmd
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 
 
 def normal(seed, *shape):

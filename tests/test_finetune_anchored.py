@@ -11,7 +11,7 @@ from afterimage.finetune.methods._fisher import fisher_diagonal
 from afterimage.finetune.methods.delta import delta
 from afterimage.finetune.methods.kl_to_source import kl_to_source
 from afterimage.finetune.methods.l2_sp import l2, l2_sp
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 
 PARAMS = {
     "encoder": {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])},

@@ -20,7 +20,7 @@ from afterimage.finetune.methods.compose import (
     strength,
 )
 from afterimage.finetune.run import finetune
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, make_encoder, write_domain, write_npz
 

@@ -22,7 +22,7 @@ from afterimage.finetune.tasks.continual import (
     make_sequence,
     task_loss,
 )
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 from tests.test_finetune_program import config, make_encoder
 
 NAMES = ("0", "1", "2", "3")

@@ -16,7 +16,7 @@ from afterimage.finetune.methods.distil import Distil
 from afterimage.finetune.modes import Scratch
 from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context
 from tests.helpers import cut_back
 from tests.test_finetune_program import config, draw, make_encoder, write_npz
 

@@ -23,7 +23,7 @@ from afterimage.finetune.modes import (
     partial_groups,
     weighing_groups,
 )
-from afterimage.training.groups import split_groups
+from afterimage.training.optimiser import split_groups
 
 PATHS = [
     "encoder/stem/conv/kernel",

@@ -25,7 +25,7 @@ from afterimage.finetune.evaluate import evaluate, text
 from afterimage.finetune.modes import Partial, TwoPhase
 from afterimage.finetune.run import finetune
 from afterimage.models import ModelConfig, Network, build_encoder
-from afterimage.training.callbacks import Callbacks
+from afterimage.training.loop import Callbacks
 
 MODEL = ModelConfig(name="conv", image_size=(8, 8), channels=1, width=0.25)
 PREPROCESSING = Preprocessing((8, 8), (0.4,), (0.3,), 1)

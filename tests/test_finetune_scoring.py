@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afterimage.finetune.scoring import measures, over_views
-from afterimage.models.views import VIEWS
+from afterimage.models.heads import VIEWS
 
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (5, 56, 28, 1), "u1"))
 

@@ -22,13 +22,10 @@ from afterimage.finetune.methods.l2_sp import L2SP
 from afterimage.finetune.methods.sources import Sources
 from afterimage.finetune.methods.tasks import Tasks, pcgrad, uncertain
 from afterimage.finetune.run import finetune
-from afterimage.training.groups import Group
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import init_state
-from afterimage.training.step import make_step
-from afterimage.training.terms import Context
+from afterimage.training.stage import Context, Phase, Stage
+from afterimage.training.step import init_state, make_step
 from tests.test_finetune_program import config, draw, make_encoder
 
 KEY = jax.random.key(0)
@@ -129,7 +126,7 @@ def test_uncertainty_weighs_by_half_the_inverse_loss():
 OPTIONS = TrainingOptions(lr=2e-2, weight_decay=0.0, schedule="constant", clip=0.0)
 
 
-def supply(params, stats, batch, key, step, moving):
+def provide(params, stats, batch, key, step, trainable):
     z = batch["image"] @ params["encoder"]["w"]
     rules = {
         "params": lambda _: params,
@@ -156,7 +153,7 @@ def learned(terms, steps, combine=None, accumulate=1):
     options = TrainingOptions(**{**vars(OPTIONS), "accumulate": accumulate})
     groups = (Group("all", ".*"),)
     phase = Phase(name="p", terms=terms, groups=groups, steps=steps, options=options)
-    stage = Stage(phases=(phase,), supply=supply, combine=combine)
+    stage = Stage(phases=(phase,), providers=provide, combine=combine)
     partition = phase.partition(params)
     optimiser = make_optimiser(options, partition)
     step = make_step(

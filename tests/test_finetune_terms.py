@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from afterimage.errors import UserError
 from afterimage.finetune.losses import balanced_weights, cross_entropy
-from afterimage.training.terms import Context, Term, UnknownName
+from afterimage.training.stage import Context, Term, UnknownName
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]]))
 

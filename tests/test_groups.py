@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from afterimage.errors import UserError
-from afterimage.training.groups import Group, count_parameters, split_groups
+from afterimage.training.optimiser import Group, count_parameters, split_groups
 
 PARAMS = {
     "encoder": {

@@ -10,7 +10,7 @@ from afterimage.checkpoints.weights import decode, encode
 from afterimage.commands import main
 from afterimage.errors import UserError
 from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
-from afterimage.models.layers import Context, FrozenBatchNorm
+from afterimage.models.layers import FrozenBatchNorm, PassInfo
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 from tests.torchvision_models import (
@@ -115,7 +115,7 @@ def test_frozen_batchnorm_is_a_constant_affine_map_in_training_too():
     want = (x - mean) / np.sqrt(var + 1e-5)
     want = want * scale + bias
     for train in (True, False):
-        found = norm(jnp.asarray(x), Context(train=train))
+        found = norm(jnp.asarray(x), PassInfo(train=train))
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
     for name, value in leaves.items():
         np.testing.assert_array_equal(getattr(norm, name)[...], value)

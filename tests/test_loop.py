@@ -14,16 +14,18 @@ from afterimage.checkpoints.store import Store
 from afterimage.data import open_data
 from afterimage.errors import Diverged, Interrupted, UserError
 from afterimage.runs import Run
-from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
-from afterimage.training.groups import split_groups
-from afterimage.training.loop import Fit, Interval, fit
-from afterimage.training.mesh import make_mesh, replicate
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.batches import BatchLoader, make_mesh, replicate
+from afterimage.training.loop import (
+    NO_CALLBACKS,
+    Callbacks,
+    Fit,
+    Interval,
+    StopSignal,
+    fit,
+)
+from afterimage.training.optimiser import make_optimiser, make_schedule, split_groups
 from afterimage.training.options import RunOptions, TrainingOptions
-from afterimage.training.signals import StopSignal
-from afterimage.training.state import abstract, init_state
-from afterimage.training.step import make_step
+from afterimage.training.step import abstract, init_state, make_step
 from tests.forms import milliseconds
 
 

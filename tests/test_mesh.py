@@ -3,7 +3,7 @@
 import pytest
 
 from afterimage.errors import UserError
-from afterimage.training.mesh import check_batch, make_mesh
+from afterimage.training.batches import check_batch, make_mesh
 from tests.helpers import run_python
 
 COMPARE = """
@@ -11,11 +11,11 @@ import jax, numpy as np, sys
 import jax.numpy as jnp
 from afterimage.data import open_data
 from afterimage.training.batches import BatchLoader
-from afterimage.training.groups import split_groups
-from afterimage.training.mesh import make_mesh, replicate
+from afterimage.training.optimiser import split_groups
+from afterimage.training.batches import make_mesh, replicate
 from afterimage.training.optimiser import make_optimiser, make_schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import init_state
+from afterimage.training.step import init_state
 from afterimage.training.step import compile_step, compile_steps, make_step
 
 images = open_data("synthetic:8x8x3").train

@@ -270,11 +270,11 @@ def test_batch_norm_moves_in_training_only():
 
 
 def test_batch_norm_follows_its_running_moments():
-    from afterimage.models.layers import BatchNorm, Context
+    from afterimage.models.layers import BatchNorm, PassInfo
 
     norm = BatchNorm(3)
     x = 2 + 3 * jax.random.normal(KEY, (500, 3))
-    y = norm(x, Context(train=True))
+    y = norm(x, PassInfo(train=True))
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(y.std(0), 1, atol=1e-3)
     np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean(0), rtol=1e-4)
@@ -336,11 +336,11 @@ def test_every_parameter_learns(name):
 
 def test_a_block_starts_as_the_identity():
     from afterimage.models.blocks import BasicBlock
-    from afterimage.models.layers import Context
+    from afterimage.models.layers import PassInfo
 
     x = jnp.abs(jax.random.normal(KEY, (1, 4, 4, 8)))
     block = BasicBlock(8, 8, "rms", rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(block(x, Context()), x)
+    np.testing.assert_array_equal(block(x, PassInfo()), x)
 
 
 def test_features_are_the_mean_of_the_last_map_or_the_bottleneck():

@@ -24,7 +24,7 @@ from afterimage.models.encoders.classic import ClassicStage
 from afterimage.models.encoders.convnext import ConvNeXtDown
 from afterimage.models.encoders.patches import WhitenedPatches
 from afterimage.models.encoders.resnet import ResNetStem
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -69,13 +69,13 @@ def test_a_site_is_visible_where_any_of_its_pixels_is():
 
     @runtime.jit
     def visible(mask):
-        context = Context(mask=mask)
+        context = PassInfo(mask=mask)
         return [context.visible(jnp.zeros((3, *size, 5))) for size in sizes]
 
     for found, stride, size in zip(visible(mask), strides, sizes, strict=True):
         expected = site_visible(mask, stride, *size)
         np.testing.assert_array_equal(found[..., 0], expected)
-    assert Context().visible(jnp.zeros((1, 2, 2, 1))) is None
+    assert PassInfo().visible(jnp.zeros((1, 2, 2, 1))) is None
 
 
 @functools.cache
@@ -182,7 +182,7 @@ def mixed(name):
 
     @runtime.jit
     def run(state, x, mask):
-        context = Context(train=True, mask=mask)
+        context = PassInfo(train=True, mask=mask)
         out = nnx.merge(graph, state)(x, context)
         out = out[0] if isinstance(out, tuple) else out
         return out, context.visible(out)
@@ -222,7 +222,7 @@ def test_a_masked_half_is_as_if_it_were_not_there(make):
     @runtime.jit
     def run(state, x, mask):
         module = nnx.merge(graph, state)
-        out = module(x, Context(train=True, mask=mask))
+        out = module(x, PassInfo(train=True, mask=mask))
         return out, nnx.state(module)
 
     found, moved = run(state, x, mask)

@@ -74,7 +74,7 @@ print(json.dumps(found.shape))
 """
 OPEN = """
 import json, sys
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from afterimage.data import open_data
 from afterimage.data.sources import forms
 
@@ -88,7 +88,7 @@ sys.exit(exit_code(opened))
 """
 LOAD_COMMAND = """
 import sys
-from afterimage.cli import exit_code
+from afterimage.commands import exit_code
 from afterimage.encoder import load_encoder
 
 sys.exit(exit_code(lambda: load_encoder(sys.argv[1])))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.models import pooling
+from afterimage.models import ops
 from benchmarks import plain
 from tests.forms import CASES, DTYPES, SIZES, check, check_faster, normal, on_cpu
 
@@ -17,19 +17,19 @@ def size(request):
 
 
 POOLS = {
-    "max": (pooling.max_pool, plain.max_pool),
-    "max 3x3": (pooling.max_pool_3x3, plain.max_pool_3x3),
-    "mean": (pooling.mean_pool, plain.mean_pool),
+    "max": (ops.max_pool, plain.max_pool),
+    "max 3x3": (ops.max_pool_3x3, plain.max_pool_3x3),
+    "mean": (ops.mean_pool, plain.mean_pool),
     "max with switches": (
-        lambda x: pooling.max_pool_with_switches(x)[0],
+        lambda x: ops.max_pool_with_switches(x)[0],
         plain.max_pool,
     ),
     "nearest 2": (
-        lambda x: pooling.upsample_nearest(x, 2),
+        lambda x: ops.upsample_nearest(x, 2),
         lambda x: plain.upsample_nearest(x, 2),
     ),
     "nearest 3": (
-        lambda x: pooling.upsample_nearest(x, 3),
+        lambda x: ops.upsample_nearest(x, 3),
         lambda x: plain.upsample_nearest(x, 3),
     ),
 }
@@ -48,20 +48,20 @@ def test_pooling_equals_its_plain_form(name, size, dtype):
 
 def test_max_pool_at_even_sizes_is_flax_max_pool():
     x = normal(0, 2, 6, 8, 3)
-    np.testing.assert_array_equal(pooling.max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(ops.max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
 
 
 def test_max_pool_shares_the_gradient_of_equal_maxima():
-    gradient = jax.grad(lambda x: pooling.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
+    gradient = jax.grad(lambda x: ops.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient, jnp.full((1, 2, 2, 1), 0.25))
 
 
 def test_unpool_equals_its_plain_form(size):
     x = normal(0, 2, *size, 3)
-    pooled, switches = pooling.max_pool_with_switches(x)
+    pooled, switches = ops.max_pool_with_switches(x)
     np.testing.assert_array_equal(switches, plain.max_pool_with_switches(x)[1])
     check(
-        lambda y: pooling.max_unpool(y, switches, size),
+        lambda y: ops.max_unpool(y, switches, size),
         lambda y: plain.max_unpool(y, switches, size),
         pooled,
     )
@@ -69,7 +69,7 @@ def test_unpool_equals_its_plain_form(size):
 
 def test_unpool_puts_each_maximum_back_in_its_place(size):
     x = normal(0, 2, *size, 3)
-    back = pooling.max_unpool(*pooling.max_pool_with_switches(x), size)
+    back = ops.max_unpool(*ops.max_pool_with_switches(x), size)
     kept = np.asarray(back) != 0
     assert kept.sum() == 2 * -(-size[0] // 2) * -(-size[1] // 2) * 3
     np.testing.assert_array_equal(np.asarray(back)[kept], np.asarray(x)[kept])

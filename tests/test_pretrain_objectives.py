@@ -18,9 +18,9 @@ from afterimage.errors import Interrupted, UserError
 from afterimage.models import ModelConfig, Network
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.objective import Forward, Setup, make_stage, to_pixels
+from afterimage.pretrain.objective import Forward, ModelSetup, make_stage, to_pixels
 from afterimage.pretrain.run import pretrain
-from afterimage.training.signals import StopSignal
+from afterimage.training.loop import StopSignal
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -97,7 +97,7 @@ def test_what_every_objective_measures(objective):
     chosen = options.objective
     network, params, stats = Network.create(chosen.build(model, nnx.Rngs(0)))
     stats = chosen.start(params, stats)
-    setup = Setup(model, network, Preprocessing(size, (0.4,), (0.2,), 1))
+    setup = ModelSetup(model, network, Preprocessing(size, (0.4,), (0.2,), 1))
     images, key = np.zeros((4, *size, 1), np.uint8), jax.random.key(0)
 
     def both(images):

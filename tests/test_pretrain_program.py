@@ -21,8 +21,7 @@ from afterimage.errors import DataError, Diverged, Interrupted, UserError
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.run import pretrain as run_program
-from afterimage.training.callbacks import Callbacks
-from afterimage.training.signals import StopSignal
+from afterimage.training.loop import Callbacks, StopSignal
 
 STEPS = 60
 

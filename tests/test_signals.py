@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from afterimage.training.signals import StopRequested, StopSignal
+from afterimage.training.loop import StopRequested, StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

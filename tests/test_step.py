@@ -6,11 +6,22 @@ import numpy as np
 import optax
 import pytest
 
-from afterimage.training.groups import EVERYTHING, Group, split_groups
-from afterimage.training.optimiser import make_optimiser, make_schedule
+from afterimage.training.optimiser import (
+    EVERYTHING,
+    Group,
+    make_optimiser,
+    make_schedule,
+    split_groups,
+)
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import averaged_params, averaged_stats, init_state
-from afterimage.training.step import compile_step, compile_steps, make_step
+from afterimage.training.step import (
+    averaged_params,
+    averaged_stats,
+    compile_step,
+    compile_steps,
+    init_state,
+    make_step,
+)
 
 
 def _params():
@@ -137,12 +148,12 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(bad):
     before = jax.tree.map(np.asarray, state)
     for row in (1, 2):
         state, metrics = run(state, _batch(1, weight=bad), {})
-        assert int(metrics["bad_row"]) == row
+        assert int(metrics["bad_steps"]) == row
     for part in ("params", "opt", "ema", "stats"):
         _same(state[part], before[part])
     assert int(state["skipped"]) == 2
     state, metrics = run(state, _batch(2), {})
-    assert int(metrics["bad_row"]) == 0
+    assert int(metrics["bad_steps"]) == 0
     assert int(metrics["skipped"]) == 2
     assert int(state["step"]) == 4
 

@@ -381,7 +381,9 @@ def flags_for(command: Command[Any], words: Sequence[str]) -> list[Flag]:
     """The flags that a command line has so far, whatever else is wrong with it."""
     try:
         asked = _first(command).parse_known_args([_spelled(word) for word in words])[0]
-        return all_flags(command, _given(command, asked), _below(command, asked))
+        below = _below(command, asked)
+        chosen = merge(command.config, below, _given(command, asked))
+        return all_flags(command, chosen, below)
     except UserError:
         return all_flags(command, command.fixed, {})
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet, choose_labels
 from afterimage.data.sets import stratified
 from afterimage.errors import DataError
@@ -27,7 +28,6 @@ from afterimage.evaluation.spectrum import (
     spectrum_report,
 )
 from afterimage.evaluation.vectors import Layer, Representation, Sets, collect
-from afterimage.notes import ProgressBar
 
 PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2

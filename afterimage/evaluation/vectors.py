@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.probes import pixel_vectors
 from afterimage.evaluation.spectrum import Moments
-from afterimage.models.heads import pool_features
-from afterimage.models.views import mean_over_views
-from afterimage.notes import ProgressBar
+from afterimage.models.heads import mean_over_views, pool_features
 from afterimage.runtime import jit
 
 WIDEST = 2048

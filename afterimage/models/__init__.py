@@ -2,7 +2,7 @@
 
 from afterimage.models.decoders import Autoencoder as Autoencoder
 from afterimage.models.decoders import build_autoencoder as build_autoencoder
-from afterimage.models.encoder import Encoder as Encoder
+from afterimage.models.encoder import EncoderNetwork as EncoderNetwork
 from afterimage.models.encoder import FeatureInfo as FeatureInfo
 from afterimage.models.encoder import ModelConfig as ModelConfig
 from afterimage.models.encoder import Network as Network

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import layers, ops
-from afterimage.models.layers import Context, constant, make_norm
+from afterimage.models.layers import PassInfo, constant, make_norm
 
 
 class BasicBlock(nnx.Module):
@@ -24,7 +24,7 @@ class BasicBlock(nnx.Module):
         self.norm2 = make_norm(norm, o, scale=0.0)
         self.shortcut = Shortcut.where_needed(i, o, norm, stride, rngs)
 
-    def __call__(self, x: Float[Array, "b h w i"], context: Context) -> Array:
+    def __call__(self, x: Float[Array, "b h w i"], context: PassInfo) -> Array:
         y = jax.nn.relu(self.norm1(self.conv1(x, context), context))
         y = self.norm2(self.conv2(y, context), context)
         return jax.nn.relu(y + _skip(self.shortcut, x, context))
@@ -46,7 +46,7 @@ class BottleneckBlock(nnx.Module):
         self.norm3 = make_norm(norm, o, scale=0.0)
         self.shortcut = Shortcut.where_needed(i, o, norm, stride, rngs)
 
-    def __call__(self, x: Float[Array, "b h w i"], context: Context) -> Array:
+    def __call__(self, x: Float[Array, "b h w i"], context: PassInfo) -> Array:
         y = jax.nn.relu(self.norm1(self.conv1(x, context), context))
         y = jax.nn.relu(self.norm2(self.conv2(y, context), context))
         y = self.norm3(self.conv3(y, context), context)
@@ -65,11 +65,11 @@ class Shortcut(nnx.Module):
         """None where the identity fits."""
         return None if i == o and stride == 1 else cls(i, o, norm, stride, rngs)
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         return self.norm(self.conv(x, context), context)
 
 
-def _skip(shortcut: Shortcut | None, x: Array, context: Context) -> Array:
+def _skip(shortcut: Shortcut | None, x: Array, context: PassInfo) -> Array:
     return x if shortcut is None else shortcut(x, context)
 
 
@@ -84,7 +84,7 @@ class GlobalResponseNorm(nnx.Module):
         self.bias = nnx.Param(constant(0.0, c))
 
     def __call__(
-        self, x: Float[Array, "b h w c"], context: Context
+        self, x: Float[Array, "b h w c"], context: PassInfo
     ) -> Float[Array, "b h w c"]:
         # The tiny term keeps the square root's gradient finite where a channel is dead.
         seen = context.hide(x).astype(jnp.float32)
@@ -107,7 +107,7 @@ class ConvNeXtBlock(nnx.Module):
         self.response = GlobalResponseNorm(4 * c)
         self.project = layers.Dense(4 * c, c, init=init, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"], context: PassInfo) -> Array:
         y = self.norm(self.depthwise(x, context), context)
         y = jax.nn.gelu(self.expand(y), approximate=False)
         y = self.response(y, context)
@@ -121,14 +121,14 @@ class BlockStage(nnx.Module):
         self.down = down
         self.blocks = nnx.List(blocks)
 
-    def __call__(self, x: Array, context: Context, remat: bool) -> Array:
+    def __call__(self, x: Array, context: PassInfo, remat: bool) -> Array:
         if self.down is not None:
             x = self.down(x, context)
         return run_blocks(self.blocks, x, context, remat)
 
 
 def run_blocks(
-    blocks: Iterable[nnx.Module], x: Array, context: Context, remat: bool
+    blocks: Iterable[nnx.Module], x: Array, context: PassInfo, remat: bool
 ) -> Array:
     """The blocks one after the other; with `remat` each is computed again backwards."""
     for block in blocks:
@@ -136,7 +136,7 @@ def run_blocks(
     return x
 
 
-def _rematerialise(block: nnx.Module, x: Array, context: Context) -> Array:
+def _rematerialise(block: nnx.Module, x: Array, context: PassInfo) -> Array:
     graph, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
 
     @jax.checkpoint

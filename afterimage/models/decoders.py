@@ -1,24 +1,28 @@
-"""Decoders: the last feature map (or the bottleneck's vector) back to an image."""
+"""Decoders: the last feature map (or the vector of the bottleneck) back to an image.
+
+Decoders for masked images fill masked sites by a learned token, which stands for
+"nothing was seen here". Filled maps are dense: from there on nothing is masked.
+"""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from afterimage.errors import UserError
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.blocks import run_blocks
 from afterimage.models.encoder import (
-    MASKED_DECODERS,
-    Encoder,
+    EncoderNetwork,
     FeatureInfo,
     Maps,
     ModelConfig,
     Switches,
     build_encoder,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class NearestConv(nnx.Module):
         self.conv = layers.Conv(i, o, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
-        return self.conv(pooling.upsample_nearest(x, self.r))
+        return self.conv(ops.upsample_nearest(x, self.r))
 
 
 class TransposedConvs(nnx.Module):
@@ -88,7 +92,7 @@ class UpStage(nnx.Module):
         self.blocks = nnx.List(blocks)
 
     def __call__(
-        self, x: Array, size: tuple[int, int], context: Context, remat: bool
+        self, x: Array, size: tuple[int, int], context: PassInfo, remat: bool
     ) -> Array:
         x = self.up(x)[:, : size[0], : size[1]]
         if self.norm is None:
@@ -103,13 +107,13 @@ def make_block(config: ModelConfig, c: int, rngs: nnx.Rngs) -> nnx.Module:
     return config.encoder.block(c, config.norm, rngs=rngs)
 
 
-class Decoder(nnx.Module):
+class DecoderNetwork(nnx.Module):
     """What decoders share: a bottleneck's vector is first expanded to a map again.
 
     A subclass sets `stages` by `build`, coarsest first, and runs them in `grow`.
     """
 
-    def __init__(self, encoder: Encoder, *, rngs: nnx.Rngs):
+    def __init__(self, encoder: EncoderNetwork, *, rngs: nnx.Rngs):
         self.config = encoder.config
         self.last = encoder.feature_info[-1]
         self.build(self.config, encoder.feature_info, rngs)
@@ -125,11 +129,11 @@ class Decoder(nnx.Module):
         """Make the stages."""
         raise NotImplementedError
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         """The last map to an image."""
         raise NotImplementedError
 
-    def __call__(self, encoded: Encoded, context: Context) -> Float[Array, "b h w c"]:
+    def __call__(self, encoded: Encoded, context: PassInfo) -> Float[Array, "b h w c"]:
         """The last map, or the vector where there is a bottleneck, to an image."""
         x = encoded.code
         if self.expand is not None:
@@ -138,7 +142,7 @@ class Decoder(nnx.Module):
         return self.grow(x, encoded, context)
 
 
-class UpDecoder(Decoder):
+class UpDecoder(DecoderNetwork):
     """One stage per feature map, each growing to the size of the map before it.
 
     `light` has no blocks, `symmetric` as many as the encoder had at that size.
@@ -165,7 +169,7 @@ class UpDecoder(Decoder):
             ]
         )
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         for stage, stride in zip(self.stages, self.sizes, strict=True):
             grown = (-(-encoded.size[0] // stride), -(-encoded.size[1] // stride))
             x = stage(x, grown, context, self.config.remat)
@@ -181,12 +185,12 @@ class UnpoolStage(nnx.Module):
         self.conv = layers.Conv(i, o, k, bias=last, rngs=rngs)
         self.norm = None if last else make_norm(norm, o)
 
-    def __call__(self, x: Array, switches: Array, size, context: Context) -> Array:
-        x = self.conv(pooling.max_unpool(x, switches, size))
+    def __call__(self, x: Array, switches: Array, size, context: PassInfo) -> Array:
+        x = self.conv(ops.max_unpool(x, switches, size))
         return x if self.norm is None else jax.nn.relu(self.norm(x, context))
 
 
-class UnpoolDecoder(Decoder):
+class UnpoolDecoder(DecoderNetwork):
     """The classic decoder: values go back to where the encoder's maxima stood.
 
     It needs the encoder's switches, which tell it positions that the code does not.
@@ -212,7 +216,7 @@ class UnpoolDecoder(Decoder):
             ]
         )
 
-    def grow(self, x: Array, encoded: Encoded, context: Context) -> Array:
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
         for stage, stride, where in zip(
             self.stages, self.sizes, reversed(encoded.switches), strict=True
         ):
@@ -221,26 +225,134 @@ class UnpoolDecoder(Decoder):
         return x
 
 
-def _decoder_class(name: str) -> type[Decoder]:
-    if name in MASKED_DECODERS:
-        from afterimage.models import filling
+class Fill(nnx.Module):
+    """Norm, the token where a site is masked, and a projection to the decoder's width.
 
-        return {
-            "hierarchical": filling.HierarchicalDecoder,
-            "block": filling.BlockDecoder,
-        }[name]
-    return UnpoolDecoder if name == "unpool" else UpDecoder
+    Tian et al. 2023 (SparK), section 3.3, "densifying".
+    """
+
+    def __init__(self, i: int, o: int, norm: str, *, rngs: nnx.Rngs):
+        self.norm = make_norm(norm, i)
+        self.token = nnx.Param(layers.trunc_normal(rngs, (i,), i))
+        self.project = layers.Conv(i, o, 1, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], context: PassInfo
+    ) -> Float[Array, "b h w o"]:
+        x = self.norm(x, context)
+        visible = context.visible(x)
+        if visible is not None:
+            token = ops.per_channel(self.token[...].astype(x.dtype), x)
+            x = jnp.where(visible, x, token)
+        return self.project(x)
+
+
+class FillingDecoder(DecoderNetwork):
+    """What both share: the last map, filled unless it comes from a vector."""
+
+    def fill_last(self, fill: Fill, x: Array, context: PassInfo) -> Array:
+        """A bottleneck's vector was expanded to a map without gaps."""
+        dense = PassInfo(train=context.train)
+        return fill(x, context if self.expand is None else dense)
+
+
+class HierarchicalStage(nnx.Module):
+    """A filled map, plus what the coarser stage says, through one block."""
+
+    def __init__(self, config: ModelConfig, info: FeatureInfo, o: int, *, rngs):
+        self.fill = Fill(info.channels, o, config.norm, rngs=rngs)
+        self.blocks = nnx.List([make_block(config, o, rngs)])
+
+
+class HierarchicalDecoder(FillingDecoder):
+    """Every map is filled and joins the decoder at its own size, coarsest first.
+
+    x_n = block(up(x_{n+1}) + fill(map_n)), then one patch a site: Tian et al. 2023
+    (SparK), section 3.3, with this house's blocks, and patches for the way up.
+    """
+
+    def build(
+        self, config: ModelConfig, info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
+    ) -> None:
+        widths = config.widths
+        self.stages = nnx.List(
+            [
+                HierarchicalStage(config, info[n], widths[n], rngs=rngs)
+                for n in reversed(range(len(info)))
+            ]
+        )
+        self.ups = nnx.List(
+            [
+                layers.PatchTranspose(
+                    widths[n],
+                    widths[n - 1],
+                    info[n].stride // info[n - 1].stride,
+                    rngs=rngs,
+                )
+                for n in reversed(range(1, len(info)))
+            ]
+        )
+        self.image = layers.PatchTranspose(
+            widths[0],
+            config.channels,
+            info[0].stride,
+            init=layers.trunc_normal,
+            rngs=rngs,
+        )
+
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
+        dense = PassInfo(train=context.train)
+        x = self.fill_last(self.stages[0].fill, x, context)
+        x = run_blocks(self.stages[0].blocks, x, dense, self.config.remat)
+        finer = encoded.maps[-2::-1]
+        for stage, up, skip in zip(self.stages[1:], self.ups, finer, strict=True):
+            _, height, width, _ = skip.shape
+            x = up(x)[:, :height, :width] + stage.fill(skip, context)
+            x = run_blocks(stage.blocks, x, dense, self.config.remat)
+        return self.image(x)[:, : encoded.size[0], : encoded.size[1]]
+
+
+class BlockDecoder(FillingDecoder):
+    """The last map filled, one block, one patch a site: Woo et al. 2023, section 3.1.
+
+    The light decoder of FCMAE. It sees no finer map, so everything must be in the last.
+    """
+
+    def build(
+        self, config: ModelConfig, info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
+    ) -> None:
+        width = config.widths[-1]
+        self.fill = Fill(info[-1].channels, width, config.norm, rngs=rngs)
+        self.blocks = nnx.List([make_block(config, width, rngs)])
+        self.image = layers.PatchTranspose(
+            width,
+            config.channels,
+            info[-1].stride,
+            init=layers.trunc_normal,
+            rngs=rngs,
+        )
+
+    def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
+        x = self.fill_last(self.fill, x, context)
+        dense = PassInfo(train=context.train)
+        x = run_blocks(self.blocks, x, dense, self.config.remat)
+        return self.image(x)[:, : encoded.size[0], : encoded.size[1]]
+
+
+def _decoder_class(name: str) -> type[DecoderNetwork]:
+    kinds = {"hierarchical": HierarchicalDecoder, "block": BlockDecoder}
+    return {**kinds, "unpool": UnpoolDecoder}.get(name, UpDecoder)
 
 
 class Autoencoder(nnx.Module):
     """Encoder, optional bottleneck, decoder: images to images of the same shape."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.encoder: Encoder = build_encoder(config, rngs=rngs)
+        self.encoder: EncoderNetwork = build_encoder(config, rngs=rngs)
         kind = _decoder_class(config.decoder)
-        self.decoder: Decoder = kind(self.encoder, rngs=rngs)
+        self.decoder: DecoderNetwork = kind(self.encoder, rngs=rngs)
 
-    def encode(self, images: Float[Array, "b h w c"], context: Context) -> Encoded:
+    def encode(self, images: Float[Array, "b h w c"], context: PassInfo) -> Encoded:
         """The code, and what else a decoder may use."""
         maps, switches = self.encoder.encode(images, context)
         code = maps[-1]
@@ -268,7 +380,7 @@ class Autoencoder(nnx.Module):
         Raises:
             UserError: the encoder drops pixels at this size (VGG).
         """
-        context = Context(train=train, mask=mask)
+        context = PassInfo(train=train, mask=mask)
         return self.decoder(self.encode(images, context), context)
 
 

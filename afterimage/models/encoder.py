@@ -19,7 +19,7 @@ from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.errors import UserError
 from afterimage.models import layers
 from afterimage.models.blocks import BasicBlock
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import ENCODERS
 
 MIN_IMAGE_SIZE = 8
@@ -118,7 +118,7 @@ class ModelConfig:
         return wrong
 
     @property
-    def encoder(self) -> "type[Encoder]":
+    def encoder(self) -> "type[EncoderNetwork]":
         """The class of the encoder, from the registry."""
         return ENCODERS.get(self.name)
 
@@ -162,7 +162,7 @@ class ModelConfig:
         return cls(**plain)
 
 
-class Encoder(nnx.Module):
+class EncoderNetwork(nnx.Module):
     """What all encoders share: a stem, stages, and the vector an image becomes.
 
     A subclass makes its layers in `build`, and says how they run in `encode`. Those
@@ -216,7 +216,7 @@ class Encoder(nnx.Module):
         """Makes the layers, and sets `feature_info`."""
         raise NotImplementedError
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         """Feature maps, and the switches of the max-pooling where there is any.
 
         With a mask in the context, maps are zero at masked sites.
@@ -235,7 +235,7 @@ class Encoder(nnx.Module):
         What stands at pixels where `mask` is true changes nothing, bit for bit; maps
         are zero at sites of which every pixel is masked.
         """
-        return self.encode(images, Context(train=train, mask=mask))[0]
+        return self.encode(images, PassInfo(train=train, mask=mask))[0]
 
     @property
     def num_features(self) -> int:
@@ -269,12 +269,12 @@ class Encoder(nnx.Module):
         return self.bottleneck(flat)
 
 
-class StagedEncoder(Encoder):
+class StagedEncoder(EncoderNetwork):
     """A stem, then stages, each of which gives a map; `build` sets both."""
 
-    stem: Callable[[Array, Context], Array]
+    stem: Callable[[Array, PassInfo], Array]
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         maps, x = [], self.stem(images, context)
         for stage in self.stages:
             x = stage(x, context, self.config.remat)
@@ -292,12 +292,12 @@ def make_feature_info(
     )
 
 
-def build_encoder(config: ModelConfig, *, rngs: nnx.Rngs) -> Encoder:
+def build_encoder(config: ModelConfig, *, rngs: nnx.Rngs) -> EncoderNetwork:
     """The encoder a config names, freshly initialised."""
     return config.encoder(config, rngs=rngs)
 
 
-def abstract_encoder(config: ModelConfig) -> Encoder:
+def abstract_encoder(config: ModelConfig) -> EncoderNetwork:
     """The same with shapes in place of arrays: to be loaded, or only described."""
     return nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0)))
 

@@ -1,7 +1,7 @@
 """Layers: parameters in float32, arithmetic in the dtype of their input.
 
 A layer owns `kernel`, `bias` or `scale` and calls `ops`. Kernels are HWIO. A layer
-that mixes sites is told the `Context` and hides masked sites before it mixes.
+that mixes sites is told the `PassInfo` and hides masked sites before it mixes.
 
 Norms: statistics are float32 whatever the input's dtype. `rms`, `layer` and `group`
 keep no state: an image's result does not depend on its batch, and nothing moves when
@@ -25,7 +25,7 @@ from afterimage.models import ops
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class PassInfo:
     """What a forward pass tells every block; never a property of the model.
 
     `train` lets batch statistics move. `mask` is true at the pixels that the encoder
@@ -74,7 +74,7 @@ def mean_of(
     return total / jnp.maximum(count, 1)
 
 
-DENSE = Context()
+DENSE = PassInfo()
 """What a layer is told where nothing is masked and no statistic moves."""
 
 
@@ -139,7 +139,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(constant(0.0, o)) if bias else None
 
     def __call__(
-        self, x: Float[Array, "b h w i"], context: Context = DENSE
+        self, x: Float[Array, "b h w i"], context: PassInfo = DENSE
     ) -> Float[Array, "b H W o"]:
         kernel = self.kernel[...].astype(x.dtype)
         if kernel.shape[0] > 1 or self.stride > 1:
@@ -159,7 +159,7 @@ class Patchify(nnx.Module):
         self.bias = nnx.Param(constant(0.0, o))
 
     def __call__(
-        self, x: Float[Array, "b h w i"], context: Context = DENSE
+        self, x: Float[Array, "b h w i"], context: PassInfo = DENSE
     ) -> Float[Array, "b H W o"]:
         y = ops.patchify(context.hide(x), self.kernel[...].astype(x.dtype))
         return _add_bias(y, self.bias)
@@ -197,7 +197,7 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(constant(0.0, c))
 
     def __call__(
-        self, x: Float[Array, "b h w c"], context: Context = DENSE
+        self, x: Float[Array, "b h w c"], context: PassInfo = DENSE
     ) -> Float[Array, "b h w c"]:
         y = ops.depthwise_conv(context.hide(x), self.kernel[...].astype(x.dtype))
         return _add_bias(y, self.bias)
@@ -239,7 +239,7 @@ class RMSNorm(nnx.Module):
         self.bias = nnx.Param(constant(0.0, c))
 
     def __call__(
-        self, x: Float[Array, "*n c"], context: Context
+        self, x: Float[Array, "*n c"], context: PassInfo
     ) -> Float[Array, "*n c"]:
         wide = x.astype(jnp.float32)
         power = jnp.square(wide).mean(-1, keepdims=True)
@@ -255,7 +255,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(constant(0.0, c))
 
     def __call__(
-        self, x: Float[Array, "*n c"], context: Context
+        self, x: Float[Array, "*n c"], context: PassInfo
     ) -> Float[Array, "*n c"]:
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
@@ -275,7 +275,7 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(constant(0.0, c))
 
     def __call__(
-        self, x: Float[Array, "b h w c"], context: Context
+        self, x: Float[Array, "b h w c"], context: PassInfo
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         visible = context.visible(x)
@@ -303,7 +303,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(constant(1.0, c))
 
     def __call__(
-        self, x: Float[Array, "*n c"], context: Context
+        self, x: Float[Array, "*n c"], context: PassInfo
     ) -> Float[Array, "*n c"]:
         mean, var = self.mean[...], self.var[...]
         if context.train:
@@ -343,7 +343,7 @@ class FrozenBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(constant(1.0, c))
 
     def __call__(
-        self, x: Float[Array, "*n c"], context: Context
+        self, x: Float[Array, "*n c"], context: PassInfo
     ) -> Float[Array, "*n c"]:
         del context
         factor = self.scale[...] * lax.rsqrt(self.var[...] + 1e-5)
@@ -357,7 +357,7 @@ class NoNorm(nnx.Module):
     def __init__(self, c: int, *, scale: float = 1.0):
         del c, scale
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         del context
         return x
 

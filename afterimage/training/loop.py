@@ -1,7 +1,14 @@
-"""The one loop: both stages call `fit`, a phase at a time."""
+"""The one loop: both stages call `fit`, a phase at a time. With it, what interrupts it
+(`StopSignal`) and what it calls in the own process (`Callbacks`).
+"""
 
+import contextlib
 import dataclasses
 import math
+import pathlib
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,11 +20,113 @@ from afterimage.checkpoints.store import Store
 from afterimage.errors import Diverged, Interrupted
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import BatchLoader
-from afterimage.training.callbacks import NO_CALLBACKS, Callbacks
 from afterimage.training.progress import Progress
-from afterimage.training.signals import StopRequested, StopSignal
-from afterimage.training.state import State
-from afterimage.training.step import Step, compile_step, compile_steps
+from afterimage.training.step import State, Step, compile_step, compile_steps
+
+Metrics = Mapping[str, Any]
+
+
+def _nothing(step: int, metrics: Metrics) -> None:
+    del step, metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Functions that the loop calls; every process calls them, at the same steps.
+
+    An exception in one ends the run as any other error does: what was saved stays, and
+    the same call continues from there.
+    """
+
+    on_log: Callable[[int, Metrics], None] = _nothing
+    """on_log(step, metrics), at each line of metrics.jsonl: the training metrics
+    (`loss`, `lr`, …), means over the steps since the last line."""
+
+    on_evaluation: Callable[[int, Metrics], None] = _nothing
+    """on_evaluation(step, metrics), after each evaluation."""
+
+    on_checkpoint: Callable[[int, pathlib.Path], None] | None = None
+    """on_checkpoint(step, folder), when a checkpoint is complete on disk. With it the
+    loop waits for each save; without it saves are written beside training."""
+
+
+NO_CALLBACKS = Callbacks()
+
+
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP")  # the last not on Windows
+    if hasattr(signal, name)
+)
+
+
+class StopRequested(Exception):
+    """Raised by `StopSignal.check` inside long work that may be left at any point."""
+
+
+class StopSignal:
+    """While entered, a first signal sets a flag; a second one stops at once.
+
+    Long work polls it: the loop after each dispatch, evaluations between batches. (A
+    handler that saved by itself would run in the middle of a step.)
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                # `nohup` asked that the end of the terminal change nothing.
+                ignored = signal.getsignal(number) == signal.SIG_IGN
+                if not (ignored and number == getattr(signal, "SIGHUP", None)):
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: object) -> None:
+        del frame
+        if self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+        with contextlib.suppress(OSError):  # with SIGHUP the terminal is gone
+            again = "Ctrl-C again" if self.name == "SIGINT" else "A second signal"
+            print(
+                f"\n{self.name}: finishing this step, saving, then stopping. {again} "
+                "stops at once; what was saved before is kept",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return bool(self.name)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; every process gets the same answer.
+
+        With several processes this is a collective: all must call it at the same step.
+        """
+        if jax.process_count() == 1:
+            return self.requested()
+        from jax.experimental import multihost_utils
+
+        flags = multihost_utils.process_allgather(np.array(self.requested(), np.int32))
+        stop = bool(np.any(flags))
+        if stop and not self.name:
+            self.name = "a stop signal on another host"
+        return stop
+
+    def check(self) -> None:
+        """Raises `StopRequested` after a signal (single-process work only)."""
+        if self.requested() and jax.process_count() == 1:
+            raise StopRequested(self.name)
+
 
 # Dispatches the host may run ahead of the device: enough to hide the host, few enough
 # that batches do not pile up.
@@ -28,7 +137,7 @@ Evaluate = Callable[[State, int, StopSignal], Mapping[str, float]]
 between batches."""
 
 
-_LAST = frozenset({"lr", "skipped", "bad_row"})
+_LAST = frozenset({"lr", "skipped", "bad_steps"})
 """Metrics of which a line has the last value, not the mean."""
 
 
@@ -121,8 +230,8 @@ class _Pending:
         self.rows: deque[tuple[int, int, np.ndarray, Any]] = deque()
         self.flight: deque[tuple[int, Any]] = deque()
         """(steps, their loss) of the dispatches that may not be finished."""
-        self.bad_row = 0
-        """Non-finite steps in a row, as far as metrics were read."""
+        self.bad_steps = 0
+        """Consecutive non-finite steps, as far as metrics were read."""
 
     def add(self, step: int, length: int, index: np.ndarray, metrics: Any) -> None:
         """Metrics of the `length` steps up to `step`; waits for old dispatches."""
@@ -162,8 +271,8 @@ class _Pending:
             fit.run.metrics.write(step, row)
             fit.progress.show(step, means)
             fit.callbacks.on_log(step, means)
-        self.bad_row = metrics["bad_row"]
-        if self.bad_row:
+        self.bad_steps = metrics["bad_steps"]
+        if self.bad_steps:
             self._report_bad(step, metrics, index)
 
     def _report_bad(
@@ -180,10 +289,10 @@ class _Pending:
             f"Step {step}: loss or gradient is not finite; the step was skipped, its "
             f"images are listed in {path}"
         )
-        if metrics["bad_row"] >= self.fit.config.max_bad_steps:
+        if metrics["bad_steps"] >= self.fit.config.max_bad_steps:
             raise _diverged(
                 self.fit,
-                f"{metrics['bad_row']} steps in a row, up to step {step}, were not "
+                f"{metrics['bad_steps']} steps in a row, up to step {step}, were not "
                 f"finite; their images are listed in {path.parent}",
             )
 
@@ -324,7 +433,7 @@ def _at_boundary(
             stop.check()
             _evaluate(plan, state, now, stop)
         # Amid steps that are not finite a checkpoint would push out a good one.
-        if save and (now == end or not pending.bad_row):
+        if save and (now == end or not pending.bad_steps):
             _save(plan, state, now, evaluated=evaluate)
     except StopRequested as request:
         raise _stopped(plan, state, now, stop) from request

@@ -1,14 +1,199 @@
-"""AdamW with warm-up and cosine, one set of moments and one count a group."""
+"""Optimiser groups, and AdamW with warm-up and cosine over them.
 
-from collections.abc import Callable, Mapping
+Groups are ordered rules over parameter paths; the first match wins. A frozen group is
+not differentiated at all: its leaves never reach the gradient, so it costs no backward
+pass, holds no moments, and stays bit-identical. (A mask in the optimiser, or a
+global-norm clip over all leaves, would bring it back.)
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from afterimage.training.groups import Partition
+from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.errors import UserError
 from afterimage.training.options import TrainingOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters whose path matches, and how they learn."""
+
+    name: str
+    match: str
+    """Regular expression searched in the path, e.g. `^encoder/stages/[01]/`."""
+    lr: float = 1.0
+    """Multiplies the learning rate of the schedule."""
+    weight_decay: float | None = None
+    """Overrides the weight decay of the options."""
+    freeze: bool = False
+    """Frozen: bit-identical leaves, no moments, no backward pass."""
+
+
+EVERYTHING = (Group("all", ".*"),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """Which parameter belongs to which group; `{path: group name}` in `of`."""
+
+    groups: tuple[Group, ...]
+    of: Mapping[str, str]
+
+    @property
+    def frozen_names(self) -> frozenset[str]:
+        return frozenset(group.name for group in self.groups if group.freeze)
+
+    def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Nested parameters -> (trainable, frozen), both `{path: leaf}`."""
+        trainable, frozen = {}, {}
+        for path, leaf in flatten(params).items():
+            target = frozen if self.of[path] in self.frozen_names else trainable
+            target[path] = leaf
+        return trainable, frozen
+
+    def merge(
+        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The inverse of `split`."""
+        return unflatten({**frozen, **trainable})
+
+    def describe(self, params: Mapping[str, Any]) -> str:
+        """One line a group: name, leaves, parameters, learning rate or frozen."""
+        rows = []
+        flat = flatten(params)
+        for group in self.groups:
+            leaves = [flat[p] for p, name in self.of.items() if name == group.name]
+            count = sum(leaf.size for leaf in leaves)
+            how = "frozen" if group.freeze else f"learning rate x {group.lr:g}"
+            rows.append(
+                f"  {group.name}: {len(leaves)} leaves, {count:,} parameters, {how}"
+            )
+        return "\n".join(rows)
+
+
+def split_groups(
+    params: Mapping[str, Any], groups: Sequence[Group] = EVERYTHING
+) -> Partition:
+    """Assigns every leaf of nested `params` to the first group whose rule matches.
+
+    Raises:
+      UserError: a rule matches nothing, a leaf is matched by no rule, two groups share
+        a name, or everything is frozen; all offenders are listed.
+    """
+    paths = list(flatten(params))
+    of: dict[str, str] = {}
+    for path in paths:
+        for group in groups:
+            if re.search(group.match, path):
+                of[path] = group.name
+                break
+    problems = []
+    names = [group.name for group in groups]
+    problems += [
+        f"two groups are named {n!r}" for n in {n for n in names if names.count(n) > 1}
+    ]
+    for group in groups:
+        if group.name not in of.values():
+            hidden = any(re.search(group.match, path) for path in paths)
+            why = "is hidden by earlier rules" if hidden else "matches no parameter"
+            problems.append(f"group {group.name!r}: rule {group.match!r} {why}")
+    problems += [f"no group covers {path}" for path in paths if path not in of]
+    partition = Partition(tuple(groups), of)
+    if not problems and set(of.values()) <= partition.frozen_names:
+        problems.append("every group is frozen: nothing would learn")
+    if problems:
+        known = "\n  ".join(paths)
+        raise UserError(
+            "The optimiser groups do not fit the parameters:\n  "
+            + "\n  ".join(problems)
+            + f"\nThe parameters are:\n  {known}"
+        )
+    return partition
+
+
+def count_parameters(tree: Any) -> int:
+    """Number of scalars in all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def trainable_parts(partition: Partition) -> frozenset[str]:
+    """Parts whose normalisation statistics move: `encoder`, `heads/NAME`.
+
+    A part with any frozen leaf runs in evaluation mode and keeps its statistics, bit
+    for bit (Keras's rule that what is not trainable infers); one whose leaves all
+    learn runs in training mode.
+    """
+    parts: dict[str, bool] = {}
+    for path, group in partition.of.items():
+        part = part_of(path)
+        parts[part] = parts.get(part, True) and group not in partition.frozen_names
+    return frozenset(part for part, trains in parts.items() if trains)
+
+
+def part_of(path: str) -> str:
+    """`heads/classes/kernel` -> `heads/classes`; else the first name of the path."""
+    names = path.split("/")
+    return "/".join(names[:2]) if names[0] == "heads" else names[0]
+
+
+def migrate(old: Any, new: Any, before: Partition, after: Partition) -> Any:
+    """The optimiser state `new`, with what stays taken from `old`.
+
+    Leaves are matched by their place in the state, which names group and parameter:
+    a group in both phases keeps moments and count, every other one is as `new` made it.
+    """
+    stay = {
+        group.name
+        for group in after.groups
+        if not group.freeze and _members(before, group.name) is not None
+    }
+    known = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(old)[0]
+    }
+    leaves, structure = jax.tree_util.tree_flatten_with_path(new)
+    return structure.unflatten(
+        known[jax.tree_util.keystr(path)] if _group_in(path) in stay else leaf
+        for path, leaf in leaves
+    )
+
+
+def _group_in(path: Sequence[Any]) -> str | None:
+    """The group in an optimiser state's path: what follows `.inner_states`."""
+    names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+    if "inner_states" not in names:
+        return None
+    return names[names.index("inner_states") + 1]
+
+
+def _members(partition: Partition, name: str) -> frozenset[str] | None:
+    """Paths of a learning group; None where it is frozen or not there."""
+    if name in partition.frozen_names or name not in partition.of.values():
+        return None
+    return frozenset(path for path, group in partition.of.items() if group == name)
+
+
+def changed_groups(old: Partition, new: Partition) -> list[str]:
+    """Problems: groups that keep their name and learn other parameters than before."""
+    problems = []
+    for group in new.groups:
+        was, now = _members(old, group.name), _members(new, group.name)
+        if was is None or now is None or was == now:
+            continue
+        changed = sorted(was ^ now)
+        problems.append(
+            f"group {group.name!r} changes its parameters ({len(changed)} differ, e.g. "
+            f"{changed[0]}); what newly thaws needs a group of its own, or it would "
+            "inherit the count of updates"
+        )
+    return problems
+
 
 Schedule = Callable[[jax.Array], jax.Array]
 

@@ -1,15 +1,28 @@
-"""A fine-tuning stage: phases in a row, each with its terms, groups and steps.
+"""A stage: phases in a row, each with its terms, groups and steps.
 
-A stage counts steps globally, so that the step alone says which phase is under way. A
-checkpoint written at a phase's last step belongs to that phase: whoever resumes from it
-crosses the boundary again. Every mistake a stage can hold is found before the first
-step, from shapes alone, and all of them are reported at once.
+A term is a summand of what a phase minimises, over values that terms share: the loss is
+Σ_t w_t(s) · mean_i ω_i ℓ_t(i), with s the steps since the phase began and ω the weights
+of examples where a term has them. Terms give one value per example and leave the mean
+to the phase, so that a weighting of examples composes with any of them; a loss of pairs
+of examples (a domain distance) gives a scalar.
+
+The shared values have names, and each is computed once. A name says which stream a
+value belongs to and what it is: `train/image`, `train/label`, `train/maps`,
+`train/features`, `train/logits`; values of no stream are `params`, `stats` and `step`.
+The memo lives as long as one trace, so a compiled step contains every forward pass
+once.
+
+A stage counts steps globally, so the step alone says which phase is under way. A
+checkpoint written at the last step of a phase belongs to that phase: whoever resumes
+from it crosses the boundary again. Every mistake in a stage is found before the first
+step, from shapes alone, and all are reported at once.
 """
 
+import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,20 +32,134 @@ from jaxtyping import Array
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
-from afterimage.training.groups import (
+from afterimage.training.optimiser import (
     Group,
     Partition,
     changed_groups,
-    moving_parts,
+    decays,
     split_groups,
+    trainable_parts,
 )
-from afterimage.training.optimiser import decays
 from afterimage.training.options import TrainingOptions
 from afterimage.training.step import Combine, Estimator, plain_gradient
-from afterimage.training.terms import Context, Term, UnknownName, near_misses
 
-Supply = Callable[..., Mapping[str, Callable[[Context], Any]]]
-"""supply(params, stats, batch, key, step, moving) -> rules of a context; the rule
+TermResult = tuple[Array, dict[str, Array]]
+
+
+class UnknownName(KeyError):
+    """A name was read that nothing supplies; the message offers the nearest."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def near_misses(name: str, known: Iterable[str]) -> str:
+    """That `name` is not supplied, with the nearest name, or the whole list."""
+    known = sorted(known)
+    stream, slash, _ = name.partition("/")
+    streams = sorted({other.split("/")[0] for other in known if "/" in other})
+    if slash and stream not in streams:
+        return (
+            f"{name!r} is not supplied: nothing here is called {stream!r}, only "
+            f"{', '.join(streams)}; an unlabelled target stream is given by --target"
+        )
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"{name!r} is not supplied; did you mean {close[0]!r}?"
+    return f"{name!r} is not supplied; this stage supplies {', '.join(known)}"
+
+
+class Context:
+    """Values by name, computed by their rule on first reading.
+
+    `rules` maps a name to a function of the context, which may read other names.
+    """
+
+    def __init__(self, rules: Mapping[str, Callable[["Context"], Any]]):
+        self._rules = dict(rules)
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            if name not in self._rules:
+                raise UnknownName(near_misses(name, self._rules))
+            self._values[name] = self._rules[name](self)
+        return self._values[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rules
+
+    def read(self, name: str) -> bool:
+        """Whether anyone has read `name` so far."""
+        return name in self._values
+
+    def only(self, names: tuple[str, ...], reader: str) -> "View":
+        """This context as one term may see it: `names` and nothing else."""
+        return View(self, names, reader)
+
+
+class View:
+    """A context seen through what one term declared in `reads`."""
+
+    def __init__(self, context: Context, names: tuple[str, ...], reader: str):
+        self._context, self._names, self._reader = context, names, reader
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise UnknownName(
+                f"the term {self._reader!r} reads {name!r} without declaring it; "
+                f"its reads are {self._names}"
+            )
+        return self._context[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One summand of a phase's loss.
+
+    `fn(view)` gives float32 [B] (one value per example) or a scalar (a loss of the
+    batch as a whole), and metrics; it reads the names in `reads` and no others.
+    `weight` is a number or a function of the steps since the phase began.
+    """
+
+    name: str
+    fn: Callable[[View], TermResult]
+    reads: tuple[str, ...]
+    weight: float | Callable[[Array], Array] = 1.0
+    examples: str | None = None
+    """The name of the weights of examples, ω [B], e.g. `train/weight`."""
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Its own parameters, initial values: `terms/NAME/…` in the tree. What lies under
+    `fixed/` does not learn."""
+    adversary_of: str | None = None
+    """The stream whose features it learns to tell apart; one adversary a stream."""
+    penalises: str | None = None
+    """Paths (a regular expression) that it pulls somewhere by a quadratic penalty:
+    weight decay must not pull the same leaves elsewhere."""
+    task: str | None = None
+    """The task it teaches: the tasks' gradients may be weighed against each other."""
+    encoder_only: bool = False
+    """It acts through the encoder alone: left out of phases in which that is frozen."""
+
+    def times(self, factor: float) -> "Term":
+        """The same term at another weight."""
+        weight = self.weight
+        if callable(weight):
+            return replace(self, weight=lambda step: weight(step) * factor)
+        return replace(self, weight=weight * factor)
+
+    def value(self, context: Context, step: Array) -> TermResult:
+        """(w(s) · mean ω ℓ, metrics); the unweighted mean is the metric `NAME`."""
+        each, metrics = self.fn(context.only(self.reads, self.name))
+        metrics = {self.name: jnp.mean(each), **metrics}
+        if self.examples is not None:
+            each = each * context[self.examples]
+        weight = self.weight(step) if callable(self.weight) else self.weight
+        return weight * jnp.mean(each), metrics
+
+
+Providers = Callable[..., Mapping[str, Callable[[Context], Any]]]
+"""providers(params, stats, batch, key, step, trainable) -> rules of a context; the rule
 `stats/next` gives the normalisation statistics after whatever was computed. The stage
 adds `progress`, the share of the phase that is done, in [0, 1)."""
 
@@ -62,10 +189,10 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Phases, and the supply of what their terms read."""
+    """Phases, and the providers of what their terms read."""
 
     phases: tuple[Phase, ...]
-    supply: Supply
+    providers: Providers
     combine: Combine | None = None
     """What makes one gradient of the tasks'; None differentiates the sum of all."""
 
@@ -100,10 +227,10 @@ class Stage:
         [1 + T]: of the terms without a task, then of each task's.
         """
         phase, start = self.phases[index], self.start(index)
-        moving = moving_parts(phase.partition(params))
+        trainable = trainable_parts(phase.partition(params))
 
         def loss(params, stats, batch, key, step):
-            rules = self.supply(params, stats, batch, key, step, moving)
+            rules = self.providers(params, stats, batch, key, step, trainable)
             progress = (step - start) / phase.steps
             context = Context({**rules, "progress": lambda _: progress})
             values = [term.value(context, step - start) for term in phase.terms]
@@ -161,12 +288,12 @@ class Stage:
 
     def _check_terms(self, phase, partition, params, stats, batch) -> list[str]:
         """Traces each term once over shapes."""
-        moving, problems = moving_parts(partition), []
+        trainable, problems = trainable_parts(partition), []
 
         def value(term: Term):
             def run(params, stats, batch, step):
                 key = jax.random.key(0)
-                rules = dict(self.supply(params, stats, batch, key, step, moving))
+                rules = dict(self.providers(params, stats, batch, key, step, trainable))
                 rules["progress"] = lambda _: step / phase.steps
                 context = Context(rules)
                 wanted = (*term.reads, *((term.examples,) if term.examples else ()))

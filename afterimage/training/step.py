@@ -1,4 +1,7 @@
-"""One jitted, donated step; the loop knows nothing of what the loss means."""
+"""The training state, and the one jitted, donated step that changes it.
+
+The loop knows nothing of what the loss means.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,10 +12,90 @@ import optax
 from jaxtyping import Array
 
 from afterimage import runtime
-from afterimage.training.groups import Partition
-from afterimage.training.optimiser import Schedule
+from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.training.optimiser import Partition, Schedule
 from afterimage.training.options import TrainingOptions
-from afterimage.training.state import State, running_moments
+
+State = dict[str, Any]
+
+
+def init_state(
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    *,
+    optimiser: optax.GradientTransformation,
+    partition: Partition,
+    seed: int,
+    ema: bool,
+    step: int = 0,
+) -> State:
+    """A fresh state.
+
+    Returns:
+      `step` int32, batches consumed; `params` and `stats`, nested; `opt`, over
+      trainable leaves only; `ema`, `{path: leaf}` over trainable leaves, or `{}`;
+      `ema_stats`, the same over the moments of BatchNorm (`running_moments`);
+      `key`, the raw data of the run's random key; `skipped` int32, non-finite steps so
+      far; `bad_steps` int32, how many of them were the last ones in a row.
+    """
+    params = jax.tree.map(jnp.asarray, dict(params))
+    stats = jax.tree.map(jnp.asarray, dict(stats))
+    trainable, _ = partition.split(params)
+    return {
+        "step": jnp.asarray(step, jnp.int32),
+        "params": params,
+        "stats": stats,
+        "opt": optimiser.init(trainable),
+        # Copies: the state is donated, and one buffer cannot be donated twice.
+        "ema": jax.tree.map(jnp.copy, trainable) if ema else {},
+        "ema_stats": jax.tree.map(jnp.copy, running_moments(stats)) if ema else {},
+        "key": jax.random.key_data(jax.random.key(seed)),
+        "skipped": jnp.zeros((), jnp.int32),
+        "bad_steps": jnp.zeros((), jnp.int32),
+    }
+
+
+def averaged_params(state: State, partition: Partition) -> dict[str, Any]:
+    """The EMA parameters where a running mean is kept, else the parameters."""
+    if not state["ema"]:
+        return state["params"]
+    _, frozen = partition.split(state["params"])
+    return partition.merge(state["ema"], frozen)
+
+
+def running_moments(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """`{path: leaf}` of the moments of BatchNorm layers: each `mean` beside a `var`.
+
+    Other statistics (a codebook, a teacher, the weights of examples) do not follow the
+    parameters' recent past, and are used as they are.
+    """
+    flat = flatten(stats)
+    pairs = {"mean": "var", "var": "mean"}
+
+    def paired(path: str) -> bool:
+        place, _, name = path.rpartition("/")
+        return name in pairs and f"{place}/{pairs[name]}" in flat
+
+    return {path: leaf for path, leaf in flat.items() if paired(path)}
+
+
+def averaged_stats(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes with `averaged_params`: statistics whose BatchNorm moments are running
+    means as well, over the same steps (as timm's ModelEmaV2 averages buffers)."""
+    if not state["ema_stats"]:
+        return state["stats"]
+    return {**state["stats"], **unflatten(flatten(state["stats"]) | state["ema_stats"])}
+
+
+def abstract(state: State) -> State:
+    """Shapes, dtypes and shardings of a state: a restore target."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=getattr(x, "sharding", None)
+        ),
+        state,
+    )
+
 
 Batch = Mapping[str, Array]
 Loss = Callable[..., tuple[Array, tuple[dict[str, Array], Any]]]
@@ -114,7 +197,7 @@ def make_step(
     the loss is a scalar.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `lr`, `skipped`,
-    `bad_row`, and what the loss reports.
+    `bad_steps`, and what the loss reports.
     """
 
     def step(state: State, batch: Batch, data: Batch):
@@ -153,10 +236,10 @@ def make_step(
             "ema_stats": keep(ema_stats, state["ema_stats"]),
             "key": state["key"],
             "skipped": state["skipped"] + bad,
-            "bad_row": (state["bad_row"] + 1) * bad,
+            "bad_steps": (state["bad_steps"] + 1) * bad,
         }
         report = {"loss": value, **metrics, "grad_norm": norm, "lr": rate}
-        report |= {"skipped": after["skipped"], "bad_row": after["bad_row"]}
+        report |= {"skipped": after["skipped"], "bad_steps": after["bad_steps"]}
         return after, report
 
     return step

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import layers
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 HIDDEN = 128
 

@@ -20,8 +20,8 @@ from afterimage.finetune.losses import cross_entropy, smoothed_cross_entropy
 from afterimage.finetune.method import Method, Model
 from afterimage.finetune.setup import RunSetup
 from afterimage.finetune.tasks._sampler import Sampler, Shape
+from afterimage.training.stage import Term
 from afterimage.training.step import Estimator, plain_gradient
-from afterimage.training.terms import Term
 
 LAST = f"heads/{HEAD}/linear"
 Leaves = dict[str, Array]

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from afterimage import runtime
 from afterimage.data import ImageSet
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 MOST_FISHER = 256
 
@@ -56,6 +56,6 @@ def fisher_of(
     def log_probabilities(params: Any, image: Array) -> Array:
         return jax.nn.log_softmax(logits(params, image[None]))[0]
 
-    some = spaced(images, MOST_FISHER)
+    some = subsample(images, MOST_FISHER)
     each = (jnp.asarray(some.gather([i])[0]) for i in range(len(some)))
     return fisher_diagonal(log_probabilities, params, each)

@@ -15,7 +15,7 @@ from afterimage.finetune.neighbours import (
     nearest,
     unit,
 )
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 ALPHA = 0.99
 _MOST = 60_000
@@ -69,7 +69,7 @@ def propagated(
 
     assert known.labels is not None
     project.fit(images)
-    some = spaced(images, _MOST)
+    some = subsample(images, _MOST)
     graph = np.concatenate([project(known), project(some)])
     labels = np.concatenate([known.labels, np.full(len(some), NONE)])
     found = propagate(graph, labels, classes)[len(known) :]

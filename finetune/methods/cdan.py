@@ -28,7 +28,7 @@ from afterimage.finetune.methods._adversarial import (
 )
 from afterimage.finetune.methods._alignment import FEATURES, LOGITS, Alignment
 from afterimage.models.encoder import Network
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 MOST_JOINT = 4096
 RANDOM_WIDTH = 1024

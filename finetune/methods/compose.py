@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from afterimage.finetune.method import METHODS, Method
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
-from afterimage.training.sweep import spaced
-from afterimage.training.terms import Context
+from afterimage.training.batches import subsample
+from afterimage.training.stage import Context
 
 _DRAWN = 10
 MIXED = 0.7
@@ -115,7 +115,7 @@ class Compose(Method):
             return {}
         pixels = []
         for images in (setup.data.labels.train, setup.data.target_images):
-            some = spaced(images, _DRAWN)
+            some = subsample(images, _DRAWN)
             pixels.append(some.gather(np.arange(len(some))))
         count = min(map(len, pixels))
         labelled, others = (jnp.asarray(p[:count], jnp.float32) / 255 for p in pixels)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._alignment import FEATURES, Alignment
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("coral")

@@ -24,7 +24,7 @@ from afterimage.finetune.methods._adversarial import (
 )
 from afterimage.finetune.methods._alignment import FEATURES, Alignment
 from afterimage.models.encoder import Network
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("dann")

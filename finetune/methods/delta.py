@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from afterimage.finetune.method import METHODS, Method
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("delta")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from afterimage.errors import DataError
 from afterimage.evaluation.spectrum import thin_svd
 from afterimage.finetune.method import METHODS, Method, Sections
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 Features = Float[np.ndarray, "_n d"]
 Weights = Float[np.ndarray, " _n"]
@@ -61,7 +61,7 @@ class DensityRatio(Method):
             sets["validation"] = labels.validation
         scorer = setup.scorer
         features = [scorer.features(*model, images) for images in sets.values()]
-        some = spaced(setup.data.target_images, _MOST_TARGET)
+        some = subsample(setup.data.target_images, _MOST_TARGET)
         ratios = density_ratio(
             self.estimator,
             np.concatenate(features),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from afterimage.console import say_once
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HEAD, ClassifierNetwork, load_classifier
@@ -25,10 +26,9 @@ from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
-from afterimage.notes import say_once
-from afterimage.training.groups import count_parameters
-from afterimage.training.sweep import Sweep
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.batches import EvaluationRunner
+from afterimage.training.optimiser import count_parameters
+from afterimage.training.stage import Context, Term, TermResult, View
 
 Tree = dict[str, Any]
 ANGLE = 2.0
@@ -204,7 +204,11 @@ class Teacher:
 
 
 def compare(
-    teacher: Teacher, student: Scorer, sweep: Sweep, model: Model, images: ImageSet
+    teacher: Teacher,
+    student: Scorer,
+    runner: EvaluationRunner,
+    model: Model,
+    images: ImageSet,
 ) -> dict[str, Any]:
     """What the student gained: parameters, images a second, accuracy of both.
 
@@ -213,7 +217,7 @@ def compare(
     batches of up to 256 of these images in evaluation mode. A teacher of other classes
     has neither accuracy nor agreement.
     """
-    scorer = Scorer(teacher.classifier, teacher.head, sweep)
+    scorer = Scorer(teacher.classifier, teacher.head, runner)
     both = {
         # As it was read: it never moves, and a restored step may lack what is empty.
         "teacher": (scorer, teacher.head, (teacher.params, teacher.stats)),

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.methods._fisher import fisher_of, quadratic
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 Tree = dict[str, Any]
 LEARNED = "^(encoder|heads)/"

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Int32
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, of_head
 from afterimage.finetune.method import METHODS, Method, Sections
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 _MOST = 5_000
 Features = Float[np.ndarray, "n d"]
@@ -49,7 +49,7 @@ class FeatureSelection(Method):
         for head, scorer in setup.scorers.items():
             images = of_head(setup.data.labels.train, head)
             assert images is not None
-            some = spaced(images, _MOST)
+            some = subsample(images, _MOST)
             x = scorer.all_features(*model, some)
             seed = setup.config.seed
             kept = best_features(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._alignment import FEATURES, LOGITS, Alignment
 from afterimage.finetune.methods._discrepancy import square_distances
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("jdot")

@@ -18,7 +18,7 @@ from afterimage.finetune.methods._discrepancy import (
     square_distances,
     statistic,
 )
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 JOINT_SIGMA = 0.92
 

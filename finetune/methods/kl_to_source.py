@@ -11,7 +11,7 @@ from typing import ClassVar
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.source import SOURCE_HEAD
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("kl-to-source")

@@ -24,7 +24,7 @@ from afterimage.errors import UserError
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.methods._fisher import fisher_of, quadratic
 from afterimage.finetune.source import SOURCE_HEAD
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 ENCODER = "^encoder/"
 HEADS = "^heads/"

@@ -17,7 +17,7 @@ from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, labelled
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import softmax
-from afterimage.training.sweep import spaced
+from afterimage.training.batches import subsample
 
 _MOST_TARGET = 20_000
 Probabilities = Float[np.ndarray, "_n c"]
@@ -53,7 +53,7 @@ class LabelShift(Method):
         """
         params, labels = model[0], setup.data.labels
         known = frequencies(labels.classes, len(labels.class_names))
-        some = spaced(setup.data.target_images, _MOST_TARGET)
+        some = subsample(setup.data.target_images, _MOST_TARGET)
         of_target = softmax(setup.scorer.logits(*model, some))
         held = labelled(labels.validation) or labelled(labels.train)
         assert held is not None

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.tasks.continual import HeadSlice
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.stage import Context, Term, TermResult, View
 
 _PARTS = ("encoder", "heads")
 

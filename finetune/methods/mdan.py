@@ -31,7 +31,7 @@ from afterimage.finetune.methods._adversarial import (
 from afterimage.finetune.methods._alignment import FEATURES, Alignment
 from afterimage.finetune.methods.sources import SOURCE
 from afterimage.models.encoder import Network, Tree
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 MDAN_WEIGHT = 0.01
 """μ of the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""

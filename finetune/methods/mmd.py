@@ -19,7 +19,7 @@ from afterimage.finetune.methods._discrepancy import (
     square_distances,
     statistic,
 )
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("mmd")

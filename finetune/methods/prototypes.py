@@ -17,7 +17,7 @@ from afterimage.finetune.method import METHODS, Model
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.methods._episodes import EpisodeMethod, Score
 from afterimage.finetune.tasks._sampler import Sampler, Shape, by_prototype
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 
 @METHODS.add("prototypes")

@@ -27,7 +27,7 @@ from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import labelled
 from afterimage.finetune.method import METHODS, Method, Model, Stream
 from afterimage.training.options import Augmentation
-from afterimage.training.terms import Context, Term, TermResult, View
+from afterimage.training.stage import Context, Term, TermResult, View
 
 COUNTED = 0.25
 """The share of the steps after which the predicted frequencies are taken."""

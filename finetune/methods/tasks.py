@@ -17,7 +17,7 @@ from jaxtyping import Array
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.setup import example_weights
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.stage import Term, TermResult, View
 
 _RESERVED = ("classes", "source", "train", "target")
 

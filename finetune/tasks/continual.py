@@ -32,12 +32,11 @@ from afterimage.finetune.setup import RunSetup, begin, build, make_head, stage_o
 from afterimage.finetune.tasks import TASKS, Task
 from afterimage.report import logged
 from afterimage.training.batches import BatchLoader
-from afterimage.training.groups import Group
 from afterimage.training.job import Say
-from afterimage.training.signals import StopSignal
-from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import State
-from afterimage.training.terms import Term, TermResult, View
+from afterimage.training.loop import StopSignal
+from afterimage.training.optimiser import Group
+from afterimage.training.stage import Phase, Stage, Term, TermResult, View
+from afterimage.training.step import State
 
 _ALONE = ("target", "class_weights", "label_smoothing", "ema")
 

@@ -37,10 +37,10 @@ from afterimage.finetune.tasks._sampler import (
 )
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
-from afterimage.training.groups import Group
-from afterimage.training.signals import StopSignal
+from afterimage.training.loop import StopSignal
+from afterimage.training.optimiser import Group
 from afterimage.training.stage import Phase, Stage
-from afterimage.training.state import State
+from afterimage.training.step import State
 
 _ALONE = ("target", "class_weights", "label_smoothing", "ema", "accumulate")
 _TEST = 1

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import Autoencoder, ModelConfig
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, at_least_0
 
@@ -34,7 +34,7 @@ class ContractiveAutoencoder(Autoencoder):
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b ..."]:
         """The last map, or the vector if there is a bottleneck."""
-        return self.encode(images, Context(train=train)).code
+        return self.encode(images, PassInfo(train=train)).code
 
 
 def jacobian_norm(encode: Encode, images: Float[Array, "b h w c"], key: Array) -> Array:

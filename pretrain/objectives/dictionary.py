@@ -27,7 +27,7 @@ from afterimage.models.encoders.patches import (
     inverse_contrast,
     patch_rows,
 )
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Forward, Pass, Reconstruction, Tree
 
@@ -51,7 +51,7 @@ class PatchDictionary(nnx.Module):
         layer = self.encoder.stages[0]
         images = images.astype(jnp.float32)
         if train:
-            layer.follow(images, Context(train=True))
+            layer.follow(images, PassInfo(train=True))
         k, filters = layer.k, layer.filters
         down, across = (_starts(n, k) for n in images.shape[1:3])
         rows = patch_rows(images, k)[:, down][:, :, across]

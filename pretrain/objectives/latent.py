@@ -21,11 +21,10 @@ from jaxtyping import Array, Bool, Float
 
 from afterimage.models import Autoencoder, ModelConfig, Network, abstract_encoder
 from afterimage.models.blocks import run_blocks
-from afterimage.models.decoders import make_block
-from afterimage.models.filling import Fill
-from afterimage.models.layers import Context, Dense, mean_of
+from afterimage.models.decoders import Fill, make_block
+from afterimage.models.layers import Dense, PassInfo, mean_of
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Forward, Pass, Setup, Tree, at_least_0
+from afterimage.pretrain.objective import Forward, ModelSetup, Pass, Tree, at_least_0
 from afterimage.pretrain.objectives.masked import Masked
 
 
@@ -47,12 +46,12 @@ class LatentAutoencoder(Autoencoder):
         train: bool = False,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b i j d"]]:
         """(reconstruction, features as the teacher would give them)."""
-        context = Context(train=train, mask=mask)
+        context = PassInfo(train=train, mask=mask)
         encoded = self.encode(images, context)
         output = self.decoder(encoded, context)
         x = self.fill(encoded.maps[-1], context)
         remat = self.encoder.config.remat
-        x = run_blocks(self.blocks, x, Context(train=train), remat)
+        x = run_blocks(self.blocks, x, PassInfo(train=train), remat)
         return output, self.guess(x)
 
 
@@ -69,7 +68,7 @@ def latent_error(
     mask: Bool[Array, "b h w"],
 ) -> Float[Array, " b"]:
     """Mean squared error over the masked sites of each image; 0 where none is."""
-    visible = Context(mask=mask).visible(target)
+    visible = PassInfo(mask=mask).visible(target)
     assert visible is not None
     return mean_of(jnp.square(guess - target), (1, 2, 3), ~visible)
 
@@ -147,7 +146,7 @@ class Latent(Masked):
         )
 
 
-def teach(setup: Setup, teacher: Tree, stats: Tree, inputs: Array) -> Array:
+def teach(setup: ModelSetup, teacher: Tree, stats: Tree, inputs: Array) -> Array:
     """The target of the prediction: [b, i, j, d]."""
     encoder, _, _ = Network.create(
         abstract_encoder(setup.model), dtype=setup.network.dtype

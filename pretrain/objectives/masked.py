@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from afterimage.models import ModelConfig
-from afterimage.models.pooling import upsample_nearest
+from afterimage.models.ops import upsample_nearest
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass
 

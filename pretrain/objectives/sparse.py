@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afterimage.models import Autoencoder, ModelConfig, abstract_encoder
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
@@ -44,7 +44,7 @@ class SparseAutoencoder(Autoencoder):
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Array, Array]:
         """(reconstruction, code)."""
-        context = Context(train=train)
+        context = PassInfo(train=train)
         encoded = self.encode(images, context)
         code = encoded.code if self.k is None else keep_largest(encoded.code, self.k)
         return self.decoder(encoded.with_code(code), context), code

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from afterimage.models import Autoencoder, ModelConfig, layers
 from afterimage.models.decoders import Encoded
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
@@ -44,7 +44,7 @@ class VariationalAutoencoder(Autoencoder):
 
         Both are [b, d], or [b, h, w, d] where the code is a map.
         """
-        context = Context(train=train)
+        context = PassInfo(train=train)
         encoded = self.encode(images, context)
         mean, log_variance = jnp.split(self.posterior(encoded.code), 2, axis=-1)
         log_variance = jnp.clip(log_variance, *_LOG_VARIANCE)
@@ -62,7 +62,7 @@ class VariationalAutoencoder(Autoencoder):
         shape = (config.bottleneck,) if config.bottleneck else (*sides, last.channels)
         code = jax.random.normal(key, (count, *shape))
         encoded = Encoded(code, [], [], config.image_size)
-        return self.decoder(encoded, Context(train=train))
+        return self.decoder(encoded, PassInfo(train=train))
 
 
 def code_width(module: Autoencoder) -> int:

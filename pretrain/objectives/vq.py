@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from afterimage.models import Autoencoder, ModelConfig
-from afterimage.models.layers import Context, constant
+from afterimage.models.layers import PassInfo, constant
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
@@ -76,7 +76,7 @@ class QuantisedAutoencoder(Autoencoder):
 
         Commitment: the mean square of code - vector, in which the vector is fixed.
         """
-        context = Context(train=train)
+        context = PassInfo(train=train)
         encoded = self.encode(images, context)
         code = encoded.code.astype(jnp.float32)
         rows = jax.lax.stop_gradient(code.reshape(-1, code.shape[-1]))

@@ -17,7 +17,7 @@ POINTS = {
     "inside a save": ("afterimage.checkpoints.files", "write_bytes", 8),
     "before a save gets its name": ("afterimage.checkpoints.files", "put_in_place", 1),
     "after a save got its name": ("afterimage.checkpoints.files", "sync_folder", 6),
-    "between two phases": ("afterimage.training.trainer.Trainer", "cross", 1),
+    "between two phases": ("afterimage.training.job.Trainer", "cross", 1),
     "before the artefacts": ("afterimage.finetune.run", "write_artefacts", 1),
     "amid the artefacts": ("afterimage.checkpoints.weights", "collect", 4),
     "before the report": ("afterimage.finetune.report", "write_report", 3),

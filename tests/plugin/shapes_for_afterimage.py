@@ -9,16 +9,16 @@ from flax import nnx
 
 from afterimage.data import Source
 from afterimage.models import build_encoder
-from afterimage.models.encoder import Encoder, make_feature_info
+from afterimage.models.encoder import EncoderNetwork, make_feature_info
 from afterimage.models.layers import Patchify
 from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES, SOURCES
 from afterimage.pretrain.objective import Objective, at_least_0
-from afterimage.training.terms import Term
+from afterimage.training.stage import Term
 
 
 # [encoder]
 @ENCODERS.add("two-patches")
-class TwoPatches(Encoder):
+class TwoPatches(EncoderNetwork):
     """two patchify layers and nothing else"""
 
     widths, depths, stems = (16, 32), (0, 0), (2, 4)

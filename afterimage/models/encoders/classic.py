@@ -4,15 +4,15 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
     make_feature_info,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -23,14 +23,14 @@ class ClassicStage(nnx.Module):
         self.conv = layers.Conv(i, o, k, bias=False, rngs=rngs)
         self.norm = make_norm(norm, o)
 
-    def __call__(self, x: Array, context: Context) -> tuple[Array, Array]:
+    def __call__(self, x: Array, context: PassInfo) -> tuple[Array, Array]:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
         # Nothing is below zero here, so that a hidden site never is the maximum.
-        return pooling.max_pool_with_switches(context.hide(x))
+        return ops.max_pool_with_switches(context.hide(x))
 
 
 @ENCODERS.add("conv-classic")
-class ClassicEncoder(Encoder):
+class ClassicEncoder(EncoderNetwork):
     """3x3 convolution and max-pooling, max-unpooling decoder"""
 
     widths, depths, stems = (32, 64, 128), (1, 1, 1), (1, 1)
@@ -48,7 +48,7 @@ class ClassicEncoder(Encoder):
         )
         self.feature_info = make_feature_info(config, 2, config.widths)
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         maps, switches, x = [], [], images
         for stage in self.stages:
             x, where = stage(x, context)

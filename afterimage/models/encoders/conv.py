@@ -7,13 +7,13 @@ from jaxtyping import Array
 from afterimage.models import layers
 from afterimage.models.blocks import BasicBlock, run_blocks
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
     make_feature_info,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -27,13 +27,13 @@ class ConvStage(nnx.Module):
             [BasicBlock(o, o, norm, rngs=rngs) for _ in range(depth)]
         )
 
-    def __call__(self, x: Array, context: Context, remat: bool) -> Array:
+    def __call__(self, x: Array, context: PassInfo, remat: bool) -> Array:
         x = jax.nn.relu(self.norm(self.down(x, context), context))
         return run_blocks(self.blocks, x, context, remat)
 
 
 @ENCODERS.add("conv")
-class ConvEncoder(Encoder):
+class ConvEncoder(EncoderNetwork):
     """patchify down, residual 3x3 blocks; the fast default"""
 
     widths, depths = (32, 64, 128), (0, 1, 1)
@@ -47,7 +47,7 @@ class ConvEncoder(Encoder):
         self.stages = nnx.List(stages)
         self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         maps, x = [], images
         for stage in self.stages:
             x = stage(x, context, self.config.remat)

@@ -6,7 +6,7 @@ from jaxtyping import Array
 from afterimage.models import layers
 from afterimage.models.blocks import BlockStage, ConvNeXtBlock
 from afterimage.models.encoder import ModelConfig, StagedEncoder, make_feature_info
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -24,7 +24,7 @@ class ConvNeXtStem(nnx.Module):
         )
         self.norm = make_norm(config.norm, o)
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         return self.norm(self.conv(x, context), context)
 
 
@@ -35,7 +35,7 @@ class ConvNeXtDown(nnx.Module):
         self.norm = make_norm(norm, i)
         self.conv = layers.Patchify(i, o, 2, init=layers.trunc_normal, rngs=rngs)
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         return self.conv(self.norm(x, context), context)
 
 

@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Shaped
 
 from afterimage.models import layers, ops
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
     make_feature_info,
 )
-from afterimage.models.layers import Context
+from afterimage.models.layers import PassInfo
 from afterimage.plugins import ENCODERS
 
 # Added to a patch's variance, of standardised pixels: 10 where grey values reach 255.
@@ -60,7 +60,7 @@ class WhitenedPatches(nnx.Module):
         self.batches = nnx.BatchStat(layers.constant(0.0))
 
     def __call__(
-        self, x: Float[Array, "b h w i"], context: Context
+        self, x: Float[Array, "b h w i"], context: PassInfo
     ) -> Float[Array, "b H W o"]:
         x = context.hide(x)
         if context.train:
@@ -96,7 +96,7 @@ class WhitenedPatches(nnx.Module):
         found = jnp.pad(found, ((0, 0), pad, pad, (0, 0)))
         return _block_means(found, self.stride)
 
-    def follow(self, x: Float[Array, "b h w i"], context: Context) -> None:
+    def follow(self, x: Float[Array, "b h w i"], context: PassInfo) -> None:
         """The moments of some patches of these images into those of all."""
         some = (slice(None), slice(None, None, APART), slice(None, None, APART))
         x = lax.stop_gradient(x).astype(jnp.float32)
@@ -170,7 +170,7 @@ def _sum(parts: list[Array]) -> Array:
 
 # Coates, Lee & Ng have 1,600 filters; 512 keep a probe on a 2x2 grid quick.
 @ENCODERS.add("conv-patches")
-class PatchEncoder(Encoder):
+class PatchEncoder(EncoderNetwork):
     """one wide convolution over whitened 6x6 patches; strong when frozen"""
 
     widths, depths, stems = (512,), (0,), (4, 4)
@@ -183,5 +183,5 @@ class PatchEncoder(Encoder):
         self.stages = nnx.List([stage])
         self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         return [context.hide(self.stages[0](images, context))], []

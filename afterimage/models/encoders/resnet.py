@@ -4,14 +4,14 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.blocks import (
     BasicBlock,
     BlockStage,
     BottleneckBlock,
 )
 from afterimage.models.encoder import ModelConfig, StagedEncoder, make_feature_info
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -31,9 +31,9 @@ class ResNetStem(nnx.Module):
         )
         self.norm = make_norm(config.norm, o)
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
-        return pooling.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
+        return ops.max_pool_3x3(context.hide(x)) if self.stride == 4 else x
 
 
 class ResNet(StagedEncoder):

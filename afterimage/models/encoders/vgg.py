@@ -5,15 +5,15 @@ from flax import nnx
 from jaxtyping import Array
 
 from afterimage.errors import UserError
-from afterimage.models import layers, pooling
+from afterimage.models import layers, ops
 from afterimage.models.encoder import (
-    Encoder,
+    EncoderNetwork,
     Maps,
     ModelConfig,
     Switches,
     make_feature_info,
 )
-from afterimage.models.layers import Context, make_norm
+from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
 
 
@@ -26,15 +26,15 @@ class VGGStage(nnx.Module):
         )
         self.norms = nnx.List([make_norm(norm, o) for _ in range(depth)])
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: PassInfo) -> Array:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.relu(norm(conv(x, context), context))
         x, (h, w) = context.hide(x), x.shape[1:3]
         # PyTorch drops the odd row or column.
-        return pooling.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
+        return ops.max_pool(x[:, : h // 2 * 2, : w // 2 * 2])
 
 
-class VGG(Encoder):
+class VGG(EncoderNetwork):
     """VGG (Simonyan & Zisserman 2014, Table 1); maps after each pooling.
 
     A map of stride s is floor(H / s) high, as in PyTorch, unlike other encoders' ceil.
@@ -62,7 +62,7 @@ class VGG(Encoder):
         )
         self.feature_info = make_feature_info(config, 2, config.widths)
 
-    def encode(self, images: Array, context: Context) -> tuple[Maps, Switches]:
+    def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         if min(images.shape[1:3]) < 32:
             raise UserError(
                 f"images of {images.shape[1:3]} px; VGG takes 32 px and more, as it "
