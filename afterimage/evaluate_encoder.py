@@ -45,10 +45,8 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     if config.embedding == "umap":
         import_umap()  # before hours of work
     encoder = load_encoder(config.from_)
-    named = {
-        "this encoder": encoder,
-        "untrained encoder": encoder.untrained(config.seed),
-    }
+    untrained = encoder.untrained(config.seed)
+    named = {"this encoder": encoder, "untrained encoder": untrained}
     if config.against is not None:
         other = load_encoder(config.against)
         named[f"against {config.against}"] = other
@@ -57,16 +55,8 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     splits = open_for(encoder.preprocessing, config)
     report_skipped(select(splits, "all", config.data))
     train, test = _probe_sets(splits, config)
-    representations = [
-        encoder_representation(
-            name,
-            each,
-            batch_size=config.batch_size,
-            views=config.views,
-            grid_3=config.grid_3,
-        )
-        for name, each in named.items()
-    ]
+    how: Any = {n: getattr(config, n) for n in ("batch_size", "views", "grid_3")}
+    representations = [encoder_representation(n, e, **how) for n, e in named.items()]
     protocol = Protocol(
         per_class=config.per_class,
         seeds=config.label_seeds,
@@ -161,19 +151,12 @@ def _picture(encoder: Encoder, test: ImageSet, config: EvaluateConfig) -> bytes:
     some = np.random.default_rng(config.seed).permutation(len(test))
     images = test.subset(np.sort(some[: config.picture_images]))
     pixels = images.gather(np.arange(len(images)))
-    places, how = embed(
-        encoder.features(pixels, batch_size=config.batch_size),
-        config.embedding,
-        seed=config.seed,
-    )
+    vectors = encoder.features(pixels, batch_size=config.batch_size)
+    places, how = embed(vectors, config.embedding, seed=config.seed)
     of = f"{len(images):,} of {len(test):,} images of {_short(test.name)}"
-    picture = draw_embedding(
-        places,
-        pixels,
-        images.labels,
-        images.class_names or (),
-        caption=f"{of}: {how}",
-    )
+    names = images.class_names or ()
+    caption = f"{of}: {how}"
+    picture = draw_embedding(places, pixels, images.labels, names, caption=caption)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

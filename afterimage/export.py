@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,37 +55,38 @@ def export_features(
     if not rows:
         raise UserError("there are no images to take features of.")
     untouched = " What was there before is untouched"
-    with disk_errors(f"out={out} was not written", untouched):
-        with _complete_or_absent(out) as partial:
-            with partial.open("wb") as file, ProgressBar(rows, "features") as progress:
-                writer = make(file, (rows, width), _labelled(sets))
-                with contextlib.ExitStack() as failing:
-                    failing.callback(writer.abandon)
-                    for part in _rows(encoder, sets, pool, views, batch_size):
-                        writer.add(part)
-                        progress.add(len(part["vector"]))
-                    writer.close()
-                    failing.pop_all()
-                file.flush()
-                os.fsync(file.fileno())
+    labelled = any(
+        images.labels is not None and (images.labels >= 0).any()
+        for images in sets.values()
+    )
+    with (
+        disk_errors(f"out={out} was not written", untouched),
+        _complete_or_absent(out) as partial,
+        partial.open("wb") as file,
+        ProgressBar(rows, "features") as progress,
+    ):
+        writer = make(file, (rows, width), labelled)
+        with contextlib.ExitStack() as failing:
+            failing.callback(writer.abandon)
+            for part in _rows(encoder, sets, pool, views, batch_size):
+                writer.add(part)
+                progress.add(len(part["vector"]))
+            writer.close()
+            failing.pop_all()
+        file.flush()
+        os.fsync(file.fileno())
     return rows
 
 
 def check_place(out: str | os.PathLike[str]) -> None:
-    """Raises UserError if `export_features` could not write `out`.
-
-    Its suffix must be known, and its folder writable or possible to create.
-    """
+    """Raises UserError if `export_features` could not write `out`: suffix, folder."""
     _writer(out)
     require_writable(f"out={out}", Path(out).parent)
 
 
-def _writer(
-    out: str | os.PathLike[str],
-) -> type["ParquetRows"] | type["NpzRows"] | type["NpyRows"]:
+def _writer(out: str | os.PathLike[str]) -> Callable[..., "_Rows"]:
     kinds = {".parquet": ParquetRows, ".npz": NpzRows, ".npy": NpyRows}
-    problems = place_problems("out", out)
-    if problems:
+    if problems := place_problems("out", out):
         raise UserError(problems[0])
     out = Path(out)
     if out.suffix.lower() not in kinds:
@@ -96,10 +97,6 @@ def _writer(
     if out.is_dir():
         raise UserError(f"out={out} is a folder; give the name of a file.")
     return kinds[out.suffix.lower()]
-
-
-def _labelled(sets: Mapping[str, ImageSet]) -> bool:
-    return any(s.labels is not None and (s.labels >= 0).any() for s in sets.values())
 
 
 @contextlib.contextmanager
@@ -136,9 +133,8 @@ def _rows(
         vectors = encoder.stream(batches, pool=pool, views=views, batch_size=batch_size)
         for start, vector in zip(starts, vectors, strict=True):
             part = slice(start, start + len(vector))
-            labels = [-1] * len(vector)
-            if images.labels is not None:
-                labels = images.labels[part].tolist()
+            known = images.labels
+            labels = [-1] * len(vector) if known is None else known[part].tolist()
             names = images.class_names or ()
             yield {
                 "split": [split] * len(vector),
@@ -149,11 +145,20 @@ def _rows(
             }
 
 
-# A file under construction: `add` takes {"split", "id", "label", "class"} (lists) and
-# {"vector"} (float32 [b, D]), `close` finishes the file, `abandon` gives it up.
+class _Rows:
+    """A file under construction."""
+
+    def add(self, rows: Mapping[str, Any]) -> None:
+        """{"split", "id", "label", "class"} (lists), {"vector"} (float32 [b, D])."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+    def abandon(self) -> None:
+        """Give it up."""
 
 
-class ParquetRows:
+class ParquetRows(_Rows):
     """Row groups of a Parquet file."""
 
     def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):
@@ -203,7 +208,7 @@ def _header(file: Any, shape: tuple[int, int]) -> None:
     )
 
 
-class NpyRows:
+class NpyRows(_Rows):
     """The vectors as one NumPy array, written as they come."""
 
     def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):
@@ -213,14 +218,8 @@ class NpyRows:
     def add(self, rows: Mapping[str, Any]) -> None:
         self._file.write(np.ascontiguousarray(rows["vector"]).data)
 
-    def close(self) -> None:
-        pass
 
-    def abandon(self) -> None:
-        pass
-
-
-class NpzRows:
+class NpzRows(_Rows):
     """An archive of arrays: the vectors as they come, the rest at the end."""
 
     def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):

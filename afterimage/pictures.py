@@ -37,15 +37,10 @@ def draw_rows(
     left = _MARGIN + max(int(font.getlength(label)) for label in rows) + 12
     top = _MARGIN + (_FONT + 10 if caption else 0)
     across = max(len(row) for row in tiles.values())
-    size = (
-        max(
-            left + across * (width + _GAP) - _GAP,
-            _MARGIN + int(font.getlength(caption)),
-        )
-        + _MARGIN,
-        top + len(tiles) * (height + _GAP) - _GAP + _MARGIN,
-    )
-    sheet = Image.new("RGB", size, "white")
+    right = left + across * (width + _GAP) - _GAP
+    right = max(right, _MARGIN + int(font.getlength(caption)))
+    bottom = top + len(tiles) * (height + _GAP) - _GAP
+    sheet = Image.new("RGB", (right + _MARGIN, bottom + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     if caption:
         draw.text((_MARGIN, _MARGIN - 2), caption, fill=_INK, font=font)

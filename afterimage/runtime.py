@@ -15,11 +15,9 @@ import jaxlib.version
 
 def cache_dir() -> pathlib.Path:
     """Where caches are: $AFTERIMAGE_CACHE, else the user's, else a temporary folder."""
-    explicit = os.environ.get("AFTERIMAGE_CACHE")
-    if explicit:
+    if explicit := os.environ.get("AFTERIMAGE_CACHE"):
         return pathlib.Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base:
+    if base := os.environ.get("XDG_CACHE_HOME"):
         return pathlib.Path(base) / "afterimage"
     try:
         return pathlib.Path.home() / ".cache" / "afterimage"

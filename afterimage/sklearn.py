@@ -72,12 +72,9 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         """Features, float32 [N, D]."""
         check_is_fitted(self)
         encoder = _encoder(self.path)
-        images = self._images(X, encoder)
+        how: Any = {"views": self.views, "batch_size": self.batch_size}
         return encoder.features(
-            images,
-            pool=_POOLS[self.output],
-            views=self.views,
-            batch_size=self.batch_size,
+            self._images(X, encoder), pool=_POOLS[self.output], **how
         )
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

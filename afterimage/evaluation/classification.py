@@ -94,11 +94,8 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     found = np.array([resampled(rng) for _ in range(draws)])
     low, high = np.clip(np.percentile(found, [2.5, 97.5]) + value - found.mean(), 0, 1)
-    return {
-        "value": value,
-        "low": float(min(low, value)),
-        "high": float(max(high, value)),
-    }
+    low, high = float(min(low, value)), float(max(high, value))
+    return {"value": value, "low": low, "high": high}
 
 
 def classification_report(
@@ -136,23 +133,19 @@ def classification_report(
     classes = np.arange(len(names))
     counts = confusion_matrix(truth, predicted, labels=classes)
     keys = ("precision", "recall", "f1", "support")
+    no_division: Any = {"zero_division": 0.0}
     each = precision_recall_fscore_support(
-        truth,
-        predicted,
-        labels=classes,
-        zero_division=0.0,  # pyright: ignore[reportArgumentType]
+        truth, predicted, labels=classes, **no_division
     )
+    f1, calibration = macro_f1(truth, predicted), calibration_error(p, truth, bins=bins)
+    f1_again = _f1_of_resample(counts)
+    calibration_again = _calibration_of_resample(p, truth, bins)
     return {
         "examples": len(truth),
         "accuracy": wilson(int(np.trace(counts)), len(truth)),
-        "macro_f1": bootstrap(
-            macro_f1(truth, predicted), _f1_of_resample(counts), draws=draws, seed=seed
-        ),
+        "macro_f1": bootstrap(f1, f1_again, draws=draws, seed=seed),
         "calibration_error": bootstrap(
-            calibration_error(p, truth, bins=bins),
-            _calibration_of_resample(p, truth, bins),
-            draws=draws,
-            seed=seed,
+            calibration, calibration_again, draws=draws, seed=seed
         ),
         "calibration_bins": bins,
         "classes": [

@@ -11,11 +11,7 @@ from jaxtyping import Float, Integer, Num, UInt8
 
 from afterimage.data.pixels import cover_and_crop
 from afterimage.errors import UserError
-from afterimage.evaluation.spectrum import (
-    Moments,
-    collapsed_dimensions,
-    effective_rank,
-)
+from afterimage.evaluation.spectrum import Moments, collapsed_dimensions, effective_rank
 
 _PIXEL_SIDE = 32  # 3,072 numbers an image in colour: a ridge probe solves in seconds
 # In shapes, `_n` is a size that should equal n but is left to the checks below: a
@@ -52,12 +48,8 @@ def wilson(successes: int, trials: int) -> dict[str, float]:
     """A share and its 95 % Wilson score interval: {"value", "low", "high"}."""
     from scipy.stats import binomtest
 
-    bounds = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return {
-        "value": successes / trials,
-        "low": float(bounds.low),
-        "high": float(bounds.high),
-    }
+    low, high = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return {"value": successes / trials, "low": float(low), "high": float(high)}
 
 
 _WORTH_THREADS = 1_000_000

@@ -27,12 +27,7 @@ from afterimage.evaluation.spectrum import (
     effective_rank,
     spectrum_report,
 )
-from afterimage.evaluation.vectors import (
-    Layer,
-    Representation,
-    Sets,
-    collect,
-)
+from afterimage.evaluation.vectors import Layer, Representation, Sets, collect
 
 PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2

@@ -72,34 +72,28 @@ def render(
     empty is left out.
     """
     columns = list(dict.fromkeys(name for row in probes.values() for name in row))
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            lead=lead,
-            headline=headline,
-            charts=[
-                (
-                    name,
-                    Markup(line_chart(series, name, logarithmic=name in logarithmic)),
-                )
-                for name, series in curves.items()
-                if any(series.values())
-            ],
-            pictures=[
-                (name, caption, _picture(file, _WIDEST if fragment else None))
-                for name, (caption, file) in pictures.items()
-            ],
-            probes=probes,
-            columns=columns,
-            best={c: max(r[c] for r in probes.values() if c in r) for c in columns},
-            probe_note=probe_note,
-            grids=grids,
-            tables=tables,
-            unfinished=unfinished,
-            fragment=fragment,
-        )
+    charts = [
+        (name, Markup(line_chart(series, name, logarithmic=name in logarithmic)))
+        for name, series in curves.items()
+        if any(series.values())
+    ]
+    return _template().render(
+        title=title,
+        lead=lead,
+        headline=headline,
+        charts=charts,
+        pictures=[
+            (name, caption, _picture(file, _WIDEST if fragment else None))
+            for name, (caption, file) in pictures.items()
+        ],
+        probes=probes,
+        columns=columns,
+        best={c: max(r[c] for r in probes.values() if c in r) for c in columns},
+        probe_note=probe_note,
+        grids=grids,
+        tables=tables,
+        unfinished=unfinished,
+        fragment=fragment,
     )
 
 
@@ -110,25 +104,23 @@ def logged(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _template() -> jinja2.Template:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("afterimage.report", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_plain,
-    )
+    ).get_template("page.html")
 
 
 def _plain(value: Any) -> Any:
     """A value as a person reads it; text without control characters."""
     if isinstance(value, Markup):
         return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):
         return number(value)
-    if value is None:
-        return "–"
     if isinstance(value, Mapping):
         return ", ".join(f"{_plain(k)}={_plain(v)}" for k, v in value.items()) or "–"
     if isinstance(value, list | tuple):
@@ -238,10 +230,8 @@ def _axes(frame: _Frame) -> list[str]:
         for tick in _round_ticks(*frame.x, least=1.0)
     ]
     middle = (frame.left + _WIDTH - _RIGHT) / 2
-    return [
-        *marks,
-        f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>',
-    ]
+    end = f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>'
+    return [*marks, end]
 
 
 def _key(x: int, name: str, colour: str) -> list[str]:
