@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 RENAMED: Mapping[str, str | None] = {
+    "results/from/trained/corruption_strength": None,
     "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
     "train/bad_row": "train/bad_steps",
 }

@@ -229,7 +229,7 @@ def stage_of(
     combines = [method.combine() for method in setup.config.methods]
     stage = Stage(
         phases=tuple(phases),
-        supply=_make_providers(setup, streams),
+        providers=_make_providers(setup, streams),
         combine=next((one for one in combines if one is not None), None),
     )
     stage.check(setup.params, setup.stats, _batch_shapes(setup, streams))

@@ -170,7 +170,7 @@ def make_stage(
 ) -> Stage:
     """One phase in which everything learns by the objective's terms."""
 
-    def supply(params, stats, batch, key, step, trainable):
+    def provide(params, stats, batch, key, step, trainable):
         del trainable
         view_key, key = jax.random.split(key)
         augment = make_augment(config.augment)
@@ -191,7 +191,7 @@ def make_stage(
         steps=steps,
         options=config,
     )
-    return Stage(phases=(phase,), supply=supply)
+    return Stage(phases=(phase,), providers=provide)
 
 
 @jax.tree_util.register_dataclass

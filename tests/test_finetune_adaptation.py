@@ -77,7 +77,7 @@ def classify(params, features):
     return features @ head["kernel"] + head["bias"][None]
 
 
-def supply(params, stats, batch, key, step, trainable):
+def provide(params, stats, batch, key, step, trainable):
     rules = {
         "params": lambda _: params,
         "stats/next": lambda _: stats,
@@ -121,7 +121,7 @@ def learned(method, problem):
         steps=STEPS,
         options=OPTIONS,
     )
-    stage = Stage(phases=(phase,), supply=supply)
+    stage = Stage(phases=(phase,), providers=provide)
     rng = np.random.default_rng(0)
 
     def batch():
@@ -218,7 +218,7 @@ def test_a_discriminator_that_is_not_fought_tells_the_domains():
         }
 
     params = {**params_of(misleading), "terms": {"dann": dict(term.params)}}
-    stage = Stage(phases=(phase,), supply=raw)
+    stage = Stage(phases=(phase,), providers=raw)
     partition = phase.partition(params)
     optimiser = make_optimiser(OPTIONS, partition)
     step = jax.jit(

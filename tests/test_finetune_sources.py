@@ -19,7 +19,7 @@ from afterimage.finetune.methods.sources import SOURCE, Sources, pool
 from afterimage.training.optimiser import Group, make_optimiser, make_schedule
 from afterimage.training.stage import Context, Phase, Stage
 from afterimage.training.step import init_state, make_step
-from tests.test_finetune_adaptation import OPTIONS, classify, encode, supply
+from tests.test_finetune_adaptation import OPTIONS, classify, encode, provide
 
 
 def image_set(name, labels, classes, tasks=None, seed=0):
@@ -173,7 +173,7 @@ def adapted(aligned):
     """Target accuracy of a linear feature learned from two sources at `SIDES`."""
 
     def more(params, stats, batch, *rest):
-        rules = supply(params, stats, batch, *rest)
+        rules = provide(params, stats, batch, *rest)
         return {**rules, "train/label/source": lambda _: batch["label.source"]}
 
     labelled = cross_entropy(2)
@@ -190,7 +190,7 @@ def adapted(aligned):
     params |= {"terms": own} if own else {}
     groups = (Group("all", ".*"),)
     phase = Phase(name="p", terms=terms, groups=groups, steps=STEPS, options=OPTIONS)
-    stage, partition = Stage(phases=(phase,), supply=more), phase.partition(params)
+    stage, partition = Stage(phases=(phase,), providers=more), phase.partition(params)
     optimiser = make_optimiser(OPTIONS, partition)
     step = make_step(
         stage.loss(0, params),

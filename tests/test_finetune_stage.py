@@ -58,7 +58,7 @@ def network(seed=0, width=WIDE):
     return params, {"encoder": {"mean": jnp.zeros(width)}}
 
 
-def supply(params, stats, batch, key, step, trainable):
+def provide(params, stats, batch, key, step, trainable):
     """A batch-normalising encoder: centred by the batch in training mode."""
 
     def forward(ctx):
@@ -95,7 +95,7 @@ def make_stage(mode, steps=6, head_steps=3):
     modes = {"partial": Partial(stages=1), "two-phase": TwoPhase(head_steps=head_steps)}
     config = dataclasses.replace(OPTIONS, mode=modes.get(mode, mode))
     phases = config.mode.phases(paths, (cross_entropy(3),), steps, config)
-    return Stage(phases=phases, supply=supply)
+    return Stage(phases=phases, providers=provide)
 
 
 @functools.cache
@@ -176,13 +176,13 @@ def test_a_frozen_encoder_costs_no_backward_pass():
         return compiled.cost_analysis()["flops"]
 
     def stopped(params, stats, batch, key, step, trainable):
-        rules = supply(params, stats, batch, key, step, frozenset())
+        rules = provide(params, stats, batch, key, step, frozenset())
         forward = rules["train/forward"]
         hold = jax.lax.stop_gradient
         return {**rules, "train/forward": lambda ctx: hold(forward(ctx))}
 
     probe, full = make_stage("probe"), make_stage("full")
-    reference = dataclasses.replace(probe, supply=stopped)
+    reference = dataclasses.replace(probe, providers=stopped)
     assert flops(probe) == pytest.approx(flops(reference), rel=0.01)
     # Encoder: 2 matrices forward, 2 + 1 backward.
     assert flops(full) > 1.9 * flops(probe)
@@ -360,14 +360,14 @@ def test_a_group_that_grows_between_phases_is_refused():
 
 def test_no_phase_at_all():
     with pytest.raises(UserError, match="at least one phase"):
-        check(Stage(phases=(), supply=supply))
+        check(Stage(phases=(), providers=provide))
 
 
 def test_two_terms_share_one_forward_pass():
     calls = []
 
     def counted(*args):
-        rules = dict(supply(*args))
+        rules = dict(provide(*args))
         forward = rules["train/forward"]
         rules["train/forward"] = lambda ctx: (calls.append(1), forward(ctx))[1]
         return rules
@@ -381,7 +381,7 @@ def test_two_terms_share_one_forward_pass():
     stage = make_stage("full")
     terms = (*stage.phases[0].terms, size)
     phase = dataclasses.replace(stage.phases[0], terms=terms)
-    stage = Stage(phases=(phase,), supply=counted)
+    stage = Stage(phases=(phase,), providers=counted)
     params, stats = network()
     total, (metrics, _) = stage.loss(0, params)(
         params, stats, batch(0), jax.random.key(0), jnp.int32(0)
@@ -404,7 +404,7 @@ def test_conflicts_of_terms_are_all_found_before_the_first_step():
 
     def with_source(*args):
         return {
-            **supply(*args),
+            **provide(*args),
             "source/params": lambda _: start,
             "train/weight": lambda _: jnp.ones(8),
             "train/few": lambda _: jnp.ones(4),
@@ -428,7 +428,7 @@ def test_conflicts_of_terms_are_all_found_before_the_first_step():
     terms = (cross_entropy(3), l2_sp(0.1), l2(0.1), pairs, each, one, other)
     phase = dataclasses.replace(stage.phases[0], terms=terms)
     with pytest.raises(UserError) as caught:
-        check(Stage(phases=(phase,), supply=with_source))
+        check(Stage(phases=(phase,), providers=with_source))
     message = str(caught.value)
     for part in (
         "2 adversaries on the stream 'target' (dann, cdan); keep one",
@@ -449,7 +449,7 @@ def test_weights_of_examples_multiply_any_term_by_example():
     weights = jnp.arange(8.0)
 
     def weighted(*args):
-        return {**supply(*args), "train/weight": lambda _: weights}
+        return {**provide(*args), "train/weight": lambda _: weights}
 
     stage = make_stage("full")
     plain, term = cross_entropy(3), cross_entropy(3, examples="train/weight")
@@ -457,7 +457,9 @@ def test_weights_of_examples_multiply_any_term_by_example():
     args = (params, stats, batch(0), jax.random.key(0), jnp.int32(0))
     each, _ = plain.fn(Context(weighted(*args, {"encoder"})).only(plain.reads, "each"))
     phase = dataclasses.replace(stage.phases[0], terms=(term,))
-    total, (metrics, _) = Stage(phases=(phase,), supply=weighted).loss(0, params)(*args)
+    total, (metrics, _) = Stage(phases=(phase,), providers=weighted).loss(0, params)(
+        *args
+    )
     assert float(total) == pytest.approx(float(jnp.mean(weights * each)), rel=1e-5)
     assert float(metrics["cross_entropy"]) == pytest.approx(float(each.mean()))
 
@@ -469,7 +471,7 @@ def test_progress_runs_over_the_phase():
     stage = make_stage("two-phase")
     stage = Stage(
         phases=tuple(dataclasses.replace(p, terms=(told,)) for p in stage.phases),
-        supply=supply,
+        providers=provide,
     )
     params, stats = network()
     found = [

@@ -126,7 +126,7 @@ def test_uncertainty_weighs_by_half_the_inverse_loss():
 OPTIONS = TrainingOptions(lr=2e-2, weight_decay=0.0, schedule="constant", clip=0.0)
 
 
-def supply(params, stats, batch, key, step, trainable):
+def provide(params, stats, batch, key, step, trainable):
     z = batch["image"] @ params["encoder"]["w"]
     rules = {
         "params": lambda _: params,
@@ -153,7 +153,7 @@ def learned(terms, steps, combine=None, accumulate=1):
     options = TrainingOptions(**{**vars(OPTIONS), "accumulate": accumulate})
     groups = (Group("all", ".*"),)
     phase = Phase(name="p", terms=terms, groups=groups, steps=steps, options=options)
-    stage = Stage(phases=(phase,), supply=supply, combine=combine)
+    stage = Stage(phases=(phase,), providers=provide, combine=combine)
     partition = phase.partition(params)
     optimiser = make_optimiser(options, partition)
     step = make_step(

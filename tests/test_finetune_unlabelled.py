@@ -285,7 +285,7 @@ def test_a_view_has_its_own_augmentation(home, tmp_path, setting, stream):
             for key in ("image", "unlabelled/image")
         }
         model, key = (setup.params, setup.stats), jax.random.key(0)
-        rules = stage.supply(*model, batch, key, jnp.int32(0), frozenset())
+        rules = stage.providers(*model, batch, key, jnp.int32(0), frozenset())
         context = Context(rules)
         views[name] = {
             each: np.asarray(context[f"{each}/view"]) * 255

@@ -158,8 +158,8 @@ class Term:
         return weight * jnp.mean(each), metrics
 
 
-Supply = Callable[..., Mapping[str, Callable[[Context], Any]]]
-"""supply(params, stats, batch, key, step, trainable) -> rules of a context; the rule
+Providers = Callable[..., Mapping[str, Callable[[Context], Any]]]
+"""providers(params, stats, batch, key, step, trainable) -> rules of a context; the rule
 `stats/next` gives the normalisation statistics after whatever was computed. The stage
 adds `progress`, the share of the phase that is done, in [0, 1)."""
 
@@ -189,10 +189,10 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Phases, and the supply of what their terms read."""
+    """Phases, and the providers of what their terms read."""
 
     phases: tuple[Phase, ...]
-    supply: Supply
+    providers: Providers
     combine: Combine | None = None
     """What makes one gradient of the tasks'; None differentiates the sum of all."""
 
@@ -230,7 +230,7 @@ class Stage:
         trainable = trainable_parts(phase.partition(params))
 
         def loss(params, stats, batch, key, step):
-            rules = self.supply(params, stats, batch, key, step, trainable)
+            rules = self.providers(params, stats, batch, key, step, trainable)
             progress = (step - start) / phase.steps
             context = Context({**rules, "progress": lambda _: progress})
             values = [term.value(context, step - start) for term in phase.terms]
@@ -293,7 +293,7 @@ class Stage:
         def value(term: Term):
             def run(params, stats, batch, step):
                 key = jax.random.key(0)
-                rules = dict(self.supply(params, stats, batch, key, step, trainable))
+                rules = dict(self.providers(params, stats, batch, key, step, trainable))
                 rules["progress"] = lambda _: step / phase.steps
                 context = Context(rules)
                 wanted = (*term.reads, *((term.examples,) if term.examples else ()))

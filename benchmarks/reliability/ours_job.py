@@ -30,12 +30,12 @@ def spoil(bad: int) -> None:
         stage = make_stage(*args)
 
         def spoiled(params, stats, batch, key, step, trainable):
-            rules = dict(stage.supply(params, stats, batch, key, step, trainable))
+            rules = dict(stage.providers(params, stats, batch, key, step, trainable))
             view, now = rules["train/view"], step + 1 == bad
             rules["train/view"] = lambda ctx: jnp.where(now, jnp.nan, view(ctx))
             return rules
 
-        return dataclasses.replace(stage, supply=spoiled)
+        return dataclasses.replace(stage, providers=spoiled)
 
     pretraining.make_stage = spoiled_stage
 

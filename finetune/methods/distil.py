@@ -206,7 +206,7 @@ class Teacher:
 def compare(
     teacher: Teacher,
     student: Scorer,
-    sweep: EvaluationRunner,
+    runner: EvaluationRunner,
     model: Model,
     images: ImageSet,
 ) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def compare(
     batches of up to 256 of these images in evaluation mode. A teacher of other classes
     has neither accuracy nor agreement.
     """
-    scorer = Scorer(teacher.classifier, teacher.head, sweep)
+    scorer = Scorer(teacher.classifier, teacher.head, runner)
     both = {
         # As it was read: it never moves, and a restored step may lack what is empty.
         "teacher": (scorer, teacher.head, (teacher.params, teacher.stats)),
