@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
-    from afterimage.encoder import Encoder, load_encoder
-    from afterimage.sklearn import EncoderTransformer
+    from afterimage.encoder import Encoder as Encoder
+    from afterimage.encoder import load_encoder as load_encoder
+    from afterimage.sklearn import EncoderTransformer as EncoderTransformer
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "EncoderTransformer", "__version__", "load_encoder"]
 
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "Encoder": "afterimage.encoder",
-        "load_encoder": "afterimage.encoder",
-        "EncoderTransformer": "afterimage.sklearn",
-    },
-)
+__getattr__, __dir__ = exports(__name__, __file__)

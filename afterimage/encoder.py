@@ -1,8 +1,11 @@
 """The encoder that pretraining left behind: images in, feature vectors out."""
 
 import collections
+import contextlib
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+import afterimage
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.names import printable, shortened
 from afterimage.checkpoints.schemas import in_lines
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
-from afterimage.data import Preprocessing
+from afterimage.console import ProgressBar
+from afterimage.data import ImageSet, Preprocessing
+from afterimage.data.preprocessing import Batch, image_batches, prepare
 from afterimage.errors import UserError
-from afterimage.inputs import Batch, image_batches, prepare
-from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import (
     FeatureInfo,
     ModelConfig,
@@ -30,7 +34,6 @@ from afterimage.models import (
 )
 from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS, mean_over_views
-from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 # Batches handed to the device before the first result is waited for: one computes, one
@@ -98,13 +101,10 @@ class Encoder:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         height, width = self.preprocessing.image_size
         trained, data = self.manifest["trained"], self.manifest["data"]["name"]
-        how = []
-        for key in ("objective", "mode"):
-            if found := trained.get(key):
-                # A choice with settings is stored as a mapping with its name.
-                how.append(str(found["name"] if isinstance(found, dict) else found))
-        if "steps" in trained:
-            how.append(f"{trained['steps']} steps")
+        # A choice with settings is stored as a mapping with its name.
+        chosen = (trained.get(key) for key in ("objective", "mode"))
+        how = [str(c["name"] if isinstance(c, dict) else c) for c in chosen if c]
+        how += [f"{trained['steps']} steps"] if "steps" in trained else []
         return printable(
             f"Encoder {self.config.name}: {count:,} parameters\n"
             f"  {height} x {width} px, {self.preprocessing.channels} channels -> "
@@ -203,10 +203,9 @@ class Encoder:
 
     def vector_size(self, pool: str = "vector") -> int:
         """Length of the vectors that `features` gives of images of the trained size."""
-        image = np.zeros(
-            (1, *self.preprocessing.image_size, self.preprocessing.channels), np.uint8
-        )
-        return jax.eval_shape(self._vectors(pool, "none"), self.params, image).shape[1]
+        shape = (1, *self.preprocessing.image_size, self.preprocessing.channels)
+        function, image = self._vectors(pool, "none"), np.zeros(shape, np.uint8)
+        return jax.eval_shape(function, self.params, image).shape[1]
 
     def _vectors(self, pool: str, views: str) -> Callable[..., Any]:
         """The jitted function of (params, images), compiled once for each choice."""
@@ -234,10 +233,18 @@ class Encoder:
         size = 0
         for batch in batches:
             ready = prepare(batch, self.preprocessing, resize=resize)
-            self._check_size(ready)
+            if min(ready.shape[1:3]) < MIN_IMAGE_SIZE:
+                raise UserError(
+                    f"images of {ready.shape[1:3]} px; the network takes at least "
+                    f"{MIN_IMAGE_SIZE} px (resize=True scales them to "
+                    f"{self.preprocessing.image_size})."
+                )
             # Never smaller than the batch before: the ragged last one is padded.
-            size = max(size, _padded_size(len(ready), batch_size))
-            out = function(self.params, _padded(ready, size))
+            fewest = 1 << max(0, len(ready) - 1).bit_length()
+            size = max(size, min(batch_size, fewest))
+            padding = [(0, size - len(ready)), (0, 0), (0, 0), (0, 0)]
+            full = ready if len(ready) == size else np.pad(ready, padding)
+            out = function(self.params, full)
             for leaf in jax.tree.leaves(out):
                 leaf.copy_to_host_async()
             pending.append((out, len(ready)))
@@ -246,20 +253,11 @@ class Encoder:
         for out, count in pending:
             yield _on_host(out, count)
 
-    def _check_size(self, images: np.ndarray) -> None:
-        if min(images.shape[1:3]) < MIN_IMAGE_SIZE:
-            raise UserError(
-                f"images of {images.shape[1:3]} px; the network takes "
-                f"{MIN_IMAGE_SIZE} px and more (resize=True scales them to "
-                f"{self.preprocessing.image_size})."
-            )
-
     def untrained(self, seed: int = 0) -> "Encoder":
         """The same network freshly initialised: what training is compared with."""
         module = build_encoder(self.config, rngs=nnx.Rngs(seed))
         _, params, stats = Network.create(module)
-        trained = {"steps": 0, "seed": seed}
-        manifest = self.manifest | {"trained": trained}
+        manifest = self.manifest | {"trained": {"steps": 0, "seed": seed}}
         return Encoder(params, stats, manifest, dtype=self.network.dtype)
 
     def save(self, path: str | Path) -> None:
@@ -303,18 +301,6 @@ def _check_leaves(wanted: list[Any], given: list[Any], model: str) -> None:
         )
 
 
-def _padded_size(count: int, batch_size: int) -> int:
-    return min(batch_size, 1 << max(0, count - 1).bit_length())
-
-
-def _padded(images: np.ndarray, size: int) -> np.ndarray:
-    if len(images) == size:
-        return images
-    padded = np.zeros((size, *images.shape[1:]), images.dtype)
-    padded[: len(images)] = images
-    return padded
-
-
 def _on_host(out: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], out)
 
@@ -336,3 +322,44 @@ def _shown(parts: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
         for part in parts:
             yield part
             progress.add(len(part))
+
+
+def encoder_manifest(
+    model: ModelConfig,
+    feature_info: Sequence[FeatureInfo],
+    preprocessing: Preprocessing,
+    data: ImageSet,
+    trained: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of an encoder artefact, JSON-ready; `trained` is the stage's own."""
+    return {
+        "model": model.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "feature_info": [dataclasses.asdict(info) for info in feature_info],
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "trained": {**trained, "afterimage": afterimage.__version__},
+    }
+
+
+def stored_model(
+    manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
+) -> ModelConfig:
+    """The model of the artefact in `path`; CheckpointError if it cannot be built."""
+    with _manifest_of(path):
+        return ModelConfig.from_dict(manifest["model"])
+
+
+def stored_preprocessing(
+    manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
+) -> Preprocessing:
+    """How the images of the artefact in `path` were prepared, or CheckpointError."""
+    with _manifest_of(path):
+        return Preprocessing.from_dict(manifest["preprocessing"])
+
+
+@contextlib.contextmanager
+def _manifest_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise CheckpointError(f"{path}: its manifest: {error}") from error

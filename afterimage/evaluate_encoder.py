@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from afterimage.checkpoints.names import printable
+from afterimage.console import say_once
 from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, UserError, require_writable
@@ -24,7 +25,6 @@ from afterimage.evaluation import (
 from afterimage.evaluation.configs import EvaluateConfig, write
 from afterimage.evaluation.embedding import import_umap
 from afterimage.export import open_for, report_skipped, select
-from afterimage.notes import say_once
 
 _CAPTION = 80
 """Characters of a data spec that a picture has room for."""

@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from afterimage.checkpoints.files import alive
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet, Preprocessing, Splits, open_data
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, UserError, disk_errors, require_writable
 from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
 from afterimage.fields import place_problems
-from afterimage.notes import ProgressBar
 
 # Vectors held until they are written as one row group of a Parquet file.
 _ROWS_TOGETHER = 8192

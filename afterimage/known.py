@@ -26,19 +26,14 @@ from afterimage.checkpoints.weights import (
     write_encoder,
 )
 from afterimage.data import Preprocessing
+from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
-from afterimage.manifest import stored_model
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.vgg import VGG
 
 KNOWN = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "vgg11",
-    "vgg11_bn",
-    "vgg16",
-    "vgg16_bn",
+    *("resnet18", "resnet34", "resnet50"),
+    *("vgg11", "vgg11_bn", "vgg16", "vgg16_bn"),
 )
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -93,14 +88,26 @@ def import_encoder(
     found = read_weights(path)
     head = tuple(sorted(name for name in found if _HEAD.match(name)))
     weights = {name: array for name, array in found.items() if name not in head}
-    _check(weights, config, path)
+    if wrong := _mismatches(weights, config):
+        others = {name: _config(name, image_size, "frozen") for name in KNOWN}
+        fits = [name for name in KNOWN if not _mismatches(weights, others[name])]
+        cure = f"it is a {fits[0]}: give --model {fits[0]}" if fits else "see below"
+        raise UserError(
+            f"{path} is not a {config.name} of torchvision or timm; {cure}"
+            + schemas.in_lines(wrong)
+        )
     wanted = _expected(config)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         read = {name: weights[name].astype(np.float32) for name in wanted}
     require_finite(read, str(path))
     trees: dict[str, Any] = {"params": {}, "stats": {}}
     trees |= unflatten(
-        {ours: _ours(read[theirs]) for theirs, (ours, _) in wanted.items()}
+        {
+            ours: read[name].transpose(2, 3, 1, 0)
+            if read[name].ndim == 4
+            else read[name]
+            for name, (ours, _) in wanted.items()
+        }
     )
     size = config.image_size
     content = {
@@ -186,12 +193,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         for name, array in tree.items()
     ):
         raise CheckpointError(f"{path} does not hold a state dict: names and tensors.")
-    found = {
-        name.removeprefix("module."): array
-        for name, array in tree.items()
-        if not name.endswith("num_batches_tracked")
-    }
-    if len(found) < sum(not name.endswith("num_batches_tracked") for name in tree):
+    kept = [name for name in tree if not name.endswith("num_batches_tracked")]
+    found = {name.removeprefix("module."): tree[name] for name in kept}
+    if len(found) < len(kept):
         raise CheckpointError(f"{path} holds a name both with and without `module.`.")
     return found
 
@@ -257,23 +261,6 @@ def _mismatches(weights: Mapping[str, np.ndarray], config: ModelConfig) -> list[
         if weights[name].shape != wanted[name][1]
     ]
     return wrong
-
-
-def _check(weights: Mapping[str, np.ndarray], config: ModelConfig, path: Any) -> None:
-    wrong = _mismatches(weights, config)
-    if not wrong:
-        return
-    size = config.image_size[0]
-    fits = [n for n in KNOWN if not _mismatches(weights, _config(n, size, "frozen"))]
-    cure = f"it is a {fits[0]}: give --model {fits[0]}" if fits else "see below"
-    raise UserError(
-        f"{path} is not a {config.name} of torchvision or timm; {cure}"
-        + schemas.in_lines(wrong)
-    )
-
-
-def _ours(array: np.ndarray) -> np.ndarray:
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def _theirs(array: np.ndarray) -> np.ndarray:

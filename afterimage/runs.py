@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,21 +18,11 @@ import afterimage
 from afterimage import runtime
 from afterimage.checkpoints import schemas, store
 from afterimage.checkpoints.errors import CheckpointError
-from afterimage.checkpoints.files import (
-    RunLock,
-    finite,
-    is_partial,
-    replace_file,
-)
+from afterimage.checkpoints.files import RunLock, finite, is_partial, replace_file
 from afterimage.checkpoints.names import printable, shown
 from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
-from afterimage.errors import (
-    UserError,
-    disk_errors,
-    out_of_memory,
-    require_writable,
-)
+from afterimage.errors import UserError, disk_errors, out_of_memory, require_writable
 from afterimage.settings import choices, default_of, dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
@@ -61,17 +51,13 @@ def write_png(
 class Run:
     """An opened run folder; a context manager that holds its lock.
 
-    Opening a folder with checkpoints of another configuration is refused with the
-    difference, one that another process writes to is refused with its name. Errors of
-    a full, read-only or failing disk while it is open are raised as DiskError.
+    A folder with checkpoints of another configuration is refused with the difference,
+    one that another process writes to with the name of that process. Errors of a full,
+    read-only or failing disk while it is open are raised as DiskError.
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        kind: str,
-        config: Any,
+        self, folder: str | os.PathLike[str], *, kind: str, config: Any
     ) -> None:
         self.path = pathlib.Path(folder)
         self.kind = kind
@@ -83,7 +69,7 @@ class Run:
     def check_settings(self) -> None:
         """Refuses what is no folder of this run, without a lock and without writing.
 
-        To be asked before the data are opened, which may take long.
+        Call it before opening the data, which may take long.
         """
         with self._disk():
             self._main_process_first(self._refuse_unwritable)
@@ -94,12 +80,9 @@ class Run:
             self._main_process_first(self._open)
         return self
 
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Raise a disk's error as a DiskError that names this folder."""
+    def _disk(self) -> contextlib.AbstractContextManager[None]:
         then = " What was saved before is untouched; the same command continues it"
-        with disk_errors(f"out={self.path}", then):
-            yield
+        return disk_errors(f"out={self.path}", then)
 
     def _main_process_first(self, action: Callable[[], None]) -> None:
         """The first process looks at the folder, or writes to it, before the others."""
@@ -124,24 +107,20 @@ class Run:
     def _open(self) -> None:
         self._refuse_unwritable()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = RunLock(self.path) if self.is_main_process else None
-        if self._lock is not None:
-            self._lock.__enter__()
-        try:
+        with contextlib.ExitStack() as opening:
+            if self.is_main_process:
+                opening.enter_context(RunLock(self.path))
             self._refuse_others()
             self._record_config()
-            wandb = self.config if self.config.get("wandb") else None
+            wandb = self.is_main_process and self.config.get("wandb")
             writer = MetricsWriter if self.is_main_process else NoMetrics
             self.metrics = writer(
                 self.path,
                 tensorboard=bool(self.config.get("tensorboard", True)),
-                wandb=wandb if self.is_main_process else None,
+                wandb=self.config if wandb else None,
                 note=self.notes.append,
             )
-        except BaseException:
-            if self._lock is not None:
-                self._lock.__exit__(None, None, None)
-            raise
+            self._opened = opening.pop_all()
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         with self._disk():
@@ -151,21 +130,17 @@ class Run:
                 if error is None:  # the first error is the one to report
                     raise
             finally:
-                if self._lock is not None:
-                    self._lock.__exit__(None, None, None)
+                self._opened.close()
             if isinstance(error, OSError):
                 raise error
         if (said := out_of_memory(error)) is not None:
-            raise UserError(self._memory(said)) from error
-
-    def _memory(self, said: str) -> str:
-        now = {k: self.config.get(k) for k in ("batch_size", "accumulate", "remat")}
-        settings = ", ".join(f"{name}={value}" for name, value in now.items())
-        return (
-            f"The device ran out of memory at {settings}. Try --accumulate "
-            f"{2 * (now['accumulate'] or 1)} (the same result), --remat, a smaller "
-            f"--batch-size or --image-size. The device said: {said}"
-        )
+            now = {k: self.config.get(k) for k in ("batch_size", "accumulate", "remat")}
+            settings = ", ".join(f"{name}={value}" for name, value in now.items())
+            raise UserError(
+                f"The device ran out of memory at {settings}. Try --accumulate "
+                f"{2 * (now['accumulate'] or 1)} (the same result), --remat, a smaller "
+                f"--batch-size or --image-size. The device said: {said}"
+            ) from error
 
     @property
     def pictures(self) -> pathlib.Path:
@@ -176,10 +151,9 @@ class Run:
     def missing(
         self, artefacts: Sequence[str], files: Sequence[str] = ()
     ) -> tuple[str, ...] | None:
-        """The final artefacts and files of a run that are missing or damaged.
+        """The final artefacts and files of a run that are missing or damaged, or None.
 
-        None if nothing is missing. Every process gets the same answer, but only the
-        first knows the names.
+        Every process gets the same answer, but only the first knows the names.
         """
         found = [name for name in files if not (self.path / name).is_file()]
         for name in artefacts:
@@ -194,19 +168,18 @@ class Run:
         path = self.path / "config.json"
         if not os.path.lexists(path):
             return None
-        return schemas.read(path, schemas.Config, "restore it, or use a new --out")
+        return schemas.read(path, schemas.ConfigFile, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
         stored = self._stored()
         if stored is None:
-            found = self.path.iterdir() if self.path.is_dir() else ()
-            names = {p.name for p in found} - {"lock", ".lock"}
+            entries = self.path.iterdir() if self.path.is_dir() else ()
+            names = {entry.name for entry in entries} - {"lock", ".lock"}
             others = sorted(name for name in names if not is_partial(name))
             if others and self.is_main_process:
-                shown = ", ".join(others[:5])
                 raise UserError(
-                    f"out={self.path} holds other files ({shown}) and no config.json: "
-                    "not a run folder. Name a new or empty folder"
+                    f"out={self.path} holds other files ({', '.join(others[:5])}) and "
+                    "no config.json: not a run folder. Name a new or empty folder"
                 )
             return
         if stored["kind"] != self.kind:
@@ -215,7 +188,7 @@ class Run:
                 f"{self.kind} run; name another folder"
             )
         changed = self._changed(stored)
-        if changed and self._has_checkpoints():
+        if changed and any((self.path / "checkpoints").glob("*")):
             raise UserError(
                 f"{self.path} was made with other settings:\n  "
                 + "\n  ".join(changed)
@@ -245,9 +218,6 @@ class Run:
         }
         return {**defaults, **old}
 
-    def _has_checkpoints(self) -> bool:
-        return any((self.path / "checkpoints").glob("*"))
-
     def _record_config(self) -> None:
         """Notes the settings of a new run, or what differs in an old one."""
         stored = self._stored()
@@ -270,8 +240,8 @@ class Run:
         if moved:
             what = ", ".join(f"{k} {shown(old)} -> {new}" for k, old, new in moved)
             self.notes.append(
-                "This machine, or its use, differs from that which began the run "
-                f"({what}): it continues with the same batches, but not bit for bit"
+                f"The machine or its use has changed since the run began ({what}): it "
+                "continues with the same batches, but not bit for bit"
             )
 
     def _write_config(self, data: Mapping[str, Any] | None) -> None:
@@ -289,16 +259,15 @@ class Run:
 
     def check_data(self, name: str, fingerprint: str) -> None:
         """Records the data on first use; later, refuses to continue on other data."""
-        stored = self._stored() or {}
-        known = stored.get("data")
+        known = (self._stored() or {}).get("data")
         if known is None:
             if self.is_main_process:
                 self._write_config(data={"name": name, "fingerprint": fingerprint})
         elif known["fingerprint"] != fingerprint:
             raise UserError(
-                f"The images of {name} are not those this run began with (fingerprint "
-                f"{fingerprint[:12]}, was {known['fingerprint'][:12]}): files were "
-                "added, removed or changed. Restore them, or start a new --out"
+                f"The images of {name} have changed since this run began (fingerprint "
+                f"{fingerprint[:12]}, was {known['fingerprint'][:12]}). Restore them, "
+                "or start a new --out"
             )
 
     def write_skipped(self, skipped: Sequence[BadImage]) -> None:
@@ -306,9 +275,7 @@ class Run:
         if not skipped:
             return
         path = self.path / "skipped.txt"
-        self.notes.append(
-            f"{len(skipped)} images were skipped; they are listed in {path}"
-        )
+        self.notes.append(f"{len(skipped)} images were skipped, see {path}")
         if self.is_main_process:
             lines = [
                 f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
@@ -346,8 +313,6 @@ def _field_defaults(config: Any) -> dict[str, Any]:
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
-    values: Any = config
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = to_dict(config)
+    values = to_dict(config) if dataclasses.is_dataclass(config) else config
     # Through JSON, so that tuples compare equal to what was stored.
     return json.loads(json.dumps(dict(values), default=str))

@@ -18,7 +18,7 @@ import inspect
 import itertools
 import textwrap
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from afterimage.errors import UserError, did_you_mean
@@ -101,7 +101,11 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if field.name in registries:
             choice = registries[field.name]
-            each = [_named(choice.registry, one) for one in _each(value, choice)]
+            each = []
+            for one in value if choice.several else (value,):
+                origin = choice.registry.origin(one.name)
+                package = {} if origin is None else {"package": origin}
+                each.append({"name": one.name, **package, **to_dict(one)})
             value = each if choice.several else each[0]
         found[field.name] = list(value) if isinstance(value, tuple) else value
     return found
@@ -126,16 +130,6 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[path] = value
     return found
-
-
-def _each(value: Any, choice: Choice) -> Sequence[Any]:
-    return value if choice.several else (value,)
-
-
-def _named(registry: Registry[Any], value: Any) -> dict[str, Any]:
-    origin = registry.origin(value.name)
-    package = {} if origin is None else {"package": origin}
-    return {"name": value.name, **package, **to_dict(value)}
 
 
 def from_dict(
@@ -171,7 +165,8 @@ def given_problems(config: Any) -> list[str]:
 
     found = field_problems(config)
     for name, choice in choices(type(config)).items():
-        for one in _each(getattr(config, name), choice):
+        value = getattr(config, name)
+        for one in value if choice.several else (value,):
             found += [f"{one.name}.{problem}" for problem in given_problems(one)]
     return found
 
@@ -223,20 +218,16 @@ def field_documents(config_class: type) -> dict[str, str]:
     """{field: the string that stands beneath it}, as one line, of all base classes."""
     documents: dict[str, str] = {}
     for base in reversed(config_class.__mro__[:-1]):
-        documents |= _own_documents(base)
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError):  # Generic, and classes without a file
+            continue
+        body = typing.cast(ast.ClassDef, tree.body[0]).body
+        documents |= {
+            ast.unparse(field.target): " ".join(str(text.value.value).split())
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        }
     return documents
-
-
-def _own_documents(base: type) -> dict[str, str]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-    except (OSError, TypeError):  # Generic, and classes without a file
-        return {}
-    body = typing.cast(ast.ClassDef, tree.body[0]).body
-    return {
-        ast.unparse(field.target): " ".join(str(text.value.value).split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }

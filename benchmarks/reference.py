@@ -58,11 +58,19 @@ def tree_of(module: str) -> ast.Module:
 
 
 def public_names(tree: ast.Module) -> list[str]:
-    """`__all__`; where there is none, the functions and classes without underscore."""
+    """`__all__`, or names imported as themselves; where there is neither, the functions
+    and classes without underscore."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return sorted(ast.literal_eval(node.value))
-    return [
+    exported = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    ]
+    return sorted(exported) or [
         node.name
         for node in tree.body
         if isinstance(node, Definition) and not node.name.startswith("_")

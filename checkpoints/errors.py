@@ -1,5 +1,6 @@
 """Errors of checkpoints, each with an exit code; what disks do, and the cure."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -100,7 +101,10 @@ def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
         return error
     code, text = _code(error), f"{type(error).__name__}: {error}"
     if code in _FULL or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-        cure = f"The disk is full ({_free(folder)} free): free some space."
+        free = "an unknown amount"
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            free = readable_size(shutil.disk_usage(folder).free)
+        cure = f"The disk is full ({free} free): free some space."
     elif code in _FORBIDDEN or "ermission denied" in text:
         cure = f"Make {folder} writable."
     else:
@@ -112,13 +116,6 @@ def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
     return SaveError(
         f"{what} was not saved: {text}. {cure} The checkpoints before it are untouched."
     )
-
-
-def _free(folder: pathlib.Path) -> str:
-    try:
-        return readable_size(shutil.disk_usage(folder).free)
-    except OSError:  # the folder itself may be gone
-        return "unknown"
 
 
 def readable_size(count: float | int) -> str:

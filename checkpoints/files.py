@@ -218,11 +218,10 @@ def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SaveError(
-            f"{what} needs about {readable_size(needed)} ({needed} bytes), but only "
-            f"{readable_size(free)} ({free} bytes) are free on the disk of {folder}. "
-            "Nothing was written and the checkpoints there are untouched. Free some "
-            "space (`afterimage checkpoints prune` deletes old steps) or use another "
-            "disk."
+            f"{what} needs about {readable_size(needed)} ({needed} bytes); the disk of "
+            f"{folder} has {readable_size(free)} ({free} bytes) free. Nothing was "
+            "written. Free some space (`afterimage checkpoints prune` deletes old "
+            "steps) or use another disk."
         )
 
 
@@ -259,11 +258,11 @@ _held: weakref.WeakSet["RunLock"] = weakref.WeakSet()
 class RunLock:
     """Exclusive right to write to a run folder; a context manager.
 
-    The kernel holds the lock (`flock`) and gives it back when this process ends, by
-    SIGKILL as well; the file `lock` only says who holds it (pid, host, start). Where
-    there is no `fcntl` (Windows) the file itself is the lock: created exclusively,
-    removed at the end, and taken over when its process on this host is no more. On a
-    network file system that does not pass `flock` on, hosts do not see each other.
+    The kernel holds the lock (`flock`) and releases it when this process ends, even by
+    SIGKILL; the file `lock` only says who holds it (pid, host, start). Without `fcntl`
+    (Windows) the file itself is the lock: created exclusively, removed at the end, and
+    taken over when its process on this host is gone. On a network file system that does
+    not pass `flock` on, hosts do not see each other.
 
     Raises RunLocked, naming the other writer; UsageError if the folder cannot be
     locked at all (read-only, a folder named `lock`, a disk without locks).
@@ -292,9 +291,11 @@ class RunLock:
             fault = disk_fault(error) or str(error)
             raise UsageError(f"{self.folder} cannot be locked: {fault}") from error
         # The content is only for people: a full disk is no reason to refuse here.
+        start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "start": start}
         with contextlib.suppress(OSError):
             os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, json.dumps(_this_process()).encode(), 0)
+            os.pwrite(self._handle, json.dumps(owner).encode(), 0)
         _held.add(self)
 
     def release(self) -> None:
@@ -351,13 +352,10 @@ class RunLock:
         return content if isinstance(content, dict) else {}
 
     def _refusal(self) -> RunLocked:
-        other = self._other()
-        who = (
-            f"process {other.get('pid')} on {other.get('host')} since "
-            f"{other.get('start')}"
-            if other
-            else "another process"
-        )
+        who, other = "another process", self._other()
+        if other:
+            pid, host, start = (other.get(key) for key in ("pid", "host", "start"))
+            who = f"process {pid} on {host} since {start}"
         return RunLocked(
             f"{self.folder} is being written by {who}. Wait for it or stop it, or "
             "choose another folder."
@@ -379,16 +377,8 @@ def alive(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):  # no process has such a number
         return False
     except PermissionError:
-        return True
+        pass
     return True
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "start": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
 
 
 def _forget_in_child() -> None:

@@ -73,12 +73,10 @@ def verify(folder: _Path) -> list[Finding]:
             found.append((place / kind, kind))
     if not found:
         raise _nothing(place)
-    findings = [
-        finding for path, kind in found for finding in _all_findings(path, kind)
-    ]
     text = "left by an interrupted save; the next run cleans it up"
-    return findings + [
-        Finding(str(path), "extra", text) for *_, path in manifest.leftovers(place)
+    return [
+        *(finding for path, kind in found for finding in _all_findings(path, kind)),
+        *(Finding(str(path), "extra", text) for *_, path in manifest.leftovers(place)),
     ]
 
 
@@ -102,12 +100,8 @@ def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
 def format_verify(findings: Sequence[Finding]) -> str:
     """The findings, one a line, and a sentence that sums them up."""
     fatal = sum(finding.fatal for finding in findings)
-    end = (
-        f"{fatal} found damaged, missing or foreign."
-        if fatal
-        else "Every byte is good."
-    )
-    return "\n".join([*(str(finding) for finding in findings), end])
+    end = f"{fatal} damaged, missing or foreign." if fatal else "Every byte is good."
+    return "\n".join([*map(str, findings), end])
 
 
 def list_steps(folder: _Path) -> list[StepInfo]:
@@ -142,23 +136,18 @@ def list_steps(folder: _Path) -> list[StepInfo]:
 
 def format_list(rows: Sequence[StepInfo]) -> str:
     """A table of `list_steps`."""
-    head = ("step", "written", "size", "metric", "", "status")
-    return _table(
-        [
-            head,
-            *(
-                (
-                    str(row.step),
-                    names.shortened(row.created or "?"),
-                    readable_size(row.size),
-                    "-" if row.metric is None else f"{row.metric:.6g}",
-                    " ".join(("last",) * row.last + ("best",) * row.best),
-                    row.status,
-                )
-                for row in rows
-            ),
-        ]
-    )
+    table = [
+        (
+            str(row.step),
+            names.shortened(row.created or "?"),
+            readable_size(row.size),
+            "-" if row.metric is None else f"{row.metric:.6g}",
+            " ".join(("last",) * row.last + ("best",) * row.best),
+            row.status,
+        )
+        for row in rows
+    ]
+    return _table([("step", "written", "size", "metric", "", "status"), *table])
 
 
 def show(folder: _Path, step: int | None = None) -> Shown:
@@ -197,13 +186,13 @@ def show(folder: _Path, step: int | None = None) -> Shown:
 
 def format_show(shown: Shown) -> str:
     """The manifest, then a table of leaves with shape, dtype and count."""
-    lines = [shown.path]
-    hidden = ("files", "checksum")
-    for key, value in shown.manifest.items():
-        if key not in hidden:
-            lines.append(f"{key}: {names.shortened(str(value), 2000)}")
-    size = sum(entry["size"] for entry in shown.manifest["files"].values())
-    lines.append(f"files: {len(shown.manifest['files'])}, {readable_size(size)}")
+    listed = shown.manifest["files"]
+    size = sum(entry["size"] for entry in listed.values())
+    lines = [
+        f"{key}: {names.shortened(str(value), 2000)}"
+        for key, value in shown.manifest.items()
+        if key not in ("files", "checksum")
+    ]
     rows = [
         (
             names.shortened(path),
@@ -215,7 +204,8 @@ def format_show(shown: Shown) -> str:
     ]
     total = ("total", "", f"{len(rows)} leaves", f"{shown.count:,}")
     table = _table([("leaf", "dtype", "shape", "count"), *rows, total])
-    return "\n".join([*lines, "", table])
+    files_line = f"files: {len(listed)}, {readable_size(size)}"
+    return "\n".join([shown.path, *lines, files_line, "", table])
 
 
 def prune(
@@ -252,10 +242,8 @@ def prune(
             metrics, keep_last=keep_last, keep_best=keep_best, best=best
         )
         deleted = sorted(set(good) - kept)
-        paths = [
-            path for step in deleted if not (path := _step(place, step)).is_symlink()
-        ]
-        freed = sum(map(files.folder_size, paths))
+        paths = [manifest.steps_folder(place) / str(step) for step in deleted]
+        freed = sum(files.folder_size(path) for path in paths if not path.is_symlink())
         for step in () if dry_run else deleted:
             try:
                 manifest.delete_step(place, step)
@@ -268,16 +256,12 @@ def prune(
 def format_prune(result: Pruned) -> str:
     """What was, or would be, deleted."""
     verb = "would delete" if result.dry_run else "deleted"
-    lines = [
-        f"kept: {_numbers(result.kept)}",
-        f"{verb}: {_numbers(result.deleted)} ({readable_size(result.freed)})",
-    ]
+    text = f"kept: {_numbers(result.kept)}\n{verb}: {_numbers(result.deleted)} "
+    text += f"({readable_size(result.freed)})"
     if result.untouched:
-        lines.append(
-            f"not touched, not good or not here: {_numbers(result.untouched)} (see "
-            "`afterimage checkpoints verify`)"
-        )
-    return "\n".join(lines)
+        text += f"\nnot touched, not good or not here: {_numbers(result.untouched)} "
+        text += "(see `afterimage checkpoints verify`)"
+    return text
 
 
 def _metrics(
@@ -291,10 +275,6 @@ def _metrics(
 def _metric(content: dict[str, Any]) -> float | None:
     value = content.get("metric")  # JSON may spell a float as an integer
     return None if value is None else float(value)
-
-
-def _step(place: pathlib.Path, step: int) -> pathlib.Path:
-    return manifest.steps_folder(place) / str(step)
 
 
 def _existing(folder: _Path) -> pathlib.Path:

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,20 +49,18 @@ class Finding:
 
 
 class _Unusable(Exception):
-    """Carries the finding that makes a manifest unusable."""
-
-    def __init__(self, finding: Finding):
-        super().__init__(str(finding))
-        self.finding = finding
+    """`args[0]` is the finding that makes a manifest unusable."""
 
 
 def seal(content: Mapping[str, Any], folder: pathlib.Path) -> bytes:
     """The manifest's bytes: `content` with schema, files of `folder` and checksum."""
-    listed = {
-        name: {"size": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
-        for name in files.files_under(folder)
-        if name != NAME
-    }
+    listed = {}
+    for name in files.files_under(folder):
+        if name != NAME:
+            path = folder / name
+            files.sync_file(path)
+            digest = files.sha256(path)
+            listed[name] = {"size": path.stat().st_size, "sha256": digest}
     return encode({"schema": SCHEMA, **content, "files": listed})
 
 
@@ -97,7 +95,7 @@ def read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
     try:
         return _read(folder, kinds)
     except _Unusable as unusable:
-        raise CheckpointError(str(unusable.finding)) from None
+        raise CheckpointError(str(unusable.args[0])) from None
 
 
 def check_folder(
@@ -117,55 +115,46 @@ def check_folder(
     try:
         manifest = _read(folder, kinds)
     except _Unusable as unusable:
-        return None, [unusable.finding]
+        return None, [unusable.args[0]]
     listed = manifest["files"]
     present = set(files.files_under(folder)) - {NAME}
-    findings = [
-        finding
-        for name in sorted(listed)
-        if (
-            finding := _check_file(
-                folder, name, listed[name], present, checksums, (keep or {}).get(name)
-            )
-        )
+    wrong: list[tuple[str, str, str]] = []
+    for name in sorted(listed):
+        if name not in present:
+            wrong.append((name, "missing", "listed in the manifest, not on disk"))
+            continue
+        kept = (keep or {}).get(name)
+        if problem := _wrong_file(folder / name, listed[name], checksums, kept):
+            wrong.append((name, *problem))
+    text = "is a link that leads out of the folder"
+    wrong += [(name, "foreign", text) for name in files.links_out(folder)]
+    extra = sorted(present - set(listed))
+    wrong += [(name, "extra", "not in the manifest; not read") for name in extra]
+    # A name may be anything.
+    return manifest, [
+        Finding(f"{folder}/{names.shortened(name)}", kind, text)
+        for name, kind, text in wrong
     ]
-    findings += [
-        Finding(
-            _place(folder, name), "foreign", "is a link that leads out of the folder"
-        )
-        for name in files.links_out(folder)
-    ]
-    findings += [
-        Finding(_place(folder, name), "extra", "not in the manifest; not read")
-        for name in sorted(present - set(listed))
-    ]
-    return manifest, findings
 
 
-def _check_file(
-    folder: pathlib.Path,
-    name: str,
+def _wrong_file(
+    path: pathlib.Path,
     entry: Mapping[str, Any],
-    present: set[str],
     checksums: bool,
     keep: list[bytes] | None,
-) -> Finding | None:
-    path, place = folder / name, _place(folder, name)
-    if name not in present:
-        text = "listed in the manifest, not on disk"
-        return Finding(place, "missing", text)
+) -> tuple[str, str] | None:
+    """(kind, text) of what is wrong with a file that the manifest lists, or None."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            return Finding(place, "foreign", "is not a regular file")
+            return "foreign", "is not a regular file"
         if status.st_size != entry["size"]:
             text = f"has {status.st_size} bytes, was written with {entry['size']}"
-            return Finding(place, "damaged", text)
+            return "damaged", text
         if checksums and _digest_of(path, keep) != entry["sha256"]:
-            text = "its bytes are not the ones that were written (SHA-256 differs)"
-            return Finding(place, "damaged", text)
+            return "damaged", "its bytes have changed since it was written (SHA-256)"
     except OSError as error:
-        return Finding(place, "damaged", files.reason(error))
+        return "damaged", files.reason(error)
     return None
 
 
@@ -175,11 +164,6 @@ def _digest_of(path: pathlib.Path, keep: list[bytes] | None) -> str:
     # Read once: what is checked here is what is used, whoever writes meanwhile.
     keep.append(files.read_bytes(path))
     return hashlib.sha256(keep[-1]).hexdigest()
-
-
-def _place(folder: pathlib.Path, name: str) -> str:
-    """A path for a message; the name may be anything."""
-    return f"{folder}/{names.shortened(name)}"
 
 
 def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -246,11 +230,6 @@ def _require_files(listed: Any, unusable: Any) -> None:
 def _own_checksum(content: Mapping[str, Any]) -> str:
     body = {key: value for key, value in content.items() if key != "checksum"}
     return hashlib.sha256(files.canonical_json(body).encode()).hexdigest()
-
-
-def _digest(path: pathlib.Path) -> str:
-    files.sync_file(path)
-    return files.sha256(path)
 
 
 def steps_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -345,8 +324,8 @@ def kept_steps(
     `metrics` maps each step to its metric, or None; `best` is "min" or "max". Of equal
     metrics the newer step counts as better.
     """
-    newest = sorted(metrics)[-keep_last:] if keep_last else []
-    return {*newest, *ranked_steps(metrics, best)[:keep_best]}
+    ranked = ranked_steps(metrics, best)[:keep_best]
+    return {*(sorted(metrics)[-keep_last:] if keep_last else ()), *ranked}
 
 
 def ranked_steps(metrics: Mapping[int, float | None], best: str | None) -> list[int]:
@@ -354,7 +333,5 @@ def ranked_steps(metrics: Mapping[int, float | None], best: str | None) -> list[
     if best is None:
         return []
     sign = 1 if best == "min" else -1
-    rated: Iterable[tuple[float, int]] = (
-        (sign * value, -step) for step, value in metrics.items() if value is not None
-    )
+    rated = [(sign * v, -step) for step, v in metrics.items() if v is not None]
     return [-step for _, step in sorted(rated)]

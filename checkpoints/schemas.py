@@ -64,7 +64,7 @@ class File(Struct):
     sha256: Sha256
 
 
-class Model(Struct, forbid_unknown_fields=True):
+class ModelFields(Struct, forbid_unknown_fields=True):
     """`afterimage.models.ModelConfig`; that its names are known is checked there.
 
     `package` is that of an encoder from outside, as `name version`.
@@ -82,7 +82,7 @@ class Model(Struct, forbid_unknown_fields=True):
     package: Name | None = None
 
 
-class Preprocessing(Struct):
+class PreprocessingFields(Struct):
     """`afterimage.data.Preprocessing`."""
 
     image_size: tuple[Side, Side]
@@ -103,7 +103,7 @@ class Preprocessing(Struct):
             raise ValueError(f"value_range {list(self.value_range)} is empty")
 
 
-class FeatureInfo(Struct):
+class FeatureInfoFields(Struct):
     """`afterimage.models.FeatureInfo`."""
 
     name: Name
@@ -111,21 +111,21 @@ class FeatureInfo(Struct):
     stride: Annotated[int, Meta(ge=1, le=2**14)]
 
 
-class Data(Struct):
+class DataFields(Struct):
     """The images a run was made with."""
 
     name: str
     fingerprint: str
 
 
-class Encoder(Struct):
+class EncoderManifest(Struct):
     """`manifest.json` of an encoder folder, besides what every manifest has."""
 
-    model: Model
-    preprocessing: Preprocessing
-    data: Data
+    model: ModelFields
+    preprocessing: PreprocessingFields
+    data: DataFields
     trained: Free
-    feature_info: Annotated[list[FeatureInfo], Meta(max_length=64)]
+    feature_info: Annotated[list[FeatureInfoFields], Meta(max_length=64)]
 
     def __post_init__(self) -> None:
         if self.model.channels != self.preprocessing.channels:
@@ -135,7 +135,7 @@ class Encoder(Struct):
             )
 
 
-class Head(Struct, forbid_unknown_fields=True):
+class HeadFields(Struct, forbid_unknown_fields=True):
     """`afterimage.finetune.classifier.HeadConfig` and the names of its classes."""
 
     classes: Annotated[int, Meta(ge=1, le=2**24)]
@@ -152,10 +152,10 @@ class Head(Struct, forbid_unknown_fields=True):
             )
 
 
-class Classifier(Encoder):
+class ClassifierManifest(EncoderManifest):
     """`manifest.json` of a classifier folder."""
 
-    heads: Annotated[dict[Name, Head], Meta(min_length=1)]
+    heads: Annotated[dict[Name, HeadFields], Meta(min_length=1)]
 
 
 class Leaf(Struct):
@@ -180,7 +180,7 @@ class StepMetrics(Struct):
     """[sum, steps] by metric, since the last line of metrics.jsonl."""
 
 
-class Step(Struct):
+class StepManifest(Struct):
     """`manifest.json` of a step, besides what every manifest has."""
 
     step: Count
@@ -195,12 +195,12 @@ class Step(Struct):
             raise ValueError("; ".join(wrong[:10]))
 
 
-class Config(Struct):
+class ConfigFile(Struct):
     """`config.json` of a run folder."""
 
     kind: Name
     config: Free
-    data: Data | None = None
+    data: DataFields | None = None
     runtime: Free = {}
 
 
@@ -211,7 +211,7 @@ class Used(Struct):
     validation: dict[str, list[str]]
 
 
-class Labels(Used):
+class LabelsFile(Used):
     """`labels.json` of a fine-tuning run."""
 
     data: str
@@ -228,7 +228,7 @@ class Share(Struct):
     high: Number | None
 
 
-class Report(Struct):
+class ReportFields(Struct):
     """`afterimage.evaluation.classification_report`."""
 
     examples: Count
@@ -237,11 +237,11 @@ class Report(Struct):
     calibration_error: Share
 
 
-class Reports(Struct):
+class TaskReports(Struct):
     """The reports on one task."""
 
-    validation: Report | None
-    test: Report | None
+    validation: ReportFields | None
+    test: ReportFields | None
 
 
 class Selection(Struct):
@@ -251,14 +251,14 @@ class Selection(Struct):
     step: Count
 
 
-class Distillation(Struct):
+class DistillationFields(Struct):
     """What a student gained over its teacher."""
 
     smaller: Number
     faster: Number
 
 
-class Continual(Struct):
+class ContinualFields(Struct):
     """The measures of a sequence of tasks."""
 
     average_accuracy: Number | None
@@ -266,7 +266,7 @@ class Continual(Struct):
     forward_transfer: Number | None
 
 
-class Episodes(Struct):
+class EpisodesFields(Struct):
     """Accuracy over held-out episodes, by method."""
 
     method: str
@@ -278,28 +278,32 @@ class Episodes(Struct):
             raise ValueError(f"no accuracy for {self.method[:80]!r}")
 
 
-class Results(Reports):
+class ResultsFile(TaskReports):
     """`results.json` of a fine-tuning run."""
 
     steps: Count
     selection: Selection
-    tasks: dict[str, Reports] = {}
-    distillation: Distillation | msgspec.UnsetType = msgspec.UNSET
-    continual: Continual | msgspec.UnsetType = msgspec.UNSET
-    episodes: Episodes | None = None
+    tasks: dict[str, TaskReports] = {}
+    distillation: DistillationFields | msgspec.UnsetType = msgspec.UNSET
+    continual: ContinualFields | msgspec.UnsetType = msgspec.UNSET
+    episodes: EpisodesFields | None = None
 
 
-class Probe(Struct):
+class ProbeFields(Struct):
     """One measure of a probe."""
 
     value: Number
 
 
-Baselines = dict[str, dict[str, Probe]]
+Baselines = dict[str, dict[str, ProbeFields]]
 """`baselines.json` of a pretraining run: {features: {probe: …}}."""
 
 
-MANIFESTS: dict[str, Any] = {"encoder": Encoder, "classifier": Classifier, "step": Step}
+MANIFESTS: dict[str, Any] = {
+    "encoder": EncoderManifest,
+    "classifier": ClassifierManifest,
+    "step": StepManifest,
+}
 
 
 def wrong_shape(shape: Any) -> str | None:

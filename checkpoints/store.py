@@ -31,38 +31,32 @@ from afterimage.checkpoints.errors import (
     UsageError,
     explain,
 )
-from afterimage.checkpoints.manifest import STEP, Finding
+from afterimage.checkpoints.manifest import STEP, Finding, require_json
 
 _log = logging.getLogger("checkpoints")
 _STATE = "state"
 _WEIGHTS = ("params/", "stats/", "ema/")  # a state's leaves that must be finite
-_writing: set[pathlib.Path] = (
-    set()
-)  # partial folders of saves under way in this process
+_writing: set[pathlib.Path] = set()  # partial folders of this process's saves
 _under_way: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _unraised: set[SaveError] = set()  # errors that no caller has seen yet
 
 
-def _without_traces() -> None:
-    """Keep the traces of Orbax's threads off the terminal when a save fails.
-
-    The error itself is raised to the caller that waits for the save. Orbax also logs it
-    from each of its threads, and TensorStore calls back into closed event loops.
-    """
-    logging.getLogger("absl").addFilter(
-        lambda record: "_SignalingThread.run() raised" not in record.getMessage()
-    )
-    shown = sys.unraisablehook
-
-    def show(unraisable: Any) -> None:
-        late = isinstance(unraisable.exc_value, RuntimeError)
-        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
-            shown(unraisable)
-
-    sys.unraisablehook = show
+# Keep the traces of Orbax's threads off the terminal when a save fails: the error
+# itself is raised to the caller that waits for the save. Orbax also logs it from each
+# of its threads, and TensorStore calls back into closed event loops.
+logging.getLogger("absl").addFilter(
+    lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+)
+_show_unraisable = sys.unraisablehook
 
 
-_without_traces()
+def _unless_late(unraisable: Any) -> None:
+    late = isinstance(unraisable.exc_value, RuntimeError)
+    if not (late and str(unraisable.exc_value) == "Event loop is closed"):
+        _show_unraisable(unraisable)
+
+
+sys.unraisablehook = _unless_late
 
 _NO_LIMIT = 2**31 - 1
 """Seconds, 68 years. Orbax measures its limit by the wall clock, which a laptop that
@@ -150,12 +144,10 @@ class Store:
         content = {
             "kind": STEP,
             "step": int(step),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(
-                timespec="seconds"
-            ),
+            "created": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
             "metric": None if metric is None else files.finite(float(metric)),
             "best": self.best,
-            "manifest": _json(manifest),
+            "manifest": require_json(manifest, "A checkpoint's manifest"),
             "leaves": {path: trees.spec(leaf) for path, leaf in flat.items()},
         }
         artefact = weights.collect(*encoder) if encoder is not None else None
@@ -166,7 +158,8 @@ class Store:
             write = functools.partial(_write_arrays, partial / _STATE, arrays)
             if jax.process_count() > 1:
                 # Orbax agrees between processes on the devices: here, not beside steps.
-                write = functools.partial(_identity, write())
+                started = write()
+                write = lambda: started  # noqa: E731
         except Exception as error:
             self._abandon(partial)
             raise explain(error, f"Step {step}", self.folder) from error
@@ -210,29 +203,23 @@ class Store:
         self.wait()
         barrier("afterimage-restore")
         self.findings = []
-        found = [
-            (n, p) for n, p in manifest.numbered_steps(self.folder) if step in (None, n)
-        ]
-        for number, path in reversed(found):
-            content = self._verified(path)
-            if content is None:
+        for number, path in reversed(manifest.numbered_steps(self.folder)):
+            if step not in (None, number) or (content := self._verified(path)) is None:
                 continue
             if target is not None:
                 trees.require_fit(target, content["leaves"], path)
             try:
                 flat = _read_arrays(path / _STATE, content["leaves"])
+                finite = {p: a for p, a in flat.items() if p.startswith(_WEIGHTS)}
+                text = schemas.listed(weights.not_finite(finite))
             except Exception as error:  # whatever Orbax raises: the one before is next
                 text = f"cannot be restored: {type(error).__name__}: {error}"
-                self._note(Finding(str(path), "damaged", text))
-                continue
-            finite = {p: a for p, a in flat.items() if p.startswith(_WEIGHTS)}
-            if wrong := weights.not_finite(finite):
-                self._note(Finding(str(path), "damaged", schemas.listed(wrong)))
-                continue
-            tree = (
-                trees.unflatten(flat) if target is None else trees.rebuild(target, flat)
-            )
-            return number, tree, content["manifest"]
+            else:
+                if not text and target is None:
+                    return number, trees.unflatten(flat), content["manifest"]
+                if not text:
+                    return number, trees.rebuild(target, flat), content["manifest"]
+            self._note(Finding(str(path), "damaged", text))
         which = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(
             f"No good {which} in {self.folder}"
@@ -241,14 +228,12 @@ class Store:
 
     def _verified(self, path: pathlib.Path) -> dict[str, Any] | None:
         """The manifest of a checkpoint whose every byte is right, else None."""
-        good = True
-        content = None
+        content, findings = None, []
         if is_main_process():
             content, findings = manifest.check_folder(path, (STEP,))
-            for finding in findings:
-                self._note(finding)
-            good = not any(finding.fatal for finding in findings)
-        if not from_main_process(int(good)):
+        for finding in findings:
+            self._note(finding)
+        if from_main_process(any(finding.fatal for finding in findings)):
             return None
         return content or manifest.read(path, (STEP,))
 
@@ -292,8 +277,10 @@ class Store:
                 if response is not None:
                     response.result()  # returns when every process has written
             if is_main_process():
-                if response is not None:
-                    _require_written(partial / _STATE)
+                # Orbax only warns when it does not find its own files.
+                arrays = partial / _STATE
+                if response is not None and not any(arrays.glob("*/manifest.ocdbt")):
+                    raise CheckpointError(f"Orbax left no arrays in {arrays}")
                 self._complete(step, partial, content)
         except BaseException as error:
             self._abandon(partial)
@@ -335,10 +322,6 @@ class Store:
         _writing.discard(partial)
 
 
-def _identity(value: Any) -> Any:
-    return value
-
-
 def _end_of_program() -> None:
     for thread in list(_under_way):
         thread.join()
@@ -354,10 +337,6 @@ if _register is not None:
     _register(_end_of_program)
 
 
-def _json(content: Mapping[str, Any]) -> dict[str, Any]:
-    return manifest.require_json(content, "A checkpoint's manifest")
-
-
 def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
     """Start Orbax on {path: array}; None when there is nothing to write."""
     # Orbax refuses arrays without elements; the manifest has their shape and dtype.
@@ -371,13 +350,6 @@ def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
     context.memory_options.deepcopy_host_arrays = False  # they are our own copies
     with context:
         return ocp.save_async(str(folder), some)
-
-
-def _require_written(folder: pathlib.Path) -> None:
-    """Raise CheckpointError where what `write` began has left no arrays in a folder."""
-    # Orbax only warns when it does not find its own files.
-    if not any(folder.glob("*/manifest.ocdbt")):
-        raise CheckpointError(f"Orbax left no arrays in {folder}")
 
 
 def _read_arrays(

@@ -16,7 +16,7 @@ import pathlib
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -39,7 +39,6 @@ _STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype(np.bool_),
 }
-
 
 _MOST_DIRECTORY = 16 * 2**20  # bytes: torch.save takes about 130 a tensor
 
@@ -129,7 +128,7 @@ class _Reader:
         """What the pickle describes."""
         names = {("torch", name): mark for mark, name in self._kinds.items()}
         for module, name, function in (
-            ("collections", "OrderedDict", _new_dict),
+            ("collections", "OrderedDict", dict),  # torch.save fills it later
             ("torch._utils", "_rebuild_tensor_v2", self._tensor),
             ("torch._utils", "_rebuild_parameter", self._parameter),
         ):
@@ -195,11 +194,6 @@ class _Reader:
         if type(data) is not np.ndarray:
             raise ValueError("a parameter's data is not a tensor")
         return data
-
-
-def _new_dict() -> dict[Any, Any]:
-    """Replaces `OrderedDict()`; torch.save fills it afterwards."""
-    return {}
 
 
 MOST_BYTES = 16 * 2**20
@@ -334,17 +328,7 @@ def _integer(machine: _Machine, value: int) -> None:
     machine.push(value)
 
 
-def _set_item(machine: _Machine, _: Any) -> None:
-    machine.set_items(list(machine.take(2)))
-
-
-def _append(machine: _Machine, _: Any) -> None:
-    value = machine.pop()
-    machine.top(list).append(value)
-
-
-def _appends(machine: _Machine, _: Any) -> None:
-    values = machine.to_mark()
+def _extend(machine: _Machine, values: Iterable[Any]) -> None:
     machine.top(list).extend(values)
 
 
@@ -356,12 +340,13 @@ def _tuple(count: int) -> Callable[[_Machine, Any], None]:
     return lambda machine, _: machine.push(machine.take(count))
 
 
+_PLAIN = (
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINFLOAT"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)
 _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
-    **dict.fromkeys(
-        ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINFLOAT"), _Machine.push
-    ),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
+    **dict.fromkeys(_PLAIN, _Machine.push),
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4"), _integer),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _remember),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), _recall),
@@ -377,10 +362,10 @@ _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),
     "TUPLE3": _tuple(3),
-    "SETITEM": _set_item,
+    "SETITEM": lambda machine, _: machine.set_items(list(machine.take(2))),
     "SETITEMS": lambda machine, _: machine.set_items(machine.to_mark()),
-    "APPEND": _append,
-    "APPENDS": _appends,
+    "APPEND": lambda machine, _: _extend(machine, machine.take(1)),
+    "APPENDS": lambda machine, _: _extend(machine, machine.to_mark()),
     "GLOBAL": lambda machine, argument: machine.name(*argument.split(" ", 1)),
     "STACK_GLOBAL": lambda machine, _: machine.name(*machine.take(2)),
     "BINPERSID": lambda machine, _: machine.push(machine.persistent(machine.pop())),

@@ -1,16 +1,19 @@
-"""Trees of arrays and their paths: `encoder/stages/1/conv/kernel` names a leaf.
+"""Trees of arrays by path, `encoder/stages/1/conv/kernel`; weights from one to another.
 
 Optimiser rules, transfer reports, checkpoints and logs all use this name. Nested dicts
 need no JAX; functions of any pytree import it.
 """
 
+import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError, TransferError, UsageError
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,20 +47,23 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def paths(tree: Any) -> dict[str, Any]:
     """{path: leaf} of any pytree; dict keys, attributes and positions joined by `/`.
 
-    The paths of nested dicts are those of `flatten`. Raises
-    ValueError where two leaves would have one path, or one path would lead through
-    another leaf.
+    The paths of nested dicts are those of `flatten`. Raises ValueError where two leaves
+    would have one path, or one path would lead through another leaf.
     """
     import jax
 
     flat: dict[str, Any] = {}
     twice = []
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = "/".join(_name(key) for key in keys)
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
         if path in flat:
             twice.append(path)
         flat[path] = leaf
-    through = [path for path in flat if any(up in flat for up in _parents(path))]
+    through = []
+    for path in flat:
+        *parents, _ = path.split("/")
+        ups = ("/".join(parents[: n + 1]) for n in range(len(parents)))
+        through += [path] if any(up in flat for up in ups) else []
     if twice or through:
         raise ValueError(
             f"These leaves share a path: {sorted({*twice, *through})}. Rename the keys "
@@ -171,13 +177,165 @@ def _unfit(leaf: Any) -> str | None:
     return None
 
 
-def _name(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    raise CheckpointError(f"unknown kind of pytree key: {key!r}")
+STATUSES = ("loaded", "re-initialised", "ignored", "mismatched")
 
 
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+@dataclass(frozen=True)
+class Row:
+    """One leaf of a transfer.
+
+    `status`: loaded from the source; re-initialised (only the target has it, its own
+    value stays); ignored (only the source has it); mismatched (both have it, shape or
+    kind of dtype differ, the target's value stays). `source` and `target` are
+    {shape, dtype} or None; `origin` is the source's path before renaming. `expected`:
+    loaded, or covered by `may_differ`.
+    """
+
+    path: str
+    status: str
+    source: dict[str, Any] | None
+    target: dict[str, Any] | None
+    origin: str | None
+    expected: bool
+
+    @property
+    def count(self) -> int:
+        """Numbers in the leaf: the target's, else the source's."""
+        return math.prod((self.target or self.source or {"shape": []})["shape"])
+
+    @property
+    def shapes(self) -> str:
+        """Both sides, or the one where they are alike, and the source's own path."""
+        renamed = (
+            f" (was {self.origin})" if self.origin not in (None, self.path) else ""
+        )
+        sides = [describe(side) for side in (self.source, self.target) if side]
+        if self.status == "mismatched":
+            return f"source {sides[0]}, target {sides[1]}{renamed}"
+        return (" -> ".join(dict.fromkeys(sides))) + renamed
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """Every leaf of a transfer, in the order of paths."""
+
+    rows: tuple[Row, ...]
+
+    def of(self, status: str) -> list[Row]:
+        """The rows with one status."""
+        return [row for row in self.rows if row.status == status]
+
+    @property
+    def unexpected(self) -> list[Row]:
+        """Rows that are an error unless the user says that they may differ."""
+        return [row for row in self.rows if not row.expected]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON: totals by status, and every row."""
+        totals = {
+            status: {"leaves": len(rows), "parameters": sum(row.count for row in rows)}
+            for status in STATUSES
+            for rows in [self.of(status)]
+        }
+        return {"totals": totals, "rows": [asdict(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        totals = [
+            f"{status}: {total['leaves']} leaves, {total['parameters']:,} parameters"
+            for status, total in self.to_dict()["totals"].items()
+        ]
+        return "\n".join([*_lines(self.rows), *totals])
+
+
+def transfer(
+    source: Mapping[str, Any],
+    target: Mapping[str, Any],
+    *,
+    rename: Sequence[tuple[str, str]] = (),
+    may_differ: Iterable[str] = (),
+) -> tuple[dict[str, Any], TransferReport]:
+    """(tree, report): the target's nested dict with the source's weights, by path.
+
+    `rename` are (regular expression, replacement) applied in order to the source's
+    paths with `re.sub`; each must change something. A floating-point leaf takes the
+    target's floating-point dtype, and its sharding. Leaves that are not loaded keep
+    the target's value; each is an error unless a regular expression of `may_differ`
+    is found in its path.
+
+    Raises TransferError with all such leaves, before anything is loaded; UsageError for
+    rules that match nothing or send two leaves to one path.
+    """
+    wanted, origins = flatten(target), _renamed(flatten(source), rename)
+    rows = []
+    for path in sorted({*origins, *wanted}):
+        origin, leaf = origins.get(path, (None, None))
+        status = _status(leaf, wanted.get(path))
+        given, own = (None if x is None else spec(x) for x in (leaf, wanted.get(path)))
+        covered = any(re.search(pattern, path) for pattern in may_differ)
+        expected = status == "loaded" or covered
+        rows.append(Row(path, status, given, own, origin, expected))
+    report = TransferReport(tuple(rows))
+    if report.unexpected:
+        raise TransferError(
+            f"{len(report.unexpected)} leaves do not fit; nothing was loaded:\n  "
+            + "\n  ".join(_lines(report.unexpected))
+            + "\nRename the source's paths, or say which paths may differ.",
+            report,
+        )
+    for row in report.of("loaded"):
+        leaf = wanted[row.path]
+        wanted[row.path] = place(leaf, np.array(origins[row.path][1], leaf.dtype))
+    return _filled(target, wanted, ""), report
+
+
+def _renamed(
+    flat: Mapping[str, Any], rename: Sequence[tuple[str, str]]
+) -> dict[str, tuple[str, Any]]:
+    """{new path: (old path, leaf)}; every rule is used and no two leaves meet."""
+    idle = dict.fromkeys(rename)
+    result: dict[str, tuple[str, Any]] = {}
+    wrong = []
+    for origin, leaf in flat.items():
+        path = origin
+        for rule in rename:
+            changed = re.sub(*rule, path)
+            if changed != path:
+                idle.pop(rule, None)
+            path = changed
+        if path in result:
+            wrong.append(f"{result[path][0]} and {origin} both become {path}")
+        result[path] = (origin, leaf)
+    wrong += [f"the rule {old!r} -> {new!r} changes no path" for old, new in idle]
+    if wrong:
+        raise UsageError(f"Renaming fails: {'; '.join(wrong)}.")
+    return result
+
+
+def _status(source: Any, target: Any) -> str:
+    import jax.numpy as jnp
+
+    if target is None:
+        return "ignored"
+    if source is None:
+        return "re-initialised"
+    both_float = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (source, target))
+    same_kind = both_float or source.dtype == target.dtype
+    fits = tuple(source.shape) == tuple(target.shape) and same_kind
+    return "loaded" if fits else "mismatched"
+
+
+def _filled(target: Mapping[Any, Any], values: Mapping[str, Any], prefix: str) -> dict:
+    """The target's tree, with its own keys, of the values at its paths."""
+    return {
+        key: _filled(value, values, f"{prefix}{key}/")
+        if isinstance(value, Mapping)
+        else values[f"{prefix}{key}"]
+        for key, value in target.items()
+    }
+
+
+def _lines(rows: Sequence[Row]) -> list[str]:
+    """One aligned line a leaf: status, path, shapes."""
+    status = max((len(row.status) for row in rows), default=0)
+    path = max((len(row.path) for row in rows), default=0)
+    return [f"{r.status:<{status}}  {r.path:<{path}}  {r.shapes}" for r in rows]

@@ -17,12 +17,12 @@ import pathlib
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from afterimage.checkpoints import files, manifest, names, schemas
+from afterimage.checkpoints import files, manifest, schemas
 from afterimage.checkpoints.errors import CheckpointError, UsageError, explain
 from afterimage.checkpoints.manifest import Finding
 from afterimage.checkpoints.names import shown
@@ -64,9 +64,9 @@ def write_encoder(
     """Write an encoder folder, atomically; one that stood there is replaced at the end.
 
     `params` and `stats` are nested dicts of arrays; `manifest` says what they are
-    (model, preprocessing, feature_info, data, trained: `schemas.Encoder`). `schema`,
-    `kind`, `files` and `checksum` are added. Raises SaveError, leaving the old one, and
-    UsageError for a manifest that could not be read again.
+    (`schemas.EncoderManifest`); `schema`, `kind`, `files` and `checksum` are added.
+    Raises SaveError, leaving the old one, and UsageError for a manifest that could not
+    be read again.
     """
     final = pathlib.Path(folder)
     artefact = collect(params, stats, manifest, kind)
@@ -118,10 +118,8 @@ def collect(
     kind: str = ENCODER,
 ) -> Artefact:
     """Copy an encoder to the host; the arrays may be donated afterwards."""
-    arrays = {
-        path: np.array(leaf, order="C")
-        for path, leaf in flatten({"params": params, "stats": stats}).items()
-    }
+    flat = flatten({"params": params, "stats": stats})
+    arrays = {path: np.array(leaf, order="C") for path, leaf in flat.items()}
     content = manifest.require_json(content, f"The manifest of the {kind}")
     manifest.require_valid(content, kind)
     return Artefact(arrays, content, kind)
@@ -169,13 +167,10 @@ def read_encoder(
 def _candidates(place: pathlib.Path) -> list[pathlib.Path]:
     if (place / WEIGHTS).exists():
         return [place]
-    found = [place / ENCODER] if (place / ENCODER).is_dir() else []
-    found += [
-        folder / ENCODER for _, folder in reversed(manifest.numbered_steps(place))
-    ]
-    if not found and (place / manifest.NAME).exists():
-        return [place]
-    return found
+    own = [place / ENCODER] if (place / ENCODER).is_dir() else []
+    steps = reversed(manifest.numbered_steps(place))
+    found = own + [folder / ENCODER for _, folder in steps]
+    return found or ([place] if (place / manifest.NAME).exists() else [])
 
 
 def require_inside(folder: pathlib.Path) -> None:
@@ -216,24 +211,19 @@ def examine(
         return content, {}, [*findings, Finding(str(folder), "damaged", text)]
     try:
         flat = decode(kept[WEIGHTS][0], str(place))
-        _require_names(flat, place)
+        wrong = schemas.wrong_paths(flat) + [
+            f"{shown(name)} is under neither of {sorted(_NAMES)}"
+            for name in flat
+            if name.partition("/")[0] not in _NAMES or "/" not in name
+        ]
+        if wrong:
+            raise CheckpointError(f"holds wrong names: {schemas.listed(wrong)}.")
         require_finite(flat, str(place))
     except CheckpointError as error:
         text = str(error).removeprefix(f"{place} ").removesuffix(".")
         return content, {}, [*findings, Finding(str(place), "damaged", text)]
     tree = unflatten({name: array.copy() for name, array in flat.items()})
     return content, tree, findings
-
-
-def _require_names(flat: Mapping[str, Any], place: pathlib.Path) -> None:
-    """Raise CheckpointError unless all are `params/PATH` or `stats/PATH`."""
-    wrong = schemas.wrong_paths(flat) + [
-        f"{names.shown(name)} is under neither of {sorted(_NAMES)}"
-        for name in flat
-        if name.partition("/")[0] not in _NAMES or "/" not in name
-    ]
-    if wrong:
-        raise CheckpointError(f"{place} holds wrong names: {schemas.listed(wrong)}.")
 
 
 def write_classifier(
@@ -301,8 +291,8 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
     """
     if len(data) < 10 or data[8:9] != b"{":
         raise CheckpointError(
-            f"{what} is not a safetensors file{_looks_like(data)}. It was not opened "
-            "any further; only safetensors written by Afterimage is read here."
+            f"{what} is not a safetensors file{_looks_like(data)}. It was not read any "
+            "further."
         )
     size = int.from_bytes(data[:8], "little")
     if size > min(schemas.MOST, len(data) - 8):
@@ -324,7 +314,11 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
     if wrong:
         raise CheckpointError(f"{what} contradicts itself: {schemas.listed(wrong)}.")
     _require_cover(header, body, what)
-    return {name: _array(entry, body) for name, entry in header.items()}
+    arrays = {}
+    for name, entry in header.items():
+        part = body[slice(*entry["data_offsets"])]
+        arrays[name] = from_bytes(part, _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
 
 
 def require_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
@@ -339,14 +333,12 @@ def require_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """`NAME: 3 of 64 numbers are NaN or infinite`, for every array that has such."""
-    found = []
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biu":
-            bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-            if bad:
-                text = f"{bad} of {array.size} numbers are NaN or infinite"
-                found.append(f"{shown(name)}: {text}")
-    return found
+    return [
+        f"{shown(name)}: {bad} of {array.size} numbers are NaN or infinite"
+        for name, array in arrays.items()
+        if array.dtype.kind not in "biu"
+        and (bad := array.size - int(np.count_nonzero(np.isfinite(array))))
+    ]
 
 
 def from_bytes(data: bytes | memoryview, dtype: np.dtype) -> np.ndarray:
@@ -377,8 +369,15 @@ def _wrong(entry: Any, body: memoryview) -> str | None:
     code = entry.get("dtype") if isinstance(entry, dict) else None
     if not isinstance(code, str) or code not in _DTYPES:
         return "unknown dtype or no entry"
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
+    if (
+        not all(
+            isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+            for value in (shape, offsets)
+        )
+        or len(offsets) != 2
+    ):
         return "shape and data_offsets must be lists of non-negative integers"
     if reason := wrong_shape(shape):
         return reason
@@ -393,18 +392,6 @@ def _wrong(entry: Any, body: memoryview) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _counts(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        type(item) is int and item >= 0 for item in value
-    )
-
-
-def _array(entry: dict[str, Any], body: memoryview) -> np.ndarray:
-    begin, end = entry["data_offsets"]
-    array = from_bytes(body[begin:end], _DTYPES[entry["dtype"]])
-    return array.reshape(entry["shape"])
 
 
 def _looks_like(data: bytes) -> str:

@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
-    from afterimage.finetune.config import FinetuneConfig
-    from afterimage.finetune.report import FinetuneResult
-    from afterimage.finetune.run import finetune
+    from afterimage.finetune.config import FinetuneConfig as FinetuneConfig
+    from afterimage.finetune.report import FinetuneResult as FinetuneResult
+    from afterimage.finetune.run import finetune as finetune
 
-__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
 
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "FinetuneConfig": "afterimage.finetune.config",
-        "FinetuneResult": "afterimage.finetune.report",
-        "finetune": "afterimage.finetune.run",
-    },
-)
+__getattr__, __dir__ = exports(__name__, __file__)

@@ -23,15 +23,15 @@ from jaxtyping import Array, Float
 from afterimage import runtime
 from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
-from afterimage.checkpoints.transfer import transfer
+from afterimage.checkpoints.trees import transfer
 from afterimage.checkpoints.weights import (
     read_classifier,
     write_classifier,
     write_encoder,
 )
 from afterimage.data.preprocessing import Preprocessing
+from afterimage.encoder import stored_model, stored_preprocessing
 from afterimage.errors import UserError
-from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models.encoder import (
     ModelConfig,
     Network,

@@ -97,7 +97,9 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
             cure = "restore it, or delete it: it only lists the training images"
-            used = schemas.read(file, schemas.Labels, cure, most=schemas.LARGEST_LABELS)
+            used = schemas.read(
+                file, schemas.LabelsFile, cure, most=schemas.LARGEST_LABELS
+            )
             same = used["data"] == spelling(config.data)  # also where not UTF-8
             if not same and _place(used["data"]) != _place(config.data):
                 return 0

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.models.heads import pool_features
-from afterimage.notes import ProgressBar
 from afterimage.training.batches import EvaluationRunner, subsample
 
 NEIGHBOURS, COMPONENTS = 10, 64

@@ -54,7 +54,7 @@ class FinetuneResult:
         if results is None:
             path = run.path / _RESULTS
             cure = "delete it, and the same command scores the run again"
-            stored: Mapping[str, Any] = schemas.read(path, schemas.Results, cure)
+            stored: Mapping[str, Any] = schemas.read(path, schemas.ResultsFile, cure)
         else:
             stored = results
         return cls(

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afterimage.checkpoints.transfer import Report
-from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.trees import TransferReport, flatten
 from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
+from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import (
     HEAD,
@@ -36,7 +36,6 @@ from afterimage.finetune.source import (
     read_head,
     source_rules,
 )
-from afterimage.manifest import encoder_manifest
 from afterimage.models import abstract_encoder
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import (
@@ -411,7 +410,7 @@ def _measured_weights(setup: RunSetup, model: Model, say: Say) -> Tree:
     return made
 
 
-def _transferred(report: Report) -> str:
+def _transferred(report: TransferReport) -> str:
     """The totals and every leaf that was not loaded; transfer.json has all of them."""
     lines = str(report).splitlines()
     return "\n".join(line for line in lines if not line.startswith("loaded "))

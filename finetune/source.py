@@ -18,15 +18,14 @@ import jax.numpy as jnp
 
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.names import shortened
-from afterimage.checkpoints.transfer import Report, transfer
+from afterimage.checkpoints.trees import TransferReport, transfer
 from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_encoder
 from afterimage.data import Preprocessing
-from afterimage.encoder import Encoder
+from afterimage.encoder import Encoder, stored_model, stored_preprocessing
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
-from afterimage.manifest import stored_model, stored_preprocessing
 from afterimage.models import ModelConfig
 from afterimage.training.stage import Context
 
@@ -172,7 +171,7 @@ def source_rules(
 
 def load_weights(
     source: SourceModel, params: Tree, stats: Tree, may_differ: tuple[str, ...]
-) -> tuple[Tree, Tree, dict[str, Report]]:
+) -> tuple[Tree, Tree, dict[str, TransferReport]]:
     """(params, stats, reports): the encoder's leaves from the source, heads fresh.
 
     The source's own head, where the frozen copy has it, goes on from where it was.

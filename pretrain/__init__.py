@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
-    from afterimage.pretrain.config import PretrainConfig
-    from afterimage.pretrain.report import PretrainResult
-    from afterimage.pretrain.run import pretrain
+    from afterimage.pretrain.config import PretrainConfig as PretrainConfig
+    from afterimage.pretrain.report import PretrainResult as PretrainResult
+    from afterimage.pretrain.run import pretrain as pretrain
 
-__all__ = ["PretrainConfig", "PretrainResult", "pretrain"]
 
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "PretrainConfig": "afterimage.pretrain.config",
-        "PretrainResult": "afterimage.pretrain.report",
-        "pretrain": "afterimage.pretrain.run",
-    },
-)
+__getattr__, __dir__ = exports(__name__, __file__)

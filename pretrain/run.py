@@ -21,8 +21,8 @@ from afterimage.data import (
     object_spec,
     open_data,
 )
+from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
-from afterimage.manifest import encoder_manifest
 from afterimage.models import (
     FeatureInfo,
     ModelConfig,

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from afterimage.report.chart import line_chart
+from afterimage.report import line_chart
 
 
 def test_places_points_and_survives_what_is_not_finite():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from afterimage.checkpoints.errors import TransferError, UsageError
-from afterimage.checkpoints.transfer import transfer
+from afterimage.checkpoints.trees import transfer
 
 SOURCE = {
     "encoder": {"stem": {"kernel": np.ones((3, 3)), "bias": np.full(3, 2.0)}},

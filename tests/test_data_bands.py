@@ -10,9 +10,9 @@ from PIL import Image
 
 from afterimage.data import Preprocessing, open_data
 from afterimage.data.pixels import parse_range, range_of
+from afterimage.data.preprocessing import prepare
 from afterimage.errors import DataError, UserError
 from afterimage.export import open_for
-from afterimage.inputs import prepare
 
 RNG = np.random.default_rng(0)
 LOW, HIGH = 300, 3800

@@ -279,7 +279,7 @@ def test_stream_reads_ahead_and_keeps_order(encoder):
 
 
 def test_progress_counts_images(encoder, capsys, monkeypatch):
-    monkeypatch.setattr("afterimage.notes._EVERY", 0)
+    monkeypatch.setattr("afterimage.console._EVERY", 0)
     encoder.features(pictures(20), batch_size=8, progress=True)
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [

@@ -253,7 +253,7 @@ def check_resume(home, whole, tmp_path, **settings):
         finetune(sequence(home, run, **STEPS, **settings))
         _, found, _ = Store(run).restore(step=6)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-        stored = schemas.read(run / "results.json", schemas.Results, "")
+        stored = schemas.read(run / "results.json", schemas.ResultsFile, "")
         assert stored["continual"] == whole.results["continual"]
 
 

@@ -161,7 +161,7 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     assert found["smaller"] == pytest.approx(size / small)
     assert found["smaller"] > 1
     assert found["faster"] > 0
-    stored = schemas.read(home / "teacher" / "results.json", schemas.Results, "")
+    stored = schemas.read(home / "teacher" / "results.json", schemas.ResultsFile, "")
     expected = stored["test"]["accuracy"]["value"]
     assert found["teacher"]["accuracy"] == pytest.approx(expected)
     assert "Teacher and student" in whole.report.read_text()

@@ -301,7 +301,7 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
     weights = np.asarray(state["stats"]["examples"]["weight"])
     np.testing.assert_allclose(weights[60:] / weights[0], 3.0, rtol=1e-6)
     assert weights.mean() == pytest.approx(1.0)
-    listed = schemas.read(result.run / "labels.json", schemas.Labels, "")
+    listed = schemas.read(result.run / "labels.json", schemas.LabelsFile, "")
     assert sum(map(len, listed["train"].values())) == 100
     assert sum(map(len, listed["tasks"]["light"]["train"].values())) == 40
     loaded = load_classifier(str(result.run))

@@ -122,6 +122,36 @@ def test_what_it_adds_is_listed_and_trains(trained):
     assert (run / "report.html").is_file()
 
 
+FINETUNE = """
+import json, sys
+import numpy as np
+from afterimage.finetune import FinetuneConfig, finetune
+
+images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+config = FinetuneConfig(
+    from_=sys.argv[1], out=sys.argv[2], steps=2, batch_size=16, validation=0.0,
+    methods=({"name": "short-features", "weight": 0.5},), log_every=1,
+    tensorboard=False,
+)
+finetune(config, data={"x_train": images, "y_train": np.arange(60) % 2})
+"""
+
+
+@pytest.mark.slow
+def test_its_method_trains(trained, site, tmp_path):
+    run, _ = trained
+    done = python(FINETUNE, site, arguments=[run, tmp_path / "cls"])
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "cls" / "metrics.jsonl").read_text().splitlines()
+    logged = [row for row in map(json.loads, lines) if "train/loss" in row]
+    assert logged[0]["train/short"] > 0
+    settings = json.loads((tmp_path / "cls" / "config.json").read_text())["config"]
+    package = "shapes-for-afterimage 0.3"
+    assert settings["methods"] == [
+        {"name": "short-features", "package": package, "weight": 0.5}
+    ]
+
+
 @pytest.mark.slow
 def test_its_encoder_loads_in_a_fresh_process(trained, site):
     run, _ = trained

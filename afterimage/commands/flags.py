@@ -381,7 +381,9 @@ def flags_for(command: Command[Any], words: Sequence[str]) -> list[Flag]:
     """The flags that a command line has so far, whatever else is wrong with it."""
     try:
         asked = _first(command).parse_known_args([_spelled(word) for word in words])[0]
-        return all_flags(command, _given(command, asked), _below(command, asked))
+        below = _below(command, asked)
+        chosen = merge(command.config, below, _given(command, asked))
+        return all_flags(command, chosen, below)
     except UserError:
         return all_flags(command, command.fixed, {})
 
@@ -522,7 +524,9 @@ def read_config(place: str, kind: str) -> dict[str, Any]:
         file = pathlib.Path(place) / "config.json"
         if not os.path.lexists(file):
             raise UserError(f"config={place}: no run folder, it has no config.json")
-        stored = schemas.read(file, schemas.Config, "restore it, or give a TOML file")
+        stored = schemas.read(
+            file, schemas.ConfigFile, "restore it, or give a TOML file"
+        )
         if stored["kind"] != kind:
             raise UserError(
                 f"config={place}: a {printable(stored['kind'])} run; {kind or 'this'} "

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from afterimage.checkpoints.names import spelling
+from afterimage.console import say_once
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
 from afterimage.data.pixels import (
     NotAnImage,
@@ -19,7 +20,6 @@ from afterimage.data.pixels import (
 )
 from afterimage.data.sets import UNLABELLED, Range, Request, Splits, array_set
 from afterimage.errors import DataError
-from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 
 _KEYS = {

@@ -23,6 +23,7 @@ import numpy as np
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes
 from afterimage.checkpoints.names import printable, spelling
+from afterimage.console import say_once
 from afterimage.data.decode import read_header, some_values
 from afterimage.data.labels import index_names, say_alike, task_labels
 from afterimage.data.pixels import (
@@ -53,7 +54,6 @@ from afterimage.data.workers import (
     windows,
 )
 from afterimage.errors import DataError
-from afterimage.notes import say_once
 from afterimage.runtime import cache_dir
 
 _FIRST_PAGE = (

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from afterimage.checkpoints.names import alike, class_name
+from afterimage.console import say_once
 from afterimage.data.sets import UNLABELLED, ImageSet, Labels, Splits
 from afterimage.errors import DataError
-from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 
 Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]

@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from afterimage.checkpoints.names import class_name, spelling
+from afterimage.console import say_once
 from afterimage.errors import DataError, did_you_mean
-from afterimage.notes import say_once
 
 Groups = dict[str, tuple[list[int], list[str | None]]]
 """{split: (rows, class name of each, or None where unlabelled)}."""

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from afterimage.checkpoints.names import class_name
+from afterimage.console import say_once
 from afterimage.data.arrays import array_splits, as_uint8, names_arrays
 from afterimage.data.decode import decode, from_pillow, read_header_of, some_values
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
@@ -49,7 +50,6 @@ from afterimage.data.sets import (
 )
 from afterimage.data.workers import allowance, windows
 from afterimage.errors import DataError, UserError
-from afterimage.notes import say_once
 
 _IN_MEMORY = 2**30
 """Bytes of decoded images of one split that are kept."""

@@ -19,13 +19,13 @@ from typing import Any
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import class_name, printable, spelling
+from afterimage.console import say_once
 from afterimage.data.decode import SUFFIXES, is_image_name
 from afterimage.data.labels import named
 from afterimage.data.layout import Groups
 from afterimage.data.pixels import NotAnImage
 from afterimage.data.workers import FileTree
 from afterimage.errors import DataError
-from afterimage.notes import say_once
 from afterimage.reading import ReadingOptions
 
 SYNONYMS = {

@@ -18,11 +18,11 @@ import numpy as np
 
 from afterimage.checkpoints.files import reason
 from afterimage.checkpoints.names import spelling
+from afterimage.console import ProgressBar
 from afterimage.data.decode import decode, strict
 from afterimage.data.pixels import MAX_BYTES, NotAnImage
 from afterimage.data.sets import Range
 from afterimage.errors import DataError
-from afterimage.notes import ProgressBar
 from afterimage.runtime import cores
 
 _SHARE = 0.5  # of what is free; the rest is for everything else

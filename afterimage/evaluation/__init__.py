@@ -5,90 +5,41 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
-    from afterimage.evaluation.classification import classification_report
-    from afterimage.evaluation.embedding import draw_embedding, embed
-    from afterimage.evaluation.logistic import fit_logistic
-    from afterimage.evaluation.probes import (
-        LinearProbe,
-        StreamedRidge,
-        choose_k,
-        fit_ridge,
-        knn_accuracy,
-        knn_predict,
-        pixel_vectors,
-        probe_report,
-        ridge_accuracy,
+    from afterimage.evaluation.classification import (
+        classification_report as classification_report,
     )
-    from afterimage.evaluation.representations import Protocol, representation_report
+    from afterimage.evaluation.embedding import draw_embedding as draw_embedding
+    from afterimage.evaluation.embedding import embed as embed
+    from afterimage.evaluation.logistic import fit_logistic as fit_logistic
+    from afterimage.evaluation.probes import LinearProbe as LinearProbe
+    from afterimage.evaluation.probes import StreamedRidge as StreamedRidge
+    from afterimage.evaluation.probes import choose_k as choose_k
+    from afterimage.evaluation.probes import fit_ridge as fit_ridge
+    from afterimage.evaluation.probes import knn_accuracy as knn_accuracy
+    from afterimage.evaluation.probes import knn_predict as knn_predict
+    from afterimage.evaluation.probes import pixel_vectors as pixel_vectors
+    from afterimage.evaluation.probes import probe_report as probe_report
+    from afterimage.evaluation.probes import ridge_accuracy as ridge_accuracy
+    from afterimage.evaluation.representations import Protocol as Protocol
+    from afterimage.evaluation.representations import (
+        representation_report as representation_report,
+    )
+    from afterimage.evaluation.spectrum import Moments as Moments
+    from afterimage.evaluation.spectrum import alignment_matrix as alignment_matrix
     from afterimage.evaluation.spectrum import (
-        Moments,
-        alignment_matrix,
-        collapsed_dimensions,
-        effective_rank,
-        linear_cka,
+        collapsed_dimensions as collapsed_dimensions,
     )
-    from afterimage.evaluation.text import report_text, representation_text
+    from afterimage.evaluation.spectrum import effective_rank as effective_rank
+    from afterimage.evaluation.spectrum import linear_cka as linear_cka
+    from afterimage.evaluation.text import report_text as report_text
+    from afterimage.evaluation.text import representation_text as representation_text
+    from afterimage.evaluation.vectors import Representation as Representation
     from afterimage.evaluation.vectors import (
-        Representation,
-        encoder_representation,
-        pixel_representation,
+        encoder_representation as encoder_representation,
+    )
+    from afterimage.evaluation.vectors import (
+        pixel_representation as pixel_representation,
     )
 
-__all__ = [
-    "LinearProbe",
-    "Moments",
-    "Protocol",
-    "Representation",
-    "StreamedRidge",
-    "alignment_matrix",
-    "choose_k",
-    "classification_report",
-    "collapsed_dimensions",
-    "draw_embedding",
-    "effective_rank",
-    "embed",
-    "encoder_representation",
-    "fit_logistic",
-    "fit_ridge",
-    "knn_accuracy",
-    "knn_predict",
-    "linear_cka",
-    "pixel_representation",
-    "pixel_vectors",
-    "probe_report",
-    "report_text",
-    "representation_report",
-    "representation_text",
-    "ridge_accuracy",
-]
 
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "LinearProbe": "afterimage.evaluation.probes",
-        "Moments": "afterimage.evaluation.spectrum",
-        "Protocol": "afterimage.evaluation.representations",
-        "Representation": "afterimage.evaluation.vectors",
-        "StreamedRidge": "afterimage.evaluation.probes",
-        "alignment_matrix": "afterimage.evaluation.spectrum",
-        "choose_k": "afterimage.evaluation.probes",
-        "classification_report": "afterimage.evaluation.classification",
-        "collapsed_dimensions": "afterimage.evaluation.spectrum",
-        "draw_embedding": "afterimage.evaluation.embedding",
-        "effective_rank": "afterimage.evaluation.spectrum",
-        "embed": "afterimage.evaluation.embedding",
-        "encoder_representation": "afterimage.evaluation.vectors",
-        "fit_logistic": "afterimage.evaluation.logistic",
-        "fit_ridge": "afterimage.evaluation.probes",
-        "knn_accuracy": "afterimage.evaluation.probes",
-        "knn_predict": "afterimage.evaluation.probes",
-        "linear_cka": "afterimage.evaluation.spectrum",
-        "pixel_representation": "afterimage.evaluation.vectors",
-        "pixel_vectors": "afterimage.evaluation.probes",
-        "probe_report": "afterimage.evaluation.probes",
-        "report_text": "afterimage.evaluation.text",
-        "representation_report": "afterimage.evaluation.representations",
-        "representation_text": "afterimage.evaluation.text",
-        "ridge_accuracy": "afterimage.evaluation.probes",
-    },
-)
+__getattr__, __dir__ = exports(__name__, __file__)

@@ -57,10 +57,8 @@ def _umap(x: np.ndarray, seed: int) -> np.ndarray:
             f"embedding=umap of {len(x)} images: at least 4. Take embedding=pca."
         )
     # With a seed UMAP runs on one thread, and warns unless that is asked for.
-    neighbours = min(15, len(x) - 1)
-    model = umap.UMAP(
-        n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1
-    )
+    fixed = {"metric": "cosine", "random_state": seed, "n_jobs": 1}
+    model = umap.UMAP(n_neighbors=min(15, len(x) - 1), **fixed)
     return np.asarray(model.fit_transform(x), np.float64)
 
 
@@ -120,12 +118,11 @@ def _legend(draw: Any, names: Sequence[str], font: Any, *, y: int) -> None:
     x = float(_MARGIN)
     for i, name in enumerate(names):
         if x + 24 + font.getlength(name) > _SIDE - _MARGIN:
-            return draw.text((x, y), "…", fill=_INK, font=font)
-        colour = _COLOURS[i % len(_COLOURS)]
-        draw.rectangle((x, y + 3, x + 12, y + 15), fill=colour)
+            draw.text((x, y), "…", fill=_INK, font=font)
+            break
+        draw.rectangle((x, y + 3, x + 12, y + 15), fill=_COLOURS[i % len(_COLOURS)])
         draw.text((x + 18, y), name, fill=_INK, font=font)
         x += 34 + font.getlength(name)
-    return None
 
 
 def _on_sheet(places: np.ndarray, top: int) -> np.ndarray:

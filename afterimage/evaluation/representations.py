@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet, choose_labels
 from afterimage.data.sets import stratified
 from afterimage.errors import DataError
@@ -31,9 +32,7 @@ from afterimage.evaluation.vectors import (
     Representation,
     Sets,
     collect,
-    dimensions,
 )
-from afterimage.notes import ProgressBar
 
 PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2
@@ -178,7 +177,7 @@ def representation_report(
         best = max(report["layers"][name], key=lambda row: row["validation"])["layer"]
         report["best"][name] = best
         if representation.levels:
-            sizes = dimensions(layers, representation.levels)
+            sizes = [layers[n].sample.shape[1] for n in representation.levels]
             report["alignment"][name] = {
                 "layers": list(representation.levels),
                 "cka": alignment_matrix(levels, sizes).tolist(),
@@ -290,8 +289,8 @@ def _score_budgets(
         probe = streamed if budget.name == "all" else fit_ridge(x, y)
         return probe.predict(layer.test), probe.chosen
 
-    known: Mapping[str, Callable] = dict(zip(PROBES, (linear, near, ridge)))
-    kinds = {kind: known[kind] for kind in wanted}
+    scorers: Mapping[str, Callable] = dict(zip(PROBES, (linear, near, ridge)))
+    kinds = {kind: scorers[kind] for kind in wanted}
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     total = len(kinds) * sum(len(budget.draws) for budget in budgets)
     with ProgressBar(total, f"probes of {row}", "probes") as progress:
@@ -305,16 +304,11 @@ def _score_budgets(
                     values.append(_right(predicted, sets) / len(sets.truth))
                     chosen.append(choice)
                     progress.add(1)
-                found[kind][budget.name] = _summary(values, chosen)
+                found[kind][budget.name] = {
+                    "mean": float(np.mean(values)),
+                    "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                    "n": len(values),
+                    "values": values,
+                    "chosen": chosen,
+                }
     return found
-
-
-def _summary(values: list[float], chosen: list[Any]) -> dict[str, Any]:
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {
-        "mean": float(np.mean(values)),
-        "std": std,
-        "n": len(values),
-        "values": values,
-        "chosen": chosen,
-    }

@@ -13,10 +13,22 @@ those that are only predicted."""
 
 def report_text(report: Mapping[str, Any]) -> str:
     """A `classification_report` as Markdown: measures, classes, confusions."""
-    parts = [_measures(report), _classes(report["classes"])]
-    names = [c["name"] for c in report["classes"]]
+    classes, keys = report["classes"], ("precision", "recall", "f1")
+    names = [c["name"] for c in classes]
+    bins = report["calibration_bins"]
+    measures = [
+        ("accuracy", percent(report["accuracy"])),
+        (MACRO_F1, percent(report["macro_f1"])),
+        (f"calibration error ({bins} bins)", percent(report["calibration_error"])),
+    ]
+    each = [[c["name"], *(f"{c[k]:.3f}" for k in keys), c["support"]] for c in classes]
+    parts = [
+        table([f"{report['examples']} examples", "value (95 % interval)"], measures),
+        table(["class", *keys, "support"], each),
+    ]
     if len(names) <= MAX_MATRIX:
-        parts.append(_matrix(names, report["confusion"]))
+        matrix = [[name, *counts] for name, counts in zip(names, report["confusion"])]
+        parts.append(table(["true \\ predicted", *names], matrix))
     else:
         parts.append(_most_confused(names, report["confusion"]))
     if report["absent"]:
@@ -46,40 +58,16 @@ def percent(share: Mapping[str, float | int | None]) -> str:
     return f"{value:.1f} % ({low:.1f}-{high:.1f})"
 
 
-def _measures(report: Mapping[str, Any]) -> str:
-    rows = [
-        ("accuracy", percent(report["accuracy"])),
-        (MACRO_F1, percent(report["macro_f1"])),
-        (
-            f"calibration error ({report['calibration_bins']} bins)",
-            percent(report["calibration_error"]),
-        ),
-    ]
-    return table([f"{report['examples']} examples", "value (95 % interval)"], rows)
-
-
-def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
-    keys = ("precision", "recall", "f1")
-    rows = [[c["name"], *(f"{c[k]:.3f}" for k in keys), c["support"]] for c in classes]
-    return table(["class", *keys, "support"], rows)
-
-
-def _matrix(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    rows = [[name, *counts] for name, counts in zip(names, confusion)]
-    return table(["true \\ predicted", *names], rows)
-
-
 def _most_confused(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    pairs = [
-        (count, i, j)
+    pairs = sorted(
+        (-count, i, j)
         for i, row in enumerate(confusion)
         for j, count in enumerate(row)
         if i != j and count
-    ]
-    pairs.sort(key=lambda p: (-p[0], p[1], p[2]))
+    )
     if not pairs:
         return "No confusions."
-    rows = [(names[i], names[j], count) for count, i, j in pairs[:MAX_CONFUSIONS]]
+    rows = [(names[i], names[j], -count) for count, i, j in pairs[:MAX_CONFUSIONS]]
     return table(["true", "predicted", "times"], rows)
 
 
@@ -92,10 +80,9 @@ def representation_text(report: Mapping[str, Any]) -> str:
         f"deviation over {settings['seeds']} draws of the labels."
     )
     chosen = (
-        "Layers: every level pooled by its mean, or by the means of a grid (2x2 where "
-        "no other is named); ridge "
-        "with all labels. `*` is best on the held-out fifth of the training images, "
-        "and is the layer in the table above: chosen with all training labels."
+        "Layers: every level, pooled by its mean or by the means of a grid (2x2 unless "
+        "another is named), scored by ridge with all labels. `*` is the layer in the "
+        "table above: the best on the held-out fifth of the training images."
     )
     parts = [about, _accuracy(report), chosen, _layers(report)]
     for name, found in report["alignment"].items():
@@ -110,11 +97,11 @@ def representation_text(report: Mapping[str, Any]) -> str:
 
 
 def _accuracy(report: Mapping[str, Any]) -> str:
-    rows = []
-    for name, probes in report["accuracy"].items():
-        for probe, budgets in probes.items():
-            cells = [_cell(found) for found in budgets.values()]
-            rows.append([probe, name, *cells])
+    rows = [
+        [probe, name, *map(_cell, budgets.values())]
+        for name, probes in report["accuracy"].items()
+        for probe, budgets in probes.items()
+    ]
     order = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: order.index(row[0]))  # stable: probe by probe
     *few, everything = next(iter(next(iter(report["accuracy"].values())).values()))

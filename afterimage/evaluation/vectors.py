@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt8
 
+from afterimage.console import ProgressBar
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.probes import pixel_vectors
 from afterimage.evaluation.spectrum import Moments
 from afterimage.models.heads import mean_over_views, pool_features
-from afterimage.notes import ProgressBar
 from afterimage.runtime import jit
 
 WIDEST = 2048
@@ -114,21 +114,18 @@ class Sets:
 
     @property
     def classes(self) -> int:
-        """Number of classes that the training images are named after."""
-        assert self.train.class_names is not None
-        return len(self.train.class_names)
+        """Number of classes of the training images."""
+        return len(self.train.class_names or ())
 
     @property
     def labels(self) -> Int32[np.ndarray, " n"]:
         """Labels of the training images."""
-        assert self.train.labels is not None
-        return self.train.labels
+        return np.asarray(self.train.labels)
 
     @property
     def truth(self) -> Int32[np.ndarray, " m"]:
         """Labels of the test images."""
-        assert self.test.labels is not None
-        return self.test.labels
+        return np.asarray(self.test.labels)
 
 
 def collect(
@@ -162,10 +159,12 @@ def collect(
     for _, found in _sweep(representation, sets.test, batch_size):
         for name, vectors in found.items():
             tests.setdefault(name, []).append(vectors)
-    layers = {}
-    for name in sums:
-        sample, test = np.concatenate(parts.pop(name)), np.concatenate(tests.pop(name))
-        layers[name] = Layer(*sums[name], sample=sample, test=test)
+    layers = {
+        name: Layer(
+            *sums[name], *map(np.concatenate, (parts.pop(name), tests.pop(name)))
+        )
+        for name in sums
+    }
     return layers, levels or Moments(0)
 
 
@@ -186,8 +185,3 @@ def _sweep(
                 )
             yield slice(int(part[0]), int(part[-1]) + 1), found
             progress.add(len(part))
-
-
-def dimensions(layers: Mapping[str, Layer], names: Sequence[str]) -> list[int]:
-    """Lengths of the layers' vectors."""
-    return [layers[name].sample.shape[1] for name in names]

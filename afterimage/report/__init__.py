@@ -1,25 +1,19 @@
 """What a run leaves to be looked at: its page, its notebook form, several runs."""
 
-from afterimage.report.chart import line_chart
-from afterimage.report.page import logged, notebook, write_report
-from afterimage.report.records import (
-    RunRecord,
-    comparison,
-    comparison_text,
-    read_run,
-    run_html,
-    write_comparison,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "RunRecord",
-    "comparison",
-    "comparison_text",
-    "line_chart",
-    "logged",
-    "notebook",
-    "read_run",
-    "run_html",
-    "write_comparison",
-    "write_report",
-]
+from afterimage.lazy import exports
+
+if TYPE_CHECKING:
+    from afterimage.report.page import line_chart as line_chart
+    from afterimage.report.page import logged as logged
+    from afterimage.report.page import notebook as notebook
+    from afterimage.report.page import write_report as write_report
+    from afterimage.report.records import RunRecord as RunRecord
+    from afterimage.report.records import comparison as comparison
+    from afterimage.report.records import comparison_text as comparison_text
+    from afterimage.report.records import read_run as read_run
+    from afterimage.report.records import run_html as run_html
+    from afterimage.report.records import write_comparison as write_comparison
+
+__getattr__, __dir__ = exports(__name__, __file__)

@@ -1,5 +1,6 @@
 """What is known of a run from its folder, and several runs side by side."""
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -8,8 +9,7 @@ from typing import Any
 
 from afterimage.checkpoints import manifest, schemas
 from afterimage.errors import UserError
-from afterimage.report.chart import Points
-from afterimage.report.page import Grid, logged, notebook, write_report
+from afterimage.report.page import Grid, Points, logged, notebook, write_report
 from afterimage.training.metrics import read_rows
 
 _MEASURES = ("accuracy", "macro_f1", "calibration_error")
@@ -57,7 +57,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
             f"{path} is not a run folder: it has no config.json. Name a folder that "
             "`--out` of pretrain or finetune made."
         )
-    stored = schemas.read(path / "config.json", schemas.Config, "restore it")
+    stored = schemas.read(path / "config.json", schemas.ConfigFile, "restore it")
     rows = read_rows(path / "metrics.jsonl", lambda note: None, keep_bad=False)
     names = dict.fromkeys(name for row in rows for name in row if name != "step")
     curves = {name: points for name in names if (points := logged(rows, name))}
@@ -68,7 +68,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     }
     results, intervals = path / "results.json", {}
     if results.is_file():
-        stored_results = schemas.read(results, schemas.Results, "delete it")
+        stored_results = schemas.read(results, schemas.ResultsFile, "delete it")
         figures |= _final(stored_results)
         intervals = _intervals(stored_results)
     final = results if stored["kind"] == "finetune" else path / "encoder"
@@ -80,7 +80,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         settings=stored["config"],
         data=(stored.get("data") or {}).get("name", ""),
         step=max([0, *logged_steps, *manifest.complete_steps(path)]),
-        steps=_steps(stored["config"]),
+        steps=asked if isinstance(asked := stored["config"].get("steps"), int) else 0,
         finished=final.exists(),
         figures=figures,
         intervals=intervals,
@@ -154,10 +154,7 @@ def write_comparison(
     Charts are of what two runs or more have logged, evaluations first.
     """
     grid = comparison(records)
-    counts: dict[str, int] = {}
-    for record in records:
-        for name in record.curves:
-            counts[name] = counts.get(name, 0) + 1
+    counts = collections.Counter(name for r in records for name in r.curves)
     least = min(2, len(records))
     names = [n for n in counts if counts[n] >= least and not n.startswith("time/")]
     names.sort(key=lambda name: not name.startswith("eval/"))
@@ -206,27 +203,27 @@ def run_html(folder: str | os.PathLike[str]) -> str:
 
 def _intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """The intervals of the figures of `_final` that are measures with one."""
-    found = {
+    return {
+        name: (low, high)
+        for name, share in _shares(results).items()
+        if (low := share["low"]) is not None
+        and (high := share["high"]) is not None
+        and share["value"] is not None
+    }
+
+
+def _shares(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    return {
         f"{split} {measure.replace('_', ' ')}": results[split][measure]
         for split in ("validation", "test")
         if results[split] is not None
         for measure in _MEASURES
     }
-    return {
-        name: (share["low"], share["high"])
-        for name, share in found.items()
-        if None not in (share["value"], share["low"], share["high"])
-    }
 
 
 def _final(results: Mapping[str, Any]) -> dict[str, float]:
     """Figures of results.json by name: `test accuracy`, `forgetting`, …"""
-    found = {
-        f"{split} {measure.replace('_', ' ')}": results[split][measure]["value"]
-        for split in ("validation", "test")
-        if results[split] is not None
-        for measure in _MEASURES
-    }
+    found = {name: share["value"] for name, share in _shares(results).items()}
     for name in ("average_accuracy", "forgetting", "forward_transfer"):
         found[name.replace("_", " ")] = results.get("continual", {}).get(name)
     if results.get("episodes") is not None:
@@ -246,11 +243,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
         else:
             found.append((prefix + name, value))
     return found
-
-
-def _steps(settings: Mapping[str, Any]) -> int:
-    steps = settings.get("steps")
-    return steps if isinstance(steps, int) else 0
 
 
 def _step_of(picture: pathlib.Path | None) -> int:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from afterimage.console import say_once
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import HEAD, ClassifierNetwork, load_classifier
@@ -25,7 +26,6 @@ from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
-from afterimage.notes import say_once
 from afterimage.training.batches import EvaluationRunner
 from afterimage.training.optimiser import count_parameters
 from afterimage.training.stage import Context, Term, TermResult, View

@@ -69,7 +69,7 @@ def afterimage(world):
             stack.enter_context(contextlib.redirect_stderr(output))
             try:
                 code = main([str(argument) for argument in arguments])
-            except SystemExit as exit:  # tyro, after --help or a flag it does not know
+            except SystemExit as exit:  # after --help
                 code = exit.code or 0
         assert code == expected, output.getvalue()[-4000:]
         return output.getvalue()

@@ -532,23 +532,23 @@ SIZES = [7, 8, 2**14, 2**14 + 1]
 def test_settings_and_manifests_know_the_same_bounds(field, value):
     """What a model may be set to is what is read again."""
     stored = {**encoder_manifest()["model"], field: value}
-    wrong = schemas.mistakes(stored, schemas.Model)
+    wrong = schemas.mistakes(stored, schemas.ModelFields)
     # The smallest image is the model's own matter.
     if wrong or value == [8, 7]:
         with pytest.raises(UserError, match=field):
             ModelConfig.from_dict(stored)
     else:
         again = ModelConfig.from_dict(stored).to_dict()
-        assert not schemas.mistakes(again, schemas.Model)
+        assert not schemas.mistakes(again, schemas.ModelFields)
 
 
 def test_the_schemas_have_the_fields_of_what_they_describe():
     for described, schema in (
-        (ModelConfig, schemas.Model),
-        (Preprocessing, schemas.Preprocessing),
-        (FeatureInfo, schemas.FeatureInfo),
+        (ModelConfig, schemas.ModelFields),
+        (Preprocessing, schemas.PreprocessingFields),
+        (FeatureInfo, schemas.FeatureInfoFields),
     ):
         fields = {field.name for field in dataclasses.fields(described)}
         assert fields == set(schema.__struct_fields__)
     heads = {field.name for field in dataclasses.fields(HeadConfig)}
-    assert heads | {"class_names"} == set(schemas.Head.__struct_fields__)
+    assert heads | {"class_names"} == set(schemas.HeadFields.__struct_fields__)

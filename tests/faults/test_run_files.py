@@ -209,7 +209,7 @@ RESULTS = {
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"), [(LABELS, schemas.Labels), (RESULTS, schemas.Results)]
+    ("value", "kind"), [(LABELS, schemas.LabelsFile), (RESULTS, schemas.ResultsFile)]
 )
 def test_labels_and_results_are_read_as_they_are_written(tmp_path, value, kind):
     write_json(tmp_path / "x.json", value)
@@ -219,27 +219,27 @@ def test_labels_and_results_are_read_as_they_are_written(tmp_path, value, kind):
 @pytest.mark.parametrize(
     ("change", "kind", "names"),
     [
-        ({"train": []}, schemas.Labels, "train"),
-        ({"train": {"a": "1"}}, schemas.Labels, "train.'a'"),
-        ({"train": {"a": [1]}}, schemas.Labels, "train.'a'"),
-        ({"tasks": {"age": {}}}, schemas.Labels, "tasks.'age'.train: missing"),
-        ({"data": None}, schemas.Labels, "data"),
-        ({"test": {}}, schemas.Results, "test.accuracy: missing"),
-        ({"test": {**_REPORT, "accuracy": 1}}, schemas.Results, "test.accuracy"),
-        ({"selection": {"rule": "last"}}, schemas.Results, "selection.step"),
-        ({"steps": "4"}, schemas.Results, "steps"),
-        ({"tasks": {"age": {"test": 1}}}, schemas.Results, "tasks.'age'"),
-        ({"distillation": {}}, schemas.Results, "distillation"),
-        ({"continual": None}, schemas.Results, "continual"),
+        ({"train": []}, schemas.LabelsFile, "train"),
+        ({"train": {"a": "1"}}, schemas.LabelsFile, "train.'a'"),
+        ({"train": {"a": [1]}}, schemas.LabelsFile, "train.'a'"),
+        ({"tasks": {"age": {}}}, schemas.LabelsFile, "tasks.'age'.train: missing"),
+        ({"data": None}, schemas.LabelsFile, "data"),
+        ({"test": {}}, schemas.ResultsFile, "test.accuracy: missing"),
+        ({"test": {**_REPORT, "accuracy": 1}}, schemas.ResultsFile, "test.accuracy"),
+        ({"selection": {"rule": "last"}}, schemas.ResultsFile, "selection.step"),
+        ({"steps": "4"}, schemas.ResultsFile, "steps"),
+        ({"tasks": {"age": {"test": 1}}}, schemas.ResultsFile, "tasks.'age'"),
+        ({"distillation": {}}, schemas.ResultsFile, "distillation"),
+        ({"continual": None}, schemas.ResultsFile, "continual"),
         (
             {"episodes": {**RESULTS["episodes"], "method": "maml"}},
-            schemas.Results,
+            schemas.ResultsFile,
             "maml",
         ),
     ],
 )
 def test_damaged_labels_and_results_are_named(tmp_path, change, kind, names):
-    good = LABELS if kind is schemas.Labels else RESULTS
+    good = LABELS if kind is schemas.LabelsFile else RESULTS
     write_json(tmp_path / "x.json", {**good, **change})
     with pytest.raises(CheckpointError) as error:
         schemas.read(tmp_path / "x.json", kind, "delete it")

@@ -8,10 +8,17 @@ import numpy as np
 from flax import nnx
 
 from afterimage.data import Source
+from afterimage.finetune.method import Method
 from afterimage.models import build_encoder
 from afterimage.models.encoder import EncoderNetwork, make_feature_info
 from afterimage.models.layers import Patchify
-from afterimage.plugins import AUGMENTATIONS, ENCODERS, OBJECTIVES, SOURCES
+from afterimage.plugins import (
+    AUGMENTATIONS,
+    ENCODERS,
+    METHODS,
+    OBJECTIVES,
+    SOURCES,
+)
 from afterimage.pretrain.objective import Objective, at_least_0
 from afterimage.training.stage import Term
 
@@ -89,6 +96,26 @@ class SamePlace(Objective):
 def correlation(z):
     z = z - z.mean(0, keepdims=True)
     return jnp.square(z.T @ z / len(z) - jnp.eye(z.shape[1])).mean()
+
+
+# [method]
+@METHODS.add("short-features")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortFeatures(Method):
+    """Features stay near zero."""
+
+    weight: float = 0.01
+    """Weight of the mean squared feature."""
+
+    def problems(self, config):
+        return at_least_0(self, "weight")
+
+    def terms(self, setup, phase=0):
+        def short(view):
+            return jnp.square(view["train/features"]).mean(-1), {}
+
+        reads = ("train/features",)
+        return [Term(name="short", fn=short, reads=reads, weight=self.weight)]
 
 
 # [augmentation]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from afterimage.checkpoints import files
 from afterimage.checkpoints.names import spelling
+from afterimage.console import say_once
 from afterimage.data.images import image_sets
 from afterimage.data.labels import named
 from afterimage.data.layout import OPTIONS, by_split, exact
@@ -16,7 +17,6 @@ from afterimage.data.sources import Source
 from afterimage.data.sources.folder import OnDisk
 from afterimage.data.table import Table, is_known, listed, no_columns, read_table
 from afterimage.errors import DataError
-from afterimage.notes import say_once
 from afterimage.plugins import SOURCES
 from afterimage.reading import ReadingOptions
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from afterimage.checkpoints.files import open_regular, read_bytes
 from afterimage.checkpoints.names import spelling
+from afterimage.console import say_once
 from afterimage.data.decode import (
     SUFFIXES,
     is_hidden,
@@ -24,7 +25,6 @@ from afterimage.data.sources import Source
 from afterimage.data.table import listing, near_miss, with_metadata
 from afterimage.data.workers import FileTree, check_size, reasons
 from afterimage.errors import DataError
-from afterimage.notes import say_once
 from afterimage.plugins import SOURCES
 
 
