@@ -73,15 +73,16 @@ def field_problems(config: Any) -> list[str]:
         for one in value if isinstance(value, tuple | list) else (value,):
             if kind is not None:
                 found += _number_problems(shown, one, kind)
+            elif known is not None:
+                if one not in known:
+                    near, all_of_them = did_you_mean(str(one), known), ", ".join(known)
+                    found.append(
+                        f"{shown}={one!r} is unknown{near} There are: {all_of_them}"
+                    )
             elif field.name in _FOLDERS:
                 found += place_problems(shown, one)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)
-            elif known is not None and one not in known:
-                hint = did_you_mean(str(one), known)
-                found.append(
-                    f"{shown}={one!r} is unknown{hint} There are: {', '.join(known)}"
-                )
             elif kinds in ({str}, {bool}) and not isinstance(one, tuple(kinds)):
                 what = "a text" if kinds == {str} else "true or false"
                 found.append(f"{shown}={one!r}: {what}")

@@ -1,7 +1,9 @@
 """The pretraining program end to end, a few steps at a time, on CPU."""
 
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -295,6 +297,30 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert not result.complete
     assert_equal_runs(out, finished.run)
     assert result.metrics == finished.metrics
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["before", "during"])
+def test_stopped_while_the_results_are_made(finished, tmp_path, monkeypatch, during):
+    """All steps are taken: the signal ends the run, the same command finishes it."""
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def saved(step, folder):
+        del folder
+        if step == STEPS and not during:
+            stop()
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if during:
+            patch.setattr("afterimage.pretrain.run.write_encoder", stop)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run_program(config(out), callbacks=Callbacks(on_checkpoint=saved))
+    assert not (out / "encoder").exists()
+    result = run_program(config(out))
+    assert not result.complete
+    assert_equal_runs(out, finished.run)
 
 
 def test_the_report_is_there_from_the_first_evaluation_on(tmp_path):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from afterimage.checkpoints.store import Store
 from afterimage.console import say
+from afterimage.errors import Interrupted
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, replicate
 from afterimage.training.loop import (
@@ -274,7 +275,31 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
             if state is None:
                 state = job.begin(tell, stop)
             state = _train(job, state, run, store, stop, callbacks)
-            return job.finish(state, store)
+            return _finish(job, state, run, store, stop)
+
+
+def _finish(
+    job: Job[Result], state: State, run: Run, store: Store, stop: StopSignal
+) -> Result:
+    """All steps are saved: a signal from here on leaves only the scoring undone."""
+    left = (
+        f"after the last step of {job.trainer.stage.steps}, before the results were "
+        f"written; everything is saved in {run.path}. The same command finishes them"
+    )
+    # Processes that wait for each other cannot be stopped one by one.
+    stop.saved = jax.process_count() == 1
+    try:
+        if stop.agreed():
+            raise Interrupted(f"Stopped by {stop.name} {left}")
+        return job.finish(state, store)
+    except KeyboardInterrupt as error:
+        if not (stop.saved and stop.name):
+            raise
+        # The process ends in the usual way, which no computation must outlive.
+        jax.block_until_ready(jax.live_arrays())
+        raise Interrupted(f"Stopped by {stop.name} {left}") from error
+    finally:
+        stop.saved = False
 
 
 def _train(

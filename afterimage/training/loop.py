@@ -68,11 +68,13 @@ class StopSignal:
     """While entered, a first signal sets a flag; a second one stops at once.
 
     Long work polls it: the loop after each dispatch, evaluations between batches. (A
-    handler that saved by itself would run in the middle of a step.)
+    handler that saved by itself would run in the middle of a step.) While `saved` is
+    true there is nothing left to save, and the first signal stops the work as well.
     """
 
     def __init__(self) -> None:
         self.name = ""
+        self.saved = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -96,12 +98,15 @@ class StopSignal:
         self.name = signal.Signals(number).name
         with contextlib.suppress(OSError):  # with SIGHUP the terminal is gone
             again = "Ctrl-C again" if self.name == "SIGINT" else "A second signal"
-            print(
-                f"\n{self.name}: finishing this step, saving, then stopping. {again} "
-                "stops at once; what was saved before is kept",
-                file=sys.stderr,
-                flush=True,
+            text = (
+                "stopping"
+                if self.saved
+                else f"finishing this step, saving, then stopping. {again} stops at "
+                "once; what was saved before is kept"
             )
+            print(f"\n{self.name}: {text}", file=sys.stderr, flush=True)
+        if self.saved:
+            raise KeyboardInterrupt
 
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
