@@ -63,7 +63,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     Default: every label there is."""
 
     labels_per_class: int | None = None
-    """The same for each class; give one of the two."""
+    """How many labels of each class to use; give this or labels."""
 
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features: one layer, or one hidden layer before it."""
@@ -104,14 +104,11 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     number for each class, in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
-    """Random changes of the training images. shift: small translations; crop-flip:
-    crops and mirroring; light: shift, with brightness and contrast; shear: shift, with
-    shearing; affine: shear, scaled by up to a third; tones: affine, each channel's
-    range a random one, half of them inverted; strong: shear, with stronger tones than
-    light, and a square erased."""
+    """Random changes of the training images, e.g. shift or crop-flip; `afterimage
+    methods` describes each."""
 
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
-    """Whose normalisation statistics an encoder with BatchNorm keeps when the training
+    """Which normalisation statistics an encoder with BatchNorm keeps when the training
     images come in several streams (a target domain, or images without labels). source,
     target: each stream is normalised by its own batch, and the moments of that stream
     are kept; joint: all as one batch, right where all images are of one domain; frozen:
@@ -207,7 +204,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
                 f"not with task {self.task.name}, only with {', '.join(method.tasks)}"
             )
         if method.needs_target and self.target is None:
-            found.append("needs images of the target domain: give target")
+            found.append("needs images of the target domain: give --target")
         if method.needs_source and not self.mode.loads_source:
             found.append(f"mode {self.mode.name} has no source to stay near")
         if method.acts_on_encoder and not self.mode.trains_encoder:

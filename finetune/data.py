@@ -197,7 +197,7 @@ def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Ru
     """
     data = config.data if data is None else data
     if data is None:
-        raise UserError("data: give the labelled images")
+        raise UserError("no data: name the labelled images, --data labelled")
     if (target is not None) != (config.target == "given"):
         raise UserError(
             f"target={config.target!r}: an object in finetune(config, target=…) goes "

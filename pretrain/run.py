@@ -67,7 +67,8 @@ def pretrain(
     """
     if (data is None) == (config.data is None):
         raise UserError(
-            "no data: give --data, or an object as pretrain(config, data=...)"
+            "no data: name a folder of images (afterimage pretrain photos --out RUN), "
+            "or give an object, pretrain(config, data=...)"
             if data is None
             else f"data={config.data!r} and an object: give one of them"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
+from afterimage.errors import UserError
 from afterimage.evaluation.configs import EvaluateConfig, is_classifier, write
 
 COMMAND = Command(
@@ -41,6 +42,12 @@ def main(argv: Sequence[str]) -> None:
     """Parses, scores, prints."""
     config = parse(COMMAND, argv)
     if is_classifier(config.from_):
+        if config.against is not None:
+            raise UserError(
+                f"against={config.against}: {config.from_} is a classifier, and only "
+                "encoders are compared here; leave --against out, or use afterimage "
+                "compare"
+            )
         from afterimage.finetune.evaluate import evaluate, text
 
         figures = evaluate(config)

@@ -65,12 +65,19 @@ ACCEPTED = (
 )
 
 
+def _called(data: Any) -> str:
+    """What an object without a name is called."""
+    if _is_array(data):
+        return "array"
+    return "arrays" if isinstance(data, Mapping) else type(data).__name__
+
+
 def open_object(data: Any, name: str | None, request: Request) -> Splits:
     """The splits of an object; UserError for one that is none of those above.
 
     `name` is what it is called in messages and reports: its type, if not given.
     """
-    name = name or type(data).__name__
+    name = name or _called(data)
     if request.reading.split_folders and request.strict:
         raise UserError(
             f"{name} has no folders: give the splits of an object as a mapping, "

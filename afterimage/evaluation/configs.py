@@ -85,7 +85,7 @@ class EvaluateConfig(ImagesOptions):
 
     out: str | None = None
     """Write the figures to this file, as JSON. For an encoder its tables (.md) and
-    picture (.png) stand beside it, and for a run's folder the default is
+    picture (.png) go beside it, and for a run's folder the default is
     RUN/evaluation/DATA.json."""
 
     split: Literal["auto", "train", "validation", "test"] = "auto"

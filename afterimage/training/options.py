@@ -130,7 +130,7 @@ class TrainingOptions:
     """Keep the training images on the device. Default: when they fit."""
 
     max_bad_steps: int = 5
-    """So many steps in a row with a non-finite loss or gradient stop the run."""
+    """Stop after this many consecutive steps with a non-finite loss or gradient."""
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""

@@ -371,7 +371,7 @@ def _conflicts(phase: Phase, partition: Partition, params: Any) -> list[str]:
             problems.append(
                 f"{where}: weight decay and the term {name!r} both pull on "
                 f"{len(both)} leaves, e.g. {both[0]}, to different places; give "
-                "--weight-decay 0, and --l2-head for the heads"
+                "--weight-decay 0 (l2-sp has a weight of its own for the heads)"
             )
     return problems
 

@@ -92,7 +92,7 @@ class PseudoLabels(Method):
     def problems(self, config):
         found = []
         if self.images == OF_TARGET and config.target is None:
-            found.append("images='target' needs a target domain: give target")
+            found.append("images='target' needs a target domain: give --target")
         if not 0 <= self.propagation <= 1:
             found.append(f"propagation={self.propagation}: in [0, 1]")
         if self.ratio < 1:
