@@ -73,6 +73,14 @@ def say(text: str) -> None:
     print(printable(text, keep="\n\t"), flush=True)
 
 
+def say_reading(data: Any) -> None:
+    """Print on standard error, of the first process, that images are being read."""
+    import jax
+
+    if jax.process_index() == 0 and isinstance(data, str):
+        print(printable(f"Reading {data} ..."), file=sys.stderr, flush=True)
+
+
 def shows_bars(stream: Any) -> bool:
     """Whether progress is a bar: on a terminal, and in a notebook."""
     return in_notebook() or stream.isatty()

@@ -45,7 +45,7 @@ class Diverged(AfterimageError):
 
 
 class Interrupted(AfterimageError):
-    """SIGTERM or SIGINT: the run was saved, and the same command continues it."""
+    """A signal stopped the run: it was saved, and the same command continues it."""
 
     exit_code = 75
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from afterimage.checkpoints.names import alike, spelling
+from afterimage.console import say_reading
 from afterimage.data import (
     WAYS_TO_LABEL,
     ImageSet,
@@ -167,6 +168,7 @@ class Opener:
         value_range = config.value_range or stored.value_range
         if config.value_range == "auto" and not own and spec != config.data:
             value_range = stored.value_range  # measured on the run's own data only
+        say_reading(spec)
         splits = open_data(
             spec,
             image_size=size,

@@ -1,6 +1,5 @@
 """The fine-tuning program: an encoder and labels in, a classifier and figures out."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,14 +85,7 @@ def finetune(
             setup = build(config, opened)
             rule = choose_rule(config, opened)
             job = FinetuneJob(setup, make_stage(setup), rule, run)
-
-        def on_evaluation(step: int, metrics: Mapping[str, Any]) -> None:
-            job.write_draft(step)
-            callbacks.on_evaluation(step, metrics)
-
-        return execute(
-            job, run, dataclasses.replace(callbacks, on_evaluation=on_evaluation)
-        )
+        return execute(job, run, callbacks)
 
 
 class FinetuneJob(Job[FinetuneResult]):
@@ -177,8 +169,8 @@ class FinetuneJob(Job[FinetuneResult]):
         """What each phase trains and freezes."""
         return describe(self.trainer.stage, self.setup.params)
 
-    def write_draft(self, step: int) -> None:
-        """The report of a run that is not finished."""
+    def report(self, step: int) -> None:
+        """report.html of a run that is not finished."""
         if self.run.is_main_process:
             results = outline(self.setup, self.rule, step)
             results |= {"validation": None, "test": None}

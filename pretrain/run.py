@@ -11,6 +11,7 @@ from flax import nnx
 from afterimage import runtime
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.weights import write_encoder
+from afterimage.console import say_reading
 from afterimage.data import (
     ImageSet,
     Preprocessing,
@@ -77,6 +78,7 @@ def pretrain(
         config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
+    say_reading(config.data)
     splits = open_data(
         config.data if data is None else data,
         image_size=config.image_size,

@@ -1,6 +1,6 @@
 """Encoded bytes -> what a person sees, as uint8; or why that cannot be.
 
-What Pillow's `convert("RGB")` gets wrong is done here (research/performance.md §4):
+What Pillow's `convert("RGB")` gets wrong is done here (docs/design/images.md):
 16-bit samples are scaled instead of clipped or cut, EXIF orientation is applied, alpha
 is composited on white, sizes are judged from the header. JPEGs go through libjpeg-turbo
 where every byte is certain; TIFFs are not Pillow's at all (`tiff`).

@@ -210,7 +210,7 @@ class Batches:
         """How many batches are prepared at once.
 
         One, which overlaps with the device: where batches are small, more of them
-        make Grain slower (research/performance.md §3).
+        make Grain slower (docs/design/speed.md).
         """
         return min(_MOST_THREADS, cores()) if self.large else 1
 

@@ -93,7 +93,7 @@ class TrainingOptions:
     """Learning rate after the warm-up: cosine to zero, or constant."""
 
     warmup_steps: int | None = None
-    """Steps of linear warm-up. Default: 5 % of the run."""
+    """Steps of linear warm-up, in each phase of the run. Default: 5 % of a phase."""
 
     warmup_epochs: float | None = None
     """The same in epochs; give one of the two."""
@@ -176,7 +176,7 @@ class TrainingOptions:
         return steps
 
     def warmup(self, images: int, total: int) -> int:
-        """Steps of warm-up, at most the whole run."""
+        """Steps of warm-up of a phase of `total` steps, at most all of them."""
         if self.warmup_steps is not None:
             return min(self.warmup_steps, total)
         if self.warmup_epochs is not None:

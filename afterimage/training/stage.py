@@ -8,7 +8,8 @@ of examples (a domain distance) gives a scalar.
 
 The shared values have names, and each is computed once. A name says which stream a
 value belongs to and what it is: `train/image`, `train/label`, `train/maps`,
-`train/features`, `train/logits`; values of no stream are `params`, `stats` and `step`.
+`train/features`, `train/logits`; values of no stream are `params`, `step`
+and `progress` (the share of the phase that is done).
 The memo lives as long as one trace, so a compiled step contains every forward pass
 once.
 
@@ -61,7 +62,8 @@ def near_misses(name: str, known: Iterable[str]) -> str:
     if slash and stream not in streams:
         return (
             f"{name!r} is not supplied: nothing here is called {stream!r}, only "
-            f"{', '.join(streams)}; an unlabelled target stream is given by --target"
+            f"{', '.join(streams)}"
+            + ("; --target gives a target domain" if stream == "target" else "")
         )
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
