@@ -320,7 +320,7 @@ def test_data_and_target_as_objects(home, tmp_path):
     result = finetune(given, data=arrays, target=dark)
     assert result.results["test"]["examples"] == 30
     assert finetune(given, data=arrays, target=dark).complete
-    with pytest.raises(UserError, match="not those this run began with"):
+    with pytest.raises(UserError, match="fingerprint"):
         finetune(given, data=arrays, target=arrays)
     alone = config(home, tmp_path / "alone", data=None, mode="probe")
     for wrong, object_ in ((given, None), (alone, dark)):

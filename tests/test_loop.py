@@ -371,7 +371,7 @@ def test_changed_data_is_refused(tmp_path):
         run.check_data("folder:x", "aaa")
     with Run(tmp_path / "run", kind="test", config={"a": 1}) as run:
         run.check_data("folder:x", "aaa")
-        with pytest.raises(UserError, match="not those this run began with"):
+        with pytest.raises(UserError, match="fingerprint"):
             run.check_data("folder:x", "bbb")
 
 

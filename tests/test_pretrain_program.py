@@ -344,7 +344,7 @@ def test_data_may_be_an_object(tmp_path):
     result = run_program(mine, data={"images": images})
     assert np.isfinite(result.metrics["loss"])
     assert run_program(mine, data={"images": images}).complete
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="fingerprint"):
         run_program(mine, data={"images": images[::-1]})
 
 

@@ -235,7 +235,7 @@ def test_the_encoder_loads_in_python(world, pretrained):
     [
         (("pretrain", "--data", "foldr:x", "--out", "o"), "did you mean 'folder'"),
         (("pretrain", "--data", "folder:nowhere", "--out", "o"), "nowhere"),
-        (("pretrain", "--data", "digits", "--out", "o", "--model", "rezn"), "Known"),
+        (("pretrain", "--data", "digits", "--out", "o", "--model", "rezn"), "resnet18"),
         (("features", "--from", "test", "--data", "digits", "--out", "f.npy"), "test"),
         (("finetune", "--from", "nope", "--data", "digits", "--out", "o"), "nope"),
     ],
