@@ -25,6 +25,7 @@ from typing import Any
 
 RENAMED: Mapping[str, str | None] = {
     "results/from/trained/corruption_strength": None,
+    "results/from/trained/from/trained/corruption_strength": None,
     "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
     "train/bad_row": "train/bad_steps",
 }
