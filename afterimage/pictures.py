@@ -21,7 +21,7 @@ def draw_rows(
 
     Images are floats in [0, 1] (values outside are clipped, non-finite values drawn
     black), and all rows have the same shape. One channel is shown as grey, three as
-    RGB; of more the first three are shown, of two the mean, and the caption says so.
+    RGB, more by the first three, two by their mean, and the caption says so.
     Small images are enlarged by an integer factor with nearest neighbour, so pixels
     stay square.
     """

@@ -1,7 +1,7 @@
 """Command line -> configuration: defaults, preset, file, flags; the last one wins.
 
 The flags are the fields of a dataclass, documented below each. A choice (see
-`afterimage.settings`) is one flag that takes names, and what is chosen brings its own:
+`afterimage.settings`) is one flag that takes names, and each name adds its own flags:
 
     --objective masked --masked.ratio 0.6
 """

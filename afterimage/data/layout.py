@@ -364,8 +364,8 @@ def check_clear(
 ) -> None:
     """Raise DataError if it is unclear which folder is which split.
 
-    `odd` are the folders beside the splits whose names mean no split, `loose` the
-    images beside them.
+    `odd` are the other folders, whose names mean no split; `loose` are images beside
+    the folders.
     """
     named = {name: split for name, split in meaning.items() if split != NO_LABEL}
     splits = list(named.values())
