@@ -34,7 +34,7 @@ class ReadingOptions:
 
     @property
     def split_folders(self) -> dict[str, str]:
-        """{split: the folder named for it}."""
+        """{split: the folder given for it}."""
         named = {
             "train": self.train,
             "validation": self.validation_folder,

@@ -87,7 +87,7 @@ def join_hosts() -> None:
 
 
 def start() -> None:
-    """What every command does first."""
+    """The setup that every command runs first."""
     enable_compile_cache()
     # JAX warns about every program it compiles if the disk is full or read-only:
     # without the cache a command is slower, but otherwise the same.

@@ -57,7 +57,7 @@ _LEAST_MEMORY = 2_400_000_000
 
 
 def usage() -> str:
-    """What `afterimage --help` prints."""
+    """The text of `afterimage --help`."""
     lines = [
         "usage: afterimage COMMAND [flags]",
         "",

@@ -41,7 +41,7 @@ class Verify:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Delete all checkpoints except the newest and the best undamaged ones."""
+    """Delete all undamaged checkpoints except the newest and the best."""
 
     run: str
     """The run folder."""

@@ -191,7 +191,7 @@ def _choice_flags(
 def _settings_flags(
     field: str, name: str, kind: Any, lower: Mapping[str, Any]
 ) -> Iterator[Flag]:
-    """The flags of the settings of something that is chosen by name."""
+    """The flags for the settings of a choice."""
     if not dataclasses.is_dataclass(kind):
         return
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -389,7 +389,7 @@ def flags_for(command: Command[Any], words: Sequence[str]) -> list[Flag]:
 
 
 def settings_of(name: str, kind: Any) -> str:
-    """The settings of something that is chosen by name, as the help shows them."""
+    """The settings of a choice, as the help shows them."""
     parser = _Parser(
         usage=argparse.SUPPRESS, add_help=False, formatter_class=_Formatter
     )

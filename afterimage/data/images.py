@@ -222,7 +222,7 @@ def _headers(
 
 
 def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None:
-    """Warn of TIFFs with alpha: some programs mark any fourth band as transparency."""
+    """Warn of alpha in TIFFs: some programs mark any fourth band as transparency."""
     found = sum(
         (header.channels, header.samples) == (3, 4)
         and files.names[row].lower().endswith((".tif", ".tiff"))
@@ -237,7 +237,7 @@ def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None
 
 
 def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None:
-    """Warn of pages: microscopes, and tifffile by default, write bands or layers so."""
+    """Warn of pages: microscopes, and tifffile by default, store bands as pages."""
     found = [row for row, header in headers.items() if header.pages > 1]
     if found:
         first = headers[found[0]]
