@@ -1,4 +1,4 @@
-"""What is said: standard streams that cannot fail, notes, and bars of progress."""
+"""Console output: standard streams that cannot fail, notes and progress bars."""
 
 import functools
 import io
@@ -10,13 +10,13 @@ from typing import Any
 
 from afterimage.checkpoints.names import printable
 
-_EVERY = 10.0  # seconds between lines; quicker work says nothing
+_EVERY = 10.0  # seconds between lines; faster work prints none
 
 
 class _Tolerant(io.RawIOBase):
-    """Bytes to a file descriptor; what its disk or terminal refuses is dropped.
+    """Writes bytes to a file descriptor; drops what its disk or terminal refuses.
 
-    A pipe whose reader is gone still raises BrokenPipeError.
+    A pipe without a reader still raises BrokenPipeError.
     """
 
     def __init__(self, descriptor: int):
@@ -37,7 +37,7 @@ class _Tolerant(io.RawIOBase):
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # a reader made the pipe so, and is slow
+            except BlockingIOError:  # a slow reader made the pipe non-blocking
                 select.select([], [self._descriptor], [])
             except BrokenPipeError:
                 raise
@@ -50,10 +50,10 @@ class _Tolerant(io.RawIOBase):
 def prepare() -> None:
     """Make printing unable to end the program.
 
-    Closed streams (`>&-`) are replaced by /dev/null, so that no file that the program
-    opens takes their number; text for a full disk or a closed terminal is dropped;
-    characters that the terminal's encoding lacks are escaped. Streams that a caller in
-    Python replaced are kept, and escape too.
+    Closed streams (`>&-`) become /dev/null, so that no file the program opens takes
+    their number; text for a full disk or a closed terminal is dropped; characters that
+    the terminal cannot encode are escaped. Streams that a Python caller replaced are
+    kept, with the same escaping.
     """
     # In this order each takes the lowest free number: its own.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -69,12 +69,12 @@ def prepare() -> None:
 
 
 def say(text: str) -> None:
-    """Print lines on standard output; control characters of names are escaped."""
+    """Print lines to standard output, with control characters in names escaped."""
     print(printable(text, keep="\n\t"), flush=True)
 
 
 def say_reading(data: Any) -> None:
-    """Print on standard error, of the first process, that images are being read."""
+    """Print to standard error, in the first process, that images are being read."""
     import jax
 
     if jax.process_index() == 0 and isinstance(data, str):
@@ -82,17 +82,17 @@ def say_reading(data: Any) -> None:
 
 
 def shows_bars(stream: Any) -> bool:
-    """Whether progress is a bar: on a terminal, and in a notebook."""
+    """Whether to show progress as a bar: on a terminal and in a notebook."""
     return in_notebook() or stream.isatty()
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Whether this process is a notebook kernel."""
     return "ipykernel.zmqshell" in sys.modules
 
 
 def make_bar(**settings: Any) -> Any:
-    """A tqdm bar; the notebook's own in a notebook."""
+    """A tqdm bar, in a notebook the notebook version."""
     if in_notebook():
         from tqdm.auto import tqdm
 
@@ -103,7 +103,7 @@ def make_bar(**settings: Any) -> Any:
 
 
 def lost_output() -> OSError | None:
-    """The error that lost text for standard output, if any."""
+    """The error that made standard output lose text, if any."""
     return getattr(_raw(sys.stdout), "lost", None)
 
 
@@ -136,7 +136,7 @@ def say_once(text: str) -> None:
 
 
 class ProgressBar:
-    """Counts up to `total`: a bar on a terminal, a line now and then elsewhere."""
+    """Counts up to `total`: a bar on a terminal, elsewhere a line every 10 seconds."""
 
     def __init__(self, total: int, what: str, unit: str = "images"):
         self._total, self._what, self._done = total, what, 0
@@ -155,7 +155,7 @@ class ProgressBar:
             self._bar.close()
 
     def add(self, count: int) -> None:
-        """`count` more are done."""
+        """Count `count` more as done."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)

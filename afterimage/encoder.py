@@ -1,4 +1,4 @@
-"""The encoder that pretraining left behind: images in, feature vectors out."""
+"""The pretrained encoder: images in, feature vectors out."""
 
 import collections
 import contextlib
@@ -36,33 +36,33 @@ from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS, mean_over_views
 from afterimage.runtime import jit
 
-# Batches handed to the device before the first result is waited for: one computes, one
-# is queued behind it, and meanwhile the host prepares the next.
+# Batches sent to the device before waiting for the first result: one computes, one is
+# queued behind it, and meanwhile the host prepares the next.
 _IN_FLIGHT = 2
 VECTORS = ("vector", *POOLS)
-"""What a feature vector may be: the encoder's own, or its maps pooled."""
+"""Kinds of feature vector: the encoder's own, or pooled feature maps."""
 
 
 class Encoder:
-    """A pretrained encoder with its preprocessing; `load_encoder` makes one.
+    """A pretrained encoder with its preprocessing; `load_encoder` returns one.
 
-    `features` and `feature_maps` take what a user has: uint8 or float in [0, 1], NHWC,
-    one HWC image, or a list of HWC images of any sizes. Inside one's own `jax.jit`,
+    `features` and `feature_maps` take uint8 or float images in [0, 1]: NHWC, one HWC
+    image, or a list of HWC images of any sizes. For use inside your own `jax.jit`,
     `apply` and `apply_maps` are pure functions of (params, images).
 
-    Nothing changes after construction: threads may share one encoder.
+    An encoder never changes after construction, so threads may share it.
     """
 
     params: dict[str, Any]
     """Parameters, a nested dict of float32 arrays on the default device."""
     stats: dict[str, Any]
-    """What is not learned by gradient (moments of BatchNorm); often empty."""
+    """State not learned by gradient (BatchNorm's moments); often empty."""
     manifest: dict[str, Any]
-    """All that the artefact says of itself: model, data, how it was trained."""
+    """The artefact's metadata: model, data, how it was trained."""
     config: ModelConfig
-    """What the network is built from."""
+    """The configuration the network is built from."""
     preprocessing: Preprocessing
-    """Trained size, channels, mean and deviation."""
+    """Trained size, channels, mean and standard deviation."""
     network: Network
     """The network as a pure function of (params, stats, normalised images)."""
     feature_info: tuple[FeatureInfo, ...]
@@ -78,15 +78,15 @@ class Encoder:
         *,
         dtype: str = "float32",
     ):
-        """Raises CheckpointError if the arrays are not those of manifest["model"].
+        """Raises CheckpointError if the arrays do not fit manifest["model"].
 
-        `dtype="bfloat16"` computes in it: faster on accelerators, about three digits.
-        float32 means float32, also where a device would round products (TF32).
+        `dtype="bfloat16"` is faster on accelerators, with about three digits.
+        float32 means full float32, even where a device would round products (TF32).
         """
         self.manifest = dict(manifest)
         self.config = stored_model(manifest)
         self.preprocessing = stored_preprocessing(manifest)
-        # Shapes alone: nothing is initialised at random only to be overwritten.
+        # Only shapes: random initial values would be overwritten at once.
         module = abstract_encoder(self.config)
         self.feature_info = module.feature_info
         self.num_features = module.num_features
@@ -97,7 +97,7 @@ class Encoder:
         self._maps = jit(self.apply_maps)
 
     def __repr__(self) -> str:
-        """Architecture, input, features, and what it was trained on, in three lines."""
+        """Architecture, input, features and training data, in three lines."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         height, width = self.preprocessing.image_size
         trained, data = self.manifest["trained"], self.manifest["data"]["name"]
@@ -119,9 +119,9 @@ class Encoder:
     ) -> Float[Array, "n d"]:
         """Feature vectors: pure and traceable, for use inside jit, grad, vmap or scan.
 
-        `images` is uint8 or float in [0, 1], of a size and channels the network takes:
-        normalised here, but neither resized nor checked. The vector is the bottleneck
-        where the model has one, else the mean of the last feature map.
+        `images` is uint8 or float in [0, 1], with a size and channels the network
+        takes. It is normalised here, but neither resized nor checked. The vector is the
+        bottleneck if the model has one, otherwise the mean of the last feature map.
         """
         return self._run(params, images, "features")
 
@@ -150,19 +150,19 @@ class Encoder:
         """Feature vectors of any number of images.
 
         `images` is uint8 or float in [0, 1], [N, H, W, C] or one [H, W, C] (NumPy or
-        JAX), or a list of [H, W, C] of differing sizes. Grey becomes RGB, and RGB grey,
-        as the encoder needs. Another size is scaled and centre-cropped to the trained
-        one; with `resize=False` the network sees images as they are.
+        JAX), or a list of [H, W, C] of different sizes. Grey becomes RGB, and RGB grey,
+        as the encoder needs. Other sizes are scaled and centre-cropped to the trained
+        one; with `resize=False` images keep their size.
 
-        `pool` says what of the maps is the vector, where that is not `vector` but one
-        of POOLS (`pool_features`); with `views` (one of VIEWS: flip, shift, shift-flip)
-        it is the mean over 2, 9 or 18 views of each image, in so many times the time.
+        `pool` is `vector`, or one of POOLS to pool the feature maps (`pool_features`).
+        `views` (one of VIEWS: flip, shift, shift-flip) averages the vector over 2, 9 or
+        18 views of each image and takes 2, 9 or 18 times as long.
 
-        Compiled once per image shape and `batch_size`: a ragged last batch is padded,
-        and fewer images than a batch are padded to a power of two. The numbers are the
-        same however the images are batched (to 1e-5).
+        Compiles once per image shape and `batch_size`: a partial last batch is padded,
+        and fewer images than a batch are padded to a power of two. Batching does not
+        change the result (to 1e-5).
 
-        Raises UserError for anything else: rank, channels, type, range, NaN, and sizes
+        Raises UserError for any other input: rank, channels, type, range, NaN, or sizes
         that the network cannot take.
         """
         batches, total = image_batches(images, batch_size)
@@ -194,15 +194,15 @@ class Encoder:
         """Feature vectors of each batch in turn, for data larger than memory.
 
         A batch is an array [b, H, W, C] or a list of [H, W, C], b ≤ `batch_size`; the
-        next ones are read while the device computes. `function` is a jitted function
-        of (params, images) in place of pool and views; its results, arrays or a tree
-        of them with an image a row, come as NumPy. All else as in `features`.
+        next ones are read while the device computes. `function`, a jitted function of
+        (params, images), replaces pool and views; its results, an array or a tree of
+        arrays with one row per image, are returned as NumPy. Otherwise as `features`.
         """
         function = function or self._vectors(pool, views)
         return self._stream(function, batches, batch_size, resize)
 
     def vector_size(self, pool: str = "vector") -> int:
-        """Length of the vectors that `features` gives of images of the trained size."""
+        """Length of the vectors `features` returns for images of the trained size."""
         shape = (1, *self.preprocessing.image_size, self.preprocessing.channels)
         function, image = self._vectors(pool, "none"), np.zeros(shape, np.uint8)
         return jax.eval_shape(function, self.params, image).shape[1]
@@ -239,7 +239,7 @@ class Encoder:
                     f"{MIN_IMAGE_SIZE} px (resize=True scales them to "
                     f"{self.preprocessing.image_size})."
                 )
-            # Never smaller than the batch before: the ragged last one is padded.
+            # Never smaller than the previous batch: a partial last one is padded.
             fewest = 1 << max(0, len(ready) - 1).bit_length()
             size = max(size, min(batch_size, fewest))
             padding = [(0, size - len(ready)), (0, 0), (0, 0), (0, 0)]
@@ -254,7 +254,7 @@ class Encoder:
             yield _on_host(out, count)
 
     def untrained(self, seed: int = 0) -> "Encoder":
-        """The same network freshly initialised: what training is compared with."""
+        """The same network freshly initialised, as a baseline for the trained one."""
         module = build_encoder(self.config, rngs=nnx.Rngs(seed))
         _, params, stats = Network.create(module)
         manifest = self.manifest | {"trained": {"steps": 0, "seed": seed}}
@@ -266,13 +266,13 @@ class Encoder:
 
 
 def load_encoder(path: str | Path, *, dtype: str = "float32") -> Encoder:
-    """The encoder of a run folder, of one of its `checkpoints/STEP`, or a bare one.
+    """Load an encoder from a run folder, a `checkpoints/STEP` or an encoder folder.
 
-    Every file is compared with the checksums in its manifest, and nothing in it is run
-    as code. `dtype` is what the network computes in, see `Encoder`.
+    Every file is compared with the checksums in its manifest, and none is run as code.
+    `dtype` is the network's compute type, see `Encoder`.
 
-    Raises UserError where there is no such folder, CheckpointError where it holds no
-    encoder or only damaged ones, naming each.
+    Raises UserError if there is no such folder, CheckpointError if it holds no encoder
+    or only damaged ones, naming each.
     """
     if not Path(path).is_dir():
         raise UserError(
@@ -306,7 +306,7 @@ def _on_host(out: Any, count: int) -> Any:
 
 
 def _joined(parts: Iterator[Any], total: int) -> Any:
-    """The parts as one array (or one list of them), each written to its place once."""
+    """The parts as one array (or a list of arrays), each copied once."""
     first = next(parts)
     whole = jax.tree.map(lambda a: np.empty((total, *a.shape[1:]), a.dtype), first)
     start = 0
@@ -331,7 +331,7 @@ def encoder_manifest(
     data: ImageSet,
     trained: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest of an encoder artefact, JSON-ready; `trained` is the stage's own."""
+    """The JSON-ready manifest of an encoder artefact; the stage supplies `trained`."""
     return {
         "model": model.to_dict(),
         "preprocessing": preprocessing.to_dict(),
@@ -352,7 +352,7 @@ def stored_model(
 def stored_preprocessing(
     manifest: Mapping[str, Any], path: str | os.PathLike[str] = "the artefact"
 ) -> Preprocessing:
-    """How the images of the artefact in `path` were prepared, or CheckpointError."""
+    """The preprocessing of the artefact in `path`; CheckpointError if invalid."""
     with _manifest_of(path):
         return Preprocessing.from_dict(manifest["preprocessing"])
 

@@ -1,6 +1,6 @@
-"""Errors a user can meet; each knows the exit code the commands end with.
+"""Errors that users see, each with the exit code of the command it ends.
 
-0 done · 1 a fault of ours · 2 bad input · 3 damaged checkpoint ·
+0 done · 1 a bug · 2 bad input · 3 damaged checkpoint ·
 4 training diverged · 75 interrupted and saved; the same command continues ·
 130 stopped at once · 141 nobody reads the output any more.
 """
@@ -16,7 +16,7 @@ from afterimage.checkpoints.files import cannot_hold
 
 
 class AfterimageError(Exception):
-    """Anything a user can act on. The message names value, expectation and cure."""
+    """An error the user can act on. The message gives value, expectation and fix."""
 
     exit_code = 1
 
@@ -32,29 +32,29 @@ class DataError(UserError):
 
 
 class DiskError(UserError):
-    """A file or folder cannot be read or written because of the disk or permissions.
+    """A file or folder that the disk or its permissions make unreadable or unwritable.
 
-    `disk_errors` and `require_writable` raise it.
+    Raised by `disk_errors` and `require_writable`.
     """
 
 
 class Diverged(AfterimageError):
-    """Several steps in a row were not finite; the last good checkpoint stands."""
+    """Too many consecutive non-finite steps; the last good checkpoint is kept."""
 
     exit_code = 4
 
 
 class Interrupted(AfterimageError):
-    """A signal stopped the run: it was saved, and the same command continues it."""
+    """A signal stopped the run. It was saved; the same command continues it."""
 
     exit_code = 75
 
 
 @contextlib.contextmanager
 def disk_errors(what: str, then: str = "") -> Iterator[None]:
-    """Raise what a disk or folder did as DiskError: `what`, fault, cure, `then`.
+    """Turn errors of a disk or folder into DiskError: `what`, fault, fix, `then`.
 
-    Other errors pass through, among them an OSError that is a fault of the program.
+    Other errors pass through, including an OSError that is a bug in the program.
     """
     try:
         yield
@@ -66,13 +66,13 @@ def disk_errors(what: str, then: str = "") -> Iterator[None]:
 
 
 def require_writable(what: str, folder: pathlib.Path) -> None:
-    """Raise DiskError where a folder, which may not exist yet, cannot be written to."""
+    """Raise DiskError if a folder, which may not exist yet, cannot be written to."""
     if (reason := cannot_hold(folder)) is not None:
         raise DiskError(f"{what}: {reason}")
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
-    """The message of an error that means too little memory; None for other errors."""
+    """The message of an error caused by too little memory; None for other errors."""
     if isinstance(error, MemoryError):
         return str(error) or "no more memory for this process"
     text = str(error)
@@ -84,21 +84,21 @@ def out_of_memory(error: BaseException | None) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or a stop.
+    """The end of a sentence about an unknown name: the nearest known name or a stop.
 
-    Nothing is offered that is not near.
+    Suggests nothing if no known name is close.
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def nearest_path(path: str) -> str:
-    """The end of a sentence about a path that does not exist, as `did_you_mean`."""
+    """Like `did_you_mean`, for a path that does not exist."""
     folder, name = os.path.split(path.rstrip("/"))
     try:
         names = os.listdir(folder or ".")
     except (OSError, ValueError):
         return "."
-    # Hidden files are not what was meant, unless the name has a dot too.
+    # Suggest hidden files only if the name itself starts with a dot.
     shown = [n for n in names[:10_000] if n[0] != "." or name.startswith(".")]
     return did_you_mean(name, shown)

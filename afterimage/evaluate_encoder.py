@@ -1,4 +1,4 @@
-"""What an encoder is worth on labelled images: tables, figures, a picture."""
+"""Evaluates an encoder on labelled images: tables, figures, a picture."""
 
 import io
 import json
@@ -27,17 +27,17 @@ from afterimage.evaluation.embedding import import_umap
 from afterimage.export import open_for, report_skipped, select
 
 _CAPTION = 80
-"""Characters of a data spec that a picture has room for."""
+"""Most characters of a data spec that fit in a picture's caption."""
 
 
 def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
-    """(`representation_report`, its tables): this encoder, the same untrained, pixels.
+    """(`representation_report`, its tables): the encoder, untrained network and pixels.
 
-    With `config.against` that encoder too. Figures, tables and a picture of the
-    features are written where the text says.
+    Also the encoder `config.against`, if given. Figures, tables and a picture of the
+    features are written to the place that the text names.
 
-    Raises DataError for data without two labelled classes to learn from, and without
-    labelled images to score; UserError for a place that cannot be written.
+    Raises DataError for data with fewer than two labelled classes to learn from, or
+    without labelled images to score; UserError for a place that cannot be written.
     """
     place = _place(config)
     if place is not None:  # before hours of work
@@ -85,7 +85,7 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
 
 
 def _notes(config: EvaluateConfig, layers: list[dict[str, Any]]) -> list[str]:
-    """What `--views` and `--grid-3` did, where a reader might think otherwise."""
+    """Notes on where `--views` and `--grid-3` do not apply as one might expect."""
     notes = []
     if config.views != "none":
         notes.append(
@@ -124,7 +124,7 @@ def _labelled(images: ImageSet) -> ImageSet:
 
 
 def _place(config: EvaluateConfig) -> Path | None:
-    """The JSON file; the others share its stem. None where nothing is to be written."""
+    """The JSON file; the others share its stem. None if nothing should be written."""
     if config.out is not None:
         if not config.out.endswith(".json"):
             raise UserError(
@@ -139,7 +139,7 @@ def _place(config: EvaluateConfig) -> Path | None:
 
 
 def _short(name: str) -> str:
-    """A data spec of many archives, by its two ends: a picture is only so wide."""
+    """A long data spec, shortened to its two ends to fit the picture."""
     keep = _CAPTION // 2
     return name if len(name) <= _CAPTION else f"{name[:keep]} … {name[-keep:]}"
 

@@ -1,4 +1,4 @@
-"""Features of whole data sets into a file, streamed: `.parquet`, `.npz` or `.npy`."""
+"""Streams the features of whole data sets to a `.parquet`, `.npz` or `.npy` file."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from afterimage.errors import DataError, UserError, disk_errors, require_writabl
 from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
 from afterimage.fields import place_problems
 
-# Vectors held until they are written as one row group of a Parquet file.
+# Vectors buffered and written as one row group of a Parquet file.
 _ROWS_TOGETHER = 8192
 
 
@@ -35,19 +35,19 @@ def export_features(
     views: str = "none",
     batch_size: int = 256,
 ) -> int:
-    """Write the feature vector of every image of `sets` ({split: images}); the count.
+    """Write a feature vector for each image in `sets` ({split: images}); their number.
 
-    `pool` and `views` are those of `Encoder.features`.
+    `pool` and `views` are as in `Encoder.features`.
 
-    - `.parquet`: split, id, label and class (null where unknown; absent where no image
+    - `.parquet`: split, id, label and class (null where unknown; absent if no image
       is labelled), vector (fixed-size list of float32). Memory stays bounded.
     - `.npz`: arrays split, id, label (-1 where unknown), vector [N, D].
     - `.npy`: the vectors alone, [N, D], in the order of the images.
 
-    The file appears under its name when it is complete, by one rename: killed and
-    repeated, it has exactly one row an image. One that stood there is replaced then.
+    The complete file is renamed into place, replacing any existing one, so a killed and
+    repeated export has exactly one row per image.
 
-    Raises UserError for another suffix and no images, DiskError for a place that cannot
+    Raises UserError for another suffix or no images, DiskError for a place that cannot
     be written.
     """
     make, out = _writer(out), Path(out)
@@ -101,7 +101,7 @@ def _writer(out: str | os.PathLike[str]) -> Callable[..., "_Rows"]:
 
 @contextlib.contextmanager
 def _complete_or_absent(out: Path) -> Iterator[Path]:
-    """A path to write; renamed to `out` at the end, deleted where anything fails."""
+    """A path to write; renamed to `out` at the end, or deleted if anything fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for old in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
         pid = old.name.rpartition("-")[2]
@@ -155,7 +155,7 @@ class _Rows:
         """Finish the file."""
 
     def abandon(self) -> None:
-        """Give it up."""
+        """Discard the unfinished file."""
 
 
 class ParquetRows(_Rows):
@@ -244,14 +244,14 @@ class NpzRows(_Rows):
         self._zip.close()
 
     def abandon(self) -> None:
-        # Both write their ends when they are collected: into memory, not to the disk.
+        # Both write footers when garbage-collected: send those to memory, not disk.
         self._zip.fp = io.BytesIO()
         self._file.close()
         self._zip.close()
 
 
 def features(config: FeaturesConfig) -> int:
-    """Write the file that `config` asks for; the number of its rows."""
+    """Write the file that `config` describes; returns its number of rows."""
     check_place(config.out)  # before hours of work
     encoder = load_encoder(config.from_, dtype=config.dtype)
     splits = open_for(encoder.preprocessing, config)
@@ -270,7 +270,7 @@ def features(config: FeaturesConfig) -> int:
 def open_for(
     preprocessing: Preprocessing, config: FeaturesConfig | EvaluateConfig
 ) -> Splits:
-    """The data at the encoder's size and channels, as far as the source can."""
+    """The data at the encoder's size and channels, if the source can convert them."""
     height, width = preprocessing.image_size
     return open_data(
         config.data,
@@ -284,7 +284,7 @@ def open_for(
 
 
 def select(splits: Splits, split: Split, data: str) -> dict[str, ImageSet]:
-    """{name: images} of the split asked for; DataError where the data lacks it."""
+    """{name: images} of the requested split; DataError if the data lacks it."""
     present = {
         field.name: images
         for field in dataclasses.fields(splits)
@@ -301,7 +301,7 @@ def select(splits: Splits, split: Split, data: str) -> dict[str, ImageSet]:
 
 
 def report_skipped(sets: dict[str, ImageSet]) -> None:
-    """Name on standard error the images that were left out."""
+    """List the skipped images on standard error."""
     bad = list(dict.fromkeys(b for images in sets.values() for b in images.skipped))
     for image in bad:
         print(f"skipped {image.path}: {image.reason}", file=sys.stderr)

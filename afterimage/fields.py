@@ -1,4 +1,4 @@
-"""Checks that every setting of a kind shares: numbers, places, specs of data."""
+"""Checks shared by all settings of a kind: numbers, paths, data specs."""
 
 import dataclasses
 import functools
@@ -16,9 +16,9 @@ from afterimage.errors import did_you_mean
 from afterimage.plugins import Registry
 
 MOST = 2**31 - 1
-"""The largest whole number: what counters on a device can hold."""
+"""The largest integer: the limit of counters on a device."""
 _LARGEST = 1e30
-"""The largest number: beyond, float32 arithmetic overflows at once."""
+"""The largest number: beyond it, float32 arithmetic overflows at once."""
 _SEVERAL = 2**20
 _LIMITS = {
     **dict.fromkeys(("batch_size", "probe_images", "most", "picture_images"), 2**24),
@@ -32,28 +32,28 @@ _LIMITS = {
     "patch": LARGEST_SIDE,
     "channels": MOST_CHANNELS,
 }
-"""The largest sizes: more is a mistake, and would fill any memory."""
+"""The largest sizes: larger values are mistakes and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
-"""Of one part of a path, on every common file system."""
+"""Most bytes in one part of a path, on every common file system."""
 _PATH = 4000
-"""Characters of a whole path: Linux takes 4,095 bytes, and names are added to it."""
+"""Most characters in a path: Linux allows 4,095 bytes, and we append names to it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Marks a text as a name of a registry: `Annotated[str, OneOf(AUGMENTATIONS)]`."""
+    """Marks a string as a registered name: `Annotated[str, OneOf(AUGMENTATIONS)]`."""
 
     registry: Registry[Any]
 
 
 def field_problems(config: Any) -> list[str]:
-    """Every value of a dataclass that is impossible for its field, in one list.
+    """Every invalid value in a dataclass, in one list.
 
-    Numbers of the wrong type, not finite, or too large; a seed below 0; names that are
-    unknown; paths that are empty or too long for a disk, or on other machines.
+    Numbers of the wrong type, not finite, or too large; a seed below 0; unknown names;
+    paths that are empty, too long for a disk, or on another machine.
     """
     found = []
     hints = _hints(type(config))
@@ -90,10 +90,10 @@ def field_problems(config: Any) -> list[str]:
 
 
 def names_of(hint: Any) -> Callable[[], Sequence[str]] | None:
-    """A function for the names that a field may have; None where it is free.
+    """A function that returns a field's allowed names; None if any value is fine.
 
-    Those of a Literal, or of the registry in `Annotated[str, OneOf(registry)]`, also
-    within a tuple or beside None.
+    The names come from a Literal or the registry in `Annotated[str, OneOf(registry)]`,
+    also inside a tuple or a union with None.
     """
     for kind in _kinds(hint):
         if typing.get_origin(kind) is typing.Literal:
@@ -110,7 +110,7 @@ def _hints(config_class: type) -> dict[str, Any]:
 
 
 def _number(hint: Any) -> type | None:
-    """int or float if a field is one, may be one, or is a tuple of them; else None."""
+    """int or float if a field is one, optionally, or is a tuple of them; else None."""
     kinds = set(_kinds(hint)) - {types.NoneType, Ellipsis}
     return kinds.pop() if kinds in ({int}, {float}) else None
 
@@ -131,7 +131,7 @@ def _number_problems(name: str, value: Any, kind: type) -> list[str]:
         what = "a whole number" if kind is int else "a number"
         return [f"{name}={value!r}: {what}"]
     number: Any = value
-    if not abs(number) <= _LARGEST:  # not `>`: NaN as well; too long to be printed
+    if not abs(number) <= _LARGEST:  # not `>`: catches NaN; too long to print
         shown = number if isinstance(number, float) else "(too large)"
         return [f"{name}={shown}: a finite number, at most {_LARGEST:g}"]
     if kind is float:
@@ -149,7 +149,7 @@ def place_problems(name: str, value: Any) -> list[str]:
     if not isinstance(value, str | os.PathLike):
         return [f"{name}={value!r}: the path of a file or folder"]
     text = os.fspath(value)
-    # A Path has one slash left of two.
+    # A Path collapses the two slashes to one.
     remote = re.match(r"([A-Za-z][\w+.-]+):/", text)
     if remote:
         return [_elsewhere(name, text, remote[1])]
@@ -166,7 +166,7 @@ def place_problems(name: str, value: Any) -> list[str]:
 
 
 def spec_problems(name: str, value: Any) -> list[str]:
-    """What is wrong with the paths in a spec of data, one sentence each."""
+    """What is wrong with the paths in a data spec, one sentence each."""
     if not isinstance(value, str):
         return [f"{name}={value!r}: a text such as folder:PATH"]
     remote = _REMOTE.search(value)

@@ -1,7 +1,7 @@
-"""Known encoders: torchvision's and timm's weights in our tree, and back.
+"""Known encoders: converts weights of torchvision and timm to our tree, and back.
 
-A file's names follow from ours, path by path, so both directions are one table. Kernels
-are OIHW there and HWIO here. The classification head of a file is left out.
+Each of our paths determines a file's name, so one table serves both directions. Kernels
+are OIHW there and HWIO here. A file's classification head is ignored.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ _PICKLED = (".pth", ".pt", ".bin")
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import made: the model, the leaves read, and the names left out."""
+    """Result of an import: the model, the leaves read, and the names ignored."""
 
     model: ModelConfig
     leaves: int
@@ -77,11 +77,11 @@ def import_encoder(
 ) -> Imported:
     """Write a bare encoder folder from a torchvision or timm file.
 
-    `norm="frozen"` keeps BatchNorm's statistics, scale and shift constant whatever is
-    fine-tuned; `"batch"` lets scale and shift learn and the statistics move.
+    `norm="frozen"` keeps BatchNorm's statistics, scale and shift constant during any
+    fine-tuning; `"batch"` trains scale and shift and updates the statistics.
 
-    Raises UserError that lists every name missing, unexpected or of another shape, and
-    names the model whose file it is where there is one; CheckpointError for a file that
+    Raises UserError that lists every name that is missing, unexpected or has another
+    shape, and the model that the file does fit, if any; CheckpointError for a file that
     is damaged, hostile, or holds NaN or infinite numbers.
     """
     config = _config(model, image_size, norm)
@@ -97,7 +97,7 @@ def import_encoder(
             + schemas.in_lines(wrong)
         )
     wanted = _expected(config)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         read = {name: weights[name].astype(np.float32) for name in wanted}
     require_finite(read, str(path))
     trees: dict[str, Any] = {"params": {}, "stats": {}}
@@ -131,7 +131,7 @@ def export_encoder(
 ) -> ModelConfig:
     """Write an encoder as safetensors under torchvision's names, without a head.
 
-    Raises UserError where its architecture is not torchvision's.
+    Raises UserError if its architecture is not one of torchvision's.
     """
     params, stats, manifest = read_encoder(path)
     config = stored_model(manifest, path)
@@ -164,10 +164,10 @@ def export_encoder(
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors, .pth, .pt or .bin file; no code of it is run.
+    """{name: array} of a .safetensors, .pth, .pt or .bin file; none of its code is run.
 
-    A state dict inside `state_dict` or `model` is unwrapped, a common `module.` taken
-    off, and BatchNorm's counters are dropped.
+    A state dict inside `state_dict` or `model` is unwrapped, a common `module.` prefix
+    removed, and BatchNorm's counters are dropped.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -203,7 +203,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def torch_name(path: str, config: ModelConfig) -> str:
     """torchvision's name of one leaf: `params/PATH` or `stats/PATH` to `layer1.0...`.
 
-    timm's ResNets and the `features` of its VGGs have the same names.
+    timm's ResNets and the `features` of its VGGs use the same names.
     """
     parts = path.split("/")[1:]
     leaf = _LEAVES[parts[-1]]
@@ -220,7 +220,7 @@ def torch_name(path: str, config: ModelConfig) -> str:
 
 
 def _vgg_name(stage: int, kind: str, number: int, config: ModelConfig) -> str:
-    """`features.N`: convolution, norm where there is one, relu; a pooling a stage."""
+    """`features.N`: convolution, norm if any, relu; one pooling per stage."""
     step = 2 if config.norm == "none" else 3
     depths = config.encoder.depths
     before = sum(step * depth + 1 for depth in depths[:stage])

@@ -1,4 +1,4 @@
-"""Names that a package exports and imports only when they are used."""
+"""Lazy exports: a package imports its names only when they are used."""
 
 import ast
 import importlib
@@ -10,7 +10,7 @@ from typing import Any
 def exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], Any]]:
     """`__getattr__` and `__dir__` of a package, from its own `if TYPE_CHECKING:` block.
 
-    `import afterimage` and `--help` must not pay for the start of JAX. In the block,
+    `import afterimage` and `--help` must not wait for JAX to start. In the block,
     `X as X` marks X as exported for type checkers.
     """
     homes = {

@@ -1,4 +1,4 @@
-"""Pictures of what the network sees and says: labelled rows of tiles, as PNG."""
+"""Pictures of the network's inputs and outputs: labelled rows of tiles, as PNG."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-_TILE = 64  # small images are enlarged to about this many pixels a side,
-_LARGEST = 160  # large ones are reduced to this.
+_TILE = 64  # small images are enlarged to about this many pixels a side
+_LARGEST = 160  # larger images are reduced to this
 _GAP = 4
 _MARGIN = 12
 _FONT = 15
@@ -17,13 +17,13 @@ _INK = (60, 64, 72)
 def draw_rows(
     rows: Mapping[str, Float[np.ndarray, "n h w c"]], *, caption: str = ""
 ) -> UInt8[np.ndarray, "hh ww 3"]:
-    """One RGB picture: a labelled row for each entry, its images side by side.
+    """Draw one RGB picture: a labelled row for each entry, its images side by side.
 
-    Images are floats in [0, 1] (values outside are clipped, what is not finite is
-    black), all rows of the same shape. One channel is shown grey, three as RGB, more
-    by their first three, two by their mean, and the caption says so. Small images are
-    enlarged by an integer factor with nearest neighbour, so that a pixel stays a
-    square.
+    Images are floats in [0, 1] (values outside are clipped, non-finite values drawn
+    black), and all rows have the same shape. One channel is shown as grey, three as
+    RGB, more by the first three, two by their mean, and the caption says so.
+    Small images are enlarged by an integer factor with nearest neighbour, so pixels
+    stay square.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -53,7 +53,7 @@ def draw_rows(
 
 
 def band_note(channels: int) -> str:
-    """The bands that a picture shows, of this many; empty for grey and RGB."""
+    """A note on which of this many bands a picture shows; empty for grey and RGB."""
     if channels == 2:
         return "the mean of both bands"
     return f"bands 1, 2, 3 of {channels} as RGB" if channels > 3 else ""

@@ -1,8 +1,8 @@
-"""What is chosen by name: encoders, objectives, methods, augmentations, data sources.
+"""Registries of encoders, objectives, methods, augmentations and data sources.
 
-Ours are one a file in the package of their kind, or together in one module where they
-are short. Someone else's package adds its own through an entry point of the group
-`afterimage.plugins`, whose value is a module that registers them when it is imported:
+Ours have one file each in the package of their kind, or share one module if they are
+short. Other packages add their own through an entry point in the group
+`afterimage.plugins`, whose value is a module that registers them on import:
 
     # pyproject.toml
     [project.entry-points."afterimage.plugins"]
@@ -15,8 +15,8 @@ are short. Someone else's package adds its own through an entry point of the gro
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MyMethod(Method): ...
 
-What is added this way is listed by the commands, has its settings in their help, is
-stored in manifests, and loads again in a process that has the package.
+The commands list these additions and show their settings in the help. Manifests store
+them, and they load again in any process that has the package.
 """
 
 import functools
@@ -35,13 +35,13 @@ GROUP = "afterimage.plugins"
 Thing = TypeVar("Thing")
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 _loading: list[str] = []
-"""The package whose plug-in is being imported, as `name version`."""
+"""The packages whose plug-ins are being imported, as `name version`."""
 
 
 class Registry(Generic[Thing]):
-    """Everything of one kind, by name; our own is imported when it is asked for.
+    """Everything of one kind, by name; our own entries are imported on first use.
 
-    `package` is where ours are: a package with one file each, or one module.
+    `package` holds our own entries: a package with one file each, or one module.
     """
 
     def __init__(self, kind: str, package: str):
@@ -52,7 +52,7 @@ class Registry(Generic[Thing]):
     def add(self, name: str) -> Callable[[Any], Any]:
         """Decorator: registers a class or a function under this name.
 
-        Raises UserError for a name that is not `lower-case-words`, or is taken.
+        Raises UserError for a name that is not `lower-case-words` or is already taken.
         """
         if not _NAME.fullmatch(name):
             raise UserError(
@@ -76,15 +76,15 @@ class Registry(Generic[Thing]):
         return register
 
     def names(self) -> tuple[str, ...]:
-        """Every name there is: ours in order of their files, then those of others."""
+        """All names: ours in the order of their files, then those of other packages."""
         load_plugins()
         return (*self._homes, *(n for n in self._things if n not in self._homes))
 
     def get(self, name: str, origin: str | None = None) -> Thing:
-        """What is registered under `name`; `origin` is the package that had it.
+        """The entry registered under `name`; `origin` is the package that added it.
 
-        Raises UserError for a name that is unknown here, with the nearest known one, or
-        with the package that is missing.
+        Raises UserError for an unknown name, with the nearest known one or the missing
+        package.
         """
         if name not in self._things and name in self._homes:
             importlib.import_module(self._homes[name])
@@ -104,13 +104,13 @@ class Registry(Generic[Thing]):
         )
 
     def origin(self, name: str) -> str | None:
-        """The package that added `name`, as `name version`; None where it is ours."""
+        """The package that added `name`, as `name version`; None if it is ours."""
         return self._origins.get(name)
 
     @functools.cached_property
     def _homes(self) -> Mapping[str, str]:
-        """{name: module} of ours, read from the files without importing them."""
-        # Not the spec of the package itself: its parents would be imported, and JAX.
+        """{name: module} of our own entries, read from files without importing them."""
+        # Not the package's own spec: finding it would import its parents, and JAX.
         first, *rest = self._package.split(".")
         spec = importlib.util.find_spec(first)
         files = {}
@@ -136,10 +136,10 @@ SOURCES: Registry[Any] = Registry("data source", "afterimage.data.sources")
 
 @functools.cache
 def load_plugins() -> None:
-    """Imports the plug-ins of all installed packages, once a process.
+    """Imports the plug-ins of all installed packages, once per process.
 
-    One that cannot be imported is reported on standard error and left out: a command
-    that does not need it must still work.
+    A plug-in that cannot be imported is reported on standard error and skipped, so that
+    commands that do not need it still work.
     """
     for entry in importlib.metadata.entry_points(group=GROUP):
         origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.name

@@ -1,4 +1,4 @@
-"""Presets: settings that belong together, by name, with what they reached."""
+"""Presets: named groups of settings, with their measured results."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from afterimage.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a preset reached: only ever the outcome of a run, with where and when."""
+    """A preset's measured result: always from a real run, with where and when."""
 
     result: str
     """The figure, e.g. `kNN 96.1 ± 0.3 % (3 seeds), raw pixels 97.5 %`."""
@@ -24,17 +24,17 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings that belong together, by name."""
+    """A named group of settings."""
 
     about: str
-    """One line: what it is for."""
+    """One line on what it is for."""
     command: str
-    """The command as one would type it."""
+    """The command as typed."""
     settings: Mapping[str, Any]
-    """Settings that differ from the defaults: plain values; a choice is a name, or a
-    mapping with its `name` and settings; several are a sequence of these."""
+    """Settings that differ from the defaults, as plain values. A choice is a name, or a
+    mapping with its `name` and settings; several choices are a sequence of these."""
     cost: str
-    """The arithmetic: images and steps it takes."""
+    """Its cost: the number of images and steps."""
     measured: tuple[Measured, ...] = ()
 
     def describe(self) -> str:
@@ -51,7 +51,7 @@ class Preset:
 
 
 def find_preset(presets: Mapping[str, Preset], name: str) -> Preset:
-    """The preset of that name; a UserError names the nearest and lists all."""
+    """The preset of that name; else UserError with the nearest name and all names."""
     if name in presets:
         return presets[name]
     hint = did_you_mean(name, presets)

@@ -1,4 +1,4 @@
-"""How to read a data set whose names do not tell."""
+"""How to read a data set whose names do not say what they mean."""
 
 import dataclasses
 from typing import Any
@@ -9,9 +9,9 @@ class ReadingOptions:
     """How folders and tables are read."""
 
     train: str | None = None
-    """The folder with the training images, if its name does not tell: a path below that
-    of the data. All other folders are then ignored. `.` means that every folder is a
-    class. For a table: a value of its column split. Also applies to --sources, --target
+    """The folder with the training images, if its name does not say so: a path relative
+    to the data. All other folders are then ignored. `.` means that every folder is a
+    class. For a table: a value in its column split. Also applies to --sources, --target
     and --unlabelled if they have such folders."""
 
     validation_folder: str | None = None
@@ -34,7 +34,7 @@ class ReadingOptions:
 
     @property
     def split_folders(self) -> dict[str, str]:
-        """{split: the folder named for it}."""
+        """{split: the folder given for it}."""
         named = {
             "train": self.train,
             "validation": self.validation_folder,
@@ -43,5 +43,5 @@ class ReadingOptions:
         return {split: name for split, name in named.items() if name is not None}
 
     def is_missing(self, label: str) -> bool:
-        """Whether this text means that there is no label."""
+        """Whether this text means "no label"."""
         return not label or label in {text.strip() for text in self.missing.split(",")}

@@ -1,4 +1,4 @@
-"""A run folder: one writer, one configuration, everything the run leaves behind."""
+"""A run folder: one writer, one configuration, everything the run writes."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from afterimage.training.options import FREE_TO_CHANGE
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a file atomically. Numbers that are not finite become null."""
+    """Write a JSON file atomically. Non-finite numbers become null."""
     value = finite(json.loads(json.dumps(value, default=str)))
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode())
@@ -38,7 +38,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def write_png(
     picture: UInt8[np.ndarray, "h w 3"], path: str | pathlib.Path
 ) -> pathlib.Path:
-    """Write a picture, atomically; folders are made."""
+    """Write a picture atomically, creating its folders."""
     from PIL import Image
 
     path = pathlib.Path(path)
@@ -51,9 +51,9 @@ def write_png(
 class Run:
     """An opened run folder; a context manager that holds its lock.
 
-    A folder with checkpoints of another configuration is refused with the difference,
-    one that another process writes to with the name of that process. Errors of a full,
-    read-only or failing disk while it is open are raised as DiskError.
+    A folder with checkpoints of another configuration is refused with a list of the
+    differences; one that another process is writing to, with that process's name. While
+    it is open, errors of a full, read-only or failing disk are raised as DiskError.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Run:
         self.notes: list[str] = []
 
     def check_settings(self) -> None:
-        """Refuses what is no folder of this run, without a lock and without writing.
+        """Refuses a folder that is not this run's, without a lock and without writing.
 
-        Call it before opening the data, which may take long.
+        Call it before opening the data, which can take a long time.
         """
         with self._disk():
             self._main_process_first(self._refuse_unwritable)
@@ -85,7 +85,7 @@ class Run:
         return disk_errors(f"out={self.path}", then)
 
     def _main_process_first(self, action: Callable[[], None]) -> None:
-        """The first process looks at the folder, or writes to it, before the others."""
+        """Runs `action` on the first process, then on the others."""
         if not self.is_main_process and not store.from_main_process(0):
             raise UserError(
                 f"out={self.path}: refused by the first process; its output says why"
@@ -151,7 +151,7 @@ class Run:
     def missing(
         self, artefacts: Sequence[str], files: Sequence[str] = ()
     ) -> tuple[str, ...] | None:
-        """The final artefacts and files of a run that are missing or damaged, or None.
+        """The missing or damaged final artefacts and files of a run, or None.
 
         Every process gets the same answer, but only the first knows the names.
         """
@@ -197,7 +197,7 @@ class Run:
             )
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
-        """The settings that differ from the folder's and may not."""
+        """The settings that must not differ from the folder's, but do."""
         old, new = self._settings(stored), dotted(self.config)
         return [
             f"{printable(key)}: {shown(old.get(key))} in the folder, "
@@ -209,20 +209,20 @@ class Run:
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """{path: value} of the folder's settings."""
         old = dotted(stored.get("config", {}))
-        # A run made before a setting existed was made with its default.
+        # A run older than a setting used its default.
         defaults = {
             path: value
             for path, value in self._defaults.items()
-            # Of one of several choices, only if the folder's run has it too.
+            # For one of several choices, only if the folder's run has it too.
             if path.count(".") < 2 or path.split(".")[1] in old[path.split(".")[0]]
         }
         return {**defaults, **old}
 
     def _record_config(self) -> None:
-        """Notes the settings of a new run, or what differs in an old one."""
+        """Records the settings of a new run, or the changes to an existing one."""
         stored = self._stored()
         if stored is None or self._changed(stored):
-            # Nothing was saved under the old settings: a mistake was corrected.
+            # Nothing was saved under the old settings: the user corrected a mistake.
             if self.is_main_process:
                 (self.path / "baselines.json").unlink(missing_ok=True)
                 self._write_config(data=None)
@@ -271,7 +271,7 @@ class Run:
             )
 
     def write_skipped(self, skipped: Sequence[BadImage]) -> None:
-        """Lists images that were left out, one line each: path, tab, reason."""
+        """Lists the skipped images, one line each: path, tab, reason."""
         if not skipped:
             return
         path = self.path / "skipped.txt"
@@ -284,7 +284,7 @@ class Run:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """{path: default} of the fields of a configuration, and of what is chosen in it."""
+    """{path: default} of the fields of a configuration and of its choices."""
     if not dataclasses.is_dataclass(config):
         return {}
     found = _field_defaults(config)
@@ -314,5 +314,5 @@ def _field_defaults(config: Any) -> dict[str, Any]:
 
 def _as_dict(config: Any) -> dict[str, Any]:
     values = to_dict(config) if dataclasses.is_dataclass(config) else config
-    # Through JSON, so that tuples compare equal to what was stored.
+    # Through JSON, so that tuples compare equal to the stored values.
     return json.loads(json.dumps(dict(values), default=str))

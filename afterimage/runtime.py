@@ -1,4 +1,4 @@
-"""JAX as this project uses it: compiler options, compile cache, this machine."""
+"""How this project sets up JAX: compiler options, compile cache, this machine."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ import jaxlib.version
 
 
 def cache_dir() -> pathlib.Path:
-    """Where caches are: $AFTERIMAGE_CACHE, else the user's, else a temporary folder."""
+    """The cache folder: $AFTERIMAGE_CACHE, else the user's, else a temporary folder."""
     if explicit := os.environ.get("AFTERIMAGE_CACHE"):
         return pathlib.Path(explicit)
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -25,15 +25,15 @@ def cache_dir() -> pathlib.Path:
         return pathlib.Path(tempfile.gettempdir()) / f"afterimage-{os.getuid()}"
 
 
-# XLA:CPU hands convolutions to a library that runs them on one thread up to 64 output
-# channels; this option takes them back (4 = "individual dot" only, which leaves
-# convolutions to XLA). Measured 1.2-2.4x on convolution gradients, two cores.
+# XLA:CPU passes convolutions to a library that uses one thread for up to 64 output
+# channels; this option prevents that (4 = "individual dot" only, which leaves
+# convolutions to XLA). Measured 1.2-2.4x faster convolution gradients on two cores.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": 4}
 
 
 @functools.cache
 def compiler_options() -> dict[str, Any] | None:
-    """Options for `jax.jit` on this backend, or None where they are not understood.
+    """Options for `jax.jit` on this backend, or None if it does not support them.
 
     A jaxlib that does not know the option raises (an environment flag would abort).
     """
@@ -52,9 +52,9 @@ def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
 
 
 def enable_compile_cache() -> None:
-    """Keep compiled programs on disk, so that a second start is quick.
+    """Keep compiled programs on disk, so that later starts are fast.
 
-    A cache that cannot be written is no reason to stop: JAX warns and goes on.
+    If the cache cannot be written, JAX warns and continues.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -63,11 +63,11 @@ def enable_compile_cache() -> None:
 
 
 def join_hosts() -> None:
-    """Several processes become one job, where the environment says so.
+    """Join several processes into one job, if the environment says so.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name the job; with
     AFTERIMAGE_HOSTS=auto JAX finds them itself (TPU pods, Slurm, Open MPI, Kubernetes).
-    Must come before anything else touches a device.
+    Call it before anything else touches a device.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not address and os.environ.get("AFTERIMAGE_HOSTS") != "auto":
@@ -87,10 +87,10 @@ def join_hosts() -> None:
 
 
 def start() -> None:
-    """What every command does first."""
+    """The setup that every command runs first."""
     enable_compile_cache()
-    # A line for each program that is compiled, where its disk is full or read-only:
-    # without the cache a command is slower, and all else is the same.
+    # JAX warns about every program it compiles if the disk is full or read-only:
+    # without the cache a command is slower, but otherwise the same.
     warnings.filterwarnings(
         "ignore", "Error (reading|writing) persistent compilation cache"
     )
@@ -98,14 +98,14 @@ def start() -> None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def fingerprint() -> dict[str, Any]:
-    """What bitwise repeatability depends on: recorded in every run and checkpoint."""
+    """What bitwise repeatability depends on; recorded in every run and checkpoint."""
     device = jax.devices()[0]
     return {
         "backend": jax.default_backend(),

@@ -1,12 +1,12 @@
-"""Settings that nest: what belongs to a choice is set with it, and not without it.
+"""Nested settings: a choice's own settings exist only together with the choice.
 
 A configuration is a frozen dataclass. A field annotated with a registry is a choice:
 
     objective: Annotated[Objective, OBJECTIVES] = Plain()
     methods: Annotated[tuple[Method, ...], METHODS] = ()
 
-Its value is an instance of what is registered (a small frozen dataclass), its name, or
-a mapping with `name` and settings, as TOML and JSON have it:
+Its value is an instance of a registered class (a small frozen dataclass), its name, or
+a mapping with `name` and settings, as in TOML and JSON:
 
     objective = "masked"
     objective = {name = "masked", ratio = 0.6}
@@ -31,7 +31,7 @@ _PAIRS = (
     ("labels", "labels_per_class"),
 )
 _EITHER = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}}
-"""Two settings for one thing: where one is given, the other one below is dropped."""
+"""Pairs of alternative settings: setting one drops the other from the layer below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Choice:
 
     registry: Registry[Any]
     several: bool
-    """A tuple of them, each at most once."""
+    """Whether the field takes a tuple of choices, each at most once."""
 
 
 def choices(config_class: type) -> dict[str, Choice]:
@@ -57,10 +57,10 @@ def choices(config_class: type) -> dict[str, Choice]:
 
 
 def resolve(config: Any) -> None:
-    """Replaces names and mappings in the choices of a configuration by instances.
+    """Replaces names and mappings in a configuration's choices with instances.
 
-    For `__post_init__`. Raises UserError for what is not registered, or settings that
-    it does not have.
+    For `__post_init__`. Raises UserError for an unregistered name or an unknown
+    setting.
     """
     for name, choice in choices(type(config)).items():
         value = getattr(config, name)
@@ -94,7 +94,7 @@ def _made(field: str, registry: Registry[Any], value: Any) -> Any:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested values of a configuration, for JSON and TOML; `from_dict` reads
-    them back. A choice has its `name`, and the `package` that it comes from."""
+    them back. A choice has its `name`, and the `package` it comes from."""
     found: dict[str, Any] = {}
     registries = choices(type(config))
     for field in dataclasses.fields(config):
@@ -135,10 +135,10 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def from_dict(
     config_class: type[Config], values: Mapping[str, Any], where: str = "settings"
 ) -> Config:
-    """A configuration of plain nested values.
+    """Build a configuration from plain nested values.
 
-    Raises UserError for keys that it does not have, with the nearest that it has, and
-    for those that it needs.
+    Raises UserError for unknown keys, with the nearest known one, and for missing
+    required keys.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # pyright: ignore[reportArgumentType]
     problems = [
@@ -160,7 +160,7 @@ def from_dict(
 
 
 def given_problems(config: Any) -> list[str]:
-    """The impossible values of a configuration and of everything chosen in it."""
+    """The invalid values in a configuration and in everything chosen in it."""
     from afterimage.fields import field_problems
 
     found = field_problems(config)
@@ -174,10 +174,10 @@ def given_problems(config: Any) -> list[str]:
 def merge(
     config_class: type, below: Mapping[str, Any], above: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Plain settings `above` laid over those `below`.
+    """Merge the plain settings `above` over those `below`.
 
-    A choice that stays the same keeps its settings, and those above win; another one
-    brings its own alone.
+    If both make the same choice, its settings are merged too, and those above win; a
+    different choice uses only its own settings.
     """
     settings = {k: v for k, v in below.items() if _EITHER.get(k) not in above}
     registries = choices(config_class)
@@ -192,7 +192,7 @@ def merge(
 
 
 def as_mappings(value: Any) -> list[dict[str, Any]]:
-    """What is chosen, one or several, as mappings with `name` and settings."""
+    """One or several choices, as mappings with `name` and settings."""
     if value is dataclasses.MISSING:
         return []
     if isinstance(value, list | tuple):
@@ -207,7 +207,7 @@ def as_mappings(value: Any) -> list[dict[str, Any]]:
 
 
 def default_of(config_class: Any, name: str) -> Any:
-    """The default of a field; MISSING where it has none."""
+    """The default of a field; MISSING if it has none."""
     field = config_class.__dataclass_fields__[name]
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
@@ -215,7 +215,7 @@ def default_of(config_class: Any, name: str) -> Any:
 
 
 def field_documents(config_class: type) -> dict[str, str]:
-    """{field: the string that stands beneath it}, as one line, of all base classes."""
+    """{field: the string below it, as one line}, including all base classes."""
     documents: dict[str, str] = {}
     for base in reversed(config_class.__mro__[:-1]):
         try:

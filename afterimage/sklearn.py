@@ -1,4 +1,4 @@
-"""The encoder as a step of a scikit-learn pipeline."""
+"""The encoder as a step in a scikit-learn pipeline."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from afterimage.errors import UserError
 _POOLS = {"features": "vector", "maps": "pyramid"} | {
     name: name for name in ("grid", "grid-3", "pyramid-grid")
 }
-"""What of the maps each output is."""
+"""How each output pools the maps."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -23,24 +23,24 @@ def _cached(path: str, written: int) -> Encoder:
 
 
 def _encoder(path: str | os.PathLike[str]) -> Encoder:
-    """The encoder at `path`, loaded once a process; again when the folder changed."""
+    """The encoder at `path`, loaded once per process; again if the folder changes."""
     place = os.path.abspath(path)
     written = os.stat(place).st_mtime_ns if os.path.exists(place) else 0
     return _cached(place, written)
 
 
 class EncoderTransformer(TransformerMixin, BaseEstimator):
-    """Images to features of a pretrained encoder; nothing is learned from the data.
+    """Images -> features of a pretrained encoder; learns nothing from the data.
 
     Parameters: `path` of a run, step or encoder folder; `batch_size` of the forward
-    passes; `output`: "features" for the feature vector, "maps" for the mean of every
-    feature map, joined, "grid", "grid-3" or "pyramid-grid" for means of a grid;
+    passes; `output`: "features" for the feature vector, "maps" for the concatenated
+    means of all feature maps, "grid", "grid-3" or "pyramid-grid" for means over a grid;
     `views`: "none", or "flip", "shift", "shift-flip" for the mean over several views of
     each image, as in `Encoder.features`.
 
     Takes what `Encoder.features` takes, or rows of H·W·C numbers at the trained size:
     uint8, or float in [0, 1]. `clone`, `GridSearchCV` (also with `n_jobs`) and pickling
-    carry the path, never the weights: the folder must be there when it is used.
+    store the path, not the weights, so the folder must exist when it is used.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         self.views = views
 
     def fit(self, X: Any, y: Any = None) -> "EncoderTransformer":
-        """Check parameters and images; remember how many numbers a row has."""
+        """Check parameters and images; remember the length of a row."""
         if self.output not in _POOLS:
             raise UserError(
                 f"output={self.output!r}; expected one of {', '.join(_POOLS)}."

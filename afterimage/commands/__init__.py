@@ -57,7 +57,7 @@ _LEAST_MEMORY = 2_400_000_000
 
 
 def usage() -> str:
-    """What `afterimage --help` prints."""
+    """The text of `afterimage --help`."""
     lines = [
         "usage: afterimage COMMAND [flags]",
         "",
@@ -83,17 +83,17 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    # TensorFlow, where TFDS brings it in, must be quiet about accelerators.
+    # If TFDS imports TensorFlow, keep it quiet about accelerators.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = list(sys.argv[1:] if argv is None else argv)
     code = exit_code(lambda: _dispatch(arguments))
-    if argv is None:  # this is the whole process, not a call in one
+    if argv is None:  # called as the program, not from Python
         leave(code)
     return code
 
 
 def module_of(name: str) -> str:
-    """The module of a command; `import` is a word of Python."""
+    """The module of a command; `import` is a Python keyword, so it is `import_`."""
     return f"afterimage.commands.{name}{'_' * (name == 'import')}"
 
 
@@ -123,7 +123,7 @@ def _dispatch(argv: Sequence[str]) -> None:
 
 
 def check_address_space() -> None:
-    """Raise UserError where `ulimit -v` leaves too little to start JAX."""
+    """Raise UserError if `ulimit -v` leaves too little memory to start JAX."""
     try:
         import resource
     except ImportError:  # Windows
@@ -138,7 +138,7 @@ def check_address_space() -> None:
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command; errors that a user can act on are a message and their own code.
+    """Runs a command; an error the user can act on prints a message and sets the code.
 
     0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved, 130
     stopped at once, 141 nobody reads the output (`| head`). Any other error is a bug
@@ -150,7 +150,7 @@ def exit_code(command: Callable[[], object]) -> int:
         sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # not a real one
+            with contextlib.suppress(OSError, ValueError):  # not a real stream
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141
     lost = console.lost_output()
@@ -167,7 +167,7 @@ def exit_code(command: Callable[[], object]) -> int:
 def leave(code: int) -> NoReturn:
     """Ends the process with an exit code.
 
-    To stop at once, the interpreter is not shut down: that waits for threads, and
+    To stop at once, it skips the interpreter's shutdown, which waits for threads and
     crashes while one of them runs an XLA program.
     """
     if code == _AT_ONCE:

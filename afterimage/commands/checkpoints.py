@@ -13,7 +13,7 @@ from afterimage.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List:
-    """One line a checkpoint: step, date, size, metric, newest and best, status."""
+    """One line per checkpoint: step, date, size, metric, newest and best, status."""
 
     run: str
     """The run folder."""
@@ -21,7 +21,7 @@ class List:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show:
-    """What a checkpoint says about itself, and every leaf with its shape and dtype."""
+    """A checkpoint's metadata, and every leaf with its shape and dtype."""
 
     run: str
     """A run folder, a checkpoints/STEP folder or an encoder folder."""
@@ -32,8 +32,8 @@ class Show:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Read every byte and compare it with its checksum; exit with 3 and name what is
-    damaged, missing or foreign."""
+    """Read every file and compare it with its checksum; if any is damaged, missing or
+    foreign, name it and exit with 3."""
 
     run: str
     """A run folder, a checkpoints/STEP folder or an encoder folder."""
@@ -41,19 +41,19 @@ class Verify:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Delete all checkpoints but the newest and the best good ones."""
+    """Delete all undamaged checkpoints except the newest and the best."""
 
     run: str
     """The run folder."""
 
     keep_last: int = 1
-    """How many of the newest to keep."""
+    """How many of the newest checkpoints to keep."""
 
     keep_best: int = 1
-    """How many of the best by validation to keep."""
+    """How many of the best checkpoints to keep, by validation metric."""
 
     dry_run: bool = False
-    """Only say what would be deleted."""
+    """Only print what would be deleted."""
 
 
 COMMANDS = {
@@ -69,7 +69,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, does, prints; raises `CheckpointError` when verification fails."""
+    """Parses, runs, prints; raises `CheckpointError` when verification fails."""
     if not argv or argv[0] not in COMMANDS:
         say("usage: afterimage checkpoints list|show|verify|prune RUN\n")
         say("\n".join(f"  {name:8}{c.about}" for name, c in COMMANDS.items()))

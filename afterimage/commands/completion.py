@@ -1,4 +1,4 @@
-"""`afterimage completion bash|zsh|fish`, and what the scripts ask for."""
+"""`afterimage completion bash|zsh|fish`, and the candidates the scripts request."""
 
 import dataclasses
 import importlib
@@ -9,8 +9,8 @@ from afterimage.commands import COMMANDS, module_of
 from afterimage.commands.flags import Command, flags_for, parse
 from afterimage.console import say
 
-# Each script asks `afterimage completion words WORD...` for what may stand in place of
-# the last word; the shell adds files where there is nothing.
+# Each script calls `afterimage completion words WORD...` for the completions of the
+# last word; if there are none, the shell completes file names.
 SCRIPTS = {
     "bash": """\
 _afterimage() {
@@ -40,7 +40,7 @@ class Completion:
     """A completion script."""
 
     shell: Literal["bash", "zsh", "fish"]
-    """The shell that you use."""
+    """Your shell."""
 
 
 COMMAND = Command(
@@ -58,7 +58,7 @@ Print a script that completes commands, flags, names and files.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a script; `words` is what the scripts ask."""
+    """Prints a script; the scripts themselves call `words`."""
     if argv and argv[0] == "words":
         print("\n".join(candidates(argv[1:])))
         return
@@ -66,9 +66,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last of the words after `afterimage` may become, the others given.
+    """Completions of the last word after `afterimage`, given the words before it.
 
-    Empty where it is a path: the shell knows files.
+    Empty if it is a path: the shell completes those.
     """
     *before, last = words or [""]
     if not before:
@@ -87,7 +87,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         )
     if before[-1] == "--preset":
         return _starting(command.presets, last)
-    # The flag whose value is typed: of the word before, or of several values.
+    # The flag whose value is being typed; it may already have several values.
     place = max((i for i, w in enumerate(before) if w.startswith("-")), default=0)
     flag = flags.get(before[place] if place else f"--{command.positional}")
     if flag is None or flag.names is None:

@@ -9,7 +9,7 @@ from afterimage.console import say
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """An encoder as a file that torchvision and timm read."""
+    """An encoder as a file that torchvision and timm can load."""
 
     run: str
     """A run folder, a checkpoints/STEP folder or an encoder folder."""
@@ -31,7 +31,7 @@ Write an encoder as safetensors under torchvision's names, without a head.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, writes, says what."""
+    """Parses, writes, prints what was written."""
     config = parse(COMMAND, argv)
     from afterimage.known import export_encoder
 

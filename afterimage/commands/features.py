@@ -25,7 +25,7 @@ Write the feature vector of every image to a file.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, writes, says how many."""
+    """Parses, writes, prints the number of images."""
     config = parse(COMMAND, argv)
     from afterimage.export import features
 

@@ -1,4 +1,4 @@
-"""`afterimage finetune`, and what its four relatives share."""
+"""`afterimage finetune`, and the code shared with the four commands built on it."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ test it once. The same command again continues an interrupted run.
 
 
 def run(command: Command[FinetuneConfig], argv: Sequence[str]) -> None:
-    """Parses, fine-tunes, says what came of it."""
+    """Parses, fine-tunes, prints the result."""
     config = parse(command, argv)
     from afterimage.finetune import finetune
 

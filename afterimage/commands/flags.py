@@ -1,7 +1,7 @@
-"""From a command line to a configuration: defaults, preset, file, flags; the last wins.
+"""Command line -> configuration: defaults, preset, file, flags; the last one wins.
 
 The flags are the fields of a dataclass, documented below each. A choice (see
-`afterimage.settings`) is one flag that takes names, and what is chosen brings its own:
+`afterimage.settings`) is one flag that takes names, and each name adds its own flags:
 
     --objective masked --masked.ratio 0.6
 """
@@ -43,7 +43,7 @@ _SPECS = ("data", "target", "unlabelled", "sources")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(Generic[Config]):
-    """How a command is typed: its settings, and which of them its help shows first."""
+    """How a command is called: its settings, and those its help shows first."""
 
     name: str
     config: type[Config]
@@ -55,12 +55,12 @@ class Command(Generic[Config]):
     """The field that needs no flag: `afterimage pretrain photos`."""
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """{choice: name} that the command itself makes. The settings of these are flags
-    without a prefix, too: `afterimage episodes --ways 5`."""
+    """{choice: name} that the command fixes. Their settings are also available as flags
+    without a prefix: `afterimage episodes --ways 5`."""
     needs: Sequence[str] = ()
-    """Fields that this command requires, beside those without a default."""
+    """Fields that this command requires, besides those without a default."""
     kind: str = ""
-    """Of the runs whose settings `--config RUN` takes; empty for a command of so few
+    """The kind of run that `--config RUN` accepts; empty for a command with so few
     settings that it takes no file."""
 
     @property
@@ -79,25 +79,25 @@ class Flag:
     hint: Any
     about: str
     default: Any
-    """MISSING where it must be given."""
+    """MISSING if the flag is required."""
     heading: str
     common: bool = False
     names: Callable[[], Sequence[str]] | None = None
-    """What may be given, where that is a list of names."""
+    """The allowed names, if the values are limited to a list."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours."""
+    """An argument parser that raises our errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{printable(message)}\n{self.prog} --help shows what there is")
 
 
 def parse(command: Command[Config], argv: Sequence[str]) -> Config:
-    """The configuration that `argv` asks for.
+    """The configuration that `argv` describes.
 
     Raises:
-      UserError: flags that do not parse, with near misses; settings that cannot work.
+      UserError: flags that do not parse, with close matches; settings that cannot work.
       SystemExit: 0 after `--help`, `--help-all` and `--print-config`.
     """
     words = [_spelled(word) for word in argv]
@@ -132,7 +132,7 @@ def all_flags(
 ) -> list[Flag]:
     """The flags of a command when `settings` are chosen, in the order of the help.
 
-    Only what is chosen in `settings` is imported.
+    Imports only what `settings` choose.
     """
     config, registries = command.config, choices(command.config)
     hints = typing.get_type_hints(config, include_extras=True)
@@ -172,7 +172,7 @@ def all_flags(
 
 
 def _choice_about(name: str, text: str) -> str:
-    """The document of a choice, without how it is given in Python."""
+    """The document of a choice, without the part about passing it in Python."""
     flag = _flag(name)
     return (
         f"{text.partition(' In Python ')[0]} `{flag} NAME --help` shows its settings."
@@ -191,7 +191,7 @@ def _choice_flags(
 def _settings_flags(
     field: str, name: str, kind: Any, lower: Mapping[str, Any]
 ) -> Iterator[Flag]:
-    """The flags of the settings of something that is chosen by name."""
+    """The flags for the settings of a choice."""
     if not dataclasses.is_dataclass(kind):
         return
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -221,13 +221,13 @@ def _short(flags: list[Flag], command: Command[Any]) -> list[Flag]:
         if mine and short not in taken:
             flag = dataclasses.replace(flag, flag=short)
         found.append(flag)
-    # What the command is about comes before everything else.
+    # The command's own settings come first.
     own = [f for f in found if len(f.path) == 3 and "." not in f.flag]
     return own + [f for f in found if f not in own]
 
 
 def _first(command: Command[Any]) -> _Parser:
-    """A parser of what says which flags there are."""
+    """A parser of the flags that decide which other flags exist."""
     parser = _Parser(prog=command.prog, add_help=False, allow_abbrev=False)
     for flag in ("--help", "--help-all", "--print-config"):
         extra = ["-h"] if flag == "--help" else []
@@ -244,7 +244,7 @@ def _first(command: Command[Any]) -> _Parser:
 
 
 def _below(command: Command[Any], asked: argparse.Namespace) -> dict[str, Any]:
-    """What the flags lie over: choices that are defaults, the preset, the file."""
+    """The settings below the flags: default choices, the preset, the file."""
     config = command.config
     settings: dict[str, Any] = {
         name: default
@@ -276,7 +276,7 @@ def _below(command: Command[Any], asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _given(command: Command[Any], asked: argparse.Namespace) -> dict[str, Any]:
-    """The choices that the command line makes, and those of the command itself."""
+    """The choices made on the command line, and those that the command fixes."""
     found: dict[str, Any] = dict(command.fixed)
     for name, choice in choices(command.config).items():
         value = getattr(asked, f"choice {name}", None)
@@ -352,7 +352,7 @@ def _take_positional(
 
 
 def _unknown_flag(command: Command[Any], flags: list[Flag], word: str) -> str:
-    """What is wrong with a flag that does not exist, or not without a choice."""
+    """The message for a flag that does not exist, or only with another choice."""
     flag = word.partition("=")[0]
     text = f"{printable(flag)} is no flag of {command.prog}"
     name, dot, _ = flag[2:].partition(".")
@@ -378,7 +378,7 @@ def _unknown_flag(command: Command[Any], flags: list[Flag], word: str) -> str:
 
 
 def flags_for(command: Command[Any], words: Sequence[str]) -> list[Flag]:
-    """The flags that a command line has so far, whatever else is wrong with it."""
+    """The flags available to a command line so far, even if it has errors."""
     try:
         asked = _first(command).parse_known_args([_spelled(word) for word in words])[0]
         below = _below(command, asked)
@@ -389,7 +389,7 @@ def flags_for(command: Command[Any], words: Sequence[str]) -> list[Flag]:
 
 
 def settings_of(name: str, kind: Any) -> str:
-    """The settings of something that is chosen by name, as the help shows them."""
+    """The settings of a choice, as the help shows them."""
     parser = _Parser(
         usage=argparse.SUPPRESS, add_help=False, formatter_class=_Formatter
     )
@@ -517,7 +517,7 @@ def _add_general(parser: _Parser, command: Command[Any]) -> None:
 
 
 def read_config(place: str, kind: str) -> dict[str, Any]:
-    """The settings of a TOML file, or of the folder of a run."""
+    """The settings in a TOML file or a run folder."""
     if os.path.isdir(place):
         from afterimage.checkpoints import schemas
 
@@ -552,7 +552,7 @@ def _no_file(place: str, error: Exception) -> str:
 
 
 def _spec(text: str) -> str:
-    """The spec of data that a path stands for: folder:photos for photos."""
+    """The data spec of a path: folder:photos for photos."""
     from afterimage.data.sources import spec_of
 
     return text if text in ("rest", "target") else spec_of(text)  # of --unlabelled
@@ -563,7 +563,7 @@ def _subjects(config: type) -> Iterator[tuple[type, list[str]]]:
     known, seen = {f.name for f in dataclasses.fields(config) if f.init}, set()
     found = []
     for base in reversed(config.__mro__):
-        # A field whose default a subclass changes stays with the class that named it.
+        # A field whose default a subclass changes stays with the class that defines it.
         own = [n for n in inspect.get_annotations(base) if n in known - seen]
         seen |= set(own)
         found.append((base, own))
@@ -571,7 +571,7 @@ def _subjects(config: type) -> Iterator[tuple[type, list[str]]]:
 
 
 def _bare(hint: Any) -> Any:
-    """A hint without None and marks."""
+    """A type hint without None and annotations."""
     hint = hint.__origin__ if hasattr(hint, "__metadata__") else hint
     if get_origin(hint) in (types.UnionType, typing.Union):
         kinds = [k for k in get_args(hint) if k is not types.NoneType]
@@ -580,7 +580,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _argument(flag: Flag) -> Iterator[tuple[str, Any]]:
-    """What argparse needs to know of a flag."""
+    """The arguments that argparse needs for a flag."""
     kind = _bare(flag.hint)
     if kind is bool:
         yield "action", argparse.BooleanOptionalAction
@@ -597,7 +597,7 @@ def _argument(flag: Flag) -> Iterator[tuple[str, Any]]:
 
 
 class _Tuple(argparse.Action):
-    """Stores what was given as a tuple."""
+    """Stores the values as a tuple."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None):
         del parser, option
@@ -618,7 +618,7 @@ def _one_of(names: Callable[[], Sequence[str]]) -> Callable[[str], str]:
 
 
 def _metavar(flag: Flag) -> Any:
-    """INT, NUMBER, TEXT, or the names that may be given."""
+    """INT, NUMBER, TEXT, or the allowed names."""
     kind = _bare(flag.hint)
     kinds = get_args(kind) if get_origin(kind) is tuple else (kind,)
     if flag.names is not None:
@@ -631,7 +631,7 @@ def _metavar(flag: Flag) -> Any:
 
 
 def _flag(name: str) -> str:
-    # `from` is a word of Python; its field is `from_`.
+    # `from` is a Python keyword; its field is `from_`.
     return f"--{name.rstrip('_').replace('_', '-')}"
 
 
@@ -642,7 +642,7 @@ def _spelled(word: str) -> str:
 
 
 def _in_flags(text: str, config: Any) -> str:
-    """The words of a field's document, with fields as flags."""
+    """A field's document, with field names written as flags."""
 
     def typed(match: re.Match[str]) -> str:
         name, value = match.groups()

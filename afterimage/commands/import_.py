@@ -22,16 +22,17 @@ class Import:
     """The encoder folder to write."""
 
     image_size: int = 224
-    """Side of the square that images are scaled to, pixels."""
+    """Side of the square that images are resized to, in pixels."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each channel, images in [0, 1]; the default is ImageNet's."""
+    """Mean of each channel, for images in [0, 1]; the default is ImageNet's."""
 
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel; the default is ImageNet's."""
 
     norm: Literal["frozen", "batch"] = "frozen"
-    """BatchNorm: frozen keeps all of it constant; batch lets it learn and move."""
+    """BatchNorm: frozen keeps scale, shift and statistics constant; batch trains scale
+    and shift and updates the statistics."""
 
 
 COMMAND = Command(
@@ -48,7 +49,7 @@ take. No code in the file is run, and its classification head is left out.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, converts, says what was read."""
+    """Parses, converts, prints what was read."""
     config = parse(COMMAND, argv)
     from afterimage.known import import_encoder
 

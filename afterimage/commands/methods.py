@@ -1,4 +1,4 @@
-"""`afterimage methods [NAME]`: what can be chosen by name, and its settings."""
+"""`afterimage methods [NAME]`: everything you choose by name, and its settings."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Methods:
-    """What can be chosen by name."""
+    """Everything you can choose by name."""
 
     name: str | None = None
     """Which one to describe. Default: one line for each."""

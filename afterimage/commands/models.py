@@ -15,7 +15,7 @@ class Models:
     """Which one to describe. Default: one line for each."""
 
     image_size: int = 64
-    """Side of the images for which its maps and parameters are counted, pixels."""
+    """Image side, in pixels, for which maps and parameters are counted."""
 
 
 COMMAND = Command(

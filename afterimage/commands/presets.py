@@ -42,5 +42,5 @@ def main(argv: Sequence[str]) -> None:
         return
     found = [stage[name] for stage in (PRETRAIN, FINETUNE) if name in stage]
     if not found:
-        find_preset({**PRETRAIN, **FINETUNE}, name)  # says what there is
+        find_preset({**PRETRAIN, **FINETUNE}, name)  # its error lists all presets
     say("\n\n".join(preset.describe() for preset in found))

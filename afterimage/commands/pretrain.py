@@ -39,7 +39,7 @@ The same command again continues an interrupted run.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, pretrains, says where everything is."""
+    """Parses, pretrains, prints where the results are."""
     config = parse(COMMAND, argv)
     from afterimage.pretrain import pretrain
 

@@ -1,4 +1,4 @@
-"""Images that are already arrays: their names, types, ranges and shapes."""
+"""Images given as arrays: their names, types, ranges and shapes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from afterimage.reading import ReadingOptions
 _KEYS = {
     "train": [
         ("x_train", "y_train"),
-        ("train_images", "train_labels"),  # as MedMNIST's files have them
+        ("train_images", "train_labels"),  # MedMNIST's names
         ("images", "labels"),
     ],
     "validation": [
@@ -38,7 +38,7 @@ _KEYS = {
 
 
 def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
-    """[N, H, W, C] in the requested size and channels; not copied where it has them."""
+    """[N, H, W, C] in the requested size and channels; copied only if they differ."""
     if request.channels is not None:
         images = change_channels(images, request.channels)
     size = request.size
@@ -51,16 +51,16 @@ def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
 
 
 def names_arrays(keys: Iterable[Any]) -> bool:
-    """Whether a mapping with these keys is one of arrays."""
+    """Whether a mapping with these keys is a mapping of arrays."""
     return bool({*keys} & {pair[0] for pairs in _KEYS.values() for pair in pairs})
 
 
 def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Splits:
     """The splits of `x_train, y_train[, x_val, y_val][, x_test, y_test]`.
 
-    Or of `images[, labels]`, or of MedMNIST's `train_images, train_labels, …`. Labels
-    of further tasks are beside them as `y_train_NAME`, `y_test_NAME`, or `labels_NAME`;
-    -1 or NaN is an image without a label of that task.
+    Or of `images[, labels]`, or of MedMNIST's `train_images, train_labels, …`. Further
+    tasks have their labels in `y_train_NAME`, `y_test_NAME`, or `labels_NAME`; -1 or
+    NaN means that an image has no label for that task.
 
     Images are [N, H, W] or [N, H, W, C], uint8 (or wider integers within 0..255), or
     floats in [0, 1]; with a `value_range`, any integers and floats.
@@ -117,9 +117,9 @@ def _say_unread(
     keys: Mapping[str, tuple[str, str]],
     source: str,
 ) -> None:
-    """A note of arrays that are not read: a split under another name, say."""
+    """Print a note about arrays that are not read, e.g. a split under another name."""
     labels = [label for _, label in keys.values()]
-    further = tuple(f"{label}_" for label in labels)  # of tasks not asked for
+    further = tuple(f"{label}_" for label in labels)  # of tasks not requested
     read = {name for pair in keys.values() for name in pair}
     rest = [n for n in sorted(arrays) if n not in read and not n.startswith(further)]
     if rest:
@@ -144,7 +144,7 @@ def _task(
 
 
 def _missing(values: np.ndarray | None) -> np.ndarray | None:
-    """NaN, which stands for no label, as -1."""
+    """Replace NaN, which means no label, with -1."""
     if values is None or values.dtype.kind != "f":
         return values
     return np.where(np.isnan(values), UNLABELLED, values)
@@ -210,7 +210,7 @@ def as_uint8(images: np.ndarray, name: str, value_range: Range | None) -> np.nda
 
 
 def _each(images: np.ndarray, name: str, value_range: Range | None) -> np.ndarray:
-    """As bytes, one by one: wider numbers of all would be much memory."""
+    """Convert to bytes one image at a time: wide numbers for all take much memory."""
     out = np.empty(images.shape, np.uint8)
     try:
         for row, image in zip(out, images, strict=True):

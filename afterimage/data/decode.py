@@ -1,9 +1,9 @@
-"""Encoded bytes -> what a person sees, as uint8; or why that cannot be.
+"""Encoded bytes -> the picture as a person sees it, in uint8; or the reason it fails.
 
-What Pillow's `convert("RGB")` gets wrong is done here (docs/design/images.md):
-16-bit samples are scaled instead of clipped or cut, EXIF orientation is applied, alpha
-is composited on white, sizes are judged from the header. JPEGs go through libjpeg-turbo
-where every byte is certain; TIFFs are not Pillow's at all (`tiff`).
+Corrects what Pillow's `convert("RGB")` gets wrong (docs/design/images.md): 16-bit
+samples are scaled instead of clipped or cut, EXIF orientation is applied, alpha is
+composited on white, sizes are checked in the header. libjpeg-turbo decodes JPEGs if it
+is sure to give the right bytes; TIFFs never go through Pillow (`tiff`).
 """
 
 import contextlib
@@ -44,27 +44,27 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: (1, 1), 2: (3, 3), 4: (1, 2), 6: (3, 4)}  # (channels, samples)
 _EXIF = b"Exif\0\0"
-# What a decoder itself keeps of each pixel, in bytes, beside Pillow's image.
+# Bytes per pixel that a decoder itself holds, besides Pillow's image.
 _OWN = {"WEBP": 12, "GIF": 8, "JPEG": 3, "MPO": 3}
 _BLOCK = 2**18  # pixels that are converted together
 
 
 @contextlib.contextmanager
 def strict() -> Iterator[None]:
-    """Pillow's warning of too many pixels is an error; around a pool, not inside it."""
+    """Turn Pillow's warning of too many pixels into an error; use it around a pool."""
     from PIL import Image
 
     with warnings.catch_warnings():
-        # Odd metadata is no reason to drop, or to speak of, a picture.
+        # Odd metadata is no reason to drop a picture or to warn about it.
         warnings.filterwarnings("ignore", module="PIL")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def read_header(file: Any) -> Header:
-    """Size and channels, from as few bytes as the format allows; no pixel is decoded.
+    """Size and channels, from as few bytes as the format allows; decodes no pixels.
 
-    `file` is open for reading bytes, and seekable.
+    `file` is a seekable binary file.
     """
     with _reasons():
         start = file.read(132)
@@ -76,7 +76,7 @@ def read_header(file: Any) -> Header:
 
 
 def read_header_of(data: bytes) -> Header:
-    """The same of an image in memory."""
+    """Like `read_header`, for an image in memory."""
     return read_header(io.BytesIO(data))
 
 
@@ -86,12 +86,12 @@ def decode(
     channels: int,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The picture at `size` (covered and cropped; None: as it is), grey or RGB.
+    """The picture at `size` (covered and cropped; None: unchanged), grey or RGB.
 
-    Or its bands as they are, where there are `channels` of them. Scales: b-bit integers
-    v -> round(255 v / (2^b - 1)); float [0, 1] -> round(255 v); those of more than 8
-    bits by `value_range` where given; alpha over white; CMYK by Pillow's formula,
-    without colour management.
+    Or its bands unchanged, if it has `channels` of them. Scaling: b-bit integers
+    v -> round(255 v / (2^b - 1)); float [0, 1] -> round(255 v); images of more than 8
+    bits by `value_range` if given; alpha over white; CMYK by Pillow's formula, without
+    colour management.
     """
     with _reasons():
         wide = _wide(data)
@@ -111,7 +111,7 @@ def decode(
 
 
 def some_values(data: bytes) -> np.ndarray:
-    """Evenly spaced numbers of an image of more than 8 bits; no transparency."""
+    """Evenly spaced values from an image of more than 8 bits, without transparency."""
     with _reasons():
         wide = _wide(data)
         return spaced(wide[0].colours) if wide else np.empty(0)
@@ -119,7 +119,7 @@ def some_values(data: bytes) -> np.ndarray:
 
 @contextlib.contextmanager
 def _reasons() -> Iterator[None]:
-    """Whatever a decoder raises on broken bytes becomes NotAnImage with a reason."""
+    """Turn whatever a decoder raises on broken bytes into NotAnImage with a reason."""
     try:
         yield
     except (NotAnImage, MemoryError):
@@ -136,7 +136,7 @@ def _reasons() -> Iterator[None]:
 
 
 def _wide(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]] | None:
-    """Numbers and turn of a TIFF, or of a PNG with 16 bits; None for other images."""
+    """Values and orientation of a TIFF or a 16-bit PNG; None for other images."""
     if data[:4] in _TIFF:
         return decode_tiff(data)
     if _bit_depth(data) != 16:
@@ -152,7 +152,7 @@ def _wide(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]] | None:
 
 
 def _bit_depth(start: bytes) -> int:
-    """Of a PNG; 8 for everything else."""
+    """Bit depth of a PNG; 8 for all other formats."""
     return start[24] if start.startswith(_PNG) and len(start) > 24 else 8
 
 
@@ -174,25 +174,25 @@ def _header(image: Any, start: bytes) -> Header:
     if TURNS[_orientation(image)][0]:
         height, width = width, height
     wide = _bit_depth(start) == 16
-    if wide:  # Pillow's mode is of 8 bits; the colour type tells
+    if wide:  # Pillow's mode has 8 bits; use the colour type
         channels, samples = _COLOUR_TYPES.get(start[25], (3, 3))
         each = 4 * samples + 2  # libpng may add transparency
     else:
         channels = 1 if _is_grey(image) else 3
         samples = _samples(image, channels)
         each = {"1": 1, "L": 1, "P": 1}.get(image.mode, 4) + _OWN.get(image.format, 0)
-    # The result too, before and after it is turned.
+    # Include the result, before and after rotation.
     cost = height * width * (each + 2 * channels)
     return Header(height, width, channels, samples, wide, cost)
 
 
 def _samples(image: Any, channels: int) -> int:
-    """How many a pixel has: transparency counts where it is a channel of its own."""
+    """Samples per pixel; transparency counts if it is a separate channel."""
     return {"LA": 2, "RGBA": 4}.get(image.mode, channels)
 
 
 def _orientation(image: Any) -> int:
-    """EXIF's, or XMP's; read without decoding a pixel."""
+    """The orientation in EXIF or XMP, read without decoding a pixel."""
     from PIL import Image
 
     try:
@@ -200,7 +200,7 @@ def _orientation(image: Any) -> int:
             late = _late_exif(image.fp)
             if late:
                 image.info["exif"] = _EXIF + late
-        # PngImageFile's own would decode the pixels to see what follows them.
+        # PngImageFile.getexif would decode the pixels to reach what follows them.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # broken metadata says nothing about the pixels
         return 1
@@ -216,7 +216,7 @@ def _late_exif(file: Any) -> bytes:
             (length,) = struct.unpack(">I", head[:4])
             if head[4:] == b"eXIf":
                 return file.read(min(length, 2**20))
-            file.seek(length + 4, io.SEEK_CUR)  # and its checksum
+            file.seek(length + 4, io.SEEK_CUR)  # data and checksum
         return b""
     finally:
         file.seek(here)
@@ -224,9 +224,9 @@ def _late_exif(file: Any) -> bytes:
 
 def _is_grey(image: Any) -> bool:
     if image.mode in ("P", "PA"):
-        order, values = image.palette.getdata()  # as the file has it, before loading
+        order, values = image.palette.getdata()  # as in the file, before loading
         palette = np.frombuffer(bytes(values), np.uint8)
-        if order.endswith(";L"):  # all of one colour, then all of the next
+        if order.endswith(";L"):  # planar: all values of one colour, then the next
             colours = palette.reshape(len(order) - len(";L"), -1).T[:, :3]
         else:
             colours = palette.reshape(-1, len(order))[:, :3]
@@ -245,7 +245,7 @@ def _by_pillow(data: bytes, size: tuple[int, int] | None, channels: int) -> np.n
 
 
 def _eight_bits(image: Any, channels: int | None, bits: int) -> np.ndarray:
-    """An opened image of Pillow's as uint8, not turned; `bits` as in its file."""
+    """An open Pillow image as uint8, not rotated; `bits` as in its file."""
     grey = _is_grey(image)  # before loading
     samples = _samples(image, 1 if grey else 3)
     image.load()
@@ -257,7 +257,7 @@ def _eight_bits(image: Any, channels: int | None, bits: int) -> np.ndarray:
 
 
 def from_pillow(image: Any, channels: int | None = None) -> np.ndarray:
-    """An image of Pillow's as it is seen, turned: [h, w, c]; wide numbers unscaled."""
+    """A Pillow image as displayed, rotated: [h, w, c]; wide values stay unscaled."""
     with _reasons():
         turn = TURNS[_orientation(image)]
         if image.mode == "F" or image.mode.startswith("I"):
@@ -266,7 +266,7 @@ def from_pillow(image: Any, channels: int | None = None) -> np.ndarray:
 
 
 def _scale_key(image: Any, bits: int) -> None:
-    """Pillow scales grey of 2 and 4 bits to 8, but not the value that is clear."""
+    """Scale the transparent value: Pillow scales 2- and 4-bit grey to 8, but not it."""
     key = image.info.get("transparency")
     if image.mode == "L" and isinstance(key, int) and bits < 8 and key < 2**bits:
         image.info["transparency"] = key * 255 // (2**bits - 1)
@@ -275,7 +275,7 @@ def _scale_key(image: Any, bits: int) -> None:
 def _in_blocks(
     image: Any, channels: int, convert: Callable[[Any], np.ndarray]
 ) -> np.ndarray:
-    """`convert` of some rows at a time: several copies of all would be much memory."""
+    """`convert` a few rows at a time: several copies of all rows take much memory."""
     width, height = image.size
     out = np.empty((height, width, channels), np.uint8)
     step = max(1, _BLOCK // width)
@@ -296,14 +296,14 @@ def _as_seen(image: Any, mode: str) -> np.ndarray:
 
 
 _SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
-_NO_SEGMENT = (b"\xda", b"\xff")  # what may follow 0xff there: the scan, or filling
-_ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP with a word of it
+_NO_SEGMENT = (b"\xda", b"\xff")  # may follow 0xff there: the scan, or fill bytes
+_ORIENTED = (b"Exif", b"rientation")  # EXIF, or XMP that mentions it
 
 
 def bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
-    """A JPEG of a usual kind that says nothing of orientation; else None.
+    """Decode a JPEG of a common kind without orientation; otherwise None.
 
-    Without Pillow, whose header reading holds Python's lock and blocks other threads.
+    Avoids Pillow, which holds the GIL while reading headers and blocks other threads.
     """
     import simplejpeg
 
@@ -324,7 +324,7 @@ def bare_jpeg(data: bytes, size: tuple[int, int] | None) -> np.ndarray | None:
 
 
 def _before_scan(data: bytes) -> bytes:
-    """A JPEG's segments before its first scan; all of it where they do not add up."""
+    """A JPEG's segments before its first scan; the whole file if they are malformed."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in _NO_SEGMENT:
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -338,9 +338,9 @@ def fast_jpeg(
     size: tuple[int, int] | None,
     turn: tuple[bool, bool, bool],
 ) -> np.ndarray | None:
-    """A JPEG through libjpeg-turbo, shrunk by 2, 4 or 8 on the way where it may be.
+    """Decode a JPEG with libjpeg-turbo, shrinking it by 2, 4 or 8 if possible.
 
-    None if that is not certain of every byte: Pillow then decodes it.
+    None if the bytes might be wrong: Pillow then decodes it.
     """
     import simplejpeg
 
@@ -357,7 +357,7 @@ def fast_jpeg(
             min_height=height // factor if factor > 1 else 0,
             min_width=width // factor if factor > 1 else 0,
             min_factor=1,
-            # Colours at half the size are smoothed by the resize that follows.
+            # The following resize smooths colours stored at half size.
             fastupsample=bool(size) and _shrinks(extent, wanted, 1.25),
         )
     except ValueError:
@@ -372,7 +372,7 @@ def _shrinks(extent: tuple[int, int], wanted: tuple[int, int], factor: float) ->
 
 
 def turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
-    """Pixels [h, w, c] as an orientation (`header.TURNS`) says: a view."""
+    """Pixels [h, w, c] in the given orientation (`header.TURNS`), as a view."""
     swap, rows, columns = turn
     if swap:
         pixels = pixels.transpose(1, 0, 2)
@@ -380,8 +380,8 @@ def turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 METADATA = ("metadata.csv", "metadata.jsonl")
-"""Tables of labels inside a folder of images, as Hugging Face's `imagefolder` reads."""
-# Thumbnails, recycle bins and metadata of cameras, file systems and NAS boxes; names
+"""Label tables in an image folder, in the format of Hugging Face's `imagefolder`."""
+# Thumbnails, recycle bins and metadata of cameras, file systems and NAS devices; names
 # that begin with a dot are hidden anyway.
 _NOT_OURS = {
     "@eadir",
@@ -403,7 +403,7 @@ _NOT_OURS = {
 
 
 def is_image_name(name: str) -> bool:
-    """A suffix of a known format, and nothing hidden on the way."""
+    """Whether a path has a known image suffix and no hidden part."""
     parts = name.split("/")
     return not any(map(is_hidden, parts)) and suffix_of(name) in SUFFIXES
 

@@ -1,9 +1,9 @@
 """Encoded images -> image sets: read the headers, decode once, keep the pixels.
 
-The pixels are kept on disk, one .npy and its index. An entry is named by a SHA-256 of
-the files' names, stamps, and the size and channels asked for, so that any change is
-another entry. It appears by one rename, so several processes may read and build at
-once. A damaged one is found by its checksum and rebuilt.
+The pixels are cached on disk, as one .npy and its index. An entry's name is a SHA-256
+of the files' names and stamps and the requested size and channels, so any change makes
+a new entry. A single rename publishes it, so several processes may read and build at
+once. A damaged entry is found by its checksum and rebuilt.
 """
 
 import contextlib
@@ -60,19 +60,19 @@ _FIRST_PAGE = (
     "of several pages the first is read: write bands as the samples of one page "
     "(tifffile: photometric='minisblack', planarconfig='contig')"
 )
-_MEASURED = 1024  # images that an automatic value range looks at
+_MEASURED = 1024  # images sampled for an automatic value range
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a pass over the files found: the rows kept, their digests, the bad ones."""
+    """Result of a pass over the files: the rows kept, their digests, the bad ones."""
 
     images: Images
     digests: list[bytes]
     bad: dict[int, str]
-    """Row among the files -> why it is no image."""
+    """Row of the file -> why it is not an image."""
     value_range: Range | None = None
-    """What became 0 and 255 in images of more than 8 bits."""
+    """The values mapped to 0 and 255 in images of more than 8 bits."""
 
 
 def image_sets(
@@ -82,12 +82,12 @@ def image_sets(
     request: Request,
     tasks: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Splits:
-    """Sets of {split: (rows of `files`, class name of each)}, decoded as asked.
+    """Sets for {split: (rows of `files`, class name of each)}, decoded as requested.
 
-    `tasks` has the class names of further tasks, one for each of `files`.
+    `tasks` has the class names of further tasks, one per file in `files`.
 
-    The fingerprint of each is over the digests of its files' bytes, so it does not
-    depend on where they lie, when they were written, or whether there is a cache.
+    Each fingerprint is computed from the digests of the files' bytes, so it does not
+    depend on their location or date, or on whether there is a cache.
     """
     learnt = groups["train"][0]
     folder = _cache_folder(files, request, learnt) if request.cache else None
@@ -118,7 +118,7 @@ def image_sets(
         ids = [spelling(files.names[row]) for row, _ in pairs]
         images, own = Selected(entry.images, rows), more.get(split, {})
         digests = [entry.digests[row] for row in rows]
-        if entry.value_range:  # the same bytes are other images in another range
+        if entry.value_range:  # another range makes other images of the same bytes
             digests.append(repr(entry.value_range).encode())
         mark = content_fingerprint(digests, labels[split], ids, images.shape, own)
         skipped = [row for row in groups[split][0] if row in entry.bad]
@@ -143,7 +143,7 @@ def _cache_folder(
     files: Files, request: Request, learnt: Sequence[int]
 ) -> pathlib.Path:
     stamps = [[name, *files.stamp(row)] for row, name in enumerate(files.names)]
-    # An automatic range depends on which images are for training.
+    # An automatic range depends on which images are in the training split.
     measured = list(learnt) if request.value_range == "auto" else None
     asked = (request.image_size, request.channels, request.value_range)
     key = json.dumps([asked, measured, stamps]).encode()
@@ -157,7 +157,7 @@ def _decode_all(
     learnt: Sequence[int],
     folder: pathlib.Path | None,
 ) -> Entry:
-    """One pass over the headers and one over the pixels, into the cache if there is."""
+    """One pass over the headers and one over the pixels, into the cache if any."""
     good, bad = _headers(files, request.channels)
     if bad and (request.on_bad_image == "fail" or not good):
         raise DataError(_bad_message(files, bad, source))
@@ -200,7 +200,7 @@ def _decode_all(
 def _headers(
     files: Files, channels: int | None
 ) -> tuple[dict[int, Header], dict[int, str]]:
-    """({row: what its header says}, {row: why it cannot be used so})."""
+    """({row: its header}, {row: why it cannot be used as requested})."""
 
     def header(row: int) -> Header:
         with opened(files, row) as file:
@@ -222,7 +222,7 @@ def _headers(
 
 
 def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None:
-    """Some programs call the fourth of four bands transparency, whatever it is."""
+    """Warn of alpha in TIFFs: some programs mark any fourth band as transparency."""
     found = sum(
         (header.channels, header.samples) == (3, 4)
         and files.names[row].lower().endswith((".tif", ".tiff"))
@@ -237,7 +237,7 @@ def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None
 
 
 def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None:
-    """Microscopes write bands, layers and times as pages; so does tifffile, unasked."""
+    """Warn of pages: microscopes, and tifffile by default, store bands as pages."""
     found = [row for row, header in headers.items() if header.pages > 1]
     if found:
         first = headers[found[0]]
@@ -249,7 +249,7 @@ def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None
 
 
 def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range:
-    """The range of the training images of more than 8 bits: see `range_of`."""
+    """The value range of the training images of more than 8 bits: see `range_of`."""
     wide = [row for row, header in headers.items() if header.wide]
     if not wide:
         raise DataError(
@@ -301,7 +301,7 @@ def _bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
 
 
 _FORMAT = 1
-_CHECKED_BYTES = 2**30  # of a larger entry, evenly spaced images are checked
+_CHECKED_BYTES = 2**30  # in a larger entry, only evenly spaced images are checked
 
 
 def load_entry(folder: pathlib.Path) -> Entry | None:
@@ -340,10 +340,10 @@ def _checksum(images: np.ndarray) -> int:
 
 
 class EntryWriter:
-    """Writes an entry image by image; `commit` puts it in its place.
+    """Writes an entry image by image; `commit` moves it into place.
 
-    A cache that cannot be written is no reason to stop: a note is printed, nothing more
-    is written, and `commit` gives None.
+    If the cache cannot be written, it prints a note and stops writing, and `commit`
+    returns None.
     """
 
     def __init__(self, folder: pathlib.Path | None, most: int, shape: tuple[int, ...]):
@@ -357,8 +357,8 @@ class EntryWriter:
             self._scratch = pathlib.Path(
                 tempfile.mkdtemp(dir=folder.parent, prefix=".new-")
             )
-            # Plain writes rather than a memory map: a full disk is then an OSError,
-            # not a SIGBUS.
+            # Plain writes instead of a memory map: a full disk then raises OSError
+            # instead of SIGBUS.
             self._file = (self._scratch / "images.npy").open("wb")
             self._header(self._file, most)
 
@@ -375,16 +375,16 @@ class EntryWriter:
             self.close()
 
     def _header(self, file: io.BufferedIOBase, count: int) -> None:
-        # NumPy pads the header, so that a smaller count fits where a larger one stood.
+        # NumPy pads the header, so a smaller count fits in the space of a larger one.
         np.lib.format.write_array_header_1_0(
             file,
             {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)},
         )
 
     def add(self, image: np.ndarray) -> None:
-        """The next image, uint8 of the entry's shape; RuntimeError for any other.
+        """Add the next image, uint8 in the entry's shape; RuntimeError for any other.
 
-        Bytes of another shape would be cut into rows at the wrong width, in silence.
+        Bytes of another shape would silently be cut into rows of the wrong width.
         """
         if image.dtype != np.uint8 or image.shape != self._shape:
             raise RuntimeError(
@@ -402,7 +402,7 @@ class EntryWriter:
         bad: dict[int, str],
         value_range: Range | None = None,
     ) -> Entry | None:
-        """Finish and rename into place, unless another process was first; the entry."""
+        """Finish, rename into place unless another process was first; the entry."""
         if self._file is None or self._folder is None or self._scratch is None:
             return None
         with self._or_without():
@@ -432,7 +432,7 @@ class EntryWriter:
         """Remove what was not committed."""
         file, self._file = self._file, None
         if file is not None:
-            # Closing writes what is buffered: on a full disk it fails once more.
+            # Closing flushes the buffer, which fails again on a full disk.
             with contextlib.suppress(OSError):
                 file.close()
         if self._scratch is not None:
@@ -443,7 +443,7 @@ class EntryWriter:
 def entry_writer(
     folder: pathlib.Path | None, most: int, shape: tuple[int, ...]
 ) -> Iterator[EntryWriter]:
-    """A EntryWriter to `folder` (None: to nowhere); nothing unfinished stays behind."""
+    """An EntryWriter to `folder` (None: to nowhere); removes an unfinished entry."""
     made = EntryWriter(folder, most, shape)
     try:
         yield made

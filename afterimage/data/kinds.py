@@ -1,4 +1,4 @@
-"""What a file that we cannot read is, by its first bytes."""
+"""Identifies files that we cannot read, by their first bytes."""
 
 _WEB = (b"<html", b"<!doctype")
 _HEIF = {
@@ -36,7 +36,7 @@ _STARTS = {
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is, by its first bytes (132 suffice), as the end of a sentence."""
+    """The kind of a file, from its first bytes (132 suffice), to end a sentence."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(_WEB):
         return "a web page, not an image"

@@ -1,4 +1,4 @@
-"""Labels as they come, and what a classifier needs of them."""
+"""Raw labels -> class indices, and the checks that a classifier needs."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +14,20 @@ from afterimage.errors import DataError
 from afterimage.reading import ReadingOptions
 
 Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | None]
-"""(class indices by split, class names); None where nothing is labelled."""
+"""(class indices by split, class names); None if nothing is labelled."""
 
 WAYS_TO_LABEL = (
     "one subfolder a class, labels beside the images, or a column `label` in a csv file"
 )
 
 _NO_VALUE = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "-1", "?"}
-"""How tables write that there is no value, in lower case."""
+"""Common ways to mark a missing value, in lower case."""
 
 
 def named(
     cells: Sequence[str], where: str, reading: ReadingOptions
 ) -> list[str | None]:
-    """The class name that each text gives; None if it means that there is no label."""
+    """The class name for each text; None if it means that there is no label."""
     texts = collections.Counter(cells)
     names = {t: None if reading.is_missing(t) else class_name(t) for t in texts}
     for text, name in names.items():
@@ -40,7 +40,7 @@ def named(
 
 
 def say_alike(classes: Sequence[str] | None, source: str) -> None:
-    """Warn of classes whose names differ only in case or spaces."""
+    """Warn about classes whose names differ only in case or spaces."""
     for group in alike(classes or ()):
         say_once(
             f"{source}: {' and '.join(map(repr, group))} differ only in case or "
@@ -50,7 +50,7 @@ def say_alike(classes: Sequence[str] | None, source: str) -> None:
 
 
 def counted(images: ImageSet) -> str:
-    """The classes of a set with their numbers of images: `cat 12, dog 9`."""
+    """The classes of a set with their image counts: `cat 12, dog 9`."""
     if images.labels is None or images.class_names is None:
         return ""
     counts = np.bincount(
@@ -66,7 +66,7 @@ def index_names(
 ) -> Indexed:
     """Class names by split -> class indices by split, and the classes sorted by name.
 
-    The classes of all splits together are numbered; None is unlabelled.
+    All splits share one numbering; None is unlabelled.
     """
     lists = {split: list(values) for split, values in names.items()}
     classes = sorted({v for values in lists.values() for v in values if v is not None})
@@ -88,10 +88,10 @@ def index_values(
 ) -> Indexed:
     """Label arrays by split (integers or strings) -> class indices, class names.
 
-    Classes are numbered by value: integers with gaps are closed up, the original
-    numbers stay as the names. -1 means unlabelled, and so does a string that `reading`
-    says is missing; other negatives, fractions, one-hot rows and anything not a number
-    or string raise DataError, all at once.
+    Classes are numbered in order of value, without gaps; original integers become the
+    class names. -1 means unlabelled, as does a string that `reading` treats as missing.
+    Other negatives, fractions, one-hot rows and anything but numbers and strings raise
+    one DataError.
     """
     checked, problems = {}, []
     for split, given in values.items():
@@ -122,9 +122,9 @@ def index_values(
 
 
 def task_labels(found: Mapping[str, Indexed]) -> dict[str, dict[str, Labels]]:
-    """{split: {task: labels}} of what the functions above give for each task.
+    """{split: {task: labels}} from the results of the functions above for each task.
 
-    A split has the tasks alone of which it has a label.
+    A split has only those tasks for which it has a label.
     """
     splits: dict[str, dict[str, Labels]] = {}
     for task, (values, classes) in found.items():
@@ -136,7 +136,7 @@ def task_labels(found: Mapping[str, Indexed]) -> dict[str, dict[str, Labels]]:
 
 
 def _strings(values: np.ndarray, where: str, reading: ReadingOptions) -> np.ndarray:
-    """Class names as objects; UNLABELLED where a label is missing."""
+    """Class names as objects; UNLABELLED for a missing label."""
     names = named(values.tolist(), where, reading)
     return np.array([UNLABELLED if n is None else n for n in names], object)
 
@@ -169,10 +169,10 @@ def _plain(values: np.ndarray) -> np.ndarray:
 
 
 def check_classes(splits: Splits) -> None:
-    """Raise DataError where these splits cannot train and test a classifier.
+    """Raise DataError if these splits cannot train and test a classifier.
 
     Needed: labels in train, at least two classes there, and no class in validation or
-    test that train lacks. Every finding is reported at once.
+    test that train lacks. All problems are reported at once.
     """
     train = splits.train
     if train.labels is None or train.class_names is None:

@@ -1,4 +1,4 @@
-"""What the names of folders say: split and class."""
+"""Splits and classes from folder names."""
 
 import bisect
 import contextlib
@@ -12,7 +12,7 @@ from afterimage.console import say_once
 from afterimage.errors import DataError, did_you_mean
 
 Groups = dict[str, tuple[list[int], list[str | None]]]
-"""{split: (rows, class name of each, or None where unlabelled)}."""
+"""{split: (rows, class name of each, None if unlabelled)}."""
 Paths = list[list[str]]
 
 
@@ -23,23 +23,23 @@ def layout(
     *,
     strict: bool = True,
 ) -> Groups:
-    """The splits and classes that the folders in `names` tell.
+    """The splits and classes given by the folders in `names`.
 
-    Folders named for a split (train, val2017, seg_test) are splits where all folders
-    beside them are; images in one called unlabelled have no label. A lone folder around
-    everything is looked through. Below that, the first folder is the class, provided
-    that every image of the split lies in one.
+    Folders named after a split (train, val2017, seg_test) are splits if all their
+    siblings are; images in a folder called unlabelled have no label. A single top-level
+    folder is ignored. Below that, the first folder is the class, provided that every
+    image of the split is in one.
 
     `given` names the folder of each split instead ({"train": "seg_train"}); `.` is the
     whole, and other folders are ignored. If not `strict`, it applies only if one of
-    these folders exists.
+    its folders exists.
 
-    Raises DataError if only some of the folders have a split's name, with the others
-    and the options, and for a named folder that does not exist.
+    Raises DataError if only some folders are named after a split (the message lists the
+    others and the options), and for a named folder that does not exist.
     """
     paths, places = [name.split("/") for name in names], {}
     if given and not strict and not any(name.strip("./") for name in given.values()):
-        with contextlib.suppress(DataError):  # `.` may be meant for other data alone
+        with contextlib.suppress(DataError):  # `.` may be meant only for other data
             return layout(names, source)
     if given:
         _check_given(given, source)
@@ -66,7 +66,7 @@ def layout(
 
 
 def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
-    """{split: rows} of each row's split; DataError where none is for training."""
+    """{split: rows} from the split of each row; DataError if none is for training."""
     splits: dict[str, list[int]] = {}
     for row, split in enumerate(given):
         splits.setdefault(split, []).append(row)
@@ -79,7 +79,7 @@ def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
 
 
 def _grouped(paths: Paths, given: list[str], source: str) -> Groups:
-    """Groups of paths with their split; `unlabelled` ones train without a label."""
+    """Groups of paths with their split; `unlabelled` ones join train without labels."""
     free = {row for row, split in enumerate(given) if split == NO_LABEL}
     splits = by_split(["train" if s == NO_LABEL else s for s in given], source)
     groups: Groups = {}
@@ -95,7 +95,7 @@ def _grouped(paths: Paths, given: list[str], source: str) -> Groups:
 def _classes(
     paths: Paths, rows: Sequence[int], source: str
 ) -> tuple[list[int], list[str | None]]:
-    """(rows, class of each): the first folder, where every image lies in one."""
+    """(rows, class of each): the first folder, if every image is in one."""
     loose = [row for row in rows if len(paths[row]) == 1]
     inside = [row for row in rows if len(paths[row]) > 1]
     free = {row for row in inside if is_unlabelled(paths[row][0])}
@@ -114,9 +114,9 @@ def _classes(
 
 
 def _within(paths: Paths, rows: Sequence[int], depth: int) -> Paths:
-    """Paths below a folder at this depth, and below one in it of the same name.
+    """Paths below a folder at this depth, and below a subfolder of the same name.
 
-    Archives are often unpacked into a folder of their own name: train/train/cat.
+    Archives often unpack into a folder with their own name: train/train/cat.
     """
     short = list(paths)
     for row in rows:
@@ -130,7 +130,7 @@ def _within(paths: Paths, rows: Sequence[int], depth: int) -> Paths:
 
 
 def _folders(paths: Paths) -> dict[str, set[str]]:
-    """{folder: the names of those in it}, of all folders that hold some."""
+    """{folder: names of its subfolders}, for all folders that have some."""
     chains = {tuple(path[:-1]) for path in paths}
     found: dict[str, set[str]] = {}
     for chain in chains:
@@ -162,7 +162,7 @@ def _named(
     places: Mapping[str, list[str]],
     given: Mapping[str, str],
 ) -> Groups:
-    """Groups by the folders that were named for each split."""
+    """Groups by the folders given for each split."""
     found: dict[int, str] = {}
     for split, place in places.items():
         mine = [row for row, path in enumerate(paths) if _below(path, place)]
@@ -179,7 +179,7 @@ def _named(
         found |= dict.fromkeys(mine, split)
     rest = [row for row in range(len(paths)) if row not in found]
     groups: Groups = {}
-    if "train" not in places:  # the folders that are not named are read as usual
+    if "train" not in places:  # the other folders are read as usual
         groups = _rest(paths, rest, source, places)
     elif rest:
         say_once(f"{source}: images in other folders, ignored: {len(rest):,}")
@@ -209,7 +209,7 @@ def _rest(
 
 
 def _place(name: str, paths: Paths) -> list[str]:
-    """The parts of a folder's path; it may leave out a lone folder around everything.
+    """The parts of a folder's path, which may omit a single top-level folder.
 
     `.` is the folder that holds the classes.
     """
@@ -226,7 +226,7 @@ def _nfc(parts: list[str]) -> list[str]:
 
 
 def _below(path: list[str], place: list[str]) -> bool:
-    """Whether a file lies in a folder, whatever the Unicode form of its name."""
+    """Whether a file is in a folder, whatever the Unicode form of its name."""
     return len(path) > len(place) and _nfc(path[: len(place)]) == place
 
 
@@ -258,8 +258,8 @@ def _is_wrapper(paths: Paths) -> bool:
     if len(tops) != 1 or any(len(path) == 1 for path in paths):
         return False
     (top,) = tops
-    # Below a single `train` or `test` everything is one set; any other single folder
-    # is a class, unless all its images are in folders.
+    # Everything below a single `train` or `test` is one set; any other single folder
+    # is a class, unless all its images are in subfolders.
     return is_word(top) or all(len(path) > 2 for path in paths)
 
 
@@ -288,9 +288,9 @@ _WORDS = {
     "unlabelled": NO_LABEL,
 }
 _ONE = "|".join(sorted(_WORDS, key=len, reverse=True))
-# train2017, test_images, val-set; and seg_train, where others go with it.
+# train2017, test_images, val-set; and seg_train, if other folders match it.
 _PLAIN = re.compile(rf"({_ONE})(?:[ _-]?(?:set|data|images?|imgs|[0-9]))*")
-# trainA, TEST_SIMPLE, imagesTrain, my.val: a word of its own, by case or by a mark.
+# trainA, TEST_SIMPLE, imagesTrain, my.val: a separate word, by case or punctuation.
 _WORD = "|".join(sorted(SPLITS, key=len, reverse=True))
 _LOOSE = re.compile(
     rf"(?:^|(?<=[^A-Za-z]))(?i:{_WORD})(?![a-z])"
@@ -300,15 +300,15 @@ _PREFIXED = re.compile(rf"(.+[_-])({_ONE})(?:[_-]?[0-9]+)?")
 
 
 def exact(name: str) -> str | None:
-    """The split that a name is, word for word in any case; None where it is none."""
+    """The split with exactly this name, in any case; None if there is none."""
     return SPLITS.get(_key(name))
 
 
 def check_no_pair(source: str, names: Iterable[str], place: str) -> None:
-    """Raise DataError where folders that would be classes look like splits.
+    """Raise DataError if folders that would be classes look like splits.
 
-    trainA beside testA, or train and test inside of one class. `place` is the folder
-    that they lie in.
+    trainA beside testA, or train and test inside one class. `place` is the folder that
+    contains them.
     """
     found: dict[str, str] = {}
     for name in sorted(names):
@@ -325,18 +325,18 @@ def check_no_pair(source: str, names: Iterable[str], place: str) -> None:
 
 
 def is_word(name: str) -> bool:
-    """Whether a name is one of a split's, or `unlabelled`."""
+    """Whether a name is a split's name, or `unlabelled`."""
     return _key(name) in _WORDS
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether images in a folder of this name are to have no label."""
+    """Whether images in a folder of this name should have no label."""
     found = _PLAIN.fullmatch(_key(name))
     return found is not None and _WORDS[found[1]] == NO_LABEL
 
 
 def meanings(names: Iterable[str]) -> dict[str, str]:
-    """{name: its split, `unlabelled`, or ASK}, of those named for one."""
+    """{name: its split, `unlabelled`, or ASK}, for the names that mean one."""
     names, found = sorted(names), {}
     prefixes: dict[str, dict[str, str]] = {}
     for name in names:
@@ -364,7 +364,8 @@ def check_clear(
 ) -> None:
     """Raise DataError if it is unclear which folder is which split.
 
-    `odd` are the folders beside the splits whose names mean none, `loose` the images.
+    `odd` are the other folders, whose names mean no split; `loose` are images beside
+    the folders.
     """
     named = {name: split for name, split in meaning.items() if split != NO_LABEL}
     splits = list(named.values())
@@ -403,7 +404,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _example(folders: Mapping[str, str]) -> str:
-    """The options that name these folders, {split: folder}."""
+    """The options that give these folders, {split: folder}."""
     return " ".join(
         f"{option} {shlex.quote(spelling(folders[split]))}"
         for split, option in OPTIONS.items()

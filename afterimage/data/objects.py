@@ -1,17 +1,16 @@
-"""Data as objects of Python: arrays, mappings of them, and sequences of records.
+"""Data given as Python objects: arrays, mappings of arrays, sequences of records.
 
 An array is used in place. A sequence has `len` and `[i]`; each record is a mapping with
-"image" and, where there are, "label", "id" and the labels of tasks; a pair (image,
-label); or an image alone. An image is an array [H, W] or [H, W, C], one of Pillow's, or
-the bytes of an encoded file. So the data sets of Hugging Face, TFDS, Grain and PyTorch
-that have random access are taken as they are.
+"image" and optionally "label", "id" and the labels of tasks; a pair (image, label); or
+just an image. An image is an array [H, W] or [H, W, C], a Pillow image, or the bytes of
+an encoded file. Random-access data sets of Hugging Face, TFDS, Grain and PyTorch
+therefore work unchanged.
 
-Records are read one at a time, once each when the data are opened: labels, sizes and a
-digest of every image are needed. Up to 1 GiB of decoded images stay in memory; others
-are read again whenever they are needed, and compared with their digest. Where labels
-are columns of their own (`datasets.Dataset`) and the images take more than 1 GiB, only
-1,024 records, evenly spaced, are read and enter the fingerprint, beside the length and
-all labels.
+Opening the data reads each record once, one at a time, for its label, size and image
+digest. Up to 1 GiB of decoded images stay in memory; others are read again whenever
+needed and compared with their digest. If labels have their own columns
+(`datasets.Dataset`) and the images take more than 1 GiB, only 1,024 evenly spaced
+records are read; the fingerprint then covers these, the length and all labels.
 """
 
 import dataclasses
@@ -54,7 +53,7 @@ from afterimage.errors import DataError, UserError
 _IN_MEMORY = 2**30
 """Bytes of decoded images of one split that are kept."""
 _SAMPLE = 1024
-"""Records that stand for a large split, and that an automatic range looks at."""
+"""Number of records that represent a large split, or determine an automatic range."""
 _TABLES = ("pandas", "polars", "pyarrow")
 ACCEPTED = (
     "a spec or a path; an array [N, H, W] or [N, H, W, C]; a mapping of arrays "
@@ -66,16 +65,16 @@ ACCEPTED = (
 
 
 def _called(data: Any) -> str:
-    """What an object without a name is called."""
+    """The name for an object that has none."""
     if _is_array(data):
         return "array"
     return "arrays" if isinstance(data, Mapping) else type(data).__name__
 
 
 def open_object(data: Any, name: str | None, request: Request) -> Splits:
-    """The splits of an object; UserError for one that is none of those above.
+    """The splits of an object; UserError for an unsupported type.
 
-    `name` is what it is called in messages and reports: its type, if not given.
+    `name` identifies it in messages and reports; by default its type.
     """
     name = name or _called(data)
     if request.reading.split_folders and request.strict:
@@ -119,7 +118,7 @@ def _is_array(data: Any) -> bool:
 
 
 def _array(values: Any, name: str) -> np.ndarray:
-    """As an array of NumPy, without a copy where possible."""
+    """As a NumPy array, without a copy if possible."""
     if np.ma.is_masked(values):
         raise DataError(
             f"{name}: {np.ma.count_masked(values)} values are masked; fill them first, "
@@ -155,11 +154,11 @@ class _Record:
     """uint8 [H, W, C], in the requested size and channels."""
     digest: bytes
     values: Mapping[str, Any]
-    """What else is in it, with "label" and "id" under these names."""
+    """The record's other values, with "label" and "id" under these names."""
 
 
 class _Records:
-    """One split: a sequence of records, read one at a time whatever the threads."""
+    """One split: a sequence of records, read one at a time even with threads."""
 
     def __init__(self, data: Any, name: str, request: Request):
         kind = type(data)
@@ -177,21 +176,21 @@ class _Records:
         if not 0 < self.length < 2**31:
             most = "endless: leave out repeat()" if self.length else "empty"
             raise DataError(f"{name} is {most}")
-        info = getattr(data, "dataset_info", data)  # of TFDS, or of Hugging Face
+        info = getattr(data, "dataset_info", data)  # TFDS, or Hugging Face
         features: Any = getattr(info, "features", None)
-        # TFDS has a class of its own, which is not quite a mapping.
+        # TFDS uses its own class, which is not quite a mapping.
         self.features = dict(features.items()) if hasattr(features, "items") else {}
         self.image = self._feature("Image", "image")
         self.label = self._feature("ClassLabel", "label")
         self._lock = threading.Lock()
 
     def _feature(self, kind: str, usual: str) -> str:
-        """The key of what is called `usual`, or else the first feature of this kind."""
+        """The key `usual` if it exists, otherwise the first feature of this kind."""
         found = [k for k, f in self.features.items() if type(f).__name__ == kind]
         return usual if usual in self.features or not found else found[0]
 
     def class_names(self, key: str) -> Sequence[str] | None:
-        """The names of the classes that numbers under `key` stand for, if known."""
+        """The class names for the numbers under `key`, if known."""
         key = self.label if key == "label" else key
         names = getattr(self.features.get(key), "names", None)
         if names is None and key == "label":
@@ -201,14 +200,14 @@ class _Records:
         return None
 
     def column(self, key: str) -> list[Any] | None:
-        """A column that is stored apart from the images, e.g. of `datasets.Dataset`."""
+        """A column stored separately from the images, e.g. in `datasets.Dataset`."""
         key = self.label if key == "label" else key
         if key in (getattr(self.data, "column_names", None) or ()):
             return list(self.data[key])
         return None
 
     def numbers(self, row: int) -> np.ndarray:
-        """The image's numbers of any type, not scaled, for an automatic range."""
+        """The image's unscaled values of any type, for an automatic range."""
         with self._lock:
             image, _ = self._take(row)
             if isinstance(image, bytes):
@@ -216,7 +215,7 @@ class _Records:
             return _numbers(image, self.request.channels)
 
     def read(self, row: int) -> _Record:
-        """A record; DataError, which names it, if it is not what is asked for."""
+        """Read a record; DataError that names it if it does not fit the request."""
         try:
             with self._lock:
                 image, values = self._take(row)
@@ -232,7 +231,7 @@ class _Records:
     def _take(self, row: int) -> tuple[Any, Mapping[str, Any]]:
         try:
             record = self.data[row]
-        except Exception as error:  # whatever someone else's data set raises
+        except Exception as error:  # whatever a third-party data set raises
             said = f"{type(error).__name__}: {error}"
             raise NotAnImage(f"cannot be read ({said})") from error
         if isinstance(record, Mapping):
@@ -247,7 +246,7 @@ class _Records:
         else:
             image, values = record, {}
         if isinstance(image, Mapping) and image.get("bytes"):
-            image = image["bytes"]  # of Hugging Face, not decoded
+            image = image["bytes"]  # Hugging Face, not decoded
         return image, values
 
     def _decode(self, data: bytes) -> np.ndarray:
@@ -278,7 +277,7 @@ class _Records:
 
     @functools.cached_property
     def first(self) -> _Record:
-        """A record to go by, read twice: a random transformation would show."""
+        """The reference record, read twice to detect random transformations."""
         row, record = 0, None
         while record is None:
             try:
@@ -296,7 +295,7 @@ class _Records:
         return record
 
     def check_shape(self, record: _Record, row: int) -> None:
-        """Raise DataError where an image has another shape than the first one."""
+        """Raise DataError if an image's shape differs from the first one's."""
         shape, first = record.pixels.shape, self.first.pixels.shape
         if shape != first:
             raise DataError(
@@ -324,7 +323,7 @@ def _numbers(image: Any, channels: int | None) -> np.ndarray:
 
 
 class _Lazy:
-    """Reads records whenever they are asked for."""
+    """Reads records on demand."""
 
     def __init__(self, records: _Records, rows: np.ndarray, digests: dict[int, bytes]):
         self._records, self._rows, self._digests = records, rows, digests
@@ -353,7 +352,7 @@ class _Lazy:
 
 @dataclasses.dataclass
 class _Read:
-    """What one pass over a split found."""
+    """The result of one pass over a split."""
 
     images: Images
     digests: Sequence[bytes]
@@ -363,7 +362,7 @@ class _Read:
 
 
 def _read(records: _Records, keys: Sequence[str]) -> _Read:
-    """Every record once, into memory where it fits."""
+    """Read every record once, into memory if the images fit."""
     count, shape = records.length, records.first.pixels.shape
     each = records.first.pixels.nbytes
     fits = count * each <= min(_IN_MEMORY, allowance() // 4)
@@ -398,7 +397,7 @@ def _read(records: _Records, keys: Sequence[str]) -> _Read:
 
 
 def _sampled(records: _Records, keys: Sequence[str]) -> _Read | None:
-    """A large split with labels in columns: some of its images stand for all."""
+    """Read a sample of a large split with labels in columns; None for other splits."""
     large = records.length * records.first.pixels.nbytes > _IN_MEMORY
     if not large or records.request.on_bad_image == "skip":
         return None
@@ -492,7 +491,7 @@ def _indexed(
 
 
 def _label(value: Any, names: Sequence[str] | None, where: str) -> Any:
-    """A text or a number; None where there is no label."""
+    """A string or a number; None if there is no label."""
     if isinstance(value, bytes):
         value = value.decode(errors="surrogateescape")
     if value is None or isinstance(value, str):

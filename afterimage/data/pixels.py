@@ -1,4 +1,4 @@
-"""What a picture's numbers are, and how they become uint8 of one size."""
+"""The meaning of pixel values, and their conversion to uint8 of one size."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from afterimage.errors import DataError, UserError
 MAX_PIXELS = 89_478_485
 """Largest image decoded: a quarter of a gigabyte as RGB (Pillow's own limit)."""
 MAX_ASPECT = 100
-"""Longest side over shortest: anything beyond is a strip, not a picture."""
+"""Largest ratio of the longest to the shortest side: beyond it, images are strips."""
 MAX_BYTES = 2**29
 """Largest encoded file read."""
 # EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
@@ -31,18 +31,17 @@ TURNS = {
 
 
 class NotAnImage(ValueError):
-    """These bytes cannot become a picture; the message says why."""
+    """These bytes are not a usable picture; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """Size as seen, orientation applied, and what the pixels are.
+    """Displayed size, with orientation applied, and the kind of pixels.
 
     `channels` is 1 for grey, 3 for colour, and 0 for bands that are neither. `samples`
-    are the numbers a pixel has in the file, transparency included. `wide` says that
-    they have more than 8 bits. `cost` is an upper bound of the bytes that decoding
-    takes. `pages` counts those of the same size, of which the first is read; more than
-    a few are not counted.
+    is the number of values per pixel in the file, including transparency. `wide` means
+    that they have more than 8 bits. `cost` is an upper bound on the bytes that decoding
+    takes. `pages` counts pages of the same size, up to a few; only the first is read.
     """
 
     height: int
@@ -55,7 +54,7 @@ class Header:
 
 
 def check_extent(width: int, height: int) -> None:
-    """NotAnImage for sizes that are not a picture's."""
+    """Raise NotAnImage for sizes that no picture has."""
     if min(width, height) < 1:
         raise NotAnImage(f"{width}x{height} pixels")
     if width * height > MAX_PIXELS:
@@ -65,9 +64,9 @@ def check_extent(width: int, height: int) -> None:
 
 
 def takes_bands(channels: int, samples: int, asked: int) -> bool:
-    """Whether `asked` channels are the file's samples as they are: any number of bands.
+    """Whether `asked` channels are the file's samples unchanged: any number of bands.
 
-    Grey and colour are what a person sees. NotAnImage if they cannot be made.
+    Otherwise grey or colour as displayed. NotAnImage if neither is possible.
     """
     if asked == samples and (asked not in (1, 3) or channels == 0):
         return True
@@ -79,7 +78,7 @@ def takes_bands(channels: int, samples: int, asked: int) -> bool:
 
 
 def check_seen(header: Header) -> None:
-    """NotAnImage for bands if no number of channels was given."""
+    """Raise NotAnImage for bands if no number of channels was given."""
     if not header.channels:
         raise NotAnImage(
             f"{header.samples} bands, neither grey nor RGB; channels={header.samples} "
@@ -92,18 +91,18 @@ def count(channels: int, samples: int) -> str:
     return {1: "grey", 3: "colour"}.get(channels, f"{samples} bands")
 
 
-_BLOCK = 2**18  # pixels whose intermediate numbers are in memory together
+_BLOCK = 2**18  # pixels whose intermediate values are in memory at the same time
 _CURE = "set the values of black and white, value_range=(LOW, HIGH) or 'auto'"
 _OPTION = "(--value-range LOW,HIGH or auto)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Decoded numbers, not yet a picture.
+    """Decoded values, not yet a picture.
 
-    `channels` is 1 for grey, 3 for colour, 0 for bands. `bits` of each are used where
-    they are unsigned. `alpha` says what the last sample is, if it is transparency.
-    `inverted` is for images in which 0 is white. `cmyk` has four samples for colour.
+    `channels` is 1 for grey, 3 for colour, 0 for bands. Unsigned values use `bits` bits
+    each. `alpha` gives the kind of transparency in the last sample, if any. `inverted`
+    means that 0 is white. `cmyk` means four samples for colour.
     """
 
     values: Shaped[np.ndarray, "h w s"]
@@ -115,12 +114,12 @@ class Samples:
 
     @property
     def colours(self) -> Shaped[np.ndarray, "h w c"]:
-        """Without transparency."""
+        """The values without transparency."""
         return self.values[..., :-1] if self.alpha else self.values
 
 
 def parse_range(text: str | Range | None) -> Range | Literal["auto"] | None:
-    """ "LOW,HIGH" or "auto", or the two numbers themselves; UserError for others."""
+    """Parse "LOW,HIGH", "auto" or a pair of numbers; UserError for anything else."""
     if text is None or text == "auto":
         return text
     try:
@@ -137,17 +136,17 @@ def parse_range(text: str | Range | None) -> Range | Literal["auto"] | None:
 
 
 def spaced(values: Shaped[np.ndarray, "*b c"], most: int = 2**13) -> np.ndarray:
-    """At most about `most` of the numbers, of pixels at even distances."""
+    """At most about `most` of the values, from evenly spaced pixels."""
     pixels = values.reshape(-1, values.shape[-1])
     step = max(1, pixels.size // most)
     return pixels[::step].ravel()
 
 
 def range_of(parts: Sequence[np.ndarray], name: str) -> Range:
-    """The range that "auto" takes: the 0.1 and 99.9 % quantiles of all these numbers.
+    """The range for "auto": the 0.1 and 99.9 % quantiles of all these values.
 
-    Of all bands together. Where these are one number, the least and largest; DataError
-    where those are one, too.
+    All bands count together. If the quantiles are equal, the minimum and maximum;
+    DataError if these are equal too.
     """
     values = np.concatenate([np.empty(0), *parts])
     values = values[np.isfinite(values)]
@@ -168,11 +167,11 @@ def range_of(parts: Sequence[np.ndarray], name: str) -> Range:
 def seen(
     samples: Samples, channels: int, value_range: Range | None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """What a person sees, grey or colour; or the bands as they are, scaled to 8 bits.
+    """The picture as displayed, grey or colour; or its bands, scaled to 8 bits.
 
-    `value_range` is for samples of more than 8 bits, and clips; without it, unsigned
-    integers of b bits are divided by 2^b - 1, floats are in [0, 1], and others are
-    NotAnImage. Transparency lies over white.
+    `value_range` applies to samples of more than 8 bits, and clips. Without it,
+    unsigned integers of b bits are divided by 2^b - 1, floats must be in [0, 1], and
+    other types raise NotAnImage. Transparency is composited on white.
     """
     values = samples.values
     bands = takes_bands(samples.channels, values.shape[2], channels)
@@ -206,7 +205,7 @@ def _picture(samples: Samples, value_range: Range | None) -> np.ndarray:
         pixels = _over_255(rest[..., :3] * rest[..., 3:])
     if not samples.alpha:
         return pixels
-    # Transparency has the range of its type, whatever range the colours have.
+    # Transparency uses the range of its type, whatever the range of the colours.
     opaque = to_bytes(samples.values[..., -1:], samples.bits, None).astype(np.uint32)
     if samples.alpha == "premultiplied":
         return np.minimum(pixels + (255 - opaque), 255).astype(np.uint8)
@@ -220,7 +219,7 @@ def _over_255(product: np.ndarray) -> np.ndarray:
 def to_bytes(
     values: Shaped[np.ndarray, "*b"], bits: int, value_range: Range | None
 ) -> UInt8[np.ndarray, "*b"]:
-    """Numbers of any type -> 0..255, rounded to the nearest."""
+    """Values of any type -> 0..255, rounded to the nearest."""
     if values.dtype == np.uint8 and bits == 8:
         return values
     if values.dtype.kind in "biu" and values.dtype.itemsize <= 2:
@@ -231,7 +230,7 @@ def to_bytes(
     if value_range is None:
         value_range = _default_range(values)
     low, high = value_range
-    # A step at a time, clipped first: infinities and large integers are then harmless.
+    # Clip first, one step at a time: infinities and large integers are then harmless.
     scaled = np.clip(values.astype(np.float64), low, high) - low
     return np.rint(scaled * (255 / (high - low))).astype(np.uint8)
 
@@ -242,7 +241,7 @@ def _plain(values: np.ndarray) -> np.dtype:
 
 @functools.lru_cache(16)
 def _table(dtype: str, bits: int, value_range: Range | None) -> np.ndarray:
-    """The byte of each number of at most 16 bits, by its bit pattern."""
+    """A byte for each value of at most 16 bits, indexed by its bit pattern."""
     kind = np.dtype(dtype)
     plain = np.arange(2 ** (8 * kind.itemsize), dtype=f"u{kind.itemsize}")
     values = plain.astype(kind) if kind.kind == "b" else plain.view(kind)
@@ -275,7 +274,7 @@ def _no_range(dtype: np.dtype) -> str:
 def cover_box(
     height: int, width: int, size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """The centred (top, left, height, width) with the proportions of `size`."""
+    """The centred box (top, left, height, width) with the proportions of `size`."""
     scale = min(height / size[0], width / size[1])
     box_height = min(height, max(1, round(size[0] * scale)))
     box_width = min(width, max(1, round(size[1] * scale)))
@@ -285,12 +284,12 @@ def cover_box(
 def cover_and_crop(
     image: Num[np.ndarray, "h w c"], size: tuple[int, int]
 ) -> Num[np.ndarray, "hh ww c"]:
-    """Scale until `size` is covered and crop the centre: nothing is distorted.
+    """Scale to cover `size` and crop the centre, without distortion.
 
-    Shrinking to half or less averages over area; by less it interpolates linearly
-    between neighbours, without an antialiasing filter, so fine patterns may alias there
-    (the average costs five times as much); enlarging is bicubic, clipped to the range
-    of the input's type.
+    Shrinking to half or less averages over area. Shrinking less interpolates linearly
+    between neighbours, without an antialiasing filter, so fine patterns may alias
+    (averaging costs five times as much). Enlarging is bicubic, clipped to the range of
+    the input's type.
     """
     import cv2
 
@@ -301,7 +300,7 @@ def cover_and_crop(
     ratio = min(height / size[0], width / size[1])
     how = cv2.INTER_CUBIC if ratio < 1 else cv2.INTER_LINEAR
     how = cv2.INTER_AREA if ratio >= 2 else how
-    # OpenCV resizes up to four channels together, and takes a crop as it lies.
+    # OpenCV resizes up to four channels together, and accepts a crop without a copy.
     groups = [part[..., i : i + 4] for i in range(0, part.shape[2], 4)]
     done = [
         cv2.resize(group, size[::-1], interpolation=how).reshape(*size, -1)
@@ -311,13 +310,14 @@ def cover_and_crop(
     return result if image.dtype == np.uint8 else np.clip(result, 0, 1)
 
 
-_LUMA_BLOCK = 2**20  # pixels made grey together, with wider numbers in between
+_LUMA_BLOCK = 2**20  # pixels made grey together, with wider intermediate values
 
 
 def looks_channels_first(shape: tuple[int, ...], channels: int | None) -> bool:
-    """Whether images [N, H, W, C] rather are [N, C, H, W]; `channels` are expected.
+    """Whether images given as [N, H, W, C] are probably [N, C, H, W].
 
-    No picture is 1 to 4 pixels high, and few have that many channels unasked.
+    `channels` is the expected number. No picture is 1 to 4 pixels high, and few have
+    that many channels unless they were requested.
     """
     if len(shape) != 4 or shape[3] in (1, 3):
         return False
@@ -326,7 +326,7 @@ def looks_channels_first(shape: tuple[int, ...], channels: int | None) -> bool:
 
 
 def transposed_hint(shape: tuple[int, ...]) -> str:
-    """The sentence for such images."""
+    """The hint for such images."""
     return (
         f"images of shape {shape} look as if channels came first; give "
         "images.transpose(0, 2, 3, 1), so that they are [N, H, W, C]"

@@ -1,4 +1,4 @@
-"""How an encoder's images are prepared: a user's own, and inside jit."""
+"""Preprocessing of an encoder's images: of user input, and inside jit."""
 
 import dataclasses
 import math
@@ -21,15 +21,15 @@ from afterimage.data.sets import ImageSet
 from afterimage.errors import UserError
 
 SMALLEST_STD = 1 / 255
-"""One grey level: a constant channel becomes zeros, never a division by zero."""
+"""One grey level: a constant channel becomes zeros instead of dividing by zero."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Size, channels, and the channel statistics that images are normalised with.
+    """Size, channels, and the channel statistics used to normalise images.
 
-    `mean` and `std` are per channel, for images in [0, 1]. `value_range` is what became
-    0 and 1 in images of more than 8 bits: wide integers and floats of the user's.
+    `mean` and `std` are per channel, for images in [0, 1]. `value_range` holds the
+    values mapped to 0 and 1 in images of more than 8 bits: wide integers and floats.
     """
 
     image_size: tuple[int, int]
@@ -56,7 +56,7 @@ class Preprocessing:
     ) -> Float[Array, "*b h w c"]:
         """(x - mean) / max(std, 1/255) as float32, inside jit.
 
-        uint8 counts as [0, 255] and is scaled; floats are taken to be in [0, 1].
+        uint8 is scaled from [0, 255]; floats are assumed to be in [0, 1].
         """
         x = jnp.asarray(images)
         if jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != jnp.uint8:
@@ -64,13 +64,13 @@ class Preprocessing:
         mean = np.asarray(self.mean, np.float32)
         std = np.maximum(np.asarray(self.std, np.float32), np.float32(SMALLEST_STD))
         scale = np.float32(255) if x.dtype == jnp.uint8 else np.float32(1)
-        # One multiply and one add a pixel: XLA fuses them into whatever comes next.
+        # One multiply and one add per pixel: XLA fuses them into the next operation.
         rank = (1,) * (x.ndim - 1)
         gain = (1 / (scale * std)).reshape(*rank, -1)
         return x.astype(jnp.float32) * gain - (mean / std).reshape(*rank, -1)
 
     def denormalise(self, images: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-        """The inverse of `normalise`: images in [0, 1] where the input was."""
+        """The inverse of `normalise`: images in [0, 1] if the input was."""
         rank = (1,) * (images.ndim - 1)
         std = np.maximum(np.asarray(self.std, np.float32), np.float32(SMALLEST_STD))
         mean = np.asarray(self.mean, np.float32).reshape(*rank, -1)
@@ -93,9 +93,9 @@ class Preprocessing:
         return np.stack([cover_and_crop(image, self.image_size) for image in images])
 
     def other_range(self, other: "Preprocessing") -> str | None:
-        """What is to be said where images scaled as `other`'s go through this one's.
+        """The warning for images scaled like `other`'s that pass through this one.
 
-        None where both have one range. 8-bit images are the same in every range.
+        None if both have the same range. 8-bit images do not depend on the range.
         """
         if self.value_range == other.value_range:
             return None
@@ -135,7 +135,7 @@ class Preprocessing:
 def _in_range(
     images: np.ndarray, value_range: tuple[float, float] | None
 ) -> np.ndarray:
-    """Images of more than 8 bits as bytes; others as they are."""
+    """Convert images of more than 8 bits to bytes; leave others unchanged."""
     if (
         value_range is None
         or images.dtype == np.uint8
@@ -163,7 +163,7 @@ def _checked(images: np.ndarray) -> np.ndarray:
         raise UserError(f"{images.dtype} images; expected uint8, or floats in [0, 1]")
     if images.size:
         low, high = float(images.min()), float(images.max())
-        # Not `low < 0`: a NaN must fail as well.
+        # Not `low < 0`: NaN must fail too.
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise UserError(
                 f"float images range from {low:g} to {high:g}; expected [0, 1] "
@@ -173,7 +173,7 @@ def _checked(images: np.ndarray) -> np.ndarray:
 
 
 MOST_VALUES = 2**28
-"""Pixel values looked at; a larger set is represented by evenly spaced images."""
+"""Most pixel values read; a larger set is represented by evenly spaced images."""
 _CHUNK = 2**24
 
 
@@ -183,10 +183,9 @@ def channel_statistics(
     """(mean, standard deviation) of each channel, images scaled to [0, 1].
 
     mean = Σ v·n(v) / Σ n(v) over grey levels v, so the result depends neither on order
-    nor on rounding. The deviation of a constant channel is given as 1/255, one grey
-    level, so that nothing is ever divided by zero. Sets of more than 2²⁸ values are
-    sampled at even spacing (error below 10⁻⁴ of the range for anything but adversarial
-    order).
+    nor on rounding. A constant channel gets the deviation 1/255, one grey level, to
+    avoid dividing by zero. Sets of more than 2²⁸ values are sampled at even spacing
+    (error below 10⁻⁴ of the range unless the order is adversarial).
     """
     height, width, channels = images.shape
     pixels = height * width * channels
@@ -217,9 +216,9 @@ _EXPECTED = (
 
 
 def image_batches(images: Any, batch_size: int) -> tuple[Iterator[Batch], int]:
-    """(batches of at most `batch_size`, number of images); nothing is copied.
+    """(batches of at most `batch_size`, number of images), without copying.
 
-    No images at all are one batch of none. Raises UserError for what is no image.
+    An empty input gives one empty batch. Raises UserError for anything but images.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}; it must be at least 1.")
@@ -250,7 +249,7 @@ def _as_array(images: Any) -> np.ndarray:
 
 
 def _unmasked(images: Any) -> np.ndarray:
-    """An array; UserError where a mask says that some of its numbers are none."""
+    """A plain array; UserError if a mask marks some of its values as missing."""
     if np.ma.is_masked(images):
         raise UserError(
             f"{np.ma.count_masked(images)} values are masked; fill them first, e.g. "
@@ -262,10 +261,10 @@ def _unmasked(images: Any) -> np.ndarray:
 def prepare(
     batch: Batch, preprocessing: Preprocessing, *, resize: bool = True
 ) -> Num[np.ndarray, "b h w c"]:
-    """One array of the trained channels and, unless `resize=False`, the trained size.
+    """One array with the trained channels and, unless `resize=False`, the trained size.
 
-    Raises UserError naming what cannot become that: channels, types, floats outside
-    [0, 1] or NaN, differing sizes where nothing is resized.
+    Raises UserError that names what cannot be converted: channels, types, floats
+    outside [0, 1] or NaN, different sizes without resizing.
     """
     if isinstance(batch, np.ndarray):
         return _fit(batch, preprocessing, resize)

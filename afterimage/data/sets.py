@@ -1,4 +1,4 @@
-"""What every data source becomes: images of one shape, labels, a fingerprint."""
+"""The form of all data: images of one shape, labels, a fingerprint."""
 
 import dataclasses
 import hashlib
@@ -12,17 +12,17 @@ from afterimage.errors import DataError, UserError
 from afterimage.reading import ReadingOptions
 
 UNLABELLED = -1
-"""The label of an image whose class is not known."""
+"""The label of an image of unknown class."""
 
 Range = tuple[float, float]
-"""(low, high): what becomes 0 and what becomes 255."""
+"""(low, high): the values mapped to 0 and 255."""
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
-"""What gives memory for an array, such as np.empty."""
+"""Allocates memory for an array, like np.empty."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """How data are to be read; `open_data` says what each setting means."""
+    """How to read data; `open_data` documents each setting."""
 
     image_size: int | None = None
     channels: int | None = None
@@ -52,7 +52,7 @@ class Images(Protocol):
 
 
 class Joined:
-    """Images of several sets of one shape, one after the other, without a copy."""
+    """Images of several sets of one shape, concatenated without a copy."""
 
     def __init__(self, parts: Sequence[Images]):
         self._parts = parts
@@ -84,7 +84,7 @@ class Joined:
 
 @dataclasses.dataclass(frozen=True)
 class BadImage:
-    """A file that is not the image its name promises, and why."""
+    """A file that is not the image its name promises, and the reason."""
 
     path: str
     reason: str
@@ -94,7 +94,7 @@ class Selected:
     """Some rows of other images, by index and without a copy."""
 
     def __init__(self, images: Images, rows: Int[np.ndarray, " n"]):
-        # A selection of a selection looks up once, not twice.
+        # A selection of a selection needs one lookup, not two.
         if isinstance(images, Selected):
             images, rows = images.source, images.rows[rows]
         self.source, self.rows = images, rows
@@ -123,14 +123,14 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One split of a data set, every image with the same shape.
+    """One split of a data set, with all images of the same shape.
 
-    `images` is uint8 [N, H, W, C] and may live on disk: read through `gather`. `labels`
-    are class indices into `class_names`, -1 where unknown; None when nothing is
-    labelled. `fingerprint` is a SHA-256 of content, order, labels and shape: two sets
-    with the same one hold the same images, wherever they were read from. `skipped`
-    names the files left out. `tasks` are further labels of the same images, by name.
-    `value_range` is what became 0 and 255 in images of more than 8 bits.
+    `images` is uint8 [N, H, W, C] and may be on disk: read it with `gather`. `labels`
+    are class indices into `class_names`, -1 where unknown; None if nothing is labelled.
+    `fingerprint` is a SHA-256 of content, order, labels and shape: two sets with the
+    same fingerprint hold the same images, wherever they come from. `skipped` lists the
+    skipped files. `tasks` are further labels of the same images, by name. `value_range`
+    holds the values mapped to 0 and 255 in images of more than 8 bits.
     """
 
     images: Images
@@ -159,7 +159,7 @@ class ImageSet:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are an array, or rows of one, and not on disk."""
+        """Whether the images are an array or rows of one, not on disk."""
         images = self.images
         images = images.source if isinstance(images, Selected) else images
         return type(images) is np.ndarray  # a memory map is a subclass
@@ -177,8 +177,8 @@ class ImageSet:
     ) -> UInt8[np.ndarray, "b h w c"]:
         """The images at these positions, in this order, as one array in memory.
 
-        `empty`, a function like np.empty, gives its memory where the images are an
-        array or mapped.
+        `empty`, a function like np.empty, allocates its memory if the images are an
+        array or memory-mapped.
         """
         images, rows = self.images, np.asarray(indices, np.int64)
         if isinstance(images, Selected):
@@ -194,7 +194,7 @@ class ImageSet:
         return np.take(images, rows, 0, out, mode="wrap")
 
     def subset(self, indices: Integer[np.ndarray, " b"] | Sequence[int]) -> "ImageSet":
-        """The set of these positions, in this order; shares the pixels."""
+        """The set of images at these positions, in this order; shares the pixels."""
         rows = np.asarray(indices, np.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes())
         return dataclasses.replace(
@@ -210,7 +210,7 @@ class ImageSet:
         )
 
     def of_task(self, name: str) -> "ImageSet":
-        """The same images with a task's labels; without labels where it has none."""
+        """The same images with the labels of a task; without labels if it has none."""
         task = self.tasks.get(name)
         return dataclasses.replace(
             self,
@@ -223,9 +223,9 @@ class ImageSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """What a data source offers: training images and, where given, the others.
+    """The splits of a data source: training images and, if given, the others.
 
-    A given test split is for testing only; cut validation from train with `hold_out`.
+    Use a given test split only for testing; cut validation from train with `hold_out`.
     """
 
     train: ImageSet
@@ -234,7 +234,7 @@ class Splits:
 
     @property
     def skipped(self) -> tuple[BadImage, ...]:
-        """What was left out of any split, each once."""
+        """The files skipped in any split, each listed once."""
         sets = (self.train, self.validation, self.test)
         found = (bad for images in sets if images for bad in images.skipped)
         return tuple(dict.fromkeys(found))
@@ -247,9 +247,9 @@ def content_fingerprint(
     shape: tuple[int, ...],
     tasks: Mapping[str, Labels] | None = None,
 ) -> str:
-    """SHA-256 over pixels (an array, or a digest of each file), labels, ids, shape.
+    """SHA-256 of pixels (an array, or a digest of each file), labels, ids and shape.
 
-    And over the labels of further tasks.
+    Includes the labels of further tasks.
     """
     digest = hashlib.sha256(repr(tuple(int(n) for n in shape)).encode())
     if isinstance(pixels, np.ndarray):
@@ -275,7 +275,7 @@ def array_set(
     tasks: Mapping[str, Labels] | None = None,
     value_range: Range | None = None,
 ) -> ImageSet:
-    """An ImageSet of an array in memory; ids are positions where none are given."""
+    """An ImageSet from an array in memory; ids default to positions."""
     ids = [str(i) for i in range(len(images))] if ids is None else ids
     tasks = tasks or {}
     fingerprint = content_fingerprint(images, labels, ids, images.shape, tasks)
@@ -294,10 +294,10 @@ def array_set(
 def stratified(
     labels: np.ndarray | None, size: int, fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
-    """Sorted positions (kept, held): `fraction` of each class is held, by seed.
+    """Sorted positions (kept, held): holds out `fraction` of each class, by seed.
 
-    Each class gives its share to within one image (largest remainders first), and keeps
-    at least one; the unlabelled count as one more class.
+    Each class gives its share to within one image (largest remainders first) and keeps
+    at least one; unlabelled images count as one more class.
     """
     rng = np.random.default_rng(seed)
     labels = np.full(size, UNLABELLED) if labels is None else labels
@@ -319,8 +319,8 @@ def stratified(
 def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Cut a validation set: (train, validation), stratified where labelled, by seed.
 
-    `fraction` in (0, 1) of each class goes to validation. A set too small to give one
-    image away raises DataError.
+    `fraction` in (0, 1) of each class goes to validation. A set too small to hold out
+    one image raises DataError.
     """
     if not 0 < fraction < 1:
         raise UserError(
@@ -346,10 +346,10 @@ def choose_labels(
 ) -> Int64[np.ndarray, " k"]:
     """Sorted positions of a balanced subset of the labelled images, by seed.
 
-    `labels` in all (spread over the classes to within one), or `per_class` of each; of
-    `classes` alone, by number: of these the same as without. A smaller choice with the
-    same seed is contained in a larger one. A class that has too few raises DataError
-    and is named.
+    `labels` in total (spread over the classes to within one), or `per_class` of each.
+    `classes` limits it to these class numbers, without changing their share. With the
+    same seed, a larger choice contains every smaller one. Raises DataError that names
+    any class with too few images.
     """
     if (labels is None) == (per_class is None):
         raise UserError("give exactly one of labels and per_class")
@@ -357,7 +357,7 @@ def choose_labels(
         raise DataError(f"{images.name} has no labels to choose from")
     count = len(images.class_names)
     rng = np.random.default_rng(seed)
-    # Which classes get the odd ones: by seed as well, not always the first.
+    # The seed also decides which classes get one more, so it is not always the first.
     order = rng.permutation(count)
     if per_class is not None:
         wanted = np.full(count, per_class)

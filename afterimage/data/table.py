@@ -1,7 +1,7 @@
-"""Tables of images: CSV (also as Excel saves it) or JSON lines, alone or in a folder.
+"""Tables of images: CSV (also saved by Excel) or JSON lines, alone or in a folder.
 
-A `metadata.csv` or `.jsonl` in a folder of images has the format of Hugging Face's
-`imagefolder`: a column `file_name`, from the table's own folder on.
+A `metadata.csv` or `.jsonl` in an image folder has the format of Hugging Face's
+`imagefolder`: a column `file_name` with paths relative to the table's folder.
 https://huggingface.co/docs/datasets/image_dataset#imagefolder
 """
 
@@ -36,26 +36,26 @@ SYNONYMS = {
     "label": ("labels", "class", "classes", "class_name", "category", "target"),
     "split": ("subset",),
 }
-"""What other programs call the columns `image`, `label` and `split`."""
+"""Other programs' names for the columns `image`, `label` and `split`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns of equal length, and the line each of their cells comes from."""
+    """Columns of equal length, and the line number of each row."""
 
     columns: Mapping[str, list[str]]
     lines: Sequence[int]
 
     def rows(self, chosen: Sequence[int]) -> "Table":
-        """The table of these rows."""
+        """A table with only these rows."""
         columns = {n: [c[row] for row in chosen] for n, c in self.columns.items()}
         return Table(columns, [self.lines[row] for row in chosen])
 
     def named(self, what: str, source: str, taken: Sequence[str] = ()) -> str | None:
-        """The name of the column for `what`, of SYNONYMS; None if there is none.
+        """The name of the column for `what` (a key of SYNONYMS); None without one.
 
-        `taken` are columns with a meaning of their own. Raises DataError if two columns
-        match and neither has the name itself.
+        `taken` are columns with another meaning. Raises DataError if two columns match
+        and neither has exactly that name.
         """
         known = {name.casefold(): name for name in self.columns if name not in taken}
         if what in known:
@@ -70,22 +70,22 @@ class Table:
 
 
 def read_table(content: bytes, source: str, *, json_lines: bool) -> Table:
-    """The table in a file's bytes; DataError names the line that is wrong.
+    """Parse a table from a file's bytes; DataError names the invalid line.
 
-    CSV: commas, semicolons or tabs; UTF-8, or UTF-16 with its mark. Cells are stripped,
-    lines without a filled cell left out. JSON lines: an object a line.
+    CSV: commas, semicolons or tabs; UTF-8, or UTF-16 with a byte order mark. Cells are
+    stripped and empty lines skipped. JSON lines: one object per line.
     """
     text = _text(content, source)
     if json_lines:
         return _from_json(text, source)
     mark, _, rest = text.partition("\n")
-    if given := re.fullmatch(r"sep=(.)\r?", mark):  # Excel's way to name the delimiter
+    if given := re.fullmatch(r"sep=(.)\r?", mark):  # Excel's line for the delimiter
         return _from_csv(rest, given[1], 1, source)
     return _from_csv(text, max(",;\t", key=mark.count), 0, source)
 
 
 def no_columns(source: str, head: Iterable[str]) -> str:
-    """The message for a table whose columns are not those of a table of images."""
+    """The message for a table without the columns of an image table."""
     shown = ", ".join(head)[:200] or "empty"
     return (
         f"{source}: the columns in its first line are: {shown}; expected unique "
@@ -95,14 +95,14 @@ def no_columns(source: str, head: Iterable[str]) -> str:
 
 
 def listed(problems: Sequence[str], source: str) -> str:
-    """An error's message for several problems, ten of them in full."""
+    """An error message for several problems, the first ten in full."""
     more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
     shown = [printable(problem) for problem in problems[:10]]
     return f"{source}:\n  " + "\n  ".join(shown) + more
 
 
 def _text(content: bytes, source: str) -> str:
-    """The text, its lines ended by a line feed."""
+    """The decoded text, with line feeds as line ends."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -116,7 +116,7 @@ def _text(content: bytes, source: str) -> str:
             f"{source}: line {line} is not UTF-8; its bytes are used as they are, "
             "since file names may have them. If letters look wrong, save it as UTF-8"
         )
-        # As Python gives the names of such files.
+        # The form in which Python returns such file names.
         text = content.decode("utf-8-sig", errors="surrogateescape")
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1
@@ -167,7 +167,7 @@ def _problems(line: int, row: list[str], head: list[str]) -> Iterator[str]:
 
 
 def is_known(name: str) -> bool:
-    """Whether a column of this name is the image, the label or the split."""
+    """Whether a column of this name holds the image, the label or the split."""
     name = name.casefold()
     return any(name in (what, *more) for what, more in SYNONYMS.items())
 
@@ -190,7 +190,7 @@ def _from_json(text: str, source: str) -> Table:
 
 
 def _cell(value: Any) -> str:
-    """A value as a cell of CSV: null is empty, true is 1; what is nested stays JSON."""
+    """A value as a CSV cell: null is empty, true is 1, nested values stay JSON."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -205,12 +205,12 @@ def with_metadata(
     reading: ReadingOptions,
     unused: Set[str] = frozenset(),
 ) -> Groups:
-    """`groups` with the labels of the tables among `files`; unchanged if there is none.
+    """`groups` with labels from the tables among `files`; unchanged without tables.
 
-    A table's labels replace those of the folders; images that it does not list have
-    none. `unused` are images that may be listed although they are not among `files`.
-    Raises DataError if both name a class and differ, if a table cannot be read or lists
-    a missing file, and if only the table knows the splits.
+    A table's labels replace those of the folders; images it does not list have no
+    label. `unused` are images that it may list although they are not among `files`.
+    Raises DataError if both give a class and differ, if a table cannot be read or lists
+    a missing file, or if only the table has the splits.
     """
     given: dict[str, str | None] = {}
     for name in files.metadata:
@@ -229,7 +229,7 @@ def with_metadata(
         listed_images += sum(name in given for name in names)
         for name, folder in zip(names, classes):
             label = given.get(name)
-            # A single folder tells no classes apart.
+            # A single folder does not distinguish classes.
             if folder and label and label != folder and len(folders) > 1:
                 raise DataError(
                     f"{source}: {spelling(name)} lies in the folder {folder}, but its "
@@ -255,7 +255,7 @@ def _labels(
     reading: ReadingOptions,
     unused: Set[str],
 ) -> dict[str, str | None]:
-    """{image: label} of one table; empty where it has no labels."""
+    """{image: label} of one table; empty if it has no labels."""
     where = f"{source}/{spelling(name)}"
     try:
         content = files.read_metadata(name)
@@ -315,14 +315,14 @@ def _by_image(
 
 
 Listing = tuple[dict[str, str], dict[str, str]]
-"""({key: name}, {key of the stem: name of an image}) of what a folder holds."""
+"""({key: name}, {key of the stem: name of an image}) for a folder's contents."""
 
 
 def near_miss(root: str, name: str, names: Callable[[str], Listing]) -> str | None:
-    r"""The path of a file below `root` that `name` nearly names; None without one.
+    r"""The path of a file below `root` that nearly matches `name`; None without one.
 
-    Differences in case, Unicode form, image suffix and `\` for `/` are bridged. `names`
-    is `listing`, or a cache of it: a table may name many files that are not there.
+    Ignores differences in case, Unicode form, image suffix and `\` for `/`. `names` is
+    `listing`, or a cached version: a table may list many missing files.
     """
     *folders, last = (part for part in name.replace("\\", "/").split("/") if part)
     if name.startswith("/"):
@@ -343,7 +343,7 @@ def near_miss(root: str, name: str, names: Callable[[str], Listing]) -> str | No
 
 
 def listing(folder: str) -> Listing:
-    """The names in a folder by what they have in common with their near misses."""
+    """The names in a folder, by the key they share with similar names."""
     try:
         names = sorted(os.listdir(folder))
     except (OSError, ValueError):
@@ -353,13 +353,13 @@ def listing(folder: str) -> Listing:
 
 
 def by_likeness(names: Iterable[str]) -> dict[str, str]:
-    """Names by what they have in common with their near misses; for `nearest`."""
+    """Names by the key they share with similar names; for `nearest`."""
     keys = {_alike(name): name for name in names}
     return {_stem(key): name for key, name in keys.items()} | keys
 
 
 def nearest(name: str, likeness: Mapping[str, str]) -> str | None:
-    """The one of some names that this nearly is; None without one."""
+    """The name in `likeness` that nearly matches this one; None without one."""
     key = _alike(name.replace("\\", "/"))
     return likeness.get(key) or likeness.get(_stem(key))
 

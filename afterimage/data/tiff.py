@@ -1,7 +1,7 @@
-"""TIFF, as tifffile reads it: every size bounded by the header before decoding.
+"""TIFF, read with tifffile: the header bounds every size before decoding.
 
-TIFF 6.0, and the tags of Adobe's supplements for floats and predictors. What tags mean
-is decided here, as tifffile gives the numbers as they are stored.
+Supports TIFF 6.0 and Adobe's supplements for floats and predictors. tifffile returns
+the values as stored, so this module interprets the tags.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from afterimage.data.pixels import (
 
 _ORIENTATION = 274
 _MAX_SEGMENTS = 2**20
-_MOST_PAGES = 16  # that are counted: a hostile file may have millions
+_MOST_PAGES = 16  # to count: a hostile file may have millions
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
 _JPEG = 7
-# Those whose output is bounded by what the header says. JPEG 2000, LERC, WebP, PNG and
-# JPEG XL streams bring sizes of their own.
+# Those whose output size the header bounds. JPEG 2000, LERC, WebP, PNG and JPEG XL
+# streams carry their own sizes.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
-_COLOURS = {  # PhotometricInterpretation -> what it is; these are not supported
+_COLOURS = {  # unsupported PhotometricInterpretation -> its description
     4: "a transparency mask",
     8: "CIELAB colours",
     9: "ICC LAB colours",
@@ -51,7 +51,7 @@ def tiff_header(file: Any) -> Header:
 
 
 def decode_tiff(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]]:
-    """(the first page's numbers, how it is turned)."""
+    """(values of the first page, its orientation)."""
     with _page(io.BytesIO(data)) as page:
         _header(page)
         _check_segments(page, data)
@@ -63,16 +63,16 @@ def decode_tiff(data: bytes) -> tuple[Samples, tuple[bool, bool, bool]]:
 def _page(file: Any) -> Iterator[Any]:
     import tifffile
 
-    # Its warnings are of no use to our users; errors are raised.
+    # Its warnings do not help our users; it raises errors.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     with tifffile.TiffFile(file, name="image") as tiff:
         yield tiff.pages.first
 
 
 def _pages(first: Any) -> int:
-    """How many pages have the first one's size, thumbnails and the like left out."""
+    """Number of pages with the size of the first, without thumbnails and the like."""
     count = 1
-    # Whatever is wrong behind the first page does not matter to it.
+    # Errors after the first page do not affect it.
     with contextlib.suppress(Exception):
         for number in range(1, _MOST_PAGES):
             page = first.parent.pages[number]
@@ -91,14 +91,14 @@ def _header(page: Any) -> Header:
     swap = TURNS[_orientation(page)][0]
     height, width = (width, height) if swap else (height, width)
     chunk = _chunk(page)
-    # Stored order and ours, a tile before and after its predictor, and the result.
+    # Values in stored and in our order, a tile before and after its predictor, result.
     cost = height * width * (2 * samples * size + 6) + 3 * chunk * size
     wide = page.bitspersample > 8 or page.dtype.kind in "if"
     return Header(height, width, channels, samples, wide, cost)
 
 
 def _check_kind(page: Any) -> None:
-    """NotAnImage, with the reason, for a TIFF that is not supported."""
+    """Raise NotAnImage, with the reason, for an unsupported TIFF."""
     import tifffile
 
     compression, photometric = int(page.compression), int(page.photometric)
@@ -138,7 +138,7 @@ def _check_kind(page: Any) -> None:
 
 
 def _meaning(page: Any) -> tuple[int, str]:
-    """(channels as seen, what the last sample is if transparency)."""
+    """(displayed channels, kind of transparency in the last sample, if any)."""
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     colours = {_RGB: 3, _YCBCR: 3, _CMYK: 4, _PALETTE: 1}.get(photometric, 1)
     if photometric not in (*_GREY, _RGB, _YCBCR, _CMYK, _PALETTE):
@@ -164,7 +164,7 @@ def _meaning(page: Any) -> tuple[int, str]:
 
 
 def _palette(page: Any) -> np.ndarray:
-    """[entries, 3] of uint8; NotAnImage where there are too few."""
+    """[entries, 3] of uint8; NotAnImage if there are too few."""
     table = page.colormap
     bits = int(page.bitspersample)
     if table is None or bits > 16 or page.dtype.kind not in "bu":
@@ -172,7 +172,7 @@ def _palette(page: Any) -> np.ndarray:
     table = np.asarray(table).reshape(3, -1).T.astype(np.uint32)
     if len(table) < 2**bits:
         raise NotAnImage(f"a palette of {len(table)} colours for {bits} bits")
-    # Some writers put 8 bits where 16 belong; libtiff and others look for that.
+    # Some writers store 8-bit values as 16-bit; like libtiff, detect that.
     top = 257 if table.max() > 255 else 1
     return ((table + top // 2) // top).astype(np.uint8)
 
@@ -182,19 +182,19 @@ def _is_grey(palette: np.ndarray) -> bool:
 
 
 def _chunk(page: Any) -> int:
-    """Numbers in a strip or tile, which are decoded together."""
+    """Number of values in a strip or tile, which is decoded as a whole."""
     samples = page.samplesperpixel if page.planarconfig == 1 else 1
     rows = page.tilelength if page.is_tiled else page.rowsperstrip
     columns = page.tilewidth if page.is_tiled else page.imagewidth
     image = page.imagelength * page.imagewidth
-    # A tile sticks out of a small image, but not by much.
+    # A tile may extend beyond a small image, but not by much.
     if not 0 < rows * columns <= 2 * image + 2**22 or (page.tiledepth or 1) != 1:
         raise NotAnImage(f"a TIFF with impossible tiles of {columns}x{rows} pixels")
     return int(rows * columns * samples)
 
 
 def _check_segments(page: Any, data: bytes) -> None:
-    """Every strip or tile is there, inside the file, and no larger than promised."""
+    """Check that each strip or tile exists, is inside the file and not too large."""
     import tifffile
 
     needed = math.prod(page.chunked)
@@ -234,7 +234,7 @@ def _samples(page: Any, values: np.ndarray) -> Samples:
     if photometric == _PALETTE:
         table = _palette(page)[:, : channels or 3]
         pixels = np.empty((*values.shape[:2], table.shape[1]), np.uint8)
-        for row, indices in enumerate(values[..., 0]):  # of all, wide numbers are many
+        for row, indices in enumerate(values[..., 0]):  # by rows, to save memory
             pixels[row] = table[indices.astype(np.intp)]
         return Samples(pixels, channels)
     return Samples(

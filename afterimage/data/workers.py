@@ -1,4 +1,4 @@
-"""Many files at once, on all cores, within the memory that images may take."""
+"""Decodes many files at once, on all cores, within a memory budget."""
 
 import concurrent.futures
 import contextlib
@@ -25,23 +25,24 @@ from afterimage.data.sets import Range
 from afterimage.errors import DataError
 from afterimage.runtime import cores
 
-_SHARE = 0.5  # of what is free; the rest is for everything else
-_FRESH = 1.0  # seconds that a measurement holds
+_SHARE = 0.5  # of free memory; the rest is for everything else
+_FRESH = 1.0  # seconds that a measurement stays valid
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def allowance() -> int:
-    """Bytes that data may take now: half of what this process may still use.
+    """Bytes that data may use now: half of what this process may still use.
 
-    The least of the machine's available memory, the limits of each control group that
-    the process is in (versions 1 and 2), RLIMIT_AS and RLIMIT_DATA.
+    That is the least of the machine's available memory and what is left under the
+    limits of each of the process's control groups (v1 and v2), RLIMIT_AS and
+    RLIMIT_DATA.
     """
     free = [_machine(), *_rlimits(), *_groups()]
     return int(_SHARE * max(0, min(free)))
 
 
 class Budget:
-    """A semaphore that counts bytes. `hold` waits until they are free."""
+    """A semaphore that counts bytes; `hold` waits until enough are free."""
 
     def __init__(self) -> None:
         self._held = 0
@@ -52,7 +53,7 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Keep `size` bytes for the block; MemoryError if they can never be free."""
+        """Reserve `size` bytes for the block; MemoryError if they can never be free."""
         with self._changed:
             while not self._take(size):
                 self._changed.wait()
@@ -65,7 +66,7 @@ class Budget:
                 self._changed.notify_all()
 
     def _take(self, size: int) -> bool:
-        # Measured while nothing is held: what is held is no longer free.
+        # Measure while nothing is held: held memory no longer counts as free.
         if not self._jobs and time.monotonic() - self._measured > _FRESH:
             self._most, self._measured = allowance(), time.monotonic()
         if self._held + size > self._most:
@@ -85,7 +86,7 @@ def _text(size: int) -> str:
 
 
 def _machine() -> int:
-    """Available memory in bytes; half of the physical where that is not known."""
+    """Available memory in bytes; if unknown, half of the physical memory."""
     found = _lines(pathlib.Path("/proc/meminfo")).get("MemAvailable:")
     if found is not None:
         return found * 1024
@@ -96,7 +97,7 @@ def _machine() -> int:
 
 
 def _rlimits() -> Iterator[int]:
-    """What the limits of this process leave."""
+    """Bytes left under each of this process's limits."""
     try:
         import resource
     except ImportError:  # Windows
@@ -112,7 +113,7 @@ def _rlimits() -> Iterator[int]:
 
 
 def _groups() -> Iterator[int]:
-    """What each control group above this process leaves; page cache counts as free."""
+    """Bytes left in each control group of this process; page cache counts as free."""
     try:
         rows = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -126,7 +127,7 @@ def _groups() -> Iterator[int]:
             names, root = (*names, "total_inactive_file"), _CGROUPS / "memory"
         else:
             continue
-        # In a container the path may be the host's; the root is then its own group.
+        # In a container the path may be the host's; the root is then our own group.
         inside = root / path.lstrip("/")
         for folder in (inside, *inside.parents):
             if folder.is_relative_to(root):
@@ -135,13 +136,13 @@ def _groups() -> Iterator[int]:
 
 def _left(folder: pathlib.Path, limit: str, used: str, cache: str) -> Iterator[int]:
     with contextlib.suppress(OSError, ValueError):
-        most = int((folder / limit).read_text())  # "max" is no number: no limit
+        most = int((folder / limit).read_text())  # "max", not a number: no limit
         now = int((folder / used).read_text())
         yield most - now + _lines(folder / "memory.stat").get(cache, 0)
 
 
 def _lines(path: pathlib.Path) -> dict[str, int]:
-    """{first word: the number after it} of a text; empty where there is none."""
+    """{first word: number after it} for the lines of a file; empty if there is none."""
     try:
         rows = [row.split() for row in path.read_text().splitlines()]
     except OSError:
@@ -154,26 +155,26 @@ class Files(Protocol):
     """Encoded images by name, read from several threads at once."""
 
     names: Sequence[str]
-    """One raw name per image, unique; the folders in it tell split and class."""
+    """One unique raw name per image; its folders give split and class."""
 
     def stamp(self, row: int) -> Sequence[int | str]:
-        """What changes whenever the content does, from metadata alone."""
+        """A value from metadata alone that changes whenever the content does."""
         ...
 
     def size(self, row: int) -> int:
-        """Bytes of one image, as far as they are known without reading them."""
+        """Bytes of one image, if known without reading it."""
         ...
 
     def open(self, row: int) -> io.BufferedIOBase:
-        """One image's bytes; NotAnImage if they are too many."""
+        """One image's bytes; NotAnImage if there are too many."""
         ...
 
 
 class FileTree(Files, Protocol):
-    """Images in folders, with tables of their labels among them."""
+    """Images in folders, together with label tables."""
 
     metadata: Sequence[str]
-    """The names of the tables of labels."""
+    """The names of the label tables."""
     others: Mapping[str, int]
     """{suffix: number} of the other files."""
 
@@ -191,7 +192,7 @@ def opened(files: Files, row: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def reasons() -> Iterator[None]:
-    """Errors of a disk or an archive become NotAnImage with the reason."""
+    """Turn errors of a disk or an archive into NotAnImage with the reason."""
     try:
         yield
     except OSError as error:
@@ -201,14 +202,14 @@ def reasons() -> Iterator[None]:
 
 
 def read(files: Files, row: int) -> bytes:
-    """All bytes of one image; NotAnImage if they are too many or unreadable."""
+    """All bytes of one image; NotAnImage if there are too many or on read errors."""
     with opened(files, row) as file:
-        # Without a number an archive's member is inflated whatever size it claims.
+        # Without a limit, an archive member is inflated beyond its declared size.
         return file.read(files.size(row) or -1)
 
 
 def check_size(size: int, packed: int | None = None) -> None:
-    """NotAnImage for more bytes than we read, and for zip bombs."""
+    """Raise NotAnImage for files that are too large, and for zip bombs."""
     if size > MAX_BYTES:
         raise NotAnImage(f"more than {MAX_BYTES:,} bytes")
     if packed is not None and inflates_too_much(size, packed):
@@ -216,13 +217,13 @@ def check_size(size: int, packed: int | None = None) -> None:
 
 
 def inflates_too_much(size: int, packed: int) -> bool:
-    """Whether it is a bomb: over 64 MiB, and over a hundred times its packed size."""
+    """Whether it is a zip bomb: over 64 MiB and over 100 times its packed size."""
     return size > 2**26 and size > 100 * packed
 
 
 _WINDOW = 256  # files in flight: bounds memory, keeps every thread busy
 budget = Budget()
-"""Of the bytes that all threads together take for decoding."""
+"""The bytes that all threads together may use for decoding."""
 
 
 @functools.cache
@@ -233,10 +234,10 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 def windows(
     function: Callable[[int], Any], rows: Sequence[int], what: str, each: int = 1
 ) -> Iterator[tuple[int, Any]]:
-    """(row, function(row)) in order, from all cores, a window at a time.
+    """(row, function(row)) in order, computed on all cores, one window at a time.
 
-    A result has `each` bytes; those of a window take at most a quarter of what they
-    may.
+    A result takes `each` bytes; the results of one window take at most a quarter of
+    `allowance`.
     """
     window = max(1, min(_WINDOW, allowance() // 4 // each))
     with strict(), ProgressBar(len(rows), what) as progress:
@@ -247,7 +248,7 @@ def windows(
 
 
 def or_reason(function: Callable[[int], Any]) -> Callable[[int], Any]:
-    """`function`, returning the reason as a string where it finds no image."""
+    """`function`, but returning the reason as a string if it finds no image."""
 
     def call(row: int) -> Any:
         try:
@@ -266,7 +267,7 @@ def _too_large(error: MemoryError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Bytes -> an image of one shape, at `size` where it is resized."""
+    """Bytes -> an image of one shape, resized to `size` if given."""
 
     shape: tuple[int, int, int]
     size: tuple[int, int] | None
@@ -277,7 +278,7 @@ class Decoder:
 
 
 class Lazy:
-    """Decodes whenever asked, on all cores: for images that no cache can hold."""
+    """Decodes on demand, on all cores: for images that no cache can hold."""
 
     def __init__(
         self, files: Files, rows: np.ndarray, costs: np.ndarray, decoder: Decoder
@@ -296,7 +297,7 @@ class Lazy:
         rows, costs = self._rows[index], self._costs[index]
         out = np.empty((*rows.shape, *self._shape), np.uint8)
         flat = out.reshape(-1, *self._shape)
-        # All threads take from one iterator: cheaper than a future an image.
+        # All threads share one iterator: cheaper than one future per image.
         numbers = rows.ravel().tolist(), costs.ravel().tolist()
         jobs = iter(list(zip(flat, *numbers, strict=True)))
         for _ in _pool().map(self._decode_next, [jobs] * cores()):

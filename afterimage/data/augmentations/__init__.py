@@ -1,7 +1,7 @@
 """Augmentations on the device, inside jit: (key, images in [0, 1]) -> images.
 
-Each image draws its own numbers from the key. A new one is a function that is
-registered: `@AUGMENTATIONS.add("my-augmentation")`.
+Each image draws its own random numbers from the key. To add an augmentation, register
+a function: `@AUGMENTATIONS.add("my-augmentation")`.
 """
 
 from collections.abc import Callable

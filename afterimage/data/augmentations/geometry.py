@@ -1,7 +1,7 @@
 """Augmentations that move pixels.
 
-Written without gathers, which are slow on CPU: an offset is taken half by half, each a
-choice between two slices, so a random crop is a few fused passes over the batch.
+They avoid gathers, which are slow on CPU: an offset is applied in halving steps, each a
+choice between two slices, so a random crop takes a few fused passes over the batch.
 """
 
 import math
@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 from afterimage.plugins import AUGMENTATIONS
 
 SLOPE = 0.3
-"""`shear` leans by up to ± this many pixels a pixel: 17 degrees."""
+"""Largest slope of `shear`, in pixels per pixel: ± 17 degrees."""
 ZOOM = 4 / 3
-"""`affine` draws larger or smaller by up to this factor."""
+"""Largest factor by which `affine` enlarges or shrinks."""
 BEND = 1 / 28
-"""`elastic` moves its points by normal amounts of this share of a side."""
+"""Standard deviation of the displacements in `elastic`, as a fraction of a side."""
 POINTS = 4
-"""`elastic` moves this many points a side."""
+"""Number of points per side that `elastic` moves."""
 
 
 @AUGMENTATIONS.add("none")
@@ -31,9 +31,10 @@ def none(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]
 
 @AUGMENTATIONS.add("shift")
 def shift(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Move each image by up to an eighth of its side each way, borders mirrored.
+    """Shift each image by up to an eighth of its side each way, with mirrored borders.
 
-    Whole pixels, each as likely: -r … r, r an eighth rounded down, at least 1.
+    Offsets are whole pixels, uniform in -r … r; r is an eighth of the side, rounded
+    down, at least 1.
     """
     rows, columns = jax.random.split(key)
     return _shift_axis(columns, _shift_axis(rows, images, 1), 2)
@@ -41,7 +42,7 @@ def shift(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
 
 @AUGMENTATIONS.add("crop-flip")
 def crop_flip(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`shift`, and half of the images mirrored left to right."""
+    """`shift`, then mirror half of the images left to right."""
     move, mirror = jax.random.split(key)
     images = shift(move, images)
     chosen = jax.random.bernoulli(mirror, 0.5, (len(images), 1, 1, 1))
@@ -50,9 +51,9 @@ def crop_flip(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h 
 
 @AUGMENTATIONS.add("shear")
 def shear(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Each image leant both ways by slopes in ± 0.3, then `shift`; whole pixels.
+    """Shear each image along both axes by slopes in ± 0.3, then `shift`; whole pixels.
 
-    Turns among them: shears of opposite signs turn. For digits and letters.
+    Includes rotations: two shears of opposite signs rotate. For digits and letters.
     """
     wide, high, move = jax.random.split(key, 3)
     return shift(move, _lean(high, _lean(wide, images, 2), 1))
@@ -60,10 +61,10 @@ def shear(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
 
 @AUGMENTATIONS.add("affine")
 def affine(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Each image drawn larger or smaller by up to a third, then `shear`.
+    """Enlarge or shrink each image by up to a third, then `shear`.
 
-    The factor is log-uniform in [3/4, 4/3], the same for both axes; in between pixels
-    are interpolated linearly, beyond the border mirrored.
+    The factor is log-uniform in [3/4, 4/3] and the same for both axes. Pixels are
+    interpolated linearly and mirrored beyond the border.
     """
     size, lean = jax.random.split(key)
     most = math.log(ZOOM)
@@ -77,11 +78,12 @@ def affine(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c
 
 @AUGMENTATIONS.add("elastic")
 def elastic(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`affine`, then bent as if drawn on rubber, of which 4 x 4 points are moved.
+    """`affine`, then bend each image like a rubber sheet, displacing 4 x 4 points.
 
-    By normal amounts of a twenty-eighth of a side, at most an eighth, cubic in between;
-    pixels are interpolated linearly, first along the rows, then along the columns. For
-    handwriting and tissue (Simard et al. 2003; Ronneberger et al. 2015).
+    Displacements are normal, with a standard deviation of 1/28 of a side, cubic between
+    the points and at most an eighth of a side. Pixels are interpolated linearly, first
+    along the rows, then along the columns. For handwriting and tissue (Simard et al.
+    2003; Ronneberger et al. 2015).
     """
     bend, rest = jax.random.split(key)
     images = affine(rest, images)
@@ -97,21 +99,21 @@ def elastic(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w 
 
 
 def _zoom(factor: Float[Array, "b 1"], size: int) -> Float[Array, "b n n"]:
-    """Linear interpolation along an axis, as one matrix an image.
+    """Linear interpolation along an axis, as one matrix per image.
 
-    A product with two numbers a row that are not zero: cheaper than a gather.
+    A product with two nonzero numbers per row is cheaper than a gather.
     """
     place, middle = jnp.arange(size, dtype=factor.dtype), (size - 1) / 2
     source = (place - middle)[None] / factor + middle
-    # Mirrored as symmetric padding is: the border lies half a pixel beyond the last.
+    # Mirrored like symmetric padding: the border is half a pixel beyond the last one.
     source = size - 0.5 - jnp.abs(size - jnp.abs(source + 0.5))
     source = jnp.clip(source, 0, size - 1)
     return jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - place[None, None]))
 
 
 def reach(side: int) -> int:
-    """How far `shift` moves an image of this side, each way: an eighth of it, rounded
-    down to whole pixels, but at least one."""
+    """Largest offset of `shift` for an image of this side: an eighth of it, rounded
+    down to whole pixels, at least one."""
     return max(1, side // 8)
 
 
@@ -126,7 +128,7 @@ def _shift_axis(
 def _lean(
     key: Array, images: Float[Array, "b h w c"], axis: int
 ) -> Float[Array, "b h w c"]:
-    """Lines along `axis` moved by a slope times their distance from the middle."""
+    """Move lines along `axis` by a slope times their distance from the middle."""
     lines = images.shape[3 - axis]
     shape = [len(images), 1, 1, 1]
     slope = jax.random.uniform(key, shape, None, -SLOPE, SLOPE)
@@ -139,13 +141,13 @@ def _lean(
 def _moved(
     images: Float[Array, "b h w c"], offsets: Array, most: int, axis: int
 ) -> Float[Array, "b h w c"]:
-    """Each pixel taken from `offsets` (-most … most) further on, borders mirrored."""
+    """Take each pixel from `offsets` (-most … most) further on, mirroring borders."""
     padding = [(0, 0)] * 4
     padding[axis] = (most, most)
     images = jnp.pad(images, padding, mode="symmetric")
     left, offsets = 2 * most, offsets + most
     while left:
-        # Half of the way that is left, or none of it: every offset is reached.
+        # Move half of the remaining way, or not: this reaches every offset.
         half = (left + 1) // 2
         size = images.shape[axis] - half
         far = jax.lax.slice_in_dim(images, half, size + half, axis=axis)
@@ -159,9 +161,9 @@ def _moved(
 def _bent(
     images: Float[Array, "b h w c"], field: Float[Array, "b h w"], most: int, axis: int
 ) -> Float[Array, "b h w c"]:
-    """Each pixel taken from `field` pixels (±`most`) further along the axis.
+    """Take each pixel from `field` pixels (±`most`) further along the axis.
 
-    The sum over all whole offsets, at most two of which have a weight: one fused pass.
+    Sums over all whole offsets, at most two with nonzero weight: one fused pass.
     """
     padding = [(0, 0)] * 4
     padding[axis] = (most, most)

@@ -9,17 +9,17 @@ from afterimage.data.augmentations.geometry import affine, shear, shift
 from afterimage.plugins import AUGMENTATIONS
 
 BRIGHTNESS = 0.2
-"""`light` scales contrast by 1 ± this, and adds up to ± half of it."""
+"""`light` scales contrast by 1 ± this value and adds up to ± half of it."""
 TONES = 0.3
-"""`tones` leaves at least this share of a channel's range."""
+"""`tones` keeps at least this fraction of a channel's range."""
 
 
 @AUGMENTATIONS.add("light")
 def light(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`shift`, and contrast and brightness of each image changed; clipped to [0, 1].
+    """`shift`, then change contrast and brightness of each image; clipped to [0, 1].
 
     x -> clip(m + g (x - m) + o), m the image's mean, g in 1 ± 0.2, o in ± 0.1. Safe for
-    digits and letters: nothing is mirrored.
+    digits and letters: it never mirrors.
     """
     move, gain, offset = jax.random.split(key, 3)
     return _tone((gain, offset), shift(move, images), BRIGHTNESS)
@@ -27,7 +27,7 @@ def light(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
 
 @AUGMENTATIONS.add("tones")
 def tones(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`affine`, and each channel's tones drawn onto a random range, half of them
+    """`affine`, then map each channel's tones to a random range, half of them
     inverted: letters of any colour on any other.
 
     x -> a + (b - a) x for each image and channel, |b - a| uniform in [0.3, 1], a and b
@@ -44,11 +44,11 @@ def tones(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
 
 @AUGMENTATIONS.add("strong")
 def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`shear`, twice the changes of tone that `light` makes, and a square erased.
+    """`shear`, twice the tone changes of `light`, then erase a square.
 
-    The square has a third of the shorter side, lies anywhere (also in part beyond the
-    border) and takes the image's mean. Nothing is mirrored. For the strongly changed
-    view of consistency training.
+    The square's side is a third of the shorter side. It lies anywhere (also partly
+    outside the image) and is filled with the image's mean. Never mirrors. For the
+    strongly augmented view in consistency training.
     """
     return _strengthened(shear, key, images)
 
@@ -57,14 +57,14 @@ def strong(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c
 def strong_affine(
     key: Array, images: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """As `strong`, after `affine` in place of `shear`: also larger and smaller."""
+    """Like `strong`, but with `affine` instead of `shear`: also changes the size."""
     return _strengthened(affine, key, images)
 
 
 def _strengthened(
     move: Augment, key: Array, images: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """Moved, then in other tones, then with a square erased."""
+    """Move pixels, then change tones, then erase a square."""
     shape, gain, offset, place = jax.random.split(key, 4)
     images = _tone((gain, offset), move(shape, images), 2 * BRIGHTNESS)
     return _erase(place, images)
@@ -73,7 +73,7 @@ def _strengthened(
 def _tone(
     keys: tuple[Array, Array], images: Float[Array, "b h w c"], most: float
 ) -> Float[Array, "b h w c"]:
-    """Contrast by 1 ± `most` and brightness by ± half of it, clipped to [0, 1]."""
+    """Change contrast by 1 ± `most`, brightness by ± half of it; clip to [0, 1]."""
     one_each = (len(images), 1, 1, 1)
     gain = 1 + jax.random.uniform(keys[0], one_each, None, -most, most)
     offset = jax.random.uniform(keys[1], one_each, None, -most / 2, most / 2)

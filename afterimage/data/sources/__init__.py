@@ -1,7 +1,7 @@
-"""Where data come from: one file a kind, opened by a spec such as `folder:PATH`.
+"""Data sources: one file per kind, opened by a spec such as `folder:PATH`.
 
-A kind is a subclass of `Source`, registered under the word before the colon. From
-another package it is found through the entry points of `afterimage.plugins`.
+A kind is a subclass of `Source`, registered under the word before the colon. Kinds in
+other packages are found through the entry points of `afterimage.plugins`.
 """
 
 import os
@@ -24,28 +24,28 @@ _SUFFIXES = {
     ".jsonl": "csv",
     ".npz": "npz",
 }
-"""The kind of a file that is given by its path alone."""
+"""The kind of a file given only by its path."""
 
 _OBJECT = "object"
 
 
 class Source:
-    """A kind of data; its docstring begins with the line that describes it.
+    """A kind of data; the first line of its docstring describes it.
 
-    `open` returns `Splits`, or whatever else `open_data` takes as an object: an array,
-    a mapping of arrays or of splits, or a sequence of records.
+    `open` returns `Splits`, or any object that `open_data` accepts: an array, a mapping
+    of arrays or of splits, or a sequence of records.
     """
 
     name: ClassVar[str] = ""
     form: ClassVar[str] = ""
-    """What follows the colon, as the help shows it; empty where nothing does."""
+    """The part after the colon, as shown in the help; empty if there is none."""
     tasks: ClassVar[bool] = False
-    """Whether an image may have labels of several tasks."""
+    """Whether an image may have labels for several tasks."""
     named_splits: ClassVar[bool] = False
     """Whether --train, --validation-folder and --test apply."""
 
     def open(self, rest: str, request: Request) -> Any:
-        """What the spec names; `rest` is the text after the colon."""
+        """Open the data that the spec names; `rest` is the text after the colon."""
         raise NotImplementedError
 
     @classmethod
@@ -74,15 +74,15 @@ def open_data(
 
     `image_size` resizes to a square: the short side is scaled, the centre is cropped;
     None keeps the size that all images share. `channels` is 1 (grey), 3 (RGB), or the
-    number of bands that the images have; None keeps grey and colour as they are.
-    `value_range` is what becomes black and white in images of more than 8 bits:
+    number of bands that the images have; None keeps grey and colour unchanged.
+    `value_range` gives the values of black and white in images of more than 8 bits:
     (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
-    images; None is the range of their type. 8-bit images are left alone.
-    `on_bad_image` "skip" leaves out files that are not images and lists them in
+    images; None is the range of their type. It does not affect 8-bit images.
+    `on_bad_image` "skip" skips files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
-    labels to read. `reading` says what names of folders and cells of tables mean; if
-    not `strict`, the folders that it names for splits may be missing. Raises UserError
-    for an unknown spec or object, and DataError for data that does not fit.
+    labels to read. `reading` defines what folder names and table cells mean; if not
+    `strict`, the folders it names for splits may be missing. Raises UserError for an
+    unknown spec or object, and DataError for data that does not fit.
     """
     reading = reading or ReadingOptions()
     if image_size is not None and image_size < 1:
@@ -137,9 +137,9 @@ def _of_object(data: Any, name: str | None, request: Request) -> Splits:
 
 
 def spec_of(data: str | os.PathLike[str]) -> str:
-    """The spec that a spec or a path stands for; UserError if it is neither.
+    """The spec for a spec or a path; UserError if it is neither.
 
-    A text that begins with the name of a kind is a spec, even if a path has this name.
+    Text that begins with the name of a kind is a spec, even if a path has this name.
     """
     text, kinds = os.fspath(data), SOURCES.names()
     kind, _, _ = text.partition(":")
@@ -171,19 +171,19 @@ def spec_of(data: str | os.PathLike[str]) -> str:
 
 
 def object_spec(data: Any) -> str:
-    """What a run records as its data: the spec or path, or the type of an object."""
+    """The data as recorded in a run: the spec or path, or an object's type."""
     if isinstance(data, str | os.PathLike):
         return os.fspath(data)
     return f"{_OBJECT}:{type(data).__name__}"
 
 
 def has_tasks(data: Any) -> bool:
-    """Whether data of this kind may have labels of several tasks."""
+    """Whether data of this kind may have labels for several tasks."""
     if not isinstance(data, str | os.PathLike):
         return True
     return SOURCES.get(spec_of(data).partition(":")[0]).tasks
 
 
 def forms() -> list[str]:
-    """Every form a data spec can take."""
+    """All forms of a data spec."""
     return [SOURCES.get(kind).spec_form() for kind in SOURCES.names()]

@@ -25,11 +25,11 @@ from afterimage.reading import ReadingOptions
 class CsvSource(Source):
     """Images listed in a table (CSV, or JSON lines), with labels, split and tasks.
 
-    Column `image` has paths from the table's own folder on, `label` class names,
-    `split` train, validation or test; the latter two are optional, and each has
-    synonyms (`SYNONYMS`). Any further column holds the labels of a task. An empty cell
-    is an image without a label. A task without a column has no labels. Raises DataError
-    for a file that is not a table, an image that is listed twice, and one outside the
+    Column `image` has paths relative to the table's folder, `label` class names, and
+    `split` train, validation or test. The last two are optional, and all have synonyms
+    (`SYNONYMS`). Any further column holds the labels of a task. An empty cell means
+    that the image has no label. A task without a column has no labels. Raises DataError
+    for a file that is not a table, an image listed twice, or an image outside the
     folder without `reading.outside_images`.
     """
 
@@ -80,7 +80,7 @@ def _names(
     folder: pathlib.Path,
     outside: bool,
 ) -> list[str]:
-    """The images' paths as they are opened; every problem of the rows at once."""
+    """The images' paths, ready to open; one DataError for the problems of all rows."""
     cells = table.columns[column]
     problems, first = [], {}
     for row, cell in enumerate(cells):
@@ -100,7 +100,7 @@ def _names(
             first[path] = row
     if problems or not cells:
         raise DataError(listed(problems or ["no image is listed"], source))
-    # Only what cannot change the file: `a/../b` may lead elsewhere through a link.
+    # Normalise only if safe: `a/../b` may be another file if `a` is a link.
     return [c if ".." in c.split("/") else posixpath.normpath(c) for c in cells]
 
 
@@ -120,7 +120,7 @@ def _chosen(
     reading: ReadingOptions,
     strict: bool,
 ) -> tuple[Table, list[str]]:
-    """The rows that are used, and the split of each."""
+    """The rows to use, and the split of each."""
     column = table.named("split", source, tasks)
     cells = ["train"] * len(table.lines) if column is None else table.columns[column]
     given, values = reading.split_folders, set(cells)
@@ -129,7 +129,7 @@ def _chosen(
     if given and (strict or values & set(given.values())):
         _check_given(given, column, values, source)
         meaning = {value: split for split, value in given.items()}
-        if "train" not in given:  # what is not named is read as ever
+        if "train" not in given:  # the other values are read as usual
             ever = {value: str(exact(value)) for value in values if exact(value)}
             meaning = {v: s for v, s in ever.items() if s not in given} | meaning
         rows = [row for row, cell in enumerate(cells) if cell in meaning]
@@ -151,9 +151,9 @@ def _chosen(
 
 
 def _check_no_splits(table: Table, source: str, tasks: Sequence[str]) -> None:
-    """Raise DataError where a column that is not read tells splits apart.
+    """Raise DataError if an unread column distinguishes splits.
 
-    Without it the test images would be trained on.
+    Otherwise the test images would be used for training.
     """
     for name, cells in table.columns.items():
         if name in tasks or is_known(name):

@@ -1,9 +1,9 @@
 """`digits`: scikit-learn's 1,797 handwritten digits, 8x8 grey, as a TFDS data set.
 
-Written once through our own TFDS builder as ArrayRecord files in the cache folder, then
-read through `as_data_source`: no TensorFlow, no network. The grey levels 0..16 become
-floor((255 v + 8) / 16), which maps 0 to 0, 16 to 255, and keeps all 17 apart. The test
-split is one fifth of each class (359 images), chosen with seed 0, and never changes.
+Our own TFDS builder writes them once as ArrayRecord files to the cache folder, and
+`as_data_source` reads them without TensorFlow or network. Grey levels 0..16 become
+floor((255 v + 8) / 16), which maps 0 to 0, 16 to 255, and keeps all 17 distinct. The
+test split, one fifth of each class (359 images) chosen with seed 0, never changes.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ def _home(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _prepare(folder: pathlib.Path) -> None:
-    """Write the data set under `folder`: complete or not at all, whoever else tries."""
+    """Write the data set to `folder` atomically, even if other processes do too."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".digits-") as scratch:
-        # TFDS prints its own account of this half second, with sizes it does not know.
+        # TFDS would print progress for this half second, with unknown sizes.
         with contextlib.redirect_stdout(io.StringIO()):
             with contextlib.redirect_stderr(io.StringIO()):
                 _builder(pathlib.Path(scratch)).download_and_prepare()
@@ -67,12 +67,12 @@ def _records() -> dict[str, list[Any]]:
     folder = cache_dir() / "tfds"
     try:
         return _read(folder)
-    except Exception:  # damaged, in one of the many ways that files and parsers fail
+    except Exception:  # damaged: files and parsers fail in many ways
         shutil.rmtree(_home(folder), ignore_errors=True)
     try:
         return _read(folder)
-    # No place to write, which the writer below TFDS tells in its own way: a scratch
-    # folder serves this one run.
+    # No writable folder, which TFDS's writer reports with its own error type: use a
+    # temporary folder for this run.
     except (OSError, RuntimeError):
         with tempfile.TemporaryDirectory(prefix="afterimage-") as scratch:
             return _read(pathlib.Path(scratch))

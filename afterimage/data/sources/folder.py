@@ -1,4 +1,4 @@
-"""`folder:PATH`: images under a folder, with the classes that its folders name."""
+"""`folder:PATH`: images under a folder, with classes named by its subfolders."""
 
 import collections
 import functools
@@ -29,7 +29,7 @@ from afterimage.plugins import SOURCES
 
 
 class OnDisk:
-    """Files by their paths from a folder on."""
+    """Files by their paths relative to a folder."""
 
     def __init__(self, root: pathlib.Path, names: Sequence[str]):
         self._root = root
@@ -40,7 +40,7 @@ class OnDisk:
         """Size and both times: a file replaced under an old date has a new ctime."""
         try:
             found = (self._root / self.names[row]).stat()
-        except OSError as error:  # a broken link: reading it will say so
+        except OSError as error:  # a broken link: reading it will report it
             return (str(error.errno),)
         return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
@@ -69,9 +69,9 @@ class OnDisk:
 
 
 class Folder(OnDisk):
-    """Every image under a folder; links are followed, cycles are not.
+    """Every image under a folder; follows links, except in cycles.
 
-    `metadata` are the names of tables of labels among them.
+    `metadata` are the names of the label tables among them.
     """
 
     def __init__(self, path: str):
@@ -95,7 +95,7 @@ class Folder(OnDisk):
 
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
-    """Every file below, by its path from there; DataError for an unreadable folder."""
+    """Every file below, by its relative path; DataError for an unreadable folder."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
         where = os.stat(folder)
@@ -118,7 +118,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def other_kinds(names: Iterable[str]) -> Mapping[str, int]:
-    """{suffix: number of files} of those that by name are neither images nor labels."""
+    """{suffix: number of files}, for names that are neither images nor label tables."""
     found = collections.Counter(
         spelling(suffix_of(name)) or "without suffix"
         for name in names
@@ -131,7 +131,7 @@ def other_kinds(names: Iterable[str]) -> Mapping[str, int]:
 
 
 def listed_kinds(kinds: Mapping[str, int]) -> str:
-    """ "3 .heic, 1 .txt", the first eight."""
+    """Text such as "3 .heic, 1 .txt", for the first eight kinds."""
     shown = [f"{count} {suffix}" for suffix, count in list(kinds.items())[:8]]
     return ", ".join(shown) + (", and others" if len(kinds) > 8 else "")
 
@@ -159,13 +159,13 @@ class FolderSource(Source):
 
 
 def open_tree(files: FileTree, source: str, request: Request) -> Splits:
-    """The splits of images whose folders, or tables among them, give their classes."""
+    """The splits of images whose folders or label tables give the classes."""
     if files.others:
         kinds = listed_kinds(files.others)
         say_once(f"{source}: files of other kinds, ignored: {kinds}")
     reading = request.reading
     groups = layout(files.names, source, reading.split_folders, strict=request.strict)
-    # Images that the options exclude are not even opened.
+    # Images excluded by the options are not opened at all.
     used = sorted(row for rows, _ in groups.values() for row in rows)
     place = {row: number for number, row in enumerate(used)}
     unused = {name for row, name in enumerate(files.names) if row not in place}

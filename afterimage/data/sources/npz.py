@@ -1,4 +1,4 @@
-"""`npz:PATH`: arrays in a NumPy archive, checked before any of it is inflated."""
+"""`npz:PATH`: arrays in a NumPy archive, checked before decompression."""
 
 import ast
 import math
@@ -24,7 +24,7 @@ _MOST_AXES = 32
 class NpzSource(Source):
     """Arrays: `x_train, y_train[, x_val, y_val][, x_test, y_test]`, or `images`.
 
-    What they may be called and hold is said in `afterimage.data.arrays`.
+    See `afterimage.data.arrays` for the allowed names and contents.
     """
 
     form = "PATH"
@@ -35,9 +35,9 @@ class NpzSource(Source):
 
 
 def check_sizes(path: str | os.PathLike[str]) -> None:
-    """ValueError for arrays that are too large, or not of the size they claim."""
+    """Raise ValueError for arrays that are too large or not of the size they claim."""
     if not zipfile.is_zipfile(path):
-        return  # NumPy says what it is instead
+        return  # NumPy reports what it is instead
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         for info in infos:
@@ -53,7 +53,7 @@ def check_sizes(path: str | os.PathLike[str]) -> None:
                     f"{info.filename} has {info.compress_size:,} bytes that inflate to "
                     f"{info.file_size:,}"
                 )
-    # The other half of the free memory is for their copies as uint8.
+    # The other half of the free memory is needed for uint8 copies.
     total, most = sum(info.file_size for info in infos), allowance()
     if total > most:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`synthetic:HxWxC`: gratings with noise, made from the size alone."""
+"""`synthetic:HxWxC`: noisy gratings, generated from the size alone."""
 
 import math
 import re
@@ -15,14 +15,14 @@ _TRAIN, _TEST = 1024, 256
 """Synthetic images in each split."""
 _CLASSES = 4
 _MOST_BYTES = 2**31
-"""The most memory that synthetic images may take: all are made at once."""
+"""Most bytes of synthetic images: all are generated at once."""
 
 
 @SOURCES.add("synthetic")
 class SyntheticSource(Source):
     """Gratings with noise: 1,024 to train, 256 to test; 4 classes of orientation.
 
-    The images depend on the size alone, so they are the same in every run.
+    The images depend only on the size, so they are the same in every run.
     """
 
     form = "HxWxC"

@@ -1,8 +1,8 @@
 """`tfds:NAME[/CONFIG][:VERSION]`: TensorFlow Datasets, read without TensorFlow.
 
-Prepared data are found where TFDS keeps them ($TFDS_DATA_DIR, else
-~/tensorflow_datasets) and read through `as_data_source`. TFDS's bucket is never asked.
-The encoded bytes go through the same decoder and cache as a folder's.
+Prepared data are found in TFDS's own folder ($TFDS_DATA_DIR, else
+~/tensorflow_datasets) and read through `as_data_source`, never from TFDS's bucket.
+The encoded bytes use the same decoder and cache as those of a folder.
 """
 
 import contextlib
@@ -50,14 +50,14 @@ class _Records:
             classes = _classes(builder, source, label)
             self.groups[split] = (rows, classes)
             self.names = [*self.names, *(f"{split}/{i}" for i in range(len(source)))]
-        # A prepared version never changes; its folder's date tells a rebuilt one.
+        # A prepared version never changes; its folder's date detects a rebuilt one.
         self._stamp = (version, builder.data_path.stat().mtime)
 
     def stamp(self, row: int) -> Sequence[int | str]:
         return (self._stamp[0], str(self._stamp[1]))
 
     def size(self, row: int) -> int:
-        return 0  # a record is read whole, in `open`, before its size is known
+        return 0  # unknown until `open` has read the whole record
 
     def open(self, row: int) -> io.BufferedIOBase:
         source, position = self._places[row]
@@ -77,7 +77,7 @@ def _classes(builder: Any, source: Any, label: str | None) -> list[str | None]:
 
 @SOURCES.add("tfds")
 class TfdsSource(Source):
-    """A TensorFlow data set that is prepared, or that can be here and now.
+    """A TensorFlow data set that is prepared, or can be prepared now.
 
     Needs a train split and one image feature; the first ClassLabel feature labels it.
     Raises DataError naming what is missing: the network, TensorFlow, or the name.
@@ -110,7 +110,7 @@ class TfdsSource(Source):
 
 
 def _hide_accelerators() -> None:
-    """TensorFlow, where it is installed, must not take the memory of JAX's devices."""
+    """Keep TensorFlow, if installed, from taking the memory of JAX's devices."""
     if importlib.util.find_spec("tensorflow") is None:
         return
     import tensorflow as tf  # pyright: ignore[reportMissingImports]
@@ -125,7 +125,7 @@ def _prepared(name: str) -> Any:
         builder = tfds.builder(name, file_format="array_record")
         if builder.is_prepared():
             return builder
-    except Exception as error:  # unknown names fail in several ways, at great length
+    except Exception as error:  # unknown names raise various long errors
         raise DataError(_not_found(name, error)) from error
     if not _reachable(builder):
         raise DataError(_cannot(name, _no_network(builder)))
@@ -133,13 +133,13 @@ def _prepared(name: str) -> Any:
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
-    except Exception as error:  # whatever a download and a parser can raise
+    except Exception as error:  # whatever a download or a parser raises
         raise DataError(_cannot(name, _missing(builder, error))) from error
     return builder
 
 
 def _reachable(builder: Any) -> bool:
-    """Whether a host it downloads from has an address: TFDS tries for minutes."""
+    """Whether its download hosts resolve: TFDS would retry for minutes."""
     hosts = {urllib.parse.urlparse(url).hostname for url in builder.url_infos or ()}
     if not hosts or urllib.request.getproxies():
         return True

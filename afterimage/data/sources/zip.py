@@ -20,7 +20,7 @@ from afterimage.plugins import SOURCES
 
 @SOURCES.add("zip")
 class ZipSource(Source):
-    """The same inside one or several zip archives, taken together, not extracted."""
+    """Like `folder`, inside one or more zip archives read together, not extracted."""
 
     form = "PATH[,PATH...]"
     named_splits = True
@@ -30,9 +30,9 @@ class ZipSource(Source):
 
 
 class Archives:
-    """Every image in zip archives, read in place; unsafe members refuse the archive.
+    """Every image in zip archives, read in place; rejects archives with unsafe members.
 
-    `metadata` are the names of tables of labels among them.
+    `metadata` are the names of the label tables among them.
     """
 
     def __init__(self, paths: str):
@@ -65,7 +65,7 @@ class Archives:
         return (info.file_size, info.CRC)
 
     def size(self, row: int) -> int:
-        """As declared: more is not inflated, and less fails its checksum."""
+        """The declared size: reading stops there; a shorter one fails its checksum."""
         return self._members[self.names[row]][1].file_size
 
     def open(self, row: int) -> io.BufferedIOBase:
@@ -82,7 +82,7 @@ class Archives:
 
 
 def archive_paths(paths: str) -> list[str]:
-    """The archives that `A.zip,B.zip` names; a comma in a file's own name is kept."""
+    """The archives named by `A.zip,B.zip`; commas within file names are kept."""
     found, parts = [], paths.split(",")
     while parts:
         fits = (n for n in range(len(parts), 0, -1) if _is_file(",".join(parts[:n])))
@@ -105,7 +105,7 @@ def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
         raise DataError(f"zip:{shown}: {what}")
     try:
         return shown, zipfile.ZipFile(os.path.expanduser(path))
-    # A name that is marked as UTF-8 and is not gives a ValueError.
+    # A name marked as UTF-8 that is not raises ValueError.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(
             f"zip:{shown} is not a readable zip archive ({error})"
@@ -113,10 +113,10 @@ def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """A member's name with `/` between its parts, as its folder would have it.
+    """A member's name, with `/` between its parts as in a folder.
 
-    Without the flag for UTF-8 a name is cp437 by the standard; tools on Unix write the
-    bytes of the file's name.
+    By the standard, a name without the UTF-8 flag is cp437, but Unix tools write the
+    raw bytes of the file name.
     """
     name = info.orig_filename
     if not info.flag_bits & 0x800:
