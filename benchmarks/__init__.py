@@ -1,1 +1,1 @@
-"""Speed and accuracy, measured; results with device and date."""
+"""Measurements of speed and accuracy; results are stored with device and date."""

@@ -1,7 +1,7 @@
 """The demo: pretrain on embedded digits, fine-tune with 100 labels, compare.
 
-`python -m benchmarks.demo --out runs/demo` (or `make demo`). Run again, it finds its
-runs complete and only prints the table. `--record` also writes the rows to
+`python -m benchmarks.demo --out runs/demo` (or `make demo`). If the runs are already
+complete, it only prints the table. `--record` also writes the rows to
 benchmarks/results/demo.json.
 """
 
@@ -32,7 +32,7 @@ class Demo:
     """Pretrain on digits, fine-tune with 100 labels in five ways, print one table."""
 
     out: str = "runs/demo"
-    """Where the run folders go."""
+    """Folder for the runs."""
     seeds: int = 3
     """Seeds of pretraining, of the choice of labels and of fine-tuning."""
     record: bool = False
@@ -56,7 +56,7 @@ def _finetune(out: pathlib.Path, mode: str, seed: int) -> dict:
 
 
 def run(demo: Demo) -> None:
-    """Everything, one line a run; then the table, the folders, the picture."""
+    """Runs everything, one line per run; then prints the table, folders and picture."""
     from afterimage.pretrain.presets import preset_config
     from afterimage.pretrain.run import pretrain
 
@@ -69,7 +69,7 @@ def run(demo: Demo) -> None:
         config = preset_config(
             "digits", out=str(out / f"pretrain-{seed}"), seed=seed, eval_every=300
         )
-        # The first run shows its progress, as a user will see it.
+        # The first run shows its progress as a user would see it.
         result = pretrain(config) if seed == 0 else quietly(pretrain, config)
         picture = picture or result.picture
         spent = time.perf_counter() - clock

@@ -2,16 +2,16 @@
 
 mnist-usps, usps-mnist  10,000 labelled MNIST digits to USPS, and back
 mnist-usps-shift        the same, with digits drawn at one size, preset adapt's rate and
-                        an encoder that denoised
-mnist-coloured          to digits blended over photos (made here as MNIST-M was)
+                        an encoder pretrained by denoising
+mnist-coloured          to digits blended over photos (made here in the way of MNIST-M)
 
 An encoder is pretrained on the training images of both domains, without labels; then
-every method is fine-tuned on the source's labels with the target's images beside them,
-and scored once on the target's test split. source-only never sees the target; row
-target-only has the target's labels. `best` is the method that `afterimage select
---encoder` takes, by the target's training images without labels and the neighbours in
-the pretrained encoder's features; where `--select` names a label-free rule, the best
-by that.
+every method is fine-tuned on the source's labels together with the target's images, and
+scored once on the target's test split. source-only never sees the target; target-only
+uses the target's labels. `best` is the method that `afterimage select --encoder`
+chooses from the target's training images, without labels, and their neighbours in the
+pretrained encoder's features; if `--select` names a label-free rule, `best` is the best
+by that rule.
 """
 
 import json
@@ -33,7 +33,7 @@ TABLES = {
     "usps-mnist": ("usps", "mnist"),
     "mnist-coloured": ("mnist", "coloured"),
 }
-# What the encoder of a table is pretrained as, where it is not small-images.
+# The pretraining preset of a table's encoder, if it is not small-images.
 PRESET = {"mnist-usps": "mnist-masked"}
 PHOTOS = {"train": "cifar10/train-0.zip", "test": "cifar10/test.zip"}
 _SURE = {
@@ -91,7 +91,7 @@ _MOST = 20_000
 
 
 def needed(table: str) -> set[str]:
-    """The files below `--folder` that it reads."""
+    """The files below `--folder` that the table reads."""
     files = {f"{name}.npz" for name in TABLES[table] if name != "coloured"}
     return files | set(PHOTOS.values() if "coloured" in TABLES[table] else ())
 
@@ -99,9 +99,9 @@ def needed(table: str) -> set[str]:
 def coloured(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """An .npz of MNIST's digits over photos: |patch - digit| per channel, 28x28x3.
 
-    Each digit stands on a random 28x28 patch of a random CIFAR-10 photo; training
-    digits on training photos, test digits on test photos (Ganin et al. 2016, MNIST-M,
-    which takes its patches from BSDS500). Seed 0.
+    Each digit is blended with a random 28x28 patch of a random CIFAR-10 photo: training
+    digits with training photos, test digits with test photos (Ganin et al. 2016,
+    MNIST-M, which takes its patches from BSDS500). Seed 0.
     """
     path, rng = out / "coloured.npz", np.random.default_rng(0)
     if path.exists():
@@ -164,12 +164,12 @@ def _joined(table: str, folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path
 
 
 def _settings(run: Settings, table: str, method: str, out: pathlib.Path) -> dict:
-    """The data of one row, and how it learns."""
+    """The data and fine-tuning settings of one row."""
     source, target = (
         f"npz:{_domain(name, pathlib.Path(run.folder), out)}" for name in TABLES[table]
     )
-    # Chosen, as was the alignment of pseudo-labels, on 1,500 training images of USPS
-    # held out, seed 7.
+    # Chosen on 1,500 held-out training images of USPS, seed 7, as was the alignment of
+    # pseudo-labels.
     recipe = PRESETS["mnist-masked"].settings
     if table.endswith("-shift"):
         recipe = {"mode": "two-phase", "augment": "shift"}
@@ -187,10 +187,10 @@ def _settings(run: Settings, table: str, method: str, out: pathlib.Path) -> dict
 def _source_accuracy(
     run: Settings, table: str, home: pathlib.Path, results: dict[str, Any]
 ) -> float:
-    """Accuracy on source images that were not learned from.
+    """Accuracy on source images not used for training.
 
-    Up to 20,000 of the training split's that were not validated on either, evenly
-    spaced; where the runs use them all, their validation images.
+    Up to 20,000 evenly spaced images of the training split that were not used for
+    validation either; if the runs use all of them, their validation images.
     """
     from afterimage.evaluation.configs import EvaluateConfig
     from afterimage.finetune.evaluate import evaluate
@@ -214,7 +214,7 @@ def _source_accuracy(
 
 
 def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """A row a method, and `best`, chosen without target labels."""
+    """One row per method, and `best`, chosen without target labels."""
     known = {}
     data = f"npz:{_joined(table, pathlib.Path(run.folder), out)}"
     preset = PRESET.get(table, "small-images")
@@ -255,7 +255,7 @@ def measure(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, 
 def _merits(
     run: Settings, table: str, out: pathlib.Path, known: dict[str, Any]
 ) -> dict[str, float]:
-    """What `best` is chosen by, larger for the better: the mean over the seeds."""
+    """The figure that chooses `best`, larger is better: the mean over the seeds."""
     if run.select not in LABEL_FREE:
         return _neighbours(run, table, out, list(known))
     direction, _ = LABEL_FREE[run.select]
@@ -270,7 +270,7 @@ def _merits(
 def _neighbours(
     run: Settings, table: str, out: pathlib.Path, methods: list[str]
 ) -> dict[str, float]:
-    """Of each method what neighbouring target images tell of each other, nats."""
+    """For each method, the mutual information of neighbouring target images, nats."""
     from afterimage.finetune.select import select
     from afterimage.finetune.select_config import SelectConfig
 

@@ -1,8 +1,9 @@
 """`python -m benchmarks.features`: how close `features` comes to the forward pass.
 
-`Encoder.features` from a uint8 array in host memory to float32 in host memory, against
-the same compiled function called again and again on one batch that lies on the device.
-Interleaved rounds; the ratio is forward time / features time of one round, 1 = free.
+Compares `Encoder.features`, from a uint8 array in host memory to float32 in host
+memory, with the same compiled function called repeatedly on one batch on the device.
+Interleaved rounds; the ratio is forward time / features time of one round, 1 = no
+overhead.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from benchmarks.results import row, write_results
 
 
 def encoder_of(name: str, side: int, folder: Path) -> Encoder:
-    """A freshly initialised encoder, written and loaded as a trained one would be."""
+    """A freshly initialised encoder, saved and loaded like a trained one."""
     config = ModelConfig(name, image_size=(side, side), channels=3)
     _, params, stats = Network.create(build_encoder(config, rngs=nnx.Rngs(0)))
     preprocessing = Preprocessing((side, side), (0.5,) * 3, (0.25,) * 3, 3)
@@ -35,14 +36,14 @@ def encoder_of(name: str, side: int, folder: Path) -> Encoder:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Wall clock of one call that ends when its result is on the host."""
+    """Wall-clock time of one call, until its result is on the host."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def measure(encoder: Encoder, count: int, batch: int, rounds: int) -> dict[str, list]:
-    """Ratios and images/s of so many interleaved rounds."""
+    """Ratios and images/s of this many interleaved rounds."""
     size = encoder.config.image_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *size, 3), np.uint8)
@@ -65,7 +66,7 @@ def measure(encoder: Encoder, count: int, batch: int, rounds: int) -> dict[str, 
 
 
 def main() -> None:
-    """Measure the models named, write the table, print it."""
+    """Measures the given models, writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="conv", help="names, comma between")
     parser.add_argument("--side", type=int, default=32, help="pixels")

@@ -1,4 +1,4 @@
-"""The table of `docs/guide/which-method.md`: each method beside its control."""
+"""The table of `docs/guide/which-method.md`: each method against its control."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ class Gain(NamedTuple):
     """One line: a method and its control."""
 
     situation: str
-    """What the user has."""
+    """The user's situation."""
     method: str
-    """What to use."""
+    """The method to use."""
     cost: str
     table: str
     row: str
-    """With the method."""
+    """The row with the method."""
     control: str
     """The row without it."""
     results: str = "transfer"
@@ -202,7 +202,7 @@ GAINS: Sequence[Gain] = (
 
 
 def gains_table() -> str:
-    """Each method and its control, from the rows of the other tables."""
+    """Each method and its control, from rows of the other tables."""
     lines = [
         "| you have | use | with it | without | cost |",
         "|---|---|---|---|---|",

@@ -1,14 +1,14 @@
-"""The size of the house: its files, its names, who imports whom, and its longest paths.
+"""The size of the code base: files, names, imports, and longest execution paths.
 
-`python -m benchmarks.house` prints a Markdown report on the sources in a second;
+`python -m benchmarks.house` prints a Markdown report on the sources within a second;
 `--paths` also runs three small jobs under a profiler, about a minute.
 
-A path is what one job executes of the project, from its first import to its end, in
-all threads: the files in which a function ran (a lambda is one; the top level of a
-module or a class is not), the distinct functions and methods that have a name, the
-most functions of the project on one stack at once, and all lines of those files. At
-commit af06e23 that gives 80, 92 and 22 files, 468, 550 and 101 functions, where a
-separate count by call traces had 80, 90, 24 and 459, 535, 102.
+A path is the part of the project that one job executes, from its first import to its
+end, in all threads: the files in which a function ran (a lambda counts; the top level
+of a module or a class does not), the distinct named functions and methods, the largest
+number of project functions on one stack, and all lines of those files. At commit
+af06e23 the result is 80, 92 and 22 files and 468, 550 and 101 functions; a separate
+count by call traces found 80, 90, 24 and 459, 535, 102.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 ROOMS = ("afterimage", "pretrain", "finetune", "checkpoints")
-"""The folders of the source; those that `afterimage/` links to are counted once."""
+"""The source folders; those that `afterimage/` links to are counted once."""
 
 STAGES = ("pretrain", "finetune")
 LONG_FILE, LONG_FUNCTION = 250, 40
@@ -37,7 +37,7 @@ class File(NamedTuple):
     """A source file."""
 
     name: str
-    """Its real path below the root: pretrain/config.py."""
+    """Real path below the root, e.g. pretrain/config.py."""
     tree: ast.Module
     lines: int
 
@@ -48,7 +48,7 @@ class File(NamedTuple):
 
     @property
     def module(self) -> str:
-        """What its path says that it is imported as: pretrain.config."""
+        """The module name that its path gives, e.g. pretrain.config."""
         return self.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
@@ -82,7 +82,7 @@ def functions(files: Iterable[File]) -> list[tuple[int, str]]:
 
 
 def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below this one but those that only a type checker sees."""
+    """Every node below this one, except those that only a type checker sees."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
@@ -93,7 +93,7 @@ def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
 def imports(files: Iterable[File]) -> dict[str, set[str]]:
     """{module: modules of the project that it imports, at the top or in a function}.
 
-    `afterimage.pretrain` and `pretrain` are one package: the one folder.
+    `afterimage.pretrain` and `pretrain` are the same folder and count as one package.
     """
     files = list(files)
     known = {file.module for file in files}
@@ -166,7 +166,7 @@ def repeated_classes(files: Iterable[File]) -> dict[str, list[str]]:
 
 
 def repeated_modules(files: Iterable[File]) -> dict[str, list[str]]:
-    """{file name: its places}, of module names in use more than once."""
+    """{file name: its paths}, of module names used more than once."""
     found = collections.defaultdict(list)
     for file in files:
         name = file.name.rpartition("/")[2]
@@ -176,7 +176,7 @@ def repeated_modules(files: Iterable[File]) -> dict[str, list[str]]:
 
 
 class Tracer:
-    """A profile function that notes what runs of the files below some folders."""
+    """A profile function that records what runs in the files below some folders."""
 
     def __init__(self, folders: Iterable[pathlib.Path]) -> None:
         self.folders = tuple(f"{folder.resolve()}{os.sep}" for folder in folders)
@@ -196,7 +196,7 @@ class Tracer:
         return self.known[code]
 
     def __call__(self, frame: Any, event: str, arg: Any) -> None:
-        """What `sys.setprofile` calls."""
+        """Called by `sys.setprofile`."""
         del arg
         code = frame.f_code
         if event != "call" or (file := self.file(code)) is None:
@@ -234,7 +234,7 @@ def draw_images(folder: pathlib.Path, classes: Iterable[str]) -> None:
 
 
 def job(name: str, home: pathlib.Path) -> None:
-    """One of the jobs whose path is measured, from its first import on."""
+    """Runs one of the jobs whose path is measured, from its first import on."""
     if name == "features":
         import numpy as np
 
@@ -283,7 +283,7 @@ def paths(root: pathlib.Path) -> dict[str, dict[str, Any]]:
         env = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
         env["AFTERIMAGE_CACHE"] = str(home / "cache")
         for name in JOBS:
-            # -P: the folder of this file is no place to import from.
+            # -P: do not import from the folder of this file.
             command = [sys.executable, "-P", __file__, "--trace", name]
             command += ["--root", str(root), "--home", str(home)]
             done = subprocess.run(
@@ -304,7 +304,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def listed(title: str, items: Iterable[str]) -> list[str]:
-    """A title with its count, and a list."""
+    """A title with the number of items, and a list."""
     items = list(items)
     return ["", f"## {title}: {len(items)}", "", *[f"- {item}" for item in items]]
 
@@ -341,7 +341,7 @@ def longest(files: list[File]) -> list[str]:
 
 
 def names(files: list[File]) -> list[str]:
-    """Circles, imports against the arrows, names in use more than once."""
+    """Import cycles, imports in the wrong direction, names used more than once."""
     graph = imports(files)
 
     def said(repeated: Mapping[str, list[str]]) -> list[str]:
@@ -372,7 +372,7 @@ def main() -> None:
     here = pathlib.Path(__file__).resolve().parent.parent
     parser.add_argument("--root", type=pathlib.Path, default=here)
     parser.add_argument("--paths", action="store_true")
-    # What `--paths` starts itself with.
+    # `--paths` starts itself with this.
     parser.add_argument("--trace", choices=list(JOBS), help=argparse.SUPPRESS)
     parser.add_argument("--home", type=pathlib.Path, help=argparse.SUPPRESS)
     given = parser.parse_args()

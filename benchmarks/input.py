@@ -43,14 +43,14 @@ def batches_rate(images: ImageSet, size: int, count: int, resident: bool) -> flo
 
 
 def memory_set(side: int, channels: int) -> ImageSet:
-    """60,000 random images, as MNIST (28, 1) or CIFAR (32, 3) has about."""
+    """60,000 random images, about as many as MNIST (28, 1) or CIFAR (32, 3)."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60_000, side, side, channels), np.uint8)
     return array_set(images, None, None, "random")
 
 
 def bare_gather(images: np.ndarray, size: int, count: int) -> float:
-    """The floor beneath the rows above: NumPy's gather of random rows, no pipeline."""
+    """The baseline for the rows above: NumPy's gather of random rows, no pipeline."""
     order = np.random.default_rng(0).permutation(len(images))
     starts = [(step * size) % (len(images) - size) for step in range(count)]
     began = time.perf_counter()
@@ -60,7 +60,7 @@ def bare_gather(images: np.ndarray, size: int, count: int) -> float:
 
 
 def gather_rate(images: ImageSet, size: int, count: int) -> float:
-    """Images a second of our own gather, without what hands batches over."""
+    """Images a second of our own gather, without handing over batches."""
     order = np.random.default_rng(0).integers(0, len(images), (count, size))
     began = time.perf_counter()
     for rows in order:
@@ -77,7 +77,7 @@ def bare_jpeg(files: list[pathlib.Path]) -> float:
         pixels = simplejpeg.decode_jpeg(path.read_bytes())
         return cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_LINEAR)
 
-    # All threads take from one iterator: cheaper than a future an image.
+    # All threads take from one iterator: cheaper than one future per image.
     paths = iter(files * 4)
 
     def work(_: int) -> None:
@@ -94,7 +94,7 @@ def bare_jpeg(files: list[pathlib.Path]) -> float:
 
 
 def write_jpegs(folder: pathlib.Path) -> float:
-    """500x375 pictures of blobs and grain, about 55 kB each; returns the mean size."""
+    """Writes 500x375 images of blobs and grain, about 55 kB each; returns mean size."""
     import cv2
 
     rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def augment_rate(name: str, size: int) -> float:
 
 
 def main() -> None:
-    """Measure every way in, interleaved; write the table, print it."""
+    """Measures every input path, interleaved; writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each")
     repeats = parser.parse_args().repeats

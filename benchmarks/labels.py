@@ -1,10 +1,10 @@
 """Tables of `benchmarks.transfer`: what an encoder saves in labels, or in size.
 
-few-labels          MNIST, one encoder a seed; rows MODE-LABELS
+few-labels          MNIST, one encoder per seed; rows MODE-LABELS
 few-labels-cifar10  CIFAR-10, likewise
-distillation-mnist  a teacher, and a quarter as wide a student without and with it, on
-                    images as they are (as published), on augmented ones, and on these
-                    for four times as long
+distillation-mnist  a teacher, and a student a quarter as wide, without and with it: on
+                    plain images (as published), on augmented images, and on augmented
+                    images for four times as long
 """
 
 import pathlib
@@ -31,20 +31,20 @@ STUDENT_WIDTH = 0.25
 
 
 class Images(NamedTuple):
-    """What a table of few labels is measured on."""
+    """The data and settings of a table of few labels."""
 
     data: str
     """The data spec, with {} for the folder of the files."""
     preset: str
-    """Of pretraining."""
+    """Preset for pretraining."""
     tuning: dict[str, Any]
-    """What every mode has in common."""
+    """Settings common to all modes."""
 
 
 TABLES = {
     "few-labels": Images(MNIST, "mnist-masked", dict(RECIPE)),
-    # On 5,000 training images held out, 300 steps with 100 and with 1,000 labels, full
-    # (of an encoder that had learned pixels) and scratch together read 33.6, 34.1 and
+    # On 5,000 held-out training images, 300 steps, 100 and 1,000 labels, the mean of
+    # full (from an encoder that had learned pixels) and scratch was 33.6, 34.1 and
     # 34.1 % at rates 1e-3, 3e-3 and 1e-2.
     "few-labels-cifar10": Images(
         CIFAR,
@@ -89,8 +89,8 @@ def few_labels(
         yield row(table, name, "test accuracy, %", scores, **more)
 
 
-# As published (Hinton 2015, section 3): the teacher sees augmented images, the small
-# network none, with and without it.
+# As published (Hinton 2015, section 3): the teacher sees augmented images, the student
+# plain ones, with and without the teacher.
 SMALL: dict[str, Any] = {
     **RECIPE,
     "mode": {"name": "scratch", "width": STUDENT_WIDTH},
@@ -107,9 +107,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "distil": True,
     },
 }
-# The augmented ones once more, with four times the steps: distillation by augmented
-# images goes on paying for long (Beyer et al. 2022, "A good teacher is patient and
-# consistent"). The rate is the better on 10,000 training images held out.
+# Augmented images again, with four times the steps: distillation on augmented images
+# keeps improving for a long time (Beyer et al. 2022, "A good teacher is patient and
+# consistent"). The rate is the better one on 10,000 held-out training images.
 LONG = 4
 KINDS |= {
     name.replace("augmented", "long"): {**settings, "lr": 1e-2}
@@ -121,7 +121,7 @@ KINDS |= {
 def distillation(
     run: Settings, table: str, out: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
-    """Test errors of 10,000: the teacher, the student alone and taught, three ways."""
+    """Test errors of 10,000: teacher; student alone and distilled, three ways."""
     data = MNIST.replace("{}", run.folder)
     for name in filter(run.wants, KINDS):
 

@@ -1,6 +1,6 @@
 """Tables of `benchmarks.transfer` beyond adaptation: few-shot episodes, task sequences.
 
-omniglot-5w1s, omniglot-5w5s  characters in two by seed; 600 held-out episodes
+omniglot-5w1s, omniglot-5w5s  characters split in two by seed; 600 held-out episodes
 split-mnist-task, -class      five tasks of two digits, from random weights
 """
 
@@ -22,13 +22,13 @@ EPISODES: dict[str, dict[str, Any]] = {
     **{name: dict(PRESETS[name].settings) for name in _EPISODES},
     "maml-first-order": {**PRESETS["maml"].settings, **FIRST_ORDER},
 }
-# Rates that were better with five shots, and worse with one (finetune/presets).
+# These rates were better with five shots and worse with one (finetune/presets).
 _FIVE_SHOTS: dict[str, dict[str, Any]] = {
     "maml-tied": {"methods": ({"name": "maml", "tied_head": True, "inner_lr": 0.03},)},
     "prototypical": {"lr": 3e-3},
 }
-# The weight of EWC (its default) and the memory were chosen on 6,000 training images
-# held out, seed 7, 500 steps.
+# The weight of EWC (its default) and the memory were chosen on 6,000 held-out training
+# images, seed 7, 500 steps.
 SEQUENCES: dict[str, dict[str, Any]] = {
     "none": {},
     "ewc": {"methods": "ewc"},
@@ -63,8 +63,8 @@ def omniglot(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Held-out accuracy by method; the encoder has seen training characters only.
 
-    The first method asked for also gives the rows of the encoder before: its nearest
-    neighbour and nearest class mean.
+    The first method requested also gives the rows of the encoder before training: its
+    nearest neighbour and nearest class mean.
     """
     path, shots = omniglot(pathlib.Path(run.folder), out), int(table[-2])
     methods = [name for name in EPISODES if run.wants(name)]
@@ -99,7 +99,7 @@ def few_shot(run: Settings, table: str, out: pathlib.Path) -> Iterator[dict[str,
 
 
 def _of_characters(path: pathlib.Path, out: pathlib.Path, steps: int, seed: int) -> str:
-    """The run folder of an encoder of the training characters, without labels."""
+    """The run folder of an encoder pretrained on the training characters."""
     from afterimage.data import open_data
     from afterimage.finetune.tasks._sampler import split_classes
 
@@ -119,7 +119,7 @@ def task_sequence(
     data, few = f"{run.folder}/mnist.npz", out / "split-mnist-few.npz"
     with np.load(data) as arrays:
         np.savez(few, images=arrays["x_train"].reshape(-1, 28, 28, 1)[:256])
-    # Mode scratch takes the architecture alone from it.
+    # Mode scratch takes only the architecture from it.
     encoder = pretrained_as(
         "small-images", f"npz:{few}", out / "split-mnist-encoder", 1, 0
     )

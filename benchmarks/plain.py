@@ -80,7 +80,7 @@ def max_pool_3x3(x: Any) -> Any:
 
 
 def mean_pool(x: Any) -> Any:
-    """`reduce_window` over the sum, divided by the number of pixels there are."""
+    """`reduce_window` over the sum, divided by the number of real pixels."""
     pads = [(0, n % 2) for n in x.shape[1:3]]
     pooled = nn.avg_pool(
         x,
@@ -89,7 +89,7 @@ def mean_pool(x: Any) -> Any:
         pads,  # pyright: ignore[reportArgumentType]
         count_include_pad=False,
     )
-    return pooled.astype(x.dtype)  # its count is float32 whatever the input
+    return pooled.astype(x.dtype)  # its count is always float32
 
 
 def upsample_nearest(x: Any, r: int) -> Any:
@@ -108,7 +108,7 @@ def max_pool_with_switches(x: Any) -> tuple[Any, Any]:
 
 
 def max_unpool(y: Any, switches: Any, size: tuple[int, int]) -> Any:
-    """A scatter, as the classic form has it."""
+    """A scatter, as in the classic form."""
     b, h, w, c = y.shape
     at = jnp.meshgrid(*(jnp.arange(n) for n in y.shape), indexing="ij")
     where = (at[0], 2 * at[1] + switches // 2, 2 * at[2] + switches % 2, at[3])
@@ -142,6 +142,6 @@ _POOLING = {
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
-    """Inside, models traced anew are made of the plain forms."""
+    """Within this context, newly traced models use the plain forms."""
     with mock.patch.multiple(ops, **_PRODUCTS, **_POOLING):
         yield

@@ -1,4 +1,4 @@
-"""Pretraining and fine-tuning as the tables of the benchmarks use them."""
+"""Pretraining and fine-tuning for the tables of the benchmarks."""
 
 import contextlib
 import io
@@ -14,11 +14,11 @@ import numpy as np
 from afterimage.checkpoints.errors import RunLocked
 
 _QUIET = {"tensorboard": False, "log_every": 50}
-_WAIT = 10.0  # seconds, for a run folder that another program has
+_WAIT = 10.0  # seconds, while another program uses a run folder
 
 
 class Settings(Protocol):
-    """What of `benchmarks.transfer.Transfer` a table reads."""
+    """The part of `benchmarks.transfer.Transfer` that a table reads."""
 
     folder: str
     seeds: int
@@ -27,19 +27,19 @@ class Settings(Protocol):
     select: str
 
     def wants(self, row: str) -> bool:
-        """Whether this row was asked for."""
+        """Whether this row was requested."""
         ...
 
 
 def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
-    """The run folder of an encoder of these images, found complete or trained.
+    """The run folder of an encoder of these images, trained unless already complete.
 
-    While another program has the folder it is waited for: rows share encoders.
+    Waits while another program uses the folder: rows share encoders.
     """
     from afterimage.pretrain.config import PretrainConfig
     from afterimage.pretrain.run import pretrain
 
-    # Probes and pictures are for people; here they would only cost time.
+    # Probes and pictures are for people; here they would only take time.
     config = PretrainConfig(
         data=data,
         out=str(out),
@@ -66,7 +66,7 @@ def pretrained(data: str, out: pathlib.Path, seed: int, **settings: Any) -> str:
 def pretrained_as(
     preset: str, data: str, out: pathlib.Path, steps: int, seed: int
 ) -> str:
-    """The same, by a preset of another length."""
+    """The same, with a preset of another length."""
     from afterimage.pretrain.presets import PRESETS
 
     settings = {**PRESETS[preset].settings, "steps": steps, "epochs": None}
@@ -74,7 +74,7 @@ def pretrained_as(
 
 
 def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
-    """(results, seconds) of one run; no seconds where it was complete before."""
+    """(results, seconds) of one run; None for seconds if it was already complete."""
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.run import finetune
 
@@ -85,7 +85,7 @@ def finetuned(**settings: Any) -> tuple[dict[str, Any], float | None]:
 
 
 def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A program without its progress lines, unless it fails."""
+    """Runs a program without its progress lines, unless it fails."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -98,9 +98,9 @@ def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
 def by_seed(
     run: Settings, settings: Callable[[int], dict[str, Any]], times: int = 1
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(the results, the seconds and the rule as fields of a row) of a run a seed.
+    """(results, fields of a row: seconds and rule), with one run per seed.
 
-    `times` as many steps as `run` has.
+    The runs have `times` as many steps as `run`.
     """
     found, seconds = [], []
     for seed in range(run.seeds):
@@ -108,13 +108,13 @@ def by_seed(
         results, spent = finetuned(**settings(seed) | budget)
         found.append(results)
         seconds.append(spent)
-    # Of a data spec the file; in which folder it lay is no one else's concern.
+    # Keep only the file of a data spec; its folder is not of interest.
     rules = {re.sub(r"(?<=npz:)\S*/", "", r["selection"]["rule"]) for r in found}
     return found, {"selection": "; ".join(sorted(rules)), **_cost(seconds)}
 
 
 def _cost(seconds: list[float | None]) -> dict[str, Any]:
-    """What a run took, where none was found complete."""
+    """Mean seconds per run, over runs that were not already complete."""
     known = [spent for spent in seconds if spent is not None]
     return {"seconds": round(float(np.mean(known)), 1)} if known else {}
 

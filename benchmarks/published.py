@@ -19,9 +19,9 @@ class Published(NamedTuple):
     figure: float
     """The published figure, in the row's metric."""
     aim: float | None = None
-    """Our aim. None: to pass `figure`."""
+    """Our aim. None: to exceed `figure`."""
     gap: float = 0.0
-    """The gain over the control, in points, that is to be exceeded."""
+    """The gain over the control to exceed, in percentage points."""
 
 
 def _classic(data: str, size: str, row: str, figure: float, gap: float) -> Published:
@@ -122,7 +122,7 @@ def _aim(line: Published) -> str:
 def _reached(
     line: Published, with_: Mapping[str, Any], without: Mapping[str, Any]
 ) -> str:
-    """Of means, over seeds: "aim", "published" where that alone is passed, or "no"."""
+    """From means over seeds: "aim", "published" if only that is exceeded, or "no"."""
     sign = -1 if with_["metric"] == ERROR else 1
     ours, figure_ = sign * with_["mean"], sign * line.figure
     ahead = ours - sign * without["mean"]

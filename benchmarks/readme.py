@@ -1,8 +1,8 @@
 """Fills the tables of README.md and docs/ from benchmarks/results/*.json.
 
 `python -m benchmarks.readme` rewrites the text between `<!-- NAME table -->` and
-`<!-- end -->`; `--check` only compares, as a test does. Below a table are the commands
-that measured it; `<!-- NAME short table -->` links to them instead.
+`<!-- end -->`; `--check` only compares, as a test does. The commands that measured a
+table follow it; `<!-- NAME short table -->` links to them instead.
 """
 
 import argparse
@@ -31,10 +31,10 @@ WHAT_LEARNS = {
 
 
 def _source(rows: Rows) -> str:
-    """Command, device and date, once for every command.
+    """Command, device and date, once per command.
 
-    Rows that were measured in turn with `--only` are given the one command that
-    measures them all; the results have each row's own.
+    Rows measured separately with `--only` share the command that measures all of them;
+    the results hold each row's own.
     """
     whole = {_whole(entry["command"]) for entry in rows}
     if len(whole) == 1:
@@ -47,14 +47,14 @@ def _source(rows: Rows) -> str:
 
 
 def _whole(command: str) -> str:
-    """The command for every row of its tables, its options in one order."""
+    """The command for all rows of its tables, with options in a fixed order."""
     program, *options = re.split(r" (?=--)", command)
     kept = [option for option in options if not option.startswith("--only ")]
     return " ".join([program, *sorted(kept)])
 
 
 def _link(rows: Rows, page: pathlib.Path, name: str) -> str:
-    """Devices, dates, and a link from `page` to the commands in the file of results."""
+    """Devices, dates, and a link from `page` to the commands in the results file."""
     devices = " and ".join(dict.fromkeys(entry["device"] for entry in rows))
     dates = " to ".join(
         sorted({min(e["date"] for e in rows), max(e["date"] for e in rows)})
@@ -95,7 +95,7 @@ def speed_table(rows: Rows, source: str = "") -> str:
 
 
 def plain_table(rows: Rows, source: str = "") -> str:
-    """One line per row: its figures, and the seconds that a run took."""
+    """One line per row: its figures, and the seconds per run."""
     timed = any("seconds" in entry for entry in rows)
     metrics = list(dict.fromkeys(entry["metric"] for entry in rows))
     header = ["row", *metrics, *(["seconds a run"] if timed else [])]
@@ -176,7 +176,7 @@ _MARKS = re.compile(r"<!-- ([\w-]+)( short)? table -->.*?<!-- end -->", re.DOTAL
 
 
 def filled(page: pathlib.Path) -> str:
-    """The text of a page, each table that it marks made from the results."""
+    """The text of a page, with each marked table filled from the results."""
 
     def whole(mark: re.Match[str]) -> str:
         name, short = mark[1], mark[2] or ""
@@ -191,14 +191,14 @@ def filled(page: pathlib.Path) -> str:
 
 
 def pages() -> list[pathlib.Path]:
-    """The pages that mark tables."""
+    """The pages with marked tables."""
     root = README.parent
     found = [README, *sorted((root / "docs").rglob("*.md"))]
     return [page for page in found if _MARKS.search(page.read_text())]
 
 
 def main() -> None:
-    """Rewrite the pages, or compare them."""
+    """Rewrites the pages, or compares them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
     check, differ = parser.parse_args().check, []

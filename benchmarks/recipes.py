@@ -1,4 +1,4 @@
-"""The tables of `benchmarks.representations`: data, recipe of pretraining, rows."""
+"""The tables of `benchmarks.representations`: data, pretraining recipe, rows."""
 
 import dataclasses
 from typing import Any, Literal
@@ -18,27 +18,27 @@ CIFAR += ",{}/cifar10/test.zip"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: how many labels, and what learns from them."""
+    """One row: number of labels, and settings."""
 
     labels: int | None
-    """In all, balanced over the classes; None: every one."""
+    """Number in all, balanced over the classes; None: all labels."""
     kind: Kind
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of fine-tuning, beside the table's own."""
+    """Fine-tuning settings, in addition to the table's own."""
     metric: Metric = ACCURACY
     pretrain: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of pretraining, beside the table's own."""
+    """Pretraining settings, in addition to the table's own."""
     views: str = "none"
-    """`afterimage evaluate --views`: of each test image, or of every image's vector."""
+    """`afterimage evaluate --views`, for test images or for every image's vector."""
     grid_3: bool = False
-    """`afterimage evaluate --grid-3`, of a probe."""
+    """`afterimage evaluate --grid-3`, for a probe."""
     runs: str | None = None
-    """The row whose runs are scored, where it has none of its own."""
+    """The row whose runs are scored, if this row has none of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One data set, one recipe of pretraining, several rows."""
+    """One data set, one pretraining recipe, several rows."""
 
     data: str
     """The data spec, with {} for the folder of the files."""
@@ -46,7 +46,7 @@ class Table:
     finetune: dict[str, Any]
     rows: dict[str, Row]
     stand_in: dict[str, dict[str, Any]]
-    """What `--stand-in` takes in place of the recipe's own, for a CPU."""
+    """Settings that replace the recipe's own with `--stand-in`, for a CPU."""
 
 
 def _pairs(
@@ -56,7 +56,7 @@ def _pairs(
     control: str = "scratch",
     **settings: Any,
 ) -> dict[str, Row]:
-    """A pretrained row of each size, and its control from scratch."""
+    """A pretrained row for each size, and its control from scratch."""
     kinds: tuple[tuple[str, Kind], ...] = (
         (name, "pretrained"),
         (control, "scratch"),
@@ -74,7 +74,7 @@ def files_of(data: str) -> list[str]:
 
 
 def _preset(name: str) -> dict[str, dict[str, Any]]:
-    """The recipe that users get by this name, in both stages."""
+    """The preset with this name, for both stages."""
     return {
         "pretrain": dict(afterimage.pretrain.presets.PRESETS[name].settings),
         "finetune": dict(afterimage.finetune.presets.PRESETS[name].settings),
@@ -92,7 +92,7 @@ _MASCI_TUNING: dict[str, Any] = {
 
 
 def _viewed(rows: dict[str, Row], names: dict[str, str]) -> dict[str, Row]:
-    """The runs of other rows, scored by several views of each test image."""
+    """The runs of other rows, scored with several views of each test image."""
     return {
         name: dataclasses.replace(rows[runs], views="shift", runs=runs)
         for name, runs in names.items()
@@ -102,7 +102,7 @@ def _viewed(rows: dict[str, Row], names: dict[str, str]) -> dict[str, Row]:
 _MASKED_8 = {**_preset("mnist-masked")["pretrain"]["objective"], "patch": 8}
 _LATENT_8 = {**_MASKED_8, "name": "latent", "weight": 1.0}
 LABELS_BESIDE = {"steps": 4000}
-"""Steps of runs with pseudo-labels, as the preset has them."""
+"""Steps of runs with pseudo-labels, as in the preset."""
 _SIZES = {"1k": 1_000, "10k": 10_000, "all": None}
 _MNIST_ROWS: dict[str, Row] = (
     _pairs({"100": 100, "1000": 1_000, "all": None}, "best", ERROR)
@@ -144,8 +144,8 @@ TABLES: dict[str, Table] = {
         rows=_pairs(_SIZES, "pretrained"),
         pretrain=_preset("mnist-masked")["pretrain"]
         | {"model": "conv-masci", "steps": 10_000},
-        # Without augmentation 10,000 labels are learned by heart within 400 steps, and
-        # pretraining brings nothing.
+        # Without augmentation, 10,000 labels are memorised within 400 steps, and
+        # pretraining gains nothing.
         finetune=_MASCI_TUNING | {"augment": "affine"},
         stand_in={"pretrain": {"steps": 1440}, "finetune": {"steps": 120}},
     ),
@@ -190,7 +190,7 @@ TABLES: dict[str, Table] = {
             "fine-tuned-4000": Row(4_000, "pretrained", {"ema": 0.99}, ERROR),
             "scratch-4000": Row(4_000, "scratch", {"ema": 0.99}, ERROR),
         },
-        # Of a ResNet-18, even of half the width, one core trains 32 images a second.
+        # One core trains 32 images a second on a ResNet-18, even at half the width.
         stand_in={
             "pretrain": {
                 **afterimage.pretrain.presets.PRESETS["small-photos"].settings,

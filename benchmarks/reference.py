@@ -1,8 +1,8 @@
-"""docs/reference/, one page a package, made from the docstrings in the source.
+"""docs/reference/, one page per package, made from the docstrings in the source.
 
 `python -m benchmarks.reference` writes the pages; a test compares them. Nothing is
-imported: signatures and defaults are as they are written. Fields of a dataclass are
-documented by the string below each.
+imported: signatures and defaults are shown as written. Each dataclass field is
+documented by the string below it.
 """
 
 import ast
@@ -33,7 +33,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "afterimage.settings": (),
     "afterimage.training": TRAINING,
 }
-"""{package: its names as `module:Name`, where they are not all its public names}."""
+"""{package: names as `module:Name`, if not all of its public names}."""
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -53,13 +53,13 @@ def path_of(module: str) -> pathlib.Path:
 
 
 def tree_of(module: str) -> ast.Module:
-    """Its syntax tree."""
+    """The syntax tree of a module."""
     return ast.parse(path_of(module).read_text(encoding="utf-8"))
 
 
 def public_names(tree: ast.Module) -> list[str]:
-    """`__all__`, or names imported as themselves; where there is neither, the functions
-    and classes without underscore."""
+    """`__all__`, or names imported as themselves; if there is neither, the functions
+    and classes without a leading underscore."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return sorted(ast.literal_eval(node.value))
@@ -78,7 +78,7 @@ def public_names(tree: ast.Module) -> list[str]:
 
 
 def find(module: str, name: str) -> Named:
-    """Where a name of a module is defined: there, or where it is imported from."""
+    """Where a module's name is defined: in it, or where it is imported from."""
     tree = tree_of(module)
     for node in ast.walk(tree):
         if isinstance(node, Definition) and node.name == name and node in tree.body:
@@ -93,7 +93,7 @@ def find(module: str, name: str) -> Named:
 
 
 def signature(node: ast.FunctionDef) -> str:
-    """`f(x: int, *, y: str = 'a') -> float`; where long, an argument a line."""
+    """`f(x: int, *, y: str = 'a') -> float`; if long, one argument per line."""
     arguments = ast.unparse(node.args)
     for own in ("self, ", "cls, ", "self", "cls"):
         if arguments.startswith(own):
@@ -111,7 +111,7 @@ def signature(node: ast.FunctionDef) -> str:
 
 
 def _arguments(arguments: ast.arguments) -> Iterator[str]:
-    """Each argument as it is written, with the marks `*` and `/`."""
+    """Each argument as written, with the marks `*` and `/`."""
     first = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(first) - len(arguments.defaults)) + [*arguments.defaults]
 
@@ -135,7 +135,7 @@ def _arguments(arguments: ast.arguments) -> Iterator[str]:
 
 
 def code(text: str) -> str:
-    """A block of Python."""
+    """A Markdown block of Python code."""
     return f"```python\n{text}\n```"
 
 
@@ -205,7 +205,7 @@ def describe(found: Named) -> list[str]:
 
 
 def page(package: str) -> str:
-    """The Markdown of one package."""
+    """The Markdown page of one package."""
     tree = tree_of(package)
     chosen = PAGES[package]
     if chosen:
@@ -236,7 +236,7 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
-    """Writes the pages, and deletes those of packages that are gone."""
+    """Writes the pages, and deletes those of removed packages."""
     FOLDER.mkdir(exist_ok=True)
     made = pages()
     for path in FOLDER.glob("*.md"):

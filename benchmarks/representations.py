@@ -1,18 +1,18 @@
-"""`python -m benchmarks.representations`: pretraining, by published tables.
+"""`python -m benchmarks.representations`: pretraining, compared with published tables.
 
-Every row is measured over seeds of pretraining, choice of labels and fine-tuning;
-beside each stands the same network from random weights with the same labels and
-fine-tuning. The step that is kept is chosen on validation images cut from the labelled
-ones (or is the last, where these are few); test images are scored once.
+Every row is measured over seeds of pretraining, choice of labels and fine-tuning; its
+control is the same network from random weights with the same labels and fine-tuning.
+The step to keep is chosen on validation images cut from the labelled ones (if these are
+few, it is the last step); test images are scored once.
 
   python -m benchmarks.representations --table mnist-masci
   python -m benchmarks.representations --table cifar10 --stand-in
 
-A row is written as soon as it is measured, to benchmarks/results/representations.json,
-and kept by the next call with the same settings; runs that are complete, or were
-stopped in the middle, are continued in `--out`. With `--stand-in` a table takes
-what a CPU finishes in hours; with it, or fewer steps than the recipe's, the rows are
-stand-ins, and say so.
+Each row is written to benchmarks/results/representations.json as soon as it is
+measured, and the next call with the same settings keeps it. Complete runs in `--out`
+are reused, and interrupted ones continued. With `--stand-in` a table uses settings that
+a CPU finishes in hours; with it, or with fewer steps than the recipe's, the rows are
+marked as stand-ins.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from benchmarks.recipes import ACCURACY, TABLES, files_of
 from benchmarks.results import read_results, row, write_results
 
 NAME = "representations"
-# Settings of pretraining that a network from random weights has too.
+# Pretraining settings that also apply to a network from random weights.
 _NETWORK = ("model", "width", "image_size")
 NOTES = (
     "MNIST as published; CIFAR-10 is JPEG-compressed, so its figures differ slightly "
@@ -45,7 +45,7 @@ NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class Representations:
-    """What pretraining is worth, beside the same network from scratch."""
+    """Measures pretraining against the same network from scratch."""
 
     table: tuple[str, ...] = tuple(TABLES)
     """Which tables."""
@@ -60,9 +60,9 @@ class Representations:
     finetune_steps: int | None = None
     """Fine-tuning steps. Default: the table's own."""
     folder: str = "../shared/data"
-    """Where mnist.npz and cifar10/ are."""
+    """Folder with mnist.npz and cifar10/."""
     out: str = "runs/representations"
-    """Where the run folders go."""
+    """Folder for the runs."""
     results: str | None = None
     """Folder of representations.json. Default: benchmarks/results."""
 
@@ -87,7 +87,7 @@ class Representations:
             raise UserError("\n".join(wrong))
 
     def settings_of(self, name: str, row_name: str) -> dict[str, Any]:
-        """All that decides a row's figures: two rows with the same are the same."""
+        """All that determines a row's figures; equal settings mean equal rows."""
         table = TABLES[name]
         wanted = table.rows[row_name]
         pretraining = table.pretrain | wanted.pretrain
@@ -99,7 +99,7 @@ class Representations:
         short |= (self.finetune_steps or tuning["steps"]) < tuning["steps"]
         tuning["steps"] = self.finetune_steps or tuning["steps"]
         if wanted.kind == "scratch":
-            # The network is all that it has of the encoder it is given: one step.
+            # Only the encoder's architecture is used: one step is enough.
             pretraining = {k: v for k, v in pretraining.items() if k in _NETWORK}
             pretraining["steps"] = 1
         else:
@@ -120,7 +120,7 @@ class Representations:
 
 
 def _probe_accuracy(run: str, data: str, settings: dict, seed: int) -> float:
-    """Linear probe on the layer that is best on validation, all labels."""
+    """Accuracy of a linear probe on the best layer on validation, with all labels."""
     from afterimage.data import open_data
     from afterimage.encoder import load_encoder
     from afterimage.evaluation import (
@@ -151,7 +151,7 @@ def _tuned_accuracy(
     tuning = dict(settings["finetune"])
     if settings["kind"] == "scratch":
         tuning["mode"] = "scratch"
-        tuning.pop("layer_decay", None)  # it spares what was learnt: nothing, here
+        tuning.pop("layer_decay", None)  # it protects pretrained weights: none here
     results, _ = finetuned(
         from_=run,
         data=data,
@@ -173,15 +173,15 @@ def _tuned_accuracy(
 
 
 def measure(config: Representations, name: str, row_name: str) -> dict[str, Any]:
-    """One row of a table, over all seeds; a line for each."""
+    """One row of a table, over all seeds; prints a line for each."""
     table, settings = TABLES[name], config.settings_of(name, row_name)
-    # Of as many steps, the small form is another recipe.
+    # Even with as many steps, the small form is a different recipe.
     form = f"{name}-stand-in" if config.stand_in else name
     home, metric = pathlib.Path(config.out) / form, table.rows[row_name].metric
     data = table.data.replace("{}", config.folder)
     runs = table.rows[row_name].runs or row_name
     encoder = "untrained" if settings["kind"] == "scratch" else "pretrain"
-    # Rows share an encoder, unless one wants an encoder of its own.
+    # Rows share an encoder, unless a row needs its own.
     encoder += f"-{runs}" if table.rows[row_name].pretrain else ""
     values, began = [], time.perf_counter()
     for seed in range(config.seeds):
@@ -224,7 +224,7 @@ def _check_data(config: Representations) -> None:
 
 
 def run(config: Representations) -> list[dict[str, Any]]:
-    """Measure what is not measured yet; the file after each row, a table at the end."""
+    """Measures missing rows; writes the file after each, prints a table at the end."""
     _check_data(config)
     runtime.start()
     place = {} if config.results is None else {"folder": pathlib.Path(config.results)}

@@ -52,7 +52,7 @@ def _processor() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Python and the packages that decide the figures; those not installed left out."""
+    """Versions of Python and relevant packages; those not installed are left out."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -81,8 +81,8 @@ def row(
 ) -> dict[str, Any]:
     """One row: mean and standard deviation (n - 1) of `values` under `metric`.
 
-    One value has std None. `n` counts what was repeated where it is not the number of
-    values. Device, date (UTC), versions and command are filled in; `more` is added.
+    For a single value, std is None. Give `n` if the number of repeats is not the number
+    of values. Device, date (UTC), versions and command are filled in; `more` is added.
     """
     values = [
         float(v) for v in ([values] if isinstance(values, int | float) else values)
@@ -103,13 +103,13 @@ def row(
 
 
 def figure(entry: Mapping[str, Any], digits: int) -> str:
-    """A row's mean ± std, to so many decimals."""
+    """A row's mean ± std, to this many decimals."""
     spread = f" ± {entry['std']:.{digits}f}" if entry["std"] is not None else ""
     return f"{entry['mean']:.{digits}f}{spread}"
 
 
 def read_results(name: str, *, folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
-    """The rows of NAME.json; none where it does not exist yet."""
+    """The rows of NAME.json; none if it does not exist yet."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else []
 
@@ -124,7 +124,7 @@ def write_results(
 ) -> pathlib.Path:
     """Write NAME.json and NAME.md side by side; returns the JSON's path.
 
-    Each file appears complete or not at all.
+    Each file is written atomically.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.json"
@@ -134,7 +134,7 @@ def write_results(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], title: str, notes: str = "") -> str:
-    """A page with one table a (table, device, date, command): row, metric, mean, n."""
+    """A page, one table per (table, device, date, command): row, metric, mean, n."""
     parts = [f"# {title}\n"] + ([f"{notes.strip()}\n"] if notes else [])
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for entry in rows:
@@ -157,7 +157,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], title: str, notes: str = "") -> 
 
 def _figure(mean: float, std: float | None) -> str:
     def show(value: float) -> str:
-        # Three significant figures of the mean decide the decimals of both.
+        # Three significant figures of the mean set the decimals of both.
         decimals = 2 - math.floor(math.log10(abs(mean))) if mean else 3
         return f"{value:,.{min(max(decimals, 0), 6)}f}"
 

@@ -1,7 +1,7 @@
 """Masked pretraining at 224 px: images a second and memory, with and without remat.
 
 `python -m benchmarks.scale` takes a few hundred steps in bfloat16 on an accelerator and
-a handful in float32 on a CPU, every case in a process of its own, by the program that
+a handful in float32 on a CPU, every case in its own process, with the program that
 users run. Writes benchmarks/results/scale.json and scale.md.
 """
 
@@ -68,7 +68,7 @@ def case(model: str, remat: bool, steps: int, batch: int) -> dict[str, Any]:
 
 
 def _peak_memory(accelerator: bool) -> float:
-    """GiB."""
+    """Peak memory, GiB."""
     import resource
 
     import jax
@@ -79,14 +79,14 @@ def _peak_memory(accelerator: bool) -> float:
 
 
 def main() -> None:
-    """Every case; the rows, printed and written."""
+    """Runs every case; prints and writes the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--steps", type=int, default=None, help="300, or 6 on a CPU")
     parser.add_argument("--batch", type=int, default=None, help="256, or 8 on a CPU")
     parser.add_argument("--remat", choices=["yes", "no"], help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.remat is not None:  # a case of a process below
+    if given.remat is not None:  # a case in one of the processes started below
         (model,) = given.models
         print(json.dumps(case(model, given.remat == "yes", given.steps, given.batch)))
         return

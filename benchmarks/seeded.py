@@ -2,11 +2,12 @@
 
 `python -m benchmarks.seeded --out FILE.json` makes the runs and stores every number
 they log, every figure of their results and a checksum of their weights;
-`python -m benchmarks.seeded --compare OLD.json NEW.json` says which run differs, and
-where first. Run it before and after a change that must not touch the mathematics, on
-one machine: another machine, or another version of JAX, rounds differently. About six
-minutes on one core, most of them compiling: with JAX_COMPILATION_CACHE_DIR=FOLDER and
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 the next time takes two.
+`python -m benchmarks.seeded --compare OLD.json NEW.json` says which runs differ, and
+where first. Run it before and after a change that must not affect the mathematics, on
+one machine: another machine, or another version of JAX, rounds differently. It takes
+about six minutes on one core, mostly for compilation; with
+JAX_COMPILATION_CACHE_DIR=FOLDER and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 the
+next time takes two.
 """
 
 import argparse
@@ -29,18 +30,18 @@ RENAMED: Mapping[str, str | None] = {
     "results/episodes/accuracy/prototypical": "results/episodes/accuracy/prototypes",
     "train/bad_row": "train/bad_steps",
 }
-"""Names of old files that are spelt differently now: {old: new}, None: gone. A name is
-what `--compare` prints, or a part of it that ends at a slash."""
+"""Names in old files that have changed: {old: new}; None: removed. A name is what
+`--compare` prints, or a part of it that ends at a slash."""
 
 UNTOLD = ("time/", "runtime/", "seconds", "images_per_second", "faster", "bytes")
-"""Numbers of the machine, not of the mathematics: names that contain one of these."""
+"""Names that contain one of these are figures of the machine, not the mathematics."""
 
 Record = dict[str, dict[str, str]]
 """{"step 12" or "end": {name: value}}; floats in hexadecimal, exact."""
 
 
 class Home:
-    """The folder of all runs; a run that another one needs is made on demand."""
+    """The folder of all runs; runs that others need are made on demand."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -48,7 +49,7 @@ class Home:
         self.name = ""
 
     def run(self, name: str) -> pathlib.Path:
-        """The folder of this run, which is made first unless it is there."""
+        """The folder of this run, which is made first if it is missing."""
         if name not in self.done:
             outer, self.name = self.name, name
             try:
@@ -60,11 +61,11 @@ class Home:
 
     @property
     def out(self) -> pathlib.Path:
-        """Where the run that is being made keeps its files."""
+        """The folder of the run being made."""
         return self.folder / self.name
 
     def data(self, name: str) -> str:
-        """A data spec: digits of another domain, or with a second label."""
+        """A data spec: digits from another domain, or with a second label."""
         import numpy as np
         from sklearn.datasets import load_digits
 
@@ -95,7 +96,7 @@ DOMAINS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def pretrain(home: Home, **settings: Any) -> None:
-    """Pretraining on digits for 24 steps, whatever `settings` change."""
+    """Pretraining on digits for 24 steps; `settings` override the defaults."""
     from afterimage.pretrain import PretrainConfig, pretrain
 
     usual = {
@@ -114,7 +115,7 @@ def pretrain(home: Home, **settings: Any) -> None:
 
 
 def finetune(home: Home, **settings: Any) -> None:
-    """Fine-tuning of the run `plain` on 100 digits for 20 steps."""
+    """Fine-tuning from the run `plain` on 100 digits for 20 steps."""
     from afterimage.finetune import FinetuneConfig, finetune
 
     usual = {
@@ -132,7 +133,7 @@ def finetune(home: Home, **settings: Any) -> None:
 
 
 def adapt(home: Home, **settings: Any) -> None:
-    """The same towards dim digits without labels."""
+    """The same, adapting to dim digits without labels."""
     usual = {"mode": "full", "target": home.data("dim"), "select": "last"}
     finetune(home, **{**usual, **settings})
 
@@ -153,13 +154,13 @@ def episodes(home: Home, name: str) -> None:
     """Meta-learning over small episodes."""
     usual = {"ways": 3, "shots": 2, "queries": 3, "per_step": 2, "test_episodes": 20}
     more = {"steps": 10, "labels": None, "weight_decay": 0.0}
-    more |= {"batch_size": 64}  # the default: episodes take its place
+    more |= {"batch_size": 64}  # the default: episodes replace it
     task = method("episodes", **usual)
     finetune(home, mode="full", task=task, methods=name, **more)
 
 
 def command(home: Home, *words: str, out: str) -> None:
-    """A command of the command line that writes a file."""
+    """Runs a command of the command line that writes a file."""
     from afterimage.commands import main
 
     home.out.mkdir()
@@ -330,11 +331,11 @@ RUNS: Mapping[str, Callable[[Home], None]] = {
         out="features.npy",
     ),
 }
-"""Every run with its settings; what follows reads files, and knows no method."""
+"""Every run with its settings; the code below only reads files."""
 
 
 def figures(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(name, exact text) of every number in a JSON value, but those of the machine."""
+    """(name, exact text) of every number in a JSON value, except the machine's."""
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in pairs:
@@ -344,9 +345,9 @@ def figures(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def weights(folder: pathlib.Path) -> dict[str, str]:
-    """Checksums of the names and shapes of a folder's arrays, and of their numbers.
+    """Checksums of the names and shapes of a folder's arrays, and of their values.
 
-    The second does not see a name, so that a renamed array is told from a changed one.
+    The second ignores names, which distinguishes a renamed array from a changed one.
     """
     names, arrays = [], []
     for file in sorted(folder.rglob("*.safetensors")):
@@ -366,18 +367,18 @@ def weights(folder: pathlib.Path) -> dict[str, str]:
 
 
 def record(run: pathlib.Path) -> Record:
-    """All that a run's files say of its mathematics."""
+    """All figures of the mathematics in a run's files."""
     found: Record = {}
     log = run / "metrics.jsonl"
     for line in log.read_text().splitlines() if log.exists() else ():
         values = json.loads(line)
         row = found.setdefault(f"step {values.pop('step')}", {})
         for name, value in figures(values):
-            while name in row:  # a step that is told of twice
+            while name in row:  # a step that is logged twice
                 name += "'"
             row[name] = value
     end = found.setdefault("end", {})
-    home = str(run.parent)  # in names of data: another folder each time
+    home = str(run.parent)  # in data names: a different folder each time
     for file in sorted(run.glob("*")):
         if file.name in ("results.json", "baselines.json", "transfer.json") or (
             file.suffix == ".json" and not log.exists()
@@ -394,7 +395,7 @@ def record(run: pathlib.Path) -> Record:
 
 
 def machine() -> dict[str, str]:
-    """What rounding depends on beside the code."""
+    """What rounding depends on, besides the code."""
     import jax
     import numpy as np
 
@@ -407,7 +408,7 @@ def machine() -> dict[str, str]:
 
 
 def make(out: pathlib.Path, only: list[str]) -> int:
-    """Makes the runs and writes their records; the number of runs that failed."""
+    """Makes the runs and writes their records; returns the number that failed."""
     records: dict[str, Record] = {}
     failed = 0
     with tempfile.TemporaryDirectory(prefix="seeded-") as folder:
@@ -420,7 +421,7 @@ def make(out: pathlib.Path, only: list[str]) -> int:
                     records[name] = record(home.run(name))
                 numbers = sum(map(len, records[name].values()))
                 words = f"{numbers} numbers"
-            except Exception:  # the other runs are worth having all the same
+            except Exception:  # the other runs are still useful
                 failed += 1
                 words = f"FAILED\n{said.getvalue()[-1000:]}\n{traceback.format_exc()}"
             print(
@@ -432,7 +433,7 @@ def make(out: pathlib.Path, only: list[str]) -> int:
 
 
 def renamed(name: str) -> str | None:
-    """The name in use now of a name in an old file, None if it is gone."""
+    """The current form of a name in an old file; None if it was removed."""
     for old, new in RENAMED.items():
         if name == old:
             return new
@@ -442,8 +443,10 @@ def renamed(name: str) -> str | None:
 
 
 def difference(old: Record, new: Record) -> str | None:
-    """The first number of `old` that `new` lacks or has otherwise, None if there is
-    none. What only `new` has is no difference: a figure more changes nothing."""
+    """The first number of `old` that is missing or different in `new`, else None.
+
+    Additional figures in `new` do not count as a difference.
+    """
     for step, row in old.items():
         for key, value in row.items():
             name = renamed(key)
@@ -456,9 +459,9 @@ def difference(old: Record, new: Record) -> str | None:
 
 
 def _same_bound(name: str, old: str, new: str | None) -> bool:
-    """Whether the end of an interval differs in its last digits alone.
+    """Whether the end of an interval differs only in its last digits.
 
-    SciPy computes Wilson's interval since; the code before rounded otherwise.
+    SciPy now computes Wilson's interval; the earlier code rounded differently.
     """
     floats = new is not None and "0x" in old and "0x" in new
     if not floats or not name.endswith(("/low", "/high")):
@@ -474,8 +477,10 @@ def readable(value: str | None) -> str:
 
 
 def compare(old: pathlib.Path, new: pathlib.Path, only: list[str]) -> int:
-    """Prints a line a run, of `only` or of all in `old`; the number of runs that differ
-    or are missing."""
+    """Prints a line per run, for `only` or for all in `old`.
+
+    Returns the number of runs that differ or are missing.
+    """
     before, after = (json.loads(path.read_text()) for path in (old, new))
     if before["machine"] != after["machine"]:
         print(f"Not one machine: {before['machine']} -> {after['machine']}")

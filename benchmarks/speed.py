@@ -47,7 +47,7 @@ def _images(config: ModelConfig, batch: int) -> np.ndarray:
 
 
 def jax_step(config: ModelConfig, batch: int, jit: Callable = runtime.jit) -> Step:
-    """One donated step on a batch that is on the device: forward, backward, AdamW."""
+    """One donated step on a batch on the device: forward, backward, AdamW."""
     network, params, stats = Network.create(
         build_autoencoder(config, rngs=nnx.Rngs(0)),
         dtype="bfloat16" if _gpu() else "float32",
@@ -76,7 +76,7 @@ def jax_step(config: ModelConfig, batch: int, jit: Callable = runtime.jit) -> St
 
 
 def plain_step(config: ModelConfig, batch: int) -> Step:
-    """The same step of the same function, of Flax's own forms, by bare `jax.jit`."""
+    """The same step with Flax's own layers and plain `jax.jit`."""
     with plain.plain_forms():
         return jax_step(config, batch, jax.jit)
 
@@ -84,7 +84,7 @@ def plain_step(config: ModelConfig, batch: int) -> Step:
 def torch_steps(
     config: ModelConfig, batch: int, compiled: bool
 ) -> Iterator[tuple[str, Step]]:
-    """PyTorch's variants by name; one that cannot run here is named and left out."""
+    """PyTorch's variants by name; any that cannot run here are reported and skipped."""
     try:
         import torch
     except ImportError:
@@ -114,7 +114,7 @@ def _torch_step(config: ModelConfig, batch: int, layout: Any, wrap: Any) -> Step
 
     device = "cuda" if _gpu() and torch.cuda.is_available() else "cpu"
     model = torch_models.build(config).to(device)
-    # PyTorch documents `memory_format`, and none of its overloads has it.
+    # PyTorch documents `memory_format`, but no overload has it.
     model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     images = torch.tensor(_images(config, batch).transpose(0, 3, 1, 2))
     images = images.to(device, memory_format=layout)
@@ -142,7 +142,7 @@ def _torch_step(config: ModelConfig, batch: int, layout: Any, wrap: Any) -> Step
 def measure(
     steps: dict[str, Step], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Milliseconds a step, one value a round, each the mean over about `seconds`."""
+    """Milliseconds per step, one value per round: the mean over about `seconds`."""
     repeats = {}
     for name, step in steps.items():
         step()
@@ -152,7 +152,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            step()  # the other library's threads let go of the cores meanwhile
+            step()  # meanwhile the other library's threads release the cores
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 step()
@@ -218,7 +218,7 @@ def main() -> None:
 
 
 def _write(rows: list[dict[str, Any]]) -> None:
-    """In place of earlier rows of the same case on the same device; others stay."""
+    """Writes rows, replacing earlier ones of the same case on the same device."""
     new = {(entry["row"], entry["device"]) for entry in rows}
     earlier = results.read_results("speed")
     kept = [e for e in earlier if (e["row"], e["device"]) not in new]

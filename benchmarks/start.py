@@ -23,7 +23,7 @@ RUN = ["--model", "conv", "--log-every", "1", "--no-tensorboard", "--pictures", 
 
 
 def _images(folder: pathlib.Path, count: int = 2000) -> None:
-    """PNG files of 32 x 32 x 3 noise: nothing about them is easy to decode."""
+    """PNG files of 32 x 32 x 3 noise, so that none is easy to decode."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def _images(folder: pathlib.Path, count: int = 2000) -> None:
 
 
 def _first_step(out: pathlib.Path, data: str, cache: pathlib.Path) -> float:
-    """Seconds from the start of the process to the line of step 1."""
+    """Seconds from the start of the process to the line for step 1."""
     command = [sys.executable, "-m", "afterimage", "pretrain", "--data", data]
     command += ["--out", str(out), "--steps", "6", "--batch-size", "256", *RUN]
     env = {**os.environ, "AFTERIMAGE_CACHE": str(cache)}

@@ -1,6 +1,6 @@
 """The networks of `afterimage.models` written in PyTorch, as a PyTorch user would.
 
-Layer by layer the same architecture, for the presets that `speed.py` measures.
+The architecture is the same layer by layer, for the presets that `speed.py` measures.
 `tests/test_torch_models.py` compares the sizes of all parameters and the output's
 shape, not values.
 """
@@ -19,7 +19,7 @@ from afterimage.models.encoders.resnet import ResNet
 
 
 class RMSNorm(nn.Module):
-    """Over channels, NCHW."""
+    """RMS normalisation over channels, NCHW."""
 
     def __init__(self, c, *, scale=1.0):
         super().__init__()
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Over channels: a view in channels_last, so that the fused kernel runs."""
+    """Layer norm over channels, as a channels_last view, for the fused kernel."""
 
     def __init__(self, c, *, scale=1.0):
         super().__init__()

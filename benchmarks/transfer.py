@@ -1,10 +1,10 @@
-"""`python -m benchmarks.transfer`: what each method of transfer reaches.
+"""`python -m benchmarks.transfer`: what each transfer method achieves.
 
   python -m benchmarks.transfer --tables mnist-usps --record
   python -m benchmarks.transfer --tables few-labels --steps 200 --only probe-100
 
-Data: `--folder` with the files a table needs. A row is printed, and with `--record`
-written, as soon as it is measured; runs in `--out` that are complete are not repeated.
+Data: `--folder` with the files a table needs. Each row is printed, and with `--record`
+written, as soon as it is measured; complete runs in `--out` are not repeated.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ Measure = Callable[[Any, str, pathlib.Path], Iterator[dict[str, Any]]]
 
 
 class Table(NamedTuple):
-    """How a table is measured, the files it needs, the rows that may be asked for."""
+    """How a table is measured, the files it needs, the rows that can be requested."""
 
     measure: Measure
     files: Collection[str]
@@ -64,10 +64,10 @@ TABLES: dict[str, Table] = {
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Methods of transfer, measured."""
+    """Measures transfer methods."""
 
     folder: str = "../shared/data"
-    """Where the data are; a table whose files are missing is skipped."""
+    """Folder with the data; a table whose files are missing is skipped."""
     tables: tuple[str, ...] = tuple(TABLES)
     """Which tables."""
     only: tuple[str, ...] = ()
@@ -79,20 +79,20 @@ class Transfer:
     pretrain_steps: int = 2_000
     """Steps of each pretraining run."""
     select: str = "auto"
-    """How the step is chosen in adaptation, and the method for row `best`: auto is by
-    held-out source images."""
+    """How adaptation chooses the step, and row `best` its method; auto uses held-out
+    source images."""
     out: str | None = None
-    """Where the run folders go. Default: a temporary folder."""
+    """Folder for the runs. Default: a temporary folder."""
     record: bool = False
     """Write the rows to benchmarks/results/transfer.json."""
 
     def wants(self, row: str) -> bool:
-        """Whether this row was asked for."""
+        """Whether this row was requested."""
         return not self.only or row in self.only
 
 
 def _record(run: Transfer, found: dict[str, Any]) -> None:
-    """This row in the place of its former self."""
+    """Stores this row, replacing its earlier version."""
     budget = {"steps": run.steps, "pretrain_steps": run.pretrain_steps}
     key = tuple(found[name] for name in ("table", "row", "metric"))
     others = [
@@ -105,7 +105,7 @@ def _record(run: Transfer, found: dict[str, Any]) -> None:
 
 
 def main(run: Transfer) -> None:
-    """Every table asked for; says so where the data are missing."""
+    """Measures every requested table; reports any whose data are missing."""
     for given in run.tables:
         if given not in TABLES:
             sys.exit(f"tables: {given!r} is unknown{did_you_mean(given, TABLES)}")

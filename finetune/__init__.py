@@ -1,4 +1,4 @@
-"""Stage 2: a pretrained encoder learns to classify, with the labels there are."""
+"""Stage 2: train a classifier on a pretrained encoder, with few or many labels."""
 
 from typing import TYPE_CHECKING
 

@@ -1,11 +1,11 @@
-"""An encoder with named heads, as functions of plain nested parameters; its artefacts.
+"""An encoder with named heads, as functions of plain nested parameters, and its files.
 
     {"encoder": ..., "heads": {"classes": ...}}
 
 A head reads a feature vector: the encoder's own (its bottleneck, or the last map's
-mean), or one pooled from the maps. The vector is standardised first, (f − m) / s per
-feature, with m and s measured over the training images before the first step and kept
-in `stats`: a rate that suits one encoder's head then suits another's.
+mean), or one pooled from the maps. The vector is first standardised, (f − m) / s per
+feature. m and s are measured over the training images before the first step and kept
+in `stats`, so one learning rate suits the heads of different encoders.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from afterimage.training.stage import Context
 Tree = dict[str, Any]
 Maps = list[Array]
 HEAD = "classes"
-"""The head of the labels' own task; those of further tasks have the tasks' names."""
+"""The head of the main task; heads of further tasks are named after their tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +55,12 @@ class HeadConfig:
     kind: str = "linear"
     features: str = "vector"
     keep: int | None = None
-    """How many of the features it reads; `stats/heads/NAME/kept` says which."""
+    """Number of features it reads; `stats/heads/NAME/kept` lists them."""
     width: int | None = None
-    """Of the hidden layer of an mlp."""
+    """Units in the hidden layer of an mlp."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `HeadConfig(**values)` gives it back."""
+        """Plain values for JSON; `HeadConfig(**values)` restores it."""
         return dataclasses.asdict(self)
 
 
@@ -85,8 +85,8 @@ class ClassifierNetwork:
     ) -> tuple["ClassifierNetwork", Tree, Tree]:
         """(classifier, params, stats), initialised from `seed`.
 
-        With `fresh=False` the encoder's leaves are shapes only, to be loaded: drawing
-        numbers that are then overwritten is slow for deep encoders.
+        With `fresh=False` the encoder's leaves are only shapes, to be loaded later:
+        random initialisation is slow for deep encoders and would be overwritten.
         """
         if model.bottleneck and preprocessing.image_size != model.image_size:
             raise UserError(
@@ -107,7 +107,7 @@ class ClassifierNetwork:
                 )
             read = config.keep or width
             head = Head(read, config.classes, config.kind, config.width, rngs=rngs)
-            # Heads compute in float32 whatever the encoder does: they cost nothing.
+            # Heads always compute in float32: they cost next to nothing.
             network, head_params[name], _ = Network.create(head)
             built[name] = (config, network)
             head_stats[name] = {"mean": jnp.zeros(width), "std": jnp.ones(width)}
@@ -151,13 +151,13 @@ class ClassifierNetwork:
         return vector
 
     def all_features(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
-        """[b, d] among which one head's are: standardised, before the selection."""
+        """[b, d]: one head's features, standardised, before feature selection."""
         known = stats["heads"][head]
         features = self.features(params, stats, maps, self.heads[head][0].features)
         return (features - known["mean"][None]) / known["std"][None]
 
     def head_features(self, params: Tree, stats: Tree, maps: Maps, head: str) -> Array:
-        """[b, d] that one head reads: its features, standardised and selected."""
+        """[b, d]: the features one head reads, standardised and selected."""
         features, known = self.all_features(params, stats, maps, head), stats["heads"]
         if "kept" in known[head]:
             features = jnp.take(features, known[head]["kept"], axis=1)
@@ -169,7 +169,7 @@ class ClassifierNetwork:
         return self.heads[head][1].apply(params["heads"][head], {}, features)[0]
 
     def predict(self, params: Tree, stats: Tree, images: Array, head: str) -> Array:
-        """Logits, in evaluation mode, of images of its size: uint8, or in [0, 1]."""
+        """Logits in evaluation mode; images of its size, uint8 or in [0, 1]."""
         maps, _ = self.maps(params, stats, self.preprocessing.normalise(images))
         return self.logits(params, stats, maps, head)
 
@@ -181,9 +181,9 @@ class ClassifierNetwork:
     ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
         """What one stream of images provides to the terms of a stage.
 
-        The labelled stream `train` has its images in `batch["image"]`, another one in
-        `batch["NAME/image"]`, and draws its own augmentation. With `of` the stream is
-        another view of that one's images.
+        The labelled stream `train` takes its images from `batch["image"]`, any other
+        from `batch["NAME/image"]`; each draws its own augmentation. With `of`, the
+        stream is another view of the images of the stream `of`.
         """
         prefix = "" if stream == "train" else f"{stream}/"
         source = f"{of}/" if of is not None else prefix
@@ -239,7 +239,7 @@ class ClassifierNetwork:
 def _labels(
     batch: Mapping[str, Any], stream: str, prefix: str
 ) -> dict[str, Callable[[Context], Any]]:
-    """`STREAM/label`, and `STREAM/label/TASK` of further tasks, where there are any."""
+    """`STREAM/label`, and `STREAM/label/TASK` for any further tasks."""
     own = f"{prefix}label"
     return {
         f"{stream}/label{key.removeprefix(own).replace('.', '/')}": (
@@ -259,8 +259,8 @@ def standardise(
 ) -> Tree:
     """`stats` with the feature mean and deviation of `heads` over these batches.
 
-    Batches have `image` (uint8) and `mask`. A deviation below a hundredth of the
-    largest counts as that: a feature that hardly moves is not blown up.
+    Batches have `image` (uint8) and `mask`. Deviations are clipped from below at a
+    hundredth of the largest, so that nearly constant features are not blown up.
     """
     kinds = {name: classifier.heads[name][0].features for name in heads}
 
@@ -279,7 +279,7 @@ def standardise(
     total, count = None, 0
     for batch in batches:
         found = moments(params, stats, batch["image"], batch["mask"])
-        # Sums in float64: a difference of large squares follows.
+        # Sum in float64: large squares are subtracted below.
         found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         total = found if total is None else jax.tree.map(np.add, total, found)
         count += int(np.asarray(batch["mask"]).sum())
@@ -309,8 +309,10 @@ def write_artefacts(
     manifest: Mapping[str, Any],
     heads: Mapping[str, Any],
 ) -> None:
-    """`encoder/` and `classifier/` in a run folder: the encoder, and it with these
-    heads. What else was trained (a discriminator) or kept (a teacher) is left out."""
+    """Writes `encoder/` and `classifier/`: the encoder alone, and with these heads.
+
+    Anything else that was trained (a discriminator) or kept (a teacher) is left out.
+    """
     write_encoder(run / "encoder", params["encoder"], stats["encoder"], manifest)
     kept = [
         {
@@ -338,12 +340,12 @@ class LoadedClassifier:
 def load_classifier(path: str, *, dtype: str = "float32") -> LoadedClassifier:
     """The classifier of a finished fine-tuning run, or of its `classifier/` folder.
 
-    Raises CheckpointError where it is missing or damaged, or its arrays are not those
-    of its model (all differences are listed).
+    Raises CheckpointError if it is missing or damaged, or if its arrays do not match
+    its model (all differences are listed).
     """
     params, stats, manifest = read_classifier(path)
     entries = {name: dict(entry) for name, entry in manifest["heads"].items()}
-    # Foreign artefacts are shown too: no name may steer a terminal.
+    # The artefact may be someone else's: keep control characters off the terminal.
     names = {
         name: tuple(map(printable, entry.pop("class_names")))
         for name, entry in entries.items()

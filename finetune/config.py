@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning run: frozen, documented, checked when made."""
+"""Settings of a fine-tuning run: frozen, documented, checked on construction."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     ModeChoice: TypeAlias = Mode
     MethodChoices: TypeAlias = tuple[Method, ...]
     TaskChoice: TypeAlias = Task
-else:  # a name or a mapping is given as well, and resolved
+else:  # a name or a mapping is accepted as well, and resolved
     ModeChoice = TaskChoice = Any
     MethodChoices = tuple[Any, ...] | Any
 
@@ -30,78 +30,79 @@ _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
-    """Train a classifier on a pretrained encoder, from as many labels as there are."""
+    """Train a classifier on a pretrained encoder, with few or many labels."""
 
     from_: str
     """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
     encoder/ folder. Its architecture and preprocessing are used as stored."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Where the labelled images are: digits, folder:PATH, zip:PATH[,PATH], csv:PATH,
-    npz:PATH, tfds:NAME, synthetic:HxWxC."""
+    """The labelled images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
+    tfds:NAME, synthetic:HxWxC."""
 
     target: str | None = None
-    """Images of the target domain, given like data. Their labels are never trained on;
-    if it has a labelled test split, the run is tested on that. In Python also "given":
-    the object in `finetune(config, target=…)`."""
+    """Images of the target domain, given like data. Their labels are never used for
+    training; if there is a labelled test split, the run is tested on it. In Python also
+    "given": the object in `finetune(config, target=…)`."""
 
     mode: Annotated[ModeChoice, MODES] = Full()  # noqa: RUF009
-    """Which parameters learn, when, and how fast. probe: the encoder is frozen, the
-    head learns. partial: the last stages learn too. two-phase: the head first, then
-    everything. gradual: the head first, then one stage after the other. full:
+    """Which parameters learn, when, and how fast. probe: only the head learns, the
+    encoder is frozen. partial: the last stages learn too. two-phase: the head first,
+    then everything. gradual: the head first, then one stage after another. full:
     everything at once. scratch: everything, from random weights."""
 
     methods: Annotated[MethodChoices, METHODS] = ()
-    """Methods beside plain training. They combine, at most one adversary at a time."""
+    """Methods added to plain training. They can be combined, but with at most one
+    adversary."""
 
     task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
-    """classification: classes of images. continual: groups of classes, one after the
-    other. episodes: new classes from a few images each (meta-learning)."""
+    """classification: classes of images. continual: groups of classes, one after
+    another. episodes: new classes from a few images each (meta-learning)."""
 
     labels: int | None = None
-    """How many labels to use in all, balanced over the classes, chosen by seed.
-    Default: every label there is."""
+    """Number of labels to use in all, balanced over the classes, chosen by seed.
+    Default: all labels."""
 
     labels_per_class: int | None = None
-    """How many labels of each class to use; give this or labels."""
+    """Number of labels to use per class; give either this or labels."""
 
     head: Literal["linear", "mlp"] = "linear"
-    """The classifier on the features: one layer, or one hidden layer before it."""
+    """The classifier on the features. linear: one layer; mlp: with a hidden layer."""
 
     head_width: int | None = None
-    """mlp: units of the hidden layer. Default: as many as there are features."""
+    """mlp: units in the hidden layer. Default: the number of features."""
 
     features: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "grid"
     )
-    """What the head reads. vector: the encoder's feature vector (its bottleneck, or as
-    last). last: the mean of the last map. pyramid: the means of all maps, concatenated.
-    grid, pyramid-grid: the same with means over a 2x2 grid, which keeps some position;
-    grid-3: of the last map over a 3x3 one."""
+    """What the head reads. vector: the encoder's feature vector (its bottleneck, else
+    as last). last: the mean of the last map. pyramid: the means of all maps,
+    concatenated. grid, pyramid-grid: the same with means over a 2x2 grid, which keeps
+    some position; grid-3: the last map over a 3x3 grid."""
 
     image_size: int | None = None
-    """Side of the square the images are resized to, pixels. Default: the encoder's."""
+    """Images are resized to a square with this side, pixels. Default: the encoder's."""
 
     channels: int | None = None
-    """1 makes every image grey, 3 colour. Default: the encoder's."""
+    """1 converts images to greyscale, 3 to colour. Default: the encoder's."""
 
     batch_size: int = 64
-    """Images a step, over all devices together."""
+    """Images per step, over all devices together."""
 
     encoder_lr: float = 1.0
-    """The encoder learns at this multiple of lr."""
+    """The encoder's learning rate, as a multiple of lr."""
 
     layer_decay: float | None = None
     """Layer-wise learning-rate decay d: layer l of L learns at lr · encoder_lr ·
-    d^(L - l); 0.75 is customary for deep encoders. Default: none; in mode gradual
-    1/2.6."""
+    d^(L - l); 0.75 is customary for deep encoders. Default: none; 1/2.6 in mode
+    gradual."""
 
     label_smoothing: float = 0.0
-    """Share of each label spread evenly over all classes; 0.1 is customary."""
+    """Share of each label that is spread evenly over all classes; 0.1 is customary."""
 
     class_weights: str = "none"
-    """none; balanced: each class weighs the same, however many images it has; or one
-    number for each class, in the order of the class names: 1,1,2.5."""
+    """none; balanced: every class has the same total weight, however many images it
+    has; or one number per class, in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
     """Random changes of the training images, e.g. shift or crop-flip; `afterimage
@@ -110,9 +111,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
     """Which normalisation statistics an encoder with BatchNorm keeps when the training
     images come in several streams (a target domain, or images without labels). source,
-    target: each stream is normalised by its own batch, and the moments of that stream
-    are kept; joint: all as one batch, right where all images are of one domain; frozen:
-    the stored moments. Encoders without such statistics need no choice."""
+    target: each stream is normalised by its own batch, and the moments of the named
+    stream are kept; joint: all streams form one batch, for images of a single domain;
+    frozen: the stored moments. Encoders without such statistics do not need this."""
 
     select: Literal[
         "auto",
@@ -126,22 +127,22 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
         "oracle",
     ] = "auto"
     """Which step is kept: the best on validation, or the last. auto: validation, unless
-    it had to be cut from so few labels that it would have under 100 images. Where
-    labels are limited, the data's validation split is not used. With a target also by
-    its predictions without labels: entropy, infomax, snd, mixval, neighbours; oracle:
-    by its labels, an upper bound."""
+    it is cut from the labels and would have under 100 images. With a limited number of
+    labels, the data's validation split is not used. With a target, these use its
+    predictions, without labels: entropy, infomax, snd, mixval, neighbours; oracle uses
+    its labels, an upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """The validation measure by which a step is best."""
+    """The validation measure that decides which step is best."""
 
     may_differ: tuple[str, ...] = ()
-    """Regular expressions: parameters of the encoder that may stay fresh where the
-    stored ones do not fit, e.g. after a change of channels. Anything else that does not
-    fit is an error."""
+    """Regular expressions: encoder parameters that may keep their fresh values if the
+    stored ones do not fit, e.g. after a change of channels. Any other mismatch is an
+    error."""
 
     def __post_init__(self) -> None:
         resolve(self)
-        # Before the other checks, which compare these values with numbers.
+        # First: the other checks compare these values with numbers.
         check(given_problems(self))
         check(
             DataOptions.problems(self),
@@ -177,7 +178,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
         return found + self._weight_problems()
 
     def _choice_problems(self) -> list[str]:
-        """What cannot work about the mode, the task and the methods."""
+        """Problems with the mode, the task and the methods."""
         found = []
         for choice in (self.mode, self.task, *self.methods):
             problems = choice.problems(self)
@@ -226,8 +227,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
         return []
 
     def total_steps(self, images: int, *, default_epochs: float = 100.0) -> int:
-        """Steps of the run: steps or epochs where given, else 100 epochs, but at least
-        300 steps and at most 20,000."""
+        """Steps of the run, from steps or epochs; by default 100 epochs, but at least
+        300 and at most 20,000 steps."""
         total = TrainingOptions.total_steps(self, images, default_epochs=default_epochs)
         if self.steps is None and self.epochs is None:
             return min(max(total, _FEWEST_STEPS), _MOST_STEPS)
@@ -240,7 +241,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     @property
     def limited(self) -> bool:
-        """Whether fewer labels than there are were asked for."""
+        """Whether the number of labels is limited."""
         return self.labels is not None or self.labels_per_class is not None
 
 

@@ -1,10 +1,10 @@
-"""The images of a run: opened, checked, and split by what they are used for.
+"""The images of a run: opened, checked, and split by use.
 
-A limited number of labels means that no other label is used, for choosing the step
-either: validation is cut from the chosen ones, or, where that would leave under a
-hundred images to choose by, the last step is taken. (At 100 images the standard error
-of an accuracy of 0.8 is 0.04: below that, choosing is drawing lots.) Every result names
-the rule that was followed. A test split of the data is only ever tested on.
+With a limited number of labels, no other label is used, not even to choose the step:
+validation images are cut from the chosen ones; if that would give fewer than a hundred,
+the last step is kept. (With 100 images the standard error of an accuracy of 0.8 is
+0.04: with fewer, the choice is mostly noise.) Every result names the rule that was
+used. A test split is only ever used for testing.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ FEWEST_TO_CHOOSE_BY = 100
 
 @dataclasses.dataclass(frozen=True)
 class LabelSplit:
-    """Labelled images by their use; `rule` says how the step is chosen.
+    """Labelled images by use; `rule` says how the step is chosen.
 
-    With several tasks an image of any set may lack the label of some: `of_head`.
+    With several tasks an image may lack the labels of some; see `of_head`.
     """
 
     train: ImageSet
@@ -56,7 +56,7 @@ class LabelSplit:
         return self.train.class_names or ()
 
     def head_names(self, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """{head: class names}: the labels' own, then one for each further column."""
+        """{head: class names}: the main head, then one for each further column."""
         more = {task: self.train.tasks[task].class_names for task in columns}
         return {HEAD: self.class_names, **more}
 
@@ -71,7 +71,7 @@ class LabelSplit:
         return tuple((counts / len(self.classes)).tolist())
 
     def record(self, config: FinetuneConfig) -> dict[str, Any]:
-        """What `labels.json` holds: every image whose label was used, by id."""
+        """The content of `labels.json`: every image whose label was used, by id."""
         more = {task: self._used(task) for task in config.columns}
         return {
             "data": spelling(config.data or self.train.name),
@@ -85,7 +85,7 @@ class LabelSplit:
         }
 
     def _used(self, head: str) -> dict[str, dict[str, list[str]]]:
-        """The images whose labels one head learns from, and is chosen by."""
+        """The images whose labels train one head, and those that choose its step."""
         return {
             "train": _ids_by_class(of_head(self.train, head)),
             "validation": _ids_by_class(of_head(self.validation, head)),
@@ -94,12 +94,12 @@ class LabelSplit:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Images of the target domain by their use."""
+    """Images of the target domain by use."""
 
     images: ImageSet
-    """What training sees: without labels."""
+    """Training images, without labels."""
     oracle: ImageSet | None
-    """The labelled ones among them: for the oracle's choice of a step, nothing else."""
+    """The labelled ones among them; only the oracle rule uses them."""
     test: ImageSet | None
     """The labelled test split."""
     name: str
@@ -115,20 +115,20 @@ class RunData:
     labels: LabelSplit
     target: Target | None
     streams: Mapping[str, Stream]
-    """Further streams of images, by name; `target` where a method reads it."""
+    """Further streams of images, by name; includes `target` if a method reads it."""
     model: ModelConfig
     """The architecture at the shape of these images."""
     preprocessing: Preprocessing
 
     @property
     def target_images(self) -> ImageSet:
-        """The images of the target domain, for those who need one."""
+        """The images of the target domain; UserError without one."""
         if self.target is None:
             raise UserError("this needs images of the target domain: give target")
         return self.target.images
 
     def record(self, run: Run) -> None:
-        """Names the images in the run folder; UserError where it knows others."""
+        """Records the images in the run folder; UserError if it records others."""
         images = self.splits.train
         more = [
             self.target,
@@ -146,17 +146,17 @@ class RunData:
 
 @dataclasses.dataclass(frozen=True)
 class Opener:
-    """Opens data as a run wants them: at the size and channels of its encoder."""
+    """Opens data as a run needs them: at the size and channels of its encoder."""
 
     config: FinetuneConfig
     stored: Preprocessing
-    """How the encoder's images were prepared; with the value range that was measured on
-    the run's own data."""
+    """How the encoder's images were prepared, with the value range measured on the
+    run's own data."""
 
     def __call__(self, spec: Any, *, own: bool = False) -> Splits:
-        """The splits of `spec`; `own` are the run's labelled images.
+        """The splits of `spec`; `own` marks the run's labelled images.
 
-        `config.image_size` and `config.channels` ask for another shape. Raises
+        `config.image_size` and `config.channels` override the encoder's shape. Raises
         DataError for images that cannot be loaded at that shape.
         """
         config, stored = self.config, self.stored
@@ -192,10 +192,10 @@ class Opener:
 
 
 def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> RunData:
-    """The source model and every image of a run; `data` and `target` take the place of
-    `config.data` and `config.target`.
+    """The source model and every image of a run.
 
-    Raises UserError, DataError or CheckpointError for what cannot be used.
+    `data` and `target` replace `config.data` and `config.target`. Raises UserError,
+    DataError or CheckpointError for input that cannot be used.
     """
     data = config.data if data is None else data
     if data is None:
@@ -210,7 +210,7 @@ def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Ru
     architecture = source.architecture(config.mode)
     stored = source.preprocessing
     splits = Opener(config, stored)(data, own=True)
-    # What was measured on the data goes for all other images, too.
+    # The values measured on the data apply to all other images too.
     value_range = splits.train.value_range or stored.value_range
     stored = dataclasses.replace(stored, value_range=value_range)
     opener = Opener(config, stored)
@@ -245,8 +245,8 @@ def _at_shape(
 ) -> tuple[ModelConfig, Preprocessing]:
     """Model and preprocessing for these images: the stored ones, at this shape.
 
-    Statistics are the stored ones; only where the channels differ are they measured
-    afresh.
+    The stored statistics are kept unless the channels differ; then they are measured
+    again.
     """
     height, width, channels = splits.train.shape
     model = dataclasses.replace(model, image_size=(height, width), channels=channels)
@@ -260,10 +260,10 @@ def _at_shape(
 def _open_target(
     opener: Opener, spec: Any, class_names: tuple[str, ...]
 ) -> Target | None:
-    """The target domain at the encoder's shape; None where no target is given.
+    """The target domain at the encoder's shape; None if no target is given.
 
-    Raises DataError for images of another shape, or labels of classes that the source
-    domain does not have.
+    Raises DataError for images of another shape, or for classes that the source domain
+    does not have.
     """
     if spec is None:
         return None
@@ -279,9 +279,9 @@ def _open_target(
 
 
 def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
-    """The labelled images of `splits`, by the use that `config` has for them.
+    """The labelled images of `splits`, by use, as `config` asks.
 
-    Raises DataError where there are no labels, one class only, test classes that train
+    Raises DataError if there are no labels, only one class, test classes that train
     lacks, or too few labels of a class.
     """
     check_classes(splits)
@@ -290,7 +290,7 @@ def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
         _check_column(splits, column)
     train = labelled(splits.train)
     if columns and not config.limited:
-        # Images without the main label may have one of another task.
+        # Images without the main label may have a label for another task.
         train = splits.train.subset(_with_any_label(splits.train, columns))
     assert train is not None  # check_classes
     if config.limited:
@@ -309,7 +309,7 @@ def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
 
 
 def _check_column(splits: Splits, task: str) -> None:
-    """Raises DataError where a task cannot be learned from these images."""
+    """Raises DataError if a task cannot be learned from these images."""
     if task not in splits.train.tasks:
         raise DataError(
             f"{splits.train.name} has no labels of the task {task!r}; expected an "
@@ -321,7 +321,7 @@ def _check_column(splits: Splits, task: str) -> None:
 
 
 def _with_any_label(images: ImageSet, tasks: Sequence[str]) -> np.ndarray:
-    """Positions of the images with a label of any task."""
+    """Positions of the images with a label for any task."""
     known = images.labels >= 0 if images.labels is not None else False
     for task in tasks:
         known = known | (images.tasks[task].values >= 0)
@@ -329,27 +329,27 @@ def _with_any_label(images: ImageSet, tasks: Sequence[str]) -> np.ndarray:
 
 
 def known_labels(images: ImageSet | None) -> Int32[np.ndarray, " n"]:
-    """The labels of images that have been checked to have some."""
+    """The labels of images already checked to have some."""
     assert images is not None
     assert images.labels is not None
     return images.labels
 
 
 def of_head(images: ImageSet | None, task: str) -> ImageSet | None:
-    """The images that have a label for this head, with it; None where none has."""
+    """The images that have a label for this head, with that label; None if none has."""
     if images is None or task == HEAD:
         return labelled(images)
     return labelled(images.of_task(task))
 
 
 def rows_of_head(images: ImageSet, task: str) -> Int[np.ndarray, " n"]:
-    """Where the images of `of_head` are among all of them."""
+    """Positions of the images of `of_head` among all images."""
     known = images if task == HEAD else images.of_task(task)
     return np.flatnonzero(known_labels(known) >= 0)
 
 
 def labelled(images: ImageSet | None) -> ImageSet | None:
-    """The images with a label; None where there are none."""
+    """The images with a label; None if there are none."""
     if images is None or images.labels is None:
         return None
     known = np.flatnonzero(images.labels >= 0)
@@ -393,8 +393,7 @@ def _ids_by_class(images: ImageSet | None) -> dict[str, list[str]]:
 def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
     """`images` with their labels renumbered to a model's classes, matched by name.
 
-    Raises DataError for classes that the model does not know, and for data that has no
-    label at all.
+    Raises DataError for classes unknown to the model, and for data without any labels.
     """
     found = labelled(images)
     if found is None or found.labels is None or found.class_names is None:

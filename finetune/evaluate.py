@@ -22,13 +22,13 @@ from afterimage.training.batches import EvaluationRunner, make_mesh
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The `classification_report` of a classifier on a labelled data set.
 
-    Also "data", "split", "skipped" (images left out as broken), "views" (of
-    each image, as asked for) and "trained_on": how many of these images the classifier
-    learned from, as far as its run lies beside it.
+    Also "data", "split", "skipped" (broken images left out), "views" (per image, as
+    requested) and "trained_on": how many of these images the classifier was trained
+    on, if its run folder is there to tell.
 
     Raises:
-      DataError: no labels, classes the classifier does not know, another shape.
-      CheckpointError: there is no classifier, or it is damaged.
+      DataError: no labels, classes unknown to the classifier, or another shape.
+      CheckpointError: the classifier is missing or damaged.
     """
     loaded = load_classifier(config.from_)
     tasks = [head for head in loaded.class_names if head != HEAD]
@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def images_for(
     loaded: LoadedClassifier, config: EvaluateConfig, tasks: Sequence[str] = ()
 ) -> tuple[str, ImageSet]:
-    """(name of the split, images) of `config`, as this classifier takes them."""
+    """(name of the split, images) of `config`, prepared for this classifier."""
     preprocessing = loaded.classifier.preprocessing
     height, width = preprocessing.image_size
     channels = preprocessing.channels
@@ -86,13 +86,13 @@ def images_for(
 
 
 def sweep_for(batch_size: int) -> EvaluationRunner:
-    """Batches of this size over every device there is."""
+    """A runner with batches of this size over all devices."""
     mesh = make_mesh()
     return EvaluationRunner(mesh, -(-batch_size // mesh.size) * mesh.size)
 
 
 def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
-    """How many of these training images `labels.json` of the classifier's run lists."""
+    """How many of these images are listed in `labels.json` of the classifier's run."""
     place = pathlib.Path(config.from_)
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
@@ -100,7 +100,7 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
             used = schemas.read(
                 file, schemas.LabelsFile, cure, most=schemas.LARGEST_LABELS
             )
-            same = used["data"] == spelling(config.data)  # also where not UTF-8
+            same = used["data"] == spelling(config.data)  # works for non-UTF-8 too
             if not same and _place(used["data"]) != _place(config.data):
                 return 0
             listed = {name for names in used["train"].values() for name in names}
@@ -109,7 +109,7 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
 
 
 def _place(spec: str) -> tuple[str, list[str]]:
-    """Kind and files of a data spec, however their paths are written."""
+    """Kind and files of a data spec, with normalised paths."""
     kind, _, rest = spec.partition(":")
     paths = archive_paths(rest) if kind == "zip" else [rest]
     return kind, [os.path.realpath(os.path.expanduser(path)) for path in paths]

@@ -1,4 +1,4 @@
-"""Losses that several methods and tasks share: of labels, of another's predictions."""
+"""Losses that several methods and tasks share: from labels or a model's predictions."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,11 +25,10 @@ def cross_entropy(
     """Softmax cross-entropy of one head on one stream.
 
     ℓ(i) = w[y] · −Σ_c t_c log p_c with t = (1−ε)·onehot(y) + ε/C (Szegedy et al. 2016,
-    the uniform smoothing). The weights are used as given: their batch sum does not
-    divide the loss, so that the gradient is unbiased whatever a batch holds. Label −1
-    means unlabelled: such examples cost nothing, and the mean is over the others; a
-    batch without a label costs 0. `task` takes the labels of that task; term and metric
-    then carry its name.
+    uniform smoothing). The weights are used as given: the loss is not divided by their
+    sum over the batch, so the gradient is unbiased for any batch. Label −1 means
+    unlabelled: the mean is over the other examples; a batch without labels costs 0.
+    With `task`, the labels of that task are used, and term and metric carry its name.
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise UserError(
@@ -48,7 +47,7 @@ def cross_entropy(
         each = each * jnp.asarray(weights, each.dtype)[labels.clip(0)]
         count = jnp.maximum(known.sum(), 1)
         correct = known & (logits.argmax(-1) == labels)
-        # Scaled so that the mean over the batch is the mean over its labelled part.
+        # Scale so that the mean over the batch is the mean over its labelled part.
         each = jnp.where(known, each, 0.0) * (labels.size / count)
         return each, {f"accuracy{suffix}": correct.sum() / count}
 
@@ -75,7 +74,7 @@ def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     """w_c = N / (C · n_c): every class weighs the same, the mean weight is one.
 
     N counts the labelled examples; unlabelled ones (−1) are left out. Raises UserError
-    for a class without an example: no weight of it would mean anything.
+    for a class without examples, whose weight would be undefined.
     """
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     if (counts == 0).any():

@@ -1,18 +1,18 @@
-"""What a fine-tuning method is: a class, in a file of its own in `methods/`.
+"""The base class of fine-tuning methods; each method has its own file in `methods/`.
 
 A method is a small frozen dataclass of settings, with hooks that a run calls. A run
-calls the hooks of its methods in the order in which the methods were given; every hook
-does nothing unless the method overrides it. What a method computes for a run is never
-stored in the method: it is what `open` returns (`setup.opened[name]`, on the host), or
-its state (`stats[name]`, on the devices and in every checkpoint).
+calls the hooks of its methods in the order in which the methods were given; by default
+a hook does nothing. A method never stores what it computes for a run: that is either
+the return value of `open` (`setup.opened[name]`, on the host) or its state
+(`stats[name]`, on the devices and in every checkpoint).
 
     @METHODS.add("my-method")
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MyMethod(Method):
-        \"\"\"One line: what lists of methods show.\"\"\"
+        \"\"\"One line, shown in lists of methods.\"\"\"
 
         weight: float = 1.0
-        \"\"\"What the help says of --my-method.weight.\"\"\"
+        \"\"\"The help text of --my-method.weight.\"\"\"
 
         def terms(self, setup, phase=0):
             return [Term(name="my_method", fn=..., reads=(...), weight=self.weight)]
@@ -47,30 +47,30 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Images that are read beside the labelled ones; its name is a key of a mapping.
+    """Images read alongside the labelled ones; its name is its key in a mapping.
 
     Terms read `NAME/image`, `NAME/maps`, `NAME/logits/HEAD` and the like.
     """
 
     images: "ImageSet"
     ratio: int = 1
-    """Images a step for each labelled one."""
+    """Images per labelled image in each step."""
     augment: str | None = None
-    """Their augmentation. Default: that of the labelled images."""
+    """Augmentation. Default: that of the labelled images."""
     views: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """{name: augmentation}: the same images once more, as streams of these names."""
+    """{name: augmentation}: further streams of the same images, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Now:
-    """What the rules of a training step are made from; traced arrays."""
+    """The inputs of a training step's providers; traced arrays."""
 
     params: Any
     stats: Any
     """The model's statistics, and the state of each method by its name."""
     batch: Mapping[str, Any]
     key: Any
-    """The random key of the step; fold a constant of your own into it."""
+    """The random key of the step; fold in a constant of your own before use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Sections:
     """What a method or a task adds to the report."""
 
     headline: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """{label: figure}, shown large."""
+    """{label: figure}, shown in large type."""
     curves: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """{heading: {series: [(step, value)]}}."""
     grids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """{heading: (header, rows)}."""
     tables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    """{heading: {key: value}}, folded."""
+    """{heading: {key: value}}, collapsed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,50 +97,50 @@ class Method:
     name: ClassVar[str]
     """The name it is registered under."""
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    """The tasks that it works in."""
+    """The tasks it works with."""
     needs_target: ClassVar[bool] = False
     """It reads images of a target domain: `setup.data.target`."""
     target_in_batch: ClassVar[bool] = False
-    """Every batch has images of the target domain: the stream `target`."""
+    """Every batch includes images of the target domain: the stream `target`."""
     streams: ClassVar[tuple[str, ...]] = ()
-    """The streams on which it runs the encoder in training, beside `train`."""
+    """The streams, besides `train`, on which it runs the encoder in training."""
     needs_source: ClassVar[bool] = False
-    """The source model stays at hand, frozen: its parameters as `source/params`, what
-    it makes of the training images as `source/maps`."""
+    """It reads the frozen source model: its parameters as `source/params`, its maps of
+    the training images as `source/maps`."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Further label columns of the data, each of them a task with its own head."""
     acts_on_encoder: ClassVar[bool] = False
-    """It does nothing where the encoder is frozen."""
+    """It has no effect while the encoder is frozen."""
 
     @property
     def needs_source_head(self) -> bool:
-        """The source's own classifier stays at hand too: `source/logits`, and a copy
-        that goes on learning with the encoder, the head `source`."""
+        """It also reads the source's own classifier: `source/logits`, and the head
+        `source`, a copy that keeps learning with the encoder."""
         return False
 
     @property
     def weighs_examples(self) -> bool:
-        """It has `example_weights`."""
+        """It implements `example_weights`."""
         return False
 
     @property
     def weighs_validation(self) -> str | None:
-        """How the validation images are weighed, in words; None if they are not."""
+        """How the validation images are weighted, in words; None if they are not."""
         return None
 
     @property
     def trains_earlier_heads(self) -> bool:
-        """In a sequence of tasks, the heads of earlier tasks go on learning."""
+        """In a sequence of tasks, the heads of earlier tasks keep learning."""
         return False
 
     # Before anything is built.
 
     def problems(self, config: "FinetuneConfig") -> list[str]:
-        """What cannot work, a sentence each, without the method's name."""
+        """Problems with the settings, one sentence each, without the method's name."""
         return []
 
     def open_labelled(self, splits: "Splits", opener: "Opener") -> "Splits":
-        """The labelled images, with those that the method adds."""
+        """The labelled images, including any that the method adds."""
         return splits
 
     def open_streams(self, data: "RunData", opener: "Opener") -> Mapping[str, Stream]:
@@ -148,22 +148,22 @@ class Method:
         return {}
 
     def open(self, config: "FinetuneConfig", data: "RunData") -> Any:
-        """What else the method reads from disk: `setup.opened[name]`."""
+        """Anything else the method reads from disk; stored as `setup.opened[name]`."""
 
-    # While the run is built: shapes are known, weights are not loaded.
+    # While the run is built: shapes are known, weights are not yet loaded.
 
     def change_head(self, head: "HeadConfig") -> "HeadConfig":
-        """Each of the heads that learn, as the method wants it."""
+        """The config of each head that learns, changed as the method needs."""
         return head
 
     def state(self, setup: "RunSetup") -> Any:
-        """The structure of what the method keeps on the devices, `stats[name]`; None
-        if it keeps nothing. Arrays of its own: the state is donated to each step."""
+        """The structure of the state kept on the devices, `stats[name]`; None for no
+        state. It must own its arrays: the state is donated to each step."""
 
     def labelled_terms(
         self, setup: "RunSetup", terms: list["Term"], phase: int
     ) -> list["Term"]:
-        """The losses of the labelled images, changed, or with others beside them."""
+        """The losses of the labelled images, with changes or additions."""
         return terms
 
     def terms(self, setup: "RunSetup", phase: int = 0) -> Sequence["Term"]:
@@ -171,7 +171,7 @@ class Method:
         return ()
 
     def combine(self) -> "Combine | None":
-        """How one gradient is made of those of several tasks; None adds them up."""
+        """How the gradients of several tasks are combined; None adds them up."""
 
     def phase_streams(self, setup: "RunSetup", phase: int) -> Mapping[str, Stream]:
         """Streams of images that differ from phase to phase."""
@@ -183,14 +183,14 @@ class Method:
         known: Mapping[str, Callable[["Context"], Any]],
         now: Now,
     ) -> Mapping[str, Callable[["Context"], Any]]:
-        """Values that terms can read, by name; `known` has those of others, and a
-        method may give one of them again, e.g. `stats/next`, wrapping the old one."""
+        """Values that terms can read, by name. `known` has those of others; a method
+        may replace one, e.g. `stats/next`, by a function that wraps it."""
         return {}
 
-    # Before the first step, on the loaded weights.
+    # Before the first step, with the weights loaded.
 
     def fit_heads(self, setup: "RunSetup", model: Model, say: Say) -> Tree:
-        """`stats["heads"]`, before anything else is measured through the heads."""
+        """`stats["heads"]`, before anything is measured with the heads."""
         return model[1]["heads"]
 
     def example_weights(
@@ -201,14 +201,14 @@ class Method:
         return {}
 
     def measure(self, setup: "RunSetup", model: Model, say: Say) -> Any:
-        """`stats[name]` as training begins; by default as `state` made it."""
+        """`stats[name]` at the start of training; by default as `state` made it."""
         return model[1].get(self.name)
 
     # During training.
 
     def remember(self, setup: "RunSetup", state: "State", phase: int) -> Any:
-        """`stats[name]` after a phase; a function of the training state alone, so that
-        a resumed run remembers the same."""
+        """`stats[name]` after a phase; it must depend on the training state alone, so
+        that a resumed run computes the same."""
         return state["stats"].get(self.name)
 
     def metrics(
@@ -217,7 +217,7 @@ class Method:
         """More metrics of an evaluation."""
         return {}
 
-    # After the last step, on the step that was selected.
+    # After the last step, with the selected step's weights.
 
     def correct(self, setup: "RunSetup", model: Model) -> tuple[Any, Mapping[str, Any]]:
         """(params, entries of results.json): the finished model, corrected."""
@@ -230,7 +230,7 @@ class Method:
     def pictures(
         self, setup: "RunSetup", model: Model, folder: pathlib.Path | None
     ) -> Mapping[str, tuple[str, pathlib.Path]]:
-        """{heading: (caption, PNG)}, written to `folder`; every process calls this, and
+        """{heading: (caption, PNG)}, written to `folder`. Every process calls this;
         only the first has a folder."""
         return {}
 

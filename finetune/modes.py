@@ -1,7 +1,7 @@
 """Fine-tuning modes: which parameters learn, when, and how fast.
 
 `encoder` below means everything that is not a head: the encoder and, where there is
-one, its bottleneck. A mode turns into phases over the paths of the parameters.
+one, its bottleneck. A mode is turned into phases over the paths of the parameters.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ class Mode:
     name: ClassVar[str]
     trains_encoder: ClassVar[bool] = True
     loads_source: ClassVar[bool] = True
-    """It begins with the weights of the source model."""
+    """It starts from the weights of the source model."""
 
     def problems(self, config: "FinetuneConfig") -> list[str]:
-        """What cannot work, a sentence each, without the mode's name."""
+        """Problems with the settings, one sentence each, without the mode's name."""
         return []
 
     def architecture(self, source: "ModelConfig") -> "ModelConfig":
@@ -54,11 +54,11 @@ class Mode:
     ) -> "tuple[Phase, ...]":
         """The phases over parameters with these paths, `steps` in all.
 
-        Terms that act through the encoder alone are left out of phases in which it is
-        frozen; their own parameters begin to learn with the encoder.
+        Terms that act only through the encoder are left out of phases in which it is
+        frozen; their own parameters start to learn with the encoder.
 
-        Raises UserError for a rule that matches nothing, more stages than there are,
-        or a first phase as long as the whole run.
+        Raises UserError for a rule that matches nothing, for more stages than the
+        encoder has, or for a first phase as long as the whole run.
         """
         return _Phases(paths, terms, config).all_at_once(self.name, steps)
 
@@ -66,13 +66,13 @@ class Mode:
 @MODES.add("probe")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe(Mode):
-    """The encoder is frozen, the head learns."""
+    """Only the head learns; the encoder is frozen."""
 
     trains_encoder: ClassVar[bool] = False
 
     head_lr: float | None = None
-    """Learning rate of the head. Default: ten times lr; the head reads standardised
-    features, which allow it."""
+    """Learning rate of the head. Default: ten times lr, which standardised features
+    allow."""
 
     def problems(self, config):
         found = _rate_problems(self.head_lr)
@@ -87,13 +87,13 @@ class Probe(Mode):
 @MODES.add("partial")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Partial(Mode):
-    """The last stages of the encoder, or what path rules name, learn with the head."""
+    """The head learns with the encoder's last stages, or with parameters by path."""
 
     stages: int | None = None
-    """How many of the encoder's last stages learn."""
+    """Number of the encoder's last stages that learn."""
 
     unfreeze: tuple[str, ...] = ()
-    """Regular expressions: parameters whose path matches learn, e.g.
+    """Regular expressions: parameters with a matching path learn, e.g.
     '^encoder/stages/2/'."""
 
     def problems(self, config):
@@ -140,11 +140,13 @@ class TwoPhase(Mode):
 @MODES.add("gradual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradual(Mode):
-    """First the head, then one stage more in each phase, the last stage first; each
-    layer at a lower rate than the one above (ULMFiT, Howard & Ruder 2018)."""
+    """First the head, then one more stage in each phase, starting with the last.
+
+    Each layer has a lower rate than the one above (ULMFiT, Howard & Ruder 2018).
+    """
 
     head_steps: int | None = None
-    """Steps in which the head learns alone. Default: as many as each other phase."""
+    """Steps in which the head learns alone. Default: as many as in each other phase."""
 
     head_lr: float | None = None
     """Learning rate of these steps. Default: ten times lr."""
@@ -170,16 +172,16 @@ class Full(Mode):
 @MODES.add("scratch")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scratch(Mode):
-    """As full, from random weights: the control that every transfer needs."""
+    """As full, from random weights: the control for every transfer."""
 
     loads_source: ClassVar[bool] = False
 
     model: str | None = None
-    """Another architecture than that of the source, e.g. conv."""
+    """Architecture, e.g. conv. Default: that of the source."""
 
     width: float | None = None
-    """Factor on the channels of every stage. Default: that of the source, or 1 with
-    model."""
+    """Factor on the channels of every stage. Default: that of the source, or 1 if model
+    is given."""
 
     def problems(self, config):
         if self.width is not None and not 0 < self.width <= 16:
@@ -212,7 +214,7 @@ def _step_problems(head_steps: int | None) -> list[str]:
 
 
 def pattern_problems(name: str, patterns: Iterable[str]) -> list[str]:
-    """A problem for each that is not a regular expression."""
+    """A problem for each pattern that is not a regular expression."""
     found = []
     for pattern in patterns:
         try:
@@ -223,14 +225,14 @@ def pattern_problems(name: str, patterns: Iterable[str]) -> list[str]:
 
 
 def group(name: str, match: str, **settings: Any) -> "Group":
-    """A group of the optimiser. Imported here: naming a mode must not start JAX."""
+    """A group of the optimiser, imported here: naming a mode must not start JAX."""
     from afterimage.training.optimiser import Group
 
     return Group(name, match, **settings)
 
 
 class _Phases:
-    """Phases over given paths and terms, whose groups every mode shares."""
+    """Phases over given paths and terms, with the groups that all modes share."""
 
     def __init__(
         self,
@@ -251,7 +253,7 @@ class _Phases:
         self._alone = (heads, *self._weighing, group("frozen", _REST, freeze=True))
 
     def of_head(self, name: str, steps: int, head_lr: float | None) -> "Phase":
-        """A phase in which the heads learn alone."""
+        """A phase in which only the heads learn."""
         from afterimage.training.stage import Phase
 
         rate = head_lr or 10 * self.config.lr
@@ -276,7 +278,7 @@ class _Phases:
         )
 
     def all_at_once(self, name: str, steps: int) -> "tuple[Phase, ...]":
-        """One phase of everything."""
+        """One phase in which everything learns."""
         config = self.config
         groups = layer_groups(self.encoder, config.encoder_lr, config.layer_decay)
         return (self.phase(name, groups, steps),)
@@ -288,7 +290,7 @@ class _Phases:
         head_steps: int,
         head_lr: float | None,
     ) -> "tuple[Phase, ...]":
-        """A phase of the head, then one for each (name, groups), of equal length."""
+        """A phase for the head, then one for each (name, groups), of equal length."""
         lengths = shares(steps - head_steps, len(thaws))
         if head_steps < 1 or lengths[0] < 1:
             raise UserError(
@@ -308,15 +310,17 @@ def shares(steps: int, count: int) -> list[int]:
 
 
 def weighing_groups(terms: "Iterable[Term]") -> "tuple[Group, ...]":
-    """A group for the parameters of terms that do without the encoder: they learn
-    whenever the heads do."""
+    """A group for the parameters of terms that do not need the encoder.
+
+    They learn whenever the heads do.
+    """
     names = [t.name for t in terms if t.params and not t.encoder_only]
     rule = f"^terms/(?:{'|'.join(map(re.escape, names))})/"
     return (group("weights of tasks", rule),) if names else ()
 
 
 def term_groups(paths: Iterable[str]) -> "tuple[Group, ...]":
-    """Groups for the terms' other parameters: what is fixed, and what learns at lr."""
+    """Groups for the terms' other parameters: those fixed, and those that learn."""
     own = [path for path in paths if path.startswith("terms/")]
     groups = []
     if any("/fixed/" in path for path in own):
@@ -329,10 +333,10 @@ def term_groups(paths: Iterable[str]) -> "tuple[Group, ...]":
 def gradual_groups(
     encoder: Sequence[str], lr: float, decay: float | None
 ) -> "list[tuple[str, tuple[Group, ...]]]":
-    """(name, groups) of each phase after the head's: one stage more learns in each.
+    """(name, groups) of each phase after the head's: one more stage learns in each.
 
-    Layer l of L learns at lr · encoder_lr · 2.6^−(L−l), or by `decay`. A stage keeps
-    its groups from phase to phase, and with them moments and count.
+    Layer l of L learns at lr · encoder_lr · 2.6^−(L−l), or with `decay` in place of
+    1/2.6. A stage keeps its groups, and so its moments and count, from phase to phase.
     """
     decay = DISCRIMINATIVE if decay is None else decay
     count = len({m[1] for path in encoder if (m := _UNIT.match(path))})
@@ -351,7 +355,7 @@ def partial_groups(
     lr: float = 1.0,
     decay: float | None = None,
 ) -> "tuple[Group, ...]":
-    """The frozen group first, then the layers of what learns."""
+    """The frozen group first, then the layers that learn."""
     rules = list(unfreeze)
     if stages is not None:
         rules.append(last_stages(encoder, stages))
@@ -365,7 +369,7 @@ def partial_groups(
     learning = [path for path in encoder if re.search(thawed, path)]
     if len(learning) == len(encoder):
         return layer_groups(encoder, lr, decay)
-    # (?s:.*) before the rule: re.search's freedom of place inside a lookahead.
+    # (?s:.*) before the rule lets it match anywhere, as re.search would.
     frozen = group("frozen", rf"^(?!heads/)(?!(?s:.*)(?:{thawed}))", freeze=True)
     return (frozen, *layer_groups(learning, lr, decay, among=encoder))
 
@@ -373,7 +377,7 @@ def partial_groups(
 def last_stages(encoder: Sequence[str], count: int) -> str:
     """A rule for the last `count` stages and what comes after them.
 
-    Counting every stage leaves the stem frozen.
+    The stem stays frozen even if `count` is the number of stages.
     """
     stages = sorted({int(m[1]) for path in encoder if (m := _UNIT.match(path))})
     if not 1 <= count <= len(stages):
@@ -387,10 +391,10 @@ def last_stages(encoder: Sequence[str], count: int) -> str:
 
 
 def depths(encoder: Iterable[str]) -> dict[str, int]:
-    """{path: layer}: 0 the stem, then one layer a block, in order of depth.
+    """{path: layer}: 0 is the stem, then one layer per block, in order of depth.
 
-    Down-sampling before a stage belongs to the stage's first block; what comes after
-    the stages (a last norm, a bottleneck) to the last block.
+    Down-sampling before a stage belongs to the stage's first block; anything after the
+    stages (a last norm, a bottleneck) belongs to the last block.
     """
     units = {path: _unit(path) for path in encoder}
     order = {u: i for i, u in enumerate(sorted({u for u in units.values() if u}), 1)}
@@ -413,11 +417,11 @@ def layer_groups(
     *,
     among: Sequence[str] | None = None,
 ) -> "tuple[Group, ...]":
-    """One group for the learning part of the encoder, or one a layer under `decay` d.
+    """One group for the learning part of the encoder, or one per layer with `decay` d.
 
     Layer l of L learns at the run's rate · `lr` · d^(L−l), the heads (l = L) at the
-    run's rate: BEiT's rule (Bao et al. 2021) as timm has it, with blocks as layers.
-    `among` are all paths of the encoder, which set L.
+    run's rate: BEiT's rule (Bao et al. 2021) as in timm, with blocks as layers. `among`
+    holds all paths of the encoder, which determine L.
     """
     if decay is None:
         return (group("encoder", _REST, lr=lr),)
@@ -432,7 +436,7 @@ def layer_groups(
 
 
 def _prefix(path: str) -> str:
-    """What a layer's rule names: a block, a stage's other parts, or a model's part."""
+    """The prefix for a layer's rule: a block, the rest of a stage, or a model part."""
     found = re.match(
         r"^(?:encoder/stages/\d+/(?:blocks/\d+|[^/]+)/|encoder/[^/]+/)", path
     )

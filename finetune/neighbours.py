@@ -1,6 +1,6 @@
-"""Neighbours in the features as they were pretrained, which no method has moved.
+"""Neighbours in the pretrained features, before any fine-tuning.
 
-NumPy and scikit-learn on the host: 64 numbers an image, ten neighbours.
+NumPy and scikit-learn on the host: 64 numbers per image, ten neighbours.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,19 +17,19 @@ from afterimage.training.batches import EvaluationRunner, subsample
 
 NEIGHBOURS, COMPONENTS = 10, 64
 _MOST_TO_PROJECT = 5_000
-_ROWS = 2_000  # of the search at a time
+_ROWS = 2_000  # searched at a time
 Features = Float[np.ndarray, "_n d"]
 
 
 def unit(x: Features) -> Features:
-    """The rows at length one; rows of zeros as they are."""
+    """The rows scaled to length one; rows of zeros unchanged."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def nearest(
     x: Features, count: int
 ) -> tuple[Float[np.ndarray, "_n k"], Int[np.ndarray, "_n k"]]:
-    """(distances, rows) of the `count` nearest others of each row."""
+    """(distances, rows) of the `count` nearest other rows of each row."""
     from sklearn.neighbors import NearestNeighbors
 
     n, distances, indices = len(x), [], []
@@ -39,7 +39,7 @@ def nearest(
             rows = np.arange(first, min(first + _ROWS, n))
             distance, index = search.kneighbors(x[rows])
             others = index != rows[:, None]
-            others[others.all(1), -1] = False  # more equals than neighbours
+            others[others.all(1), -1] = False  # more duplicates than neighbours
             distances.append(distance[others].reshape(len(rows), count))
             indices.append(index[others].reshape(len(rows), count))
             progress.add(len(rows))
@@ -49,17 +49,17 @@ def nearest(
 def nearest_images(
     encoder: Encoder, images: ImageSet, sweep: EvaluationRunner
 ) -> Int[np.ndarray, "n k"]:
-    """The rows of the ten images nearest to each, in the features of `encoder`."""
+    """Rows of the ten images nearest to each image, in the features of `encoder`."""
     project = Projector(encoder.apply_maps, encoder.params, sweep)
     project.fit(images)
     return nearest(unit(project(images)), min(NEIGHBOURS, len(images) - 1))[1]
 
 
 class Projector:
-    """Features of images on 64 principal components of what the encoder makes of them.
+    """Projects an encoder's features of images on 64 principal components.
 
-    All feature maps, which `maps` gives of (model, uint8 images), as means of a 2 x 2
-    grid, standardised, one batch after the other: what is kept is 64 numbers an image.
+    `maps(model, uint8 images)` gives the feature maps. All of them are averaged over a
+    2 x 2 grid and standardised, batch by batch; only 64 numbers per image are kept.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Projector:
         self._pca: Any = None
 
     def fit(self, images: ImageSet) -> None:
-        """The components, from at most 5,000 of these images."""
+        """Computes the components from at most 5,000 of these images."""
         from sklearn.decomposition import PCA
 
         x = np.concatenate(list(self._batches(subsample(images, _MOST_TO_PROJECT))))

@@ -1,4 +1,4 @@
-"""What a fine-tuning run ends with: a result in Python, a report, a few lines."""
+"""The output of a fine-tuning run: a result in Python, a report, a short summary."""
 
 import dataclasses
 import json
@@ -28,29 +28,29 @@ _MEASURES = {
 }
 _RESULTS = "results.json"
 _EMBEDDED = 400
-"""Images of each domain in the picture of both."""
+"""Images of each domain in the picture of both domains."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneResult:
-    """Where a fine-tuning run left what, and its figures."""
+    """The files and figures of a fine-tuning run."""
 
     run: pathlib.Path
     classifier: pathlib.Path
-    """Encoder and head: `afterimage evaluate --from` takes it, or the run folder."""
+    """Encoder and head, for `afterimage evaluate --from` (which also takes the run)."""
     encoder: pathlib.Path
-    """The fine-tuned encoder alone: `afterimage.load_encoder` takes it."""
+    """The fine-tuned encoder alone, for `afterimage.load_encoder`."""
     report: pathlib.Path
     results: Mapping[str, Any]
     """results.json: mode, selection (rule, step), validation and test reports."""
     complete: bool
-    """True where the run was complete before, and nothing was done."""
+    """True if the run was already complete and nothing was done."""
 
     @classmethod
     def of(
         cls, run: Run, *, complete: bool, results: Mapping[str, Any] | None = None
     ) -> "FinetuneResult":
-        """The result of a run folder, from its results.json where not given."""
+        """The result of a run folder; `results` default to its results.json."""
         if results is None:
             path = run.path / _RESULTS
             cure = "delete it, and the same command scores the run again"
@@ -68,14 +68,14 @@ class FinetuneResult:
 
     @property
     def scored(self) -> tuple[str, Mapping[str, Any]] | None:
-        """("test", its report), else validation's, else None."""
+        """("test", its report), else the same for validation, else None."""
         for name in ("test", "validation"):
             if self.results[name] is not None:
                 return name, self.results[name]
         return None
 
     def _of_tasks(self) -> list[tuple[str, str]]:
-        """(task, its figures) of the further tasks that could be scored."""
+        """(task, its figures) for each further task that could be scored."""
         found = []
         for task, reports in self.results.get("tasks", {}).items():
             name = "test" if reports["test"] is not None else "validation"
@@ -121,7 +121,7 @@ class FinetuneResult:
 def write_results(run: Run, results: dict[str, Any]) -> None:
     """Write results.json, last of all: its presence means that the run is complete.
 
-    Its `files` lists the files that belong beside it.
+    Its `files` entry lists the files that belong with it.
     """
     names = [n for n in ("report.html", "confusion.md") if (run.path / n).is_file()]
     pictures = sorted((run.path / "pictures").glob("*.png"))
@@ -130,7 +130,7 @@ def write_results(run: Run, results: dict[str, Any]) -> None:
 
 
 def missing(run: Run) -> tuple[str, ...] | None:
-    """What a run that has all its steps still lacks; None if it is complete."""
+    """Files still missing after the last step; None if the run is complete."""
     artefacts = ["encoder", "classifier"]
     try:
         stored = schemas.parse(read_bytes(run.path / _RESULTS, schemas.MOST))
@@ -171,8 +171,9 @@ def write_page(
     task: Sections | None = None,
     done: int | None = None,
 ) -> None:
-    """report.html of a run, `done` steps of which are done (None: all), and
-    confusion.md; puts "highlights" into `results`. What the `task` adds stands first.
+    """Writes report.html and confusion.md after `done` steps (None: all of them).
+
+    Puts "highlights" into `results`. The sections that the `task` adds come first.
     """
     name = "test" if results["test"] is not None else "validation"
     scored = results[name]
@@ -223,16 +224,16 @@ def write_page(
 def domain_picture(
     setup: RunSetup, model: Model, folder: pathlib.Path | None
 ) -> dict[str, tuple[str, pathlib.Path]]:
-    """{heading: (caption, PNG)}: features of both domains on their first two principal
-    axes; where they are alike, the two colours cannot be told apart.
+    """{heading: (caption, PNG)}: features of both domains on two principal axes.
 
-    Without a `folder` (a process that does not write) it computes its share of the
-    features and draws nothing; so it does without a target.
+    If the domains are alike, the two colours overlap. Without a `folder` (in a process
+    that does not write) it computes its share of the features and draws nothing;
+    without a target it draws nothing either.
     """
     target = setup.data.target
     if target is None:
         return {}
-    # Imported here: runs without a target do without scikit-learn.
+    # Imported here: runs without a target do not need scikit-learn.
     from afterimage.evaluation.embedding import draw_embedding, embed
 
     every = setup.data.labels.train, target.images
@@ -242,7 +243,7 @@ def domain_picture(
         return {}
     pixels = np.concatenate([part.gather(np.arange(len(part))) for part in some])
     domain = np.repeat([0, 1], [len(images) for images in some])
-    # In a random order, so that neither domain covers the other.
+    # In random order, so that neither domain covers the other.
     order = np.random.default_rng(0).permutation(len(domain))
     places, how = embed(features[order])
     names = ("source", "target")

@@ -57,22 +57,22 @@ def finetune(
     target: Any = None,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> FinetuneResult:
-    """Fine-tune as `config` says, or continue what its run folder holds.
+    """Fine-tune as `config` says, or continue the run in its folder.
 
-    Resume this run where it has a checkpoint; else begin from the encoder `from_`, or,
-    in mode scratch, from random weights of its architecture. A run that is complete is
-    left as it is and its result returned.
+    Resumes from the latest checkpoint, if there is one; otherwise starts from the
+    encoder `from_` or, in mode scratch, from random weights of its architecture. If the
+    run is already complete, its result is returned.
 
     Args:
-      data, target: data objects that take the place of `config.data` and
-        `config.target`.
-      callbacks: functions that are called while the run goes on.
+      data, target: data objects that replace `config.data` and `config.target`.
+      callbacks: functions to call during the run.
 
     Raises:
-      UserError, DataError: settings or data that cannot work, another run's folder.
-      CheckpointError: the encoder or every checkpoint of the run is damaged;
-        TransferError: parameters do not fit; RunLocked: another process writes here.
-      Diverged, Interrupted: as the loop does; what was reached is saved.
+      UserError, DataError: invalid settings or data, or another run's folder.
+      CheckpointError: the encoder or every checkpoint of the run is damaged.
+      TransferError: parameters do not fit.
+      RunLocked: another process writes to this folder.
+      Diverged, Interrupted: as in the training loop; progress is saved.
     """
     runtime.enable_compile_cache()
     run = Run(config.out, kind="finetune", config=config)
@@ -89,8 +89,7 @@ def finetune(
 
 
 class FinetuneJob(Job[FinetuneResult]):
-    """One run of classification, as the one trainer wants it; other tasks override
-    what they do otherwise."""
+    """A classification run, as a job for the trainer; other tasks override parts."""
 
     def __init__(self, setup: RunSetup, stage: Stage, rule: Rule, run: Run):
         self.setup, self.rule, self.run = setup, rule, run
@@ -103,7 +102,7 @@ class FinetuneJob(Job[FinetuneResult]):
         return self._fresh((self.setup.params, self.setup.stats))
 
     def _fresh(self, model: Model) -> State:
-        """The state before the first step; leaves still to be loaded are zeros."""
+        """The state before the first step; leaves yet to be loaded are zeros."""
         params, stats = jax.tree.map(_array, model)
         seed, ema = self.config.seed, self.config.ema > 0
         return self.trainer.fresh(params, stats, seed=seed, ema=ema)
@@ -128,7 +127,7 @@ class FinetuneJob(Job[FinetuneResult]):
         )
 
     def weights(self, state: State) -> tuple[Any, Any, int]:
-        """(params, stats, step) of a state; the running means where they are kept."""
+        """(params, stats, step) of a state; the running means if they are kept."""
         step = int(state["step"])
         partition = self.trainer.partition(step)
         return averaged_params(state, partition), averaged_stats(state), step
@@ -170,7 +169,7 @@ class FinetuneJob(Job[FinetuneResult]):
         return describe(self.trainer.stage, self.setup.params)
 
     def report(self, step: int) -> None:
-        """report.html of a run that is not finished."""
+        """Writes report.html of an unfinished run."""
         if self.run.is_main_process:
             results = outline(self.setup, self.rule, step)
             results |= {"validation": None, "test": None}
@@ -181,13 +180,13 @@ class FinetuneJob(Job[FinetuneResult]):
 
     @functools.cached_property
     def _target_images(self) -> ImageSet:
-        """The target's images by whose predictions a step is chosen."""
+        """The target's images whose predictions are used to choose a step."""
         return subsample(self.setup.data.target_images, _MOST_SCORED)
 
     @functools.cached_property
     def _neighbours(self) -> Any:
-        """The rows of each one's neighbours in the features as they were pretrained."""
-        # Imported here: other runs do without scikit-learn's search.
+        """The rows of each image's neighbours in the pretrained features."""
+        # Imported here: other runs do not need scikit-learn's search.
         from afterimage.finetune.neighbours import nearest_images
 
         source = self.setup.data.source
@@ -202,9 +201,11 @@ class FinetuneJob(Job[FinetuneResult]):
     def evaluate(
         self, state: State, step: int, stop: StopSignal
     ) -> Mapping[str, float]:
-        """Validation measures; without validation, those of the training images. With a
-        target domain, what its predictions say without labels. Of several tasks, each
-        one's (NAME_accuracy) and their mean (mean_accuracy)."""
+        """Validation measures; without validation, those of the training images.
+
+        With a target domain, also the label-free measures of its predictions. With
+        several tasks, each one's (NAME_accuracy) and their mean (mean_accuracy).
+        """
         setup, labels = self.setup, self.setup.data.labels
         params, stats, _ = self.weights(state)
         logits = self._logits((params, stats), stop.check)
@@ -239,8 +240,10 @@ class FinetuneJob(Job[FinetuneResult]):
     def _without_labels(
         self, logits: Logits, rules: tuple[str, ...]
     ) -> dict[str, float]:
-        """What the target's images say of the classifier: all that the predictions
-        alone say, and of `rules` what takes more."""
+        """Label-free measures on the target's images.
+
+        Those that need only predictions are always computed, others only if in `rules`.
+        """
         scores = logits(self._target_images)
         found = label_free(scores)
         if "mixval" in rules:
@@ -252,7 +255,7 @@ class FinetuneJob(Job[FinetuneResult]):
     # The end.
 
     def finish(self, state: State, store: Store) -> FinetuneResult:
-        """Scores the selected step and writes artefacts, report and results.json."""
+        """Scores the selected step; writes artefacts, report and results.json."""
         params, stats, step = self._selected(state, store)
         setup, labels = self.setup, self.setup.data.labels
         results = outline(setup, self.rule, step)
@@ -284,8 +287,10 @@ class FinetuneJob(Job[FinetuneResult]):
         results: dict[str, Any],
         **more: Any,
     ) -> FinetuneResult:
-        """Artefacts with the classes `names` of each head, report and results.json;
-        `more` as `write_page` takes it."""
+        """Writes artefacts, report and results.json.
+
+        `names` are the class names of each head; `more` is passed to `write_page`.
+        """
         setup, run = self.setup, self.run
         for method in self.config.methods:
             results |= method.results(setup, model)
@@ -300,7 +305,7 @@ class FinetuneJob(Job[FinetuneResult]):
         return FinetuneResult.of(run, complete=False, results=results)
 
     def _reports(self, model: Model, head: str, names: Any) -> dict[str, Any]:
-        """The reports of one head; with a target domain, `test` is of the target."""
+        """The reports of one head; with a target domain, `test` is the target's."""
         labels, target = self.setup.data.labels, self.setup.data.target
         sets = {"validation": labels.validation, "test": labels.test}
         if target is not None:
@@ -332,7 +337,7 @@ class FinetuneJob(Job[FinetuneResult]):
 
 
 def _weighted(scores: Any, images: ImageSet, weights: Any) -> dict[str, float]:
-    """The measures under the density ratios: estimates of those of the target."""
+    """The measures weighted by density ratios: estimates of the target's measures."""
     found = measures(scores, known_labels(images), np.asarray(weights, np.float64))
     return {WEIGHTED + name: value for name, value in found.items()}
 

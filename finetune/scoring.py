@@ -1,4 +1,4 @@
-"""Logits of whole image sets, and what they are worth."""
+"""Logits of whole image sets, and their scores."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ Predict = Callable[[Any, Any, Array], Array]
 
 
 def over_views(predict: Predict, name: str) -> Predict:
-    """Logits by test-time augmentation: the log of the views' mean probability."""
+    """Logits with test-time augmentation: the log of the views' mean probability."""
     if name == "none":
         return predict
 
@@ -28,7 +28,7 @@ def over_views(predict: Predict, name: str) -> Predict:
             logits = predict(params, stats, view)
             return jax.nn.log_softmax(logits.astype(jnp.float32))
 
-        # One after the other: of the network's maps there are as many as of one view.
+        # One view after another: memory for the maps of only one view.
         every = jax.lax.map(one, VIEWS[name](images))
         return jax.nn.logsumexp(every, axis=0) - math.log(len(every))
 
@@ -36,9 +36,9 @@ def over_views(predict: Predict, name: str) -> Predict:
 
 
 class Scorer:
-    """One head's logits and features of an image set, jitted once for every set.
+    """One head's logits and features of an image set, jitted once for all sets.
 
-    Logits are of several `views` of each image, where VIEWS has them; features of one.
+    Logits combine the `views` of each image (see VIEWS); features use a single view.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Scorer:
     def features(
         self, params: Any, stats: Any, images: ImageSet
     ) -> Float[np.ndarray, "n d"]:
-        """What the head reads, standardised, in the order of `images`."""
+        """The features the head reads, standardised, in the order of `images`."""
         return self._over(self._features, params, stats, images, lambda: None)
 
     def all_features(
         self, params: Any, stats: Any, images: ImageSet
     ) -> Float[np.ndarray, "n d"]:
-        """The same before the selection of features."""
+        """The same before feature selection."""
         return self._over(self._all_features, params, stats, images, lambda: None)
 
     def _over(self, function, params, stats, images, poll) -> np.ndarray:
@@ -104,7 +104,7 @@ def reports(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """{name: `classification_report` of the set, or None where there is none}."""
+    """{name: `classification_report` of the set, or None for a missing set}."""
     found: dict[str, Any] = dict.fromkeys(sets)
     for name, images in sets.items():
         if images is not None:
@@ -123,12 +123,11 @@ def measures(
 ) -> dict[str, float]:
     """Accuracy, macro-F1 and cross-entropy (nats) of labelled examples.
 
-    With `weights` an example counts as that many: means Σ w v / Σ w, and sums of
-    weights in the place of counts.
+    With `weights`, means are Σ w v / Σ w, and sums of weights replace counts.
     """
     logits = logits.astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # logits of a diverged run: the loss says so
+    with np.errstate(invalid="ignore"):  # a diverged run's logits: the loss shows it
         log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
     right = logits[np.arange(len(labels)), labels]
     predicted = logits.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""Several finished classifiers compared on images without labels."""
+"""`afterimage select`: compares finished classifiers on images without labels."""
 
 import sys
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ from afterimage.training.batches import subsample
 
 
 class _Read(NamedTuple):
-    """What one run says of the images."""
+    """One run's predictions for the images."""
 
     run: str
     names: tuple[str, ...]
-    """Of its classes."""
+    """Names of its classes."""
     images: ImageSet
     logits: Float[np.ndarray, "n classes"]
 
@@ -38,19 +38,19 @@ class _Read(NamedTuple):
 def select(config: SelectConfig) -> dict[str, Any]:
     """The runs, best first, and "chosen", the first of them, by "rule".
 
-    Of each: with an encoder "neighbours", by which they are ordered, the information
-    that its predictions have of those of near images, nats; "agreement" with the mean
-    of all, by which they are ordered without; "infomax", the mutual information of its
-    predictions, nats. Also "data", "split", "examples".
+    For each run: "neighbours" (with an encoder only), the mutual information between
+    its predictions for neighbouring images, nats; "agreement" with the mean of all
+    runs; "infomax", the mutual information of its predictions, nats. The order is by
+    "neighbours" with an encoder, else by "agreement". Also "data", "split", "examples".
 
     Raises:
-      UserError: too few runs; runs of different classes, or that cannot read the same
+      UserError: too few runs, runs with different classes, or runs that take different
         images.
-      CheckpointError: there is no classifier or encoder, or it is damaged.
+      CheckpointError: a classifier or the encoder is missing or damaged.
     """
     for run in config.from_:
         if not is_classifier(run):
-            load_classifier(run)  # says what is missing, before any work
+            load_classifier(run)  # reports missing files before any work
     encoder = None if config.encoder is None else load_encoder(config.encoder)
     reads: list[_Read] = []
     for number, run in enumerate(config.from_, 1):
@@ -83,7 +83,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
 def _neighbours(
     config: SelectConfig, encoder: Encoder, images: ImageSet
 ) -> Int[np.ndarray, "n k"]:
-    """The rows of each image's neighbours in the features of `encoder`."""
+    """Rows of each image's neighbours in the features of `encoder`."""
     if images.shape != image_shape(encoder):
         raise UserError(
             f"encoder={config.encoder} takes images {image_shape(encoder)}, the runs "

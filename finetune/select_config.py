@@ -13,16 +13,16 @@ class SelectConfig(ImagesOptions):
     """Compare finished runs on images without labels."""
 
     from_: tuple[str, ...]
-    """Fine-tuning runs, or their classifier/ folders, of the same classes: two or more
-    with encoder, three or more without."""
+    """Fine-tuning runs, or their classifier/ folders, with the same classes: two or
+    more with encoder, three or more without."""
 
     encoder: str | None = None
-    """The pretrained encoder, a run or its encoder/ folder, in whose features the
-    neighbours of an image are found: best the one that the runs began from. Without it
-    the mean of all predictions decides."""
+    """The pretrained encoder, a run or its encoder/ folder; an image's neighbours are
+    found in its features. Best use the one that the runs started from. Without it, runs
+    are ordered by agreement with the mean of all predictions."""
 
     split: Literal["train", "validation", "test"] = "train"
-    """Which of the images."""
+    """Which split of the images to use."""
 
     most: int = 10_000
     """Use at most this many images, evenly spaced."""
@@ -31,7 +31,7 @@ class SelectConfig(ImagesOptions):
     """Write the figures to this file, as JSON."""
 
     def problems(self) -> list[str]:
-        """Every setting that cannot work, in one list."""
+        """All problems with the settings, in one list."""
         found = super().problems()
         runs = self.from_
         if len(runs) < 2:

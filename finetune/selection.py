@@ -1,20 +1,20 @@
-"""Which step is kept, by name, with and without labels of the target domain.
+"""Rules that choose the step to keep, with and without labels of the target domain.
 
-An alignment has no target labels to be chosen by. Each rule here says what it looks at;
-the oracle, which looks at target labels, says so in every result.
+Alignment has no target labels to choose a step by. Each rule states what it uses; every
+result of the oracle says that it used target labels.
 
 validation  a measure on labelled source images (the default); with density ratios
-            each weighs as in training, so that it estimates the target's (Sugiyama,
-            Krauledat & Müller 2007, "Covariate shift adaptation by importance
-            weighted cross validation")
+            they are weighted as in training, which estimates the target's measure
+            (Sugiyama, Krauledat & Müller 2007, "Covariate shift adaptation by
+            importance weighted cross validation")
 entropy     the lowest mean entropy of the target predictions (Morerio et al. 2018)
 infomax     the highest H(mean p) − mean H(p) of the target predictions (Shi & Sha
             2012): entropy alone is best when everything falls into one class
 snd         the highest soft neighbourhood density (Saito et al. 2021)
 mixval      the highest agreement on mixed target images (Hu et al. 2023)
 neighbours  the highest mutual information of the target predictions of neighbours in
-            the features as they were pretrained
-oracle      the accuracy on labelled target images: an upper bound, no method
+            the pretrained features
+oracle      the accuracy on labelled target images: an upper bound, not a method
 last        the last step
 """
 
@@ -50,16 +50,16 @@ _HEAVIER = 0.55
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How the kept step is chosen: by which measure, and in words."""
+    """How the step to keep is chosen: the measure, and a description."""
 
     metric: str | None
-    """The evaluation metric by which a step is best; None takes the last."""
+    """The evaluation metric that chooses the step; None keeps the last."""
     direction: Literal["min", "max"]
     text: str
 
 
 def choose_rule(config: FinetuneConfig, data: RunData) -> Rule:
-    """The rule of this run: `config.select` decides, else what data there are."""
+    """The rule of this run: from `config.select`, or from the available data."""
     labels, target = data.labels, data.target
     where = target.name if target is not None else ""
     if config.select in LABEL_FREE:
@@ -99,8 +99,8 @@ def image_shape(encoder: Encoder) -> tuple[int, int, int]:
 
 
 def _check_neighbours(config: FinetuneConfig, data: RunData) -> None:
-    """Raises UserError where the source's features of the target's images are needed,
-    and it takes others."""
+    """Raises UserError if the rule needs source features but the source takes images of
+    another shape."""
     takes, given = image_shape(data.source.encoder), data.splits.train.shape
     if given != takes:
         raise UserError(
@@ -121,7 +121,7 @@ def label_free(logits: Float[np.ndarray, "n c"]) -> dict[str, float]:
 
 
 def infomax(logits: Float[np.ndarray, "n c"]) -> float:
-    """H(mean p) − mean H(p), nats: sure of each image, and of all classes by turns."""
+    """H(mean p) − mean H(p), nats: high if confident, and spread over classes."""
     p = softmax(logits)
     return float(_entropy(p.mean(0)[None])[0] - _entropy(p).mean())
 
@@ -129,13 +129,13 @@ def infomax(logits: Float[np.ndarray, "n c"]) -> float:
 def ensemble_agreement(
     logits: Sequence[Float[np.ndarray, "n c"]],
 ) -> list[float]:
-    """How often each of several models says what the mean of all says, in [0, 1].
+    """How often each of several models agrees with the mean of all, in [0, 1].
 
-    The mean of their probabilities errs less often than most of them where they err
-    differently, and never more often than the worst: it stands in for the labels. Of
-    finished runs of any methods, where the other rules favour those whose loss they
-    resemble (Hu et al. 2024, "Towards reliable model selection for unsupervised domain
-    adaptation", §4, EnsV).
+    The mean of their probabilities replaces the labels: if the models make different
+    errors, it errs less often than most of them, and never more often than the worst.
+    It can compare runs of any methods, where the other rules favour methods whose loss
+    they resemble (Hu et al. 2024, "Towards reliable model selection for unsupervised
+    domain adaptation", §4, EnsV).
     """
     vote = np.mean([softmax(one) for one in logits], axis=0).argmax(1)
     return [float((one.argmax(1) == vote).mean()) for one in logits]
@@ -144,14 +144,14 @@ def ensemble_agreement(
 def neighbour_information(
     logits: Float[np.ndarray, "n c"], neighbours: Int[np.ndarray, "n k"]
 ) -> float:
-    """I(y; y') of the classes predicted of an image and of its `neighbours`, nats.
+    """I(y; y') of the classes predicted for an image and its `neighbours`, nats.
 
     Σ_cd P_cd log(P_cd / P_c P_d), P the mean of p(x) p(x')ᵀ over images and neighbours,
-    made symmetric. Neighbours are mostly of one class: what tells them apart errs in
-    one of them, and what calls all images the same tells nothing. The quantity is that
-    of invariant information clustering (Ji et al. 2019, §3.1), there of an image and
-    its distorted copy, to be learned from; here to choose by, where the neighbours are
-    computed in features that no method has moved.
+    made symmetric. Neighbours mostly share a class: a model that separates them is
+    wrong on one of them, and one that predicts the same class everywhere scores zero.
+    Invariant information clustering (Ji et al. 2019, §3.1) trains with this quantity
+    between an image and its distorted copy; here it chooses models, with neighbours
+    from the pretrained features, which no method has changed.
     """
     p = softmax(logits)
     pairs = np.sum([p.T @ p[column] for column in neighbours.T], axis=0)
@@ -166,7 +166,7 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 
 
 def soft_neighbourhood_density(p: Float[np.ndarray, "n c"]) -> float:
-    """The mean entropy of softmax(cosine similarity / 0.05) over the others' rows.
+    """The mean entropy of softmax(cosine similarity / 0.05) over all other rows.
 
     High where each prediction has many near neighbours (Saito et al. 2021, "Tune it the
     right way"), nats, at most log(n − 1).
@@ -182,20 +182,20 @@ def mixed_agreement(
     logits: Float[np.ndarray, "n c"],
     predict: Callable[[ImageSet], Float[np.ndarray, "m c"]],
 ) -> float:
-    """How often a mix of two images is predicted as the heavier of them, in [0, 1].
+    """How often a mix of two images is predicted as the heavier one, in [0, 1].
 
-    x = 0.55 x_i + 0.45 x_j, and argmax p(x) = argmax p(x_i)? The mean of two shares:
-    of pairs predicted alike, which fill the classes, and of pairs predicted unlike,
-    which test the borders; 0 where there is no such pair. No method here learns from
-    mixes, while several lower the entropy that other rules look at (Hu et al. 2023,
-    "Mixed samples as probes for unsupervised model selection in domain adaptation",
-    §3, who rank the models by each share and take the mean rank). `logits` are those of
-    the images themselves.
+    For x = 0.55 x_i + 0.45 x_j, is argmax p(x) = argmax p(x_i)? The result is the mean
+    of two shares: of pairs with the same prediction, inside the classes, and of pairs
+    with different predictions, which test the borders; a share is 0 without such pairs.
+    No method here learns from mixes, while several lower the entropy that other rules
+    use (Hu et al. 2023, "Mixed samples as probes for unsupervised model selection in
+    domain adaptation", §3, who rank the models by each share and take the mean rank).
+    `logits` are those of the images themselves.
     """
     pixels = images.gather(np.arange(len(images)))
     classes = logits.argmax(1)
     order = np.random.default_rng(0).permutation(len(images))
-    # Neighbours in a random order, sorted by class, are alike; in itself, mostly not.
+    # Adjacent images mostly share a class after a stable sort by class, not before it.
     alike = order[np.argsort(classes[order], kind="stable")]
     shares = []
     for first, wanted in ((alike, True), (order, False)):

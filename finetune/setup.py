@@ -1,7 +1,8 @@
-"""What is built of a run's settings and data before its first step.
+"""What is built from a run's settings and data before its first step.
 
-`build` makes a `RunSetup`: the classifier, its parameters and what methods keep beside
-them; `make_stage` the phases with their terms; `begin` loads and measures the weights.
+`build` makes a `RunSetup`: the classifier, its parameters and the methods' state;
+`make_stage` makes the phases with their terms; `begin` loads the weights and measures
+what depends on them.
 """
 
 import dataclasses
@@ -58,37 +59,37 @@ class RunSetup:
     config: FinetuneConfig
     data: RunData
     opened: Mapping[str, Any]
-    """What each method opened, by its name."""
+    """What each method's `open` returned, by method name."""
     classifier: ClassifierNetwork
     heads: Mapping[str, HeadConfig]
-    """The heads that learn; the labels' own is the first."""
+    """The heads that learn; the main head comes first."""
     params: Tree
     """Structure of the parameters; the encoder's leaves may still be shapes."""
     stats: Tree
-    """The same of the statistics and of what methods keep, by their names."""
+    """The same for the statistics and, by method name, the methods' state."""
     mesh: Mesh
     steps: int
     runner: EvaluationRunner
     """Runs jitted functions over whole image sets."""
     scorers: Mapping[str, Scorer]
     plan: Any = None
-    """What the task adds: a sequence of tasks, a sampler of episodes."""
+    """Set by the task: a sequence of tasks, or a sampler of episodes."""
     labelled: list[Term] = dataclasses.field(default_factory=list)
-    """The losses of the labelled images, the labels' own first; filled before methods
+    """The losses of the labelled images, the main task's first; filled before methods
     are asked for their terms."""
 
     @property
     def scorer(self) -> Scorer:
-        """That of the labels' own head."""
+        """The scorer of the main head."""
         return next(iter(self.scorers.values()))
 
     @property
     def width(self) -> int:
-        """How many features the first head reads."""
+        """Number of features the first head reads."""
         return feature_width(self.stats, next(iter(self.heads)))
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What an artefact of this run says of itself."""
+        """The manifest of an artefact of this run."""
         trained = {
             "stage": "finetune",
             "mode": self.config.mode.name,
@@ -114,7 +115,7 @@ class RunSetup:
 
 
 def feature_width(stats: Tree, head: str) -> int:
-    """How many features a head reads."""
+    """Number of features a head reads."""
     known = stats["heads"][head]
     return known.get("kept", known["mean"]).size
 
@@ -126,10 +127,10 @@ def build(
     heads: Mapping[str, HeadConfig] | None = None,
     plan: Any = None,
 ) -> RunSetup:
-    """The parts of a run; by default with a head for the labels and one for each
-    further label column.
+    """The parts of a run.
 
-    Raises UserError for everything that cannot work, before the first step.
+    By default there is one head for the labels and one for each further label column.
+    Raises UserError for any setting that cannot work, before the first step.
     """
     mesh = make_mesh(config.devices)
     check_batch(config.batch_size, config.accumulate, mesh)
@@ -180,7 +181,7 @@ def build(
 
 
 def make_head(config: FinetuneConfig, classes: int) -> HeadConfig:
-    """A head that learns to tell `classes` classes apart."""
+    """A head for this many classes."""
     head = HeadConfig(classes, config.head, config.features, width=config.head_width)
     for method in config.methods:
         head = method.change_head(head)
@@ -193,7 +194,7 @@ def _heads(config: FinetuneConfig, data: RunData) -> dict[str, HeadConfig]:
 
 
 def _check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
-    """Raises UserError where it is open whose moments BatchNorm is to keep."""
+    """Raises UserError if it is unclear which stream's moments BatchNorm keeps."""
     several = any(method.streams for method in config.methods)
     if several and config.domain_statistics is None and jax.tree.leaves(stats):
         raise UserError(
@@ -207,7 +208,7 @@ def _check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
 
 
 def make_stage(setup: RunSetup) -> Stage:
-    """The phases of the mode, with cross-entropy and what the methods add."""
+    """The phases of the mode, with cross-entropy and the methods' terms."""
     config = setup.config
     terms = _labelled_terms(setup)
     for method in config.methods:
@@ -224,7 +225,7 @@ def make_stage(setup: RunSetup) -> Stage:
 def stage_of(
     setup: RunSetup, phases: Sequence[Phase], streams: Mapping[str, Stream]
 ) -> Stage:
-    """These phases as a stage; checked, with these streams, from shapes alone."""
+    """These phases and streams as a stage, checked from shapes alone."""
     combines = [method.combine() for method in setup.config.methods]
     stage = Stage(
         phases=tuple(phases),
@@ -249,7 +250,7 @@ def _labelled_terms(setup: RunSetup) -> list[Term]:
 
 
 def example_weights(config: FinetuneConfig) -> str | None:
-    """The name under which terms read the weights of examples, if there are any."""
+    """The name under which terms read example weights, if there are any."""
     weighed = any(method.weighs_examples for method in config.methods)
     return "train/weight" if weighed else None
 
@@ -294,12 +295,12 @@ def _batch_shapes(
 def _make_providers(
     setup: RunSetup, streams: Mapping[str, Stream]
 ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
-    """What all streams, the weights of examples, the source and the methods provide.
+    """The providers of all streams, example weights, the source and the methods.
 
-    `domain_statistics` says whose moments an encoder with BatchNorm keeps: `source` and
-    `target` normalise each stream by its own batch, `joint` runs all as one batch (a
-    forward pass of one then computes the others), `frozen` none. Without such layers
-    all four are the same function.
+    `domain_statistics` says whose moments an encoder with BatchNorm keeps: with
+    `source` and `target` each stream is normalised by its own batch; with `joint` all
+    streams form one batch and share one forward pass; `frozen` keeps the stored
+    moments. Without such layers all four are the same function.
     """
     config, classifier = setup.config, setup.classifier
     parts = {"train": classifier.providers(make_augment(config.augment))}
@@ -310,7 +311,7 @@ def _make_providers(
             augmented = make_augment(augment)
             parts[view] = classifier.providers(augmented, view, of=name)
     statistics = config.domain_statistics
-    # The last one's moments are kept.
+    # The last stream's moments are kept.
     last = "target" if statistics == "target" else "train"
     ordered = sorted(parts, key=lambda name: name == last)
 
@@ -338,7 +339,7 @@ def _make_providers(
 def _joint(
     classifier: ClassifierNetwork, params: Any, stats: Any, streams: tuple[str, ...]
 ) -> dict[str, Callable[[Context], Any]]:
-    """One forward pass in training mode of all streams as a single batch."""
+    """One forward pass of all streams as a single batch, in training mode."""
 
     def forward(ctx: Context) -> Any:
         images = jnp.concatenate([ctx[f"{stream}/image"] for stream in streams])
@@ -359,14 +360,14 @@ def _joint(
     }
 
 
-# The first step: weights from the source, and what is measured with them.
+# Before the first step: weights from the source, and what is measured with them.
 
 
 def begin(setup: RunSetup, run: Run, say: Say, images: ImageSet | None = None) -> Model:
     """(params, stats) before the first step of a fresh run.
 
-    Weights from the source, with the report in transfer.json; then the statistics of
-    the features over `images`, by default the labelled ones; then what methods measure.
+    Loads weights from the source, with a report in transfer.json; measures the feature
+    statistics over `images`, by default the labelled ones; then lets methods measure.
     """
     config, labels = setup.config, setup.data.labels
     params, stats = setup.params, setup.stats
@@ -394,7 +395,7 @@ def begin(setup: RunSetup, run: Run, say: Say, images: ImageSet | None = None) -
 
 
 def _measured_weights(setup: RunSetup, model: Model, say: Say) -> Tree:
-    """The weights of the examples, those of training with mean one."""
+    """The example weights; the training weights have mean one."""
     train: Any = 1.0
     validation: Any = None
     for method in setup.config.methods:
@@ -411,6 +412,6 @@ def _measured_weights(setup: RunSetup, model: Model, say: Say) -> Tree:
 
 
 def _transferred(report: TransferReport) -> str:
-    """The totals and every leaf that was not loaded; transfer.json has all of them."""
+    """The totals and every leaf that was not loaded; transfer.json lists all leaves."""
     lines = str(report).splitlines()
     return "\n".join(line for line in lines if not line.startswith("loaded "))

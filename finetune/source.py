@@ -1,11 +1,11 @@
-"""The source model: a pretrained encoder as fine-tuning takes it.
+"""The source model: the pretrained encoder that fine-tuning starts from.
 
-Methods that hold a model near its source read a frozen copy, `stats["source"]`, and so
-does every checkpoint: a run continues without the folder it came from.
+Methods that keep a model near its source read a frozen copy, `stats["source"]`. Every
+checkpoint holds it, so a run can continue without the folder it came from.
 
     {"params": {"encoder", "heads/source"}, "stats": {"encoder", "heads/source"}}
 
-with heads where a method asks for the source's own classifier.
+The heads are there only if a method asks for the source's own classifier.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class SourceModel:
 
     @classmethod
     def read(cls, path: str) -> "SourceModel":
-        """Raises UserError where there is no folder, CheckpointError for a bad one."""
+        """Raises UserError if the folder is missing, CheckpointError if it is bad."""
         if not pathlib.Path(path).is_dir():
             raise UserError(
                 f"from={path}: there is no such folder; expected a run folder, one of "
@@ -54,12 +54,12 @@ class SourceModel:
 
     @property
     def model(self) -> ModelConfig:
-        """What the stored encoder is built from."""
+        """The architecture of the stored encoder."""
         return stored_model(self.manifest, self.path)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How its images were prepared."""
+        """How its training images were prepared."""
         return stored_preprocessing(self.manifest, self.path)
 
     @property
@@ -68,7 +68,7 @@ class SourceModel:
         return Encoder(self.params, self.stats, self.manifest)
 
     def describe(self) -> dict[str, Any]:
-        """Where the weights come from, for artefacts and results."""
+        """The origin of the weights, for artefacts and results."""
         return {
             "path": self.path,
             "data": self.manifest.get("data"),
@@ -76,10 +76,10 @@ class SourceModel:
         }
 
     def architecture(self, mode: Mode) -> ModelConfig:
-        """The stored architecture, or what the mode makes of it.
+        """The stored architecture, as changed by the mode.
 
         Raises UserError for a model that is unknown or cannot be built at this image
-        size, and where a model from scratch would have no normalisation.
+        size, and for a model from scratch that would have no normalisation.
         """
         model = mode.architecture(self.model)
         if not mode.loads_source and model.norm == "frozen":
@@ -102,9 +102,9 @@ class SourceHead:
 
 
 def read_head(config: FinetuneConfig) -> SourceHead | None:
-    """The source's own classifier; None where no method asks for it.
+    """The source's own classifier; None if no method asks for it.
 
-    Raises UserError where the source has none.
+    Raises UserError if the source has none.
     """
     asking = [method.name for method in config.methods if method.needs_source_head]
     if not asking:
@@ -113,7 +113,7 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
         params, stats, manifest = read_classifier(config.from_)
     except CheckpointError as error:
         if (pathlib.Path(config.from_) / CLASSIFIER).is_dir():
-            raise  # there is one, and it is damaged
+            raise  # there is one, but it is damaged
         names = " and ".join(asking)
         raise UserError(
             f"from={config.from_} has no classifier, and {names} compares with the "
@@ -138,7 +138,7 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
 
 
 def frozen_copy(source: SourceModel, head: SourceHead | None) -> Tree:
-    """What `stats["source"]` begins as."""
+    """The initial value of `stats["source"]`."""
     tree: Tree = {
         "params": {"encoder": source.params},
         "stats": {"encoder": source.stats},
@@ -153,8 +153,10 @@ def frozen_copy(source: SourceModel, head: SourceHead | None) -> Tree:
 def source_rules(
     classifier: ClassifierNetwork, kept: Tree
 ) -> dict[str, Callable[[Context], Any]]:
-    """`source/params`, and `source/maps` and `source/logits`: the source model in
-    evaluation mode on the same augmented training images."""
+    """`source/params`, `source/maps` and `source/logits`.
+
+    The source model runs in evaluation mode on the same augmented training images.
+    """
     params, stats = kept["params"], kept["stats"]
     rules: dict[str, Callable[[Context], Any]] = {
         "source/params": lambda _: params,
@@ -174,10 +176,10 @@ def load_weights(
 ) -> tuple[Tree, Tree, dict[str, TransferReport]]:
     """(params, stats, reports): the encoder's leaves from the source, heads fresh.
 
-    The source's own head, where the frozen copy has it, goes on from where it was.
+    If the frozen copy has the source's own head, that head keeps its weights.
 
-    Raises TransferError, listing all, for every leaf that does not fit and is not named
-    in `may_differ`.
+    Raises TransferError, listing every leaf that does not fit and is not named in
+    `may_differ`.
     """
     expected = ("^heads/", *may_differ)
     loaded, reports = [], {}
@@ -189,7 +191,7 @@ def load_weights(
         # Copies: the state is donated, and one buffer cannot be donated twice.
         heads = jax.tree.map(jnp.copy, kept.get(name, {}).get("heads", {}))
         stored = {"encoder": encoder, "heads": heads}
-        # What methods keep beside the model is none of the source's.
+        # The methods' state does not come from the source.
         model = {part: tree[part] for part in ("encoder", "heads")}
         model, reports[name] = transfer(stored, model, may_differ=expected)
         loaded.append({**tree, **model})

@@ -1,4 +1,4 @@
-"""Runs faults against jobs and records each as soon as it is done."""
+"""Runs the faults on the jobs and records each result as soon as it is available."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def options() -> argparse.Namespace:
 
 
 def strike(world: World, name: str, fault: str, times: int, versions: dict) -> None:
-    """One fault as often as was asked for; what happened is recorded each time."""
+    """One fault, as often as requested; what happened is recorded each time."""
     found = []
     for repeat in range(times * FAULTS[fault].factor):
         began = time.perf_counter()
@@ -42,7 +42,7 @@ def strike(world: World, name: str, fault: str, times: int, versions: dict) -> N
 
 
 def run(args: argparse.Namespace, work: pathlib.Path) -> None:
-    """Every fault against every job that was asked for."""
+    """Every requested fault on every requested job."""
     for name in args.only:
         job = JOBS[name]
         python = sys.executable if job.ours else args.peers_python
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, work: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Runs what the command line asks for, in a folder that is kept or deleted."""
+    """Runs what the command line requests, in a folder that is kept or deleted."""
     args = options()
     if args.keep:
         pathlib.Path(args.keep).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The faults: each harms one job once and says what happened."""
+"""The faults: each damages one job once and says what happened."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ NOISE = 0.5
 
 
 def make_images(folder: pathlib.Path, count: int = IMAGES) -> pathlib.Path:
-    """PNGs of random blots in two class folders; what is there already stays."""
+    """PNGs of random blots in two class folders; existing files are kept."""
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i:04}.png"
@@ -33,7 +33,7 @@ def make_images(folder: pathlib.Path, count: int = IMAGES) -> pathlib.Path:
 
 
 class World:
-    """One job, where it runs, and the runs that the others are compared with."""
+    """One job, its folder, and the runs to compare others with."""
 
     def __init__(self, job: Job, python: str, work: pathlib.Path):
         self.job, self.python, self.work = job, python, work
@@ -53,20 +53,20 @@ class World:
         return self.note(self.start(out, data, **how).end())
 
     def note(self, end: End) -> End:
-        """Keeps what a process printed, under the number of its turn."""
+        """Keeps what a process printed, under a running number."""
         self._turn += 1
         path = self.folder / f"output-{self._turn:03}.txt"
         path.write_text(end.text, encoding="utf-8")
         return end
 
     def fresh(self, name: str) -> pathlib.Path:
-        """A path for a run folder, empty."""
+        """An empty path for a run folder."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         return path
 
     def whole(self, noise: float = 0.0) -> End:
-        """A run that nothing interrupted."""
+        """An uninterrupted run."""
         name = f"whole-{noise}"
         if name not in self._kept:
             end = self.run(self.fresh(name), noise=noise)
@@ -118,7 +118,7 @@ def _kill(world: World, running: Running, out, rng, in_save: bool) -> None:
 
 
 def killed(world: World, repeat: int, rng: random.Random, noise: float = 0.0) -> str:
-    """SIGKILL at a random moment, every second time as a save begins."""
+    """SIGKILL at a random moment; every second time, as a save begins."""
     out, whole = world.fresh("killed"), world.whole(noise)
     running = world.start(out, noise=noise)
     _kill(world, running, out, rng, in_save=repeat % 2 == 1)
@@ -126,12 +126,12 @@ def killed(world: World, repeat: int, rng: random.Random, noise: float = 0.0) ->
 
 
 def killed_denoising(world: World, repeat: int, rng: random.Random) -> str:
-    """The same, with noise drawn anew for each batch."""
+    """The same, with new noise for each batch."""
     return killed(world, repeat, rng, noise=NOISE)
 
 
 def flipped(world: World, repeat: int, rng: random.Random) -> str:
-    """One bit of the newest checkpoint; every second time whatever the file's size."""
+    """Flips a bit of the newest checkpoint; every second time, files weigh the same."""
     out = world.copy()
     files = [path for path in world.job.newest(out) if path.stat().st_size]
     sizes = [1 if repeat % 2 else path.stat().st_size for path in files]
@@ -143,7 +143,7 @@ def flipped(world: World, repeat: int, rng: random.Random) -> str:
 
 
 def truncated(world: World, repeat: int, rng: random.Random) -> str:
-    """The newest checkpoint's largest file is cut short."""
+    """The newest checkpoint's largest file is truncated."""
     out = world.copy()
     path = max(world.job.newest(out), key=lambda path: path.stat().st_size)
     os.truncate(path, int(path.stat().st_size * rng.uniform(0, 0.98)))
@@ -156,7 +156,7 @@ def saved(world: World, out: pathlib.Path) -> bool:
 
 
 def file_limit(world: World, repeat: int, rng: random.Random) -> str:
-    """From a random step on no file may grow beyond half of the largest."""
+    """From a random step on, no file may exceed half the size of the largest."""
     out = world.fresh("limited")
     running = world.start(out)
     step = rng.randrange(60, 140)
@@ -191,7 +191,7 @@ def fill(path: pathlib.Path, room: int) -> None:
 
 
 def full_disk(world: World, repeat: int, rng: random.Random) -> str:
-    """From a random step on the disk has room for a third of a checkpoint."""
+    """From a random step on, the disk has room for a third of a checkpoint."""
     disk = world.folder / "disk"
     with small_disk(disk):
         out = disk / "run"
@@ -213,7 +213,7 @@ def nan(world: World, repeat: int, rng: random.Random) -> str:
 
 
 def broken(world: World, repeat: int, rng: random.Random) -> str:
-    """One image is cut short; every second time a web page bears its name."""
+    """One image is truncated; every second time, it is a web page instead."""
     data = shutil.copytree(world.data, world.fresh("data"))
     path = rng.choice(sorted(data.rglob("*.png")))
     if repeat % 2:
@@ -224,7 +224,7 @@ def broken(world: World, repeat: int, rng: random.Random) -> str:
 
 
 def named(world: World, repeat: int, rng: random.Random) -> str:
-    """A file's name is not UTF-8; every second time a class folder's."""
+    """A file name is not UTF-8; every second time, a class folder's name."""
     data = shutil.copytree(world.data, world.fresh("data"))
     path = data / "a"
     path = path if repeat % 2 else rng.choice(sorted(path.iterdir()))
@@ -235,12 +235,12 @@ def named(world: World, repeat: int, rng: random.Random) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """How a table names it, and how it is done."""
+    """A fault: its name in the table, and its function."""
 
     title: str
     strike: Callable[[World, int, random.Random], str]
     factor: int = 1
-    """Repeats of this fault for each repeat asked for."""
+    """Repeats of this fault per requested repeat."""
     root: bool = False
     """Needs to mount a file system."""
 

@@ -1,8 +1,8 @@
-"""The job with Hugging Face's Trainer, as its example scripts and guides have it.
+"""The job with Hugging Face's Trainer, as in its example scripts and guides.
 
 `TrainingArguments(full_determinism=True)`, `save_steps`, `save_total_limit`, and
-`train(resume_from_checkpoint=get_last_checkpoint(out))`, which passes over the batches
-that were seen and restores the random states.
+`train(resume_from_checkpoint=get_last_checkpoint(out))`, which skips the batches
+already seen and restores the random states.
 """
 
 import os
@@ -28,7 +28,7 @@ class Module(nn.Module):
 
 
 class Report(TrainerCallback):
-    """Says where training began and each step that is done."""
+    """Reports where training began and each completed step."""
 
     def __init__(self, module: Module):
         self.module = module

@@ -22,7 +22,7 @@ def _files(folder: pathlib.Path) -> Paths:
 
 
 def _numbered(out: pathlib.Path, pattern: str) -> Paths:
-    """The files of the folder with the highest number; nothing half-written."""
+    """The files of the folder with the highest number, without half-written ones."""
     whole = re.compile(r"(?:checkpoint-)?(\d+)")
     found = {
         int(match[1]): path
@@ -34,7 +34,7 @@ def _numbered(out: pathlib.Path, pattern: str) -> Paths:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A program that trains, and what this benchmark knows of its folder."""
+    """A program that trains, and what this benchmark knows about its folder."""
 
     title: str
     module: str
@@ -87,10 +87,10 @@ JOBS = {
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """How a process ended and what it said of itself."""
+    """How a process ended and what it reported."""
 
     code: int | None
-    """None: it had to be ended."""
+    """Exit code; None if it had to be ended."""
     text: str
 
     @property
@@ -104,7 +104,7 @@ class End:
 
     @property
     def began(self) -> int | None:
-        """The step after which training began; None where it did not."""
+        """The step after which training began; None if it did not begin."""
         found = re.search(r"^(?:@from|Continuing after step) ([\d,]+)", self.text, re.M)
         if found:
             return int(found[1].replace(",", ""))
@@ -116,7 +116,7 @@ class End:
 
     @property
     def images(self) -> int | None:
-        """How many images it found."""
+        """Number of images it found."""
         if found := re.search(r"^@images (\d+)", self.text, re.M):
             return int(found[1])
         found = re.search(r"([\d,]+) training images \S+, (\d+|none) held", self.text)
@@ -127,7 +127,7 @@ class End:
 
     @property
     def how(self) -> str:
-        """In a word or two, what an ending before the last step looked like."""
+        """How it ended before the last step, in a word or two."""
         if self.code is None:
             return "hangs"
         if self.code < 0:
@@ -138,7 +138,7 @@ class End:
 
 
 class Running:
-    """A job in a process of its own, followed by what it prints."""
+    """A job in its own process, followed through what it prints."""
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         self.step = 0
@@ -165,7 +165,7 @@ class Running:
                     self.step = int(line.split()[1])
 
     def wait_until(self, reached: Callable[[], bool]) -> bool:
-        """Whether that came before the process's end."""
+        """Whether `reached` became true before the process ended."""
         limit = time.monotonic() + _LIMIT
         while self.process.poll() is None and time.monotonic() < limit:
             if reached():
@@ -174,12 +174,12 @@ class Running:
         return False
 
     def kill(self) -> End:
-        """SIGKILL."""
+        """Sends SIGKILL."""
         self.process.kill()
         return self.end()
 
     def end(self) -> End:
-        """Waits for the end, at most so long that it counts as hanging."""
+        """Waits for the end, at most until the process counts as hanging."""
         try:
             code = self.process.wait(_LIMIT)
         except subprocess.TimeoutExpired:
@@ -191,7 +191,7 @@ class Running:
 
 
 def environment(work: pathlib.Path) -> dict[str, str]:
-    """On one thread of the CPU, nothing fetched, one compilation for all runs."""
+    """One CPU thread, no downloads, and one compilation for all runs."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -216,7 +216,7 @@ def start(
     noise: float = 0.0,
     nan_step: int = 0,
 ) -> Running:
-    """The same command for the same arguments."""
+    """Starts a job; the same arguments give the same command."""
     options = {
         "data": data,
         "out": out,

@@ -1,9 +1,9 @@
-"""The job in Keras on its default backend, as its guides have it.
+"""The job in Keras on its default backend, as in its guides.
 
 `set_random_seed` and `enable_op_determinism`, `image_dataset_from_directory`,
 `BackupAndRestore(double_checkpoint=True)` at each epoch, `ModelCheckpoint`, and
 `TerminateOnNaN(raise_error=True)`, which leaves the backup in place. (With
-`save_freq=N` it would keep the weights of step N and begin the epoch again.)
+`save_freq=N` it would keep the weights of step N and start the epoch again.)
 """
 
 import math
@@ -20,7 +20,7 @@ class Autoencoder(keras.Model):
     def train_step(self, data):
         given, wanted = data
         if nan_step():
-            # In what is compared too: a ReLU of this backend makes 0 of NaN.
+            # In the target too: a ReLU of this backend turns NaN into 0.
             now = tf.equal(self.optimizer.iterations + 1, nan_step())
             given, wanted = (
                 tf.where(now, tf.fill(tf.shape(x), float("nan")), x)
@@ -30,7 +30,7 @@ class Autoencoder(keras.Model):
 
 
 def block(x, width: int):
-    """Two 3x3 convolutions beside the identity."""
+    """Two 3x3 convolutions, added to the identity."""
     y = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
     y = keras.layers.Conv2D(width, 3, padding="same")(y)
     return keras.layers.ReLU()(keras.layers.Add()([x, y]))
@@ -52,7 +52,7 @@ def network(noise: float, seed: int) -> keras.Model:
 
 
 class Report(keras.callbacks.Callback):
-    """Says where training began and each step that is done."""
+    """Reports where training began and each completed step."""
 
     began = False
 

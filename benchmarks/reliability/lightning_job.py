@@ -1,8 +1,8 @@
-"""The job in Lightning, as its guides to checkpointing and reproducibility have it.
+"""The job in Lightning, as in its guides to checkpointing and reproducibility.
 
 `seed_everything(workers=True)`, `Trainer(deterministic=True)`, a `ModelCheckpoint`
 with `save_last`, `fit(ckpt_path="last")`, torchdata's `StatefulDataLoader` for a resume
-amid an epoch, and `EarlyStopping(check_finite=True)` against a loss that is NaN.
+in mid-epoch, and `EarlyStopping(check_finite=True)` against a NaN loss.
 """
 
 import lightning
@@ -44,7 +44,7 @@ class Images(lightning.LightningDataModule):
 
 
 class Report(Callback):
-    """Says where training began and each step that is done."""
+    """Reports where training began and each completed step."""
 
     def on_train_start(self, trainer, pl_module):
         report("from", trainer.global_step)

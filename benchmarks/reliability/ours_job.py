@@ -1,7 +1,7 @@
 """The job in Afterimage: its own command, with two hooks of this benchmark.
 
-One fills the batch of a step with NaN, where the environment says so; the other says
-which step `metrics.jsonl` has come to.
+One fills the batch of a step with NaN, if the environment says so; the other reports
+the latest step in `metrics.jsonl`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from benchmarks.reliability.words import arguments, nan_step, report, report_fin
 
 
 def spoil(bad: int) -> None:
-    """From now on the images of step `bad` are NaN, as inputs and as targets."""
+    """Makes the images of step `bad` NaN, as inputs and as targets."""
     make_stage = pretraining.make_stage
 
     def spoiled_stage(*args):
@@ -41,7 +41,7 @@ def spoil(bad: int) -> None:
 
 
 def follow(path: pathlib.Path) -> None:
-    """Says each new step that the metrics have, until the program ends."""
+    """Reports each new step in the metrics, until the program ends."""
     last = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What happened, in a few words, read from exit codes, outputs and weights alone."""
+"""What happened, in a few words, from exit codes, outputs and weights alone."""
 
 from benchmarks.reliability.jobs import STEPS, End
 
@@ -8,7 +8,7 @@ AGAIN = "starts again from step 1"
 
 
 def of_resume(end: End, whole: End) -> str:
-    """The same command after a kill, beside a run that nothing interrupted."""
+    """The same command after a kill, compared with an uninterrupted run."""
     if end.final is None:
         return f"cannot continue: {end.how}"
     if end.began == 0:
@@ -18,7 +18,7 @@ def of_resume(end: End, whole: End) -> str:
 
 
 def of_damage(end: End, control: End) -> str:
-    """The same command with a damaged newest checkpoint, beside the undamaged one."""
+    """The same command with the newest checkpoint damaged, compared with it intact."""
     assert control.final is not None
     assert control.began is not None
     if end.final is None:
@@ -32,7 +32,7 @@ def of_damage(end: End, control: End) -> str:
 
 
 def of_disk(full: End, after: End | None) -> str:
-    """A run whose disk was full; where it stopped, then the same command with room."""
+    """A run with a full disk; if it stopped, the same command with free space."""
     if full.final:
         return "trains on to the end"
     assert after is not None
@@ -45,7 +45,7 @@ def of_disk(full: End, after: End | None) -> str:
 
 
 def of_nan(end: End, after: End | None) -> str:
-    """A run with one batch of NaN; where it stopped, then the same command without."""
+    """A run with one batch of NaN; if it stopped, the same command without it."""
     if end.final and end.final["finite"]:
         return "leaves the step out"
     if end.final:
@@ -61,7 +61,7 @@ def of_nan(end: End, after: End | None) -> str:
 
 
 def of_image(end: End, name: str) -> str:
-    """A run with one broken image of that name."""
+    """A run with one broken image of this name."""
     said = "named" if name in end.text else "not named"
     if end.final:
         return f"trains on, file {said}"

@@ -1,7 +1,7 @@
-"""What the jobs in PyTorch share: images, network, noise and what they report.
+"""Shared by the PyTorch jobs: images, network, noise and reports.
 
-The dataset reads as torchvision's ImageFolder does; the network is that of our model
-`conv` (patches down, residual blocks, transposed convolutions up).
+The dataset reads images like torchvision's ImageFolder; the network is that of our
+model `conv` (patches down, residual blocks, transposed convolutions up).
 """
 
 import pathlib
@@ -35,7 +35,7 @@ class Folder(torch.utils.data.Dataset):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside the identity."""
+    """Two 3x3 convolutions, added to the identity."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """32x32x3 to 4x4x128 and back; the noise is drawn anew for each batch."""
+    """32x32x3 to 4x4x128 and back, with new noise for each batch."""
 
     def __init__(self, noise: float):
         super().__init__()
@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
         )
 
     def loss(self, images: torch.Tensor, step: int) -> torch.Tensor:
-        """Mean squared error of the reconstruction; NaN where that is the fault."""
+        """Mean squared error of the reconstruction; NaN if that is the fault."""
         if step == nan_step():
             images = torch.full_like(images, torch.nan)
         given = images
@@ -81,5 +81,5 @@ class Autoencoder(nn.Module):
 
 
 def report_module(step: int, module: nn.Module) -> None:
-    """`report_final` of a module's state."""
+    """Calls `report_final` with a module's state."""
     report_final(step, [x.detach().cpu().numpy() for x in module.state_dict().values()])

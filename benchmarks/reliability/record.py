@@ -1,4 +1,4 @@
-"""Outcomes as rows of results, and as the table of the guide."""
+"""Outcomes as rows of results, and as the table in the guide."""
 
 import contextlib
 import fcntl
@@ -28,13 +28,13 @@ print(json.dumps(found))
 
 
 def versions_of(job: Job, python: str) -> dict[str, str]:
-    """Python and the packages that decide what this job does."""
+    """Versions of Python and the packages that this job depends on."""
     run = [python, "-c", _VERSIONS, *job.packages]
     return json.loads(subprocess.run(run, capture_output=True, check=True).stdout)
 
 
 def command_of(job: str, times: int) -> str:
-    """What runs all faults of a job; PYTHON is the peers' interpreter."""
+    """The command that runs all faults of a job; PYTHON is the peers' interpreter."""
     peers = "" if JOBS[job].ours else " --peers-python PYTHON"
     return f"python -m benchmarks.reliability --only {job} --times {times}{peers}"
 
@@ -42,7 +42,7 @@ def command_of(job: str, times: int) -> str:
 def outcome_row(
     job: str, fault: str, outcomes: Sequence[str], versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """One job under one fault; the order of `outcomes` is that of the repeats."""
+    """A row for one job and one fault; `outcomes` are in the order of the repeats."""
     return row(
         "peers",
         f"{fault}, {job}",
@@ -62,7 +62,7 @@ def outcome_row(
 
 
 def record(entry: Mapping[str, Any], *, folder: pathlib.Path = FOLDER) -> None:
-    """Puts a row in the place of the one that it repeats."""
+    """Stores a row, replacing the one that it repeats."""
     order = [f"{fault}, {job}" for fault in FAULTS for job in JOBS]
     with _alone(folder):
         rows: dict[str, Mapping[str, Any]] = {
@@ -76,7 +76,7 @@ def record(entry: Mapping[str, Any], *, folder: pathlib.Path = FOLDER) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Several of these programs may run at once, each for a job of its own."""
+    """A lock: several of these programs may run at once, each with its own job."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -86,7 +86,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def peers_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a fault, a column a job: how often what happened."""
+    """One line per fault, one column per job: how often each outcome happened."""
     found = {(e["fault"], e["job"]): e for e in rows}
     jobs = [name for name in JOBS if any(e["job"] == name for e in rows)]
     lines = [
@@ -107,7 +107,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 
 def _sources(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For each job its versions, dates and devices."""
+    """Versions, dates and devices of each job."""
     said = []
     for name, job in JOBS.items():
         mine = [entry for entry in rows if entry["job"] == name]

@@ -1,4 +1,4 @@
-"""What every job understands and says: its options, and lines for the driver."""
+"""The interface of every job: its options, and the lines it prints for the driver."""
 
 import argparse
 import hashlib
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def arguments() -> argparse.Namespace:
-    """The options that every job has."""
+    """The options common to all jobs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
@@ -22,17 +22,17 @@ def arguments() -> argparse.Namespace:
 
 
 def nan_step() -> int:
-    """The step whose batch is not a number; 0 where there is none."""
+    """The step whose batch is NaN; 0 for none."""
     return int(os.environ.get("AFTERIMAGE_BENCH_NAN_STEP", "0"))
 
 
 def report(name: str, value) -> None:
-    """A line that the driver reads."""
+    """Prints a line for the driver."""
     print(f"@{name} {value}", flush=True)
 
 
 def report_final(step: int, arrays: list[np.ndarray]) -> None:
-    """The weights after the last step: a digest, and whether all are numbers."""
+    """Reports the final weights: a digest, and whether all are finite."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -1,1 +1,1 @@
-"""Fine-tuning methods, one file each; what several share is in files with a `_`."""
+"""Fine-tuning methods, one file each; files with a leading `_` hold shared code."""

@@ -1,8 +1,8 @@
-"""Adversaries: a discriminator learns to tell two domains apart, and the encoder, by a
-reversed gradient, to prevent it.
+"""Adversaries: a discriminator learns to tell two domains apart; the encoder learns, by
+a reversed gradient, to prevent it.
 
-The discriminator has two classes, source 0 and target 1, and two logits under one
-softmax. (One unit under a softmax is always 1: such an adversary learns nothing.)
+The discriminator has two classes, source 0 and target 1, with two logits under one
+softmax. (A single unit under a softmax is always 1, so it would learn nothing.)
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ HIDDEN = 128
 
 @jax.custom_jvp
 def reverse_gradient(x: Array, scale: Array) -> Array:
-    """x; its derivative is −scale · dx (Ganin et al. 2016, gradient reversal)."""
+    """x, with the derivative −scale · dx (Ganin et al. 2016, gradient reversal)."""
     del scale
     return x
 
@@ -36,13 +36,13 @@ def _reversed(primals: Any, tangents: Any) -> tuple[Array, Array]:
 def ramp(progress: Array) -> Array:
     """λ = 2 / (1 + e^(−10p)) − 1 in [0, 1), p in [0, 1] (Ganin et al. 2016).
 
-    What the reversed gradient is multiplied by; the discriminator learns at full rate.
+    The factor on the reversed gradient; the discriminator learns at full rate.
     """
     return 2.0 / (1.0 + jnp.exp(-10.0 * progress)) - 1.0
 
 
 class Discriminator(nnx.Module):
-    """Two hidden layers, two logits: source 0, target 1. Starts at log 2."""
+    """Two hidden layers, two logits: source 0, target 1. Its loss starts at log 2."""
 
     def __init__(self, width: int, hidden: int = HIDDEN, *, rngs: nnx.Rngs):
         self.first = layers.Dense(width, hidden, rngs=rngs)
@@ -76,7 +76,7 @@ def adversary(
     *,
     weight: float = 1.0,
 ) -> Term:
-    """A term that tells the target's images from the labelled ones, λ by `ramp`."""
+    """A term that tells target images from labelled ones, with λ from `ramp`."""
     return Term(
         name=name,
         fn=fn,

@@ -1,4 +1,4 @@
-"""What methods share that make the features of two domains alike."""
+"""Shared by methods that align the features of two domains."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,13 +7,13 @@ from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import Method
 
 FEATURES = f"train/features/{HEAD}", f"target/features/{HEAD}"
-"""What the head reads of the labelled and of the target's images."""
+"""The features that the head reads, for labelled images and for target images."""
 LOGITS = f"train/logits/{HEAD}", f"target/logits/{HEAD}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment(Method):
-    """Makes the features of the labelled and of the target's images alike."""
+    """Aligns the features of labelled and target images."""
 
     needs_target: ClassVar[bool] = True
     target_in_batch: ClassVar[bool] = True
@@ -21,7 +21,7 @@ class Alignment(Method):
     acts_on_encoder: ClassVar[bool] = True
 
     weight: float = 1.0
-    """Weight beside the loss of the labels."""
+    """Weight relative to the loss of the labels."""
 
     def problems(self, config):
         return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]

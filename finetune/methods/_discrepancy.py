@@ -1,4 +1,4 @@
-"""Kernels and distances that several discrepancies between two samples share."""
+"""Kernels and distances shared by several discrepancies between two samples."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ def gaussians(
 ) -> Float[Array, "n n"]:
     """Σ_α exp(−d² / 2σ²), σ² = α · mean d², the mean over all pairs, without gradient.
 
-    The bandwidth rule of DAN's multi-kernel MMD (Long et al. 2015), as the authors'
-    library has it.
+    The bandwidth rule of DAN's multi-kernel MMD (Long et al. 2015), as in the authors'
+    library.
     """
     mean = jnp.maximum(jax.lax.stop_gradient(jnp.mean(square)), 1e-12)
     kernels = [jnp.exp(-square / (2 * alpha * mean)) for alpha in alphas]
@@ -34,5 +34,5 @@ def gaussians(
 def statistic(kernel: Array, n: int) -> Array:
     """mean k_ss + mean k_tt − 2 mean k_st of the kernel matrix of [s; t], s first."""
     within = jnp.mean(kernel[:n, :n]) + jnp.mean(kernel[n:, n:])
-    # Rounding may leave −1e-8 where it is zero.
+    # Rounding can give −1e-8 instead of zero.
     return jnp.maximum(within - 2 * jnp.mean(kernel[:n, n:]), 0.0)

@@ -1,9 +1,9 @@
-"""What methods of meta-learning share: descent within an episode, and what comes of it.
+"""Shared by methods of meta-learning: gradient descent within an episode.
 
-With the loss L, a start θ and an episode (S, Q) of support and queries, φ(θ) is θ after
-some steps of gradient descent on L(·; S). θ has a layer for each class of an episode;
-the numbers of the classes are drawn at random for each episode, as in Finn's code. The
-inner steps are unrolled: a convolution's gradient in a scan is slow on a CPU.
+With the loss L, initial weights θ and an episode (S, Q) of support and queries, φ(θ) is
+θ after some steps of gradient descent on L(·; S). The head of θ has one output for each
+class of an episode; classes are numbered at random in each episode, as in Finn's code.
+The inner steps are unrolled: a convolution's gradient in a scan is slow on a CPU.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ Leaves = dict[str, Array]
 Loss = Callable[..., tuple[Array, Any]]
 """loss(leaves, stats, batch, key) -> (value, (metrics, stats))"""
 Start = Callable[[Leaves, Any, Any], Leaves]
-"""start(leaves, stats, support) -> leaves: where an episode's descent begins."""
+"""start(leaves, stats, support) -> leaves: where an episode's descent starts."""
 Score = Callable[[int], float]
-"""The accuracy on an episode, by its number."""
+"""score(number) -> accuracy on the episode with this number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeMethod(Method):
-    """Learns over episodes; `setup.plan` is the sampler of those to learn from."""
+    """Learns from episodes; `setup.plan` is the sampler of training episodes."""
 
     tasks: ClassVar[tuple[str, ...]] = ("episodes",)
     trains_head: ClassVar[bool] = True
@@ -45,11 +45,11 @@ class EpisodeMethod(Method):
         return cross_entropy(setup.plan.shape.ways, head=HEAD)
 
     def gradient(self, setup: RunSetup) -> Estimator:
-        """How a step's gradient comes from its episodes."""
+        """How a step's gradient is computed from its episodes."""
         return plain_gradient
 
     def scorer(self, setup: RunSetup) -> Callable[[Sampler, Model], Score]:
-        """scorer(setup)(sampler, model) scores episodes; jitted once for all."""
+        """scorer(setup)(sampler, model) scores episodes; jitted only once."""
         raise NotImplementedError
 
 
@@ -58,15 +58,15 @@ class InnerSteps(EpisodeMethod):
     """Takes a few steps of gradient descent within each episode."""
 
     inner_steps: int = 2
-    """Steps of gradient descent within an episode. With a head that begins the same for
-    every class, the first changes only the head: with one step the encoder learns
-    between episodes only."""
+    """Steps of gradient descent within an episode. If the head starts out the same for
+    every class, the first step changes only the head: with a single step, the encoder
+    learns only between episodes."""
 
     inner_lr: float = 0.01
-    """Their learning rate."""
+    """Learning rate of the inner steps."""
 
     test_inner_steps: int | None = None
-    """The same when a held-out episode is scored. Default: inner_steps."""
+    """Inner steps when scoring held-out episodes. Default: inner_steps."""
 
     def problems(self, config):
         found = [
@@ -79,7 +79,7 @@ class InnerSteps(EpisodeMethod):
         return found
 
     def adaptation(self, setup: RunSetup) -> "Adaptation":
-        """What happens within an episode."""
+        """The gradient descent within an episode."""
         return Adaptation(steps=self.inner_steps, lr=self.inner_lr)
 
     def scorer(self, setup):
@@ -97,8 +97,8 @@ class InnerSteps(EpisodeMethod):
             return smoothed_cross_entropy(found, of_support, 0.0).mean(), None
 
         def predict(leaves: Leaves, stats: Any, images: Any) -> Any:
-            """Classes of an episode's queries after adapting to its support."""
-            key = jax.random.key(0)  # evaluation draws nothing
+            """Classes of an episode's queries, after adapting to its support."""
+            key = jax.random.key(0)  # evaluation uses no randomness
             given = {"image": images[: shape.support]}
             adapted = adaptation(loss, leaves, stats, given, key)
             return logits(adapted, stats, images[shape.support :]).argmax(-1)
@@ -122,8 +122,8 @@ class InnerSteps(EpisodeMethod):
 class Adaptation:
     """Gradient descent on a support: φ ← φ − lr ∇L(φ; S), `steps` times.
 
-    Only leaves whose path begins with `only` move. `first_order` takes the steps'
-    gradients as constants. With `start` the descent begins where that leads, and is
+    Only leaves whose path begins with `only` change. `first_order` treats the steps'
+    gradients as constants. With `start`, the descent starts from its result, and is
     differentiated through it.
     """
 
@@ -155,12 +155,12 @@ class Adaptation:
 def adapted_gradient(
     shape: Shape, adaptation: Adaptation, *, vectorised: bool | None = None
 ) -> Estimator:
-    """The gradient of the queries' loss after the adaptation: MAML and its kin.
+    """The gradient of the queries' loss after the adaptation: MAML and its variants.
 
-    `vectorised` runs the episodes side by side (vmap) in place of one after the other;
-    by default on accelerators only. Every episode then has kernels of its own, which
-    makes grouped convolutions: on a CPU four episodes of 80 images took 2.1 times as
-    long as one after the other (conv, 28 px, two cores, both interleaved).
+    `vectorised` runs the episodes in parallel (vmap), not one after another; by default
+    only on accelerators. Every episode then has its own kernels, which makes the
+    convolutions grouped: on a CPU four episodes of 80 images took 2.1 times as long as
+    one after another (conv, 28 px, two cores, both interleaved).
     """
 
     def estimator(loss: Loss) -> Callable[..., Any]:
@@ -190,8 +190,10 @@ def _split(episode: Mapping[str, Array], shape: Shape) -> tuple[Any, Any]:
 def over_episodes(
     one: Callable[..., Any], shape: Shape, vectorised: bool | None
 ) -> Callable[..., Any]:
-    """The mean of `one(leaves, stats, episode, key)` over a batch's episodes; the
-    statistics are left as they are."""
+    """The mean of `one(leaves, stats, episode, key)` over a batch's episodes.
+
+    The statistics do not change.
+    """
     if vectorised is None:
         vectorised = jax.default_backend() != "cpu"
 

@@ -1,4 +1,4 @@
-"""Fisher information, and penalties that it weighs."""
+"""Fisher information, and penalties weighted by it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +27,9 @@ def fisher_diagonal(
 ) -> Any:
     """F_j = (1/N) Σ_i Σ_c p_c(x_i) (∂ log p_c(x_i) / ∂θ_j)², exact over the classes.
 
-    `log_probabilities(params, example)` gives [C] of one example; `examples` is an
-    iterable of them. One example at a time: a square of a batch's mean gradient is
-    another, much smaller quantity (Kirkpatrick et al. 2017; van de Ven et al. 2022).
+    `log_probabilities(params, example)` gives [C] for one of the iterable `examples`.
+    They are processed one at a time: the square of a batch's mean gradient is a
+    different, much smaller quantity (Kirkpatrick et al. 2017; van de Ven et al. 2022).
     """
 
     @runtime.jit
@@ -50,8 +50,10 @@ def fisher_diagonal(
 def fisher_of(
     logits: Callable[[Any, Array], Array], params: Any, images: ImageSet
 ) -> Any:
-    """`fisher_diagonal` on at most 256 of the images; `logits(params, images)` is
-    [b, C], in evaluation mode."""
+    """`fisher_diagonal` on at most 256 of the images.
+
+    `logits(params, images)` gives [b, C] in evaluation mode.
+    """
 
     def log_probabilities(params: Any, image: Array) -> Array:
         return jax.nn.log_softmax(logits(params, image[None]))[0]

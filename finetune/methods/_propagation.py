@@ -1,7 +1,7 @@
 """Label propagation: classes of many images from few labels and near neighbours.
 
-Once before the first step, on the features as they were pretrained, NumPy and SciPy on
-the host.
+Runs once before the first step, on the pretrained features, with NumPy and SciPy on the
+host.
 """
 
 import numpy as np
@@ -27,12 +27,12 @@ def propagate(
 ) -> Int[np.ndarray, " _n"]:
     """The class of each row: argmax_c F_c / Σ F_c, F = (I − αS)⁻¹ Y; -1 for none.
 
-    Y are the `labels` as rows of one 1, of zeros where the label is -1; S = D^-½ W
-    D^-½ of the graph of the ten nearest neighbours, W_ij = exp(−‖x_i − x_j‖² / σ²), σ
-    the median distance, the larger of W_ij and W_ji for both; α = 0.99 (Zhou et al.
-    2004, "Learning with local and global consistency"; on pseudo-labels of a network
-    Iscen et al. 2019). Rows are taken at unit length. A row that no label reaches over
-    the graph has none.
+    Y holds the one-hot `labels`, zeros where the label is -1. S = D^-½ W D^-½ on the
+    graph of the ten nearest neighbours, W_ij = exp(−‖x_i − x_j‖² / σ²), σ the median
+    distance; the larger of W_ij and W_ji is used for both. α = 0.99 (Zhou et al. 2004,
+    "Learning with local and global consistency"; for pseudo-labels of a network, Iscen
+    et al. 2019). Rows are scaled to unit length. A row that no label reaches over the
+    graph has no class.
     """
     from scipy import sparse
     from scipy.sparse.linalg import cg
@@ -62,8 +62,8 @@ def propagated(
 ) -> Int[np.ndarray, " n"]:
     """Classes of `images` from the labels of `known`, -1 where no label reaches.
 
-    The graph holds at most 60,000 of the images, evenly spaced; each other has the
-    class of the nearest among them.
+    The graph holds at most 60,000 of the images, evenly spaced; every other image gets
+    the class of the nearest one in the graph.
     """
     from sklearn.neighbors import NearestNeighbors
 

@@ -1,9 +1,10 @@
 """CDAN and CDAN+E: an adversary on features and predictions together.
 
-As DANN with D(R_λ T(f, g)), T = f ⊗ g, g the predicted probabilities without gradient;
-above 4096 products T is a random map to 1024 (`multilinear`). +E weighs each example by
-1 + e^(−H(g)), normalised in each domain separately, H's gradient reversed as well (Long
-et al. 2018, "Conditional adversarial domain adaptation", and the authors' code).
+Like DANN, with D(R_λ T(f, g)), T = f ⊗ g, g the predicted probabilities without
+gradient; above 4096 products T is a random map to 1024 (`multilinear`). +E weights each
+example by 1 + e^(−H(g)), normalised in each domain separately; H's gradient is reversed
+as well (Long et al. 2018, "Conditional adversarial domain adaptation", and the authors'
+code).
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class CDAN(Alignment):
     """An adversary sees features and predictions together (CDAN, CDAN+E)."""
 
     entropy: bool = False
-    """CDAN+E: examples that are predicted with certainty weigh more."""
+    """CDAN+E: confidently predicted examples weigh more."""
 
     def terms(self, setup, phase=0):
         classes, seed = setup.heads[HEAD].classes, setup.config.seed
@@ -75,7 +76,7 @@ def cdan(
     seed: int = 0,
     hidden: int = HIDDEN,
 ) -> Term:
-    """The term of CDAN on `width` features; of CDAN+E with `by_entropy`."""
+    """The term of CDAN on `width` features, or of CDAN+E with `by_entropy`."""
     name = "cdan_e" if by_entropy else "cdan"
     rngs = nnx.Rngs(seed)
     random = width * classes > MOST_JOINT

@@ -1,8 +1,8 @@
-"""Compose: labelled images drawn with pixels of the target's images, on the device.
+"""Compose: combines labelled images with pixels of target images, on the device.
 
-What of a shift no augmentation draws, such as the clutter of photos, the target's own
-images bring into the labelled ones; their labels are not needed for it. Images are
-composed after the augmentation of both.
+Augmentation cannot imitate every domain shift, such as the clutter of photos. Target
+images bring it into the labelled ones, and need no labels to do so. Images are composed
+after both have been augmented.
 """
 
 import dataclasses
@@ -23,13 +23,15 @@ from afterimage.training.stage import Context
 
 _DRAWN = 10
 MIXED = 0.7
-"""`mixup` leaves at least the rest of this share to the labelled image."""
+"""Largest share of the target image in `mixup`."""
 _FULL_AT = 0.5
 
 
 def strength(progress: Float[Array, ""] | float) -> Array:
-    """How far images are composed at this share of a phase: 0 at its beginning, 1 from
-    its half on. What is hard from the first step on is not learned at all."""
+    """How strongly images are composed at this share of a phase: 0 to 1 at half of it.
+
+    Images that are hard from the first step on are not learned at all.
+    """
     return jnp.minimum(1.0, jnp.asarray(progress, jnp.float32) / _FULL_AT)
 
 
@@ -39,11 +41,10 @@ def mixup(
     target: Float[Array, "b h w c"],
     most: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "b h w c"]:
-    """(1 - m) s + m t of each labelled image s and a target image t, which keeps the
-    label of s; m is uniform in [0, 0.7 · `most`].
+    """(1 - m) s + m t of a labelled image s and a target image t, with the label of s.
 
-    Xu et al. 2020, "Adversarial domain adaptation with domain mixup", their mixing of
-    pixels; there an adversary is to tell the share as well.
+    m is uniform in [0, 0.7 · `most`]. The pixel mixing of Xu et al. 2020, "Adversarial
+    domain adaptation with domain mixup", where an adversary also predicts the share.
     """
     share = jax.random.uniform(key, (len(images), 1, 1, 1), images.dtype)
     return images + MIXED * most * share * (target - images)
@@ -55,16 +56,15 @@ def ink(
     target: Float[Array, "b h w c"],
     most: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "b h w c"]:
-    """g + (f - g) s: tones s in [0, 1] of a labelled image say how much of a figure f
-    and of a ground g shows.
+    """g + (f - g) s: a labelled image s in [0, 1] blends figure f and ground g.
 
-    Either is (1 - u) colour + u · an image of the target (two different ones), colour
-    random, u uniform in [0, a]; with probability 1 - a the colours are white and black.
-    Each image has its own a = `most` · √uniform, so that easy ones remain among the
-    hard; `most` = 0 gives the images as they are. After Jaderberg et al. 2014,
-    "Synthetic data and artificial neural networks for natural scene text recognition",
-    §2: layers of a drawn word are coloured and blended with crops of the images on
-    which words are to be read.
+    Both f and g are (1 - u) colour + u · target image (two different images), with
+    random colours and u uniform in [0, a]; with probability 1 - a the colours are white
+    and black. Each image has its own a = `most` · √uniform, so that easy images remain
+    among the hard ones; `most` = 0 leaves the images unchanged. After Jaderberg et al.
+    2014, "Synthetic data and artificial neural networks for natural scene text
+    recognition", §2: layers of a drawn word are coloured and blended with crops of the
+    images in which words are to be recognised.
     """
     far, which, *keys = jax.random.split(key, 6)
     one = (len(images), 1, 1, 1)
@@ -87,15 +87,15 @@ COMPOSERS: dict[str, Callable[..., Array]] = {"mixup": mixup, "ink": ink}
 @METHODS.add("compose")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compose(Method):
-    """Labelled images are drawn with pixels of the target's images."""
+    """Combines labelled images with pixels of target images."""
 
     needs_target: ClassVar[bool] = True
     target_in_batch: ClassVar[bool] = True
 
     kind: Literal["mixup", "ink"] = "mixup"
-    """How, more so until half of the phase is done. mixup: each blended with a target
-    image; ink: for letters, signs and drawings, bright on dark: what is bright is
-    filled with a colour and a target image, what is dark with others."""
+    """How images are combined; the strength grows until half of the phase. mixup: blend
+    each with a target image. ink: for letters, signs and drawings, bright on dark: fill
+    the bright parts with a colour and a target image, the dark parts with others."""
 
     def providers(self, setup, known, now):
         own = jax.random.fold_in(now.key, zlib.crc32(b"composing"))
@@ -109,8 +109,10 @@ class Compose(Method):
         return {"train/view": view}
 
     def pictures(self, setup, model, folder):
-        """Labelled images, target images, and what is made of the two at full strength;
-        the augmentation is left out."""
+        """Labelled images, target images, and both combined at full strength.
+
+        Without augmentation.
+        """
         if folder is None:
             return {}
         pixels = []

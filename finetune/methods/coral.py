@@ -1,8 +1,8 @@
-"""CORAL: the covariances of the features of both domains become alike.
+"""CORAL: aligns the covariances of the features of both domains.
 
 ‖C_s − C_t‖²_F / 4d², C the covariance with n − 1 of d features (Sun & Saenko 2016,
-"Deep CORAL: correlation alignment for deep domain adaptation"). It compares batches as
-a whole: a scalar.
+"Deep CORAL: correlation alignment for deep domain adaptation"). It compares whole
+batches: the loss is a scalar.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from afterimage.training.stage import Term, TermResult, View
 @METHODS.add("coral")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CORAL(Alignment):
-    """The covariances of the features of both domains become alike (CORAL)."""
+    """Aligns the covariances of the features of both domains (CORAL)."""
 
     weight: float = 10.0
-    """Weight beside the loss of the labels."""
+    """Weight relative to the loss of the labels."""
 
     def terms(self, setup, phase=0):
         return [coral_term(self.weight)]
 
 
 def coral_term(weight: float = 1.0) -> Term:
-    """`coral` between what the head reads of either domain."""
+    """`coral` between the head's features of both domains."""
 
     def fn(view: View) -> TermResult:
         return coral(view[FEATURES[0]], view[FEATURES[1]]), {}

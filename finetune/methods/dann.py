@@ -1,10 +1,10 @@
 """DANN: an adversary on the features.
 
-½ (mean −log D_0(R_λ f_s) + mean −log D_1(R_λ f_t)), D a discriminator on what the head
-reads, R_λ the reversed gradient with λ growing by `ramp` over the phase, so that the
-encoder climbs what D descends (Ganin et al. 2016, "Domain-adversarial training of
+½ (mean −log D_0(R_λ f_s) + mean −log D_1(R_λ f_t)), D a discriminator on the head's
+features, R_λ the reversed gradient with λ growing by `ramp` over the phase, so that the
+encoder maximises what D minimises (Ganin et al. 2016, "Domain-adversarial training of
 neural networks"). At chance the value is log 2, and the metric `dann_told`, the share
-of domains that D recognises, 0.5.
+of domains that D recognises, is 0.5.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""DELTA: feature maps that stay near those of the source model.
+"""DELTA: keeps feature maps near those of the source model.
 
 w · Σ_l ½ mean_{h,w,c} (M_l − M°_l)² over the encoder's feature maps of the training
 images: the behavioural regulariser of Li et al. 2019, "DELTA: deep learning transfer
-using feature map with attention", with all channels weighing the same; its supervised
-attention over channels is left out. A mean over positions and channels, where the paper
-sums, so that w does not depend on the size of the images.
+using feature map with attention", with equal weights for all channels, without its
+supervised attention. It is a mean over positions and channels, where the paper has a
+sum, so that w does not depend on the image size.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from afterimage.training.stage import Term, TermResult, View
 @METHODS.add("delta")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delta(Method):
-    """Feature maps stay near those of the source (DELTA)."""
+    """Keeps feature maps near those of the source (DELTA)."""
 
     needs_source: ClassVar[bool] = True
     acts_on_encoder: ClassVar[bool] = True

@@ -1,11 +1,11 @@
-"""Density ratio: labelled images weigh as much as they are likely in the target.
+"""Density ratio: weights labelled images by their likelihood in the target domain.
 
     w(x) = p_target(x) / p_source(x)
 
-so that E_source[w ℓ] = E_target[ℓ] (covariate shift, Shimodaira 2000). Three
-estimators, on the host, once before the first step, on the features that the head
-reads. One estimate for training and validation images, so that what is learned from and
-what a step is chosen by are weighed alike.
+so that E_source[w ℓ] = E_target[ℓ] (covariate shift, Shimodaira 2000). One of three
+estimators runs on the host, once before the first step, on the features that the head
+reads. A single estimate covers training and validation images, so that training and the
+choice of a step use the same weights.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _MOST_TARGET = 20_000
 @METHODS.add("density-ratio")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DensityRatio(Method):
-    """Labelled images are weighed by p_target / p_source (covariate shift)."""
+    """Weights labelled images by p_target / p_source (covariate shift)."""
 
     needs_target: ClassVar[bool] = True
 
@@ -53,7 +53,7 @@ class DensityRatio(Method):
         return [] if self.cap >= 1 else [f"cap={self.cap}: at least 1"]
 
     def example_weights(self, setup, model, say):
-        """The encoder is the source's, before the first step; at most 20,000 target
+        """From the source's encoder, before the first step, on at most 20,000 target
         images."""
         labels = setup.data.labels
         sets = {"train": labels.train}
@@ -98,8 +98,8 @@ def density_ratio(
     """Weights [n] of the source examples, mean one, none above `cap` times it.
 
     Features are projected on the whitened principal components (at most 16) of both
-    samples together, without which distances mean little in many dimensions. Raises
-    DataError where no source example looks like the target.
+    samples together, because distances mean little in many dimensions. Raises DataError
+    if no source example resembles the target.
     """
     estimators = {"classifier": by_classifier, "kmm": kmm, "ulsif": ulsif}
     projected = _principal(source, target)
@@ -109,15 +109,15 @@ def density_ratio(
             f"density_ratio={method}: no source image looks like the target; the "
             "domains do not overlap in their features. Align them instead"
         )
-    # Clipping lowers the mean, and dividing by it raises what is clipped: the fixed
-    # point is reached in a few rounds.
+    # Clipping lowers the mean, and dividing by it raises the clipped weights again: a
+    # few rounds reach the fixed point.
     for _ in range(50):
         weights = np.minimum(weights / weights.mean(), cap)
     return weights / weights.mean()
 
 
 def effective_size(weights: Weights) -> float:
-    """(Σw)² / Σw²: how many equally weighted examples are worth as much (Kish)."""
+    """(Σw)² / Σw²: the equivalent number of equally weighted examples (Kish)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
@@ -135,8 +135,8 @@ def _principal(
 def by_classifier(source: Features, target: Features, *, seed: int = 0) -> Weights:
     """w = (n_s / n_t) · p(target | x) / p(source | x) of a logistic regression.
 
-    Bickel et al. 2007. On the features and their squares: the exact form for Gaussians
-    with diagonal covariances. The ridge is chosen on a held-out third.
+    Bickel et al. 2007. It is fitted on the features and their squares, the exact form
+    for Gaussians with diagonal covariances. The ridge is chosen on a held-out third.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -161,15 +161,16 @@ def by_classifier(source: Features, target: Features, *, seed: int = 0) -> Weigh
 
 
 def kmm(source: Features, target: Features, *, seed: int = 0) -> Weights:
-    """Kernel mean matching (Huang et al. 2007): the w whose weighted source mean in the
-    kernel's space is the target's.
+    """Kernel mean matching (Huang et al. 2007).
+
+    The w that makes the weighted source mean equal the target mean in kernel space:
 
     min_w ½ wᵀK w − κᵀw,  0 ≤ w ≤ 1000,  |mean w − 1| ≤ (√n − 1)/√n,
 
     K_ij = k(s_i, s_j), κ_i = (n / m) Σ_j k(s_i, t_j), k Gaussian with the median
-    distance for σ. Solved in random chunks of about 1000 source examples against at
-    most as many target ones (weights are given to the examples of the fit alone), by
-    projected gradient.
+    distance for σ. Solved by projected gradient, in random chunks of about 1000 source
+    examples against at most as many target examples (only examples in the fit get
+    weights).
     """
     rng = np.random.default_rng(seed)
     width = _median_distance(source, target, rng)
@@ -184,7 +185,7 @@ def kmm(source: Features, target: Features, *, seed: int = 0) -> Weights:
 
 
 def _matched(kernel: np.ndarray, pull: Weights, rounds: int = 500) -> Weights:
-    """Nesterov's projected gradient on KMM's quadratic programme."""
+    """Nesterov's projected gradient method on KMM's quadratic programme."""
     n = len(pull)
     slack = (np.sqrt(n) - 1) / np.sqrt(n)
     rate = 1.0 / np.linalg.norm(kernel, 2)
@@ -257,7 +258,7 @@ def _gaussian(x: Features, y: Features, width: float) -> np.ndarray:
 
 
 def _median_distance(source: Features, target: Features, rng) -> float:
-    """The median distance of pairs of both samples together (at most 1000 of them)."""
+    """The median pairwise distance in both samples together (at most 1000 of them)."""
     both = np.concatenate([source, target])
     some = both[rng.permutation(len(both))[:1000]]
     square = (some**2).sum(1)[:, None] + (some**2).sum(1)[None] - 2 * some @ some.T

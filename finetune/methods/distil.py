@@ -1,10 +1,11 @@
-"""Distillation: a finished classifier, the teacher, is learned from.
+"""Distillation: learns from a finished classifier, the teacher.
 
-Its predictions, what its head reads, or relations between images in that space. The
-teacher's parameters are in `stats["distil"]`, so every checkpoint holds them, nothing
-differentiates or moves them, and it always runs in evaluation mode. It sees the view
-that the student sees, normalised in its own way (Beyer et al. 2022, "Knowledge
-distillation: a good teacher is patient and consistent").
+The student learns the teacher's predictions, the features its head reads, or relations
+between images in that feature space. The teacher's parameters are in `stats["distil"]`:
+every checkpoint holds them, and they are never differentiated or changed. The teacher
+always runs in evaluation mode. It sees the same view as the student, with its own
+normalisation (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and
+consistent").
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from afterimage.training.stage import Context, Term, TermResult, View
 
 Tree = dict[str, Any]
 ANGLE = 2.0
-"""Weight of the angles beside the distances, the paper's ratio."""
+"""Weight of the angles relative to the distances, as in the paper."""
 _WEIGHTS = {"relational": 25.0}
 _ROUNDS = 7
 
@@ -40,25 +41,25 @@ _ROUNDS = 7
 @METHODS.add("distil")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distil(Method):
-    """A finished classifier, the teacher, is learned from."""
+    """Learns from a finished classifier, the teacher."""
 
     teacher: str | None = None
     """The teacher: a finished fine-tuning run, of any architecture, at the same image
     size. It sees the same augmented images."""
 
     kinds: tuple[Literal["logits", "features", "relational"], ...] = ("logits",)
-    """What is learned. logits: its softened predictions; features: what its head reads,
-    through a learned linear map; relational: distances and angles between images in
-    that space."""
+    """What to learn from the teacher. logits: its softened predictions; features: the
+    features its head reads, through a learned linear map; relational: distances and
+    angles between images in that feature space."""
 
     weights: tuple[float, ...] = ()
-    """One weight for each of kinds. Default: 1 each, relational 25."""
+    """One weight for each of kinds. Default: 1 each, 25 for relational."""
 
     temperature: float = 4.0
     """Teacher and student predictions are softened by this temperature."""
 
     label_weight: float = 1.0
-    """Weight of the labels' loss; 0: the teacher alone."""
+    """Weight of the loss of the labels; 0: learn from the teacher alone."""
 
     def problems(self, config):
         found = []
@@ -155,7 +156,7 @@ class Distil(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A loaded classifier, and where its classes stand in the student's order."""
+    """A loaded classifier, and the positions of its classes in the student's order."""
 
     path: str
     classifier: ClassifierNetwork
@@ -163,7 +164,7 @@ class Teacher:
     params: Tree
     stats: Tree
     order: tuple[int, ...]
-    """The teacher's number of each of the student's classes."""
+    """For each of the student's classes, its number in the teacher."""
 
     @property
     def width(self) -> int:
@@ -171,14 +172,16 @@ class Teacher:
         return feature_width(self.stats, self.head)
 
     def kept(self) -> Tree:
-        """What `stats["distil"]` begins as."""
+        """The initial value of `stats["distil"]`."""
         # Copies: the state is donated, and one buffer cannot be donated twice.
         both = {"params": self.params, "stats": self.stats}
         return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), both)
 
     def providers(self, kept: Tree) -> dict[str, Callable[[Context], Any]]:
-        """`teacher/features` and `teacher/logits` of the stream `train`, the logits in
-        the student's order of classes."""
+        """`teacher/features` and `teacher/logits` of the stream `train`.
+
+        The logits are in the student's order of classes.
+        """
         params, stats = kept["params"], kept["stats"]
 
         def maps(ctx: Context) -> Any:
@@ -210,16 +213,16 @@ def compare(
     model: Model,
     images: ImageSet,
 ) -> dict[str, Any]:
-    """What the student gained: parameters, images a second, accuracy of both.
+    """Teacher and student compared: parameters, images per second, accuracy.
 
-    `agreement` is the share of images on which both predict the same class; `smaller`
+    `agreement` is the share of images for which both predict the same class; `smaller`
     and `faster` are ratios teacher / student. Speed is the median of seven interleaved
-    batches of up to 256 of these images in evaluation mode. A teacher of other classes
-    has neither accuracy nor agreement.
+    batches of up to 256 of these images in evaluation mode. If the teacher has other
+    classes, accuracy and agreement are left out.
     """
     scorer = Scorer(teacher.classifier, teacher.head, runner)
     both = {
-        # As it was read: it never moves, and a restored step may lack what is empty.
+        # As loaded: it never changes, and a restored step may lack empty parts.
         "teacher": (scorer, teacher.head, (teacher.params, teacher.stats)),
         "student": (student, student.head, model),
     }
@@ -248,7 +251,7 @@ def compare(
 
 
 def _seconds(models: Sequence[tuple[Scorer, Model]], images: ImageSet) -> list[float]:
-    """Seconds an image of each model, their batches interleaved."""
+    """Seconds per image for each model, with interleaved batches."""
     batch = images.gather(np.arange(min(256, len(images))))
     taken = np.zeros((_ROUNDS + 1, len(models)))
     for row in taken:
@@ -270,10 +273,10 @@ def read_teacher(
 ) -> Teacher:
     """The teacher of a run on images of this shape and these classes.
 
-    Its classes must be known only where its `logits` are learned.
+    Its classes need to match only if its `logits` are learned.
 
-    Raises UserError where it takes other images or does not know a class;
-    CheckpointError where there is no classifier or it is damaged.
+    Raises UserError if it takes other images or does not know a class, CheckpointError
+    if its classifier is missing or damaged.
     """
     loaded = load_classifier(path, dtype=dtype)
     preprocessing = loaded.classifier.preprocessing
@@ -298,10 +301,10 @@ def read_teacher(
 
 
 def distil_logits(weight: float, temperature: float) -> Term:
-    """w · T² KL(softmax(t / T) ‖ softmax(z / T)), t the teacher's logits, z one's own.
+    """w · T² KL(softmax(t / T) ‖ softmax(z / T)), t and z teacher and student logits.
 
     Hinton et al. 2015, "Distilling the knowledge in a neural network": T² keeps the
-    gradient's size as T grows, so that w need not follow it. Nats, ≥ 0.
+    gradient's size as T grows, so that w need not change with T. Nats, ≥ 0.
     """
     own = f"train/logits/{HEAD}"
 
@@ -320,9 +323,9 @@ def distil_features(
 ) -> Term:
     """w · ½ mean_d (f A + b − t)_d², A and b learned, f and t standardised features.
 
-    The hint of FitNets (Romero et al. 2015), whose regressor lifts the narrower student
-    to the teacher's width, on what the heads read; a mean over d, where the paper sums,
-    so that w does not depend on the teacher's width.
+    The hint of FitNets (Romero et al. 2015), whose regressor maps the narrower student
+    to the teacher's width, applied to the features the heads read. It is a mean over d,
+    where the paper has a sum, so that w does not depend on the teacher's width.
     """
     own = f"train/features/{HEAD}"
     key = jax.random.key(seed)
@@ -345,7 +348,7 @@ def distil_features(
 
 
 def distil_relations(weight: float) -> Term:
-    """w · (RKD-D + 2 RKD-A) between what the heads read; see `relations`."""
+    """w · (RKD-D + 2 RKD-A) between the features the heads read; see `relations`."""
     own = f"train/features/{HEAD}"
 
     def fn(view: View) -> TermResult:
@@ -389,7 +392,7 @@ def _huber(x: Array) -> Array:
 
 
 def _distances(x: Array, pairs: Array) -> Array:
-    """‖x_i − x_j‖ over its mean; the floor keeps the root's gradient finite."""
+    """‖x_i − x_j‖ divided by its mean; a floor keeps the root's gradient finite."""
     found = jnp.sqrt(jnp.maximum(square_distances(x, x), 1e-12)) * pairs
     return found * pairs.sum() / jnp.maximum(found.sum(), 1e-12)
 

@@ -1,9 +1,9 @@
-"""EWC: parameters that mattered to earlier tasks are held.
+"""EWC: keeps parameters that mattered to earlier tasks near their values.
 
 w · ½ Σ_j F_j (θ_j − θ*_j)² over encoder and heads, F the Fisher information summed over
-the earlier tasks and θ* its weighted mean of their parameters, so that the gradient is
-that of a penalty for each task (Kirkpatrick et al. 2017, "Overcoming catastrophic
-forgetting in neural networks"; see `consolidated`).
+the earlier tasks and θ* the mean of their parameters weighted by it, so that the
+gradient equals that of one penalty per task (Kirkpatrick et al. 2017, "Overcoming
+catastrophic forgetting in neural networks"; see `consolidated`).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _PARTS = ("encoder", "heads")
 @METHODS.add("ewc")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EWC(Method):
-    """Parameters that mattered to earlier tasks are held (EWC)."""
+    """Keeps parameters that mattered to earlier tasks near their values (EWC)."""
 
     tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
@@ -36,15 +36,17 @@ class EWC(Method):
         return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
 
     def state(self, setup):
-        """Before the first task nothing matters."""
+        """Before the first task, no parameter matters."""
         learned = {name: setup.params[name] for name in _PARTS}
         kept = {"importance": learned, "anchor": learned}
-        # Shapes of leaves still to be loaded as well.
+        # Leaves yet to be loaded are only shapes.
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), kept)
 
     def remember(self, setup, state, phase):
-        """One task more: its Fisher information, in evaluation mode, exact over its
-        classes, each weighted by the model's own prediction."""
+        """Adds the task's Fisher information, measured in evaluation mode.
+
+        It is exact over the task's classes, each weighted by the model's prediction.
+        """
         plan, stats = setup.plan, state["stats"]
         piece = plan.tasks.slices(range(phase + 1))[-1]
         images = plan.tasks.images(setup.data.labels.train, plan.phases[phase])
@@ -91,11 +93,11 @@ def elastic(weight: float) -> Term:
 def consolidated(
     importance: Tree, anchor: Tree, fisher: Tree, params: Tree
 ) -> tuple[Tree, Tree]:
-    """(F, θ*) with one task more: F' = F + F_t, θ*' = θ* + F_t / F' (θ_t − θ*).
+    """(F, θ*) with one more task: F' = F + F_t, θ*' = θ* + F_t / F' (θ_t − θ*).
 
-    Σ_t F_t (θ − θ_t)² and F' (θ − θ*')² differ by a constant: one penalty has the
-    gradient of one for each task, and its memory does not grow. Where F' = 0 the
-    anchor is the newest parameter.
+    Σ_t F_t (θ − θ_t)² and F' (θ − θ*')² differ by a constant, so a single penalty has
+    the gradient of one per task, and its memory does not grow. Where F' = 0 the anchor
+    is the newest parameter.
     """
     both = jax.tree.map(jnp.add, importance, fisher)
 

@@ -1,8 +1,8 @@
 """Feature selection: which of an encoder's features a head reads.
 
-Scores are measured on labelled training images alone, before the first step; the best
-are kept, for good: `stats/heads/NAME/kept` holds their positions, so that checkpoints,
-the classifier artefact and whoever loads it read the same ones.
+Features are scored on labelled training images only, before the first step. The best
+are kept for the whole run: `stats/heads/NAME/kept` holds their positions, so that
+checkpoints and the classifier artefact use the same ones.
 """
 
 import dataclasses
@@ -29,11 +29,12 @@ class FeatureSelection(Method):
     """The head reads only the features that score best on the labels."""
 
     score: Literal["fisher", "mutual-information", "l1"] = "mutual-information"
-    """fisher: variance between classes over that within; mutual-information: with the
-    label, each feature alone; l1: weights of a sparse linear classifier."""
+    """fisher: variance between classes divided by that within; mutual-information:
+    between each single feature and the label; l1: weights of a sparse linear
+    classifier."""
 
     keep: int = 64
-    """How many features are kept."""
+    """Number of features to keep."""
 
     def problems(self, config):
         found = [] if self.keep >= 1 else [f"keep={self.keep}: at least 1"]
@@ -77,8 +78,8 @@ class FeatureSelection(Method):
 
 
 def fisher_score(x: Features, labels: Labels) -> Scores:
-    """F_j = Σ_c n_c (μ_cj − μ_j)² / Σ_c n_c σ²_cj, from 0; infinite where only the
-    numerator is not 0 (Gu et al. 2012, "Generalized Fisher score", §2)."""
+    """F_j = Σ_c n_c (μ_cj − μ_j)² / Σ_c n_c σ²_cj, ≥ 0; infinite if only the numerator
+    is not 0 (Gu et al. 2012, "Generalized Fisher score", §2)."""
     between, within = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     mean = x.mean(0, keepdims=True)
     for label in np.unique(labels):
@@ -90,8 +91,8 @@ def fisher_score(x: Features, labels: Labels) -> Scores:
 
 
 def mutual_information(x: Features, labels: Labels, *, seed: int) -> Scores:
-    """I(x_j; y) in nats of each feature alone, by three nearest neighbours (Ross 2014,
-    as scikit-learn's `mutual_info_classif` has it)."""
+    """I(x_j; y) of each single feature, nats, by three nearest neighbours (Ross 2014,
+    as in scikit-learn's `mutual_info_classif`)."""
     from sklearn.feature_selection import mutual_info_classif
 
     found = mutual_info_classif(x, labels, n_neighbors=3, random_state=seed)
@@ -99,13 +100,13 @@ def mutual_information(x: Features, labels: Labels, *, seed: int) -> Scores:
 
 
 def l1_weights(x: Features, labels: Labels, keep: int, *, seed: int) -> Scores:
-    """Σ_c |w_cj| of linear classifiers with an L1 penalty, one a class.
+    """Σ_c |w_cj| of linear classifiers with an L1 penalty, one per class.
 
     The penalty is the strongest 1/C, C = 2^i from 2^−10 to 2^6, that leaves `keep`
     features a weight (scikit-learn's `LinearSVC`, its "L1-based feature selection").
 
-    Features that say the same share one weight: unlike a score of each alone, this
-    does not keep both.
+    Redundant features share one weight; unlike scores of single features, this does
+    not keep both.
     """
     import warnings
 
@@ -118,7 +119,7 @@ def l1_weights(x: Features, labels: Labels, keep: int, *, seed: int) -> Scores:
     for power in range(-10, 7):
         model = LinearSVC(C=2.0**power, **settings)
         with warnings.catch_warnings():
-            # Scores are wanted, not a classifier: nearly there will do.
+            # Scores are needed, not a classifier: near convergence is enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
             weights = np.abs(model.fit(x, labels).coef_).sum(0)
         if np.count_nonzero(weights) >= keep:
@@ -129,7 +130,7 @@ def l1_weights(x: Features, labels: Labels, keep: int, *, seed: int) -> Scores:
 def best_features(
     method: str, x: Features, labels: Labels, keep: int, *, seed: int
 ) -> Int32[np.ndarray, " k"]:
-    """Sorted positions of the `keep` best features; of equal ones the first.
+    """Sorted positions of the `keep` best features; ties go to the first.
 
     `method` is fisher, mutual-information or l1; `x` is standardised.
     """

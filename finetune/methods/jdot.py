@@ -1,15 +1,15 @@
 """DeepJDOT: optimal transport between both domains, of features and labels together.
 
-(1/n) Σ_i C[i, π(i)], C by `joint_cost`, π its least assignment. π is found without
-gradient, then C descends along it: features of an image and of its partner meet, and
-the partner learns the label (Damodaran et al. 2018, "Deep joint distribution optimal
-transport for unsupervised domain adaptation", eq. 6). Either stream gives as many
-images a step. Two batches never have the same number of every class, so that pairing
-all of them pairs images of two classes: of n images the share `mass`, in (0, 1], is
-carried, those that cost least (Nguyen et al. 2022, "Improving mini-batch optimal
-transport via partial transportation"). Too small a share may consist of one class, and
-the other is then drawn to it. Metric `jdot_matched`: the share of the carried whose
-partner the head already predicts so.
+(1/n) Σ_i C[i, π(i)], C from `joint_cost`, π its cheapest assignment. π is found without
+gradient, then C is minimised along it: the features of an image and its partner move
+together, and the partner learns the label (Damodaran et al. 2018, "Deep joint
+distribution optimal transport for unsupervised domain adaptation", eq. 6). Both streams
+have the same number of images per step. Two batches never have the same number of every
+class, so pairing all images would pair different classes: of n images only the cheapest
+share `mass`, in (0, 1], is transported (Nguyen et al. 2022, "Improving mini-batch
+optimal transport via partial transportation"). If the share is too small, it may
+contain a single class, and others are then drawn to it. Metric `jdot_matched`: the
+share of transported images whose label the head already predicts for the partner.
 """
 
 import dataclasses
@@ -28,12 +28,13 @@ from afterimage.training.stage import Term, TermResult, View
 @METHODS.add("jdot")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JDOT(Alignment):
-    """The cost of carrying one domain to the other, labels with it (DeepJDOT)."""
+    """The cost of transporting one domain, with its labels, to the other (DeepJDOT)."""
 
     mass: float = 0.75
-    """The share of a batch that is carried, above 0 and at most 1; what costs most
-    stays, since no two batches have the same number of every class. 0.5 where class
-    frequencies differ between the domains; too little may carry one class only."""
+    """The share of a batch that is transported, above 0 and at most 1. The costliest
+    images are left out, since no two batches have the same number of every class. Use
+    0.5 if class frequencies differ between the domains; if the share is too small, it
+    may contain a single class."""
 
     def problems(self, config):
         found = super().problems(config)
@@ -46,13 +47,13 @@ class JDOT(Alignment):
 
 
 def assignment(cost: Float[Array, "n n"], apart: int = 0) -> Int[Array, " n"]:
-    """The column π(i) of each row that makes Σ_i cost[i, π(i)] least, or n for none.
+    """The column π(i) of each row that minimises Σ_i cost[i, π(i)], or n for none.
 
-    Between two samples of one size, every example weighing the same, this is an exact
-    optimal transport plan (Optax's Hungarian algorithm: n³, one row after the other).
-    `apart` rows, and as many columns, are left without a partner, those whose absence
-    saves most: exact partial transport, by as many rows and columns that cost nothing
-    (Chapel et al. 2020, "Partial optimal transport", proposition 1).
+    Between two samples of equal size with equal weights, this is an exact optimal
+    transport plan (Optax's Hungarian algorithm: n³, row by row). `apart` rows, and as
+    many columns, have no partner: those that save the most cost. This is exact partial
+    transport, by adding that many rows and columns of zero cost (Chapel et al. 2020,
+    "Partial optimal transport", proposition 1).
     """
     n = len(cost)
     if apart:
@@ -70,10 +71,10 @@ def joint_cost(
     logits: Float[Array, "n c"],
     feature_weight: float = 1.0,
 ) -> Float[Array, "n n"]:
-    """a · ‖s_i − t_j‖² / d + (−log p_j(y_i)); an unlabelled i (−1) has the first alone.
+    """a · ‖s_i − t_j‖² / d + (−log p_j(y_i)); for an unlabelled i (−1) only the first.
 
-    The mean over the d features, where DeepJDOT has the sum, so that one `a` suits
-    vectors of any length.
+    A mean over the d features, where DeepJDOT has a sum, so that one `a` suits vectors
+    of any length.
     """
     distance = square_distances(source, target) / source.shape[1]
     surprise = -jax.nn.log_softmax(logits)[:, labels.clip(0)].T
@@ -81,7 +82,7 @@ def joint_cost(
 
 
 def jdot_term(weight: float = 1.0, mass: float = 0.75) -> Term:
-    """The term of DeepJDOT, of which the share `mass` of a batch is carried."""
+    """The term of DeepJDOT, which transports the share `mass` of a batch."""
     reads = (FEATURES[0], "train/label", FEATURES[1], LOGITS[1])
 
     def fn(view: View) -> TermResult:

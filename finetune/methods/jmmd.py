@@ -1,7 +1,7 @@
 """JMMD: a kernel distance between features and predictions of both domains together.
 
 As MMD with k = k_features · k_probabilities (Long et al. 2017, "Deep transfer learning
-with joint adaptation networks"): it sees classes that swapped places.
+with joint adaptation networks"): unlike MMD it detects swapped classes.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class JMMD(Alignment):
 
 
 def jmmd_term(weight: float = 1.0) -> Term:
-    """`jmmd` between what the head reads and predicts of either domain."""
+    """`jmmd` between the head's features and predictions of both domains."""
 
     def fn(view: View) -> TermResult:
         source, target = (

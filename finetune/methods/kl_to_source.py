@@ -1,8 +1,8 @@
-"""KL(p° ‖ p): predictions of the source's own classifier that stay as they were.
+"""KL(p° ‖ p): keeps the predictions of the source's own classifier.
 
 ℓ(i) = T² Σ_c p°_c (log p°_c − log p_c), p = softmax(z / T); p° from the source model, p
-from the copy of its head that learns on with the encoder (Li & Hoiem 2016, "Learning
-without forgetting"). Nats, ≥ 0, and zero before the first step.
+from the copy of its head that keeps learning with the encoder (Li & Hoiem 2016,
+"Learning without forgetting"). Nats, ≥ 0, and zero before the first step.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from afterimage.training.stage import Term, TermResult, View
 @METHODS.add("kl-to-source")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLToSource(Method):
-    """The source classifier's own predictions stay as they were."""
+    """Keeps the predictions of the source's own classifier."""
 
     needs_source: ClassVar[bool] = True
     acts_on_encoder: ClassVar[bool] = True

@@ -1,13 +1,13 @@
-"""L2-SP: weights that stay near those of the source model.
+"""L2-SP: keeps weights near those of the source model.
 
-w · ½ Σ_j F_j (θ_j − θ⁰_j)² over the encoder's parameters, θ⁰ where they began, and
-v · ½ Σ_j θ_j² over the heads, which are new and have no starting point (Li et al. 2018,
+w · ½ Σ_j F_j (θ_j − θ⁰_j)² over the encoder's parameters, θ⁰ their initial values, and
+v · ½ Σ_j θ_j² over the heads, which are new and have no source values (Li et al. 2018,
 "Explicit inductive bias for transfer learning with convolutional networks", there
 α = w and β = v). F = 1, or the diagonal Fisher information of the source model (their
 L2-SP-Fisher).
 
-Under AdamW a penalty in the loss is divided by the gradient's running size as every
-other part of the gradient is.
+AdamW divides a penalty in the loss by the gradient's running size, like every other
+part of the gradient.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ HEADS = "^heads/"
 @METHODS.add("l2-sp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class L2SP(Method):
-    """Weights stay near those of the source (L2-SP)."""
+    """Keeps weights near those of the source (L2-SP)."""
 
     needs_source: ClassVar[bool] = True
     acts_on_encoder: ClassVar[bool] = True
 
     weight: float = 0.01
-    """Weight of half the squared distance of the encoder's parameters from where they
-    began. Needs --weight-decay 0."""
+    """Weight of half the squared distance of the encoder's parameters from their
+    initial values. Needs --weight-decay 0."""
 
     head: float = 0.0
-    """Weight of half the squared size of the heads; 0.01 is customary."""
+    """Weight of half the squared norm of the heads; 0.01 is customary."""
 
     fisher: bool = False
     """Weigh each parameter by its Fisher information, which needs a source with a
@@ -94,10 +94,10 @@ class L2SP(Method):
 
 
 def scaled(fisher: Any) -> Any:
-    """The information over its mean over all parameters, so that the weight of L2-SP
-    means the same with it and without.
+    """The information divided by its mean over all parameters.
 
-    Raises CheckpointError where the mean is zero or not finite.
+    The weight of L2-SP then has the same meaning with and without it. Raises
+    CheckpointError if the mean is zero or not finite.
     """
     leaves = jax.tree.leaves(fisher)
     mean = sum(float(leaf.sum()) for leaf in leaves) / sum(leaf.size for leaf in leaves)
@@ -112,7 +112,7 @@ def scaled(fisher: Any) -> Any:
 def l2_sp(weight: float, *, fisher: bool = False) -> Term:
     """w · ½ Σ_j F_j (θ_j − θ⁰_j)² over the encoder, F from `source/fisher` or 1.
 
-    Raises UserError, with all leaves, for a source of another shape.
+    Raises UserError, listing all leaves, for a source of another shape.
     """
 
     def fn(view: View) -> TermResult:

@@ -1,8 +1,8 @@
-"""Label shift: the classes look as before, only their frequencies differ.
+"""Label shift: the classes look the same, only their frequencies differ.
 
-p_target(x | y) = p_source(x | y). From a classifier of the source and its predictions
-on unlabelled target examples the target's class frequencies q follow, and with them
-the corrected classifier p(y | x) ∝ p_source(y | x) · q_y / p_y.
+p_target(x | y) = p_source(x | y). The target's class frequencies q are estimated from a
+source classifier's predictions on unlabelled target examples; the corrected classifier
+is p(y | x) ∝ p_source(y | x) · q_y / p_y.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ Frequencies = Float[np.ndarray, " c"]
 @METHODS.add("label-shift")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelShift(Method):
-    """The finished classifier is corrected for the target's class frequencies."""
+    """Corrects the finished classifier for the target's class frequencies."""
 
     needs_target: ClassVar[bool] = True
 
     estimator: Literal["bbse", "em"] = "bbse"
-    """How the frequencies are estimated. bbse: from confusions alone; em: by
+    """How the frequencies are estimated. bbse: from the confusion matrix alone; em: by
     expectation-maximisation, for well-calibrated probabilities."""
 
     def problems(self, config):
@@ -41,15 +41,15 @@ class LabelShift(Method):
         return []
 
     def state(self, setup):
-        # Raises before the first step what would else be found after the last.
+        # Raises before the first step, not after the last.
         labels = setup.data.labels
         frequencies(labels.classes, len(labels.class_names))
 
     def correct(self, setup, model):
-        """The head's bias moved by log(q / p), and both frequencies.
+        """The head's bias shifted by log(q / p), and both frequencies.
 
-        BBSE's confusions are measured on validation images where there are any, else on
-        the training images, which flatters the classifier: the record says which.
+        BBSE's confusion matrix is measured on validation images if there are any, else
+        on the training images, which flatters the classifier; the result says which.
         """
         params, labels = model[0], setup.data.labels
         known = frequencies(labels.classes, len(labels.class_names))
@@ -76,7 +76,7 @@ class LabelShift(Method):
 
 
 def frequencies(labels: Int[np.ndarray, " n"], classes: int) -> Frequencies:
-    """n_c / N. Raises DataError for a class without an example."""
+    """n_c / N. Raises DataError for a class without examples."""
     counts = np.bincount(labels, minlength=classes)
     if (counts == 0).any():
         raise DataError(
@@ -89,12 +89,12 @@ def frequencies(labels: Int[np.ndarray, " n"], classes: int) -> Frequencies:
 def bbse(
     source: Probabilities, labels: Int[np.ndarray, " n"], target: Probabilities
 ) -> Frequencies:
-    """Black-box shift estimation (Lipton et al. 2018): q from confusions alone.
+    """Black-box shift estimation (Lipton et al. 2018): q from the confusion matrix.
 
-    Solves C w = μ, C_ij = P_source(predicted i, true j), μ_i = P_target(predicted i), w
-    = q / p. `source` are held-out predictions. Negative parts are cut off and q is
-    normalised. Raises DataError where C cannot be inverted: the classifier never tells
-    two classes apart.
+    Solves C w = μ, C_ij = P_source(predicted i, true j), μ_i = P_target(predicted i),
+    w = q / p. `source` holds held-out predictions. Negative entries are set to zero and
+    q is normalised. Raises DataError if C cannot be inverted: the classifier does not
+    distinguish two classes.
     """
     classes = source.shape[1]
     known = frequencies(labels, classes)
@@ -114,8 +114,8 @@ def bbse(
 def em(target: Probabilities, known: Frequencies, *, rounds: int = 1000) -> Frequencies:
     """The most likely q by expectation-maximisation (Saerens et al. 2002).
 
-    From q = `known`, the source's: r_ic ∝ target_ic · q_c / known_c, then q = mean_i r.
-    Good where the probabilities are calibrated.
+    Starts from q = `known`, the source's; r_ic ∝ target_ic · q_c / known_c, then
+    q = mean_i r. Works well if the probabilities are calibrated.
     """
     now = known
     for _ in range(rounds):

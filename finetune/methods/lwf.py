@@ -1,8 +1,7 @@
-"""LwF: the earlier model's predictions are kept on the new task's images.
+"""LwF: keeps the earlier model's predictions on the new task's images.
 
 w · Σ_h T² KL(p°_h ‖ p_h), h the slices of the heads that predict earlier tasks, p° from
-the model as it was before this task (Li & Hoiem 2016, "Learning without forgetting",
-T = 2).
+the model before this task (Li & Hoiem 2016, "Learning without forgetting", T = 2).
 """
 
 import dataclasses
@@ -23,12 +22,12 @@ _PARTS = ("encoder", "heads")
 @METHODS.add("lwf")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LwF(Method):
-    """The earlier model's predictions are kept (learning without forgetting)."""
+    """Keeps the earlier model's predictions (learning without forgetting)."""
 
     tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     weight: float = 1.0
-    """Weight beside the loss of the labels."""
+    """Weight relative to the loss of the labels."""
 
     temperature: float = 2.0
     """Both predictions are softened by this temperature first."""
@@ -46,17 +45,19 @@ class LwF(Method):
 
     def state(self, setup):
         kept = _model(setup.params, setup.stats)
-        # Shapes of leaves still to be loaded as well.
+        # Leaves yet to be loaded are only shapes.
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), kept)
 
     def remember(self, setup, state, phase):
-        """The model as it is."""
+        """The current model."""
         # Copies: the state is donated, and one buffer cannot be donated twice.
         return jax.tree.map(jnp.copy, _model(state["params"], state["stats"]))
 
     def providers(self, setup, known, now):
-        """`previous/logits/HEAD` of the training images, by the model as it was, in
-        evaluation mode."""
+        """`previous/logits/HEAD` of the training images.
+
+        They come from the remembered model in evaluation mode.
+        """
         read, kept = setup.classifier, now.stats[self.name]
         params, stats = kept["params"], kept["stats"]
 

@@ -1,4 +1,4 @@
-"""MAML: a start from which a few steps on a few images learn new classes.
+"""MAML: initial weights from which a few steps on a few images learn new classes.
 
 The gradient of a training step is the mean over a batch's episodes of
 
@@ -6,10 +6,10 @@ The gradient of a training step is the mean over a batch's episodes of
     ∇_φ L(φ; Q) at φ = φ(θ)              `first_order` (the same)
     as MAML; only the head moves to φ    `only_head`: ANIL (Raghu et al. 2020)
 
-With `tied_head` an episode begins with the same layer for every class, their mean
-(`one_for_all`; Ye & Chao 2022, "How to Train Your MAML to Excel in Few-Shot
-Classification", §5). The first step then moves the head alone: the gradients that it
-sends back to the encoder sum to zero.
+With `tied_head` an episode starts with the same head weights for every class, their
+mean (`one_for_all`; Ye & Chao 2022, "How to Train Your MAML to Excel in Few-Shot
+Classification", §5). The first step then changes only the head: the gradients it sends
+back to the encoder sum to zero.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from afterimage.finetune.methods._episodes import (
 @METHODS.add("maml")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MAML(InnerSteps):
-    """A start from which a few steps learn new classes (MAML, ANIL)."""
+    """Initial weights from which a few steps learn new classes (MAML, ANIL)."""
 
     first_order: bool = False
-    """Without second derivatives."""
+    """Leave out second derivatives."""
 
     only_head: bool = False
     """Only the head takes the steps within an episode (ANIL)."""
@@ -56,8 +56,10 @@ class MAML(InnerSteps):
 
 
 def one_for_all(leaves: Leaves, layer: str) -> Leaves:
-    """The leaves with the mean over the classes in place of each class's own `kernel`
-    and `bias` below the path `layer`; differentiated, the mean is what learns."""
+    """The leaves with `kernel` and `bias` below `layer` averaged over the classes.
+
+    Through differentiation, the mean is what learns.
+    """
     own = {name: leaves[f"{layer}/{name}"] for name in ("kernel", "bias")}
     means = {
         f"{layer}/{name}": jnp.broadcast_to(x.mean(-1, keepdims=True), x.shape)

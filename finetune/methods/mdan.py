@@ -1,14 +1,14 @@
 """MDAN: one adversary for each of K labelled sources; the hardest source counts most.
 
-ε_k is the mean of the labels' loss over source k, d_k = mean −log D_k0(R_λ f_k) + mean
-−log D_k1(R_λ f_t). Beside the labels' loss, whose mean ε over the batch it takes away,
-the sum is the paper's smoothed bound
+ε_k is the mean loss of the labels over source k, d_k = mean −log D_k0(R_λ f_k) + mean
+−log D_k1(R_λ f_t). The term subtracts ε, the mean loss of the labels over the batch, so
+that together with that loss the sum is the paper's smoothed bound
 
     (1/γ) log (1/K) Σ_k exp γ (ε_k + μ d_k),   μ = `weight`
 
 (Zhao et al. 2018, "Adversarial multiple source domain adaptation", and the authors'
-code; the constant 1/K makes it the mean for γ → 0). A source without an image in the
-batch counts nothing. The metric `mdan_told` is the share of domains recognised.
+code; the constant 1/K makes it the mean for γ → 0). A source without images in the
+batch does not count. The metric `mdan_told` is the share of domains recognised.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from afterimage.models.encoder import Network, Tree
 from afterimage.training.stage import Term, TermResult, View
 
 MDAN_WEIGHT = 0.01
-"""μ of the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""
+"""μ in the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""
 
 
 @METHODS.add("mdan")
@@ -43,10 +43,10 @@ class MDAN(Alignment):
     """An adversary for each of several labelled sources (MDAN)."""
 
     weight: float = MDAN_WEIGHT
-    """μ: weight of each source's adversary beside its loss; the authors' value."""
+    """μ: weight of each source's adversary relative to its loss; the authors' value."""
 
     gamma: float = 10.0
-    """How far the hardest source outweighs the others; 0.1 is nearly their mean."""
+    """How much the hardest source outweighs the others; 0.1 gives nearly the mean."""
 
     def problems(self, config):
         found = super().problems(config)
@@ -73,8 +73,10 @@ def mdan(
     seed: int = 0,
     hidden: int = HIDDEN,
 ) -> Term:
-    """The term of MDAN beside the term `labelled`; `train/label/source` says where an
-    image comes from."""
+    """The term of MDAN, to be added to the term `labelled`.
+
+    `train/label/source` is the number of each image's source.
+    """
     name = "mdan"
     share = labelled.weight
     assert not callable(share)
@@ -122,5 +124,5 @@ def _domain(
 
 
 def _over(values: Array, mine: Array) -> Array:
-    """The mean over the examples that `mine` marks; 0 where there is none."""
+    """The mean over the examples that `mine` marks; 0 if there are none."""
     return jnp.sum(values * mine) / jnp.maximum(mine.sum(), 1.0)

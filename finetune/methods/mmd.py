@@ -2,7 +2,7 @@
 
 MMD² = E k(s, s') + E k(t, t') − 2 E k(s, t), k a sum of Gaussians (Gretton et al. 2012,
 "A kernel two-sample test"; as a loss Long et al. 2015, "Learning transferable features
-with deep adaptation networks"). It compares pairs of examples: a scalar of the batch.
+with deep adaptation networks"). It compares pairs: the loss is one scalar per batch.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class MMD(Alignment):
 
 
 def mmd_term(weight: float = 1.0) -> Term:
-    """`mmd` between what the head reads of either domain."""
+    """`mmd` between the head's features of both domains."""
 
     def fn(view: View) -> TermResult:
         return mmd(view[FEATURES[0]], view[FEATURES[1]]), {}
@@ -47,8 +47,8 @@ def mmd(
 ) -> Float[Array, ""]:
     """MMD² = E k(s, s') + E k(t, t') − 2 E k(s, t), k a sum of Gaussians.
 
-    The V-statistic (Gretton et al. 2012): means over all pairs, i = j too, so that it
-    is a squared norm and cannot become negative.
+    The V-statistic (Gretton et al. 2012): means over all pairs, including i = j, so it
+    is a squared norm and never negative.
     """
     both = jnp.concatenate([source, target])
     return statistic(gaussians(square_distances(both, both), alphas), len(source))

@@ -1,7 +1,7 @@
-"""Proto-MAML: MAML from a head that is each episode's nearest class mean.
+"""Proto-MAML: MAML with a head that starts as the nearest-class-mean classifier.
 
-The head begins as the nearest mean of the support, as a function of the encoder, and is
-differentiated through (Triantafillou et al. 2020, "Meta-Dataset", §3).
+The head is computed from the class means of the support, as a function of the encoder,
+and is differentiated through (Triantafillou et al. 2020, "Meta-Dataset", §3).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from afterimage.finetune.tasks._sampler import Shape
 @METHODS.add("proto-maml")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProtoMAML(InnerSteps):
-    """As maml, from each episode's nearest class mean (Proto-MAML)."""
+    """As maml, starting from each episode's nearest class mean (Proto-MAML)."""
 
     def problems(self, config):
         found = super().problems(config)
@@ -42,7 +42,7 @@ class ProtoMAML(InnerSteps):
         read, shape = setup.classifier, setup.plan.shape
 
         def start(leaves: Leaves, stats: Any, support: Any) -> Leaves:
-            """The head as the nearest mean of this support, before its augmentation."""
+            """The head from the class means of this support, before augmentation."""
             params = unflatten(leaves)
             images = read.preprocessing.normalise(support["image"])
             maps, _ = read.maps(params, stats, images)
@@ -59,12 +59,12 @@ class ProtoMAML(InnerSteps):
 def nearest_mean(
     support: Float[Array, "s d"], shape: Shape
 ) -> tuple[Float[Array, "d ways"], Float[Array, " ways"]]:
-    """(2 c_k / d, −‖c_k‖² / d): the linear layer that calls the nearest c_k.
+    """(2 c_k / d, −‖c_k‖² / d): the linear layer that predicts the nearest c_k.
 
     Its softmax is that of −‖f(x) − c_k‖² / d, as ‖f(x)‖² is the same for all classes
-    (Triantafillou et al. 2020, "Meta-Dataset", §3, without the d). Where an episode's
-    descent of Proto-MAML begins: undivided, distances of d standardised features are
-    of the size of d, and a step of a rate that suits a head destroys the encoder.
+    (Triantafillou et al. 2020, "Meta-Dataset", §3, without the d). Proto-MAML starts
+    from it in each episode. Without the division, distances of d standardised features
+    are of order d, and a step at a rate that suits a head destroys the encoder.
     """
     prototypes = class_means(support, shape)
     width = prototypes.shape[-1]

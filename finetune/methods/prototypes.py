@@ -1,7 +1,7 @@
-"""Prototypes: a class is the mean of its few images in feature space.
+"""Prototypes: a class is represented by the mean of its few images in feature space.
 
-The loss is −log softmax(−‖f(x) − c‖²)_y, c_k the mean of the support of class k, over
-what the head would read; no head takes part (Snell et al. 2017, "Prototypical networks
+The loss is −log softmax(−‖f(x) − c‖²)_y, c_k the mean of the support of class k, on the
+features a head would read; no head is used (Snell et al. 2017, "Prototypical networks
 for few-shot learning").
 """
 
@@ -43,7 +43,7 @@ def prototype_logits(
 ) -> Float[Array, "q ways"]:
     """−‖f(x) − c_k‖², c_k the mean of the support of class k (Snell et al. 2017).
 
-    The support's rows stand class after class, as in an episode.
+    The support's rows are sorted by class, as in an episode.
     """
     return -square_distances(queries, class_means(support, shape))
 
@@ -55,8 +55,8 @@ def class_means(support: Float[Array, "s d"], shape: Shape) -> Float[Array, "way
 def prototypical(shape: Shape) -> Term:
     """−log softmax(−‖f(x) − c‖²)_y, the mean over the queries of a batch's episodes.
 
-    The loss of prototypical networks (Snell et al. 2017), over what the head would
-    read; no head takes part.
+    The loss of prototypical networks (Snell et al. 2017), on the features a head would
+    read; no head is used.
     """
     source = f"train/features/{HEAD}"
 

@@ -1,16 +1,16 @@
-"""Pseudo-labels: sure predictions of images without labels are learned from.
+"""Pseudo-labels: learns from confident predictions for images without labels.
 
 FixMatch: ℓ(i) = [max_c q_c ≥ τ] · −log p_k, k = argmax_c q_c, with q the probabilities
-of the weakly augmented image, without gradient, p those of the same image augmented
-strongly, τ the confidence (Sohn et al. 2020, "FixMatch: simplifying semi-supervised
+of the weakly augmented image, without gradient, p those of the same image with strong
+augmentation, τ the confidence (Sohn et al. 2020, "FixMatch: simplifying semi-supervised
 learning with consistency and confidence", eq. 4). The mean is over all images: with few
-sure ones the term is small. Two additions may be turned on:
+confident predictions the term is small. There are two optional additions:
 
-- Distribution alignment: q is first moved towards the frequencies of the classes
-  (`aligned`), so that none dies out.
-- Propagation: for a share of the steps a prediction counts only where label propagation
-  over neighbours in the pretrained features says the same (`_propagation.py`). What a
-  classifier of few labels takes for another class, its neighbours may still tell apart.
+- Distribution alignment: q is first moved towards the class frequencies (`aligned`), so
+  that no class dies out.
+- Propagation: for a share of the steps a prediction counts only if label propagation
+  over neighbours in the pretrained features agrees (`_propagation.py`). Neighbours may
+  still separate classes that a classifier trained on few labels confuses.
 
 The metric `pseudo_labels_sure` is the share of images that count.
 """
@@ -30,7 +30,7 @@ from afterimage.training.options import Augmentation
 from afterimage.training.stage import Context, Term, TermResult, View
 
 COUNTED = 0.25
-"""The share of the steps after which the predicted frequencies are taken."""
+"""The share of the steps after which the predicted frequencies are fixed."""
 REST, OF_TARGET = "rest", "target"
 STREAM, STRONG = "unlabelled", "strong"
 
@@ -38,56 +38,56 @@ STREAM, STRONG = "unlabelled", "strong"
 @METHODS.add("pseudo-labels")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PseudoLabels(Method):
-    """Sure predictions of images without labels are learned from (FixMatch)."""
+    """Learns from confident predictions for images without labels (FixMatch)."""
 
     streams: ClassVar[tuple[str, ...]] = (STREAM, STRONG)
 
     images: str = REST
-    """Which images. rest: all training images of data, whatever is left of their
-    labels; target: those of the target; or others, given like data."""
+    """Which images. rest: all training images of data, with or without labels; target:
+    those of the target; or others, given like data."""
 
     ratio: int = 1
-    """Images without labels a step for each labelled one: FixMatch's mu, 7 there. Such
-    a step takes as much longer; batch_size counts the labelled ones."""
+    """Images without labels per labelled image in each step: FixMatch's mu, 7 in the
+    paper. Steps take proportionally longer; batch_size counts the labelled images."""
 
     weight: float = 1.0
-    """Weight beside the loss of the labels."""
+    """Weight relative to the loss of the labels."""
 
     weak_augment: Augmentation | None = None
-    """Augmentation of the images that are predicted; what is predicted is learned from
-    the same images under strong_augment. The gentler, the more of the predictions are
-    right. Default: augment."""
+    """Augmentation of the images for prediction; the predictions are then learned from
+    the same images under strong_augment. With weaker augmentation, more predictions are
+    correct. Default: augment."""
 
     strong_augment: Augmentation = "strong"
-    """Augmentation of the images that are learned from: the stronger, the more there is
-    to learn from an image whose class is already predicted. strong-affine also scales
-    them."""
+    """Augmentation of the images for training: with stronger augmentation, there is
+    more to learn from an image whose class is already predicted. strong-affine also
+    scales them."""
 
     confidence: float = 0.95
-    """A prediction counts as sure from this probability on."""
+    """Smallest probability at which a prediction counts as confident."""
 
     distribution_alignment: bool = False
-    """Raise predictions of classes that are predicted more rarely than they are
-    frequent, and lower those of others, before they count as sure: no class dies out.
-    For unlabelled images with the class frequencies of the labelled ones, or with
+    """Raise the probabilities of classes predicted more rarely than their frequency and
+    lower those of others, before confidence is checked, so that no class dies out. For
+    unlabelled images with the class frequencies of the labelled ones, or with
     alignment_frequencies=predicted."""
 
     alignment_momentum: float = 0.0
-    """Share of the earlier steps in the mean of the predictions that distribution
-    alignment uses: 0.99 for that of about a hundred steps, which shows what the mean of
-    one batch hides; 0: this step's alone."""
+    """Share of the earlier steps in the mean prediction that distribution alignment
+    uses. 0.99 averages about a hundred steps, which is far less noisy than one batch;
+    0: the current step alone."""
 
     alignment_frequencies: Literal["labelled", "predicted"] = "labelled"
-    """The class frequencies that distribution alignment moves to. labelled: those of
+    """The class frequencies that distribution alignment aims for. labelled: those of
     the labelled images; predicted: the running mean of the predictions
-    (alignment_momentum) at a quarter of a phase's steps, until when nothing is learned
-    from these images. For unlabelled images with different class frequencies."""
+    (alignment_momentum) after a quarter of a phase's steps, for unlabelled images with
+    different class frequencies. Until then nothing is learned from these images."""
 
     propagation: float = 0.0
-    """For this share of the steps a prediction counts only where label propagation says
-    the same: the labels spread over near neighbours in the pretrained features, once
-    before the first step. 0.5 keeps a kind of image that the few labels lack from being
-    learned as another class; needs an encoder that tells such kinds apart."""
+    """For this share of the steps a prediction counts only if label propagation agrees:
+    before the first step, labels are spread over near neighbours in the pretrained
+    features. 0.5 keeps kinds of images that the few labels miss from being learned as
+    another class; the encoder must separate such kinds."""
 
     def problems(self, config):
         found = []
@@ -147,11 +147,11 @@ class PseudoLabels(Method):
         return kept or None
 
     def measure(self, setup, model, say):
-        """The class of every image without a label, by propagation of the labels."""
+        """The class of every image without a label, by label propagation."""
         kept = model[1].get(self.name)
         if not self.propagation:
             return kept
-        # Imported here: without propagation nobody needs a graph.
+        # Imported here: only propagation needs a graph.
         from afterimage.finetune.methods._propagation import propagated
         from afterimage.finetune.neighbours import Projector
 
@@ -184,8 +184,10 @@ class PseudoLabels(Method):
     def _running(
         self, kept: Mapping[str, Any], following: Callable[[Context], Any]
     ) -> dict[str, Callable[[Context], Any]]:
-        """The running mean of the predictions, and what it was when they began to be
-        learned from, for this step's terms and for the next step."""
+        """The running mean of the predictions, and its value when learning began.
+
+        Both are for this step's terms and for the next step.
+        """
         names = {"predicted": f"{STREAM}/predicted"}
 
         def mean(ctx: Context) -> Array:
@@ -233,11 +235,11 @@ def pseudo_labels(
 ) -> Term:
     """The term of FixMatch.
 
-    With the `frequencies` of the classes, q is `aligned` to them first: by the mean of
-    these images' q, or with `running` by `unlabelled/predicted`. With `counted` it is
-    aligned to `unlabelled/frequencies` in place of those given, and no image counts
-    while these are still counted, `progress` below COUNTED. While `progress` is below
-    `propagation`, k must be `unlabelled/propagated` too.
+    With class `frequencies`, q is first `aligned` to them, using the mean of these
+    images' q or, with `running`, `unlabelled/predicted`. With `counted`, q is aligned
+    to `unlabelled/frequencies` instead, and no image counts while these are being
+    measured (`progress` below COUNTED). While `progress` is below `propagation`, k must
+    also equal `unlabelled/propagated`.
     """
     reads = [f"{STREAM}/logits/{HEAD}", f"{STRONG}/logits/{HEAD}"]
     if running:
@@ -277,10 +279,10 @@ def aligned(
 ) -> Float[Array, "b c"]:
     """Distribution alignment: q_ic π_c / mean_c, normalised over the classes.
 
-    A class that is predicted of fewer images than its frequency π gains, so that none
-    dies out (Berthelot et al. 2020, "ReMixMatch", §3.1). The `mean` of the predictions
-    runs over the last 128 batches there: one batch's is moved by chance more than by a
-    class that is often, not always, taken for another.
+    A class that is predicted more rarely than its frequency π gains, so that no class
+    dies out (Berthelot et al. 2020, "ReMixMatch", §3.1). There the `mean` of the
+    predictions is over the last 128 batches: the noise of one batch exceeds the effect
+    of a class that is often, but not always, mistaken for another.
     """
     ratio = frequencies / jnp.maximum(mean, 1e-6)
     weighed = guess * ratio[None]

@@ -1,6 +1,6 @@
-"""Replay: some images of earlier tasks are shown again.
+"""Replay: trains again on some images of earlier tasks.
 
-With n tasks begun, the new task's images weigh 1/n and those of the earlier ones
+With n tasks begun, the new task's images weigh 1/n and those of the earlier tasks
 (n − 1)/n (van de Ven et al. 2022, "Three types of incremental learning").
 """
 
@@ -16,12 +16,12 @@ REPLAY = "replay"
 @METHODS.add("replay")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay(Method):
-    """Some images of earlier tasks are shown again."""
+    """Trains again on some images of earlier tasks."""
 
     tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     memory: int = 20
-    """How many images of each class are kept, chosen by seed."""
+    """Number of images to keep per class, chosen by seed."""
 
     @property
     def trains_earlier_heads(self) -> bool:

@@ -1,7 +1,7 @@
-"""Reptile: the start moves towards what each episode's steps lead to.
+"""Reptile: moves the initial weights towards the result of each episode's steps.
 
-The gradient of a training step is the mean over a batch's episodes of θ − φ(θ), φ on
-support and queries together (Nichol et al. 2018, "On first-order meta-learning
+The gradient of a training step is the mean over a batch's episodes of θ − φ(θ), with φ
+from support and queries together (Nichol et al. 2018, "On first-order meta-learning
 algorithms").
 """
 
@@ -26,7 +26,7 @@ from afterimage.training.step import Estimator
 @METHODS.add("reptile")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reptile(InnerSteps):
-    """Moves towards what each episode's steps lead to (Reptile)."""
+    """Moves the weights towards the result of each episode's steps (Reptile)."""
 
     def adaptation(self, setup):
         return dataclasses.replace(super().adaptation(setup), first_order=True)

@@ -1,4 +1,4 @@
-"""Sources: several labelled domains as one set, each image knowing its source."""
+"""Sources: several labelled domains as one set that records each image's source."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import reports
 
 SOURCE = "source"
-"""The task by which a pooled set says where each image comes from."""
+"""The task whose labels are the source of each image in a pooled set."""
 
 
 @METHODS.add("sources")
@@ -23,11 +23,11 @@ class Sources(Method):
     """Further labelled images of the same classes, from other domains."""
 
     images: tuple[str, ...] = ()
-    """Further labelled images beside data, each given like data, of the same classes.
-    All are trained on as one set; each image knows where it comes from."""
+    """Further labelled images of the same classes, each given like data. Together with
+    data they form one training set, which records the source of each image."""
 
     weights: tuple[float, ...] = ()
-    """Weights of the images of data and of each of these. Default: 1 each."""
+    """Weights of data and of each of images. Default: 1 each."""
 
     @property
     def weighs_examples(self) -> bool:
@@ -54,14 +54,14 @@ class Sources(Method):
         return pool([splits, *others], names)
 
     def example_weights(self, setup, model, say):
-        """The weight of each image by the source it comes from."""
+        """The weight of each image, by its source."""
         if not self.weights:
             return {}
         numbers = setup.data.labels.train.tasks[SOURCE].values
         return {"train": np.asarray(self.weights)[numbers]}
 
     def results(self, setup, model):
-        """Of each source its training images, and the report on its own test images."""
+        """For each source, its training images and the report on its test images."""
         labels, found = setup.data.labels, {}
         for number, name in enumerate(labels.train.tasks[SOURCE].class_names):
             test = of_head(_of_source(labels.test, number), HEAD)
@@ -78,7 +78,7 @@ class Sources(Method):
 
 
 def _of_source(images: ImageSet | None, number: int) -> ImageSet | None:
-    """The images of one source; None where it has none."""
+    """The images of one source; None if it has none."""
     if images is None:
         return None
     rows = np.flatnonzero(images.tasks[SOURCE].values == number)
@@ -89,8 +89,8 @@ def pool(splits: Sequence[Splits], names: Sequence[str]) -> Splits:
     """The splits of several sources joined; classes are matched by name.
 
     `of_task(SOURCE)` of a joined set gives the number of each image's source. Classes
-    and tasks are the first source's: a later one may lack some of them, and must have
-    no other. Raises DataError for all that do not fit.
+    and tasks are the first source's; the others may lack some of them but must not have
+    any more. Raises DataError, listing all that do not fit.
     """
     joined = {}
     for split in ("train", "validation", "test"):
@@ -132,7 +132,7 @@ def _join(
 
 
 def _numbered(images: ImageSet, like: Labels) -> np.ndarray:
-    """The labels by the class numbers of `like`; -1 where there are none."""
+    """The labels as class numbers of `like`; -1 where there are none."""
     if images.labels is None or images.class_names is None:
         return np.full(len(images), UNLABELLED, np.int32)
     used = {images.class_names[i] for i in np.unique(images.labels) if i >= 0}

@@ -1,6 +1,6 @@
-"""Tasks: several questions about the same images, answered by one encoder.
+"""Tasks: several classification tasks on the same images, with one shared encoder.
 
-Each further label column is a task with a head of its own. The losses add up, with
+Each further label column is a task with its own head. The losses are added up, with
 fixed weights or learned ones (`uncertain`), or the tasks' gradients on the encoder are
 projected where they conflict (`pcgrad`).
 """
@@ -25,19 +25,19 @@ _RESERVED = ("classes", "source", "train", "target")
 @METHODS.add("tasks")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks(Method):
-    """Further label columns, each a task with a head of its own."""
+    """Further label columns, each a task with its own head."""
 
     columns: tuple[str, ...] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
     """Columns of a csv file, or label arrays y_train_NAME in an npz file. An image may
     lack the label of any task (an empty cell, -1 or NaN)."""
 
     weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
-    """fixed: the sum of the losses; uncertainty: each task's weight is learned, noisy
-    ones weigh less; pcgrad: where two tasks' gradients on the encoder conflict, each
-    gives up what hurts the other."""
+    """fixed: the sum of the losses; uncertainty: each task's weight is learned, and
+    noisy tasks weigh less; pcgrad: where two tasks' gradients on the encoder conflict,
+    the conflicting part of each is removed."""
 
     weights: tuple[float, ...] = ()
-    """Weights of the labels' own task and of each of columns. Default: 1 each."""
+    """Weights of the main task and of each of columns. Default: 1 each."""
 
     def problems(self, config):
         found = [] if self.columns else ["columns: give at least one"]
@@ -60,7 +60,7 @@ class Tasks(Method):
         ]
 
     def labelled_terms(self, setup, terms, phase):
-        """The labels' own loss, weighed, and the cross-entropy of every other task."""
+        """The main task's loss, weighted, and the cross-entropy of every other task."""
         config, tasks = setup.config, setup.data.labels.train.tasks
         weights = self.weights or (1.0,) * (1 + len(self.columns))
         own = [term.times(weights[0]) for term in terms]
@@ -87,7 +87,7 @@ def uncertain(term: Term) -> Term:
     """e^(−s) ℓ + s / 2 with a learned s = log σ², from 0 (Kendall et al. 2018,
     "Multi-task learning using uncertainty to weigh losses", its classification form).
 
-    At its optimum s = log 2ℓ, so that a task weighs 1 / 2ℓ: one that stays hard weighs
+    At its optimum s = log 2ℓ, so a task has weight 1 / 2ℓ: tasks that stay hard weigh
     less. The metric NAME_weight is e^(−s), and NAME_loss the mean of ℓ.
     """
 
@@ -100,7 +100,7 @@ def uncertain(term: Term) -> Term:
             f"{term.name}_weight": weight,
             f"{term.name}_loss": each.mean(),
         }
-        # Without a label there is no loss: nothing to be uncertain of.
+        # Without labels there is no loss, and s must not change.
         return weight * each + jnp.where((each != 0).any(), s / 2, 0.0), metrics
 
     return dataclasses.replace(
@@ -116,11 +116,11 @@ def pcgrad(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Projected conflicting gradients: (gradients, metrics) of several tasks' rows.
 
-    `rows` are [1 + T, ...] by path: the gradient of what belongs to no task, then one a
+    `rows` are [1 + T, ...] by path: the gradient of terms without a task, then one per
     task. On the encoder, for each task i and every other task j in random order, where
-    ⟨g_i, g_j⟩ < 0, g_i ← g_i − ⟨g_i, g_j⟩ / ‖g_j‖² g_j with the g_j that j began with;
-    then all are summed (Yu et al. 2020, "Gradient surgery for multi-task learning",
-    algorithm 1). Other parameters take the plain sum: a head has one task's gradient.
+    ⟨g_i, g_j⟩ < 0, g_i ← g_i − ⟨g_i, g_j⟩ / ‖g_j‖² g_j with the original g_j; then all
+    are summed (Yu et al. 2020, "Gradient surgery for multi-task learning", algorithm
+    1). Other parameters get the plain sum: a head has only its own task's gradient.
     The metric `conflicts` is the share of pairs with ⟨g_i, g_j⟩ < 0.
     """
     shared = {path: row for path, row in rows.items() if path.startswith("encoder/")}
@@ -129,7 +129,7 @@ def pcgrad(
     for row in shared.values():
         flat = row[1:].reshape(tasks, -1).astype(jnp.float32)
         gram = gram + flat @ flat.T
-    # All that happens lies in the span of the rows: their coefficients suffice.
+    # Everything stays in the span of the rows, so their coefficients suffice.
     weights = jnp.zeros(tasks)
     for i in range(tasks):
         mine = jnp.eye(tasks)[i]

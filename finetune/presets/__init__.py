@@ -1,4 +1,4 @@
-"""Named settings for fine-tuning; each measured where it says so, and only there."""
+"""Named settings for fine-tuning; each was measured only where it says so."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def preset_config(name: str, **settings: Any) -> FinetuneConfig:
-    """The preset's configuration; `settings` (at least `from_`, `out`) win over it.
+    """The preset's configuration, overridden by `settings` (at least `from_`, `out`).
 
-    A setting of one of the preset's choices is given as `{"distil.teacher": …}`. Raises
+    Give a setting of one of the preset's choices as `{"distil.teacher": …}`. Raises
     UserError for an unknown preset or settings that cannot work.
     """
     merged = dict(find_preset(PRESETS, name).settings)
@@ -33,7 +33,7 @@ def preset_config(name: str, **settings: Any) -> FinetuneConfig:
 
 
 def _with(chosen: Any, name: str, settings: Mapping[str, Any]) -> Any:
-    """What is chosen, with more settings where its name is this one."""
+    """The choice, with these settings added if it has this name."""
     if isinstance(chosen, tuple):
         return tuple(_with(one, name, settings) for one in chosen)
     own = {"name": chosen} if isinstance(chosen, str) else chosen

@@ -1,11 +1,11 @@
-"""Presets for labels in one domain, or several, and none in another."""
+"""Presets for labels in one or more domains, and none in the target domain."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from afterimage.presets import Measured, Preset
 
-# Chosen on 1,500 training images of USPS held out, seed 7, 400 steps.
+# Chosen on 1,500 held-out training images of USPS, seed 7, 400 steps.
 _LETTERS: Mapping[str, Any] = {
     "mode": "full",
     "lr": 3e-3,
@@ -77,9 +77,9 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage adapt --preset adapt-ink --from runs/letters --data "
             "folder:letters --target folder:signs --out runs/adapted"
         ),
-        # The confidence was set, not chosen; the rate, no augmentation and how ink is
-        # drawn were chosen on 3,000 training images of the coloured digits held out,
-        # seed 11.
+        # The confidence was set without tuning; the rate, the missing augmentation and
+        # the ink settings were chosen on 3,000 held-out training images of the coloured
+        # digits, seed 11.
         settings={
             **_LETTERS,
             "lr": 1e-2,

@@ -1,11 +1,11 @@
-"""Presets of one domain and one task: how many labels, how near to the source."""
+"""Presets for one domain and one task, by number of labels and kind of source."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from afterimage.presets import Measured, Preset
 
-# Chosen on 8,000 training images of MNIST held out, 100 labels, seed 11, 400 steps.
+# Chosen on 8,000 held-out training images of MNIST, 100 labels, seed 11, 400 steps.
 _MNIST: Mapping[str, Any] = {
     "mode": "full",
     "steps": 3000,
@@ -13,7 +13,7 @@ _MNIST: Mapping[str, Any] = {
     "augment": "affine",
     "ema": 0.99,
 }
-# Chosen on 5,000 training images of MNIST held out, 100 labels, three seeds.
+# Chosen on 5,000 held-out training images of MNIST, 100 labels, three seeds.
 PSEUDO_LABELS: Mapping[str, Any] = {
     "name": "pseudo-labels",
     "weak_augment": "shift",
@@ -21,8 +21,8 @@ PSEUDO_LABELS: Mapping[str, Any] = {
     "distribution_alignment": True,
     "alignment_momentum": 0.99,
 }
-# By the training labels that two of the five runs of `mnist-labels` did not have: 97.5
-# and 97.4 % of all right without it, 98.8 and 98.6 with it (`afterimage evaluate`).
+# Scored on the training labels that two of the five runs of `mnist-labels` did not use:
+# 97.5 and 97.4 % correct without it, 98.8 and 98.6 % with it (`afterimage evaluate`).
 PROPAGATION = 0.5
 PRESETS: Mapping[str, Preset] = {
     "digits": Preset(
@@ -127,7 +127,7 @@ PRESETS: Mapping[str, Preset] = {
             "mode": "full",
             "steps": 2_000,
             "batch_size": 64,
-            # Of 1e-3 and 3e-3, the better on 5,000 images held out of CIFAR-10.
+            # The better of 1e-3 and 3e-3 on 5,000 held-out images of CIFAR-10.
             "lr": 3e-3,
             "augment": "crop-flip",
             "ema": 0.999,

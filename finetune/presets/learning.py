@@ -1,4 +1,4 @@
-"""Presets of several tasks: at once, one after the other, or as episodes."""
+"""Presets for several tasks: at once, one after another, or as episodes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ _EPISODES: Mapping[str, Any] = {
     "steps": 2_000,
     "weight_decay": 0.0,
 }
-# Prototypes keep the default rate: 0.003 was better on training characters of Omniglot
-# with five shots (95 to 94 %) and worse with one (62 to 73 %).
+# Prototypes keep the default rate: on training characters of Omniglot, 0.003 was better
+# with five shots (95 against 94 %) and worse with one (62 against 73 %).
 _MAML: Mapping[str, Any] = {"features": "grid", "lr": 3e-3}
-# On 28 training characters of Omniglot held out, 200 steps, seed 0, with one shot: two
-# steps of 0.01 and three of 0.003 read 77.8 %, one of 0.01 73.9, two of 0.03 72.4. With
-# five, two steps of 0.03 were better: 90.4 % to 86.7.
-# Proto-MAML with two of 0.01: 84.8 and 92.9 %; with one, and five when scored, 85.5 and
-# 89.3.
+# On 28 held-out training characters of Omniglot, 200 steps, seed 0, with one shot: two
+# inner steps of 0.01 and three of 0.003 scored 77.8 %, one of 0.01 73.9 %, two of 0.03
+# 72.4 %. With five shots, two steps of 0.03 were better: 90.4 against 86.7 %.
+# Proto-MAML with one and five shots, two steps of 0.01: 84.8 and 92.9 %; one step, and
+# five when scored: 85.5 and 89.3 %.
 _STEPS: Mapping[str, Any] = {"name": "maml", "inner_steps": 2, "inner_lr": 0.01}
 PRESETS: Mapping[str, Preset] = {
     "tasks": Preset(
@@ -117,7 +117,7 @@ PRESETS: Mapping[str, Preset] = {
             "afterimage episodes --preset anil --from runs/letters --data "
             "folder:letters --out runs/anil"
         ),
-        # MAML's rates; none were looked for here.
+        # MAML's rates; not tuned here.
         settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "only_head": True},)},
         cost="2,000 steps of 4 episodes: 640,000 images",
     ),

@@ -19,25 +19,27 @@ TASKS: Registry[Any] = Registry("task", "afterimage.finetune.tasks")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned. Its settings are the fields; it makes the job of a run."""
+    """What is learned: the settings are its fields; it makes a run's job."""
 
     name: ClassVar[str]
     kept_step: ClassVar[str | None] = None
-    """Which step is kept, in words; None where the best one is chosen."""
+    """Which step is kept, in words; None if the best one is chosen."""
 
     def problems(self, config: "FinetuneConfig") -> list[str]:
-        """What cannot work, a sentence each, without the task's name."""
+        """Problems with the settings, one sentence each, without the task's name."""
         return []
 
     def job(
         self, config: "FinetuneConfig", data: "RunData", run: "Run"
     ) -> "FinetuneJob | None":
-        """The job that `afterimage.training.job.execute` runs; None for that of plain
-        classification."""
+        """The job for `training.job.execute`; None for plain classification."""
 
     def leave_out(self, config: "FinetuneConfig", names: Iterable[str]) -> list[str]:
-        """A problem for each of these settings that is not at its default, and for a
-        mode in which the encoder does not learn as a whole."""
+        """Problems for settings this task does not support.
+
+        One for each of these settings that is not at its default, and one for a mode
+        that does not train the whole encoder.
+        """
         found = []
         if config.mode.name not in ("full", "scratch"):
             found.append(f"only with mode full or scratch, not {config.mode.name}")

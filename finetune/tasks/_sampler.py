@@ -17,9 +17,11 @@ from afterimage.training.batches import Batches, BatchLoader
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An episode: `ways` classes, `shots` images of each to learn from (the support),
-    `queries` to be scored on. Its rows are the support, then the queries, each class
-    after class."""
+    """The shape of an episode.
+
+    `ways` classes, each with `shots` images to learn from (the support) and `queries`
+    images to score. Its rows are the support, then the queries, each sorted by class.
+    """
 
     ways: int
     shots: int
@@ -43,10 +45,10 @@ class Shape:
 
 
 class Sampler:
-    """Episodes of one image set, each with classes and images of its own, by seed.
+    """Episodes of one image set; classes and images of each are drawn by seed.
 
-    Raises DataError, naming them, for classes with too few images, and where there are
-    fewer than `ways` classes.
+    Raises DataError for classes with too few images, naming them, and for fewer than
+    `ways` classes.
     """
 
     def __init__(self, images: ImageSet, shape: Shape, seed: int):
@@ -112,7 +114,7 @@ class EpisodeLoader(BatchLoader):
     """Batches of episodes; `label` is the class within the episode."""
 
     def __init__(self, sampler: Sampler, **settings: Any):
-        # The set's own labels would take the place of the episodes' on the device.
+        # The set's own labels would replace the episodes' labels on the device.
         bare = dataclasses.replace(sampler.images, labels=None)
         super().__init__(bare, **settings)
         self._sampler = sampler
@@ -132,7 +134,7 @@ class EpisodeLoader(BatchLoader):
 def split_classes(
     images: ImageSet, share: float, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """(to learn from, held out): `share` of the classes are held out, by seed."""
+    """(training images, held-out images): `share` of the classes held out by seed."""
     labels = known_labels(images)
     present = np.unique(labels[labels >= 0])
     order = np.random.default_rng(seed).permutation(present)
@@ -142,7 +144,7 @@ def split_classes(
 
 
 def by_prototype(features: Float[np.ndarray, "rows d"], shape: Shape) -> float:
-    """Accuracy of the nearest class mean on an episode's rows of features."""
+    """Accuracy of the nearest class mean on the features of an episode."""
     support, queries = features[: shape.support], features[shape.support :]
     prototypes = support.reshape(shape.ways, shape.shots, -1).mean(1)
     square = ((queries[:, None] - prototypes[None]) ** 2).sum(-1)
@@ -150,7 +152,7 @@ def by_prototype(features: Float[np.ndarray, "rows d"], shape: Shape) -> float:
 
 
 def by_neighbour(features: Float[np.ndarray, "rows d"], shape: Shape) -> float:
-    """Accuracy of the support image of largest cosine on an episode's features."""
+    """Accuracy of the nearest support image (by cosine) on an episode's features."""
     unit = unit_rows(features)
     near = (unit[shape.support :] @ unit[: shape.support].T).argmax(1)
     right = shape.labels[shape.support :]

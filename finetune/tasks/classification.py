@@ -1,4 +1,4 @@
-"""Classification: every image has one class, and one more in each further task."""
+"""Classification: every image has one class for each task."""
 
 import dataclasses
 

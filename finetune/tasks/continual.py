@@ -1,8 +1,8 @@
-"""Continual learning: groups of classes, one after the other, each on its own images.
+"""Continual learning: groups of classes, one after another, each on its own images.
 
-One phase a task, or one of all tasks together (`joint`, an upper bound). After each
-task all of them are scored; the rows are in metrics.jsonl before the checkpoint of that
-step, so a run that is killed anywhere ends with the same table.
+One phase per task, or one for all tasks together (`joint`, an upper bound). After each
+task all tasks are scored; metrics.jsonl has the scores before the checkpoint of that
+step is written, so a run that is killed and resumed ends with the same table.
 """
 
 import dataclasses
@@ -44,22 +44,21 @@ _ALONE = ("target", "class_weights", "label_smoothing", "ema")
 @TASKS.add("continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Continual(Task):
-    """Groups of classes, learned one after the other."""
+    """Groups of classes, learned one after another."""
 
     kept_step: ClassVar[str | None] = "the last step of each task"
 
     sequence: tuple[str, ...] = ()
     """The classes of each task by name, separated by commas: 0,1 2,3 4,5. The tasks are
-    learned in this order, each on its own images alone and for an equal share of the
+    learned in this order, each only on its own images and for an equal share of the
     steps."""
 
     scenario: Literal["task", "class"] = "class"
-    """task: a head for each task, and it is known which task an image belongs to.
-    class: one head for all classes seen so far."""
+    """task: one head per task; the task of each image is known. class: one head for all
+    classes seen so far."""
 
     joint: bool = False
-    """All tasks at once: an upper bound for what the methods against forgetting
-    reach."""
+    """All tasks at once: an upper bound for methods against forgetting."""
 
     def problems(self, config):
         found = self.leave_out(config, _ALONE)
@@ -89,7 +88,7 @@ class Continual(Task):
 
 @dataclasses.dataclass(frozen=True)
 class HeadSlice:
-    """The outputs of a head that tell some classes apart."""
+    """The outputs of a head for some of the classes."""
 
     head: str
     columns: tuple[int, ...]
@@ -112,9 +111,9 @@ def task_loss(
 ) -> Term:
     """ℓ(i) = −log softmax(z_h[columns])[y_i], h the slice with the class y_i.
 
-    One slice of all classes seen so far is the class-incremental loss, one a task the
-    task-incremental one (van de Ven et al. 2022, "Three types of incremental
-    learning"): classes of other tasks do not compete.
+    A single slice of all classes seen so far gives the class-incremental loss; a slice
+    per task gives the task-incremental one, in which classes of other tasks do not
+    compete (van de Ven et al. 2022, "Three types of incremental learning").
     """
     names = {piece: f"{stream}/logits/{piece.head}" for piece in slices}
 
@@ -142,13 +141,13 @@ class TaskSequence:
     names: tuple[str, ...]
     """All class names of the data."""
     per_task: bool
-    """A head a task (task-incremental), else one for all (class-incremental)."""
+    """One head per task (task-incremental), else one for all (class-incremental)."""
 
     def __len__(self) -> int:
         return len(self.classes)
 
     def label(self, number: int) -> str:
-        """What a task is called in reports: its classes."""
+        """The name of a task in reports: its classes."""
         return ",".join(self.names[c] for c in self.classes[number])
 
     def head(self, number: int) -> str:
@@ -174,9 +173,9 @@ class TaskSequence:
         }
 
     def slices(self, numbers: Iterable[int]) -> tuple[HeadSlice, ...]:
-        """Where the classes of these tasks are predicted.
+        """The head outputs that predict the classes of these tasks.
 
-        Task-incremental: a slice for each task. Class-incremental: one of all classes.
+        Task-incremental: one slice per task. Class-incremental: one for all classes.
         """
         if self.per_task:
             return tuple(
@@ -188,7 +187,7 @@ class TaskSequence:
         return (HeadSlice(HEAD, seen, seen),) if seen else ()
 
     def images(self, images: ImageSet, numbers: Iterable[int]) -> ImageSet:
-        """The images of these tasks' classes, labels as they are in the data."""
+        """The images of these tasks' classes, with the labels of the data."""
         classes = [c for i in numbers for c in self.classes[i]]
         rows = np.flatnonzero(np.isin(known_labels(images), classes))
         return images.subset(rows)
@@ -196,8 +195,8 @@ class TaskSequence:
     def memory(self, images: ImageSet, number: int, size: int, seed: int) -> ImageSet:
         """`size` images of each class of the tasks before `number`, chosen by seed.
 
-        A function of the seed alone: a resumed run finds the same. Raises DataError for
-        a class with fewer images.
+        The choice depends only on the seed, so a resumed run makes the same one. Raises
+        DataError for a class with fewer images.
         """
         seen = [c for i in range(number) for c in self.classes[i]]
         try:
@@ -221,21 +220,21 @@ class Plan:
         return (tuple(every),) if self.joint else tuple((i,) for i in every)
 
     def begun(self, phase: int) -> tuple[int, ...]:
-        """The tasks that have been begun in a phase."""
+        """The tasks begun by this phase, including its own."""
         return self.phases[0] if self.joint else tuple(range(phase + 1))
 
     def old_slices(self, phase: int) -> tuple[HeadSlice, ...]:
-        """Where the classes of the tasks before this phase's are predicted."""
+        """The head outputs for the classes of the tasks before this phase's."""
         return self.tasks.slices(self.begun(phase)[:-1])
 
 
 def make_sequence(
     given: Sequence[str], names: tuple[str, ...], *, per_task: bool
 ) -> TaskSequence:
-    """The tasks whose classes are `given`, names separated by commas.
+    """The tasks with the classes `given`, names separated by commas.
 
-    Raises UserError, with everything at once, for unknown classes, classes in two
-    tasks, tasks of one class, fewer than two tasks.
+    Raises UserError, listing all problems, for unknown classes, classes in two tasks,
+    tasks of one class, or fewer than two tasks.
     """
     texts = [unicodedata.normalize("NFC", task) for task in given]
     groups = [tuple(n.strip() for n in task.split(",")) for task in texts]
@@ -285,7 +284,7 @@ def _make_stage(setup: RunSetup) -> Stage:
 
 
 def _terms(setup: RunSetup, phase: int) -> tuple[Term, ...]:
-    """The loss of the phase's own images, and what holds the earlier tasks."""
+    """The loss of the phase's own images, and terms that preserve the earlier tasks."""
     plan: Plan = setup.plan
     own = plan.phases[phase] if plan.tasks.per_task else plan.begun(phase)
     slices = plan.tasks.slices(own)
@@ -300,7 +299,7 @@ def _terms(setup: RunSetup, phase: int) -> tuple[Term, ...]:
 def _groups(setup: RunSetup, phase: int) -> tuple[Group, ...]:
     """The encoder, the heads that a term reads, and the other heads frozen.
 
-    Every task has groups of its own, so each begins with fresh moments and counts.
+    Every task has its own groups, so each starts with fresh moments and counts.
     """
     plan, config = setup.plan, setup.config
     learning = {plan.tasks.head(i) for i in plan.phases[phase]}
@@ -327,12 +326,12 @@ class ContinualJob(FinetuneJob):
         return self.setup.plan
 
     def _images(self, phase: int) -> ImageSet:
-        """What a phase trains on."""
+        """The images a phase trains on."""
         train = self.setup.data.labels.train
         return self.plan.tasks.images(train, self.plan.phases[phase])
 
     def begin(self, say: Say, stop: StopSignal) -> State:
-        """As for one task; scores the tasks first, for the forward transfer."""
+        """As for one task, but first scores the tasks, for the forward transfer."""
         state = self._fresh(begin(self.setup, self.run, say, self._images(0)))
         if self.plan.tasks.per_task and not self.run.metrics.has(0, "eval/"):
             found = self.evaluate(state, 0, stop)
@@ -352,7 +351,7 @@ class ContinualJob(FinetuneJob):
         )
 
     def between(self, state: State, phase: int) -> State:
-        """What the methods remember of the task that a phase has learned."""
+        """Lets the methods remember the task that a phase has learned."""
         stats = dict(state["stats"])
         for method in self.config.methods:
             if method.name in stats:
@@ -362,7 +361,7 @@ class ContinualJob(FinetuneJob):
     def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
         """The test accuracy on every task (`task_1`, …), and the mean over those begun.
 
-        Class-incremental: among the classes seen so far.
+        Class-incremental: predictions are among the classes seen so far.
         """
         tasks, stage = self.plan.tasks, self.trainer.stage
         logits = self._logits(self.weights(state)[:2], stop.check)
@@ -383,7 +382,7 @@ class ContinualJob(FinetuneJob):
     def table(self) -> tuple[Float[np.ndarray, "t t"], Float[np.ndarray, " t"] | None]:
         """(R, b): accuracy after each task, and before the first, from metrics.jsonl.
 
-        Joint training has only the last row. What the file lacks is NaN.
+        Joint training has only the last row. Missing values are NaN.
         """
         tasks, stage = self.plan.tasks, self.trainer.stage
         rows, count = self.run.metrics.rows, len(tasks)
@@ -446,10 +445,11 @@ def continual_measures(
         forgetting         −BWT
         forward_transfer   FWT = (1/(T − 1)) Σ_{j>1} (R[j − 1, j] − b_j)
 
-    with `before` = b the accuracy before the first step (Lopez-Paz & Ranzato 2017,
+    where `before` = b is the accuracy before the first step (Lopez-Paz & Ranzato 2017,
     "Gradient episodic memory"; the same sums as `confusion_matrix` in their
-    metrics/metrics.py, which divides by T). Rows that were not measured (NaN: joint
-    training has only the last) make what needs them None; so does `before=None`.
+    metrics/metrics.py, which divides by T). A figure is None if it needs `before` and
+    that is None, or if it needs rows that were not measured (NaN: joint training has
+    only the last row).
     """
     count = len(accuracy)
 

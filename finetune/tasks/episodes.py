@@ -1,8 +1,8 @@
-"""Episodes: a start from which new classes are learned from a few images each.
+"""Episodes: initial weights from which new classes are learned with a few images each.
 
-Meta-learning as one phase: episodes for batches, an estimator for the gradient. On the
-way a run is scored on 50 fresh episodes of the training classes, at its end once on
-those of the held-out classes.
+Meta-learning as one phase, with episodes as batches and an estimator for the gradient.
+During training a run is scored on 50 fresh episodes of the training classes; at the
+end it is scored once on episodes of the held-out classes.
 """
 
 import dataclasses
@@ -51,27 +51,27 @@ _ON_THE_WAY = 50
 @TASKS.add("episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episodes(Task):
-    """New classes from a few images each, by a method of meta-learning."""
+    """New classes from a few images each, by meta-learning."""
 
     kept_step: ClassVar[str | None] = "the last step"
 
     ways: int = 5
-    """Classes of an episode."""
+    """Classes per episode."""
 
     shots: int = 1
-    """Images of each class to learn from."""
+    """Images per class to learn from."""
 
     queries: int = 15
-    """Images of each class to be scored on."""
+    """Images per class to score."""
 
     per_step: int = 4
-    """Episodes of a training step; they take the place of batch_size."""
+    """Episodes per training step; replaces batch_size."""
 
     test_classes: float = 0.3
-    """Share of the classes held out, by seed; the result is on episodes of those."""
+    """Share of the classes held out, by seed; the result is measured on them."""
 
     test_episodes: int = 600
-    """Held-out episodes of the result, which comes with a 95 % interval."""
+    """Number of held-out episodes; the result has a 95 % interval."""
 
     def problems(self, config):
         found = self.leave_out(config, _ALONE)
@@ -105,7 +105,7 @@ class Episodes(Task):
         return EpisodeJob(setup, method, choose_rule(config, data), run, test)
 
     def _sized(self, config: FinetuneConfig, shape: Shape) -> FinetuneConfig:
-        """The settings with the batch size of these episodes."""
+        """The settings, with batch_size set for these episodes."""
         size = self.per_step * shape.rows
         if config.batch_size not in (type(config).batch_size, size):
             raise UserError(
@@ -131,7 +131,7 @@ def _make_stage(setup: RunSetup, method: EpisodeMethod) -> Stage:
 
 
 class EpisodeJob(FinetuneJob):
-    """One run over episodes; `held` draws those of the held-out classes."""
+    """One run over episodes; `held` draws episodes of the held-out classes."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class EpisodeJob(FinetuneJob):
         return EpisodeLoader(self.setup.plan, options=self.config, mesh=self.setup.mesh)
 
     def evaluate(self, state: State, step: int, stop: StopSignal) -> dict[str, float]:
-        # Behind those of the last training step.
+        # After those of the last training step.
         first = self.setup.steps * self.config.task.per_step
         score = self._scorer(self.setup.plan, self.weights(state)[:2])
         scores = []
@@ -159,8 +159,7 @@ class EpisodeJob(FinetuneJob):
         return {"train_accuracy": float(np.mean(scores))}
 
     def _frozen(self) -> dict[str, Score]:
-        """What the source's encoder does without learning, where it has this
-        architecture."""
+        """Scores of the frozen source encoder, if it has this architecture."""
         setup, held, source = self.setup, self.held, self.setup.data.source
         known, own = source.model, setup.data.model
         if (known.name, known.width) != (own.name, own.width):
