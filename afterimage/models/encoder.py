@@ -143,7 +143,7 @@ class ModelConfig:
 
         Raises:
             UserError: fields this version does not know, invalid values, or an encoder
-            from a package that is not installed.
+                from a package that is not installed.
         """
         values = dict(values)
         ENCODERS.get(values.get("name", ""), values.pop("package", None))
@@ -255,8 +255,7 @@ class EncoderNetwork(nnx.Module):
         """The feature vector of the last map.
 
         Raises:
-            UserError: the images differ in size from those the bottleneck was built
-            for.
+            UserError: the bottleneck was built for images of another size.
         """
         del train  # a bottleneck has no batch statistics
         if self.bottleneck is None:
