@@ -80,7 +80,7 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
 
 
 def _require_small_directory(file: BinaryIO) -> None:
-    """Limit the size of the zip directory before it is read.
+    """Limit the size of the zip directory, at the end of the file, before reading it.
 
     Fields: APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16.
     """

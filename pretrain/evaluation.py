@@ -253,7 +253,7 @@ class Probes:
     def baselines(
         self, file: pathlib.Path, untrained: Callable[[ImageSet], np.ndarray]
     ) -> Report:
-        """Scores of raw pixels and the untrained encoder, measured once and kept in
+        """Scores of raw pixels and the untrained encoder, measured once, kept in
         `file`."""
         # Several processes must take the same path: all compute, only the first writes.
         if jax.process_count() == 1:

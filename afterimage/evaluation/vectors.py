@@ -41,8 +41,7 @@ class Layer:
     """Statistics of one layer: sums over all images, and vectors of some."""
 
     fit: Moments
-    """Moments of [vector, one-hot label] over the images that probes are fitted to,
-    …"""
+    """Moments of [vector, one-hot label] over the images that fit the probes, …"""
     held: Moments
     """… and over the held-out images, used for selection."""
     sample: Float[np.ndarray, "n d"]

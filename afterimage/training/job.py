@@ -110,8 +110,7 @@ class Trainer:
 
     def cross(self, state: State, index: int) -> State:
         """From phase `index` to the next: parameters stay, and so do the moments and
-        counts of groups that go on learning; newly unfrozen groups start with fresh
-        ones."""
+        counts of groups that go on learning; newly unfrozen groups start fresh."""
         before, after = self.phases[index], self.phases[index + 1]
         trainable, _ = after.partition.split(state["params"])
         opt = migrate(

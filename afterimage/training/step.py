@@ -1,5 +1,5 @@
-"""The training state, and the jitted step that updates it, with donation. The loop is
-independent of what the loss means.
+"""The training state, and the jitted, donating step that updates it. The loop does not
+depend on what the loss means.
 """
 
 from collections.abc import Callable, Mapping
@@ -170,8 +170,8 @@ def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _resident_rows(batch: Batch, data: Batch) -> dict[str, Array]:
-    """This batch's rows of the data on the devices; `target/image` is indexed by
-    `target/index`."""
+    """This batch's rows of the data on the devices; `target/index` indexes
+    `target/image`."""
     return {
         name: jnp.take(rows, batch[name[: name.rfind("/") + 1] + "index"], axis=0)
         for name, rows in data.items()

@@ -54,8 +54,7 @@ class Codebook(nnx.Module):
         self.sums[...] = jnp.where(dead, share * drawn, self.sums[...])
 
     def follow(self, rows: Float[Array, "n d"], index: Int32[Array, " n"]) -> None:
-        """Update running counts and sums with the rows; each vector is their
-        quotient."""
+        """Add the rows to the running counts and sums; vectors are their quotients."""
         chosen = jax.nn.one_hot(index, len(self.counts[...]), dtype=rows.dtype)
         counts, sums = chosen.sum(0), chosen.T @ rows
         self.counts[...] = DECAY * self.counts[...] + (1 - DECAY) * counts
