@@ -164,7 +164,7 @@ def ssim(prediction: Images, target: Images) -> PerImage:
 
 
 def masked_mean(values: PerImage, mask: Shaped[Array, " b"] | None = None) -> Array:
-    """Mean over unmasked images; padding (mask false) has no weight, even if NaN.
+    """Mean over images whose mask is true; padding has no weight, even if NaN.
 
     An all-false mask gives 0.
     """

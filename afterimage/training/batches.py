@@ -210,8 +210,8 @@ class Batches:
     def _threads(self) -> int:
         """How many threads prepare batches.
 
-        One is enough to overlap with the device: with small batches, more threads make
-        Grain slower (docs/design/speed.md).
+        Small batches get one, which overlaps with the device; more make Grain slower
+        (docs/design/speed.md).
         """
         return min(_MOST_THREADS, cores()) if self.large else 1
 
