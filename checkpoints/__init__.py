@@ -1,4 +1,4 @@
-"""What passes between stages and outlives a run."""
+"""Checkpoints and artefacts: what a run saves, and what the next stage loads."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Errors of checkpoints, each with an exit code; what disks do, and the cure."""
+"""Checkpoint errors with their exit codes; disk errors explained, each with its fix."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import shutil
 
 
 class CheckpointError(Exception):
-    """A checkpoint is damaged, foreign, or does not fit; nothing was changed."""
+    """A checkpoint is damaged, not ours, or does not fit; nothing was changed."""
 
     exit_code = 3
 
@@ -27,13 +27,13 @@ class RunLocked(CheckpointError):
 
 
 class UsageError(CheckpointError, ValueError):
-    """An argument that cannot work, or a folder that holds no checkpoint."""
+    """An invalid argument, or a folder that holds no checkpoint."""
 
     exit_code = 2
 
 
 class TransferError(CheckpointError):
-    """Weights do not fit where they are to go; `report` lists every leaf."""
+    """Weights do not fit the target; `report` lists every leaf."""
 
     exit_code = 2
 
@@ -67,14 +67,14 @@ _CURES = {
     "ETIMEDOUT": "The network drive does not answer: check it.",
     "EBUSY": "Something else is using it: try again.",
 }
-"""Errors of disks, folders and limits, and how to cure each."""
+"""Errors of disks, folders and limits, and how to fix each."""
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What a disk or a folder did, with the cure; None for any other error.
+    """A disk or folder error and how to fix it; None for any other error.
 
-    A programming fault can be an OSError too (a closed handle, a wrong argument): it
-    is not explained, so that it keeps its traceback.
+    A programming error can be an OSError too (a closed handle, a wrong argument); it
+    returns None, so that it keeps its traceback.
     """
     cure = _CURES.get(_code(error))
     if cure is None or not isinstance(error, OSError):
@@ -85,7 +85,7 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 def _number(error: BaseException) -> int:
-    """The number of a system error, also as TensorStore writes it in its text; or 0."""
+    """The errno of a system error, also parsed from TensorStore's message; else 0."""
     in_text = re.search(r"os_error_code='(\d+)'", str(error))
     return getattr(error, "errno", None) or (int(in_text[1]) if in_text else 0)
 
@@ -96,7 +96,7 @@ def _code(error: BaseException) -> str:
 
 
 def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
-    """A SaveError for whatever stopped a save, with the cure where one is known."""
+    """A SaveError for whatever stopped a save, with the fix where one is known."""
     if isinstance(error, SaveError):
         return error
     code, text = _code(error), f"{type(error).__name__}: {error}"
@@ -119,7 +119,7 @@ def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
 
 
 def readable_size(count: float | int) -> str:
-    """Bytes as a person says them: `1.2 MB`."""
+    """Bytes in readable units: `1.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -33,14 +33,14 @@ except ImportError:  # Windows
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
-    Raises OSError for anything else: a pipe would wait for a writer, a device may have
-    no end.
+    Raises OSError for anything else: a pipe would wait for a writer, and a device may
+    never end.
     """
-    _require_regular(os.stat(path).st_mode)  # opening a device may already act on it
+    _require_regular(os.stat(path).st_mode)  # opening a device may have effects
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
-        _require_regular(os.fstat(file.fileno()).st_mode)  # replaced meanwhile?
+        _require_regular(os.fstat(file.fileno()).st_mode)  # in case it was replaced
     except OSError:
         file.close()
         raise
@@ -48,7 +48,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """The bytes of a regular file, at most `most`; by default what memory holds.
+    """The bytes of a regular file, at most `most` (default: what fits in memory).
 
     Raises OSError if it is not a regular file, is larger, or cannot be read.
     """
@@ -66,7 +66,7 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
 
 
 def memory() -> int:
-    """Bytes of memory that this machine can still give; all it has where unknown."""
+    """Bytes of available memory; total memory where that is unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for row in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if row.startswith("MemAvailable:"):
@@ -130,9 +130,9 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
 
 
 def replace_file(path: pathlib.Path, data: bytes) -> pathlib.Path:
-    """Write a file whole or not at all: under another name first, then renamed.
+    """Write a file completely or not at all, by renaming a temporary file.
 
-    Where that fails, the file that was there stays and nothing else is left behind.
+    On failure the existing file stays and nothing else is left behind.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -145,17 +145,17 @@ def replace_file(path: pathlib.Path, data: bytes) -> pathlib.Path:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a name is one that `replace_file` gives an unfinished file."""
+    """Whether `replace_file` uses a name like this for an unfinished file."""
     return name.startswith(".") and name.endswith(".partial")
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
+    """The canonical form of a JSON value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with null for each NaN and infinity, which JSON does not have."""
+    """A JSON value with each NaN and infinity, which JSON lacks, replaced by null."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -226,7 +226,7 @@ def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
 
 
 def remove(path: pathlib.Path, *, ignore_errors: bool = False) -> None:
-    """Delete a folder with all in it; of a link, the link alone."""
+    """Delete a folder and its contents; for a link, only the link."""
     if path.is_symlink():
         with contextlib.suppress(*((OSError,) if ignore_errors else ())):
             path.unlink()
@@ -235,10 +235,11 @@ def remove(path: pathlib.Path, *, ignore_errors: bool = False) -> None:
 
 
 def put_in_place(new: pathlib.Path, final: pathlib.Path) -> None:
-    """Rename a complete folder to its name, then delete what stood there before.
+    """Rename a complete folder to its final name, then delete the one it replaces.
 
-    Between the two renames the old folder still exists as `.NAME.replaced-PID`, and a
-    folder that is whole but unnamed is put in place by `recover` at the next start.
+    Between the two renames the old folder still exists as `.NAME.replaced-PID`. If the
+    process dies before the last rename, `recover` puts the complete folder in place at
+    the next start.
     """
     old = final.with_name(f".{final.name}.replaced-{os.getpid()}")
     if final.exists():
@@ -262,7 +263,7 @@ class RunLock:
     SIGKILL; the file `lock` only says who holds it (pid, host, start). Without `fcntl`
     (Windows) the file itself is the lock: created exclusively, removed at the end, and
     taken over when its process on this host is gone. On a network file system that does
-    not pass `flock` on, hosts do not see each other.
+    not forward `flock`, hosts do not see each other's locks.
 
     Raises RunLocked, naming the other writer; UsageError if the folder cannot be
     locked at all (read-only, a folder named `lock`, a disk without locks).
@@ -290,7 +291,7 @@ class RunLock:
         except OSError as error:
             fault = disk_fault(error) or str(error)
             raise UsageError(f"{self.folder} cannot be locked: {fault}") from error
-        # The content is only for people: a full disk is no reason to refuse here.
+        # The content is only informative, so a full disk is no reason to refuse.
         start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "start": start}
         with contextlib.suppress(OSError):
@@ -299,12 +300,12 @@ class RunLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Give the lock back; the file stays, empty."""
+        """Release the lock; the file stays, empty."""
         if self._handle is None:
             return
         _held.discard(self)
         handle, self._handle = self._handle, None
-        # Emptied, not deleted: a second process may have opened it to wait for us.
+        # Emptied, not deleted: another process may have it open, waiting for the lock.
         with contextlib.suppress(OSError):  # the disk may have become read-only
             os.ftruncate(handle, 0)
             if fcntl is None:
@@ -314,8 +315,7 @@ class RunLock:
     def _open_locked(self) -> int:
         if fcntl is None:
             return self._create()
-        # Not through a link: what it leads to would be emptied. Not waiting for the
-        # other end of a pipe.
+        # Do not follow a link, whose target would be emptied; do not block on a pipe.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         handle = os.open(self.path, flags, 0o644)
         try:
@@ -369,12 +369,12 @@ def holds_lock(folder: str | os.PathLike[str]) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this host exists."""
+    """Whether a process with this id exists on this host."""
     if pid <= 0:
         return False
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # no process has such a number
+    except (ProcessLookupError, OverflowError):  # no process has this id
         return False
     except PermissionError:
         pass
@@ -382,8 +382,8 @@ def alive(pid: int) -> bool:
 
 
 def _forget_in_child() -> None:
-    # A forked data worker inherits the handle and would keep the lock after its
-    # parent was killed.
+    # A forked data worker inherits the handle and would keep the lock after its parent
+    # is killed.
     for lock in list(_held):
         if lock._handle is not None:
             os.close(lock._handle)

@@ -1,4 +1,4 @@
-"""What `afterimage checkpoints list|show|verify|prune RUN` knows and does."""
+"""Implements `afterimage checkpoints list|show|verify|prune RUN`."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One row of `list`: a step, when and how large it was written, and its rank."""
+    """One row of `list`: a step, its time and size, and its rank."""
 
     step: int
     created: str | None
@@ -49,7 +49,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` kept, deleted, and did not touch: not good, or a link elsewhere."""
+    """Steps that `prune` kept, deleted, or left alone (damaged, or links elsewhere)."""
 
     kept: list[int]
     deleted: list[int]
@@ -59,10 +59,10 @@ class Pruned:
 
 
 def verify(folder: _Path) -> list[Finding]:
-    """Everything wrong with a run, step or encoder folder; every byte is read.
+    """All problems in a run, step or encoder folder; reads every byte.
 
-    Empty, or findings that are not `fatal`: all is good. Raises UsageError where there
-    is nothing to verify.
+    The folder is good if no finding is `fatal`. Raises UsageError where there is
+    nothing to verify.
     """
     place = _existing(folder)
     if (place / manifest.NAME).exists() or (place / weights.WEIGHTS).exists():
@@ -81,7 +81,7 @@ def verify(folder: _Path) -> list[Finding]:
 
 
 def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
-    """What is wrong with one step, encoder or classifier folder; None: any of them."""
+    """Problems in one step, encoder or classifier folder; kind None accepts any."""
     kinds = (kind,) if kind else (STEP, weights.ENCODER, weights.CLASSIFIER)
     if kind and files.leads_out(folder, folder.parent):
         return [Finding(str(folder), "foreign", "is a link that leads elsewhere")]
@@ -98,7 +98,7 @@ def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
 
 
 def format_verify(findings: Sequence[Finding]) -> str:
-    """The findings, one a line, and a sentence that sums them up."""
+    """The findings, one per line, and a summary sentence."""
     fatal = sum(finding.fatal for finding in findings)
     end = f"{fatal} damaged, missing or foreign." if fatal else "Every byte is good."
     return "\n".join([*map(str, findings), end])
@@ -107,8 +107,8 @@ def format_verify(findings: Sequence[Finding]) -> str:
 def list_steps(folder: _Path) -> list[StepInfo]:
     """Every numbered folder of a run, oldest first.
 
-    `status` is "complete", or what is wrong by names and sizes; `verify` reads the
-    bytes as well.
+    `status` is "complete", or what is wrong judging by names and sizes; `verify` also
+    reads the bytes.
     """
     place = _existing(folder)
     rows = []
@@ -151,7 +151,7 @@ def format_list(rows: Sequence[StepInfo]) -> str:
 
 
 def show(folder: _Path, step: int | None = None) -> Shown:
-    """What a step (of a run: the newest complete one, or `step`) or an encoder holds.
+    """The contents of an encoder or a step (in a run: `step`, or the newest complete).
 
     Raises CheckpointError where its manifest cannot be read.
     """
@@ -213,10 +213,10 @@ def prune(
 ) -> Pruned:
     """Delete all but the newest `keep_last` and the best `keep_best` good steps.
 
-    Every byte is verified first: a damaged step, or a link to a step elsewhere, does
-    not count as kept, and is not touched. Which metric is better is what the run
-    recorded. With `dry_run` nothing is deleted. Raises RunLocked while a run writes
-    there.
+    Every byte is verified first. A damaged step, or a link to a step elsewhere, does
+    not count as kept and is left alone. "Best" uses the metric and direction that the
+    run recorded. With `dry_run` nothing is deleted. Raises RunLocked while a run writes
+    to the folder.
     """
     if keep_last < 1 or keep_best < 0:
         raise UsageError(
@@ -267,13 +267,13 @@ def format_prune(result: Pruned) -> str:
 def _metrics(
     contents: dict[int, dict[str, Any]],
 ) -> tuple[dict[int, float | None], str | None]:
-    """Each step's metric, and the direction the newest of them recorded."""
+    """Each step's metric, and the direction recorded by the newest one."""
     metrics = {step: _metric(content) for step, content in contents.items()}
     return metrics, contents[max(contents)]["best"] if contents else None
 
 
 def _metric(content: dict[str, Any]) -> float | None:
-    value = content.get("metric")  # JSON may spell a float as an integer
+    value = content.get("metric")  # JSON may write a float as an integer
     return None if value is None else float(value)
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint says of itself and the check that it is true; where steps lie.
+"""Manifests that describe and verify a checkpoint; the layout of step folders.
 
 A manifest is one JSON object. `files` holds size and SHA-256 of every other file in the
 folder; `checksum` is the SHA-256 of the manifest's own canonical JSON without that key,
-so that a flipped bit in the manifest is seen as well.
+so a flipped bit in the manifest is detected too.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _OURS = re.compile(r"\.(\d{1,18})\.(partial|replaced)-\d+")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong in a checkpoint: where, which kind, and in words.
+    """One problem in a checkpoint: its place, kind and description.
 
-    `kind` is damaged, missing, foreign, half-written, newer or extra. An extra file
-    is named but harms nothing; everything else makes the checkpoint unusable.
+    `kind` is damaged, missing, foreign, half-written, newer or extra. An extra file is
+    reported but harmless; every other kind makes the checkpoint unusable.
     """
 
     path: str
@@ -72,7 +72,7 @@ def encode(content: Mapping[str, Any]) -> bytes:
 
 
 def require_json(content: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """A copy of `content` as JSON gives it back; raises TypeError where it cannot."""
+    """A copy of `content` after a JSON round trip; TypeError if it is not JSON."""
     try:
         return json.loads(files.canonical_json(content))
     except (TypeError, ValueError) as error:
@@ -83,7 +83,7 @@ def require_json(content: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def require_valid(content: Mapping[str, Any], kind: str) -> None:
-    """Raise UsageError, naming everything, where `read` would refuse this manifest."""
+    """Raise UsageError, listing all problems, if `read` would refuse this manifest."""
     if wrong := schemas.mistakes(content, schemas.MANIFESTS[kind]):
         raise UsageError(
             f"This is not a valid manifest of a {kind}: {schemas.listed(wrong)}."
@@ -107,10 +107,10 @@ def check_folder(
 ) -> tuple[dict[str, Any] | None, list[Finding]]:
     """(manifest or None, findings) of one checkpoint or encoder folder.
 
-    Every file is read and compared with the manifest's size and SHA-256; what is
-    missing or extra is named. No finding with `fatal` means: every byte is the one
-    that was written. Without `checksums` only names and sizes are compared. The bytes
-    of a good file that `keep` names are appended to its list: those that were checked.
+    Every file is read and compared with the manifest's size and SHA-256; missing and
+    extra files are reported. If no finding is `fatal`, every byte is as it was written.
+    Without `checksums` only names and sizes are compared. For each good file named in
+    `keep`, the bytes that were checked are appended to its list.
     """
     try:
         manifest = _read(folder, kinds)
@@ -130,7 +130,7 @@ def check_folder(
     wrong += [(name, "foreign", text) for name in files.links_out(folder)]
     extra = sorted(present - set(listed))
     wrong += [(name, "extra", "not in the manifest; not read") for name in extra]
-    # A name may be anything.
+    # A name may contain anything.
     return manifest, [
         Finding(f"{folder}/{names.shortened(name)}", kind, text)
         for name, kind, text in wrong
@@ -161,7 +161,7 @@ def _wrong_file(
 def _digest_of(path: pathlib.Path, keep: list[bytes] | None) -> str:
     if keep is None:
         return files.sha256(path)
-    # Read once: what is checked here is what is used, whoever writes meanwhile.
+    # Read once, so that the bytes checked are the bytes used, whoever writes meanwhile.
     keep.append(files.read_bytes(path))
     return hashlib.sha256(keep[-1]).hexdigest()
 
@@ -239,7 +239,7 @@ def steps_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def numbered_steps(folder: str | os.PathLike[str]) -> list[tuple[int, pathlib.Path]]:
-    """(step, folder) of everything with a number for a name, oldest step first."""
+    """(step, folder) of everything whose name is a number, oldest step first."""
     place = steps_folder(folder)
     if not place.is_dir():
         return []
@@ -252,7 +252,7 @@ def numbered_steps(folder: str | os.PathLike[str]) -> list[tuple[int, pathlib.Pa
 
 
 def complete_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """Steps that were written to their end, oldest first; bytes are not verified."""
+    """Completely written steps, oldest first; bytes are not verified."""
     return [step for step, path in numbered_steps(folder) if (path / NAME).is_file()]
 
 
@@ -271,10 +271,10 @@ def leftovers(folder: str | os.PathLike[str]) -> list[tuple[int, str, pathlib.Pa
 def recover(
     folder: str | os.PathLike[str], writing: Collection[pathlib.Path] = ()
 ) -> None:
-    """Finish or remove what dead processes left; only for the holder of the lock.
+    """Finish or remove what dead processes left; the caller must hold the lock.
 
-    `writing` are folders of this process that are not left over. One that is whole
-    but was killed before its last rename gets its name; the rest is deleted.
+    `writing` are folders this process is still writing. A complete folder whose process
+    was killed before the last rename gets its final name; the rest are deleted.
     """
     for step, _, path in leftovers(folder):
         if path in writing:
@@ -288,12 +288,12 @@ def recover(
 
 
 def set_aside(final: pathlib.Path) -> pathlib.Path | None:
-    """Move what is no complete step out of a step's way; where to, if it held anything.
+    """Move an incomplete step out of the way; the new path unless it was empty.
 
-    It may be somebody's: only an empty folder is deleted.
+    It may be a user's data, so only an empty folder is deleted.
     """
     if final.is_symlink() and not final.exists():
-        final.unlink()  # it leads nowhere
+        final.unlink()  # a dangling link
     if not final.exists() or (final / NAME).is_file():
         return None
     with contextlib.suppress(OSError):
@@ -305,7 +305,7 @@ def set_aside(final: pathlib.Path) -> pathlib.Path | None:
 
 
 def delete_step(folder: str | os.PathLike[str], step: int) -> None:
-    """Delete a step; one killed half-way leaves no step that looks damaged."""
+    """Delete a step; if killed halfway, leaves no step that looks damaged."""
     path = steps_folder(folder) / str(step)
     gone = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     path.rename(gone)

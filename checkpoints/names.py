@@ -1,9 +1,9 @@
-r"""Names from outside (files, classes, columns): one spelling, safe to store and show.
+r"""External names (files, classes, columns) in one form, safe to store and show.
 
-A file's name is any bytes but NUL and `/`, in some Unicode form or in none. Files are
-opened by that raw name. All else (ids, class names, messages, reports, artefacts) has
-its spelling: bytes that are not UTF-8, control characters and characters that turn the
-direction of text are written as `\xe9`, `\x1b` or `\u202e`.
+A file name can be any bytes except NUL and `/`, in any Unicode form or none. Files are
+opened by that raw name. Everything else (ids, class names, messages, reports,
+artefacts) uses its escaped form: bytes that are not UTF-8, control characters and
+characters that change text direction are written as `\xe9`, `\x1b` or `\u202e`.
 """
 
 import os
@@ -11,19 +11,19 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Controls, surrogates (bytes that are not UTF-8: Python's surrogateescape), separators
-# of lines, and what turns the direction of text around it.
+# Control characters, surrogates (bytes that are not UTF-8: Python's surrogateescape),
+# line separators, and characters that change text direction.
 _UNSAFE = re.compile(
     r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _ESCAPED = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})")
-_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones count too
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # full-width forms too
 
 
 def spelling(name: str) -> str:
-    r"""How a raw name is stored and shown; two raw names never share one.
+    r"""The form in which a raw name is stored and shown; unique to each raw name.
 
-    A name that already reads like an escape has its backslashes doubled.
+    If a name already looks like an escape, its backslashes are doubled.
     """
     if _ESCAPED.search(name) or ("\\" in name and _UNSAFE.search(name)):
         name = name.replace("\\", "\\\\")
@@ -31,15 +31,15 @@ def spelling(name: str) -> str:
 
 
 def class_name(name: str) -> str:
-    """The spelling of a class or column: in Unicode's composed form (NFC) too.
+    """The form of a class or column name, also normalised to Unicode NFC.
 
-    macOS writes é as e and an accent; both are one class.
+    macOS writes é as e plus an accent; both are the same class.
     """
     return spelling(unicodedata.normalize("NFC", name))
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` without a character that could break a line or steer a terminal.
+    """`text` with characters escaped that could break a line or control a terminal.
 
     Characters in `keep` (a newline between messages, say) stay.
     """
@@ -47,7 +47,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """`text` printable, and cut where it is longer than `most` characters."""
+    """`text` made printable, and cut to `most` characters."""
     return printable(text if len(text) <= most else f"{text[:most]}…")
 
 
@@ -70,7 +70,7 @@ def _escape(character: str, keep: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a raw name is UTF-8: libraries that are not Python may need it."""
+    """Whether a raw name is UTF-8, as non-Python libraries may require."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -79,10 +79,11 @@ def is_utf8(name: str) -> bool:
 
 
 def unfit_for_arrays(path: str) -> str | None:
-    r"""Why the arrays of a checkpoint cannot lie below a path; None where they can.
+    r"""Why a checkpoint's arrays cannot be stored under a path; None if they can.
 
-    TensorStore needs UTF-8 and reads `\` as `/`; Orbax looks for what it wrote by a
-    pattern, in which `[ab]` is one letter. Both would lose the arrays without an error.
+    TensorStore needs UTF-8 and treats `\` as `/`; Orbax finds its files by a glob
+    pattern, in which `[ab]` matches one letter. Both would lose the arrays without an
+    error.
     """
     if not is_utf8(path):
         return "checkpoints need a path in UTF-8; name another"
@@ -93,10 +94,10 @@ def unfit_for_arrays(path: str) -> str | None:
 
 
 def spreadsheet_cell(value: object) -> str:
-    """A value for a cell of a CSV file that no spreadsheet will run as a formula.
+    """A CSV cell value that no spreadsheet will run as a formula.
 
-    Numbers stay numbers. Text that begins like a formula gets an apostrophe before it,
-    which is how spreadsheets mark a text (OWASP, CSV Injection).
+    Numbers stay numbers. Text that starts like a formula gets a leading apostrophe,
+    which marks it as text in spreadsheets (OWASP, CSV Injection).
     """
     if isinstance(value, int | float):
         return str(value)
@@ -105,7 +106,7 @@ def spreadsheet_cell(value: object) -> str:
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Groups of different names that differ in case or in spaces alone."""
+    """Groups of different names that differ only in case or spaces."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(" ".join(name.casefold().split()), []).append(name)

@@ -1,10 +1,10 @@
-"""JSON files that we read back: a strict parser, and one schema for each kind of file.
+"""The JSON files we read back: a strict parser, and one schema per kind of file.
 
-The parser is stricter than `json.loads`: no NaN, no number beyond a double, no key
-twice in one object, no nesting beyond 64 levels. Schemas are strict about types (a
-string is not a number, a boolean not an integer) and bound every size and count. Fields
-that a schema does not name are kept unchecked, unless it forbids them.
-(`metrics.jsonl` is read line by line: `afterimage.training.metrics`.)
+The parser is stricter than `json.loads`: no NaN, no number beyond a double, no
+duplicate keys, no nesting beyond 64 levels. Schemas are strict about types (a string is
+not a number, a boolean not an integer) and bound every size and count. Unknown fields
+are kept unchecked, unless the schema forbids them. (`metrics.jsonl` is read line by
+line: `afterimage.training.metrics`.)
 """
 
 import collections
@@ -46,7 +46,7 @@ Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Channels = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Pixel = Annotated[float, Meta(gt=-1e38, lt=1e38)]
-"""A value of pixels, which float32 must hold."""
+"""A pixel value, which must fit in float32."""
 Statistics = Annotated[list[Pixel], Meta(min_length=1, max_length=MOST_CHANNELS)]
 Free = dict[str, Any]
 
@@ -65,9 +65,9 @@ class File(Struct):
 
 
 class ModelFields(Struct, forbid_unknown_fields=True):
-    """`afterimage.models.ModelConfig`; that its names are known is checked there.
+    """`afterimage.models.ModelConfig`, which checks that its names are known.
 
-    `package` is that of an encoder from outside, as `name version`.
+    `package` is the package of a third-party encoder, as `name version`.
     """
 
     name: Name
@@ -119,7 +119,7 @@ class DataFields(Struct):
 
 
 class EncoderManifest(Struct):
-    """`manifest.json` of an encoder folder, besides what every manifest has."""
+    """`manifest.json` of an encoder folder, beyond the fields of every manifest."""
 
     model: ModelFields
     preprocessing: PreprocessingFields
@@ -174,14 +174,14 @@ class Leaf(Struct):
 
 
 class StepMetrics(Struct):
-    """What the loop stores with a step; a stage may store more."""
+    """What the training loop stores with a step; a stage may add to it."""
 
     interval: dict[str, tuple[Number, Count]] = {}
     """[sum, steps] by metric, since the last line of metrics.jsonl."""
 
 
 class StepManifest(Struct):
-    """`manifest.json` of a step, besides what every manifest has."""
+    """`manifest.json` of a step, beyond the fields of every manifest."""
 
     step: Count
     created: Name
@@ -221,7 +221,7 @@ class LabelsFile(Used):
 
 
 class Share(Struct):
-    """A measure and its interval; null where it was not finite."""
+    """A metric and its interval; null where it was not finite."""
 
     value: Number | None
     low: Number | None
@@ -245,21 +245,21 @@ class TaskReports(Struct):
 
 
 class Selection(Struct):
-    """Which step was chosen, and by which rule."""
+    """The selected step, and the rule that selected it."""
 
     rule: str
     step: Count
 
 
 class DistillationFields(Struct):
-    """What a student gained over its teacher."""
+    """A student's results compared with its teacher's."""
 
     smaller: Number
     faster: Number
 
 
 class ContinualFields(Struct):
-    """The measures of a sequence of tasks."""
+    """The metrics of a sequence of tasks."""
 
     average_accuracy: Number | None
     forgetting: Number | None
@@ -290,7 +290,7 @@ class ResultsFile(TaskReports):
 
 
 class ProbeFields(Struct):
-    """One measure of a probe."""
+    """One metric of a probe."""
 
     value: Number
 
@@ -307,21 +307,21 @@ MANIFESTS: dict[str, Any] = {
 
 
 def wrong_shape(shape: Any) -> str | None:
-    """Why no array can have this shape, or None."""
+    """Why this shape is impossible for an array, or None."""
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and size >= 0 for size in shape
     ):
         return "a shape must be a list of non-negative integers"
     if len(shape) > HIGHEST_RANK:
         return f"{len(shape)} dimensions; expected at most {HIGHEST_RANK}"
-    # Python's integers: nothing wraps around. Zeros do not excuse what is beside them.
+    # Python integers cannot overflow. A zero does not excuse a huge axis beside it.
     if math.prod(size or 1 for size in shape) > LONGEST_AXIS:
         return f"shape {list(shape)} is larger than any file"
     return None
 
 
 def wrong_paths(paths: Iterable[str]) -> list[str]:
-    """What is wrong with the paths of a tree's leaves, as `unflatten` takes them."""
+    """Problems with the paths of a tree's leaves, as given to `unflatten`."""
     every = set(paths)
     wrong = []
     for path in sorted(every):
@@ -341,9 +341,9 @@ def wrong_paths(paths: Iterable[str]) -> list[str]:
 
 
 MOST = 16 * 2**20
-"""Bytes of a manifest or a header: ours have a few hundred bytes a leaf."""
+"""Bytes of a manifest or a header; ours take a few hundred bytes per leaf."""
 _DEEPEST = 64
-_LISTED = 10  # mistakes in one message
+_LISTED = 10  # problems per message
 
 
 def parse(data: bytes | str) -> Any:
@@ -361,7 +361,7 @@ def parse(data: bytes | str) -> Any:
         raise ValueError(f"is nested deeper than {_DEEPEST} levels") from None
     except _Refused:
         raise
-    except ValueError:  # Python's own bound on the digits of an integer
+    except ValueError:  # Python limits the digits of an integer
         raise ValueError("holds an integer of thousands of digits") from None
     if reason := _beyond(value):
         raise ValueError(reason)
@@ -369,9 +369,9 @@ def parse(data: bytes | str) -> Any:
 
 
 def read(path: pathlib.Path, kind: Any, cure: str, *, most: int = MOST) -> Any:
-    """The plain value of a JSON file that fits `kind`, one of the schemas below.
+    """The plain value of a JSON file that matches the schema `kind`.
 
-    Raises CheckpointError with everything that does not fit, ending in `cure`.
+    Raises CheckpointError listing every mismatch and ending in `cure`.
     """
     try:
         value = parse(files.read_bytes(path, most))
@@ -383,7 +383,7 @@ def read(path: pathlib.Path, kind: Any, cure: str, *, most: int = MOST) -> Any:
 
 
 def mistakes(value: Any, kind: Any, where: str = "") -> list[str]:
-    """Every place where a JSON value is not what the schema `kind` says; [] if none."""
+    """Every place where a JSON value does not match the schema `kind`; [] if none."""
     try:
         msgspec.convert(value, kind)
     except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
@@ -393,21 +393,21 @@ def mistakes(value: Any, kind: Any, where: str = "") -> list[str]:
 
 
 def listed(lines: list[str]) -> str:
-    """The first of many mistakes, each cut, and how many more there are."""
+    """The first few mistakes, each shortened, and how many more there are."""
     more = len(lines) - _LISTED
     text = "; ".join(line[:300] for line in lines[:_LISTED])
     return text + (f"; and {more} more" if more > 0 else "")
 
 
 def in_lines(lines: Sequence[str], most: int = 100) -> str:
-    """The first of many mistakes, one an indented line, and how many more there are."""
+    """The first few mistakes, one per indented line, and how many more there are."""
     more = len(lines) - most
     lines = [*lines[:most], *([f"and {more} more"] if more > 0 else [])]
     return "".join(f"\n  {line}" for line in lines)
 
 
 def _inside(value: Any, kind: Any, where: str) -> list[str]:
-    """The mistakes of a value's parts, as far as the schema names parts."""
+    """The mistakes in a value's parts, where the schema defines parts."""
     kind = _of_objects(kind)
     if kind is None or not isinstance(value, dict):
         return []
@@ -428,7 +428,7 @@ def _inside(value: Any, kind: Any, where: str) -> list[str]:
 
 
 def _of_objects(kind: Any) -> Any:
-    """The schema of the objects that `kind` admits: a Struct or dict, or None."""
+    """The schema of the objects that `kind` allows: a Struct or dict, or None."""
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
@@ -441,7 +441,7 @@ def _of_objects(kind: Any) -> Any:
 
 
 class _Refused(ValueError):
-    """The parser would accept this; we do not."""
+    """Valid for the parser, but not for us."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -461,7 +461,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _beyond(value: Any) -> str | None:
-    """Which bound a value exceeds, by its nesting or a number; None if none."""
+    """The limit (nesting or number size) that a value exceeds; None if none."""
     level = [value]
     for _ in range(_DEEPEST + 1):
         inside = []

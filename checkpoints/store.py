@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved in the background, atomic, verified before use.
 
-Orbax writes and reads the arrays; the name, the checksums and the decision which
-checkpoint is good are ours (docs/design/checkpoints.md says why).
+Orbax writes and reads the arrays; we handle names and checksums and decide which
+checkpoint is good (docs/design/checkpoints.md says why).
 """
 
 import contextlib
@@ -41,9 +41,9 @@ _under_way: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _unraised: set[SaveError] = set()  # errors that no caller has seen yet
 
 
-# Keep the traces of Orbax's threads off the terminal when a save fails: the error
-# itself is raised to the caller that waits for the save. Orbax also logs it from each
-# of its threads, and TensorStore calls back into closed event loops.
+# When a save fails, keep the tracebacks of Orbax's threads off the terminal: the error
+# is raised in the caller that waits for the save. Orbax also logs it from each of its
+# threads, and TensorStore calls back into closed event loops.
 logging.getLogger("absl").addFilter(
     lambda record: "_SignalingThread.run() raised" not in record.getMessage()
 )
@@ -59,21 +59,21 @@ def _unless_late(unraisable: Any) -> None:
 sys.unraisablehook = _unless_late
 
 _NO_LIMIT = 2**31 - 1
-"""Seconds, 68 years. Orbax measures its limit by the wall clock, which a laptop that
-sleeps, or a clock that is put right, moves by hours."""
+"""Seconds, 68 years. Orbax measures its timeout by the wall clock, which can jump by
+hours when a laptop sleeps or the clock is corrected."""
 
 
 class Store:
     """The checkpoints of one run folder, `FOLDER/checkpoints/STEP/`.
 
-    `folder` is the run folder (its `checkpoints/` itself is accepted). `keep_last`
-    newest steps are kept, and the `keep_best` best by `metric` where `best` is "min"
-    or "max". What an interrupted save left behind is cleaned up here when this process
-    holds the run's `RunLock`. `warn` is called with one sentence for each thing found
-    wrong; the default logs it.
+    `folder` is the run folder (its `checkpoints/` itself is accepted). The newest
+    `keep_last` steps are kept, and the `keep_best` best by `metric` if `best` is "min"
+    or "max". Leftovers of an interrupted save are cleaned up on construction if this
+    process holds the run's `RunLock`. `warn` is called with one sentence for each
+    problem found; by default it is logged.
 
-    As a context manager it waits at the end, so that no save and no error is lost.
-    With several processes, all of them call every method.
+    As a context manager it waits at the end, so that no save or error is lost. With
+    several processes, every process must call every method.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Store:
             raise UsageError(f"{names.spelling(str(self.folder))}: {reason}")
         self.keep_last, self.keep_best, self.best = keep_last, keep_best, best
         self.findings: list[Finding] = []
-        """What the last `restore` found wrong."""
+        """Problems found by the last `restore`."""
         self._warn = warn
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
@@ -109,7 +109,7 @@ class Store:
         if kind is None:
             self.wait()
             return
-        try:  # an exception is under way, and must not be replaced
+        try:  # do not replace the exception in flight
             self.wait()
         except SaveError as error:
             self._warn(str(error))
@@ -129,12 +129,12 @@ class Store:
         metric: float | int | None = None,
         wait: bool = False,
     ) -> None:
-        """Save a pytree of arrays under a step number; the disk is written meanwhile.
+        """Save a pytree of arrays under a step number, in the background.
 
-        All arrays are copied before this returns: they may be donated at once. An
-        `encoder` (params, stats, manifest) is written beside the state as an artefact
-        that loads alone. `manifest` and `metric` (None or not finite: none) come back
-        on `restore`. A step that exists is replaced when the new one is complete.
+        All arrays are copied before this returns, so they may be donated at once. An
+        `encoder` (params, stats, manifest) is written next to the state as a
+        self-contained artefact. `restore` returns `manifest` and `metric` (None or not
+        finite: no metric). An existing step is replaced once the new one is complete.
 
         Raises SaveError when there is no space, or when an earlier save failed.
         """
@@ -157,7 +157,7 @@ class Store:
             arrays = trees.to_host(flat)
             write = functools.partial(_write_arrays, partial / _STATE, arrays)
             if jax.process_count() > 1:
-                # Orbax agrees between processes on the devices: here, not beside steps.
+                # Orbax synchronises over devices: do it here, not beside steps.
                 started = write()
                 write = lambda: started  # noqa: E731
         except Exception as error:
@@ -174,14 +174,14 @@ class Store:
             self.wait()
 
     def check(self) -> None:
-        """Raise the error of an earlier asynchronous save; waits for nothing."""
+        """Raise the error of an earlier asynchronous save, without waiting."""
         error, self._error = self._error, None
         if error is not None:
             _unraised.discard(error)
             raise error
 
     def wait(self) -> None:
-        """Return when what is under way is on disk; raises its SaveError."""
+        """Wait until pending saves are on disk; raises their SaveError."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -192,13 +192,13 @@ class Store:
     ) -> tuple[int, Any, dict[str, Any]]:
         """(step, tree, manifest) of the newest good checkpoint, or of `step`.
 
-        Every file is compared with its checksum first. A damaged, half-written or
-        foreign checkpoint is named (`warn`, `findings`) and the one before is used.
-        `target` is a pytree of arrays or `jax.ShapeDtypeStruct`s: the result has its
-        structure, dtypes and shardings. Without it: nested dicts of NumPy arrays.
+        Every file is checked against its checksum first. A damaged, half-written or
+        foreign checkpoint is reported (`warn`, `findings`) and the one before it is
+        used. `target` is a pytree of arrays or `jax.ShapeDtypeStruct`s: the result has
+        its structure, dtypes and shardings. Without it: nested dicts of NumPy arrays.
 
-        Raises CheckpointError when none is good, or when a good one differs from the
-        target in tree, shape or dtype (all differences are listed).
+        Raises CheckpointError if none is good, or if a good one differs from the target
+        in tree, shape or dtype (all differences are listed).
         """
         self.wait()
         barrier("afterimage-restore")
@@ -212,7 +212,7 @@ class Store:
                 flat = _read_arrays(path / _STATE, content["leaves"])
                 finite = {p: a for p, a in flat.items() if p.startswith(_WEIGHTS)}
                 text = schemas.listed(weights.not_finite(finite))
-            except Exception as error:  # whatever Orbax raises: the one before is next
+            except Exception as error:  # whatever Orbax raises, try the one before
                 text = f"cannot be restored: {type(error).__name__}: {error}"
             else:
                 if not text and target is None:
@@ -227,7 +227,7 @@ class Store:
         )
 
     def _verified(self, path: pathlib.Path) -> dict[str, Any] | None:
-        """The manifest of a checkpoint whose every byte is right, else None."""
+        """The manifest if every byte of the checkpoint is correct, else None."""
         content, findings = None, []
         if is_main_process():
             content, findings = manifest.check_folder(path, (STEP,))
@@ -267,7 +267,7 @@ class Store:
         artefact: weights.Artefact | None,
         write: Callable[[], Any],
     ) -> None:
-        """In the background: encoder, state, checksums, manifest, then the name."""
+        """In the background: encoder, state, checksums and manifest, then rename."""
         try:
             response = write()
             try:
@@ -277,7 +277,7 @@ class Store:
                 if response is not None:
                     response.result()  # returns when every process has written
             if is_main_process():
-                # Orbax only warns when it does not find its own files.
+                # Orbax only warns if its own files are missing.
                 arrays = partial / _STATE
                 if response is not None and not any(arrays.glob("*/manifest.ocdbt")):
                     raise CheckpointError(f"Orbax left no arrays in {arrays}")
@@ -304,7 +304,7 @@ class Store:
             self._warn(f"step {step} is saved, an old one was not deleted: {error}")
 
     def _retain(self, newest: int) -> None:
-        """Delete what retention does not keep, of the steps before the new one."""
+        """Delete earlier steps that are not to be kept."""
         metrics: dict[int, float | None] = {}
         for number, path in manifest.numbered_steps(self.folder):
             with contextlib.suppress(CheckpointError):
@@ -330,8 +330,9 @@ def _end_of_program() -> None:
 
 
 # A program that ends without `wait` would close the thread pools Orbax needs before the
-# save is through. What was registered last runs first, so the pools' own hook, imported
-# above, comes after this one. Without the hook such a save fails, and says so.
+# save completes. Hooks run in reverse order of registration, so this one runs before
+# the pools' own, registered by the import above. Without the hook such a save fails
+# with an error.
 _register: Any = getattr(threading, "_register_atexit", None)
 if _register is not None:
     _register(_end_of_program)
@@ -339,15 +340,15 @@ if _register is not None:
 
 def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
     """Start Orbax on {path: array}; None when there is nothing to write."""
-    # Orbax refuses arrays without elements; the manifest has their shape and dtype.
+    # Orbax refuses empty arrays; the manifest has their shape and dtype.
     some = {path: array for path, array in arrays.items() if array.size}
     if not some:
         return None
     context = ocp.Context()
     context.async_options.create_directories_asynchronously = False
-    if jax.process_count() == 1:  # others, and not this disk, may keep us waiting
+    if jax.process_count() == 1:  # other processes, not this disk, may be slow
         context.async_options.timeout_secs = _NO_LIMIT
-    context.memory_options.deepcopy_host_arrays = False  # they are our own copies
+    context.memory_options.deepcopy_host_arrays = False  # these are already copies
     with context:
         return ocp.save_async(str(folder), some)
 
@@ -357,7 +358,7 @@ def _read_arrays(
 ) -> dict[str, np.ndarray]:
     """{path: array} as the manifest lists them, each with its own dtype.
 
-    Raises CheckpointError where Orbax gives others, and whatever Orbax raises.
+    Raises CheckpointError where Orbax returns others, and whatever Orbax raises.
     """
     flat = {
         path: np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))
@@ -373,12 +374,12 @@ def _read_arrays(
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which alone writes manifests, renames and deletes."""
+    """Whether this is process 0, the only one to write manifests, rename and delete."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process gets here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

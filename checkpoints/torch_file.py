@@ -1,10 +1,10 @@
 """PyTorch's `torch.save` files (`.pth`, `.pt`, `.bin`), read without running them.
 
-A zip archive of `data.pkl`, which names tensors, and `data/KEY`, their bytes, none
-compressed. Python's own unpickler calls what a pickle names, sets attributes, and
-hashes what it is given. Here a pickle can only make dictionaries, lists, tuples,
-strings, numbers and tensors; any other name in it is refused before it is looked up.
-Format: torch/serialization.py, `_save` and `_load`; torch/_utils.py,
+Such a file is an uncompressed zip archive of `data.pkl`, which describes tensors, and
+`data/KEY`, their bytes. Python's own unpickler calls what a pickle names, sets
+attributes, and hashes what it is given. Here a pickle can only make dictionaries,
+lists, tuples, strings, numbers and tensors; any other name is refused before it is
+looked up. Format: torch/serialization.py, `_save` and `_load`; torch/_utils.py,
 `_rebuild_tensor_v2`. Opcodes: `pickletools` in the standard library.
 """
 
@@ -40,12 +40,12 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
-_MOST_DIRECTORY = 16 * 2**20  # bytes: torch.save takes about 130 a tensor
+_MOST_DIRECTORY = 16 * 2**20  # bytes; torch.save takes about 130 per tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Storage:
-    """The numbers of one storage; only `persistent` makes it, and no pickle can."""
+    """The numbers of one storage; only `persistent` makes one, a pickle cannot."""
 
     array: np.ndarray
 
@@ -53,12 +53,12 @@ class _Storage:
 def read_torch(path: str | os.PathLike[str]) -> Any:
     """What `torch.save` wrote: dictionaries, lists and numbers, tensors as arrays.
 
-    Arrays are read-only and may share memory, as the tensors did: however many the
-    file names, they take no more than its size.
+    Arrays are read-only and may share memory, as the tensors did: together they take no
+    more memory than the file's size.
 
-    Raises UsageError for the format before PyTorch 1.6 and for what is no such file,
-    CheckpointError for a pickle with anything but tensors and plain values, and for a
-    file that contradicts itself.
+    Raises UsageError for the format before PyTorch 1.6 and for anything that is not a
+    PyTorch file; CheckpointError for a pickle with anything but tensors and plain
+    values, and for a file that contradicts itself.
     """
     path = pathlib.Path(path)
     try:
@@ -74,13 +74,13 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
                 return _read(archive, path, os.fstat(file.fileno()).st_size)
     except CheckpointError:
         raise
-    except Exception as error:  # a hostile file can fail in any way it likes
+    except Exception as error:  # a hostile file can fail in any way
         text = files.reason(error) or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {text[:300]}.") from error
 
 
 def _require_small_directory(file: BinaryIO) -> None:
-    """Bound the list of members before it is read; torch.save ends with it.
+    """Limit the size of the zip directory, at the end of the file, before reading it.
 
     Fields: APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16.
     """
@@ -125,7 +125,7 @@ class _Reader:
         self._kinds = {Name(name): name for name in _STORAGES}
 
     def load(self, data: bytes) -> Any:
-        """What the pickle describes."""
+        """The value that the pickle describes."""
         names = {("torch", name): mark for mark, name in self._kinds.items()}
         for module, name, function in (
             ("collections", "OrderedDict", dict),  # torch.save fills it later
@@ -174,7 +174,7 @@ class _Reader:
             raise ValueError(f"{len(stride)} strides for {len(size)} dimensions")
         held = storage.array.size
         empty = 0 in size
-        # Python's integers: no product wraps around.
+        # Python integers: products cannot overflow.
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
         if offset > held or (not empty and (math.prod(size) > held or last >= held)):
             raise CheckpointError(
@@ -183,7 +183,7 @@ class _Reader:
             )
         if empty:
             return np.empty(size, storage.array.dtype)
-        # The stride of an axis of one is never taken, and may be anything.
+        # The stride of an axis of length one is never used, and may be anything.
         each = storage.array.itemsize
         steps = [step * each if n > 1 else 0 for n, step in zip(size, stride)]
         return np.lib.stride_tricks.as_strided(
@@ -198,14 +198,14 @@ class _Reader:
 
 MOST_BYTES = 16 * 2**20
 MOST_STEPS = 2_000_000
-"""Opcodes: a tensor takes about thirty."""
+"""Opcodes; a tensor takes about thirty."""
 
 _Function = Callable[..., Any]
 _MARK = object()
 
 
 class Name:
-    """A mark for a global that a pickle may name; it has no attributes to alter."""
+    """A placeholder for a global that a pickle may name; it is immutable."""
 
     __slots__ = ("call", "text")
     call: _Function | None
@@ -225,10 +225,10 @@ def _load_pickle(
     persistent: _Function,
     unknown: Callable[[str, str], Exception],
 ) -> Any:
-    """What a pickle describes; ValueError says why it is refused.
+    """The value a pickle describes; ValueError says why it is refused.
 
-    `known` are the globals it may name, {(module, name): mark}; `unknown(module, name)`
-    is the error for another. `persistent(id)` gives the object of an id.
+    `known` are the globals it may name, {(module, name): placeholder}; `unknown(module,
+    name)` is the error for any other. `persistent(id)` returns the object with an id.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(f"its pickle has {len(data)} bytes, more than {MOST_BYTES}")

@@ -1,7 +1,7 @@
-"""Trees of arrays by path, `encoder/stages/1/conv/kernel`; weights from one to another.
+"""Trees of arrays by path, `encoder/stages/1/conv/kernel`; weight transfer.
 
-Optimiser rules, transfer reports, checkpoints and logs all use this name. Nested dicts
-need no JAX; functions of any pytree import it.
+Optimiser rules, transfer reports, checkpoints and logs all use these paths. Nested
+dicts need no JAX; only functions on arbitrary pytrees import it.
 """
 
 import math
@@ -20,7 +20,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mapping -> {path: leaf}, keys joined by `/`, in sorted order of keys.
 
     Integer keys (Flax names list items by number) are written as digits. Only mappings
-    are descended into: arrays, lists and tuples are leaves.
+    are flattened: arrays, lists and tuples are leaves.
     """
     flat: dict[str, Any] = {}
     for key in sorted(tree, key=str):
@@ -47,8 +47,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def paths(tree: Any) -> dict[str, Any]:
     """{path: leaf} of any pytree; dict keys, attributes and positions joined by `/`.
 
-    The paths of nested dicts are those of `flatten`. Raises ValueError where two leaves
-    would have one path, or one path would lead through another leaf.
+    The paths of nested dicts are those of `flatten`. Raises ValueError if two leaves
+    would have the same path, or one path would lead through another leaf.
     """
     import jax
 
@@ -87,7 +87,7 @@ def spec(leaf: Any) -> dict[str, Any]:
 def differences(
     wanted: Mapping[str, Any], saved: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Every way in which a target's leaves differ from the saved ones, by path."""
+    """All differences between a target's leaves and the saved ones, by path."""
     lines = [f"{p}: in the target, not saved" for p in sorted(set(wanted) - set(saved))]
     lines += [
         f"{p}: saved, not in the target" for p in sorted(set(saved) - set(wanted))
@@ -100,7 +100,7 @@ def differences(
 
 
 def require_fit(target: Any, leaves: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Raise CheckpointError, listing all, where a target is not of the saved leaves."""
+    """Raise CheckpointError, listing all differences, if a target does not fit."""
     wrong = differences(paths(target), leaves)
     if wrong:
         raise CheckpointError(
@@ -115,7 +115,7 @@ def describe(leaf: Mapping[str, Any]) -> str:
 
 
 def rebuild(target: Any, flat: Mapping[str, np.ndarray]) -> Any:
-    """The target's tree with the arrays of `flat`, each where the target's leaf is."""
+    """The target's tree with the arrays of `flat`, placed like the target's leaves."""
     import jax
 
     leaves = [place(leaf, flat[path]) for path, leaf in paths(target).items()]
@@ -123,14 +123,14 @@ def rebuild(target: Any, flat: Mapping[str, np.ndarray]) -> Any:
 
 
 def place(target: Any, array: np.ndarray) -> Any:
-    """An array as the kind of array `target` is, with its sharding."""
+    """An array converted to the type of `target`, with its sharding."""
     import jax
     import jax.numpy as jnp
 
     if isinstance(target, np.ndarray | np.generic):
         return array
     sharding = getattr(target, "sharding", None)
-    # An uncommitted array may meet arrays on other devices; a committed one may not.
+    # An uncommitted array may be combined with arrays on other devices.
     if sharding is None or not getattr(target, "committed", True):
         return jnp.asarray(array)
     return jax.make_array_from_callback(
@@ -139,16 +139,16 @@ def place(target: Any, array: np.ndarray) -> Any:
 
 
 def to_host(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Own copies of all leaves: the originals may be donated right afterwards.
+    """Copies of all leaves; the originals may be donated right afterwards.
 
-    Leaves come back as NumPy arrays, except those spread over several processes, which
-    no host has whole: they are copied on their devices.
+    Leaves come back as NumPy arrays, except those sharded over several processes, which
+    no host holds in full; these are copied on their devices.
     """
     import jax
 
     for leaf in flat.values():
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
-            leaf.copy_to_host_async()  # all transfers run while the first is awaited
+            leaf.copy_to_host_async()  # all transfers run in parallel
     return {path: _copied(leaf) for path, leaf in flat.items()}
 
 
@@ -160,7 +160,7 @@ def _copied(leaf: Any) -> Any:
         if not leaf.is_fully_replicated:
             return jnp.copy(leaf)
         leaf = leaf.addressable_data(0)
-    # On CPU np.asarray would be a view of the very buffer that is donated.
+    # On CPU np.asarray would be a view of the buffer that is donated.
     return np.array(leaf, order="C", copy=True)
 
 
@@ -184,11 +184,11 @@ STATUSES = ("loaded", "re-initialised", "ignored", "mismatched")
 class Row:
     """One leaf of a transfer.
 
-    `status`: loaded from the source; re-initialised (only the target has it, its own
-    value stays); ignored (only the source has it); mismatched (both have it, shape or
-    kind of dtype differ, the target's value stays). `source` and `target` are
-    {shape, dtype} or None; `origin` is the source's path before renaming. `expected`:
-    loaded, or covered by `may_differ`.
+    `status`: loaded from the source; re-initialised (only the target has it and keeps
+    its value); ignored (only the source has it); mismatched (both have it, but shape or
+    kind of dtype differ; the target keeps its value). `source` and `target` are {shape,
+    dtype} or None; `origin` is the source's path before renaming. `expected`: loaded,
+    or covered by `may_differ`.
     """
 
     path: str
@@ -205,7 +205,7 @@ class Row:
 
     @property
     def shapes(self) -> str:
-        """Both sides, or the one where they are alike, and the source's own path."""
+        """Both shapes, or one where they agree, and the source's original path."""
         renamed = (
             f" (was {self.origin})" if self.origin not in (None, self.path) else ""
         )
@@ -217,7 +217,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Every leaf of a transfer, in the order of paths."""
+    """Every leaf of a transfer, ordered by path."""
 
     rows: tuple[Row, ...]
 
@@ -227,7 +227,7 @@ class TransferReport:
 
     @property
     def unexpected(self) -> list[Row]:
-        """Rows that are an error unless the user says that they may differ."""
+        """Rows that are errors, because the user did not allow them to differ."""
         return [row for row in self.rows if not row.expected]
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,13 +257,13 @@ def transfer(
     """(tree, report): the target's nested dict with the source's weights, by path.
 
     `rename` are (regular expression, replacement) applied in order to the source's
-    paths with `re.sub`; each must change something. A floating-point leaf takes the
-    target's floating-point dtype, and its sharding. Leaves that are not loaded keep
-    the target's value; each is an error unless a regular expression of `may_differ`
-    is found in its path.
+    paths with `re.sub`; each must change something. A floating-point leaf is cast to
+    the target's floating-point dtype; loaded leaves take its sharding. Leaves that are
+    not loaded keep the target's value; each is an error unless a regular expression in
+    `may_differ` matches its path.
 
     Raises TransferError with all such leaves, before anything is loaded; UsageError for
-    rules that match nothing or send two leaves to one path.
+    rules that match nothing or map two leaves to one path.
     """
     wanted, origins = flatten(target), _renamed(flatten(source), rename)
     rows = []
@@ -291,7 +291,7 @@ def transfer(
 def _renamed(
     flat: Mapping[str, Any], rename: Sequence[tuple[str, str]]
 ) -> dict[str, tuple[str, Any]]:
-    """{new path: (old path, leaf)}; every rule is used and no two leaves meet."""
+    """{new path: (old path, leaf)}; checks that rules match and paths stay distinct."""
     idle = dict.fromkeys(rename)
     result: dict[str, tuple[str, Any]] = {}
     wrong = []
@@ -325,7 +325,7 @@ def _status(source: Any, target: Any) -> str:
 
 
 def _filled(target: Mapping[Any, Any], values: Mapping[str, Any], prefix: str) -> dict:
-    """The target's tree, with its own keys, of the values at its paths."""
+    """The target's tree, with its original keys, filled with the values by path."""
     return {
         key: _filled(value, values, f"{prefix}{key}/")
         if isinstance(value, Mapping)
@@ -335,7 +335,7 @@ def _filled(target: Mapping[Any, Any], values: Mapping[str, Any], prefix: str) -
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:
-    """One aligned line a leaf: status, path, shapes."""
+    """One aligned line per leaf: status, path, shapes."""
     status = max((len(row.status) for row in rows), default=0)
     path = max((len(row.path) for row in rows), default=0)
     return [f"{r.status:<{status}}  {r.path:<{path}}  {r.shapes}" for r in rows]

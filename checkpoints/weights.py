@@ -1,8 +1,8 @@
-"""Encoder and classifier folders: weights and a manifest, enough to load them alone.
+"""Encoder and classifier folders: self-contained weights and manifest.
 
-`encoder/weights.safetensors` holds `params/PATH` and `stats/PATH`; `manifest.json` says
-what they are. A `classifier/` has the same form, with heads. Loading reads bytes and
-JSON: no code of the file is executed, and neither JAX nor Orbax is needed.
+`encoder/weights.safetensors` holds `params/PATH` and `stats/PATH`; `manifest.json`
+describes them. A `classifier/` has the same form, with heads. Loading reads bytes and
+JSON: it executes no code from the file, and needs neither JAX nor Orbax.
 
 safetensors is eight bytes of header length (little-endian), a JSON header, then the raw
 bytes; every claim of the header is checked against the bytes before an array is made.
@@ -30,7 +30,7 @@ from afterimage.checkpoints.schemas import wrong_shape
 from afterimage.checkpoints.trees import flatten, unflatten
 
 ENCODER, CLASSIFIER = "encoder", "classifier"
-"""Both the kind in the manifest and the name of the folder in a run."""
+"""The kind in the manifest, and also the folder's name in a run."""
 WEIGHTS = "weights.safetensors"
 _NAMES = {"params", "stats"}
 _DTYPES = {
@@ -61,12 +61,12 @@ def write_encoder(
     *,
     kind: str = ENCODER,
 ) -> None:
-    """Write an encoder folder, atomically; one that stood there is replaced at the end.
+    """Write an encoder folder atomically; an existing one is replaced at the end.
 
-    `params` and `stats` are nested dicts of arrays; `manifest` says what they are
+    `params` and `stats` are nested dicts of arrays; `manifest` describes them
     (`schemas.EncoderManifest`); `schema`, `kind`, `files` and `checksum` are added.
-    Raises SaveError, leaving the old one, and UsageError for a manifest that could not
-    be read again.
+    Raises SaveError, leaving the old folder, and UsageError for a manifest that could
+    not be read back.
     """
     final = pathlib.Path(folder)
     artefact = collect(params, stats, manifest, kind)
@@ -83,7 +83,7 @@ def write_encoder(
 
 
 def _remove_leftovers(final: pathlib.Path) -> None:
-    """Delete what a writer of this folder left when it was killed."""
+    """Delete what a killed writer of this folder left behind."""
     for kind in ("partial", "replaced"):
         for path in final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"):
             pid = path.name.rpartition("-")[2]
@@ -103,7 +103,7 @@ class Artefact:
         self.nbytes = sum(a.nbytes for a in arrays.values()) + 4096 + 200 * len(arrays)
 
     def write(self, folder: pathlib.Path) -> None:
-        """Write weights and manifest into a new folder, each forced to the disk."""
+        """Write weights and manifest to a new folder, each synced to disk."""
         folder.mkdir(parents=True)
         files.write_bytes(folder / WEIGHTS, encode(self._arrays))
         content = {**self._content, "kind": self._kind}
@@ -130,11 +130,11 @@ def read_encoder(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(params, stats, manifest) of an encoder, as nested dicts of NumPy arrays.
 
-    `path` is a run folder, a `checkpoints/STEP` folder, or an `encoder/` folder. A run
-    folder's own `encoder/` counts where it is good, else the newest step whose
-    encoder is good. Every byte is compared with its checksum before it is used.
+    `path` is a run folder, a `checkpoints/STEP` folder, or an `encoder/` folder. For a
+    run folder, its own `encoder/` is used if good, else the newest step whose encoder
+    is good. Every byte is compared with its checksum before it is used.
 
-    Raises CheckpointError, naming everything that was tried and why it was refused.
+    Raises CheckpointError, listing everything that was tried and why it was refused.
     """
     place = pathlib.Path(path)
     if not place.is_dir():
@@ -144,8 +144,8 @@ def read_encoder(
         )
     refused: list[str] = []
     candidates, tried = _candidates(place), None
-    # A run that is still being written deletes old steps while they are read, and by
-    # then has new ones.
+    # A run in progress may delete old steps while we read them; by then it has new
+    # ones.
     while candidates != tried:
         refused = []
         for candidate in candidates:
@@ -174,9 +174,9 @@ def _candidates(place: pathlib.Path) -> list[pathlib.Path]:
 
 
 def require_inside(folder: pathlib.Path) -> None:
-    """Raise CheckpointError if an artefact's folder links out of the one it is in.
+    """Raise CheckpointError if an artefact folder links out of its parent folder.
 
-    The folder that a user names may itself be a link.
+    The folder named by the user may itself be a link.
     """
     if files.leads_out(folder, folder.parent):
         raise CheckpointError(
@@ -199,7 +199,7 @@ def examine(
 ) -> tuple[dict[str, Any] | None, dict[str, Any], list[Finding]]:
     """(manifest, {"params", "stats"}, findings) of one artefact folder of this kind.
 
-    Every byte is compared with its checksum, every name, shape and number is looked at.
+    Every byte is compared with its checksum; every name, shape and number is checked.
     """
     kept: dict[str, list[bytes]] = {WEIGHTS: []}
     content, findings = manifest.check_folder(folder, (kind,), keep=kept)
@@ -232,7 +232,7 @@ def write_classifier(
     stats: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write a classifier folder, atomically, as `write_encoder` does.
+    """Write a classifier folder atomically, as `write_encoder` does.
 
     `params` and `stats` have the keys `encoder` and `heads`.
     """
@@ -287,7 +287,7 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
     """The bytes of a safetensors file -> {name: read-only array}, views of the bytes.
 
     Raises CheckpointError for anything that is not safetensors (a pickle, an archive),
-    and for a header that claims other than what is there.
+    and for a header that does not match the data.
     """
     if len(data) < 10 or data[8:9] != b"{":
         raise CheckpointError(
@@ -322,7 +322,7 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
 
 
 def require_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
-    """Raise CheckpointError that names every array with NaN or infinite numbers."""
+    """Raise CheckpointError naming every array with NaN or infinite numbers."""
     wrong = not_finite(arrays)
     if wrong:
         raise CheckpointError(
@@ -332,7 +332,7 @@ def require_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """`NAME: 3 of 64 numbers are NaN or infinite`, for every array that has such."""
+    """`NAME: 3 of 64 numbers are NaN or infinite`, for each array with any."""
     return [
         f"{shown(name)}: {bad} of {array.size} numbers are NaN or infinite"
         for name, array in arrays.items()
@@ -349,7 +349,7 @@ def from_bytes(data: bytes | memoryview, dtype: np.dtype) -> np.ndarray:
 
 
 def _require_cover(header: dict[str, Any], body: memoryview, what: str) -> None:
-    """Every byte belongs to exactly one tensor: no overlap multiplies memory."""
+    """Require each byte in exactly one tensor: overlaps would multiply memory."""
     at = 0
     for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
         if begin != at:

@@ -16,7 +16,7 @@ from afterimage.training.options import (
 
 if TYPE_CHECKING:
     from afterimage.pretrain.objective import Objective
-else:  # naming a setting on the command line needs no JAX
+else:  # parsing the command line needs no JAX
     Objective = Any
 
 
@@ -25,12 +25,12 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Pretrain an encoder on images without labels, and keep it."""
 
     objective: Annotated["Objective", OBJECTIVES] = "plain"  # pyright: ignore[reportAssignmentType]
-    """What the network learns to do. In Python a name, an instance such as
+    """What the network learns to do. In Python: a name, an instance such as
     Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC, or a path. None where `pretrain` is given an object."""
+    synthetic:HxWxC, or a path. None if `pretrain` is given an object."""
 
     model: Annotated[str, OneOf(ENCODERS)] = "conv"
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
@@ -51,32 +51,33 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         | None
     ) = None
     """Turns the features back into an image; discarded after pretraining. Default: the
-    model's own. Objectives that mask images take one of the last two: hierarchical (the
-    default), which uses every feature map, or block, only the last, cheaper."""
+    model's own. Objectives that mask images need one of the last two: hierarchical (the
+    default), which uses every feature map, or block, which uses only the last one and
+    is cheaper."""
 
     bottleneck: int | None = None
-    """Length of one vector that all features pass through; it becomes the feature
-    vector. Default: no bottleneck, the decoder sees the last feature map."""
+    """Length of a single vector that all information passes through; it becomes the
+    feature vector. Default: no bottleneck; the decoder sees the last feature map."""
 
     width: float = 1.0
     """Multiplies the channels of every layer."""
 
     augment: Augmentation = "none"
-    """Random changes of the training images."""
+    """Random augmentation of the training images."""
 
     probe_images: int = 5000
-    """Training images that the kNN and ridge probes learn from, if there are labels; 0
-    turns the probes off."""
+    """Training images that the kNN and ridge probes are fitted to, if there are labels;
+    0 turns the probes off."""
 
     probe_k: int = 20
-    """Neighbours of the kNN probe."""
+    """Number of neighbours of the kNN probe."""
 
     pictures: int = 10
     """Validation images in each reconstruction picture; 0 turns pictures off."""
 
     def __post_init__(self) -> None:
         resolve(self)
-        # First: the other checks compare these values with numbers.
+        # First, because the other checks compare these values with numbers.
         check(given_problems(self))
         check(
             DataOptions.problems(self),
@@ -100,7 +101,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         from afterimage.models.encoder import ModelConfig
 
         try:
-            # The size and channels are the data's, and not known yet.
+            # Size and channels come from the data and are not known yet.
             model = ModelConfig(**self.model_settings())
         except UserError as error:
             return [str(error)]
@@ -108,7 +109,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         return [f"objective {self.objective.name}: {problem}" for problem in found]
 
     def model_settings(self) -> dict[str, Any]:
-        """What these settings say of a `ModelConfig`; size and channels are missing."""
+        """The `ModelConfig` fields these settings define, without size and channels."""
         return {
             "name": self.model,
             "norm": self.norm or "",

@@ -1,8 +1,8 @@
-"""What a denoising autoencoder must undo; drawn again for every image and step.
+"""Corruptions for denoising autoencoders; drawn anew for every image and step.
 
 A corruption is `(key, pixels) -> pixels` on float images in [0, 1], pure, inside jit.
-It goes to the encoder only: the reconstruction is compared with the clean image
-(Vincent et al., "Extracting and Composing Robust Features with Denoising
+Only the encoder's input is corrupted: the reconstruction is compared with the clean
+image (Vincent et al., "Extracting and Composing Robust Features with Denoising
 Autoencoders", ICML 2008).
 """
 
@@ -32,7 +32,7 @@ USUAL_STRENGTH = {
     "salt-and-pepper": 0.25,
     "erasing": 0.25,
 }
-"""The strength where none is given."""
+"""The default strengths."""
 
 
 def corruption_problems(name: str, strength: float | None) -> list[str]:
@@ -69,14 +69,14 @@ def make_corruption(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Corrupt:
-    """The corruption of that name; `mean` and `std` are the data's, per channel.
+    """The corruption with this name; `mean` and `std` are the data's, per channel.
 
-    Without a strength it is the usual one.
+    Without a strength, the default is used.
 
     `gaussian`: strength = σ in standard deviations of the data. `salt-and-pepper`:
     strength = the probability that a pixel turns black or white. `erasing`: strength =
     the share of each image's area filled with the data's mean. Raises UserError for an
-    unknown name or an impossible strength.
+    unknown name or an invalid strength.
     """
     problems = corruption_problems(name, strength)
     if problems:
@@ -94,7 +94,7 @@ def make_corruption(
 def gaussian(key: Array, pixels: Images, sigma: float, std: Sequence[float]) -> Images:
     """Add `sigma * std[c] * N(0, 1)` to every value; not clipped to [0, 1].
 
-    Clipping would shrink the noise where images are black or white.
+    Clipping would reduce the noise where images are black or white.
     """
     scale = sigma * jnp.asarray(std, pixels.dtype).reshape(1, 1, 1, -1)
     return pixels + scale * jax.random.normal(key, pixels.shape, pixels.dtype)
@@ -109,19 +109,20 @@ def salt_and_pepper(key: Array, pixels: Images, probability: float) -> Images:
 
 
 def erase(key: Array, pixels: Images, share: float, fill: Sequence[float]) -> Images:
-    """Fill one rectangle an image with `fill`; it covers `share` of the area.
+    """Fill one rectangle per image with `fill`; it covers `share` of the area.
 
-    The aspect ratio is log-uniform in [0.3, 3.3], the position uniform among those
-    inside the image; a rectangle that would be wider or higher than the image becomes
-    as wide or high as it. Rounding to whole pixels moves the area by at most half a
+    The aspect ratio is log-uniform in [0.3, 3.3], the position uniform over those
+    inside the image; a rectangle that would be wider or higher than the image gets the
+    image's width or height. Rounding to whole pixels moves the area by at most half a
     side. After Zhong et al., "Random Erasing Data Augmentation" (AAAI 2020), with a
-    fixed share and exactly one rectangle. Three draws an image, whatever its size.
+    fixed share and exactly one rectangle. Three random draws per image, whatever its
+    size.
     """
     batch, height, width, _ = pixels.shape
     draws = jax.random.uniform(key, (3, batch))
     aspect = jnp.exp((2 * draws[0] - 1) * math.log(_ASPECT))
     area = share * height * width
-    # Below this height the width that keeps the area would not fit.
+    # Below this height, the width needed for the area would not fit.
     lowest = math.ceil(area / width)
     tall = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), max(lowest, 1), height)
     wide = jnp.clip(jnp.round(area / tall), 1, width)

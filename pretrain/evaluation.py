@@ -1,6 +1,6 @@
-"""The evaluation of a run so far: loss, pictures and probes, the same each time.
+"""Evaluation during a run: loss, pictures and probes, computed the same each time.
 
-The probes (kNN and ridge) score the encoder beside raw pixels and the untrained
+The probes (kNN and ridge) compare the encoder with raw pixels and the untrained
 encoder.
 """
 
@@ -27,7 +27,7 @@ from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
 from afterimage.runs import Run, write_json, write_png
 from afterimage.training.batches import EvaluationRunner, subsample
 
-# Images that the mean image, the rank, and the loss without validation are taken from.
+# Images used for the mean image, the rank, and the loss without a validation set.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 
 Check = Callable[[], None]
@@ -37,14 +37,14 @@ Report = dict[str, dict[str, Any]]
 
 
 def picture_name(step: int) -> str:
-    """The file in `pictures/` that shows reconstructions after this step."""
+    """Name of the file in `pictures/` with the reconstructions after this step."""
     return f"step-{step:07d}.png"
 
 
 class Evaluation:
-    """Made once a run, called at each evaluation; every figure is of held-out images.
+    """Created once per run, called at each evaluation; scores use held-out images.
 
-    Without a validation set, loss and pictures are of training images, and there are no
+    Without a validation set, loss and pictures use training images, and there are no
     probes.
     """
 
@@ -86,12 +86,12 @@ class Evaluation:
         def samples(params: Tree, stats: Tree, pixels: Array, key: Array):
             return objective.samples(Forward(setup, params, stats, key), pixels)
 
-        # One function for loss and pictures: compiling is most of a short run.
+        # One function for loss and pictures, since compiling dominates a short run.
         self._look, self._features = sweep.jit(look), sweep.jit(features)
         self._samples = sweep.jit(samples)
         scores = objective.scores(setup)
         self.mean_image_loss: float | None = None
-        """The loss of the mean image; None where nothing is reconstructed."""
+        """The loss of the mean image; None if nothing is reconstructed."""
         if scores is not None:
             some = subsample(train, _MEAN_IMAGES)
             self.mean_image_loss = self._mean_image_loss(scores, some)
@@ -99,7 +99,7 @@ class Evaluation:
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
         """Probe raw pixels and the untrained encoder, before the first call.
 
-        `params` and `stats` are those of the autoencoder as initialised.
+        `params` and `stats` are those of the freshly initialised autoencoder.
         """
         if self.probes is not None:
             self.baselines = self.probes.baselines(
@@ -113,10 +113,10 @@ class Evaluation:
         """Metrics at this step; writes its picture. `check` is called between batches.
 
         `loss` and `relative_loss` of the held-out images, corrupted or masked as in
-        training by the same draws every time, and what the objective measures;
-        `effective_rank` of their features; where there are labels `knn` and `ridge`,
-        each beside `_raw_pixels` and `_untrained`. Losses that are not finite come
-        alone.
+        training with the same draws every time, and the objective's own metrics;
+        `effective_rank` of their features; with labels also `knn` and `ridge`, each
+        with its baselines `_raw_pixels` and `_untrained`. If the loss is not finite,
+        the losses are returned alone.
         """
         results = self.losses(params, stats, check)
         if not math.isfinite(results["loss"]):  # diverged: the loop ends the run
@@ -138,7 +138,7 @@ class Evaluation:
     def losses(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
         """Mean loss over the held-out images, and the objective's own metrics.
 
-        `relative_loss` is of the reconstruction alone, without what is paid besides.
+        `relative_loss` covers the reconstruction only, without penalties.
         """
         totals: dict[str, Any] = {}
         for number, batch, _ in self.sweep.batches(self.held):
@@ -158,7 +158,7 @@ class Evaluation:
         }
 
     def relative_loss(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """{"relative_loss": …}: 1 is no better than the mean image, 0 perfect."""
+        """{"relative_loss": …}: 1 is no better than the mean image, 0 is perfect."""
         if self.mean_image_loss is None:
             return {}
         loss = float(metrics.get("reconstruction", metrics["loss"]))
@@ -214,14 +214,14 @@ class Evaluation:
         constant = np.asarray(loss.constant_output(jnp.asarray(mean, jnp.float32)))
         batches = self.sweep.batches(self.held)
         total = sum(float(constant_loss(constant, b)) for _, b, _ in batches)
-        # Identical images are predicted perfectly by their mean: nothing to divide by.
+        # The mean predicts identical images perfectly: avoid dividing by zero.
         return max(total / len(self.held), float(np.finfo(np.float32).tiny))
 
 
 class Probes:
-    """Both probes learn from labelled training images and are scored on held-out ones.
+    """Both probes, fitted to labelled training images and scored on held-out ones.
 
-    The encoder never sees a label: the probes only ask what its features are worth.
+    The encoder never sees a label: the probes only measure its features.
     """
 
     def __init__(self, train: ImageSet, held: ImageSet, *, k: int):
@@ -243,7 +243,7 @@ class Probes:
         return cls(pair[0], pair[1], k=k)
 
     def measure(self, name: str, features: Callable[[ImageSet], np.ndarray]) -> Report:
-        """`probe_report` of what `features` makes of the images, under `name`."""
+        """`probe_report` of `features` applied to the images, under `name`."""
         pair = features(self.train), features(self.held)
         assert self.train.labels is not None
         assert self.held.labels is not None
@@ -253,10 +253,11 @@ class Probes:
     def baselines(
         self, file: pathlib.Path, untrained: Callable[[ImageSet], np.ndarray]
     ) -> Report:
-        """Raw pixels and the untrained encoder: measured once a run, kept in `file`."""
-        # Several processes must take the same path: all compute, the first one writes.
+        """Scores of raw pixels and the untrained encoder, measured once, kept in
+        `file`."""
+        # Several processes must take the same path: all compute, only the first writes.
         if jax.process_count() == 1:
-            with contextlib.suppress(CheckpointError):  # absent or damaged: measured
+            with contextlib.suppress(CheckpointError):  # if absent or damaged, measure
                 return schemas.read(file, schemas.Baselines, "delete it")
         report = self.measure(RAW, _raw_pixels) | self.measure(UNTRAINED, untrained)
         if jax.process_index() == 0:

@@ -1,13 +1,14 @@
-"""Histograms of oriented gradients, as a target that forgets brightness and contrast.
+"""Histograms of oriented gradients: a target that ignores brightness and contrast.
 
 Dalal & Triggs, "Histograms of Oriented Gradients for Human Detection" (2005), section
-6: nine unsigned orientations, each pixel's vote shared by the two nearest. As a target
-of masked prediction: Wei et al., "Masked Feature Prediction for Self-Supervised Visual
-Pre-Training" (2022, MaskFeat), section 3.2: each channel's histograms on their own,
-cells of 8 pixels, every histogram divided by its norm, no blocks.
+6: nine unsigned orientations, with each pixel's vote split between the two nearest. As
+a target for masked prediction: Wei et al., "Masked Feature Prediction for
+Self-Supervised Visual Pre-Training" (2022, MaskFeat), section 3.2: separate histograms
+per channel, cells of 8 pixels, every histogram divided by its norm, no blocks.
 
-A target has the shape of the image: in every cell, and every channel, the first nine
-pixels (rows first) hold the histogram, the others 0. So cells are 3 pixels or more.
+A target has the shape of the image: in every cell and channel, the first nine pixels
+(rows first) hold the histogram and the others are 0. So cells have sides of at least 3
+pixels.
 """
 
 import jax.numpy as jnp
@@ -18,23 +19,23 @@ from afterimage.models import ops
 
 ORIENTATIONS = 9
 _CELLS = range(8, 2, -1)
-# A gradient (difference of a pixel's two neighbours, at most 1) that is noise: in a
-# cell where the mean is less, the norm is mostly this.
+# The noise level of a gradient (the difference of a pixel's two neighbours, at most 1):
+# where a cell's mean is below it, it dominates the norm.
 _FLOOR = 0.01
 
 
 def cell_size(patch: int) -> int | None:
-    """Pixels a side of a cell: the largest of 8 to 3 that divides a patch, or None."""
+    """Side of a cell in pixels: the largest of 8 to 3 that divides a patch, or None."""
     return next((cell for cell in _CELLS if patch % cell == 0), None)
 
 
 def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H W c 9"]:
     """Orientations 0 to 180 degrees (the first around 10) in squares of `cell` pixels.
 
-    `pixels` are in [0, 1]. Gradients are differences of a pixel's two neighbours,
-    borders repeated; a vote is as large as the gradient. Norms are
-    sqrt(sum of squares + (0.01 cell)^2) / 3: a cell with an edge has a mean square of
-    1. A last cell that sticks out of the image is of the pixels that it has.
+    `pixels` are in [0, 1]. Gradients are differences of a pixel's two neighbours, with
+    borders repeated; votes are weighted by the gradient's magnitude. Norms are sqrt(sum
+    of squares + (0.01 cell)^2) / 3: a cell with an edge has a mean square of 1. A last
+    cell that extends beyond the image uses the pixels it has.
     """
     b, h, w, c = pixels.shape
     x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
@@ -54,7 +55,7 @@ def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H 
 
 
 def hog_target(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
-    """The histograms of pixels in [0, 1], laid out as the module says."""
+    """The histograms of pixels in [0, 1], in the layout of the module docstring."""
     _, height, width, c = pixels.shape
     found = jnp.swapaxes(histograms(pixels, cell), -1, -2)
     room = ((0, 0), (0, 0), (0, 0), (0, cell**2 - ORIENTATIONS), (0, 0))
@@ -64,7 +65,7 @@ def hog_target(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h 
 
 
 def hog_picture(target: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
-    """A target, or a guess at it, as strokes along the edges, white on black."""
+    """A target or a prediction of it, as strokes along the edges, white on black."""
     _, height, width, c = target.shape
     blocks = ops.space_to_depth(ops.pad_to_multiple(target, cell), cell)
     blocks = blocks.reshape(*blocks.shape[:3], cell**2, c)[..., :ORIENTATIONS, :]
@@ -75,7 +76,7 @@ def hog_picture(target: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h
 
 
 def _strokes(cell: int) -> np.ndarray:
-    """[9, cell^2]: a line across a cell for each orientation, at right angles to it."""
+    """[9, cell^2]: for each orientation, a line across a cell perpendicular to it."""
     angle = (np.arange(ORIENTATIONS)[:, None, None] + 0.5) * np.pi / ORIENTATIONS
     places = np.arange(cell) - (cell - 1) / 2
     away = np.cos(angle) * places[None, None] + np.sin(angle) * places[None, :, None]

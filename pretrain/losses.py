@@ -1,12 +1,12 @@
-"""What a reconstruction is scored by, and in which units.
+"""Reconstruction losses and their units.
 
-Three spaces occur: *pixels* in [0, 1]; *standardised* images, `(pixels - mean) / std`
-by the training data's channel statistics (what the network sees); and the *target*,
-what the network's output is compared with. The target is the standardised image, the
-same normalised image by image (`target="image"`) or patch by patch (`"patch"`), its
-histograms of gradients (`"hog"`), or the pixels (`bce`, where the network's output is a
-logit). Every loss is a mean over one image's values, so it depends on neither image nor
-batch size; with a `mask`, over those of the pixels where it is true.
+There are three spaces: *pixels* in [0, 1]; *standardised* images, `(pixels - mean) /
+std` by the training data's channel statistics (the network's input); and the *target*,
+which the network's output is compared with. The target is the standardised image, the
+same normalised per image (`target="image"`) or per patch (`"patch"`), its histograms of
+gradients (`"hog"`), or the pixels (`bce`, where the network's output is a logit). Every
+loss is a mean over one image's values, so it depends on neither image nor batch size;
+with a `mask`, the mean is over the pixels where it is true.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ HUBER_DELTA = 1.0
 SSIM_WEIGHT = 0.84
 _LEVELS = 5
 _SMALLEST = 4
-"""Pixels a side of a map that the pyramid still halves."""
-# A flat image has no contrast to normalise by: it keeps its (zero) values.
+"""Smallest side, in pixels, of a map that the pyramid still halves."""
+# A flat image has no contrast to normalise by, so its values stay zero.
 _VARIANCE_FLOOR = 1e-6
 
 
@@ -49,8 +49,8 @@ def _mean(values: Images, mask: Mask) -> PerImage:
 def mse(prediction: Images, target: Images, mask: Mask = None) -> PerImage:
     """Mean squared error, `mean((p - t)^2)`, without the factor 1/2; [B], ≥ 0.
 
-    On standardised images the unit is the data's variance: 1 is what predicting the
-    channel means scores.
+    On standardised images the unit is the data's variance: predicting the channel means
+    scores 1.
     """
     return _mean(jnp.square(prediction - target), mask)
 
@@ -74,9 +74,9 @@ def huber(prediction: Images, target: Images, mask: Mask = None) -> PerImage:
 def bce(logits: Images, target: Images, mask: Mask = None) -> PerImage:
     """Binary cross-entropy of pixels in [0, 1] given logits; [B], nats per value.
 
-    `-t log σ(z) - (1 - t) log(1 - σ(z))`, computed as `max(z, 0) - zt +
-    log(1 + e^-|z|)`, which overflows nowhere. Grey targets have a floor above zero:
-    their own entropy.
+    `-t log σ(z) - (1 - t) log(1 - σ(z))`, computed as `max(z, 0) - zt + log(1 +
+    e^-|z|)`, which cannot overflow. For grey targets the minimum is above zero: their
+    own entropy.
     """
     overflow_free = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return _mean(overflow_free - logits * target, mask)
@@ -85,9 +85,9 @@ def bce(logits: Images, target: Images, mask: Mask = None) -> PerImage:
 def gradient(error: Images) -> PerImage:
     """Mean |difference of neighbours|, along rows plus along columns; [B], ≥ 0.
 
-    Edges at the wrong place or blurred cost something that a mean shift does not:
-    Mathieu et al., "Deep Multi-Scale Video Prediction Beyond Mean Square Error" (2016),
-    section 3.2, with the signs of the differences kept. Sides of 2 pixels and more.
+    It penalises misplaced or blurred edges, but not a shift of the mean: Mathieu et
+    al., "Deep Multi-Scale Video Prediction Beyond Mean Square Error" (2016), section
+    3.2, with the signs of the differences kept. Sides must be at least 2 pixels.
     """
     down = jnp.abs(error[:, 1:] - error[:, :-1])
     across = jnp.abs(error[:, :, 1:] - error[:, :, :-1])
@@ -98,9 +98,9 @@ def laplacian(error: Images) -> PerImage:
     """The sum over the levels of a Laplacian pyramid of the mean |level|; [B], ≥ 0.
 
     A level is what is lost when a map is halved; the last is the smallest map itself.
-    With means, every level weighs the same, as in Bojanowski et al., "Optimizing the
-    Latent Space of Generative Networks" (2018), section 3.2 (Lap1). Halving is a mean
-    of 2 x 2 pixels and doubling repeats them, in place of five taps.
+    With means, every level has the same weight, as in Bojanowski et al., "Optimizing
+    the Latent Space of Generative Networks" (2018), section 3.2 (Lap1). Halving
+    averages 2 x 2 pixels and doubling repeats them, instead of using five taps.
     """
     total = jnp.zeros(len(error))
     for _ in range(_LEVELS):
@@ -115,7 +115,7 @@ def laplacian(error: Images) -> PerImage:
 
 
 def ssim_window(height: int, width: int) -> np.ndarray:
-    """The normalised 1-D Gaussian of SSIM: σ 1.5, 11 taps, fewer in a smaller image.
+    """The normalised 1-D Gaussian of SSIM: σ 1.5, 11 taps, fewer for small images.
 
     The length is the largest odd number that is ≤ 11 and fits both sides.
     """
@@ -126,7 +126,7 @@ def ssim_window(height: int, width: int) -> np.ndarray:
 
 
 def _blur_matrix(length: int, window: np.ndarray) -> np.ndarray:
-    """[length - k + 1, length]: one filtering along one side, borders left out."""
+    """[length - k + 1, length]: filtering along one side, without borders."""
     rows = length - len(window) + 1
     matrix = np.zeros((rows, length), np.float32)
     for row in range(rows):
@@ -140,16 +140,16 @@ def ssim(prediction: Images, target: Images) -> PerImage:
     `(2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2))`, moments weighted
     by a Gaussian window, averaged over all windows inside the image and over channels;
     C1 = 0.01², C2 = 0.03². Same as scikit-image's `structural_similarity` with
-    `gaussian_weights=True, use_sample_covariance=False, data_range=1` (its source was
-    read), after Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 13 (2004).
+    `gaussian_weights=True, use_sample_covariance=False, data_range=1` (per its source
+    code), after Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 13 (2004).
     """
     _, height, width, _ = prediction.shape
     window = ssim_window(height, width)
     down, across = _blur_matrix(height, window), _blur_matrix(width, window)
 
     def blur(x: Array) -> Array:
-        # Banded matrix products, not shifted sums: 22 against 1,095 ms for loss and
-        # gradient at 256x32x32x3 on two cores.
+        # Banded matrix products, not shifted sums: 22 ms instead of 1,095 ms for loss
+        # and gradient at 256x32x32x3 on two cores.
         x = jnp.einsum("oh,bhwc->bowc", down, x)
         return jnp.einsum("pw,bowc->bopc", across, x)
 
@@ -164,7 +164,7 @@ def ssim(prediction: Images, target: Images) -> PerImage:
 
 
 def masked_mean(values: PerImage, mask: Shaped[Array, " b"] | None = None) -> Array:
-    """Mean over the images that count; padding (mask false) weighs nothing, even NaN.
+    """Mean over images whose mask is true; padding has no weight, even if NaN.
 
     An all-false mask gives 0.
     """
@@ -180,11 +180,10 @@ class ReconstructionLoss:
     """A reconstruction loss with its target space.
 
     `preprocessing` standardises the network's input; targets use the same statistics.
-    `patch` is the side of the squares that `target="patch"` normalises, or that are
-    whole cells of `"hog"`. The weighted terms are added: of neighbouring differences
-    and of a Laplacian pyramid of the error, in units of the target (of pixels with
-    `bce`), and 1 - SSIM of pixels.
-    Raises UserError when loss and target do not go together.
+    `patch` is the side of the squares that `target="patch"` normalises, or that `"hog"`
+    divides into whole cells. The weighted terms are added: neighbouring differences and
+    a Laplacian pyramid of the error, in units of the target (of pixels with `bce`), and
+    1 - SSIM of pixels. Raises UserError if loss and target are incompatible.
     """
 
     loss: str
@@ -207,7 +206,7 @@ class ReconstructionLoss:
             raise UserError("\n".join(problems))
 
     def targets(self, pixels: Images) -> Images:
-        """Pixels in [0, 1] -> what the network's output is compared with."""
+        """Pixels in [0, 1] -> the target for the network's output."""
         if self.loss == "bce":
             return pixels
         if self.target == "hog":
@@ -236,8 +235,8 @@ class ReconstructionLoss:
     def per_image(self, output: Images, target: Images, mask: Mask = None) -> PerImage:
         """Network output and target, [B,H,W,C] each -> loss of each image, [B].
 
-        With a mask only its pixels count; for what compares more than single pixels,
-        the others are taken from the target.
+        With a mask only its pixels count; terms that compare more than single pixels
+        take the other pixels from the target.
         """
         said = jax.nn.sigmoid(output) if self.loss == "bce" else output
         if mask is not None:
@@ -260,15 +259,15 @@ class ReconstructionLoss:
         return function(output, target, mask)
 
     def _pixels(self, images: Images) -> Images:
-        """The target's space -> pixels in [0, 1], where it is not theirs already."""
+        """The target's space -> pixels in [0, 1], unless it is that already."""
         return images if self.loss == "bce" else self.preprocessing.denormalise(images)
 
     def pictures(self, output: Images, pixels: Images) -> Images:
         """Network output -> pixels in [0, 1].
 
         With `target="image"` or `"patch"` the network does not predict brightness and
-        contrast: they are taken from the image itself, `pixels`. With `"hog"` it says
-        where edges are: strokes on black.
+        contrast, so they are taken from the image itself, `pixels`. With `"hog"` it
+        predicts edges, drawn as strokes on black.
         """
         if self.loss == "bce":
             return jax.nn.sigmoid(output)
@@ -282,10 +281,10 @@ class ReconstructionLoss:
         return jnp.clip(self.preprocessing.denormalise(output), 0, 1)
 
     def constant_output(self, mean_target: Float[Array, "h w c"]) -> Array:
-        """The mean of all targets, as the network would have to say it; [H,W,C]."""
+        """The mean of all targets, as a network output; [H,W,C]."""
         if self.loss != "bce":
             return mean_target
-        # A pixel that never changes would need an infinite logit.
+        # A pixel that is always black or white would need an infinite logit.
         chance = jnp.clip(mean_target, 1e-6, 1 - 1e-6)
         return jnp.log(chance) - jnp.log1p(-chance)
 
@@ -327,7 +326,7 @@ def loss_problems(
 def _image_moments(images: Images) -> tuple[Array, Array]:
     """Mean and standard deviation of each image over pixels and channels, [B,1,1,1].
 
-    The whole-image form of the per-patch target below.
+    The whole-image counterpart of the per-patch target below.
     """
     centre = jnp.mean(images, axis=(1, 2, 3), keepdims=True)
     variance = jnp.mean(jnp.square(images - centre), axis=(1, 2, 3), keepdims=True)
@@ -335,11 +334,11 @@ def _image_moments(images: Images) -> tuple[Array, Array]:
 
 
 def _patch_moments(images: Images, patch: int) -> tuple[Array, Array]:
-    """The same of each patch, spread over its pixels, [B,H,W,1]; variance unbiased.
+    """The same for each patch, spread over its pixels, [B,H,W,1]; variance unbiased.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners" (2022), section 3,
     "reconstruction target"; `norm_pix_loss` in its code, which divides by n - 1. A last
-    patch that sticks out of the image is of the pixels that it has.
+    patch that extends beyond the image uses the pixels it has.
     """
     _, height, width, channels = images.shape
 

@@ -1,4 +1,4 @@
-"""What an objective is: what is trained, and the loss that trains it.
+"""Objectives: what is trained, and the loss that trains it.
 
 An objective is a small frozen dataclass, registered by name. Its fields are its
 settings; everything else about it (checks, network, loss, diagnostics, pictures) is in
@@ -8,9 +8,9 @@ the same file:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MyObjective(Objective): ...
 
-`Objective` is for any loss. `Reconstruction` is for those that give an image to be
-compared with the input, `Autoencoding` for those whose image comes from a decoder and
-is scored by a loss of the user's choice.
+`Objective` is for any loss. `Reconstruction` is for objectives that produce an image to
+compare with the input, `Autoencoding` for those whose image comes from a decoder and is
+scored by a loss that the user selects.
 """
 
 import abc
@@ -42,29 +42,29 @@ def to_pixels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSetup:
-    """What a run is made of: the same at every step."""
+    """The parts of a run that are the same at every step."""
 
     model: ModelConfig
     network: Network
-    """What the objective built."""
+    """The network that the objective built."""
     preprocessing: Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """The network with its weights, to be applied to one batch."""
+    """The network with its weights, ready to apply to one batch."""
 
     setup: ModelSetup
     params: Tree
     stats: Tree
     key: Array
-    """For everything the objective draws for this batch."""
+    """For all random draws of the objective for this batch."""
     step: Array | None = None
-    """Steps so far; None in an evaluation, where nothing is trained."""
+    """Steps so far; None in evaluation."""
 
     @property
     def train(self) -> bool:
-        """Whether statistics move."""
+        """Whether statistics are updated."""
         return self.step is not None
 
     def __call__(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
@@ -82,26 +82,26 @@ class Objective(abc.ABC):
     """Set by the registry."""
     views: ClassVar[tuple[str, ...]] = ("view",)
     """The augmented views of the training images that the terms read: `train/NAME`,
-    float [b, h, w, c] in [0, 1], each with random numbers of its own."""
+    float [b, h, w, c] in [0, 1], each with its own random numbers."""
     default_decoder: ClassVar[str] = ""
-    """The decoder where none is chosen; "" is the model's own."""
+    """The decoder if none is set; "" is the model's own."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
-        """What cannot work in a PretrainConfig, one sentence each.
+        """Problems with a PretrainConfig, one sentence each.
 
-        The data is not read yet: the size and channels of `model` are not final.
+        The data has not been read yet: the size and channels of `model` are not final.
         """
         del config, model
         return []
 
     def data_problems(self, model: ModelConfig) -> list[str]:
-        """What cannot work with images of this size and number of channels."""
+        """Problems with images of this size and number of channels."""
         del model
         return []
 
     @abc.abstractmethod
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-        """The module to be trained; its `encoder` is that of `model`."""
+        """The module to train; its `encoder` is that of `model`."""
 
     def start(self, params: Tree, stats: Tree) -> Tree:
         """The statistics before the first step, from those of the new module."""
@@ -114,7 +114,7 @@ class Objective(abc.ABC):
         values of `rules`."""
 
     def rules(self, forward: Forward) -> Rules:
-        """More values for the terms, each computed once a step: {name: rule}.
+        """Further values for the terms, each computed once per step: {name: rule}.
 
         The rule `stats/next` gives the statistics after the step.
         """
@@ -124,38 +124,38 @@ class Objective(abc.ABC):
     def measure(
         self, forward: Forward, pixels: Float[Array, "b h w c"]
     ) -> tuple[dict[str, Array], tuple[Array, ...]]:
-        """({measure: [b, ...]}, a picture of each image for each of `rows`).
+        """({measure: [b, ...]}, a picture of each image for each row in `rows`).
 
-        Of images in [0, 1] in an evaluation; `loss` [b] must be among the measures.
+        For images in [0, 1], in an evaluation; `loss` [b] must be among the measures.
         """
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Names of the rows of the pictures that `measure` gives."""
+        """Names of the picture rows that `measure` returns."""
         return ()
 
     def summarise(self, means: Tree) -> dict[str, Any]:
-        """Metrics, scalars, from the means of the measures over images."""
+        """Scalar metrics from the means of the measures over images."""
         return dict(means)
 
     def samples(self, forward: Forward, pixels: Array) -> Array | None:
-        """As many pictures as `pixels`, of no image; None if there are none."""
+        """As many generated pictures as `pixels`; None if it generates none."""
         del forward, pixels
         return None
 
     def scores(self, setup: ModelSetup) -> ReconstructionLoss | None:
-        """The loss of reconstructions, which the mean image is scored by as well; None
-        where nothing is reconstructed."""
+        """The reconstruction loss, also used to score the mean image; None if nothing
+        is reconstructed."""
         del setup
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What an encoder's manifest says of the objective: its name and settings."""
+        """The objective's entry in an encoder's manifest: its name and settings."""
         return {"objective": self.name, **dataclasses.asdict(self)}
 
     @property
     def loss_label(self) -> str:
-        """What the loss is called in a report."""
+        """The name of the loss in a report."""
         return f"Loss ({self.name})"
 
 
@@ -168,7 +168,7 @@ def at_least_0(settings: Any, *names: str) -> list[str]:
 def make_stage(
     objective: Objective, setup: ModelSetup, config: Any, steps: int
 ) -> Stage:
-    """One phase in which everything learns by the objective's terms."""
+    """One phase in which all parameters learn from the objective's terms."""
 
     def provide(params, stats, batch, key, step, trainable):
         del trainable
@@ -197,29 +197,29 @@ def make_stage(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What one pass of a batch of b images gave."""
+    """The result of one forward pass of b images."""
 
     output: Float[Array, "b h w c"]
     """What is compared with the target."""
     stats: Tree
     mask: Bool[Array, "b h w"] | None = None
-    """The pixels that are compared, if not all; the encoder did not see them."""
+    """The pixels to compare, if not all; the encoder did not see them."""
     penalty: Float[Array, " b"] | None = None
     """Added to the reconstruction loss of each image."""
     measures: Mapping[str, Float[Array, "b ..."]] = dataclasses.field(
         default_factory=dict
     )
-    """Diagnostics of each image; `diagnose` is given their means."""
+    """Diagnostics of each image; `diagnose` receives their means."""
 
 
 _GREY = 0.5
 _SHARED = ("reconstruction", "visible_loss")
-"""Measures that every reconstruction may have: their mean is the metric."""
+"""Measures that any reconstruction may have; their mean is the metric."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction(Objective):
-    """An image is reconstructed, from a corrupted one if `corruption` is set."""
+    """Reconstructs an image, from a corrupted one if `corruption` is set."""
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
     """Corrupts the encoder's input; the target stays clean (a denoising
@@ -231,10 +231,10 @@ class Reconstruction(Objective):
 
     @abc.abstractmethod
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """One pass of standardised images."""
+        """One forward pass of standardised images."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
-        # Imported here: most runs corrupt nothing.
+        # Imported here because most runs corrupt nothing.
         from afterimage.pretrain.corruptions import corruption_problems
 
         del config, model
@@ -273,7 +273,7 @@ class Reconstruction(Objective):
         }
 
     def _pass(self, forward: Forward, pixels: Array) -> tuple[Pass, Array]:
-        """What a pass gave, and the pixels that the encoder was given."""
+        """The result of a pass, and the pixels given to the encoder."""
         preprocessing, corrupted = forward.setup.preprocessing, pixels
         if self.corruption != "none":
             from afterimage.pretrain.corruptions import make_corruption
@@ -328,16 +328,17 @@ class Reconstruction(Objective):
         return shared | self.diagnose(means)
 
     def diagnose(self, means: Tree) -> dict[str, Any]:
-        """Metrics from the means of the measures of `forward`."""
+        """Metrics from the means of the measures that `forward` returns."""
         return dict(means)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoding(Reconstruction):
-    """A decoder gives the image, and a loss of the user's choice scores it."""
+    """A decoder produces the image, and a loss that the user selects scores it."""
 
     masks: ClassVar[bool] = False
-    """Whether the encoder does not see parts of the image: another kind of decoder."""
+    """Whether it hides parts of the image from the encoder, which needs another
+    decoder."""
 
     loss: Literal["mse", "l1", "huber", "bce", "ssim"] = "mse"
     """Scores a reconstruction. mse: in units of the data's variance; l1, huber: of its
@@ -346,11 +347,12 @@ class Autoencoding(Reconstruction):
 
     target: Literal["data", "image"] = "data"
     """What is reconstructed: images normalised by the data's statistics, or each image
-    by its own mean and spread, so that brightness and contrast cost nothing."""
+    by its own mean and standard deviation, so that brightness and contrast do not
+    matter."""
 
     gradient_weight: float = 0.0
-    """Weight of the mean absolute difference between neighbouring pixels of the error:
-    edges count more."""
+    """Weight of the mean absolute difference between neighbouring pixels of the error,
+    which emphasises edges."""
 
     laplacian_weight: float = 0.0
     """Weight of the mean absolute error at every scale of a Laplacian pyramid."""
@@ -370,7 +372,7 @@ class Autoencoding(Reconstruction):
         return found
 
     def scores_problems(self) -> list[str]:
-        """Settings of the loss that do not go together."""
+        """Incompatible settings of the loss."""
         from afterimage.pretrain.losses import loss_problems
 
         return loss_problems(
@@ -396,7 +398,7 @@ class Autoencoding(Reconstruction):
         )
 
     def target_patch(self, model: ModelConfig) -> int:
-        """Side of the patches of a target that is made patch by patch, in pixels."""
+        """Side, in pixels, of the patches of a per-patch target."""
         del model
         return 1
 

@@ -1,4 +1,4 @@
-"""Named settings for pretraining; each measured where it says so, and only there."""
+"""Named settings for pretraining, each measured only where stated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,9 @@ from afterimage.pretrain.config import PretrainConfig
 _MASKED = {
     "objective": {"name": "masked", "ratio": 0.6, "patch": 4, "target": "hog"},
 }
-# For model `conv` alone, chosen on images held out of CIFAR-10 and MNIST: better than
-# `hierarchical` after as many steps, in half the time (docs/design/representations.md).
+# For model `conv` only, chosen on held-out images of CIFAR-10 and MNIST: better than
+# `hierarchical` after the same number of steps, in half the time
+# (docs/design/representations.md).
 _CONV_MASKED = {**_MASKED, "decoder": "block"}
 PRESETS: Mapping[str, Preset] = {
     "digits": Preset(
@@ -234,8 +235,8 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def preset_config(name: str, **settings: Any) -> PretrainConfig:
-    """The preset's configuration; `settings` (at least `out`) win over its own.
+    """The preset's configuration; `settings` (at least `out`) override its own.
 
-    Raises UserError for an unknown preset or settings that cannot work.
+    Raises UserError for an unknown preset or invalid settings.
     """
     return PretrainConfig(**{**find_preset(PRESETS, name).settings, **settings})

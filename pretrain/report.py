@@ -1,4 +1,4 @@
-"""What a run gives: a result in Python, a report on disk, a few lines on screen."""
+"""The output of a run: a result in Python, a report on disk, a summary on screen."""
 
 import collections
 import dataclasses
@@ -25,24 +25,24 @@ _COLUMNS = {"knn": "kNN", "ridge": "ridge probe"}
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """Where a pretraining run left what, and its last figures."""
+    """The files of a pretraining run, and its last metrics."""
 
     run: pathlib.Path
     encoder: pathlib.Path
-    """The encoder alone: `afterimage.load_encoder` takes it, or the run folder."""
+    """The encoder alone; `afterimage.load_encoder` takes this or the run folder."""
     report: pathlib.Path
     picture: pathlib.Path | None
     """The last reconstruction picture."""
     steps: int
     metrics: Mapping[str, float]
-    """The last evaluation: loss, relative_loss, effective_rank; knn, ridge and their
-    baselines where there are labels."""
+    """The last evaluation: loss, relative_loss, effective_rank; with labels also knn,
+    ridge and their baselines."""
     complete: bool
-    """True where the run was complete before, and nothing was done."""
+    """True if the run was already complete and nothing was done."""
 
     @classmethod
     def of(cls, run: Run, *, complete: bool, steps: int) -> "PretrainResult":
-        """The result of a run folder, its metrics read from the lines of `run`."""
+        """The result of a run folder, with metrics read from its logged lines."""
         last: Mapping[str, float] = {}
         for row in run.metrics.rows:
             found = {
@@ -68,7 +68,7 @@ class PretrainResult:
 
     def summary(self) -> str:
         """A few lines for a terminal."""
-        # A figure that was not finite, or whose line was damaged, is missing.
+        # A metric is missing if it was not finite or its line was damaged.
         m = collections.defaultdict(lambda: math.nan, self.metrics)
         relative = ""
         if "relative_loss" in m:
@@ -99,7 +99,7 @@ def write_run_report(
     model: Mapping[str, Any],
     reached: int | None,
 ) -> None:
-    """report.html of a run that has taken `reached` steps, None: that is finished."""
+    """Write report.html of a run after `reached` steps; None if it is finished."""
     m = result.metrics
     headline = {
         label: f"{m[name]:{spec}}"

@@ -1,4 +1,4 @@
-"""Pretraining: data in, a run folder with an encoder out."""
+"""Pretraining: takes images, produces a run folder with an encoder."""
 
 import dataclasses
 import time
@@ -53,18 +53,18 @@ from afterimage.training.step import State, averaged_params, averaged_stats
 def pretrain(
     config: PretrainConfig, *, data: Any = None, callbacks: Callbacks = NO_CALLBACKS
 ) -> PretrainResult:
-    """Pretrain as `config` says, or continue what its run folder holds.
+    """Pretrain as `config` says, or continue the run in its folder.
 
-    `data` takes the place of `config.data`: an array, a mapping of arrays, a sequence
-    of records, or a data set of another library (`afterimage.data.objects`). A run that
-    has a checkpoint is resumed, with the same data; one that is complete is left as it
-    is and its result returned.
+    `data` replaces `config.data`: an array, a mapping of arrays, a sequence of records,
+    or a data set of another library (`afterimage.data.objects`). A run with a
+    checkpoint is resumed, with the same data; a complete run is left unchanged and its
+    result returned.
 
     Raises:
-      UserError, DataError: settings or data that cannot work, another run's folder.
+      UserError, DataError: invalid settings or data, or another run's folder.
       CheckpointError: every checkpoint of the run is damaged; RunLocked: another
         process writes to the folder.
-      Diverged, Interrupted: as the loop does; what was reached is saved.
+      Diverged, Interrupted: as in the loop; the progress so far is saved.
     """
     if (data is None) == (config.data is None):
         raise UserError(
@@ -96,7 +96,7 @@ def pretrain(
 
 
 class _Pretraining(Job[PretrainResult]):
-    """The pieces of one run, in the order they depend on each other."""
+    """The parts of one run, in order of dependency."""
 
     best = "loss"
 
@@ -106,7 +106,7 @@ class _Pretraining(Job[PretrainResult]):
         self.train, self.validation = _held_out(config, splits)
         self.mesh = make_mesh(config.devices)
         self.total = config.total_steps(len(self.train))
-        # Of all training images, whatever part is held out: the same for every seed.
+        # From all training images, including those held out: the same for every seed.
         self.preprocessing = _preprocessing(self.source)
         self.model = _model_config(config, self.train)
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
@@ -176,7 +176,7 @@ class _Pretraining(Job[PretrainResult]):
         return self.evaluation(params, averaged_stats(state), step, check)
 
     def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
-        """(params, stats, manifest) of the encoder; its running mean where kept."""
+        """(params, stats, manifest) of the encoder, or of its running mean if kept."""
         params = averaged_params(state, self._partition(state))["encoder"]
         config = self.config
         trained = {
@@ -201,9 +201,9 @@ class _Pretraining(Job[PretrainResult]):
     def finish(self, state: State, store: Store) -> PretrainResult:
         del store
         run = self.folder
-        if self.began[0] >= self.total:  # for the pictures and the report's figures
+        if self.began[0] >= self.total:  # for the pictures and the report
             self._evaluate(state, self.total)
-        # The encoder last: a run that has it has its final report.
+        # Write the encoder last: a run that has it has its final report.
         self.report(self.total, finished=True)
         result = self.result(complete=False)
         if run.is_main_process:
@@ -259,7 +259,7 @@ class _Pretraining(Job[PretrainResult]):
 
 
 def _check_data(config: PretrainConfig, splits: Splits) -> None:
-    """Raises UserError, before there is a folder, for what this data cannot train."""
+    """Raises UserError, before creating a folder, if this data cannot be trained on."""
     found = []
     try:
         check_batch(config.batch_size, config.accumulate, make_mesh(config.devices))
@@ -278,7 +278,7 @@ def _check_data(config: PretrainConfig, splits: Splits) -> None:
 def _held_out(
     config: PretrainConfig, splits: Splits
 ) -> tuple[ImageSet, ImageSet | None]:
-    """(train, validation): the data's own validation split, else cut by seed."""
+    """(train, validation): the data's own validation split, else drawn by seed."""
     if splits.validation is not None:
         return splits.train, splits.validation
     if not config.validation:
@@ -302,7 +302,7 @@ def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
 def _encoder_network(
     model: ModelConfig, precision: str
 ) -> tuple[Network, tuple[FeatureInfo, ...]]:
-    """The encoder alone, to be applied to `params["encoder"]`; and its feature_info."""
+    """The encoder alone, for `params["encoder"]`; and its feature_info."""
     module = abstract_encoder(model)
     network, _, _ = Network.create(module, dtype=precision)
     return network, module.feature_info

@@ -1,4 +1,4 @@
-"""How good features are: probes, spectrum, alignment, confusion, calibration."""
+"""Evaluation of features: probes, spectrum, alignment, confusion, calibration."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a classifier is worth: accuracy, macro-F1, calibration, with intervals."""
+"""Classifier metrics with intervals: accuracy, macro-F1, calibration."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from afterimage.evaluation.probes import Array, check_labelled, wilson
 def probabilities(
     scores: Num[Array, "..."], kind: Literal["logits", "probabilities"]
 ) -> Float[np.ndarray, "n classes"]:
-    """Class probabilities in float64; a single column is the second of two classes'.
+    """Class probabilities in float64; a single column is the second of two classes.
 
     Raises UserError for values that are not finite and for "probabilities" outside
     [0, 1] or not summing to 1 (to 1e-3).
@@ -46,7 +46,7 @@ def macro_f1(
     """Mean F1 over the classes that occur in the labels.
 
     A class absent from the labels has no recall and is left out; predicting it still
-    costs the class that it was taken from.
+    lowers the recall of the true class.
     """
     from sklearn.metrics import f1_score
 
@@ -85,11 +85,11 @@ def calibration_error(
 def bootstrap(
     value: float, resampled: Callable[[np.random.Generator], float], *, draws, seed
 ) -> dict[str, float]:
-    """95 % bootstrap interval of `value`, a measure in [0, 1].
+    """95 % bootstrap interval of `value`, a metric in [0, 1].
 
-    The 2.5 and 97.5 % points of the measure over resamples with replacement, shifted
-    so that their mean is `value`: resampling repeats a measure's own bias (calibration
-    error is biased upwards), and only its spread is wanted.
+    The 2.5 and 97.5 % quantiles of the metric over resamples with replacement, shifted
+    so that the resamples' mean is `value`: resampling repeats a metric's own bias
+    (calibration error is biased upwards), and only its spread is needed.
     """
     rng = np.random.default_rng(seed)
     found = np.array([resampled(rng) for _ in range(draws)])
@@ -108,7 +108,7 @@ def classification_report(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measures of one labelled set, JSON-ready.
+    """All metrics of one labelled set, JSON-ready.
 
     `scores` is [n, classes], or [n] for the second of two classes. Accuracy has a 95 %
     Wilson interval, macro-F1 and expected calibration error a seeded 95 % bootstrap
@@ -116,8 +116,8 @@ def classification_report(
     precision, recall, f1, support of each), "confusion" (rows true, columns predicted),
     "absent" (names of classes with no example here).
 
-    Raises UserError for no examples, lengths that differ, labels outside the classes,
-    and what `probabilities` refuses.
+    Raises UserError for no examples, different lengths, labels outside the classes, and
+    scores that `probabilities` rejects.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -158,8 +158,8 @@ def classification_report(
 
 
 def _f1_of_resample(counts: np.ndarray) -> Callable[[np.random.Generator], float]:
-    # Resampling examples is a multinomial draw over the cells that occur: the cost
-    # does not grow with the square of the classes.
+    # Resampling examples is a multinomial draw over the non-zero cells, so the cost
+    # does not grow with the square of the number of classes.
     row, column = np.nonzero(counts)
     share = counts[row, column] / counts.sum()
     size, total, hit = len(counts), int(counts.sum()), row == column

@@ -1,4 +1,4 @@
-"""Settings of what reads finished runs: evaluate, features, select. Needs no JAX."""
+"""Settings of commands on finished runs: evaluate, features, select. Needs no JAX."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +24,7 @@ class ImagesOptions(ReadingOptions):
     zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
 
     batch_size: int = 256
-    """Images that go through the network together."""
+    """Images per forward pass."""
 
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do with a broken image: stop and name it, or skip and count it."""
@@ -33,7 +33,7 @@ class ImagesOptions(ReadingOptions):
     """Keep decoded images of folders and archives on disk for the next pass."""
 
     def __post_init__(self) -> None:
-        check(field_problems(self))  # the others compare these values with numbers
+        check(field_problems(self))  # first: the others compare these with numbers
         check(self.problems())
 
     def problems(self) -> list[str]:
@@ -62,17 +62,18 @@ class FeaturesConfig(ImagesOptions):
     pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "vector"
     )
-    """What of the maps is the vector. vector: the bottleneck, or as last. last: the
-    mean of the last map. pyramid: the means of all maps, joined. grid, pyramid-grid:
-    the same with the means of a 2x2 grid; grid-3: of a 3x3 one."""
+    """How feature maps become a vector. vector: the bottleneck, else the same as last.
+    last: the mean of the last map. pyramid: the means of all maps, concatenated. grid,
+    pyramid-grid: the same with the means of a 2x2 grid; grid-3: with a 3x3 grid of the
+    last map."""
 
     views: Views = "none"
-    """The mean of the vectors of several views of each image. flip: mirrored left to
-    right, 2 views; shift: moved by 1/28 of its sides each way, 9; shift-flip: both, 18.
-    The work grows with the number of views."""
+    """Average the vectors of several views of each image. flip: mirrored left to right,
+    2 views; shift: moved by 1/28 of its sides each way, 9; shift-flip: both, 18. The
+    work grows with the number of views."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; features are stored as float32."""
+    """Precision of the network's arithmetic; features are stored as float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,47 +81,47 @@ class EvaluateConfig(ImagesOptions):
     """Score a run on labelled images."""
 
     from_: str
-    """What is scored: the folder of a finetune or pretrain run, one of a run's
+    """What to score: the folder of a finetune or pretrain run, one of a run's
     checkpoints/STEP, an encoder/ or a classifier/ folder."""
 
     out: str | None = None
-    """Write the figures to this file, as JSON. For an encoder its tables (.md) and
-    picture (.png) go beside it, and for a run's folder the default is
+    """Write the metrics to this file, as JSON. For an encoder, its tables (.md) and
+    picture (.png) are written next to it. Default for a run folder:
     RUN/evaluation/DATA.json."""
 
     split: Literal["auto", "train", "validation", "test"] = "auto"
-    """For a classifier: which split is scored. auto: test where there is one, else all
-    there is."""
+    """For a classifier: which split to score. auto: test if there is one, else all
+    images."""
 
     views: Views = "none"
-    """Several views of each image: of a classifier the mean of their probabilities
-    (test-time augmentation), of an encoder that of their vectors, before any probe.
-    flip: mirrored left to right, 2 views; shift: moved by 1/28 of its sides each way,
-    9; shift-flip: both, 18. The work grows with the number of views."""
+    """Average over several views of each image: for a classifier their probabilities
+    (test-time augmentation), for an encoder their vectors, before any probe. flip:
+    mirrored left to right, 2 views; shift: moved by 1/28 of its sides each way, 9;
+    shift-flip: both, 18. The work grows with the number of views."""
 
     grid_3: bool = False
-    """For an encoder: also the means of a 3x3 grid of the last level, however wide: a
-    linear probe of all labels gains from it on small images, at its cost."""
+    """For an encoder: also the means of a 3x3 grid of the last level, however wide. On
+    small images this improves a linear probe on all labels, at extra cost."""
 
     validation: float = 0.2
-    """For an encoder: share of the images to score, where the data has no test or
-    validation split; cut by seed and stratified by label."""
+    """For an encoder: share of the images to score if the data has no test or
+    validation split; drawn by seed and stratified by label."""
 
     against: str | None = None
-    """For an encoder: a second run, checkpoint or encoder/ folder for the same
+    """For an encoder: a second run, checkpoint or encoder/ folder to add to the
     tables."""
 
     per_class: tuple[int, ...] = (1, 5, 10, 100)
-    """For an encoder: label budgets, labels a class. All labels are always one more;
-    budgets that the data cannot provide are skipped."""
+    """For an encoder: label budgets, in labels per class. All labels are always added
+    as a budget; budgets that the data cannot provide are skipped."""
 
     label_seeds: int = 5
     """For an encoder: draws of each label budget, for mean and standard deviation."""
 
     most: int = 20_000
-    """For an encoder: training images whose features are kept for the linear probe and
-    kNN, and images that are scored; ridge with all labels, ranks and alignment stream
-    over every training image."""
+    """For an encoder: maximum number of training images whose features are kept for the
+    linear probe and kNN, and of images to score; ridge with all labels, ranks and
+    alignment stream over every training image."""
 
     embedding: Literal["pca", "umap", "none"] = "pca"
     """For an encoder: what the picture of its features shows; umap needs the extra
@@ -130,7 +131,7 @@ class EvaluateConfig(ImagesOptions):
     """For an encoder: use at most this many images in the picture."""
 
     seed: int = 0
-    """Seed of the split, the first label seed, the choice of images, the untrained
+    """Seed for the split, the first label draw, the choice of images, the untrained
     network, and the bootstrap."""
 
     def problems(self) -> list[str]:
@@ -153,12 +154,12 @@ def is_classifier(path: str) -> bool:
             files.read_bytes(folder / "manifest.json", schemas.MOST)
         )
     except (OSError, ValueError):
-        return False  # whatever it is, the encoder's reader says what is wrong with it
+        return False  # the encoder's reader will report what is wrong with it
     return isinstance(content, dict) and content.get("kind") == "classifier"
 
 
 def write(file: Path, content: bytes) -> None:
-    """Write a file, folders included; DiskError where it cannot be."""
+    """Write a file, creating folders; DiskError if that fails."""
     with disk_errors(f"out={file} was not written"):
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, content)

@@ -1,4 +1,4 @@
-"""A picture of features in two dimensions: images drawn at their places."""
+"""A picture of features in two dimensions: images drawn at their coordinates."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,26 +12,26 @@ from afterimage.pictures import band_note
 
 _SIDE, _MARGIN, _THUMB, _FONT = 1200, 24, 36, 15
 _INK = (60, 64, 72)
-# Tableau 10, then its lighter half: classes beyond repeat them.
+# Tableau 10, then its lighter half; further classes repeat them.
 _COLOURS = (
     *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
     *("#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"),
     *("#a0cbe8", "#ffbe7d", "#ff9d9a", "#86bcb6", "#8cd17d"),
     *("#f1ce63", "#d4a6c8", "#fabfd2", "#d7b5a6", "#79706e"),
 )
-_LEGEND = 20  # classes up to which they are named
+_LEGEND = 20  # at most this many classes are named
 
 
 def embed(
     features: Num[np.ndarray, "n d"], how: Literal["pca", "umap"] = "pca", *, seed=0
 ) -> tuple[Float[np.ndarray, "n 2"], str]:
-    """Two coordinates an image, and a line that says what they are.
+    """Two coordinates per image, and a line describing them.
 
     pca: the first two principal components, each axis signed so that its largest
     loading is positive. umap: UMAP with the library's own defaults and cosine
     distance (the extra `afterimage[umap]`).
 
-    Raises UserError for fewer than two images (umap: four), and where UMAP is not
+    Raises UserError for fewer than two images (umap: four), or if UMAP is not
     installed.
     """
     x = np.asarray(features, np.float64)
@@ -56,14 +56,14 @@ def _umap(x: np.ndarray, seed: int) -> np.ndarray:
         raise UserError(
             f"embedding=umap of {len(x)} images: at least 4. Take embedding=pca."
         )
-    # With a seed UMAP runs on one thread, and warns unless that is asked for.
+    # With a seed UMAP runs on one thread, and warns unless that is requested.
     fixed = {"metric": "cosine", "random_state": seed, "n_jobs": 1}
     model = umap.UMAP(n_neighbors=min(15, len(x) - 1), **fixed)
     return np.asarray(model.fit_transform(x), np.float64)
 
 
 def import_umap() -> Any:
-    """The umap-learn package; UserError that says how to install it."""
+    """The umap-learn package; if missing, a UserError says how to install it."""
     try:
         import umap
     except ImportError as error:
@@ -84,8 +84,9 @@ def draw_embedding(
 ) -> UInt8[np.ndarray, "hh ww 3"]:
     """One RGB picture: a dot for every image, in its class's colour, and thumbnails.
 
-    An image is drawn at its place, framed in the colour, unless one before it already
-    covers the middle of it: then its dot alone shows how dense it is there.
+    An image is drawn at its coordinates, framed in the colour, unless an earlier one
+    already covers its centre; then only its dot is drawn, which still shows the
+    density.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -126,7 +127,7 @@ def _legend(draw: Any, names: Sequence[str], font: Any, *, y: int) -> None:
 
 
 def _on_sheet(places: np.ndarray, top: int) -> np.ndarray:
-    """Places as pixels: each axis fills the sheet, the second points upwards."""
+    """Coordinates in pixels: each axis fills the sheet, the second points upwards."""
     low, high = places.min(axis=0), places.max(axis=0)
     unit = (places - low) / np.where(high > low, high - low, 1)
     pad = _MARGIN + _THUMB // 2
@@ -137,7 +138,7 @@ def _on_sheet(places: np.ndarray, top: int) -> np.ndarray:
 
 
 def _spread(xy: np.ndarray) -> list[int]:
-    """Indices of images that do not cover one another's middle, in their order."""
+    """Indices of images that do not cover each other's centre, in order."""
     chosen: list[int] = []
     for i, place in enumerate(xy):
         if not chosen or np.abs(xy[chosen] - place).max(axis=1).min() > 0.8 * _THUMB:
@@ -149,7 +150,7 @@ def _thumbnail(image: UInt8[np.ndarray, "h w c"]) -> Any:
     from PIL import Image
 
     channels = image.shape[-1]
-    if channels in (1, 2):  # two: by their mean
+    if channels in (1, 2):  # two channels: their mean
         image = image.mean(axis=-1, keepdims=True).astype(np.uint8).repeat(3, axis=-1)
     tile = Image.fromarray(np.ascontiguousarray(image[..., :3]))
     small = min(tile.size) < _THUMB

@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression by L-BFGS, C chosen on folds."""
+"""The linear probe: multinomial logistic regression by L-BFGS, C cross-validated."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,9 +15,9 @@ from afterimage.evaluation.probes import (
 )
 
 STRENGTHS = tuple(10.0**p for p in range(-4, 3))
-"""C, inverse strength of the penalty, from crushing to almost none."""
+"""C, the inverse strength of the penalty, from very strong to almost none."""
 DEFAULT_STRENGTH = 1.0
-"""C where there are too few labels to hold any out."""
+"""C if there are too few labels to hold any out."""
 _TOLERANCE, _MOST_ITERATIONS = 1e-4, 200
 _PRECISION, _MOST_ROUNDS, _ROWS = 1e-7, 50, 4096
 
@@ -33,19 +33,19 @@ def fit_logistic(
     """Logistic regression on standardised features, C chosen on held-out folds.
 
     Minimises Σ_i cross-entropy_i + ‖W‖² / (2 C); the intercept is free. Each fold f ≥ 0
-    in turn is held out of a fit to the others (an example of fold -1 never is). The C
-    of the highest accuracy wins, then that of the lowest cross-entropy, then the
-    smallest; it is fitted again to all examples. Strengths are tried from the smallest
-    on, until one falls behind the best in both: the weakest penalties are the slowest
-    to fit. Without folds C is
-    `DEFAULT_STRENGTH`, or the only one of `strengths`. `moments` is (mean, deviation)
-    to standardise by, if not those of `features`.
+    in turn is held out of a fit to the others (examples of fold -1 never are). The C
+    with the highest accuracy wins; ties go to the lowest cross-entropy, then to the
+    smallest C. The winner is fitted again to all examples. Strengths are tried from the
+    smallest up, until one is worse than the best in both measures: the weakest
+    penalties are the slowest to fit. Without folds C is `DEFAULT_STRENGTH`, or the only
+    one of `strengths`. `moments` is (mean, deviation) to standardise by; default: those
+    of `features`.
 
     L-BFGS starts each C from the solution of the one before. It works along the
-    principal directions, each scaled by what the curvature is there to begin with, and
-    where there are fewer examples than dimensions in the examples' span, in which the
-    solution lies. In float32, objective and sums in float64; the one solution that is
-    kept is then taken to a millionth of the lowest objective in float64.
+    principal directions, each scaled by its initial curvature; with fewer examples than
+    dimensions, it works in the examples' span, which contains the solution. It uses
+    float32, with objective and sums in float64; the selected solution is then refined
+    in float64 to within a millionth of the lowest objective.
 
     Raises UserError for an empty set, values that are not finite, unlabelled examples,
     or strengths that are not positive.
@@ -60,7 +60,7 @@ def fit_logistic(
     x = (x - mean.astype(np.float32)) / scale.astype(np.float32)
     if x.shape[0] < x.shape[1]:
         energy, x, basis = principal(x)
-    else:  # all directions: none is below the rounding of so long a sum for certain
+    else:  # all directions: with this many rows, none is surely below rounding error
         energy, basis = np.linalg.eigh(x.T @ x)
         x = x @ basis
     solution, chosen = _choose(x, np.maximum(energy, 0), labels, folds, strengths)
@@ -81,7 +81,7 @@ def _choose(x, energy, labels, folds, strengths) -> tuple[np.ndarray, float]:
     if not count and len(strengths) > 1:
         nearest = min(strengths, key=lambda s: abs(np.log(s / DEFAULT_STRENGTH)))
         strengths = [nearest]
-    # The problems are solved together: one without each fold, and last the whole one.
+    # The problems are solved together: one without each fold, then the full one.
     held = np.stack([folds == f for f in range(count)] + [labels < 0], axis=1)
     best = (-1.0, 0.0), x[:0], 0.0
     for strength, solution in zip(
@@ -91,12 +91,12 @@ def _choose(x, energy, labels, folds, strengths) -> tuple[np.ndarray, float]:
         if score > best[0]:
             best = score, solution[-1], strength
         elif score[0] < best[0][0] and score[1] < best[0][1]:
-            break  # in one of the two alone it may be chance
+            break  # worse in only one of them may be chance
     return best[1:]
 
 
 def _validation(x, labels, held, solution) -> tuple[float, float]:
-    """(how many held-out examples are right, minus their cross-entropy)."""
+    """(number of correct held-out examples, minus their cross-entropy)."""
     right = log_likelihood = 0.0
     for fold, rows in enumerate(held.T):
         weights = solution[fold].astype(np.float32)
@@ -115,23 +115,23 @@ def _path(
     held: Bool[np.ndarray, "n problems"],
     strengths: Sequence[float],
 ) -> Iterator[Float[np.ndarray, "problems d_and_1 classes"]]:
-    """Solutions [weights; intercept] for each C, each the start of the next.
+    """Solutions [weights; intercept] for each C, each starting from the last.
 
     `energy` is diag(xᵀ x). Problem p is fitted to the examples that `held[:, p]` does
-    not hold out. The sum of all problems is minimised, in which none knows of the
-    others. The numbers that L-BFGS is given have a curvature near 1 for weights of 0,
-    where every class is as likely: it then needs a fraction of the steps.
+    not hold out. The sum of all problems is minimised; they do not affect each other.
+    L-BFGS works on variables with a curvature near 1 at zero weights, where all classes
+    are equally likely: it then needs a fraction of the steps.
     """
     from scipy.optimize import minimize
 
     (n, d), problems, classes = x.shape, held.shape[1], int(labels.max()) + 1
     fitted = np.sum(~held, axis=0)
-    # The mean over examples: the tolerance then means the same for any number.
+    # The mean over examples, so that the tolerance does not depend on their number.
     share = (~held / fitted).T.astype(np.float32)
     own = labels, np.arange(problems)[:, None], np.arange(n)
 
     def objective(flat, strength, unit) -> tuple[float, np.ndarray]:
-        # Examples come last: NumPy then reduces over classes at full width.
+        # Examples are the last axis: NumPy then reduces over classes at full width.
         solution = flat.reshape(classes, problems, d + 1) * unit
         narrow = solution.reshape(-1, d + 1).astype(np.float32)
         logits = narrow[:, :-1] @ x.T + narrow[:, -1:]
@@ -176,8 +176,8 @@ def _polished(
     """The exact minimum, from a solution near it.
 
     If a weak penalty lets the classes be separated, the objective shrinks to a
-    thousandth of its first value and its curvature changes. So the objective is divided
-    by its own size here, and each number is scaled to a curvature near 1.
+    thousandth of its initial value and its curvature changes. So the objective is
+    divided by its magnitude here, and each variable is scaled to a curvature near 1.
     """
     from scipy.optimize import minimize
 
@@ -209,8 +209,8 @@ def _objective(
     strength: float,
     solution: Float[np.ndarray, "d_and_1 classes"],
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """(value, gradient, curvature of each number by itself), in float64, some rows at a
-    time: features need no second copy as wide."""
+    """(value, gradient, diagonal curvature), in float64, a block of rows at a time, so
+    that features need no float64 copy."""
     weights = solution[:-1]
     value = np.sum(weights**2) / (2 * strength)
     gradient, curvature = np.zeros(solution.shape), np.zeros(solution.shape)
@@ -224,7 +224,7 @@ def _objective(
         best = each, logits.argmax(axis=1)
         top = logits[best]
         p = np.exp(logits - top[:, None])
-        # The largest term apart from the rest, which keeps its digits where it is tiny.
+        # Handle the largest term separately, so that a tiny rest keeps its digits.
         p[best] = 0
         rest = p.sum(axis=1)
         p[best] = 1

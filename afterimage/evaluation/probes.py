@@ -1,4 +1,4 @@
-"""Linear (ridge) probe and nearest neighbours: how well features separate classes."""
+"""Ridge and nearest-neighbour probes: how well features separate classes."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +13,17 @@ from afterimage.data.pixels import cover_and_crop
 from afterimage.errors import UserError
 from afterimage.evaluation.spectrum import Moments, collapsed_dimensions, effective_rank
 
-_PIXEL_SIDE = 32  # 3,072 numbers an image in colour: a ridge probe solves in seconds
+_PIXEL_SIDE = 32  # 3,072 numbers per colour image: a ridge probe takes seconds
 # In shapes, `_n` is a size that should equal n but is left to the checks below: a
-# mismatch is the user's and gets words.
+# mismatch is a user error and gets a message.
 Array = np.ndarray | jax.Array
 
 
 def check_labelled(name: str, features: Any, labels: Any, *, empty=False) -> np.ndarray:
-    """The labels as int32 [n], after checking them against the features [n, d].
+    """The labels as int32 [n], checked against the features [n, d].
 
-    Raises UserError naming everything that is wrong: different lengths, nothing to
-    measure, values that are not finite, labels below 0 (unlabelled).
+    Raises UserError listing all problems: different lengths, no examples, values that
+    are not finite, labels below 0 (unlabelled).
     """
     features, labels = np.asarray(features), np.asarray(labels)
     wrong = []
@@ -64,12 +64,12 @@ class LinearProbe:
     weights: Float[np.ndarray, "d classes"]
     intercept: Float[np.ndarray, " classes"]
     chosen: float
-    """What was chosen: ridge's penalty λ per example, or logistic regression's C."""
+    """The selected ridge penalty λ per example, or C of logistic regression."""
 
     def scores(self, features: Num[Array, "m d"]) -> Float[np.ndarray, "m classes"]:
         """Ridge: regression scores, near 1 for the class. Logistic: logits."""
         features = np.asarray(features)
-        # Standardising is folded into the weights, not done to every vector.
+        # Standardisation is folded into the weights, not applied to every vector.
         weights = self.weights / self.scale[:, None]
         shift = self.intercept - self.mean @ weights
         return features.astype(np.float64, copy=False) @ weights + shift
@@ -81,10 +81,10 @@ class LinearProbe:
 
 @contextlib.contextmanager
 def single_thread(size: int) -> Iterator[None]:
-    """Linear algebra of `size` numbers on one thread, where more only wait.
+    """Linear algebra on `size` numbers with one thread, if more would only wait.
 
-    Thousands of products of a few microseconds are 4-8 times slower on two threads, on
-    a machine that has other work to do.
+    On a busy machine, thousands of products of a few microseconds each are 4-8 times
+    slower on two threads.
     """
     from threadpoolctl import threadpool_limits
 
@@ -97,7 +97,7 @@ def usable_scale(
 ) -> Float[np.ndarray, " d"]:
     """The deviation to divide by: 1 where a dimension is constant.
 
-    A constant column has rounding noise for a deviation; dividing by it would turn
+    The deviation of a constant column is rounding noise; dividing by it would turn
     noise into a feature.
     """
     floor = 1e-7 * (np.abs(mean) + deviation.max(initial=0))
@@ -111,7 +111,7 @@ def principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     wide = x.shape[0] < x.shape[1]
     energy, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    # What is left below this is rounding error of the product.
+    # Anything below this is rounding error of the product.
     keep = energy > energy[-1] * max(x.shape) * np.finfo(x.dtype).eps
     energy, vectors = energy[keep], vectors[:, keep]
     if not wide:
@@ -120,7 +120,7 @@ def principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return energy, vectors * size, x.T @ vectors / size
 
 
-# Per training example, on standardised features: from almost none to crushing.
+# Per training example, on standardised features: from almost none to very strong.
 PENALTIES = tuple(10.0**p for p in range(-6, 2))
 
 
@@ -132,11 +132,11 @@ def fit_ridge(
 ) -> LinearProbe:
     """Least squares on one-hot targets with an L2 penalty, exactly.
 
-    Minimises ‖X W + b - Y‖² + λ n ‖W‖² over features standardised by the training
-    set's mean and deviation (a constant feature is only centred). λ is the one of
-    `penalties` with the least squared leave-one-out error, also in closed form: with
-    the hat matrix H the residual without example i is r_i / (1 - H_ii). No validation
-    data is used. In float64; costs one eigendecomposition of the smaller of X Xᵀ, XᵀX.
+    Minimises ‖X W + b - Y‖² + λ n ‖W‖² over features standardised by the training set's
+    mean and deviation (a constant feature is only centred). λ is the one of `penalties`
+    with the lowest squared leave-one-out error, also in closed form: with the hat
+    matrix H the residual without example i is r_i / (1 - H_ii). No validation data is
+    used. In float64; costs one eigendecomposition of the smaller of X Xᵀ, XᵀX.
 
     Raises UserError for an empty set, values that are not finite, unlabelled examples,
     or penalties that are not positive.
@@ -161,13 +161,13 @@ def _left_out(energy, z, projected, targets, penalty) -> float:
     """Sum of squared leave-one-out residuals; the intercept's leverage is 1/n."""
     shrunk = z / (energy + penalty * len(z))
     leverage = np.einsum("nr,nr->n", shrunk, z) + 1 / len(z)
-    # Leverage 1 (a single example) leaves nothing to predict it from.
+    # With leverage 1 (a single example) nothing is left to predict it from.
     free = np.maximum(1 - leverage, np.finfo(z.dtype).eps)
     return float((((targets - shrunk @ projected) / free[:, None]) ** 2).sum())
 
 
 class StreamedRidge:
-    """The same probe from moments alone, for data that never is in memory together.
+    """The same probe computed from moments, for data that does not fit in memory.
 
     `moments` are of [features, one-hot labels] side by side: they hold the normal
     equations, which are solved by a Cholesky factorisation for each penalty.
@@ -192,7 +192,7 @@ class StreamedRidge:
     def choose(
         self, held: Moments, *, penalties: Sequence[float] = PENALTIES
     ) -> LinearProbe:
-        """The probe with the least squared error on the examples of `held`."""
+        """The probe with the lowest squared error on the examples of `held`."""
         _check(penalties)
         probes = [self.probe(penalty) for penalty in penalties]
         return min(probes, key=lambda probe: _squared_error(probe, held))
@@ -219,17 +219,17 @@ def ridge_accuracy(
     features: Num[Array, "m _d"],
     labels: Integer[Array, " _m"],
 ) -> float:
-    """Share of `features` in [0, 1] that a probe fitted on train classifies right."""
+    """Share of `features`, in [0, 1], that a probe fitted on train gets right."""
     labels = check_labelled("validation", features, labels)
     probe = fit_ridge(train_features, train_labels)
     return float(np.mean(probe.predict(features) == labels))
 
 
 NEIGHBOURS = (1, 2, 5, 10, 20, 50, 100, 200)
-"""The k that `choose_k` chooses from."""
-# Bytes of the similarity block held at once: queries in a chunk x training vectors.
+"""Candidate values of k for `choose_k`."""
+# Bytes of the similarity block in memory: queries in a chunk x training vectors.
 _BLOCK_BYTES = 256 * 2**20
-# Vectors of the bank that are left out in turn to choose k.
+# At most this many vectors are left out in turn to choose k.
 _MOST_QUERIES = 2000
 
 
@@ -250,10 +250,10 @@ def knn_predict(
 ) -> Integer[np.ndarray, " m"]:
     """Class by a weighted vote of the `k` training vectors with the largest cosine.
 
-    A neighbour with cosine similarity s votes for its class with weight
-    exp(s / temperature); ties go to the smaller class index. `k` larger than the
-    training set means all of it. Queries are compared in chunks, so memory is bounded
-    by about 256 MiB beside the vectors themselves.
+    A neighbour with cosine similarity s votes for its class with weight exp(s /
+    temperature); ties go to the smaller class index. A `k` larger than the training set
+    means all of it. Queries are compared in chunks, so memory use is at most about 256
+    MiB plus the vectors themselves.
 
     Raises UserError for k < 1, temperature ≤ 0, features that are not finite or do not
     match, and labels below 0 (drop unlabelled images first).
@@ -280,7 +280,7 @@ def choose_k(
     candidates: Sequence[int] = NEIGHBOURS,
     temperature: float = 0.07,
 ) -> int:
-    """The k with the highest leave-one-out accuracy; the smallest of equal ones.
+    """The k with the highest leave-one-out accuracy; ties go to the smallest.
 
     At most 2,000 vectors, evenly spaced, are left out in turn; the others all vote.
     """
@@ -303,7 +303,7 @@ def _votes(
     temperature: float,
     own: Integer[np.ndarray, " m"] | None = None,
 ) -> Integer[np.ndarray, "ks m"]:
-    """Classes that the nearest k vote for, for each k; row `own` of the bank abstains.
+    """The class the nearest k vote for, for each k; row `own` of the bank abstains.
 
     `ks` ascends. NumPy's partition beats XLA's top-k on a CPU (2.5 times at 20,000
     vectors), and compiles nothing for each new shape.
@@ -318,11 +318,11 @@ def _votes(
         if own is not None:
             similarity[rows, own[part]] = -np.inf
         near = np.argpartition(similarity, -most, axis=1)[:, -most:]
-        near.sort(axis=1)  # among equals the earlier comes first
+        near.sort(axis=1)  # ties: the earlier comes first
         strength = np.take_along_axis(similarity, near, axis=1)
         order = np.argsort(-strength, axis=1, kind="stable")
         near, strength = (np.take_along_axis(a, order, 1) for a in (near, strength))
-        # Only ratios of weights matter; the largest is made 1 against overflow.
+        # Only ratios of weights matter; scale the largest to 1 to avoid overflow.
         weight = np.exp((strength - strength[:, :1]) / temperature)
         votes = np.zeros((len(rows), classes), np.float32)
         for i, (first, last) in enumerate(zip([0, *ks], ks)):
@@ -341,7 +341,7 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of `features` in [0, 1] whose class `knn_predict` finds."""
+    """Share of `features`, in [0, 1], whose class `knn_predict` gets right."""
     labels = check_labelled("validation", features, labels)
     predicted = knn_predict(
         train_features, train_labels, features, k=k, temperature=temperature
@@ -355,12 +355,12 @@ def probe_report(
     *,
     k: int = 20,
 ) -> dict[str, dict[str, Any]]:
-    """kNN and ridge accuracy, effective rank, collapsed dimensions of each.
+    """kNN and ridge accuracy, effective rank and collapsed dimensions for each entry.
 
     `features_by_name` maps e.g. "trained", "untrained", "raw pixels" to (train [n, d],
     validation [m, d]); `labels` is (train [n], validation [m]), integers ≥ 0. Both
-    probes are fitted on train and measured on validation; accuracies are
-    {"value", "low", "high"} with a 95 % Wilson interval. Plain Python, JSON-ready.
+    probes are fitted on train and scored on validation; accuracies are {"value", "low",
+    "high"} with a 95 % Wilson interval. Plain Python, JSON-ready.
     """
     report: dict[str, dict[str, Any]] = {}
     for name, (train, validation) in features_by_name.items():
@@ -382,7 +382,7 @@ def probe_report(
 def pixel_vectors(
     images: UInt8[np.ndarray, "n h w c"],
 ) -> Float[np.ndarray, "n d"]:
-    """Images as vectors of their pixels in [0, 1]; larger ones reduced to 32 pixels."""
+    """Images as vectors of pixels in [0, 1]; larger ones are reduced to 32 pixels."""
     if max(images.shape[1:3]) > _PIXEL_SIDE:
         small = (_PIXEL_SIDE, _PIXEL_SIDE)
         images = np.stack([cover_and_crop(image, small) for image in images])

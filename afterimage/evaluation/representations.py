@@ -1,4 +1,4 @@
-"""Accuracy of representations by label budget: one report of several of them."""
+"""One report on several representations: accuracy by label budget."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -44,23 +44,24 @@ FOLD_RULE = (
 
 @dataclasses.dataclass(frozen=True)
 class LabelBudget:
-    """One number of labels a class; `draws` are the same size by different seeds."""
+    """A number of labels per class, drawn with different seeds."""
 
     name: str
-    """As the column is named: the number of labels a class, or "all"."""
+    """The column name: the number of labels per class, or "all"."""
     draws: tuple[Int64[np.ndarray, " n"], ...]
-    """Positions in the sample, one array a seed."""
+    """Positions in the sample, one array per seed."""
     folds: tuple[Int32[np.ndarray, " n"], ...]
-    """The fold of each of them, see `folds_of`."""
+    """The fold of each position, see `folds_of`."""
 
 
 def label_budgets(
     sample: ImageSet, per_class: Sequence[int], *, seeds: int, seed: int
 ) -> tuple[list[LabelBudget], list[str]]:
-    """(budgets that `sample` has the labels for, sentences about those it has not).
+    """(budgets that `sample` has enough labels for, sentences about the others).
 
-    Each size is drawn with seeds `seed` … `seed + seeds - 1`; by one seed the smaller
-    are parts of the larger. "all" is one draw: every label of the sample.
+    Each size is drawn with seeds `seed` … `seed + seeds - 1`; with the same seed,
+    smaller draws are subsets of larger ones. "all" is one draw: every label of the
+    sample.
     """
     assert sample.labels is not None
     assert sample.class_names is not None
@@ -89,10 +90,10 @@ def _budget(name: str, draws: tuple, labels: np.ndarray, seed: int) -> LabelBudg
 def folds_of(
     labels: Integer[np.ndarray, " n"], *, seed: int
 ) -> Int32[np.ndarray, " n"]:
-    """The fold 0 … 4 that holds each example out, stratified; -1 if none does.
+    """The fold, 0 … 4, that holds out each example, stratified; -1 if none does.
 
-    No more folds than the largest class has examples; none where that is 1. Above
-    500 examples only fold 0 is held out, all else is -1.
+    There are at most as many folds as the largest class has examples, and none if that
+    is 1. Above 500 examples only fold 0 is held out; the rest are -1.
     """
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(labels, return_counts=True)
@@ -100,7 +101,7 @@ def folds_of(
     found = np.full(len(labels), -1, np.int32)
     if number < 2:
         return found
-    start = 0  # classes follow one another round the folds, so that these are as large
+    start = 0  # classes continue round the folds, to keep them equally large
     for label, count in zip(classes, counts):
         rows = rng.permutation(np.flatnonzero(labels == label))
         found[rows] = (start + np.arange(count)) % number
@@ -113,14 +114,14 @@ class Protocol:
     """How representations are scored."""
 
     per_class: Sequence[int] = (1, 5, 10, 100)
-    """Label budgets, labels a class; all labels are always one more."""
+    """Label budgets, in labels per class; all labels are always added."""
     seeds: int = 5
     """Draws of each budget."""
     most: int = 20_000
-    """Training images whose vectors are kept for the linear probe and kNN; images that
-    are scored."""
+    """Maximum number of training images whose vectors are kept for the linear probe and
+    kNN, and of images to score."""
     seed: int = 0
-    """Seed of the first draw, of the sample and of what is held out."""
+    """Seed for the first draw, the sample and the held-out images."""
     batch_size: int = 256
     """Images in memory together."""
     probes: Sequence[str] = PROBES
@@ -136,16 +137,17 @@ def representation_report(
     """Every representation's accuracy at every label budget, and its layers; for JSON.
 
     "accuracy": {row: {probe: {budget: {"mean", "std", "n", "values", "chosen"}}}},
-    shares of `test` classified right. A row is a representation's vector, and its best
-    layer where that is another one. "layers": {representation: [{"layer",
+    shares of `test` classified correctly. Rows are each representation's vector, and
+    its best layer if that is a different one. "layers": {representation: [{"layer",
     "dimensions", "validation", "test", "effective_rank", "collapsed"}]}: ridge with all
     labels, on the held-out fifth of `train` and on `test`. "best": the layer with the
-    highest accuracy on validation, the first of equal ones. "alignment": linear CKA
-    between the levels, over `train`. "settings" and "notes" say what was left out or
-    subsampled. The test labels decide nothing.
+    highest validation accuracy; ties go to the first. "alignment": linear CKA between
+    the levels, over `train`. "settings" and "notes" say what was left out or
+    subsampled. Test labels are never used for selection.
 
-    Every layer of every image goes into sums; vectors are kept of `protocol.most`.
-    Raises DataError for labels that cannot train and validate a probe.
+    Every layer of every image is accumulated in sums; vectors are kept for
+    `protocol.most` images. Raises DataError if the labels cannot train and validate a
+    probe.
     """
     sets, notes = _sets(train, test, protocol)
     sample = sets.train.subset(np.flatnonzero(sets.sampled))
@@ -168,7 +170,7 @@ def representation_report(
             with single_thread(known.fit.scatter.size):
                 probes[layer], measured = _score_layer(known, sets)
             report["layers"][name].append({"layer": layer} | measured)
-        # max keeps the first of equal ones.
+        # max returns the first of equal ones.
         best = max(report["layers"][name], key=lambda row: row["validation"])["layer"]
         report["best"][name] = best
         if representation.levels:
@@ -230,14 +232,14 @@ def _settings(sets: Sets, protocol: Protocol) -> dict[str, Any]:
 
 
 def _score_layer(layer: Layer, sets: Sets) -> tuple[LinearProbe, dict[str, Any]]:
-    """(ridge fitted with all labels, its figures); chosen and validated on `held`."""
+    """(ridge fitted with all labels, its metrics); selected and validated on `held`."""
     trial = StreamedRidge(layer.fit, sets.classes).choose(layer.held)
     whole = layer.fit + layer.held
     probe = StreamedRidge(whole, sets.classes).probe(trial.chosen)
     held = sets.held[sets.sampled]
     truth = sets.labels[sets.sampled & sets.held]
     size = layer.sample.shape[1]
-    # Fewer images than dimensions: their own products are the smaller problem.
+    # With fewer images than dimensions, the Gram matrix is the smaller problem.
     few = whole.count == len(layer.sample) < size
     spectrum = (
         {
@@ -280,7 +282,7 @@ def _score_budgets(
         return knn_predict(x, y, layer.test, k=k), k
 
     def ridge(x: Any, y: Any, folds: Any) -> tuple[Any, float]:
-        # All labels: fitted to every image, not to those alone whose vectors are kept.
+        # All labels: fit to every image, not only to those whose vectors are kept.
         probe = streamed if budget.name == "all" else fit_ridge(x, y)
         return probe.predict(layer.test), probe.chosen
 

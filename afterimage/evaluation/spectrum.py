@@ -1,4 +1,4 @@
-"""Moments of vectors that come in batches; rank, idle dimensions, alignment."""
+"""Moments of vectors that arrive in batches; rank, collapsed dimensions, alignment."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ class Moments:
     """Count, mean and scatter Σ (x - mean)(x - mean)ᵀ of all vectors added so far.
 
     In float64, by exact merging: with δ the difference of the means of two sets of n
-    and m vectors, scatter = scatter₁ + scatter₂ + δ δᵀ n m / (n + m). The order and the
-    sizes of the batches change rounding only. Memory is a few times size² numbers,
+    and m vectors, scatter = scatter₁ + scatter₂ + δ δᵀ n m / (n + m). The order and
+    sizes of batches affect only rounding. Memory use is a few times size² numbers,
     however many vectors there are.
     """
 
     def __init__(self, size: int):
         self._size, self._count = size, 0
         self._mean, self._scatter = np.zeros(size), np.zeros((size, size))
-        # Vectors to be merged together: a merge passes over size² numbers, and of wide
-        # vectors a batch is few.
+        # Vectors waiting to be merged together: each merge passes over size² numbers,
+        # and batches of wide vectors are small.
         self._waiting: list[np.ndarray] = []
 
     def add(self, vectors: Num[np.ndarray, "n d"]) -> None:
-        """`vectors` [n, size] more; none at all is allowed. They are kept as given."""
+        """Add `vectors` [n, size]; n may be 0. They are kept as given, not copied."""
         if len(vectors):
             self._waiting.append(vectors)
         if sum(map(len, self._waiting)) >= self._size:
@@ -63,19 +63,19 @@ class Moments:
 
     @property
     def count(self) -> int:
-        """Vectors so far."""
+        """Number of vectors so far."""
         self._settle()
         return self._count
 
     @property
     def mean(self) -> Float[np.ndarray, " d"]:
-        """Their mean."""
+        """Mean of the vectors."""
         self._settle()
         return self._mean
 
     @property
     def scatter(self) -> Float[np.ndarray, "d d"]:
-        """The sum of the outer products of their differences from it."""
+        """Sum of outer products of the vectors' differences from the mean."""
         self._settle()
         return self._scatter
 
@@ -88,10 +88,10 @@ class Moments:
 def thin_svd(
     x: Float[np.ndarray, "n d"],
 ) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, " r"], Float[np.ndarray, "r d"]]:
-    """(U, σ, Vᵀ), r = min(n, d), also where NumPy's way gives up.
+    """(U, σ, Vᵀ), r = min(n, d), even if NumPy's method fails to converge.
 
-    LAPACK's divide and conquer was seen to fail on finite features of which some are
-    constant; its older QR iteration (gesvd) is slower and does not.
+    LAPACK's divide and conquer can fail on finite features if some are constant; its
+    older QR iteration (gesvd) is slower but does not.
     """
     try:
         u, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -118,9 +118,9 @@ def singular_values(features: Num[Array, "n d"]) -> Float[np.ndarray, " r"]:
 def effective_rank(features: Num[Array, "n d"]) -> float:
     """exp(-Σ p_i log p_i), p_i = σ_i / Σ σ over the centred features' singular values.
 
-    Between 1 (one direction) and min(n, d) (all alike); 0 if all vectors are equal (Roy
+    Between 1 (one direction) and min(n, d) (all equal); 0 if all vectors are equal (Roy
     & Vetterli 2007). RankMe (Garrido et al. 2023) does not centre: features with a
-    large mean then score near 1, so the two figures cannot be compared.
+    large mean then score near 1, so the two values cannot be compared.
     """
     return _entropy_rank(singular_values(features), _noise(features))
 
@@ -128,8 +128,8 @@ def effective_rank(features: Num[Array, "n d"]) -> float:
 def collapsed_dimensions(features: Num[Array, "n d"], *, below: float = 1e-3) -> int:
     """How many feature dimensions vary less than `below` times the most varied one.
 
-    Such a dimension (a dead channel, say) tells images apart no more. All d if every
-    vector is equal.
+    Such a dimension (a dead channel, say) no longer tells images apart. All d count if
+    every vector is equal.
     """
     deviation = np.asarray(features, np.float64).std(axis=0)
     if not np.isfinite(deviation).all():
@@ -163,18 +163,18 @@ def _idle(deviation: Float[np.ndarray, " d"], noise: float, below: float) -> int
 
 
 def _noise(features: Num[Array, "n d"]) -> float:
-    """Deviations below this are float32 rounding of equal values."""
+    """Deviations below this are float32 rounding error of equal values."""
     return 1e-6 * float(np.abs(np.asarray(features)).max())
 
 
 def alignment_matrix(
     moments: Moments, sizes: Sequence[int]
 ) -> Float[np.ndarray, "k k"]:
-    """Linear CKA between all pairs of layers, whose vectors were added side by side.
+    """Linear CKA between all pairs of layers, added to the moments side by side.
 
     CKA(X, Y) = ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) over centred columns, in [0, 1]: HSIC with
     linear kernels, normalised (Kornblith et al. 2019, arXiv:1905.00414). 1 for layers
-    that differ by a rotation and a scale; 0 where one does not vary at all. `sizes` are
+    that differ by a rotation and a scale; 0 if one does not vary at all. `sizes` are
     the layers' dimensions in order.
     """
     edges = np.cumsum([0, *sizes])
@@ -183,7 +183,7 @@ def alignment_matrix(
         [[np.sum(moments.scatter[a, b] ** 2) for b in parts] for a in parts]
     )
     size = np.sqrt(np.outer(np.diag(energy), np.diag(energy)))
-    # Rounding may leave a hair above 1.
+    # Rounding may leave it slightly above 1.
     return np.minimum(energy / np.where(size > 0, size, 1), 1.0)
 
 

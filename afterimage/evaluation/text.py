@@ -1,10 +1,10 @@
-"""Reports as Markdown that also reads well in a terminal."""
+"""Reports as Markdown that is also readable in a terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MAX_MATRIX = 20  # classes up to which the whole confusion matrix is readable
+MAX_MATRIX = 20  # most classes for which the whole confusion matrix is readable
 MAX_CONFUSIONS = 20
 MACRO_F1 = "macro-F1 (classes present)"
 """The mean over the classes that occur in the labels; scikit-learn's also includes
@@ -12,7 +12,7 @@ those that are only predicted."""
 
 
 def report_text(report: Mapping[str, Any]) -> str:
-    """A `classification_report` as Markdown: measures, classes, confusions."""
+    """A `classification_report` as Markdown: metrics, classes, confusions."""
     classes, keys = report["classes"], ("precision", "recall", "f1")
     names = [c["name"] for c in classes]
     bins = report["calibration_bins"]
@@ -72,7 +72,7 @@ def _most_confused(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
 
 
 def representation_text(report: Mapping[str, Any]) -> str:
-    """Accuracy by label budget, layers, alignment, and how it was measured."""
+    """Accuracy by label budget, layers, alignment, and the settings used."""
     settings = report["settings"]
     about = (
         f"Accuracy in percent on {settings['test_images']:,} images of "

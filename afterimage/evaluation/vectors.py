@@ -1,4 +1,4 @@
-"""Vectors of every layer, streamed: what is summed up, and what little is kept."""
+"""Vectors of every layer, streamed: sums over all images, and a sample of vectors."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from afterimage.models.heads import mean_over_views, pool_features
 from afterimage.runtime import jit
 
 WIDEST = 2048
-"""Numbers in a layer's vector above which it is not pooled to a grid."""
+"""Grids with more numbers than this are left out."""
 Images = UInt8[np.ndarray, "n h w c"]
 Batches = Callable[[Iterable[Images]], Iterator[Mapping[str, np.ndarray]]]
 
@@ -27,27 +27,27 @@ class Representation:
     """What turns images into vectors, in one or more layers."""
 
     name: str
-    """As the tables name it."""
+    """Its name in tables."""
     stream: Batches
-    """Batches of images to {layer: [b, d]} of each batch in turn."""
+    """Maps batches of images to {layer: [b, d]}, batch by batch."""
     vector: str
-    """The layer that users get as the feature vector."""
+    """The layer that serves as the feature vector."""
     levels: tuple[str, ...] = ()
-    """Layers whose alignment is asked for, finest first."""
+    """Layers whose alignment is computed, finest first."""
 
 
 @dataclasses.dataclass
 class Layer:
-    """What is known of one layer: sums over all images, vectors of a few."""
+    """Statistics of one layer: sums over all images, and vectors of some."""
 
     fit: Moments
-    """Moments of [vector, one-hot label] of the images that probes are fitted to, …"""
+    """Moments of [vector, one-hot label] over the images that fit the probes, …"""
     held: Moments
-    """… and of those held out of them, by which something is chosen."""
+    """… and over the held-out images, used for selection."""
     sample: Float[np.ndarray, "n d"]
-    """Vectors of the sampled training images, fitted and held."""
+    """Vectors of the sampled training images, both fitted and held out."""
     test: Float[np.ndarray, "m d"]
-    """Vectors of the images that are scored."""
+    """Vectors of the images to score."""
 
 
 def encoder_representation(
@@ -58,15 +58,16 @@ def encoder_representation(
     views: str = "none",
     grid_3: bool = False,
 ) -> Representation:
-    """Each level of an encoder pooled by its mean, and by the means of a 2x2 grid.
+    """Each level of an encoder, pooled by its mean and by the means of a 2x2 grid.
 
     Layers `stages/0`, `stages/0 grid`, …, and `pyramid-grid`, all the grids side by
-    side (fine-tuning's pool of this name); a bottleneck is the layer `features`. What
-    has more than `WIDEST` numbers is left out. With `grid_3` the last level, if of more
-    than 2x2 sites, has `stages/N grid-3` as well: 9 numbers a channel, however many.
+    side (fine-tuning's pool of this name); a bottleneck is the layer `features`. Grids
+    with more than `WIDEST` numbers are left out. With `grid_3` the last level, if
+    larger than 2x2 sites, also gets `stages/N grid-3`: 9 numbers per channel, whatever
+    its width.
 
-    With `views` (one of VIEWS) vectors are the mean of those of several views of each
-    image, in so many times the time.
+    With `views` (one of VIEWS) vectors are averaged over several views of each image;
+    the time grows with their number.
     """
     info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
     vector = levels[-1] if encoder.config.bottleneck is None else "features"
@@ -103,12 +104,12 @@ def pixel_representation() -> Representation:
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """Which images are what: all labelled, in one split each."""
+    """The role of each image: all are labelled, each in one split."""
 
     train: ImageSet
     test: ImageSet
     held: Bool[np.ndarray, " n"]
-    """Training images held out of the fits by which a layer or penalty is chosen."""
+    """Training images held out to select a layer or penalty."""
     sampled: Bool[np.ndarray, " n"]
     """Training images whose vectors are kept."""
 
@@ -131,9 +132,9 @@ class Sets:
 def collect(
     representation: Representation, sets: Sets, *, batch_size: int
 ) -> tuple[dict[str, Layer], Moments]:
-    """({layer: what is known of it}, moments of the levels side by side), in one pass.
+    """({layer: its statistics}, moments of the levels side by side), in one pass.
 
-    No more than a batch of images and the sampled vectors are in memory at any time.
+    Memory holds at most a batch of images and the sampled vectors.
 
     Raises UserError for vectors that are not finite.
     """

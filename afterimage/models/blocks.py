@@ -62,7 +62,7 @@ class Shortcut(nnx.Module):
 
     @classmethod
     def where_needed(cls, i, o, norm, stride, rngs) -> "Shortcut | None":
-        """None where the identity fits."""
+        """A shortcut, or None where the identity works."""
         return None if i == o and stride == 1 else cls(i, o, norm, stride, rngs)
 
     def __call__(self, x: Array, context: PassInfo) -> Array:
@@ -86,7 +86,7 @@ class GlobalResponseNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], context: PassInfo
     ) -> Float[Array, "b h w c"]:
-        # The tiny term keeps the square root's gradient finite where a channel is dead.
+        # The tiny term keeps the square root's gradient finite for dead channels.
         seen = context.hide(x).astype(jnp.float32)
         square = jnp.square(seen).sum((1, 2), keepdims=True)
         energy = jnp.sqrt(square + 1e-12)
@@ -115,7 +115,7 @@ class ConvNeXtBlock(nnx.Module):
 
 
 class BlockStage(nnx.Module):
-    """Residual blocks, with a `down` layer before them in ConvNeXt."""
+    """Residual blocks, preceded by a `down` layer in ConvNeXt."""
 
     def __init__(self, blocks: list, down: nnx.Module | None = None):
         self.down = down
@@ -130,7 +130,7 @@ class BlockStage(nnx.Module):
 def run_blocks(
     blocks: Iterable[nnx.Module], x: Array, context: PassInfo, remat: bool
 ) -> Array:
-    """The blocks one after the other; with `remat` each is computed again backwards."""
+    """Run the blocks in order; with `remat` each is recomputed in the backward pass."""
     for block in blocks:
         x = _rematerialise(block, x, context) if remat else block(x, context)
     return x

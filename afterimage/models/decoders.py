@@ -1,7 +1,7 @@
-"""Decoders: the last feature map (or the vector of the bottleneck) back to an image.
+"""Decoders: from the last feature map, or the bottleneck vector, to an image.
 
-Decoders for masked images fill masked sites by a learned token, which stands for
-"nothing was seen here". Filled maps are dense: from there on nothing is masked.
+Decoders for masked images fill masked sites with a learned token that means "nothing
+was seen here". Filled maps are dense: from there on nothing is masked.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ from afterimage.models.layers import PassInfo, make_norm
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """What an encoder leaves for a decoder."""
+    """What an encoder passes to a decoder."""
 
     code: Float[Array, "b ..."]
-    """The last map, or the vector where there is a bottleneck."""
+    """The last map, or the vector if there is a bottleneck."""
     maps: Maps
     switches: Switches
     size: tuple[int, int]
     """Height and width of the images."""
 
     def with_code(self, code: Array) -> "Encoded":
-        """The same with another code in its place."""
-        # Decoders read the code, never the last map.
+        """A copy with another code."""
+        # Decoders use the code, never the last map.
         return dataclasses.replace(self, code=code)
 
 
@@ -54,7 +54,7 @@ class NearestConv(nnx.Module):
 
 
 class TransposedConvs(nnx.Module):
-    """4x4 stride-2 transposed convolutions until the size has grown by r."""
+    """4x4 stride-2 transposed convolutions, enough of them to upsample by r."""
 
     def __init__(self, i: int, o: int, r: int, *, rngs: nnx.Rngs):
         times = r.bit_length() - 1
@@ -81,7 +81,7 @@ UPS = {
 
 
 class UpStage(nnx.Module):
-    """Up by r, norm, relu, blocks; the last stage only goes up, to the image."""
+    """Upsample by r, norm, relu, blocks; the last stage only upsamples."""
 
     def __init__(
         self, config: ModelConfig, i: int, o: int, r: int, depth: int, *, last, rngs
@@ -108,7 +108,7 @@ def make_block(config: ModelConfig, c: int, rngs: nnx.Rngs) -> nnx.Module:
 
 
 class DecoderNetwork(nnx.Module):
-    """What decoders share: a bottleneck's vector is first expanded to a map again.
+    """Base class of decoders: expands a bottleneck vector to a map first.
 
     A subclass sets `stages` by `build`, coarsest first, and runs them in `grow`.
     """
@@ -126,15 +126,15 @@ class DecoderNetwork(nnx.Module):
     def build(
         self, config: ModelConfig, info: tuple[FeatureInfo, ...], rngs: nnx.Rngs
     ) -> None:
-        """Make the stages."""
+        """Create the stages."""
         raise NotImplementedError
 
     def grow(self, x: Array, encoded: Encoded, context: PassInfo) -> Array:
-        """The last map to an image."""
+        """From the last map to an image."""
         raise NotImplementedError
 
     def __call__(self, encoded: Encoded, context: PassInfo) -> Float[Array, "b h w c"]:
-        """The last map, or the vector where there is a bottleneck, to an image."""
+        """From the last map, or the vector if there is a bottleneck, to an image."""
         x = encoded.code
         if self.expand is not None:
             rows, cols = (-(-n // self.last.stride) for n in encoded.size)
@@ -143,9 +143,9 @@ class DecoderNetwork(nnx.Module):
 
 
 class UpDecoder(DecoderNetwork):
-    """One stage per feature map, each growing to the size of the map before it.
+    """One stage per feature map, each upsampling to the size of the next finer map.
 
-    `light` has no blocks, `symmetric` as many as the encoder had at that size.
+    `light` has no blocks, `symmetric` as many as the encoder has at that size.
     """
 
     def build(
@@ -177,7 +177,7 @@ class UpDecoder(DecoderNetwork):
 
 
 class UnpoolStage(nnx.Module):
-    """Max-unpooling, k x k convolution, then norm and relu except in the last."""
+    """Max-unpooling, k x k convolution, then norm and relu except in the last stage."""
 
     def __init__(
         self, i: int, o: int, k: int, norm: str, *, last: bool, rngs: nnx.Rngs
@@ -191,9 +191,9 @@ class UnpoolStage(nnx.Module):
 
 
 class UnpoolDecoder(DecoderNetwork):
-    """The classic decoder: values go back to where the encoder's maxima stood.
+    """The classic decoder: puts values back at the positions of the encoder's maxima.
 
-    It needs the encoder's switches, which tell it positions that the code does not.
+    It needs the encoder's switches, which hold positions that the code lacks.
     """
 
     def build(
@@ -226,7 +226,7 @@ class UnpoolDecoder(DecoderNetwork):
 
 
 class Fill(nnx.Module):
-    """Norm, the token where a site is masked, and a projection to the decoder's width.
+    """Norm, the token at masked sites, and a projection to the decoder's width.
 
     Tian et al. 2023 (SparK), section 3.3, "densifying".
     """
@@ -248,16 +248,16 @@ class Fill(nnx.Module):
 
 
 class FillingDecoder(DecoderNetwork):
-    """What both share: the last map, filled unless it comes from a vector."""
+    """Base class of filling decoders; fills the last map unless made from a vector."""
 
     def fill_last(self, fill: Fill, x: Array, context: PassInfo) -> Array:
-        """A bottleneck's vector was expanded to a map without gaps."""
+        """The last map, filled; a map expanded from a vector has no gaps to fill."""
         dense = PassInfo(train=context.train)
         return fill(x, context if self.expand is None else dense)
 
 
 class HierarchicalStage(nnx.Module):
-    """A filled map, plus what the coarser stage says, through one block."""
+    """A filled map plus the coarser stage's output, passed through one block."""
 
     def __init__(self, config: ModelConfig, info: FeatureInfo, o: int, *, rngs):
         self.fill = Fill(info.channels, o, config.norm, rngs=rngs)
@@ -265,10 +265,10 @@ class HierarchicalStage(nnx.Module):
 
 
 class HierarchicalDecoder(FillingDecoder):
-    """Every map is filled and joins the decoder at its own size, coarsest first.
+    """Fills every map and adds it to the decoder at its own size, coarsest first.
 
-    x_n = block(up(x_{n+1}) + fill(map_n)), then one patch a site: Tian et al. 2023
-    (SparK), section 3.3, with this house's blocks, and patches for the way up.
+    x_n = block(up(x_{n+1}) + fill(map_n)), then one patch per site: Tian et al. 2023
+    (SparK), section 3.3, with our own blocks, and upsampling by patches.
     """
 
     def build(
@@ -313,9 +313,10 @@ class HierarchicalDecoder(FillingDecoder):
 
 
 class BlockDecoder(FillingDecoder):
-    """The last map filled, one block, one patch a site: Woo et al. 2023, section 3.1.
+    """The last map filled, one block, one patch per site: Woo et al. 2023, section 3.1.
 
-    The light decoder of FCMAE. It sees no finer map, so everything must be in the last.
+    The light decoder of FCMAE. It sees no finer maps, so the last one must hold
+    everything.
     """
 
     def build(
@@ -353,7 +354,7 @@ class Autoencoder(nnx.Module):
         self.decoder: DecoderNetwork = kind(self.encoder, rngs=rngs)
 
     def encode(self, images: Float[Array, "b h w c"], context: PassInfo) -> Encoded:
-        """The code, and what else a decoder may use."""
+        """The code, and anything else a decoder may use."""
         maps, switches = self.encoder.encode(images, context)
         code = maps[-1]
         stride = self.encoder.feature_info[-1].stride
@@ -375,7 +376,7 @@ class Autoencoder(nnx.Module):
         mask: Bool[Array, "b h w"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
-        """The reconstruction, in the input's own scale; masked pixels are not seen.
+        """The reconstruction, in the input's scale; masked pixels are not seen.
 
         Raises:
             UserError: the encoder drops pixels at this size (VGG).
@@ -385,5 +386,5 @@ class Autoencoder(nnx.Module):
 
 
 def build_autoencoder(config: ModelConfig, *, rngs: nnx.Rngs) -> Autoencoder:
-    """The autoencoder a config names, freshly initialised."""
+    """The autoencoder that a config names, freshly initialised."""
     return Autoencoder(config, rngs=rngs)

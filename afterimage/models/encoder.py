@@ -1,7 +1,8 @@
-"""Encoders: what a model is, what every encoder does, and how its arrays are kept.
+"""Encoders: model configs, the base class, and modules as pure functions.
 
-Every encoder takes any input of at least 8 px. A map of stride s is ceil(H / s) high:
-patchify pads odd sides at the bottom and right, 3x3 convolutions pad on all sides.
+Every encoder takes any input of at least 8 x 8 px. A map of stride s is ceil(H / s)
+high: patchify pads odd sides at the bottom and right, 3x3 convolutions pad on all
+sides.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from afterimage.plugins import ENCODERS
 MIN_IMAGE_SIZE = 8
 NORMS = ("rms", "layer", "group", "batch", "frozen", "none")
 MASKED_DECODERS = ("hierarchical", "block")
-"""Decoders that fill masked sites by a learned token."""
+"""Decoders that fill masked sites with a learned token."""
 DECODERS = ("light", "symmetric", "transposed", "nearest", "unpool", *MASKED_DECODERS)
 
 Maps = list[Float[Array, "b _h _w _c"]]
@@ -46,16 +47,16 @@ class FeatureInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to build a model again; defaults are resolved when it is made.
+    """Everything needed to rebuild a model; defaults are resolved on construction.
 
     `norm=""`, `decoder=""` and `stem_stride=0` mean the encoder's own choice, which for
-    the stem depends on the image size: the fields then hold what was chosen, so a
-    stored config rebuilds the same tree whatever later defaults are. `remat` trades
-    compute for memory (blocks are computed again in the backward pass); it changes
-    neither tree nor result.
+    the stem depends on the image size. The fields then hold the resolved values, so a
+    stored config rebuilds the same tree even if defaults change later. `remat` trades
+    compute for memory (blocks are recomputed in the backward pass); it changes neither
+    tree nor result.
 
     Raises:
-        UserError: every field that cannot work, at once.
+        UserError: lists every invalid field.
     """
 
     name: str = "conv"
@@ -70,7 +71,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         encoder = self.encoder
-        # JSON gives lists back; a frozen config is hashed, so it needs a tuple.
+        # JSON returns lists; a frozen config is hashed, so it needs a tuple.
         object.__setattr__(self, "image_size", tuple(int(n) for n in self.image_size))
         wrong = self._mismatches()
         if wrong:
@@ -119,30 +120,30 @@ class ModelConfig:
 
     @property
     def encoder(self) -> "type[EncoderNetwork]":
-        """The class of the encoder, from the registry."""
+        """The encoder's class, from the registry."""
         return ENCODERS.get(self.name)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each stage: the encoder's; times `width`, in multiples of 8."""
+        """Channels of each stage: the encoder's times `width`, in multiples of 8."""
         widths = self.encoder.widths
         if self.width == 1:
             return widths
         return tuple(max(8, round(w * self.width / 8) * 8) for w in widths)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` gives an equal config back."""
+        """Plain values for JSON; `from_dict` restores an equal config."""
         values = dataclasses.asdict(self) | {"image_size": list(self.image_size)}
         package = ENCODERS.origin(self.name)
         return values if package is None else values | {"package": package}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """A config from `to_dict`'s values; unknown names are an error that lists them.
+        """A config from `to_dict`'s values; unknown names raise an error listing them.
 
         Raises:
-            UserError: fields this version does not know, values that cannot work, or an
-                encoder of a package that is not installed.
+            UserError: fields this version does not know, invalid values, or an encoder
+                from a package that is not installed.
         """
         values = dict(values)
         ENCODERS.get(values.get("name", ""), values.pop("package", None))
@@ -157,48 +158,48 @@ class ModelConfig:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
-        if isinstance(plain.get("width"), int):  # JSON may spell 1.0 as 1
+        if isinstance(plain.get("width"), int):  # JSON may write 1.0 as 1
             plain["width"] = float(plain["width"])
         return cls(**plain)
 
 
 class EncoderNetwork(nnx.Module):
-    """What all encoders share: a stem, stages, and the vector an image becomes.
+    """Base class of encoders: a stem, stages, and the feature vector of an image.
 
-    A subclass makes its layers in `build`, and says how they run in `encode`. Those
-    that are registered (`@ENCODERS.add("my-encoder")`) have a first line of their
-    docstring for lists of models.
+    A subclass creates its layers in `build` and runs them in `encode`. For a registered
+    one (`@ENCODERS.add("my-encoder")`), lists of models show the first line of its
+    docstring.
     """
 
     widths: ClassVar[tuple[int, ...]]
     """Channels of the stages, before `ModelConfig.width` multiplies them."""
     depths: ClassVar[tuple[int, ...]]
-    """Blocks of the stages; a symmetric decoder has as many."""
+    """Blocks in each stage; a symmetric decoder has as many."""
     stems: ClassVar[tuple[int, int]] = (2, 4)
-    """Stride of the stem for images of at most 64 pixels, and for larger ones."""
+    """Stem stride for images of at most 64 pixels, and for larger ones."""
     default_norm: ClassVar[str] = "rms"
     default_decoder: ClassVar[str] = "light"
     gives_switches: ClassVar[bool] = False
-    """Whether `encode` gives the switches that the decoder `unpool` needs."""
+    """Whether `encode` returns the switches that the decoder `unpool` needs."""
     feature_info: tuple[FeatureInfo, ...]
     stages: Any
     """The layers or blocks of each map, finest first."""
 
     @classmethod
     def default_stem(cls, image_size: tuple[int, int]) -> int:
-        """Stride of the stem where none is set."""
+        """Stem stride if none is set."""
         small, large = cls.stems
         return small if min(image_size) <= 64 else large
 
     @classmethod
     def problems(cls, image_size: tuple[int, int]) -> list[str]:
-        """Why images of this size cannot be used, one sentence each."""
+        """Reasons why images of this size cannot be used, one sentence each."""
         del image_size
         return []
 
     @classmethod
     def block(cls, c: int, norm: str, *, rngs: nnx.Rngs) -> nnx.Module:
-        """A residual block of the same kind as the encoder's, for decoders."""
+        """A residual block of the encoder's kind, for decoders."""
         return BasicBlock(c, c, norm, rngs=rngs)
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -213,11 +214,11 @@ class EncoderNetwork(nnx.Module):
             self.bottleneck = layers.Dense(flat, config.bottleneck, rngs=rngs)
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        """Makes the layers, and sets `feature_info`."""
+        """Creates the layers and sets `feature_info`."""
         raise NotImplementedError
 
     def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
-        """Feature maps, and the switches of the max-pooling where there is any.
+        """Feature maps, and the switches of max-pooling if there is any.
 
         With a mask in the context, maps are zero at masked sites.
         """
@@ -232,8 +233,8 @@ class EncoderNetwork(nnx.Module):
     ) -> Maps:
         """Feature maps, finest first, each ceil(h / stride) x ceil(w / stride).
 
-        What stands at pixels where `mask` is true changes nothing, bit for bit; maps
-        are zero at sites of which every pixel is masked.
+        Pixels where `mask` is true do not affect the result, bit for bit; maps are zero
+        at sites whose pixels are all masked.
         """
         return self.encode(images, PassInfo(train=train, mask=mask))[0]
 
@@ -245,7 +246,7 @@ class EncoderNetwork(nnx.Module):
     def features(
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b d"]:
-        """The feature vector: the bottleneck if any, else the mean of the last map."""
+        """The feature vector: the bottleneck, if any, else the mean of the last map."""
         return self.vector(self(images, train=train)[-1])
 
     def vector(
@@ -254,7 +255,7 @@ class EncoderNetwork(nnx.Module):
         """The feature vector of the last map.
 
         Raises:
-            UserError: a bottleneck met images of another size than it was built for.
+            UserError: the bottleneck was built for images of another size.
         """
         del train  # a bottleneck has no batch statistics
         if self.bottleneck is None:
@@ -270,7 +271,7 @@ class EncoderNetwork(nnx.Module):
 
 
 class StagedEncoder(EncoderNetwork):
-    """A stem, then stages, each of which gives a map; `build` sets both."""
+    """A stem, then stages that each give one map; `build` sets both."""
 
     stem: Callable[[Array, PassInfo], Array]
 
@@ -285,7 +286,7 @@ class StagedEncoder(EncoderNetwork):
 def make_feature_info(
     config: ModelConfig, first: int, widths: Sequence[int]
 ) -> tuple[FeatureInfo, ...]:
-    """A stage a width, each of twice the stride of the one before."""
+    """One entry per width, each with twice the stride of the one before."""
     return tuple(
         FeatureInfo(f"stages/{i}", width, first * 2**i)
         for i, width in enumerate(widths)
@@ -293,17 +294,17 @@ def make_feature_info(
 
 
 def build_encoder(config: ModelConfig, *, rngs: nnx.Rngs) -> EncoderNetwork:
-    """The encoder a config names, freshly initialised."""
+    """The encoder that a config names, freshly initialised."""
     return config.encoder(config, rngs=rngs)
 
 
 def abstract_encoder(config: ModelConfig) -> EncoderNetwork:
-    """The same with shapes in place of arrays: to be loaded, or only described."""
+    """The same with shapes in place of arrays, for loading or describing."""
     return nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0)))
 
 
 def models() -> dict[str, str]:
-    """Every model's name with one line about it."""
+    """The name of every model, with a one-line description."""
     about = {name: ENCODERS.get(name).__doc__ or "" for name in ENCODERS.names()}
     return {name: text.partition("\n")[0].rstrip(".") for name, text in about.items()}
 
@@ -330,10 +331,10 @@ Tree = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A module as pure functions of (params, stats); hashable, jit may close over it.
+    """A module as pure functions of (params, stats); hashable, for closures under jit.
 
-    `dtype` is what floating inputs, and with them all arithmetic, are cast to;
-    parameters and norm statistics stay float32, and so do outputs.
+    Floating-point inputs are cast to `dtype`, which all arithmetic then uses;
+    parameters, norm statistics and outputs stay float32.
     """
 
     graph: nnx.GraphDef
@@ -356,9 +357,9 @@ class Network:
         method: str | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Tree]:
-        """(output, stats) of the module's `__call__`, or of the method named.
+        """(output, stats) of the module's `__call__`, or of the named method.
 
-        `stats` comes back as it was unless `train`.
+        `stats` is returned unchanged unless `train`.
         """
         module = nnx.merge(self.graph, _numbered(params), _numbered(stats))
         call = module if method is None else getattr(module, method)
@@ -381,7 +382,7 @@ def _plain(state: Any) -> Tree:
 
 
 def _numbered(tree: Mapping[str, Any]) -> dict[Any, Any]:
-    """The inverse of `_plain`: digits become the numbers NNX expects."""
+    """The inverse of `_plain`: digits become the integers NNX expects."""
     return {
         int(key) if key.isdigit() else key: _numbered(value)
         if isinstance(value, Mapping)

@@ -1,4 +1,4 @@
-"""What reads feature maps: pooled vectors, several views of an image, class logits."""
+"""What follows the encoder: pooled vectors, views of an image, class logits."""
 
 import functools
 import itertools
@@ -20,12 +20,12 @@ HEADS = ("linear", "mlp")
 def pool_features(
     maps: list[Float[Array, "b _h _w _c"]], kind: str = "last"
 ) -> Float[Array, "b d"]:
-    """A vector of the maps, finest first.
+    """One vector from the maps, which are given finest first.
 
     `last`: the mean over the pixels of the last map. `pyramid`: of every map. `grid`
-    and `pyramid-grid`: the same, but the means of a 2 x 2 grid, which keep some
-    position (on small images a linear probe gains much from it); `grid-3`: of a 3 x 3
-    one.
+    and `pyramid-grid`: the same with the means of a 2 x 2 grid, which keep some
+    position (a linear probe on small images gains much from it); `grid-3`: of a 3 x 3
+    grid, last map only.
 
     Raises:
         UserError: an unknown kind.
@@ -44,7 +44,7 @@ def _mean(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
 
 
 def _grid(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b d"]:
-    """Means of a grid of cells that cover the map; they overlap where a side is not a
+    """Means of a grid of cells that cover the map; cells overlap if a side is not a
     multiple of `cells`: halves of an odd side share its middle."""
 
     def spans(size: int) -> list[slice]:
@@ -61,7 +61,7 @@ class Head(nnx.Module):
 
     The hidden layer has `width` units, by default as many as there are features.
 
-    The last layer starts near zero, so that a fresh head's loss is log(classes).
+    The last layer starts near zero, so a fresh head's loss is log(classes).
 
     Raises:
         UserError: an unknown kind, or fewer than two classes.
@@ -118,13 +118,13 @@ VIEWS: Mapping[str, Callable[[Array], Array]] = {
     "shift": _shifted,
     "shift-flip": _shifted_and_flipped,
 }
-"""[b, h, w, c] -> [v, b, h, w, c], beside none: `--views` of evaluate and features."""
+"""[b, h, w, c] -> [v, b, h, w, c], by name: `--views` of evaluate and features."""
 
 
 def mean_over_views(function: Callable[[Any, Array], Any], name: str) -> Callable:
-    """`function` of (params, images) [b, h, w, c], its results averaged over views.
+    """`function` of (params, images [b, h, w, c]), with results averaged over views.
 
-    Raises UserError for a name that VIEWS does not have.
+    Raises UserError for a name not in VIEWS.
     """
     if name == "none":
         return function
@@ -132,7 +132,7 @@ def mean_over_views(function: Callable[[Any, Array], Any], name: str) -> Callabl
         raise UserError(f"views={name!r} must be one of none, {', '.join(VIEWS)}")
 
     def viewed(params: Any, images: Array) -> Any:
-        # One after the other: of the network's maps there are as many as of one view.
+        # One view at a time, so that memory holds the maps of a single view.
         each = functools.partial(function, params)
         every = jax.lax.map(each, VIEWS[name](images))
         return jax.tree.map(lambda results: results.mean(0), every)

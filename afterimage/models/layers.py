@@ -1,12 +1,12 @@
 """Layers: parameters in float32, arithmetic in the dtype of their input.
 
-A layer owns `kernel`, `bias` or `scale` and calls `ops`. Kernels are HWIO. A layer
-that mixes sites is told the `PassInfo` and hides masked sites before it mixes.
+A layer owns `kernel`, `bias` or `scale` and calls `ops`. Kernels are HWIO. A layer that
+mixes sites takes the `PassInfo` and hides masked sites first.
 
 Norms: statistics are float32 whatever the input's dtype. `rms`, `layer` and `group`
-keep no state: an image's result does not depend on its batch, and nothing moves when
-frozen. `batch` is for imported weights and references. `rms` and `layer` do not mix
-sites; `group` and `batch` do, and leave masked ones out.
+keep no state: an image's result does not depend on its batch, and freezing needs no
+special care. `batch` is for imported weights and references. `rms` and `layer` do not
+mix sites; `group` and `batch` do, and exclude masked ones.
 """
 
 import dataclasses
@@ -26,23 +26,23 @@ from afterimage.models import ops
 
 @dataclasses.dataclass(frozen=True)
 class PassInfo:
-    """What a forward pass tells every block; never a property of the model.
+    """What a forward pass passes to every block; never a property of the model.
 
-    `train` lets batch statistics move. `mask` is true at the pixels that the encoder
-    must not see. A site of a map stands for a square of pixels, and is masked where all
-    of them are: no visible pixel is lost, whatever the size of the masked patches, and
-    since masked pixels are hidden before the first layer, none is seen.
+    `train` lets batch statistics update. `mask` is true at the pixels that the encoder
+    must not see. A site of a map represents a square of pixels and is masked if all of
+    them are, so no visible pixel is lost, whatever the size of the masked patches.
+    Masked pixels are hidden before the first layer, so none is seen.
     """
 
     train: bool = False
     mask: Bool[Array, "b h w"] | None = None
 
     def visible(self, x: Float[Array, "b h w c"]) -> Bool[Array, "b h w 1"] | None:
-        """True at the sites of the map `x` that see a pixel; None where all may."""
+        """True at the sites of map `x` with a visible pixel; None without a mask."""
         if self.mask is None:
             return None
         size, sides = x.shape[1:3], self.mask.shape[1:]
-        # Sides of one site are alike for several strides, and so is their answer.
+        # For a side of one site several strides fit, with the same result.
         stride = next(
             2**n for n in range(32) if size == tuple(-(-k >> n) for k in sides)
         )
@@ -51,7 +51,7 @@ class PassInfo:
         return blocks.any((2, 4))[..., None]
 
     def hide(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Zeros at masked sites, whatever stood there (NaN as well)."""
+        """Zeros at masked sites, whatever the values there (even NaN)."""
         visible = self.visible(x)
         return x if visible is None else jnp.where(visible, x, 0)
 
@@ -63,9 +63,9 @@ def mean_of(
     *,
     keepdims: bool = False,
 ) -> Float[Array, "..."]:
-    """Mean over these axes, of visible sites alone; 0 where no site is visible.
+    """Mean over these axes of the visible sites only; 0 if no site is visible.
 
-    `visible` has as many axes as `x`, and length 1 where all are alike.
+    `visible` has as many axes as `x`, of length 1 where it is broadcast.
     """
     if visible is None:
         return x.mean(axes, keepdims=keepdims)
@@ -75,14 +75,14 @@ def mean_of(
 
 
 DENSE = PassInfo()
-"""What a layer is told where nothing is masked and no statistic moves."""
+"""For a pass with nothing masked and no statistics updated."""
 
 
 def _generator(rngs: nnx.Rngs) -> np.random.Generator | None:
     """NumPy draws the initial values: JAX would compile a program for every shape.
 
-    None while tracing, when only shapes are asked for: a stored model of any size can
-    then be compared with its weights without taking memory.
+    None while tracing, when only shapes are needed: a stored model of any size can then
+    be compared with its weights without using memory.
     """
     key = rngs.params()
     if isinstance(key, Tracer):
@@ -99,7 +99,7 @@ def he_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
 
 
 def trunc_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
-    """Normal with deviation 0.02, cut at two deviations, as ConvNeXt starts."""
+    """Normal with deviation 0.02, truncated at two deviations, as in ConvNeXt."""
     del fan_in
     if (generator := _generator(rngs)) is None:
         return jnp.zeros(shape, jnp.float32)
@@ -114,7 +114,7 @@ def constant(value: float, *shape: int) -> Array:
 
 
 def identity(size: int, *, like: Array) -> Array:
-    """The identity matrix; only its shape where `like` is traced."""
+    """The identity matrix; only its shape if `like` is traced."""
     if isinstance(like, Tracer):
         return jnp.eye(size, dtype=jnp.float32)
     return jnp.asarray(np.eye(size, dtype=np.float32))
@@ -231,7 +231,7 @@ def _affine(x: Array, scale: Array, bias: Array) -> Array:
 class RMSNorm(nnx.Module):
     """x / sqrt(mean_c x^2 + eps) * scale + bias, per pixel (Zhang & Sennrich 2019).
 
-    With a bias, since the convolutions before it have none.
+    It has a bias because the convolutions before it have none.
     """
 
     def __init__(self, c: int, *, scale: float = 1.0):
@@ -266,7 +266,7 @@ class LayerNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """Mean and variance over an image's pixels and a group of channels (8 groups).
 
-    Where 8 does not divide the channels, the greatest common divisor is taken.
+    If 8 does not divide the channels, their greatest common divisor is used.
     """
 
     def __init__(self, c: int, *, scale: float = 1.0):
@@ -290,10 +290,10 @@ class GroupNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Moments of the batch in training, running moments otherwise (Ioffe & Szegedy).
+    """Batch moments in training, running moments otherwise (Ioffe & Szegedy).
 
     running <- 0.9 running + 0.1 batch, with the unbiased variance, as PyTorch does.
-    Only `context.train` moves them.
+    They are updated only if `context.train`.
     """
 
     def __init__(self, c: int, *, scale: float = 1.0):
@@ -330,12 +330,12 @@ class BatchNorm(nnx.Module):
 class FrozenBatchNorm(nnx.Module):
     """y = scale (x - mean) / sqrt(var + 1e-5) + bias, all four constants.
 
-    As torchvision's FrozenBatchNorm2d: nothing learns and nothing moves, in training
-    too. For imported weights; freshly made it is the identity.
+    Like torchvision's FrozenBatchNorm2d: nothing is learned or updated, even in
+    training. For imported weights; newly created, it is the identity.
     """
 
     def __init__(self, c: int, *, scale: float = 1.0):
-        # A constant zero could never be learned away from, so `scale` is not heeded.
+        # A constant scale of zero could never be unlearned, so `scale` is ignored.
         del scale
         self.scale = nnx.BatchStat(constant(1.0, c))
         self.bias = nnx.BatchStat(constant(0.0, c))
@@ -352,7 +352,7 @@ class FrozenBatchNorm(nnx.Module):
 
 
 class NoNorm(nnx.Module):
-    """The identity: VGG as first published."""
+    """The identity, for VGG as first published."""
 
     def __init__(self, c: int, *, scale: float = 1.0):
         del c, scale

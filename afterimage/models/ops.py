@@ -1,8 +1,8 @@
-"""Operations fast on CPU, GPU and TPU alike, each equal to its plain form by test.
+"""Operations that are fast on CPU, GPU and TPU, each tested against its plain form.
 
-The plain forms named below are what XLA:CPU is slow at (two Zen-4 cores, batch 256,
-float32, jaxlib 0.10.2; `tests/test_ops.py` and `tests/test_pooling.py` guard each
-ratio). Images are NHWC, kernels HWIO.
+The plain forms named below are slow on XLA:CPU (two Zen-4 cores, batch 256, float32,
+jaxlib 0.10.2; `tests/test_ops.py` and `tests/test_pooling.py` guard each ratio). Images
+are NHWC, kernels HWIO.
 """
 
 import functools
@@ -25,12 +25,12 @@ def _bilinear(
     to_x: Callable[[Array, Array, Any], Array],
     to_kernel: Callable[[Array, Array, Any], Array],
 ) -> Callable[[Array, Array, Any], Array]:
-    """`product(x, kernel, setting)`, linear in x and in the kernel, with gradients of
-    its own: dX = `to_x(kernel, g, setting)` and dK = `to_kernel(x, g, setting)`.
+    """`product(x, kernel, setting)`, linear in x and in the kernel, with custom
+    gradients: dX = `to_x(kernel, g, setting)` and dK = `to_kernel(x, g, setting)`.
 
     Unlike with `custom_vjp`, forward mode works too: the tangent is written as the
-    transpose of these two, so that reverse mode, which transposes the tangent, gets
-    exactly them back. An input without a tangent costs nothing.
+    transpose of these two, so that reverse mode, which transposes the tangent, recovers
+    exactly these. An input without a tangent costs nothing.
     """
     run = jax.custom_jvp(product, nondiff_argnums=(2,))
 
@@ -47,7 +47,7 @@ def _bilinear(
             for back, tangent in zip(backward, tangents, strict=True)
             if not isinstance(tangent, SymbolicZero)
         ]
-        # g is computed once for both.
+        # Compute g once for both.
         return y, lax.optimization_barrier(functools.reduce(jnp.add, parts))
 
     run.defjvp(rule, symbolic_zeros=True)
@@ -55,7 +55,7 @@ def _bilinear(
 
 
 def pad_to_multiple(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W c"]:
-    """Zeros at the bottom and the right until both sides divide by r."""
+    """Pad with zeros at the bottom and right until r divides both sides."""
     h, w = x.shape[1:3]
     if h % r == 0 and w % r == 0:
         return x
@@ -63,7 +63,7 @@ def pad_to_multiple(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W
 
 
 def space_to_depth(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W C"]:
-    """Blocks of r x r pixels become r*r*c channels, rows first; sides divide by r."""
+    """Blocks of r x r pixels become r*r*c channels, rows first; r divides the sides."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // r, r, w // r, r, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // r, w // r, r * r * c)
@@ -79,11 +79,11 @@ def depth_to_space(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W 
 def matmul(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "*n o"]:
-    """x @ kernel, whose gradients read each array once, as it lies.
+    """x @ kernel, whose gradients read each array once, in its own layout.
 
     dX = g K^T, dK = x^T g. Where the cotangent passes through a transpose (as up- and
-    downsampling do), XLA:CPU would make it anew for each of the two, once more turned
-    over; behind a barrier it is made once (docs/design/speed.md).
+    downsampling do), XLA:CPU would compute it separately for each of the two, once more
+    transposed; behind a barrier it is computed once (docs/design/speed.md).
     """
     if jax.default_backend() != "cpu":
         return x @ kernel
@@ -94,7 +94,7 @@ def matmul(
 _matmul = _bilinear(
     lambda x, kernel, _: x @ kernel,
     lambda kernel, g, _: g @ kernel.T,
-    # Rows are the summed axis of both.
+    # Both sum over rows.
     lambda x, g, _: lax.dot_general(
         lax.optimization_barrier(x), g, (((0,), (0,)), ((), ()))
     ),
@@ -120,7 +120,7 @@ def conv_transpose_patch(
     """Transposed convolution with kernel r x r and stride r: one matmul, then pixels.
 
     y[r h + a, r w + b] = x[h, w] K[r-1-a, r-1-b]: `lax.conv_transpose(x, K, (r, r),
-    'SAME')`. Avoids its dilated convolution and the gradients of that.
+    'SAME')`. Avoids its dilated convolution and that convolution's gradients.
     """
     r, _, i, o = kernel.shape
     flipped = jnp.flip(kernel, (0, 1)).transpose(2, 0, 1, 3)
@@ -160,10 +160,10 @@ def conv2d(
     y[h, w] = sum_ab x[h + a, w + b] K[a, b] over the padded input; by default k // 2 on
     both sides, as PyTorch pads, so maps are ceil(h / stride) high.
 
-    XLA:CPU runs a convolution gradient it differentiates itself inside a loop tens of
-    times slower than outside. Here dX and dW are written as plain convolutions. On maps
-    of one or two pixels a side a matmul of patches is several times faster there, and
-    stands in.
+    When XLA:CPU differentiates a convolution itself, the gradient runs tens of times
+    slower inside a loop than outside. Here dX and dW are written as plain convolutions.
+    On maps of one or two pixels a side, a matmul of patches is several times faster on
+    CPU and is used instead.
     """
     if padding is None:
         kh, kw = kernel.shape[:2]
@@ -177,7 +177,7 @@ def conv2d(
 
 
 def _conv_by_patches(x: Array, kernel: Array, stride: int) -> Array:
-    """`conv2d` of an odd kernel with its own padding, as one matmul."""
+    """`conv2d` with an odd kernel and default padding, as one matmul."""
     kh, kw, i, o = kernel.shape
     _, h, w, _ = x.shape
     pads = ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0))
@@ -228,7 +228,7 @@ _conv = _bilinear(
 def depthwise_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]
 ) -> Float[Array, "b h w c"]:
-    """Each channel with its own k x k kernel (k odd), stride 1, 'SAME'.
+    """Convolve each channel with its own k x k kernel (k odd), stride 1, 'SAME'.
 
     On CPU: k*k shifted multiply-adds forward, the same with the flipped kernel for dX,
     and matmuls over rows for dK. XLA:CPU's own forward and dX took 44 and 10 times as
@@ -253,14 +253,14 @@ def _shifted_sum(x: Array, kernel: Array) -> Array:
         padded[:, i : i + h, j : j + w] * kernel[i, j][None, None]
         for i, j in itertools.product(range(k), repeat=2)
     )
-    # Behind a barrier: XLA:CPU would make the sum anew in every fusion that reads it.
+    # Behind a barrier: XLA:CPU would recompute the sum in every fusion that reads it.
     return lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
 def _depthwise_dk(x: Array, g: Array, k: int) -> Array:
     """dK[i, j, c] = sum_bhw x[b, h + i, w + j, c] g[b, h, w, c], x padded by k // 2.
 
-    For every i and c one matmul gives all pairs of columns; a second sums those j
+    For every i and c, one matmul gives all pairs of columns; a second sums those j
     apart. The barriers keep XLA:CPU from reading transposed values again and again.
     """
     (b, h, w, c), half = x.shape, k // 2
@@ -275,7 +275,7 @@ def _depthwise_dk(x: Array, g: Array, k: int) -> Array:
     return sums.reshape(c, k, k).transpose(1, 2, 0)[:, :, None]
 
 
-# The kernel's size is the setting: dK alone does not tell it.
+# The kernel size is the setting, since dK's inputs do not determine it.
 _depthwise_shift = _bilinear(
     lambda x, kernel, _: _shifted_sum(x, kernel),
     lambda kernel, g, _: _shifted_sum(g, jnp.flip(kernel, (0, 1))),
@@ -286,11 +286,12 @@ _depthwise_shift = _bilinear(
 def per_channel(
     v: Shaped[Array, " c"], x: Shaped[Array, "*n c"]
 ) -> Shaped[Array, "*n c"]:
-    """A value a channel, repeated over the shape of x: what a bias or a scale does.
+    """One value per channel, broadcast to the shape of x, as for a bias or a scale.
 
-    On CPU as a product with ones, which costs nothing forward and makes the gradient a
-    matmul: XLA:CPU sums over all axes but the last at a quarter of that speed. Maps
-    beyond the caches gain nothing, since the matmul reads them once more.
+    On CPU this is a product with ones, which costs nothing forward and makes the
+    gradient a matmul: XLA:CPU sums over all axes but the last at a quarter of that
+    speed. Maps larger than the caches gain nothing, since the matmul reads them once
+    more.
     """
     if jax.default_backend() != "cpu" or x.size > 2**20:
         return jnp.broadcast_to(v.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
@@ -319,7 +320,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
 
 
 def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-    """Mean over 2 x 2 windows; at an odd side the mean of the pixels that are there."""
+    """Mean over 2 x 2 windows; short windows at an odd side average what they have."""
     _, h, w, _ = x.shape
     total = _windows(x, 0.0).sum((2, 4))
     rows = jnp.full(-(-h // 2), 2, x.dtype).at[-1].add(-(h % 2))
@@ -330,9 +331,9 @@ def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
 def max_pool_with_switches(
     x: Float[Array, "b h w c"],
 ) -> tuple[Float[Array, "b H W c"], UInt8[Array, "b H W c"]]:
-    """`max_pool`, and where in its window each maximum stood: 0-3, rows first.
+    """`max_pool`, and the position of each maximum in its window: 0-3, rows first.
 
-    Of equal maxima the first counts, for the switch and for the gradient.
+    Among equal maxima the first counts, for both switch and gradient.
     """
     switches = lax.stop_gradient(_argmax(_windows(x, -math.inf)))
     windows = _windows(x, 0.0)
@@ -356,10 +357,10 @@ def max_unpool(
     switches: UInt8[Array, "b h w c"],
     size: tuple[int, int],
 ) -> Float[Array, "b H W c"]:
-    """Each value back to the pixel its maximum came from, zeros elsewhere.
+    """Put each value back at the pixel its maximum came from, zeros elsewhere.
 
     The classic unpooling, partner of `max_pool_with_switches`; `size` is the size
-    before pooling. No scatter: a comparison with the window's places.
+    before pooling. It compares positions in the window instead of scattering.
     """
     b, h, w, c = y.shape
     spread = y[:, :, None, :, None] * _one_hot(switches, y.dtype)
@@ -369,7 +370,8 @@ def max_unpool(
 def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
     """Maximum over 3 x 3 windows, stride 2, padded by one: the stem pool of ResNet.
 
-    Rows, then columns, as the maximum of three strided slices; avoids `reduce_window`.
+    Rows, then columns, each as the maximum of three strided slices; avoids
+    `reduce_window`.
     """
     for axis in (1, 2):
         n = x.shape[axis]
@@ -386,7 +388,7 @@ def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
 
 
 def upsample_nearest(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W c"]:
-    """Each pixel r x r times: `jax.image.resize(.., 'nearest')` without its gather."""
+    """Repeat pixels r x r times: `jax.image.resize(.., 'nearest')` without a gather."""
     b, h, w, c = x.shape
     y = jnp.broadcast_to(x[:, :, None, :, None], (b, h, r, w, r, c))
     return y.reshape(b, h * r, w * r, c)

@@ -1,4 +1,4 @@
-"""What a run leaves to be looked at: its page, its notebook form, several runs."""
+"""Reports of a run: its page, its notebook view, and comparisons of runs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""One run on one page, with its charts: in a run folder, and shorter in a notebook."""
+"""One run on one page, with charts: in the run folder, or shorter in a notebook."""
 
 import base64
 import dataclasses
@@ -37,10 +37,10 @@ def notebook(
     picture: tuple[str, pathlib.Path] | None = None,
     **content: Any,
 ) -> str:
-    """HTML of a result for a notebook's cell: a `<div>` that needs nothing else.
+    """HTML of a result for a notebook cell: a self-contained `<div>`.
 
-    `picture` is (caption, PNG file), reduced to the width of a cell, and left out where
-    the file is missing; the rest is what `render` takes.
+    `picture` is (caption, PNG file), reduced to the width of a cell, and left out if
+    the file is missing; the other arguments are those of `render`.
     """
     pictures = {"": picture} if picture is not None and picture[1].is_file() else {}
     return render(title=title, lead=lead, pictures=pictures, fragment=True, **content)
@@ -61,15 +61,14 @@ def render(
     unfinished: tuple[int, int] | None = None,
     fragment: bool = False,
 ) -> str:
-    """The HTML of a page, or with `fragment` of a part of one.
+    """The HTML of a page, or with `fragment` of part of one.
 
-    `headline`: figure by label, shown large. `curves`: for each chart its named
-    series of (step, value); those in `logarithmic` may have a log axis. `pictures`:
-    (caption, PNG file) by heading. `probes`: a row for each kind of features,
-    accuracies in [0, 1] by column. `grids`: tables by heading, (header, rows), whose
-    rows begin with their label. `tables`: two-column tables by heading, folded.
-    `unfinished`: (step reached, steps in all) of a run that is not finished. What is
-    empty is left out.
+    `headline`: values by label, shown large. `curves`: for each chart its named series
+    of (step, value); charts in `logarithmic` may have a log axis. `pictures`: (caption,
+    PNG file) by heading. `probes`: a row for each kind of features, accuracies in [0,
+    1] by column. `grids`: tables by heading, (header, rows), whose rows begin with
+    their label. `tables`: two-column tables by heading, collapsed. `unfinished`: (step
+    reached, total steps) of an unfinished run. Empty parts are left out.
     """
     columns = list(dict.fromkeys(name for row in probes.values() for name in row))
     charts = [
@@ -114,7 +113,7 @@ def _template() -> jinja2.Template:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a person reads it; text without control characters."""
+    """A value in readable form; text without control characters."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, bool) or value is None:
@@ -129,7 +128,7 @@ def _plain(value: Any) -> Any:
 
 
 def _picture(file: pathlib.Path, widest: int | None) -> str:
-    """A PNG file in base64, reduced where it is wider than `widest` pixels."""
+    """A PNG file in base64, reduced if it is wider than `widest` pixels."""
     data = file.read_bytes()
     if widest is not None:
         from PIL import Image
@@ -152,8 +151,8 @@ def line_chart(
 ) -> str:
     """Named series of (x, y) as one inline SVG; values that are not finite are gaps.
 
-    With `logarithmic` the y axis is, where all values are positive and span a factor
-    of ten.
+    With `logarithmic` the y axis is logarithmic if all values are positive and span a
+    factor of ten.
     """
     finite = {
         name: [(float(x), float(y)) for x, y in points if math.isfinite(y)]
@@ -180,7 +179,7 @@ def line_chart(
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-    """The ranges shown, y as a logarithm where so asked, and where they lie."""
+    """The ranges shown, y as a logarithm if requested, and their place in the chart."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -200,7 +199,7 @@ class _Frame:
             ticks = [10 ** (low + i * (high - low) / 4) for i in range(5)]
         else:
             ticks = _round_ticks(low, high)
-        # A digit is about 8 units wide at this size of type.
+        # A digit is about 8 units wide at this font size.
         left = 24 + 8 * max(len(number(tick)) for tick in ticks)
         x = min(xs), max(max(xs), min(xs) + 1)
         return cls(x, (low, high), logarithmic, ticks, left)
@@ -257,7 +256,7 @@ def _line(frame: _Frame, points: Points, colour: str) -> list[str]:
 
 
 def _round_ticks(low: float, high: float, least: float = 0.0) -> list[float]:
-    """Up to seven round numbers from low to high, `least` or more apart."""
+    """Up to seven round numbers from low to high, at least `least` apart."""
     rough = (high - low) / 6
     power = 10 ** math.floor(math.log10(rough))
     step = max(next(m * power for m in (1, 2, 5, 10) if m * power >= rough), least)
@@ -266,7 +265,7 @@ def _round_ticks(low: float, high: float, least: float = 0.0) -> list[float]:
 
 
 def _thin(points: Points, most: int = 400) -> Points:
-    """At most about `most` points: means of neighbours, so that noise is not lost."""
+    """At most about `most` points, each the mean of neighbours."""
     if len(points) <= most:
         return points
     size = math.ceil(len(points) / most)
@@ -277,5 +276,5 @@ def _thin(points: Points, most: int = 400) -> Points:
 
 
 def number(value: float) -> str:
-    """Three digits, or thousands with commas."""
+    """A number with three digits, or with commas between thousands."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""What is known of a run from its folder, and several runs side by side."""
+"""Records of runs, read from their folders, and comparisons between them."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ _WIDEST = 36  # characters of a cell in a terminal's table
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run of either stage, as its folder tells it; the run may still be going on."""
+    """A run of either stage, read from its folder; it may still be in progress."""
 
     path: pathlib.Path
     kind: str
@@ -27,28 +27,28 @@ class RunRecord:
     """Every setting by its name in the stage's config; settings of a choice, such as
     the objective, are mappings."""
     data: str
-    """The name of the images, "" where they were never opened."""
+    """The name of the images; "" if they were never opened."""
     step: int
     """The last step that was logged or saved."""
     steps: int
-    """Steps that were asked for, by the settings; 0 where they do not say."""
+    """Steps requested in the settings; 0 if they do not say."""
     finished: bool
-    """Whether the final files are there."""
+    """Whether the final files exist."""
     figures: Mapping[str, float]
-    """The last evaluation by metric; of a finished fine-tuning run also `test accuracy`
-    and the like. Shares are in [0, 1]."""
+    """The last evaluation by metric; for a finished fine-tuning run also `test
+    accuracy` and the like. Shares are in [0, 1]."""
     intervals: Mapping[str, tuple[float, float]]
-    """The 95 % interval of those figures that have one."""
+    """The 95 % intervals of the figures that have one."""
     curves: Mapping[str, Points]
     """(step, value) of every logged number: `train/loss`, `eval/loss`, …"""
     picture: pathlib.Path | None
-    """The last picture of an evaluation."""
+    """The last picture that an evaluation wrote."""
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     """The record of a run folder; nothing in it is written or locked.
 
-    Raises UserError where the folder is not one of a run, CheckpointError where its
+    Raises UserError if the folder is not a run folder, CheckpointError if its
     config.json or results.json is damaged.
     """
     path = pathlib.Path(folder)
@@ -90,10 +90,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
 
 
 def comparison(records: Sequence[RunRecord]) -> Grid:
-    """(header, rows) of one table: a row a run, with what it does not share.
+    """(header, rows) of one table: a row per run, with what differs between runs.
 
     Columns: the run, its step, the settings that differ between the runs, and the
-    figures that every run has, or all figures where none is shared.
+    figures that every run has, or all figures if none is shared.
 
     Raises UserError for no runs.
     """
@@ -121,7 +121,7 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
 
 
 def comparison_text(records: Sequence[RunRecord]) -> str:
-    """The table of `comparison` for a terminal: a column a run."""
+    """The table of `comparison` for a terminal: a column per run."""
     header, rows = comparison(records)
     columns = [list(map(_cell, column)) for column in [header, *rows]]
     widths = [max(map(len, column)) for column in columns]
@@ -151,7 +151,7 @@ def write_comparison(
 ) -> pathlib.Path:
     """Write one page: the table of `comparison`, and charts of all runs together.
 
-    Charts are of what two runs or more have logged, evaluations first.
+    Charts show metrics that at least two runs have logged, evaluations first.
     """
     grid = comparison(records)
     counts = collections.Counter(name for r in records for name in r.curves)
@@ -184,7 +184,7 @@ _CHARTS = {
 
 
 def run_html(folder: str | os.PathLike[str]) -> str:
-    """A run for a notebook's cell: its curves, last picture and figures."""
+    """A run for a notebook cell: its curves, last picture and figures."""
     record = read_run(folder)
     picture = record.picture
     return notebook(
@@ -202,7 +202,7 @@ def run_html(folder: str | os.PathLike[str]) -> str:
 
 
 def _intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The intervals of the figures of `_final` that are measures with one."""
+    """The intervals of the figures in `_final` that have one."""
     return {
         name: (low, high)
         for name, share in _shares(results).items()
@@ -233,7 +233,7 @@ def _final(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings with those of a choice as `objective.ratio`; `methods.0.weight`."""
+    """Settings flattened to names such as `objective.ratio`, `methods.0.weight`."""
     found: list[tuple[str, Any]] = []
     for name, value in settings.items():
         if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):

@@ -1,1 +1,1 @@
-"""The one loop: state, step, groups, optimiser, mesh, metrics, stop signals."""
+"""The training loop: state, step, groups, optimiser, mesh, metrics, stop signals."""

@@ -1,8 +1,8 @@
-"""Batches as a pure function of (size, batch, seed, step, host), on to the devices.
+"""Batches as a pure function of (size, batch, seed, step, host), sent to the devices.
 
-Batches are split over every device, the training state is on each. Grain walks over
-steps, not records: a whole batch is gathered at once (measured 1.8 M small images/s on
-two cores, against 30-55 k record by record).
+Batches are split over all devices; the training state is replicated. Grain iterates
+over steps, not records: a whole batch is gathered at once (measured 1.8 M small
+images/s on two cores, against 30-55 k record by record).
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
     """A mesh with one axis `data` over all devices, or the first local ones.
 
     Raises:
-      UserError: more devices are asked for than there are.
+      UserError: more devices are requested than exist.
     """
     available = jax.devices() if devices is None else jax.local_devices()
     if devices is not None:
@@ -41,7 +41,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
                 f"({jax.default_backend()}); leave the setting out to use them all"
             )
         available = available[:devices]
-    # Auto: space-to-depth reshapes of a sharded batch are refused by explicit axes.
+    # Auto, because explicit axes refuse space-to-depth reshapes of a sharded batch.
     return Mesh(np.array(available), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -58,12 +58,12 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays, the same on every process, onto all devices."""
+    """Copy host arrays, the same on every process, to all devices."""
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
@@ -73,7 +73,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def place(batch: Mapping[str, Any], mesh: Mesh, *, stacked: bool = False) -> Any:
     """This process's rows of a batch -> global arrays split over the devices.
 
-    `stacked` batches have steps along the first axis and are split along the second.
+    `stacked` batches have steps on the first axis and are split along the second.
     """
     spec = PartitionSpec(None, "data") if stacked else PartitionSpec("data")
     sharding = NamedSharding(mesh, spec)
@@ -86,7 +86,7 @@ _LAST_STEP = 2**31 - 1  # steps are int32 in the training state
 _PREFETCH = 4
 _TOGETHER, _TOGETHER_BYTES = 8, 2**23
 _LARGE_BYTES = 2**22  # from here on, copying is worth a second thread
-_MOST_THREADS = 4  # memory is the limit beyond
+_MOST_THREADS = 4  # beyond this, memory is the limit
 _CPU_RESIDENT_BYTES = 512 * 2**20
 _ACCELERATOR_SHARE = 0.25
 
@@ -104,7 +104,8 @@ def batch_indices(
     """Positions of global batch `step`: shuffled epochs, joined without dropping any.
 
     Batch s takes positions s·batch … (s+1)·batch - 1 of the endless sequence of epochs,
-    epoch e being a permutation drawn from (seed, e). Workers and hosts do not enter.
+    where epoch e is a permutation drawn from (seed, e). The number of workers and hosts
+    does not matter.
     """
     if size < 1 or batch < 1 or seed < 0 or step < 0:
         raise UserError(
@@ -121,7 +122,7 @@ def batch_indices(
 
 
 class _Steps:
-    """What Grain reads: item i is `together` batches, from start + i together on."""
+    """Grain's data source: item i is `together` batches from start + i·together on."""
 
     def __init__(self, batches: "Batches", together: int):
         self._batches, self._together = batches, together
@@ -137,13 +138,13 @@ class _Steps:
 
 
 class Batches:
-    """Endless training batches from step `start` on: resume is starting later.
+    """Endless training batches from step `start` on; to resume, start later.
 
     Each is {"step": int, "index": int32 [b], "image": uint8 [b, H, W, C], "label":
     int32 [b] where the set is labelled, "label.NAME" of its tasks}; b = batch_size /
-    hosts is this host's share. `resident` leaves the images out, for a set that already
-    lies on the device. Batches are prepared by threads ahead of use; what fails there
-    is raised by the iterator.
+    hosts is this host's share. `resident` leaves the images out, for a set that is
+    already on the device. Threads prepare batches ahead of use; the iterator raises
+    their errors.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Batches:
         return self.batch(step)
 
     def batch(self, step: int, empty: Empty | None = None) -> dict[str, Any]:
-        """The same, with the images in memory from `empty`, e.g. np.empty."""
+        """The same, with the images in memory allocated by `empty`, e.g. np.empty."""
         share = self.batch_size // self.hosts
         index = batch_indices(len(self.images), self.batch_size, self.seed, step)
         index = index[self.host * share : (self.host + 1) * share]
@@ -207,30 +208,30 @@ class Batches:
             iterator.close()
 
     def _threads(self) -> int:
-        """How many batches are prepared at once.
+        """How many threads prepare batches.
 
-        One, which overlaps with the device: where batches are small, more of them
-        make Grain slower (docs/design/speed.md).
+        Small batches get one, which overlaps with the device; more make Grain slower
+        (docs/design/speed.md).
         """
         return min(_MOST_THREADS, cores()) if self.large else 1
 
     @property
     def large(self) -> bool:
-        """Whether a batch is worth a thread and memory of its own."""
+        """Whether a batch is large enough for its own thread and memory."""
         return self._bytes() >= _LARGE_BYTES
 
     def _together(self) -> int:
-        """How many batches pass from Grain's thread to ours at once.
+        """How many batches Grain's thread hands to ours at once.
 
-        Handing one over costs about as much as gathering a small one. What is read
-        from disk comes singly, so that a bad file fails at its own step.
+        A handover costs about as much as gathering a small batch. Batches read from
+        disk come one at a time, so that a bad file fails at its own step.
         """
         if not (self.resident or self.images.in_memory):
             return 1
         return min(max(1, _TOGETHER_BYTES // self._bytes()), _TOGETHER)
 
     def _bytes(self) -> int:
-        """Of one batch's images, or of their indices."""
+        """Bytes of one batch's images, or of their indices."""
         share = self.batch_size // self.hosts
         return share * (4 if self.resident else math.prod(self.images.shape))
 
@@ -238,8 +239,8 @@ class Batches:
 def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:
     """Every image once, in order, in batches of one size.
 
-    As `Batches` gives, without "step" and with "mask": bool [batch_size], False where
-    the last batch was filled up with repeats of its first image.
+    Like the items of `Batches`, without "step" and with "mask": bool [batch_size],
+    False where the last batch is padded with repeats of its first image.
     """
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} is not positive")
@@ -258,17 +259,17 @@ def _references(kept: list[np.ndarray], place: int) -> int:
     return sys.getrefcount(kept[place])
 
 
-# How many an array has that only the list refers to: Python's versions count
-# differently, so that they are asked.
+# The reference count of an array held only by the list; measured, since Python versions
+# count differently.
 _UNUSED = _references([np.empty(0)], 0)
 
 
 class Buffers:
-    """Arrays that are handed out again once nothing refers to them any more.
+    """A pool of arrays, reused once nothing else refers to them.
 
-    What shares an array's memory refers to it: a view, or a device array that was made
-    without a copy, or is still being copied. Each thread has `most` arrays of its own;
-    beyond these it gets new ones.
+    Anything that shares an array's memory refers to it: a view, or a device array that
+    was made without a copy or is still being copied. Each thread has its own `most`
+    arrays; beyond these it gets new ones.
     """
 
     def __init__(self, most: int = 8):
@@ -276,7 +277,7 @@ class Buffers:
         self._own = threading.local()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of this shape whose values may be anything."""
+        """An array of this shape with arbitrary values."""
         kept = vars(self._own).setdefault("kept", [])
         for row in range(len(kept)):
             if _references(kept, row) == _UNUSED:
@@ -290,7 +291,7 @@ class Buffers:
 
 
 def _fits(sets: Iterable[ImageSet]) -> bool:
-    """Whether the images fit in the share of device memory they may take."""
+    """Whether the images fit in their share of device memory."""
     size = sum(len(images) * int(np.prod(images.shape)) for images in sets)
     device = jax.local_devices()[0]
     if device.platform == "cpu":
@@ -302,11 +303,11 @@ def _fits(sets: Iterable[ImageSet]) -> bool:
 class BatchLoader:
     """Batches of `images` for a run, a pure function of (images, seed, step, host).
 
-    Further `streams`, by name, give as many images a step, or `times` as many, each in
-    an order of its own; their entries are `NAME/image`, `NAME/index`, `NAME/label`
-    where labelled. `data` is what stays on the devices: `{"image", "label"}` of each
-    stream, or empty. A step takes (state, batch, data) and reads images from whichever
-    has them.
+    Further `streams`, by name, give the same number of images per step, or `times` as
+    many, each in its own order; their entries are `NAME/image`, `NAME/index`, and
+    `NAME/label` if labelled. `data` is what stays on the devices: `{"image", "label"}`
+    of each stream, or empty. A step takes (state, batch, data) and reads images from
+    whichever has them.
     """
 
     def __init__(
@@ -338,7 +339,7 @@ class BatchLoader:
 
     @property
     def steps_per_dispatch(self) -> int:
-        """Steps that are dispatched together: one on CPU, many on accelerators."""
+        """Steps dispatched together: one on CPU, many on accelerators."""
         if self.options.steps_per_dispatch is not None:
             return self.options.steps_per_dispatch
         if jax.default_backend() == "cpu":
@@ -347,7 +348,7 @@ class BatchLoader:
 
     def host_batches(self, start: int, prefix: str = "") -> Batches:
         """This host's batches of one stream from step `start` on, without end."""
-        # The name enters the seed: sets of one size must not come in one order.
+        # The seed includes the name: sets of equal size must be shuffled differently.
         apart = zlib.crc32(prefix.encode()) if prefix else 0
         return Batches(
             self._sets[prefix],
@@ -379,8 +380,9 @@ class BatchLoader:
     ) -> Generator[tuple[int, np.ndarray, Any]]:
         """Yields (steps, their host indices [steps, b], batches on the devices).
 
-        A block of one step is a plain batch; of several, stacked along a first axis.
-        The next block is on its way to the device while the caller works on this one.
+        A block of one step is a plain batch; several steps are stacked along a new
+        first axis. The next block is sent to the device while the caller works on this
+        one.
         """
         source = self._rows(start)
         ready: deque = deque()
@@ -416,7 +418,7 @@ class EvaluationRunner:
         self.mesh, self.batch_size = mesh, batch_size
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Jitted, with results that every process can read."""
+        """Jit a function so that every process can read its results."""
         return runtime.jit(function, out_shardings=replicated(self.mesh))
 
     def batches(self, images: ImageSet) -> Iterator[tuple[int, Any, np.ndarray]]:

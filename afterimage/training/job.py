@@ -1,6 +1,5 @@
-"""One run of a stage: resumed or begun, trained phase by phase, finished.
-
-Both stages run here.
+"""One run of a stage: resume or begin, train phase by phase, finish. Both pretraining
+and fine-tuning run here.
 """
 
 import abc
@@ -38,7 +37,7 @@ from afterimage.training.step import State, Step, abstract, init_state, make_ste
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """One phase made concrete for given parameters."""
+    """One phase prepared for given parameters."""
 
     partition: Partition
     optimiser: optax.GradientTransformation
@@ -46,10 +45,10 @@ class Ready:
 
 
 class Trainer:
-    """Runs a stage: begins or resumes, and crosses the boundaries.
+    """Runs a stage: begins or resumes it, and moves from phase to phase.
 
-    `shapes` are the parameters (or their shapes) that the groups are matched against;
-    `images` is the number of training images, by which epochs of warm-up are counted.
+    `shapes` are the parameters (or their shapes) that the groups match; `images` is the
+    number of training images, used to convert warm-up epochs to steps.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Trainer:
     ):
         self.stage, self.mesh = stage, mesh
         self.manifest: Mapping[str, Any] = {}
-        """What the checkpoint that was resumed from says besides its state."""
+        """The manifest of the checkpoint that the run resumed from."""
         self.phases = [self._ready(i, shapes, images) for i in range(len(stage.phases))]
 
     def _ready(self, index: int, shapes: Mapping[str, Any], images: int) -> Ready:
@@ -96,9 +95,9 @@ class Trainer:
         return replicate(state, self.mesh)
 
     def resume(self, store: Store, make_fresh: Callable[[], State]) -> State | None:
-        """The newest good checkpoint's state; None where there is none to read.
+        """The state of the newest good checkpoint; None if there is no checkpoint.
 
-        Its step says which phase wrote it, and so which optimiser state it holds.
+        Its step determines the phase that wrote it, and so its optimiser state.
         """
         if not store.steps():
             return None
@@ -110,8 +109,8 @@ class Trainer:
         return state
 
     def cross(self, state: State, index: int) -> State:
-        """From phase `index` to the next: parameters stay, as do the moments and counts
-        of groups that go on learning; what thaws begins with fresh ones."""
+        """From phase `index` to the next: parameters stay, and so do the moments and
+        counts of groups that go on learning; newly unfrozen groups start fresh."""
         before, after = self.phases[index], self.phases[index + 1]
         trainable, _ = after.partition.split(state["params"])
         opt = migrate(
@@ -137,9 +136,9 @@ class Trainer:
     ) -> State:
         """Trains to the end of the last phase; raises as the loop does.
 
-        `feed(i)` gives phase i its batches, `between(state, i)` the state with what is
-        to be kept of phase i for those after it: a function of the state, so that a
-        resumed run makes the same of it.
+        `feed(i)` gives the batches of phase i. `between(state, i)` gives the state with
+        whatever later phases need from phase i; it depends only on the state, so a
+        resumed run gets the same result.
         """
         index = self.stage.phase_of(int(state["step"]))
         while True:
@@ -158,18 +157,18 @@ Result = TypeVar("Result")
 
 
 class Job(abc.ABC, Generic[Result]):
-    """What a stage gives the one trainer: its data, its figures, its result.
+    """What a stage provides to the trainer: its data, metrics and result.
 
-    `execute` calls these methods in the order in which they are written here.
+    `execute` calls these methods in the order they are defined.
     """
 
     config: Any
-    """The stage's settings; among them those of TrainingOptions and RunOptions."""
+    """The stage's settings, including those of TrainingOptions and RunOptions."""
     trainer: Trainer
     best: str | None = None
-    """The evaluation metric by which checkpoints are best; None keeps the newest."""
+    """The evaluation metric that ranks checkpoints; None keeps the newest."""
     direction: Literal["min", "max"] = "min"
-    """Whether the best is the lowest or the highest."""
+    """Whether the lowest or the highest value is best."""
 
     @abc.abstractmethod
     def template(self) -> State:
@@ -177,7 +176,7 @@ class Job(abc.ABC, Generic[Result]):
 
     @abc.abstractmethod
     def lost(self) -> tuple[str, ...] | None:
-        """The final files that a run with all its steps still lacks; None if none."""
+        """The final files still missing from a run with all its steps; None if none."""
 
     @abc.abstractmethod
     def result(self, *, complete: bool) -> Result:
@@ -188,7 +187,7 @@ class Job(abc.ABC, Generic[Result]):
         """What is printed before training: data, model, phases."""
 
     def prepare(self, began: int) -> None:
-        """What is measured before training goes on after step `began`."""
+        """Measurements before training continues from step `began`."""
         del began
 
     @abc.abstractmethod
@@ -200,12 +199,12 @@ class Job(abc.ABC, Generic[Result]):
         """The batches of a phase."""
 
     def between(self, state: State, phase: int) -> State:
-        """The state after a phase, with what later phases need to know of it."""
+        """The state after a phase, with what later phases need from it."""
         del phase
         return state
 
     def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
-        """More metrics of a step from those of the device, computed on the host."""
+        """Further metrics of a step, computed on the host from those of the device."""
         del metrics
         return {}
 
@@ -221,21 +220,21 @@ class Job(abc.ABC, Generic[Result]):
 
     @abc.abstractmethod
     def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
-        """(params, stats, manifest) of the encoder that lies beside a checkpoint."""
+        """(params, stats, manifest) of the encoder saved with a checkpoint."""
 
     @abc.abstractmethod
     def finish(self, state: State, store: Store) -> Result:
-        """Writes artefacts and report of a run that has all its steps."""
+        """Writes the artefacts and report of a run that has all its steps."""
 
 
 def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> Result:
-    """Resume the run, else begin it; train to the end; finish.
+    """Resume or begin the run, train to the end, and finish.
 
-    A run that is complete is left as it is.
+    A complete run is left unchanged.
 
     Raises:
       CheckpointError: every checkpoint is damaged.
-      Diverged, Interrupted: as the loop does; what was reached is saved.
+      Diverged, Interrupted: as in the loop; the progress so far is saved.
     """
     config, trainer = job.config, job.trainer
     total = trainer.stage.steps
@@ -281,7 +280,7 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
 def _finish(
     job: Job[Result], state: State, run: Run, store: Store, stop: StopSignal
 ) -> Result:
-    """All steps are saved: a signal from here on leaves only the scoring undone."""
+    """All steps are saved: a signal from here on skips only the final scoring."""
     left = (
         f"after the last step of {job.trainer.stage.steps}, before the results were "
         f"written; everything is saved in {run.path}. The same command finishes them"
@@ -295,7 +294,7 @@ def _finish(
     except KeyboardInterrupt as error:
         if not (stop.saved and stop.name):
             raise
-        # The process ends in the usual way, which no computation must outlive.
+        # No computation may still be running when the process exits.
         jax.block_until_ready(jax.live_arrays())
         raise Interrupted(f"Stopped by {stop.name} {left}") from error
     finally:

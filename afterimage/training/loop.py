@@ -1,5 +1,5 @@
-"""The one loop: both stages call `fit`, a phase at a time. With it, what interrupts it
-(`StopSignal`) and what it calls in the own process (`Callbacks`).
+"""The training loop: both stages call `fit`, once per phase. Also what interrupts it
+(`StopSignal`) and the functions it calls (`Callbacks`).
 """
 
 import contextlib
@@ -32,22 +32,22 @@ def _nothing(step: int, metrics: Metrics) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Functions that the loop calls; every process calls them, at the same steps.
+    """Functions that the loop calls, on every process at the same steps.
 
-    An exception in one ends the run as any other error does: what was saved stays, and
+    An exception in one ends the run like any other error: saved checkpoints stay, and
     the same call continues from there.
     """
 
     on_log: Callable[[int, Metrics], None] = _nothing
     """on_log(step, metrics), at each line of metrics.jsonl: the training metrics
-    (`loss`, `lr`, …), means over the steps since the last line."""
+    (`loss`, `lr`, …), averaged over the steps since the last line."""
 
     on_evaluation: Callable[[int, Metrics], None] = _nothing
     """on_evaluation(step, metrics), after each evaluation."""
 
     on_checkpoint: Callable[[int, pathlib.Path], None] | None = None
-    """on_checkpoint(step, folder), when a checkpoint is complete on disk. With it the
-    loop waits for each save; without it saves are written beside training."""
+    """on_checkpoint(step, folder), when a checkpoint is complete on disk. If set, the
+    loop waits for each save; otherwise saves run in the background."""
 
 
 NO_CALLBACKS = Callbacks()
@@ -55,21 +55,21 @@ NO_CALLBACKS = Callbacks()
 
 _SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP")  # the last not on Windows
+    for name in ("SIGTERM", "SIGINT", "SIGHUP")  # Windows has no SIGHUP
     if hasattr(signal, name)
 )
 
 
 class StopRequested(Exception):
-    """Raised by `StopSignal.check` inside long work that may be left at any point."""
+    """Raised by `StopSignal.check` inside long work that may be abandoned."""
 
 
 class StopSignal:
-    """While entered, a first signal sets a flag; a second one stops at once.
+    """While active, the first signal sets a flag and the second stops at once.
 
     Long work polls it: the loop after each dispatch, evaluations between batches. (A
     handler that saved by itself would run in the middle of a step.) While `saved` is
-    true there is nothing left to save, and the first signal stops the work as well.
+    true, nothing is left to save and the first signal stops at once.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # `nohup` asked that the end of the terminal change nothing.
+                # Under `nohup`, closing the terminal must have no effect.
                 ignored = signal.getsignal(number) == signal.SIG_IGN
                 if not (ignored and number == getattr(signal, "SIGHUP", None)):
                     self._previous[number] = signal.signal(number, self._handle)
@@ -96,7 +96,7 @@ class StopSignal:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # with SIGHUP the terminal is gone
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
             again = "Ctrl-C again" if self.name == "SIGINT" else "A second signal"
             text = (
                 "stopping"
@@ -133,8 +133,8 @@ class StopSignal:
             raise StopRequested(self.name)
 
 
-# Dispatches the host may run ahead of the device: enough to hide the host, few enough
-# that batches do not pile up.
+# How many dispatches the host may run ahead of the device: enough to hide host time,
+# few enough that batches do not pile up.
 _IN_FLIGHT = 4
 
 Evaluate = Callable[[State, int, StopSignal], Mapping[str, float]]
@@ -143,14 +143,14 @@ between batches."""
 
 
 _LAST = frozenset({"lr", "skipped", "bad_steps"})
-"""Metrics of which a line has the last value, not the mean."""
+"""Metrics logged as the last value, not the mean."""
 
 
 class Interval:
-    """The metrics of the steps since the last line: their means make the next one.
+    """The metrics of the steps since the last line; their means make the next line.
 
-    Steps whose value is not finite are left out. Sums are kept with every checkpoint
-    (`stored`), so that a continued run writes the lines of an uninterrupted one.
+    Non-finite values are left out. Sums are saved with every checkpoint (`stored`), so
+    that a resumed run writes the same lines as an uninterrupted one.
     """
 
     def __init__(self, stored: Any = None):
@@ -160,16 +160,16 @@ class Interval:
             self.sums[name], self.counts[name] = total, count
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """The metrics of one more step."""
+        """Add the metrics of one more step."""
         for name, value in metrics.items():
             if name not in _LAST and math.isfinite(value):
-                # The first as it is: a mean of one step is that step's value.
+                # The first as is: the mean of one step is exactly its value.
                 before = self.sums.get(name)
                 self.sums[name] = value if before is None else before + value
                 self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self, last: Mapping[str, Any]) -> dict[str, Any]:
-        """The line after a step whose own metrics are `last`; begins anew."""
+        """The line after a step with metrics `last`; starts a new interval."""
         sums, counts = self.sums, self.counts
         self.sums, self.counts = {}, {}
         means = {n: sums[n] / c if c > 1 else sums[n] for n, c in counts.items()}
@@ -182,7 +182,7 @@ class Interval:
 
 @dataclasses.dataclass
 class Fit:
-    """What a run needs beside its steps, the same in every phase."""
+    """What the loop needs besides the steps, the same in every phase."""
 
     run: Run
     store: Store
@@ -191,18 +191,18 @@ class Fit:
     total: int
     evaluate: Evaluate
     artefact: Callable[[State], tuple[Any, Any, dict[str, Any]]] | None = None
-    """state -> (encoder parameters, statistics, manifest) beside each checkpoint."""
+    """state -> (encoder parameters, statistics, manifest) for each checkpoint."""
     best: str | None = None
-    """The evaluation metric by which checkpoints are best."""
+    """The evaluation metric that ranks checkpoints."""
     manifest: Callable[[State], Mapping[str, Any]] = lambda state: {}
-    """What a checkpoint says of itself beside its step and metrics."""
+    """What a checkpoint's manifest holds besides its step and metrics."""
     derive: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda metrics: {}
-    """More metrics of a step from those of the device, computed on the host: what
-    differs from run to run stays out of the compiled step, so that runs share it."""
+    """Further metrics of a step, computed on the host from those of the device. Values
+    that differ between runs stay out of the compiled step, so that runs share it."""
     report: Callable[[int], None] = lambda step: None
-    """Called after each evaluation, when its line is written."""
+    """Called after each evaluation, once its line is written."""
     interval: Interval = dataclasses.field(default_factory=Interval)
-    """The steps since the last line; of a continued run those before it stopped too."""
+    """The steps since the last line; in a resumed run, also those before it stopped."""
     callbacks: Callbacks = NO_CALLBACKS
 
     def __post_init__(self) -> None:
@@ -214,7 +214,7 @@ class Fit:
         )
         self.last: dict[str, float] = {}
 
-    # A boundary is a step at which the loop looks up from dispatching.
+    # A boundary is a step at which the loop pauses dispatching.
     def boundary(self, step: int, end: int) -> int:
         """The next step after `step` at which something is due."""
         every = (self.config.log_every, self.eval_every, self.save_every)
@@ -228,33 +228,33 @@ class Fit:
 
 
 class _Pending:
-    """Metrics still on the device, oldest first, with the images they came from."""
+    """Metrics still on the device, oldest first, with their steps' image indices."""
 
     def __init__(self, fit: Fit, feed: BatchLoader):
         self.fit, self.feed = fit, feed
         self.rows: deque[tuple[int, int, np.ndarray, Any]] = deque()
         self.flight: deque[tuple[int, Any]] = deque()
-        """(steps, their loss) of the dispatches that may not be finished."""
+        """(steps, their loss) of dispatches that may be unfinished."""
         self.bad_steps = 0
-        """Consecutive non-finite steps, as far as metrics were read."""
+        """Consecutive non-finite steps among the metrics read so far."""
 
     def add(self, step: int, length: int, index: np.ndarray, metrics: Any) -> None:
-        """Metrics of the `length` steps up to `step`; waits for old dispatches."""
+        """Adds metrics of the `length` steps up to `step`; waits for old dispatches."""
         self.rows.append((step, length, index, metrics))
         self.flight.append((length, metrics["loss"]))
-        # The first, which compiled, is waited for: only then the clock is right.
+        # Wait for the first dispatch, which compiles, so that timing starts after it.
         while len(self.flight) > _IN_FLIGHT * self.fit.progress.warm:
             self._finish(1)
 
     def _finish(self, dispatches: int) -> None:
-        """Waits for the oldest dispatches, and counts their steps as done."""
+        """Waits for the oldest dispatches and counts their steps as done."""
         done = [self.flight.popleft() for _ in range(dispatches)]
         jax.block_until_ready([loss for _, loss in done])
         if done:
             self.fit.progress.add(sum(length for length, _ in done))
 
     def flush(self, *, everything: bool) -> None:
-        """Reads finished metrics in one transfer, writes due lines, looks for NaN."""
+        """Reads finished metrics in one transfer, writes due lines, checks for NaN."""
         keep = 0 if everything else _IN_FLIGHT
         rows = [self.rows.popleft() for _ in range(max(len(self.rows) - keep, 0))]
         if everything:
@@ -317,7 +317,7 @@ def _diverged(fit: Fit, what: str) -> Diverged:
 
 
 def _lengths(fit: Fit, feed: BatchLoader, start: int, end: int) -> Iterator[int]:
-    """Steps of each dispatch: all the loader takes together, or one at a time."""
+    """Steps of each dispatch: as many as the loader combines, or one at a time."""
     step = start
     while step < end:
         room = fit.boundary(step, end) - step
@@ -337,7 +337,7 @@ def _evaluate(fit: Fit, state: State, step: int, stop: StopSignal) -> None:
     fit.progress.evaluated(step, results)
     fit.callbacks.on_evaluation(step, fit.last)
     wrong = [f"{k} {v}" for k, v in fit.last.items() if not math.isfinite(v)]
-    if wrong:  # before the checkpoint: it would not be a good one
+    if wrong:  # before the checkpoint, which would be bad
         raise _diverged(
             fit, f"The evaluation after step {step} gave {', '.join(wrong)}"
         )
@@ -387,23 +387,23 @@ def fit(
 ) -> State:
     """Trains from the state's step up to step `end`.
 
-    Order at a boundary: the step's line, evaluation, checkpoint; so a checkpoint of
-    step s has everything up to s on disk before it, and a run that is killed anywhere
-    and repeated writes the same lines as one that was not.
+    Order at a boundary: the step's line, evaluation, checkpoint; so everything up to
+    step s is on disk before the checkpoint of step s, and a run that is killed at any
+    point and repeated writes the same lines as an uninterrupted one.
 
     Raises:
       Interrupted: after a signal, with everything saved.
-      Diverged: after `max_bad_steps` non-finite steps in a row, or an evaluation that
-        is not finite; neither leaves a checkpoint.
+      Diverged: after `max_bad_steps` consecutive non-finite steps, or a non-finite
+        evaluation; neither leaves a checkpoint.
     """
     now = int(state["step"])
     if now and plan.eval_due(now, end) and not plan.run.metrics.has(now, "eval/"):
-        # Interrupted between a step and its evaluation.
+        # The run was interrupted between a step and its evaluation.
         try:
             _evaluate(plan, state, now, stop)
         except StopRequested as request:
             raise _stopped(plan, state, now, stop) from request
-        if plan.save_due(now, end):  # again, with the metric: it may be the best
+        if plan.save_due(now, end):  # again, now with its metric: it may be the best
             _save(plan, state, now, evaluated=True)
     if now >= end:
         return state
@@ -437,7 +437,7 @@ def _at_boundary(
         if evaluate:
             stop.check()
             _evaluate(plan, state, now, stop)
-        # Amid steps that are not finite a checkpoint would push out a good one.
+        # During non-finite steps a checkpoint would displace a good one.
         if save and (now == end or not pending.bad_steps):
             _save(plan, state, now, evaluated=evaluate)
     except StopRequested as request:

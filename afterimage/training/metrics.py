@@ -1,4 +1,4 @@
-"""metrics.jsonl always, TensorBoard beside it, Weights & Biases where asked for.
+"""Metrics to metrics.jsonl, TensorBoard and, on request, Weights & Biases.
 
 Damage to an earlier metrics.jsonl never stops a run.
 """
@@ -30,10 +30,10 @@ _DECODER = msgspec.json.Decoder(dict[str, bool | int | float | str | None])
 
 
 class MetricsWriter:
-    """One line a step: `{"step": 10, "train/loss": 0.03, …}`.
+    """Writes lines such as `{"step": 10, "train/loss": 0.03, …}`.
 
-    On resume, lines after the restored step are dropped, so that a continued run leaves
-    the file an uninterrupted one would. Keys under `time/` depend on the machine.
+    On resume, lines after the restored step are dropped, so that a resumed run leaves
+    the same file as an uninterrupted one. Keys under `time/` depend on the machine.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MetricsWriter:
         self.rows: list[dict[str, Any]] = []
 
     def start(self, step: int) -> None:
-        """Opens the files; drops lines after `step`, moves damaged ones away."""
+        """Opens the files; drops lines after `step` and moves damaged ones away."""
         kept = [r for r in read_rows(self.path, self._note) if r["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         replace_file(self.path, text.encode())
@@ -88,12 +88,12 @@ class MetricsWriter:
         )
 
     def picture(self, step: int, tag: str, image: Any) -> None:
-        """An RGB uint8 [H, W, 3] picture into TensorBoard."""
+        """Writes an RGB uint8 [H, W, 3] picture to TensorBoard."""
         if self._tensorboard is not None:
             self._tensorboard.picture(step, tag, image)
 
     def flush(self) -> None:
-        """On disk when this returns: a checkpoint that follows relies on it."""
+        """Syncs to disk before returning; the next checkpoint relies on it."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -101,7 +101,7 @@ class MetricsWriter:
             self._tensorboard.flush()
 
     def close(self) -> None:
-        """Writes what is left; a disk's OSError is raised after all are closed."""
+        """Writes what is left; raises an OSError of the disk after all are closed."""
         tensorboard, self._tensorboard = self._tensorboard, None
         if tensorboard is not None:
             tensorboard.close()
@@ -110,13 +110,13 @@ class MetricsWriter:
             wandb.finish()
         file, self._file = self._file, None
         if file is not None:
-            with file:  # closed even where the flush fails
+            with file:  # closed even if the flush fails
                 file.flush()
                 os.fsync(file.fileno())
 
 
 class NoMetrics(MetricsWriter):
-    """What every process but the first writes: nothing."""
+    """For every process but the first: writes nothing."""
 
     def start(self, step: int) -> None:
         rows = read_rows(self.path, self._note, keep_bad=False)
@@ -133,7 +133,7 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
         raise UserError(
             "--wandb needs the package: pip install wandb (the [wandb] extra)"
         ) from error
-    # Two runs of one name in different folders are two runs.
+    # Runs with the same name in different folders are different runs.
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return wandb.init(
         project="afterimage",
@@ -146,7 +146,7 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
 
 
 class TensorBoard:
-    """Writes one event file, in the thread that calls.
+    """Writes one event file, in the calling thread.
 
     (tensorboardX's own SummaryWriter writes in a thread that ends at the first disk
     error, after which training waits forever for room in its queue.)
@@ -160,11 +160,11 @@ class TensorBoard:
             from tensorboardX.record_writer import RecordWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            # TensorBoard needs the second and the host; the rest makes the name new,
-            # whatever the clock says.
+            # TensorBoard needs the time in seconds and the host; the rest makes the
+            # name unique, whatever the clock says.
             name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
             name = f"events.out.tfevents.{name}.{time.monotonic_ns()}"
-            # Absolute: of a relative path the part before a colon is taken for a host.
+            # Absolute: in a relative path the part before a colon would be a host.
             self._writer = RecordWriter(str(folder.absolute() / name))
             self._event(0, file_version="brain.Event:2")
             if purge_step is not None:
@@ -173,7 +173,7 @@ class TensorBoard:
                 self._event(purge_step, session_log=session(status=session.START))
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """The numbers of one step."""
+        """Writes the numbers of one step."""
         made = _messages("summary").Summary()
         for tag, value in values.items():
             made.value.add(tag=tag, simple_value=value)
@@ -217,7 +217,7 @@ class TensorBoard:
         except OSError as error:
             writer, self._writer = self._writer, None
             if writer is not None:
-                with contextlib.suppress(OSError):  # closing writes once more
+                with contextlib.suppress(OSError):  # closing writes again
                     writer.close()
             print(
                 f"Going on without TensorBoard files: {error}. All metrics are in "
@@ -227,7 +227,7 @@ class TensorBoard:
 
 
 def _messages(name: str) -> Any:
-    """A module of generated classes, which type checkers cannot see into."""
+    """A module of generated classes, opaque to type checkers."""
     return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
 
 
@@ -237,9 +237,9 @@ def read_rows(
     """The good lines of a metrics.jsonl, as dictionaries with a step >= 0.
 
     Damaged lines are appended to `NAME.damaged` beside it, and a path that is not a
-    file is renamed to that; `note` is called with one sentence about it. A last line
-    without its end, which a killed writer leaves, is dropped silently. With
-    `keep_bad=False` nothing is written (another process does).
+    file is renamed to that; `note` is called with one sentence about it. An incomplete
+    last line, as a killed writer leaves, is dropped silently. With `keep_bad=False`
+    nothing is written (another process does it).
     """
     if not os.path.lexists(path):
         return []
@@ -282,7 +282,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _copy_line(line: bytes, file: io.BufferedReader, to: Any) -> None:
-    """A bad line, however long it is, in pieces."""
+    """Copies a bad line of any length, in pieces."""
     while line:
         if to is not None:
             to.write(line)
@@ -294,7 +294,7 @@ def _copy_line(line: bytes, file: io.BufferedReader, to: Any) -> None:
 
 
 def _rename(path: pathlib.Path, aside: pathlib.Path) -> pathlib.Path:
-    """Move a path to a new name; nothing is overwritten."""
+    """Move a path to a new name, without overwriting anything."""
     number = 1
     while os.path.lexists(aside):
         number += 1

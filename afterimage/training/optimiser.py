@@ -1,4 +1,4 @@
-"""Optimiser groups, and AdamW with warm-up and cosine over them.
+"""Optimiser groups, and AdamW with warm-up and a cosine schedule.
 
 Groups are ordered rules over parameter paths; the first match wins. A frozen group is
 not differentiated at all: its leaves never reach the gradient, so it costs no backward
@@ -40,7 +40,7 @@ EVERYTHING = (Group("all", ".*"),)
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Which parameter belongs to which group; `{path: group name}` in `of`."""
+    """Which parameter belongs to which group: `of` maps each path to a group name."""
 
     groups: tuple[Group, ...]
     of: Mapping[str, str]
@@ -64,7 +64,7 @@ class Partition:
         return unflatten({**frozen, **trainable})
 
     def describe(self, params: Mapping[str, Any]) -> str:
-        """One line a group: name, leaves, parameters, learning rate or frozen."""
+        """One line per group: name, leaves, parameters, learning rate or frozen."""
         rows = []
         flat = flatten(params)
         for group in self.groups:
@@ -83,8 +83,8 @@ def split_groups(
     """Assigns every leaf of nested `params` to the first group whose rule matches.
 
     Raises:
-      UserError: a rule matches nothing, a leaf is matched by no rule, two groups share
-        a name, or everything is frozen; all offenders are listed.
+      UserError: a rule matches nothing, no rule matches a leaf, two groups share a
+        name, or everything is frozen; every case is listed.
     """
     paths = list(flatten(params))
     of: dict[str, str] = {}
@@ -123,11 +123,11 @@ def count_parameters(tree: Any) -> int:
 
 
 def trainable_parts(partition: Partition) -> frozenset[str]:
-    """Parts whose normalisation statistics move: `encoder`, `heads/NAME`.
+    """Parts whose normalisation statistics are updated: `encoder`, `heads/NAME`.
 
     A part with any frozen leaf runs in evaluation mode and keeps its statistics, bit
-    for bit (Keras's rule that what is not trainable infers); one whose leaves all
-    learn runs in training mode.
+    for bit (Keras's rule: untrainable layers run in inference mode); a part whose
+    leaves all learn runs in training mode.
     """
     parts: dict[str, bool] = {}
     for path, group in partition.of.items():
@@ -143,10 +143,10 @@ def part_of(path: str) -> str:
 
 
 def migrate(old: Any, new: Any, before: Partition, after: Partition) -> Any:
-    """The optimiser state `new`, with what stays taken from `old`.
+    """The optimiser state `new`, with carried-over parts taken from `old`.
 
-    Leaves are matched by their place in the state, which names group and parameter:
-    a group in both phases keeps moments and count, every other one is as `new` made it.
+    Leaves are matched by their path in the state, which names group and parameter: a
+    group in both phases keeps its moments and count, every other one is as in `new`.
     """
     stay = {
         group.name
@@ -173,14 +173,14 @@ def _group_in(path: Sequence[Any]) -> str | None:
 
 
 def _members(partition: Partition, name: str) -> frozenset[str] | None:
-    """Paths of a learning group; None where it is frozen or not there."""
+    """Paths of a learning group; None if it is frozen or absent."""
     if name in partition.frozen_names or name not in partition.of.values():
         return None
     return frozenset(path for path, group in partition.of.items() if group == name)
 
 
 def changed_groups(old: Partition, new: Partition) -> list[str]:
-    """Problems: groups that keep their name and learn other parameters than before."""
+    """Problems: groups that keep their name but change their parameters."""
     problems = []
     for group in new.groups:
         was, now = _members(old, group.name), _members(new, group.name)
@@ -203,8 +203,8 @@ def make_schedule(
 ) -> Schedule:
     """Learning rate by global step: linear warm-up, then cosine to zero or constant.
 
-    The first step already learns, at lr/warmup; a phase that begins at `start` has its
-    own warm-up and cosine over its own `total` steps.
+    The first step already learns, at lr/warmup. A phase that begins at `start` has its
+    own warm-up and cosine over its `total` steps.
     """
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -227,11 +227,11 @@ def decays(path: str, leaf: Any) -> bool:
 def make_optimiser(
     options: TrainingOptions, partition: Partition
 ) -> optax.GradientTransformation:
-    """AdamW's direction over the flat trainable parameters, before the learning rate.
+    """AdamW's update of the flat trainable parameters, before the learning rate.
 
     The step multiplies by the schedule, so the rate follows the global step while each
-    group counts its own updates: what newly thaws gets a fresh bias correction.
-    Clipping is over trainable leaves alone.
+    group counts its own updates: a newly unfrozen group gets a fresh bias correction.
+    Clipping uses trainable leaves only.
     """
 
     # Leaves of other groups arrive as MaskedNode.

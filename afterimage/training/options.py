@@ -24,22 +24,22 @@ class DataOptions(ReadingOptions):
     synthetic:HxWxC."""
 
     image_size: int | None = None
-    """Side of the square the images are resized to, pixels. Default: the data's own
+    """Side, in pixels, of the square the images are resized to. Default: the data's own
     size."""
 
     channels: int | None = None
-    """1 makes every image grey, 3 colour; any other number N reads images of N bands as
-    they are. Default: as in the data, which must be grey or colour."""
+    """1 converts every image to grey, 3 to colour; any other number N reads images of N
+    bands unchanged. Default: as in the data, which must be grey or colour."""
 
     value_range: str | None = None
-    """The values of black and white in images of more than 8 bits: LOW,HIGH (0,4095 for
-    12 bits in 16), or auto, the 0.1 and 99.9 % quantiles of the training images.
+    """The values of black and white in images with more than 8 bits: LOW,HIGH (0,4095
+    for 12 bits in 16), or auto, the 0.1 and 99.9 % quantiles of the training images.
     Default: the encoder's if there is one, else the range of the data type, 0,1 for
-    floats. 8-bit images stay as they are."""
+    floats. 8-bit images are unchanged."""
 
     validation: float = 0.1
-    """Share of the training images held out for validation, cut by seed and stratified
-    by label. Ignored where the data brings a validation split."""
+    """Share of the training images held out for validation, drawn by seed and
+    stratified by label. Ignored if the data has its own validation split."""
 
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do with a broken image: stop and name it, or skip, count and list it."""
@@ -55,7 +55,7 @@ class DataOptions(ReadingOptions):
         if self.channels is not None and self.channels < 1:
             found.append(f"channels={self.channels}: at least 1")
         if self.value_range is not None:
-            # Here, not above: naming a setting on the command line needs no JAX.
+            # Imported here: parsing the command line needs no JAX.
             from afterimage.data.pixels import parse_range
 
             try:
@@ -72,10 +72,10 @@ class DataOptions(ReadingOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How long, how fast, in which precision."""
+    """Length, learning rates and precision of training."""
 
     seed: int = 0
-    """Seed of initialisation, order, augmentation and splits."""
+    """Seed for initialisation, order, augmentation and splits."""
 
     steps: int | None = None
     """Optimiser steps. Give steps or epochs; epochs are turned into steps."""
@@ -84,7 +84,7 @@ class TrainingOptions:
     """Passes over the training images."""
 
     batch_size: int = 256
-    """Images a step, over all devices together."""
+    """Images per step, over all devices."""
 
     lr: float = 1e-3
     """Peak learning rate, reached after the warm-up."""
@@ -108,11 +108,11 @@ class TrainingOptions:
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
 
     accumulate: int = 1
-    """Micro-batches a step: batch_size is split so that less memory is needed."""
+    """Micro-batches per step: splits batch_size to save memory."""
 
     ema: float = 0.0
-    """Decay of the running mean of the parameters, and of BatchNorm's moments with
-    them, e.g. 0.999; 0 turns it off."""
+    """Decay of the running mean of the parameters and of BatchNorm's moments, e.g.
+    0.999; 0 turns it off."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass; parameters stay float32."""
@@ -176,7 +176,7 @@ class TrainingOptions:
         return steps
 
     def warmup(self, images: int, total: int) -> int:
-        """Steps of warm-up of a phase of `total` steps, at most all of them."""
+        """Warm-up steps of a phase of `total` steps, at most all of them."""
         if self.warmup_steps is not None:
             return min(self.warmup_steps, total)
         if self.warmup_epochs is not None:
@@ -186,7 +186,7 @@ class TrainingOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run is kept and how often it reports."""
+    """Where a run is stored, and how often it reports and saves."""
 
     out: str
     """The run folder. Running the same command again continues the run in it."""
@@ -195,23 +195,23 @@ class RunOptions:
     """Steps between evaluations. Default: a tenth of the run."""
 
     save_every: int | None = None
-    """Steps between checkpoints. Default: as eval_every."""
+    """Steps between checkpoints. Default: the same as eval_every."""
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 
     keep_last: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints to keep."""
 
     keep_best: int = 1
-    """How many of the best checkpoints, by validation, stay."""
+    """How many of the best checkpoints, by validation, to keep."""
 
     tensorboard: bool = True
-    """Write TensorBoard files beside metrics.jsonl."""
+    """Write TensorBoard files as well as metrics.jsonl."""
 
     wandb: bool = False
     """Send metrics to Weights & Biases too; needs the [wandb] extra. Nothing is sent
-    anywhere unless this is asked for."""
+    anywhere unless this is set."""
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
@@ -232,7 +232,7 @@ class RunOptions:
         return evaluate, self.save_every or evaluate
 
 
-# Settings that do not change what a run computes: they may differ when it continues.
+# Settings that do not change what a run computes; they may differ on resume.
 FREE_TO_CHANGE = frozenset(
     {"out", "save_every", "log_every", "keep_last", "keep_best", "tensorboard", "wandb"}
     | {"devices", "steps_per_dispatch", "resident", "cache"}

@@ -26,10 +26,10 @@ def clock(seconds: float) -> str:
 
 class Progress:
     """Counts finished steps and time; evaluation, saving and the first step's
-    compilation are kept out of images/s. Costs no device value of its own.
+    compilation do not count towards images/s. Reads no values from the device.
 
-    `every` says after how many steps training pauses, for what:
-    {"evaluating": 100, "saving": 100}. The time left includes these.
+    `every` maps each kind of pause to the steps between pauses: {"evaluating": 100,
+    "saving": 100}. The time left includes these.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Progress:
         self.warm = False
 
     def start(self, step: int) -> None:
-        """A phase begins at `step`; what is added first compiled, and is not timed."""
+        """A phase begins at `step`; its first dispatch compiles and is not timed."""
         self._reset()
         self.step = self._start = step
         if shows_bars(self.stream) and not self.quiet and self._bar is None:
@@ -69,17 +69,17 @@ class Progress:
                 initial=step,
                 unit="step",
                 file=self.stream,
-                # Its own estimate knows nothing of evaluations.
+                # tqdm's own estimate ignores evaluations.
                 bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
                 "[{elapsed}{postfix}]",
             )
         self._say("compiling the training step")
 
     def waiting(self, blocks: Iterator[Any]) -> Iterator[Any]:
-        """Passes blocks through and measures how long they were waited for.
+        """Passes blocks through and measures the time spent waiting for them.
 
-        One that does not come within a minute is told of: a drive that hangs looks
-        like slow training otherwise.
+        If a block takes more than a minute, a message says so: otherwise a hanging
+        drive looks like slow training.
         """
         done = threading.Event()
         threading.Thread(target=self._watch, args=(done,), daemon=True).start()
@@ -110,7 +110,7 @@ class Progress:
                 )
 
     def add(self, steps: int) -> None:
-        """`steps` more are finished."""
+        """Counts `steps` more as finished."""
         now = time.perf_counter()
         if self.warm:
             self._training += now - self._mark
@@ -123,7 +123,7 @@ class Progress:
             self._bar.update(steps)
 
     def pause(self, what: str) -> None:
-        """Training stops for `what`."""
+        """Training pauses for `what`."""
         now = time.perf_counter()
         self._training += now - self._mark if self.warm else 0.0
         self._pause, self._paused_at[what] = (what, now), self.step
@@ -134,7 +134,7 @@ class Progress:
             self._bar.set_description_str(f"{what} ")
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Training continues."""
         self._mark = time.perf_counter()
         if self._pause is not None:
             what, since = self._pause
@@ -144,7 +144,7 @@ class Progress:
             self._bar.set_description_str("")
 
     def _say(self, what: str) -> None:
-        """What is done now, while no step is finished."""
+        """Shows the current activity, before any step is finished."""
         if self._bar is not None:
             self._bar.set_description_str(f"{what} ")
         elif not self.quiet:
@@ -152,7 +152,7 @@ class Progress:
             print(text, file=self.stream, flush=True)
 
     def rate(self) -> float:
-        """Training images a second, 0 before any step is timed."""
+        """Training images per second; 0 before any step is timed."""
         return self._steps * self.batch_size / self._training if self._training else 0.0
 
     def _speed(self) -> str:
@@ -160,14 +160,14 @@ class Progress:
         return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
 
     def timing(self) -> dict[str, float]:
-        """For the metrics line: rate, share of the time spent waiting for input."""
+        """For the metrics line: rate, and share of time spent waiting for input."""
         share = self._stalled / self._training if self._training else 0.0
         return {"time/images_per_second": self.rate(), "time/input_stall": share}
 
     def left(self) -> float:
-        """Seconds left, 0 while unknown: of training, evaluations and saves to come.
+        """Seconds left for training, evaluations and saves; 0 while unknown.
 
-        Those that never happened so far are not included.
+        Kinds of pause that have not happened yet are not included.
         """
         rate = self.rate()
         if not rate:
@@ -175,12 +175,12 @@ class Progress:
         seconds = (self.total - self.step) * self.batch_size / rate
         for what, times in self._pauses.items():
             if times:
-                usual = times[1:] or times  # the first one compiled
+                usual = times[1:] or times  # the first one includes compilation
                 seconds += self._to_come(what) * sum(usual) / len(usual)
         return seconds
 
     def _to_come(self, what: str) -> int:
-        """How often training will pause for this; always after the last step."""
+        """How many more pauses of this kind are due; always one after the last step."""
         every = self.every.get(what)
         if every is None:
             return 0
@@ -196,7 +196,7 @@ class Progress:
         return f"{text} and {more}" if unknown else text
 
     def show(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """The newest metrics; at most a line every few seconds off a terminal."""
+        """Shows the newest metrics; without a terminal, only every few seconds."""
         words = [f"loss {metrics['loss']:.4g}"]
         if "relative_loss" in metrics:
             words[0] += f" ({metrics['relative_loss']:.3g} × the mean-image baseline)"
@@ -220,7 +220,7 @@ class Progress:
         print(text, file=self.stream, flush=True)
 
     def evaluated(self, step: int, results: Mapping[str, Any]) -> None:
-        """A line of evaluation results."""
+        """Prints a line of evaluation results."""
         words = [
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in results.items()
@@ -228,7 +228,7 @@ class Progress:
         self.note(f"eval {step}/{self.total}  " + ", ".join(words))
 
     def note(self, text: str) -> None:
-        """A line that does not break the bar."""
+        """Prints a line without breaking the bar."""
         if self.quiet:
             return
         if self._bar is not None:

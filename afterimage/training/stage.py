@@ -1,22 +1,21 @@
-"""A stage: phases in a row, each with its terms, groups and steps.
+"""A stage: consecutive phases, each with its terms, groups and steps.
 
-A term is a summand of what a phase minimises, over values that terms share: the loss is
-Σ_t w_t(s) · mean_i ω_i ℓ_t(i), with s the steps since the phase began and ω the weights
-of examples where a term has them. Terms give one value per example and leave the mean
-to the phase, so that a weighting of examples composes with any of them; a loss of pairs
-of examples (a domain distance) gives a scalar.
+A term is one summand of a phase's loss, computed from values that terms share: the loss
+is Σ_t w_t(s) · mean_i ω_i ℓ_t(i), with s the steps since the phase began and ω the
+example weights, if a term has them. Terms give one value per example and leave the mean
+to the phase, so that example weights work with any term; a loss over pairs of examples
+(a domain distance) gives a scalar.
 
-The shared values have names, and each is computed once. A name says which stream a
-value belongs to and what it is: `train/image`, `train/label`, `train/maps`,
-`train/features`, `train/logits`; values of no stream are `params`, `step`
-and `progress` (the share of the phase that is done).
-The memo lives as long as one trace, so a compiled step contains every forward pass
-once.
+The shared values have names, and each is computed once. A name gives the stream and the
+kind of value: `train/image`, `train/label`, `train/maps`, `train/features`,
+`train/logits`; values without a stream are `params`, `step` and `progress` (the share
+of the phase that is done). Values are cached for one trace, so a compiled step contains
+every forward pass once.
 
-A stage counts steps globally, so the step alone says which phase is under way. A
-checkpoint written at the last step of a phase belongs to that phase: whoever resumes
-from it crosses the boundary again. Every mistake in a stage is found before the first
-step, from shapes alone, and all are reported at once.
+A stage counts steps globally, so the step alone determines the current phase. A
+checkpoint written at the last step of a phase belongs to that phase: resuming from it
+crosses the boundary again. All mistakes in a stage are found before the first step,
+from shapes alone, and reported together.
 """
 
 import difflib
@@ -48,14 +47,14 @@ TermResult = tuple[Array, dict[str, Array]]
 
 
 class UnknownName(KeyError):
-    """A name was read that nothing supplies; the message offers the nearest."""
+    """A name was read that no rule provides; the message suggests the nearest."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:
-    """That `name` is not supplied, with the nearest name, or the whole list."""
+    """A message that `name` is not provided, with the nearest name or all names."""
     known = sorted(known)
     stream, slash, _ = name.partition("/")
     streams = sorted({other.split("/")[0] for other in known if "/" in other})
@@ -72,7 +71,7 @@ def near_misses(name: str, known: Iterable[str]) -> str:
 
 
 class Context:
-    """Values by name, computed by their rule on first reading.
+    """Values by name, each computed by its rule when first read.
 
     `rules` maps a name to a function of the context, which may read other names.
     """
@@ -92,16 +91,16 @@ class Context:
         return name in self._rules
 
     def read(self, name: str) -> bool:
-        """Whether anyone has read `name` so far."""
+        """Whether `name` has been read so far."""
         return name in self._values
 
     def only(self, names: tuple[str, ...], reader: str) -> "View":
-        """This context as one term may see it: `names` and nothing else."""
+        """This context restricted to `names`, which are all that one term may read."""
         return View(self, names, reader)
 
 
 class View:
-    """A context seen through what one term declared in `reads`."""
+    """A context restricted to what one term declared in `reads`."""
 
     def __init__(self, context: Context, names: tuple[str, ...], reader: str):
         self._context, self._names, self._reader = context, names, reader
@@ -120,8 +119,8 @@ class Term:
     """One summand of a phase's loss.
 
     `fn(view)` gives float32 [B] (one value per example) or a scalar (a loss of the
-    batch as a whole), and metrics; it reads the names in `reads` and no others.
-    `weight` is a number or a function of the steps since the phase began.
+    whole batch), and metrics; it reads only the names in `reads`. `weight` is a number
+    or a function of the steps since the phase began.
     """
 
     name: str
@@ -129,22 +128,22 @@ class Term:
     reads: tuple[str, ...]
     weight: float | Callable[[Array], Array] = 1.0
     examples: str | None = None
-    """The name of the weights of examples, ω [B], e.g. `train/weight`."""
+    """The name of the example weights, ω [B], e.g. `train/weight`."""
     params: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Its own parameters, initial values: `terms/NAME/…` in the tree. What lies under
-    `fixed/` does not learn."""
+    """Initial values of its own parameters: `terms/NAME/…` in the tree. Those under
+    `fixed/` do not learn."""
     adversary_of: str | None = None
-    """The stream whose features it learns to tell apart; one adversary a stream."""
+    """The stream whose features it learns to tell apart; one adversary per stream."""
     penalises: str | None = None
-    """Paths (a regular expression) that it pulls somewhere by a quadratic penalty:
-    weight decay must not pull the same leaves elsewhere."""
+    """A regular expression for paths that it pulls towards a point with a quadratic
+    penalty: weight decay must not pull the same leaves elsewhere."""
     task: str | None = None
-    """The task it teaches: the tasks' gradients may be weighed against each other."""
+    """The task it trains: the tasks' gradients may be weighted against each other."""
     encoder_only: bool = False
-    """It acts through the encoder alone: left out of phases in which that is frozen."""
+    """It acts only through the encoder: left out of phases in which that is frozen."""
 
     def times(self, factor: float) -> "Term":
-        """The same term at another weight."""
+        """The same term with its weight multiplied by `factor`."""
         weight = self.weight
         if callable(weight):
             return replace(self, weight=lambda step: weight(step) * factor)
@@ -162,18 +161,18 @@ class Term:
 
 Providers = Callable[..., Mapping[str, Callable[[Context], Any]]]
 """providers(params, stats, batch, key, step, trainable) -> rules of a context; the rule
-`stats/next` gives the normalisation statistics after whatever was computed. The stage
+`stats/next` gives the normalisation statistics after everything computed. The stage
 adds `progress`, the share of the phase that is done, in [0, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of steps with fixed terms and fixed optimiser groups.
+    """A number of steps with fixed terms and optimiser groups.
 
     `options` has the phase's learning rate, decay, clipping and the like; the schedule
     warms up and decays over this phase alone. A group that keeps its name from one
-    phase to the next keeps its moments and its count of updates, and so must keep its
-    parameters; what newly thaws stands in a group with a new name and starts fresh.
+    phase to the next keeps its moments and update count, and so must keep its
+    parameters; newly unfrozen parameters go in a group with a new name and start fresh.
     """
 
     name: str
@@ -182,21 +181,21 @@ class Phase:
     steps: int
     options: TrainingOptions
     gradient: Estimator = plain_gradient
-    """How the loss is differentiated: plainly, or through an adaptation (MAML)."""
+    """How the loss is differentiated: directly, or through an adaptation (MAML)."""
 
     def partition(self, params: Mapping[str, Any]) -> Partition:
-        """The phase's groups over these parameters; UserError where they do not fit."""
+        """The phase's groups over these parameters; UserError if they do not fit."""
         return split_groups(params, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Phases, and the providers of what their terms read."""
+    """Phases, and the providers of the values their terms read."""
 
     phases: tuple[Phase, ...]
     providers: Providers
     combine: Combine | None = None
-    """What makes one gradient of the tasks'; None differentiates the sum of all."""
+    """Combines the tasks' gradients into one; None differentiates the sum of losses."""
 
     @property
     def steps(self) -> int:
@@ -208,7 +207,7 @@ class Stage:
         return sum(phase.steps for phase in self.phases[:index])
 
     def phase_of(self, step: int) -> int:
-        """Which phase wrote the state at `step`, i.e. took the step before it.
+        """The phase that wrote the state at `step`, i.e. took the step before it.
 
         At a boundary that is the earlier phase: its groups are those of the optimiser
         state on disk. Step 0 belongs to the first.
@@ -225,8 +224,8 @@ class Stage:
     def loss(self, index: int, params: Mapping[str, Any]) -> Callable[..., Any]:
         """loss(params, stats, batch, key, step) -> (scalar, (metrics, stats)).
 
-        The sum of the phase's terms over one shared context; for `combine` several sums
-        [1 + T]: of the terms without a task, then of each task's.
+        The sum of the phase's terms over one shared context; for `combine`, several
+        sums [1 + T]: the terms without a task, then those of each task.
         """
         phase, start = self.phases[index], self.start(index)
         trainable = trainable_parts(phase.partition(params))
@@ -246,7 +245,7 @@ class Stage:
         return loss
 
     def check(self, params: Any, stats: Any, batch: Any) -> None:
-        """Raises one UserError with everything that cannot work in any phase.
+        """Raises one UserError listing everything that cannot work in any phase.
 
         `params`, `stats` and `batch` may be arrays or their shapes; nothing is run.
         """
@@ -387,7 +386,7 @@ def _twice(what: str, names: Sequence[str]) -> list[str]:
 
 
 def describe(stage: Stage, params: Mapping[str, Any]) -> str:
-    """What each phase trains and freezes, one line a group."""
+    """What each phase trains and freezes, one line per group."""
     size = {path: leaf.size for path, leaf in flatten(params).items()}
     lines = []
     for phase in stage.phases:

@@ -1,6 +1,5 @@
-"""The training state, and the one jitted, donated step that changes it.
-
-The loop knows nothing of what the loss means.
+"""The training state, and the jitted, donating step that updates it. The loop does not
+depend on what the loss means.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,9 +33,9 @@ def init_state(
     Returns:
       `step` int32, batches consumed; `params` and `stats`, nested; `opt`, over
       trainable leaves only; `ema`, `{path: leaf}` over trainable leaves, or `{}`;
-      `ema_stats`, the same over the moments of BatchNorm (`running_moments`);
-      `key`, the raw data of the run's random key; `skipped` int32, non-finite steps so
-      far; `bad_steps` int32, how many of them were the last ones in a row.
+      `ema_stats`, the same over the moments of BatchNorm (`running_moments`); `key`,
+      the raw data of the run's random key; `skipped` int32, non-finite steps so far;
+      `bad_steps` int32, how many of the latest steps in a row were non-finite.
     """
     params = jax.tree.map(jnp.asarray, dict(params))
     stats = jax.tree.map(jnp.asarray, dict(stats))
@@ -56,7 +55,7 @@ def init_state(
 
 
 def averaged_params(state: State, partition: Partition) -> dict[str, Any]:
-    """The EMA parameters where a running mean is kept, else the parameters."""
+    """The EMA parameters if a running mean is kept, else the parameters."""
     if not state["ema"]:
         return state["params"]
     _, frozen = partition.split(state["params"])
@@ -66,8 +65,8 @@ def averaged_params(state: State, partition: Partition) -> dict[str, Any]:
 def running_moments(stats: Mapping[str, Any]) -> dict[str, Any]:
     """`{path: leaf}` of the moments of BatchNorm layers: each `mean` beside a `var`.
 
-    Other statistics (a codebook, a teacher, the weights of examples) do not follow the
-    parameters' recent past, and are used as they are.
+    Other statistics (a codebook, a teacher, the weights of examples) do not track
+    recent parameters, and are used unchanged.
     """
     flat = flatten(stats)
     pairs = {"mean": "var", "var": "mean"}
@@ -80,8 +79,8 @@ def running_moments(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def averaged_stats(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes with `averaged_params`: statistics whose BatchNorm moments are running
-    means as well, over the same steps (as timm's ModelEmaV2 averages buffers)."""
+    """The statistics for `averaged_params`: BatchNorm moments are running means too,
+    over the same steps (as timm's ModelEmaV2 averages buffers)."""
     if not state["ema_stats"]:
         return state["stats"]
     return {**state["stats"], **unflatten(flatten(state["stats"]) | state["ema_stats"])}
@@ -102,7 +101,7 @@ Loss = Callable[..., tuple[Array, tuple[dict[str, Array], Any]]]
 """loss(params, stats, batch, key, step) -> (scalar, (metrics, new stats))"""
 Estimator = Callable[[Callable[..., Any]], Callable[..., Any]]
 """estimator(f) = g, where f(trainable, stats, batch, key) -> (value, (metrics, stats))
-and g, of the same arguments, gives (what f gives, the gradient by `trainable`)"""
+and g takes the same arguments and returns (f's result, the gradient by `trainable`)"""
 Step = Callable[[State, Batch, Batch], tuple[State, dict[str, Array]]]
 """step(state, batch, resident data) -> (state, metrics)"""
 Combine = Callable[[dict[str, Array], Array], tuple[dict[str, Array], dict[str, Array]]]
@@ -110,12 +109,12 @@ Combine = Callable[[dict[str, Array], Array], tuple[dict[str, Array], dict[str, 
 
 
 def plain_gradient(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The gradient itself, by reverse mode."""
+    """The plain gradient, by reverse mode."""
     return jax.value_and_grad(loss, has_aux=True)
 
 
 def _micro_batches(batch: Batch, count: int) -> list[dict[str, Array]]:
-    # Strided, so that each device's rows of a sharded batch stay on it.
+    # Strided, so that the rows of a sharded batch stay on their device.
     return [{k: v[i::count] for k, v in batch.items()} for i in range(count)]
 
 
@@ -158,8 +157,8 @@ def _gradients(
 
 
 def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `jax.value_and_grad` with `has_aux`, of several losses [n]: a gradient each,
-    stacked. One forward pass, n backward ones."""
+    """Like `jax.value_and_grad` with `has_aux`, for several losses [n]: one gradient
+    each, stacked. One forward pass, n backward ones."""
 
     def run(params, *rest):
         values, pull, aux = jax.vjp(lambda p: function(p, *rest), params, has_aux=True)
@@ -171,8 +170,8 @@ def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _resident_rows(batch: Batch, data: Batch) -> dict[str, Array]:
-    """This batch's rows of what lies on the devices; `target/image` is indexed by
-    `target/index`."""
+    """This batch's rows of the data on the devices; `target/index` indexes
+    `target/image`."""
     return {
         name: jnp.take(rows, batch[name[: name.rfind("/") + 1] + "index"], axis=0)
         for name, rows in data.items()
@@ -190,10 +189,10 @@ def make_step(
     combine: Combine | None = None,
 ) -> Step:
     """The unjitted step; `gradient` says how the loss is differentiated. A non-finite
-    loss or gradient leaves everything but the counts as it was: parameters, moments,
+    loss or gradient leaves everything but the counts unchanged: parameters, moments,
     running mean and statistics.
 
-    With `combine` the loss is several, [n], whose gradients it makes one of; by default
+    With `combine` there are several losses, [n], whose gradients it merges; by default
     the loss is a scalar.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `lr`, `skipped`,
@@ -216,7 +215,7 @@ def make_step(
             count = state["step"].astype(jnp.float32)
             decay = jnp.minimum(options.ema, (1 + count) / (10 + count))
             ema = {p: decay * ema[p] + (1 - decay) * new[p] for p in ema}
-            # In a form that leaves moments that do not move bit-identical.
+            # Written so that constant moments stay bit-identical.
             moments = running_moments(stats) if ema_stats else {}
             ema_stats = {
                 p: x + (1 - decay) * (moments[p] - x) for p, x in ema_stats.items()
@@ -228,7 +227,7 @@ def make_step(
         bad = 1 - finite.astype(jnp.int32)
         after = {
             "step": state["step"] + 1,
-            # Frozen leaves pass untouched: not even a select.
+            # Frozen leaves pass through without even a select.
             "params": partition.merge(keep(new, trainable), frozen),
             "stats": keep(stats, state["stats"]),
             "opt": keep(opt, state["opt"]),

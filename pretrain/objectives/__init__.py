@@ -1,1 +1,1 @@
-"""The objectives, one a file; `afterimage.pretrain.objective` says what one is."""
+"""The objectives, one per file; `afterimage.pretrain.objective` has the base class."""

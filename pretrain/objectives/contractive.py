@@ -1,9 +1,9 @@
-"""Contractive autoencoding: a code that moves little when the image does.
+"""Contractive autoencoding: a code that changes little when the image does.
 
 loss = reconstruction + weight * |J|² / numbers of the code: Rifai et al., "Contractive
 Auto-Encoders" (2011), section 3, with the Jacobian J of the whole encoder, by automatic
-differentiation. The images are standardised. A smaller code with a larger decoder would
-pay less; weight decay counteracts that.
+differentiation. The images are standardised. Scaling the code down and the decoder up
+would lower the penalty; weight decay counteracts that.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, at_least_0
 
 EXACT = 32
-"""Codes of at most this many numbers have an exact norm: one backward pass for each."""
+"""Codes of at most this many numbers get an exact norm: one backward pass for each."""
 
 Encode = Callable[[Array], Array]
 
 
 class ContractiveAutoencoder(Autoencoder):
-    """An autoencoder that can give its code alone, to be differentiated."""
+    """An autoencoder that can return its code alone, for differentiation."""
 
     def code(
         self, images: Float[Array, "b h w c"], *, train: bool = False
@@ -38,7 +38,7 @@ class ContractiveAutoencoder(Autoencoder):
 
 
 def jacobian_norm(encode: Encode, images: Float[Array, "b h w c"], key: Array) -> Array:
-    """|d code / d image|^2, squared Frobenius norm, of each image; [b], ≥ 0.
+    """|d code / d image|^2, the squared Frobenius norm for each image; [b], ≥ 0.
 
     Codes of at most `EXACT` numbers: exact. Longer ones: |v^T J|^2 for one vector v of
     random signs per image, whose expectation is the norm (Hutchinson 1990). The code of
@@ -57,7 +57,7 @@ def jacobian_norm(encode: Encode, images: Float[Array, "b h w c"], key: Array) -
 @OBJECTIVES.add("contractive")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contractive(Autoencoding):
-    """Reconstruct from a code that moves little when the image does."""
+    """Reconstruct from a code that changes little when the image does."""
 
     weight: float = 0.1
     """Weight of the squared norm of the code's derivative."""

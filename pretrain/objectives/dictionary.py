@@ -1,14 +1,14 @@
-"""A dictionary of patches: each whitened patch by the one filter nearest to it.
+"""A dictionary of patches: represents each whitened patch by its nearest filter.
 
 Coates & Ng, "The Importance of Encoding Versus Training with Sparse Coding and Vector
 Quantization" (2011), section 3.1: orthogonal matching pursuit with one filter, which is
 k-means of directions ("Learning Feature Representations with K-means" (2012), section
-2). There every filter is set to what it was nearest to; here the same error is
-minimised by the optimiser.
+2). There each filter is set from the patches it was nearest to; here the optimiser
+minimises the same error.
 
 The error of the rebuilt patches is the whole training signal. The loss of the images
-(`reconstruction`) has no gradient: slow changes of brightness would dominate it, which
-the whitening removes from the patches.
+(`reconstruction`) has no gradient: slow changes of brightness, which the whitening
+removes from the patches, would dominate it.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from afterimage.pretrain.objective import Forward, Pass, Reconstruction, Tree
 
 
 class PatchDictionary(nnx.Module):
-    """An encoder of one layer of whitened patches; the filters rebuild them."""
+    """A one-layer encoder of whitened patches; its filters rebuild them."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder = build_encoder(config, rngs=rngs)
@@ -45,7 +45,7 @@ class PatchDictionary(nnx.Module):
 
         A whitened patch x becomes (x . f) f, for the filter f of the largest |x . f|;
         the error is Σ |x - (x . f) f|^2 / Σ |x|^2 over patches of the image, 0 to 1.
-        Patches overlap, and what several say of a pixel is averaged.
+        Patches overlap; their values at a pixel are averaged.
         """
         assert isinstance(self.encoder, PatchEncoder)
         layer = self.encoder.stages[0]
@@ -74,12 +74,12 @@ class PatchDictionary(nnx.Module):
 
 
 def _starts(n: int, k: int) -> np.ndarray:
-    """Where the patches along a side begin; the last one ends with the image."""
+    """Start positions of the patches along a side; the last one ends with the image."""
     return np.unique([*range(0, n - k + 1, APART), n - k])
 
 
 def _laid_out(patches, down, across, shape, k: int) -> Float[Array, "b h w c"]:
-    """The mean, at each pixel, of the patches that are laid over it."""
+    """The mean, at each pixel, of the patches that cover it."""
     b, h, w, c = shape
     patches = patches.reshape(b, len(down), len(across), k, k, c)
     total, count = jnp.zeros(shape), np.zeros((1, h, w, 1), np.float32)
@@ -115,7 +115,7 @@ class Dictionary(Reconstruction):
         return PatchDictionary(model, rngs=rngs)
 
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """Mean and covariance of the patches move in training only."""
+        """Mean and covariance of the patches are updated in training only."""
         (output, error, use), stats = forward(inputs, method="rebuilt")
         measures = {"patch_error": error, "use": use}
         return Pass(output, stats, penalty=error, measures=measures)

@@ -1,8 +1,9 @@
-"""Masked autoencoding with a latent target: features of the image that a teacher saw.
+"""Masked autoencoding with a latent target: a teacher's features of the whole image.
 
-loss = masked reconstruction + weight * mean (guess - teacher's normalised last map)²
-over the masked sites. The teacher is a running mean of the encoder, sees the whole
-image and gets no gradient; it is stored with the statistics, so checkpoints have it.
+loss = masked reconstruction + weight * mean (prediction - teacher's normalised last
+map)² over the masked sites. The teacher is a running mean of the encoder, sees the
+whole image and gets no gradient; it is stored with the statistics, so checkpoints have
+it.
 
 Baevski et al., "data2vec: A General Framework for Self-supervised Learning in Speech,
 Vision and Language" (2022): "Teacher parameterization" and "Training targets". There
@@ -45,7 +46,7 @@ class LatentAutoencoder(Autoencoder):
         *,
         train: bool = False,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b i j d"]]:
-        """(reconstruction, features as the teacher would give them)."""
+        """(reconstruction, prediction of the teacher's features)."""
         context = PassInfo(train=train, mask=mask)
         encoded = self.encode(images, context)
         output = self.decoder(encoded, context)
@@ -56,8 +57,8 @@ class LatentAutoencoder(Autoencoder):
 
 
 def normalised(x: Float[Array, "b i j d"]) -> Float[Array, "b i j d"]:
-    """Each site's features with mean 0 and variance 1, so that a shrinking target gains
-    nothing."""
+    """Each site's features with mean 0 and variance 1, so that shrinking the target
+    does not help."""
     x = x - x.mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
 
@@ -67,7 +68,7 @@ def latent_error(
     target: Float[Array, "b i j d"],
     mask: Bool[Array, "b h w"],
 ) -> Float[Array, " b"]:
-    """Mean squared error over the masked sites of each image; 0 where none is."""
+    """Mean squared error over the masked sites of each image; 0 without any."""
     visible = PassInfo(mask=mask).visible(target)
     assert visible is not None
     return mean_of(jnp.square(guess - target), (1, 2, 3), ~visible)
@@ -76,7 +77,7 @@ def latent_error(
 @OBJECTIVES.add("latent")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latent(Masked):
-    """As masked, and predict a teacher's features of the whole image."""
+    """Like masked, and also predict a teacher's features of the whole image."""
 
     weight: float = 1.0
     """Weight of the error of the teacher's features at masked sites. The teacher is a
@@ -116,7 +117,7 @@ class Latent(Masked):
         return LatentAutoencoder(model, rngs=rngs)
 
     def start(self, params: Tree, stats: Tree) -> Tree:
-        """The teacher begins as the encoder does."""
+        """The teacher starts as a copy of the encoder."""
         return {**stats, "teacher": jax.tree.map(np.array, params["encoder"])}
 
     def decay(self, step: Array) -> Array:
@@ -126,7 +127,7 @@ class Latent(Masked):
         return low + (high - low) * jnp.minimum(1.0, step / steps)
 
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """In training the teacher follows, after it was used."""
+        """In training the teacher is updated after it is used."""
         mask = self.draw(forward.key, inputs)
         rest = dict(forward.stats)
         teacher = rest.pop("teacher")

@@ -1,9 +1,9 @@
 """Masked autoencoding: reconstruct the patches that the encoder did not see.
 
-loss = ℓ over the masked pixels; every layer of the encoder leaves them out: Tian et
-al., "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked
-Modeling" (2023, SparK), sections 3.1-3.3; Woo et al., "ConvNeXt V2" (2023, FCMAE),
-section 3.1, where masked dense layers replace sparse ones, as here.
+loss = ℓ over the masked pixels, which every layer of the encoder excludes: Tian et al.,
+"Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling"
+(2023, SparK), sections 3.1-3.3; Woo et al., "ConvNeXt V2" (2023, FCMAE), section 3.1,
+where masked dense layers replace sparse ones, as here.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from afterimage.models.ops import upsample_nearest
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass
 
-# Rectangles a block mask grows from, and the range of their height over width (as in
-# Bao et al. 2022, Algorithm 1).
+# Number of rectangles in a block mask, and the limit of their aspect ratio (as in Bao
+# et al. 2022, Algorithm 1).
 _BLOCKS, _ASPECT = 4, 10 / 3
 
 
@@ -34,21 +34,21 @@ class Masked(Autoencoding):
 
     target: Literal["data", "image", "patch", "hog"] = "data"  # pyright: ignore[reportIncompatibleVariableOverride]
     """What is reconstructed: images normalised by the data's statistics, or each image
-    or each patch by its own mean and spread, so that brightness and contrast cost
-    nothing; or histograms of oriented gradients, so that only edges count."""
+    or patch by its own mean and standard deviation, so that brightness and contrast do
+    not matter; or histograms of oriented gradients, so that only edges count."""
 
     pattern: Literal["random", "block"] = "random"
     """Mask patches at random, or in a few blocks."""
 
     ratio: float = 0.6
-    """Share of the patches that is masked."""
+    """Share of the patches that are masked."""
 
     ratio_max: float | None = None
-    """Each image draws its own ratio, between ratio and this. Default: all the same."""
+    """Each image draws its own ratio between ratio and this. Default: ratio for all."""
 
     patch: int | None = None
-    """Side of a patch in pixels. Default: a power of two near a seventh of the image: 4
-    for 28 and 32 pixels, 32 for 224."""
+    """Side of a patch in pixels. Default: a power of two near a seventh of the image,
+    i.e. 4 for 28 and 32 pixels, 32 for 224."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
@@ -102,10 +102,10 @@ class Masked(Autoencoding):
 
 
 def patch_size(masking: Masked, image_size: tuple[int, int]) -> int:
-    """Pixels a side of a masked patch: as set, else a seventh of the image at most.
+    """Side of a masked patch in pixels: as set, else at most a seventh of the image.
 
-    The default is a power of two, at least 2: 4 for 28 and 32 pixels, 32 for 224, where
-    it is what SparK and MAE-like methods use.
+    The default is a power of two, at least 2: 4 for 28 and 32 pixels, 32 for 224, as
+    used by SparK and MAE-like methods.
     """
     usual = max(2, 2 ** int(math.log2(min(image_size) / 7)))
     return masking.patch or usual
@@ -116,13 +116,14 @@ def draw_mask(
 ) -> Bool[Array, "b h w"]:
     """True at masked pixels: whole patches on a grid from the top left corner.
 
-    Of n patches exactly round(ratio * n) are masked, but at least one, and one stays.
-    `ratio` is the setting, or uniform in [ratio, ratio_max] for each image.
-    A last patch that sticks out of the image is cut.
+    Of n patches exactly round(ratio * n) are masked, but at least one, and at least one
+    stays visible. `ratio` is the setting, or uniform in [ratio, ratio_max] for each
+    image. A last patch that extends beyond the image is cropped.
 
-    `random`: every patch alike. `block`: the patches nearest to four random centres, in
-    the distance whose circles are rectangles of an aspect ratio drawn for each: a union
-    of rectangles as in Bao et al. 2022 (BEiT), section 2.3, but of exact share.
+    `random`: every patch is equally likely. `block`: the patches nearest to four random
+    centres, in the distance whose circles are rectangles of an aspect ratio drawn for
+    each: a union of rectangles as in Bao et al. 2022 (BEiT), section 2.3, but with an
+    exact share.
     """
     height, width = image_size
     patch = patch_size(masking, image_size)
@@ -147,8 +148,8 @@ def lowest(
 ) -> Bool[Array, "b n"]:
     """True at exactly `count` of the lowest scores of each row.
 
-    A threshold at the count-th smallest, instead of two sorts. Scores are made distinct
-    with certainty: their low bits hold the index.
+    Uses a threshold at the count-th smallest instead of two sorts. The low bits of the
+    scores hold the index, so scores are always distinct.
     """
     n = scores.shape[1]
     low = max(1, (n - 1).bit_length())

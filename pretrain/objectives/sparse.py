@@ -2,9 +2,9 @@
 
 loss = reconstruction + weight * mean |code|; or, with `k`, only the k largest channels
 at each site reach the decoder: Makhzani & Frey, "k-Sparse Autoencoders" (2013), section
-2.1. The first alone could be paid less by a smaller code and a larger decoder; weight
-decay of the decoder counteracts that. The encoder that is kept does not cut its code:
-its features are dense, as Makhzani & Frey use them.
+2.1. Scaling the code down and the decoder up would lower the penalty of the first form;
+weight decay of the decoder counteracts that. The saved encoder does not cut its code:
+its features are dense, as in Makhzani & Frey.
 """
 
 import dataclasses
@@ -25,10 +25,7 @@ _WEIGHT = 0.01
 
 
 def keep_largest(code: Float[Array, "*n d"], k: int) -> Float[Array, "*n d"]:
-    """The k largest channels at each site; the others are zero.
-
-    Of equal values all are kept.
-    """
+    """The k largest channels at each site; the others are zero. Ties are kept."""
     least = jax.lax.top_k(code, k)[0][..., -1:]
     return jnp.where(code >= jax.lax.stop_gradient(least), code, 0)
 
@@ -93,6 +90,6 @@ class Sparse(Autoencoding):
         return Pass(output, stats, penalty=penalty, measures={"share": share})
 
     def diagnose(self, means: Tree) -> dict[str, Any]:
-        """The share of the code that is not zero, and channels that always are."""
+        """The non-zero share of the code, and how many channels are always zero."""
         share = means["share"]
         return {"active_share": share.mean(), "dead_channels": (share == 0).sum()}

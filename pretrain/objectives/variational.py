@@ -1,10 +1,10 @@
-"""Variational autoencoding: a code that is a distribution, near a standard normal one.
+"""Variational autoencoding: the code is a distribution close to a standard normal.
 
 loss = reconstruction + beta * KL / values of an image: Kingma & Welling, "Auto-Encoding
 Variational Bayes" (2014), section 3 and appendix B; beta: Higgins et al. 2017, section
 2. Both terms are per value of the image. With `loss="bce"` and beta 1 the loss is the
-negative evidence bound; with `mse`, beta 1 corresponds to a Gaussian of half the data's
-variance.
+negative evidence lower bound; with `mse`, beta 1 corresponds to a Gaussian of half the
+data's variance.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
-# Beyond these the exponential leaves float32, or the sample is all noise.
+# Beyond these limits the exponential leaves float32, or the sample is pure noise.
 _LOG_VARIANCE = (-20.0, 10.0)
 _ACTIVE = 0.01
 
 
 class VariationalAutoencoder(Autoencoder):
-    """Mean and log variance are linear in the code: site by site, or of the vector."""
+    """Mean and log variance are linear in the code, per site or of the vector."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -42,7 +42,7 @@ class VariationalAutoencoder(Autoencoder):
     ) -> tuple[Array, Array, Array]:
         """(reconstruction from a sample of the posterior, its mean, its log variance).
 
-        Both are [b, d], or [b, h, w, d] where the code is a map.
+        Mean and log variance are [b, d], or [b, h, w, d] if the code is a map.
         """
         context = PassInfo(train=train)
         encoded = self.encode(images, context)
@@ -82,7 +82,7 @@ def divergence(
 
 
 def freed(kl: Float[Array, "b d"], free: float) -> Float[Array, "b d"]:
-    """`kl`, but `free` where a channel's mean over the batch is below it.
+    """`kl`, replaced by `free` where a channel's batch mean is below it.
 
     Its mean is max(free, mean kl), channel by channel: Kingma et al., "Improved
     Variational Inference with Inverse Autoregressive Flow" (2016), appendix C.8.
@@ -97,14 +97,14 @@ class Variational(Autoencoding):
     """Reconstruct from a noisy code near a standard normal distribution."""
 
     beta: float = 1.0
-    """Weight of the KL divergence; 1 is the evidence bound with loss bce. Less keeps
-    more of the image in the code."""
+    """Weight of the KL divergence; 1 is the evidence lower bound with loss bce. Lower
+    values keep more of the image in the code."""
 
     beta_warmup: int = 0
     """Steps over which beta rises from zero."""
 
     free_bits: float = 0.0
-    """Nats of KL that each channel has for free, against a code that is not used."""
+    """Nats of KL per channel without penalty, to keep the code in use."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         own = at_least_0(self, "beta", "beta_warmup", "free_bits")
@@ -114,13 +114,13 @@ class Variational(Autoencoding):
         return VariationalAutoencoder(model, rngs=rngs)
 
     def beta_at(self, step: Array | None) -> Array | float:
-        """The KL's weight: up from zero over `beta_warmup` steps, then `beta`."""
+        """The KL weight: rises from zero over `beta_warmup` steps, then `beta`."""
         if step is None or not self.beta_warmup:
             return self.beta
         return self.beta * jnp.minimum(1.0, step / self.beta_warmup)
 
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """Free bits count in training only, so that a validation loss is a bound."""
+        """Free bits apply in training only, so that the validation loss is a bound."""
         (output, mean, log_variance), stats = forward(
             inputs, forward.key, method="sampled"
         )
@@ -137,7 +137,7 @@ class Variational(Autoencoding):
         return Pass(output, stats, penalty=penalty, measures=measures)
 
     def diagnose(self, means: Tree) -> dict[str, Any]:
-        """KL in nats an image, in all and of single channels; active channels.
+        """KL in nats per image, in total and per channel; number of active channels.
 
         A channel is active if its posterior mean varies over the images by more than
         0.01: Burda et al., "Importance Weighted Autoencoders" (2016), section 5.
@@ -152,9 +152,9 @@ class Variational(Autoencoding):
         }
 
     def samples(self, forward: Forward, pixels: Array) -> Array | None:
-        """Pictures of codes from the prior; None where unpooling needs an image."""
+        """Images decoded from the prior; None if unpooling needs an image."""
         if forward.setup.model.decoder == "unpool":
             return None
         output, _ = forward(forward.key, len(pixels), method="from_prior")
-        # What the loss leaves open (brightness, contrast) is that of `pixels`.
+        # What the loss does not determine (brightness, contrast) comes from `pixels`.
         return self.scores(forward.setup).pictures(output, pixels)

@@ -1,8 +1,8 @@
-"""Vector-quantised autoencoding: every site of the code is one of K vectors.
+"""Vector-quantised autoencoding: each site of the code is one of K vectors.
 
 loss = reconstruction + commitment * mean (code - vector)²: van den Oord et al., "Neural
 Discrete Representation Learning" (2017), section 3.2, equation 3, whose middle term is
-the running mean of the codebook here.
+replaced here by a running mean for the codebook.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
 
 DECAY = 0.99
-# Codes used less than this share of the mean are dead.
+# Codes used less than this share of the mean use are dead.
 _DEAD = 0.1
 
 
 class Codebook(nnx.Module):
-    """K vectors, each the running mean of what was nearest to it.
+    """K vectors, each the running mean of the inputs nearest to it.
 
-    It is learned without a gradient, so it is kept with the statistics: appendix A.1 of
-    van den Oord et al. 2017. A code whose running count falls under a tenth of the mean
-    is set to a vector of the batch (Dhariwal et al., "Jukebox" (2020), section 3.1),
-    as are all codes in the first step, when nothing has been counted yet.
+    It is learned without a gradient, so it is stored with the statistics: van den Oord
+    et al. 2017, appendix A.1. A code whose running count falls under a tenth of the
+    mean is set to a vector of the batch (Dhariwal et al., "Jukebox" (2020), section
+    3.1), as are all codes in the first step, when nothing has been counted yet.
     """
 
     def __init__(self, codes: int, width: int):
@@ -45,7 +45,7 @@ class Codebook(nnx.Module):
         return jnp.argmin(distance, -1).astype(jnp.int32)
 
     def restart(self, rows: Float[Array, "n d"], key: Array) -> None:
-        """Dead codes become random rows, and count as used as the mean code is."""
+        """Dead codes become random rows, and their count is set to the mean."""
         codes, share = len(self.counts[...]), len(rows) / len(self.counts[...])
         dead = (self.counts[...] < _DEAD * share)[:, None]
         drawn = rows[jax.random.randint(key, (codes,), 0, len(rows))]
@@ -54,7 +54,7 @@ class Codebook(nnx.Module):
         self.sums[...] = jnp.where(dead, share * drawn, self.sums[...])
 
     def follow(self, rows: Float[Array, "n d"], index: Int32[Array, " n"]) -> None:
-        """Running counts and sums take the rows in; each vector is their quotient."""
+        """Add the rows to the running counts and sums; vectors are their quotients."""
         chosen = jax.nn.one_hot(index, len(self.counts[...]), dtype=rows.dtype)
         counts, sums = chosen.sum(0), chosen.T @ rows
         self.counts[...] = DECAY * self.counts[...] + (1 - DECAY) * counts
@@ -63,7 +63,7 @@ class Codebook(nnx.Module):
 
 
 class QuantisedAutoencoder(Autoencoder):
-    """The decoder is given the nearest vectors, the encoder the decoder's gradient."""
+    """The decoder gets the nearest vectors; the encoder gets the decoder's gradient."""
 
     def __init__(self, config: ModelConfig, codes: int, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -74,7 +74,7 @@ class QuantisedAutoencoder(Autoencoder):
     ) -> tuple[Array, Array, Array]:
         """(reconstruction, commitment [b], index [b, sites]).
 
-        Commitment: the mean square of code - vector, in which the vector is fixed.
+        Commitment: the mean square of code - vector, with the vector held fixed.
         """
         context = PassInfo(train=train)
         encoded = self.encode(images, context)
@@ -114,7 +114,7 @@ class Quantised(Autoencoding):
         return QuantisedAutoencoder(model, self.codes, rngs=rngs)
 
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """The codebook moves in training only."""
+        """The codebook is updated in training only."""
         (output, commitment, index), stats = forward(
             inputs, forward.key, method="quantised"
         )
@@ -124,7 +124,7 @@ class Quantised(Autoencoding):
         return Pass(output, stats, penalty=penalty, measures=measures)
 
     def diagnose(self, means: Tree) -> dict[str, Any]:
-        """Perplexity of the use of codes (at most their number), codes not used."""
+        """Perplexity of code use (at most the number of codes), and unused codes."""
         use = means["use"]
         logs = jnp.log(jnp.maximum(use, 1e-12))
         return {

@@ -1,1 +1,1 @@
-"""The encoders, one family a file; `afterimage.models.encoder` says what one is."""
+"""The encoders, one family per file; `afterimage.models.encoder` has the base class."""

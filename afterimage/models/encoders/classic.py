@@ -25,7 +25,7 @@ class ClassicStage(nnx.Module):
 
     def __call__(self, x: Array, context: PassInfo) -> tuple[Array, Array]:
         x = jax.nn.relu(self.norm(self.conv(x, context), context))
-        # Nothing is below zero here, so that a hidden site never is the maximum.
+        # No value is below zero here, so a hidden site is never the sole maximum.
         return ops.max_pool_with_switches(context.hide(x))
 
 

@@ -1,10 +1,10 @@
-"""One wide convolution over whitened patches: a dictionary of what images are made of.
+"""One wide convolution over whitened patches: a dictionary of image patches.
 
 Coates, Lee & Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
-Learning" (2011): small patches are contrast-normalised and whitened, many filters look
-at every pixel, regions are averaged. A soft threshold is in place of its "triangle", as
-in Coates & Ng, "The Importance of Encoding Versus Training with Sparse Coding and
-Vector Quantization" (2011).
+Learning" (2011): small patches are contrast-normalised and whitened, many filters are
+applied at every pixel, and regions are averaged. A soft threshold replaces its
+"triangle", as in Coates & Ng, "The Importance of Encoding Versus Training with Sparse
+Coding and Vector Quantization" (2011).
 """
 
 import functools
@@ -27,13 +27,13 @@ from afterimage.models.encoder import (
 from afterimage.models.layers import PassInfo
 from afterimage.plugins import ENCODERS
 
-# Added to a patch's variance, of standardised pixels: 10 where grey values reach 255.
+# Added to a patch's variance, in standardised pixels: 10 on the scale of 0 to 255.
 _CONTRAST_FLOOR = 0.0025
 _WHITENING_FLOOR = 0.1
 _THRESHOLD = 0.25
-# Batches after which the mean of all becomes a running mean.
+# Number of batches after which the plain mean becomes a running mean.
 _MEMORY = 100.0
-# Pixels between the patches that are counted: neighbours say the same.
+# Pixels between the sampled patches: neighbours are redundant.
 APART = 3
 
 
@@ -43,10 +43,10 @@ class WhitenedPatches(nnx.Module):
     p <- (p - mean p) / sqrt(var p + 0.0025); x = (C + 0.1 I)^(-1/2) (p - m), with mean
     m and covariance C of the patches seen in training; out = max(0, x . f - 0.25) for
     every filter f of unit length, averaged over squares of `stride` pixels. A patch
-    that is not wholly inside the image answers nothing: 0.
+    that is not wholly inside the image gives 0.
 
-    m and C are statistics: only `context.train` moves them, by patches of which every
-    pixel is visible.
+    m and C are statistics: they are updated only if `context.train`, from patches whose
+    pixels are all visible.
     """
 
     def __init__(self, i: int, o: int, k: int, stride: int, *, rngs: nnx.Rngs):
@@ -67,22 +67,22 @@ class WhitenedPatches(nnx.Module):
             self.follow(x, context)
         kernel = self.whitening[...] @ self.filters
         shift = -(self.mean[...][None] @ kernel) - _THRESHOLD
-        # A patch's mean is taken off here, once, and not from every patch.
+        # Subtract the patch mean here, once, instead of from every patch.
         kernel = kernel - kernel.mean(0, keepdims=True)
         respond = functools.partial(
             self._respond, kernel=kernel.astype(x.dtype), shift=shift.astype(x.dtype)
         )
         if jax.default_backend() != "cpu":
             return respond(x)
-        # An image at a time stays within the caches, which is faster
-        # (tests/test_models_patches.py guards it). So does computing again what its
+        # One image at a time stays within the caches, which is faster
+        # (tests/test_models_patches.py guards it). So does recomputing what the
         # gradient needs.
         one = jax.checkpoint(lambda image: respond(image[None])[0])
         return lax.map(one, x)
 
     @property
     def filters(self) -> Float[Array, "d o"]:
-        """The filters, each of unit length, for whitened patches."""
+        """The unit-length filters for whitened patches."""
         kernel = self.kernel[...]
         return kernel * lax.rsqrt(jnp.square(kernel).sum(0, keepdims=True) + 1e-12)
 
@@ -91,13 +91,13 @@ class WhitenedPatches(nnx.Module):
         b, h, w, d = rows.shape
         found = (rows.reshape(-1, d) @ kernel) * scale.reshape(-1, 1) + shift
         found = jax.nn.relu(found).reshape(b, h, w, -1)
-        # Back to a value a pixel.
+        # Back to one value per pixel.
         pad = ((self.k - 1) // 2, self.k // 2)
         found = jnp.pad(found, ((0, 0), pad, pad, (0, 0)))
         return _block_means(found, self.stride)
 
     def follow(self, x: Float[Array, "b h w i"], context: PassInfo) -> None:
-        """The moments of some patches of these images into those of all."""
+        """Update the running moments with some patches of these images."""
         some = (slice(None), slice(None, None, APART), slice(None, None, APART))
         x = lax.stop_gradient(x).astype(jnp.float32)
         rows = patch_rows(x, self.k)[some]
@@ -113,7 +113,7 @@ class WhitenedPatches(nnx.Module):
         mean = (shown * rows).sum(0) / count
         rows = shown * (rows - mean[None])
         covariance = rows.T @ rows / count
-        # Nothing of an image of which no patch is wholly visible.
+        # An image with no wholly visible patch contributes nothing.
         one = jnp.minimum(shown.sum(), 1)
         batches = jnp.minimum(self.batches[...] + one, _MEMORY)
         share = one / jnp.maximum(batches, 1)
@@ -128,7 +128,7 @@ class WhitenedPatches(nnx.Module):
 def patch_rows(x: Shaped[Array, "b h w c"], k: int) -> Shaped[Array, "b _h _w d"]:
     """All k x k patches inside the image: [b, h - k + 1, w - k + 1, k k c]."""
     h, w = x.shape[1] - k + 1, x.shape[2] - k + 1
-    # Along a row first: XLA:CPU copies few long pieces faster than many short ones.
+    # Along rows first: XLA:CPU copies few long pieces faster than many short ones.
     x = jnp.concatenate([x[:, :, n : n + w] for n in range(k)], -1)
     if jax.default_backend() == "cpu":
         x = lax.optimization_barrier(x)
@@ -136,9 +136,9 @@ def patch_rows(x: Shaped[Array, "b h w c"], k: int) -> Shaped[Array, "b _h _w d"
 
 
 def inverse_contrast(x: Float[Array, "b h w c"], k: int) -> Float[Array, "b _h _w 1"]:
-    """1 / sqrt(variance + floor) of each such patch, in float32."""
+    """1 / sqrt(variance + floor) of each k x k patch, in float32."""
     x = x.astype(jnp.float32)
-    # Less cancels in E x^2 - (E x)^2 where the image's own mean is taken off first.
+    # Subtracting the image mean first reduces cancellation in E x^2 - (E x)^2.
     x = x - x.mean((1, 2, 3), keepdims=True)
     h, w = x.shape[1] - k + 1, x.shape[2] - k + 1
     powers = [x.mean(-1, keepdims=True), jnp.square(x).mean(-1, keepdims=True)]
@@ -150,11 +150,11 @@ def inverse_contrast(x: Float[Array, "b h w c"], k: int) -> Float[Array, "b _h _
 
 
 def _block_means(x: Float[Array, "b h w c"], r: int) -> Float[Array, "b H W c"]:
-    """Means of r x r squares; at the end of a side of the pixels that are there."""
+    """Means of r x r squares; squares cut off at the edge average what they have."""
     b, h, w, c = x.shape
     x = ops.pad_to_multiple(x, r)
     rows, columns = -(-h // r), -(-w // r)
-    # Slices added one by one: XLA:CPU reduces over such axes at half the speed.
+    # Add slices one by one: XLA:CPU takes twice as long to reduce over such axes.
     x = x.reshape(b, rows, r, columns * r, c)
     x = _sum([x[:, :, n] for n in range(r)]).reshape(b, rows, columns, r, c)
     total = _sum([x[:, :, :, n] for n in range(r)])
@@ -168,7 +168,7 @@ def _sum(parts: list[Array]) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
-# Coates, Lee & Ng have 1,600 filters; 512 keep a probe on a 2x2 grid quick.
+# Coates, Lee & Ng use 1,600 filters; 512 keep a probe on a 2x2 grid fast.
 @ENCODERS.add("conv-patches")
 class PatchEncoder(EncoderNetwork):
     """one wide convolution over whitened 6x6 patches; strong when frozen"""

@@ -16,7 +16,7 @@ from afterimage.plugins import ENCODERS
 
 
 class ResNetStem(nnx.Module):
-    """7x7 stride 2 and 3x3 max-pooling; 3x3 stride 1 alone for small images."""
+    """7x7 stride 2 and 3x3 max-pooling; for small images only a 3x3 stride 1."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         o = config.widths[0]
@@ -37,11 +37,11 @@ class ResNetStem(nnx.Module):
 
 
 class ResNet(StagedEncoder):
-    """ResNet of basic or bottleneck blocks."""
+    """ResNet with basic or bottleneck blocks."""
 
     widths, stems = (64, 128, 256, 512), (1, 4)
     bottlenecks = False
-    """Blocks of three convolutions, 1x1, 3x3 and 1x1, instead of two."""
+    """Whether blocks have three convolutions, 1x1, 3x3 and 1x1, instead of two."""
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         block, factor = (BottleneckBlock, 4) if self.bottlenecks else (BasicBlock, 1)
