@@ -128,7 +128,7 @@ class _Reader:
         """The value that the pickle describes."""
         names = {("torch", name): mark for mark, name in self._kinds.items()}
         for module, name, function in (
-            ("collections", "OrderedDict", dict),  # torch.save fills it later
+            ("collections", "OrderedDict", _new_dict),
             ("torch._utils", "_rebuild_tensor_v2", self._tensor),
             ("torch._utils", "_rebuild_parameter", self._parameter),
         ):
@@ -194,6 +194,14 @@ class _Reader:
         if type(data) is not np.ndarray:
             raise ValueError("a parameter's data is not a tensor")
         return data
+
+
+def _new_dict() -> dict[Any, Any]:
+    """Replaces `OrderedDict()`, which torch.save fills afterwards.
+
+    Not `dict`: it would hash an argument, and a hostile one takes forever to hash.
+    """
+    return {}
 
 
 MOST_BYTES = 16 * 2**20
