@@ -73,7 +73,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "cdan-e + pseudo-labels": _methods(_CDAN_E, _SURE),
     "cdan-e + pseudo-labels, running mean": _methods(_CDAN_E, _RUNNING),
     "ink": _methods(_INK),
-    "ink + pseudo-labels": _methods(_INK, {**_SURE, "confidence": 0.8}),
+    "ink + pseudo-labels": _methods({**_SURE, "confidence": 0.8}, _INK),
     "ink + pseudo-labels, from scratch": {
         **_methods(_INK, {**_SURE, "confidence": 0.8}),
         "mode": "scratch",

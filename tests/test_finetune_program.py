@@ -326,7 +326,7 @@ def test_data_and_target_as_objects(home, tmp_path):
     for wrong, object_ in ((given, None), (alone, dark)):
         with pytest.raises(UserError, match="target='given'"):
             finetune(wrong, data=arrays, target=object_)
-    with pytest.raises(UserError, match="give the labelled images"):
+    with pytest.raises(UserError, match="no data"):
         finetune(config(home, tmp_path / "other", data=None, mode="probe"))
 
 

@@ -352,7 +352,7 @@ def test_data_are_given_once(tmp_path):
     images = np.zeros((80, 8, 8, 1), np.uint8)
     with pytest.raises(UserError, match="give one of them"):
         run_program(config(tmp_path / "run"), data=images)
-    with pytest.raises(UserError, match="give --data"):
+    with pytest.raises(UserError, match="no data"):
         run_program(config(tmp_path / "run", data=None))
     assert not (tmp_path / "run").exists()
 

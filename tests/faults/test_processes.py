@@ -130,14 +130,9 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, caches, whole
     assert "zo\\xeb is complete" in finish(start(command(out), caches, env=env))
 
 
-@pytest.mark.parametrize(
-    "module", ["pretrain", pytest.param("afterimage", marks=pytest.mark.slow)]
-)
-def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole, module):
+def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole):
     out = tmp_path / "run"
     words = command(out, "--steps", "100000", "--save-every", "5")
-    if module == "pretrain":
-        words = [*words[:2], "pretrain", *words[4:]]
     process = start(words, caches)
     wait_for_step(out, process, 7)
     process.send_signal(signal.SIGSTOP)  # both are there when it goes on
