@@ -2,7 +2,7 @@
 
 0 done · 1 a bug · 2 bad input · 3 damaged checkpoint ·
 4 training diverged · 75 interrupted and saved; the same command continues ·
-130 stopped at once · 141 nobody reads the output any more.
+130 stopped at once · 141 the output was closed (`| head`).
 """
 
 import contextlib

@@ -244,7 +244,7 @@ def test_a_fourth_band_that_is_called_transparency_is_named(tmp_path, channels, 
     ],
 )
 def test_bands_that_were_written_as_pages_are_named(tmp_path, capsys, shape, said):
-    """What tifffile does with an array of which nobody says what its axes are."""
+    """What tifffile does with an array whose axes are not named."""
     image = RNG.integers(0, 255, shape).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
     found = open_data(f"folder:{tmp_path}", cache=False).train

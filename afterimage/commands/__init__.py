@@ -76,7 +76,7 @@ def usage() -> str:
             "",
             "Exit codes: 0 done, 1 a bug, 2 bad input, 3 damaged checkpoint,",
             "4 diverged, 75 interrupted and saved (the same command continues),",
-            "130 stopped at once, 141 nobody reads the output any more (| head).",
+            "130 stopped at once, 141 the output was closed (| head).",
         ]
     )
 
@@ -141,7 +141,7 @@ def exit_code(command: Callable[[], object]) -> int:
     """Runs a command; an error the user can act on prints a message and sets the code.
 
     0 done, 2 bad input, 3 damaged checkpoint, 4 diverged, 75 interrupted and saved, 130
-    stopped at once, 141 nobody reads the output (`| head`). Any other error is a bug
+    stopped at once, 141 the output was closed (`| head`). Any other error is a bug
     and keeps its traceback.
     """
     console.prepare()

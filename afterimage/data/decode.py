@@ -409,14 +409,17 @@ def is_image_name(name: str) -> bool:
 
 
 def is_hidden(part: str) -> bool:
+    """Whether a part of a path is hidden, or left by an operating system."""
     return part.startswith(".") or part.casefold() in _NOT_OURS
 
 
 def suffix_of(name: str) -> str:
+    """The suffix of a path in lower case, with its dot."""
     return posixpath.splitext(name)[1].lower()
 
 
 def is_metadata(name: str) -> bool:
+    """Whether a path is a metadata table, such as metadata.csv, and not hidden."""
     return posixpath.basename(name) in METADATA and not any(
         map(is_hidden, name.split("/"))
     )

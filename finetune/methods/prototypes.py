@@ -49,6 +49,7 @@ def prototype_logits(
 
 
 def class_means(support: Float[Array, "s d"], shape: Shape) -> Float[Array, "ways d"]:
+    """The mean feature vector of each class of an episode's support."""
     return support.reshape(shape.ways, shape.shots, -1).mean(1)
 
 

@@ -137,6 +137,7 @@ def listed_kinds(kinds: Mapping[str, int]) -> str:
 
 
 def nothing_found(where: str, others: Mapping[str, int]) -> str:
+    """The message for a folder or archive without images; `others` counts suffixes."""
     found = f" (found only {listed_kinds(others)})" if others else ""
     return (
         f"{where} holds no images{found}; looked for {' '.join(sorted(SUFFIXES))}, "
