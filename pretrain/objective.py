@@ -83,6 +83,9 @@ class Objective(abc.ABC):
     views: ClassVar[tuple[str, ...]] = ("view",)
     """The augmented views of the training images that the terms read: `train/NAME`,
     float [b, h, w, c] in [0, 1], each with its own random numbers."""
+    default_vector: ClassVar[tuple[str, str]] = ("grid", "none")
+    """(pool, transform) of the feature vector, unless labels tell a better one
+    (`afterimage.models.vector.VectorRecipe`)."""
     default_decoder: ClassVar[str] = ""
     """The decoder if none is set; "" is the model's own."""
 
