@@ -35,10 +35,11 @@ _CAPTION = 80
 
 
 def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
-    """(`representation_report`, its tables): the encoder, untrained network, HOG, pixels.
+    """(`representation_report`, its tables) of an encoder, beside three baselines.
 
-    Also the encoder `config.against`, if given. Figures, tables and a picture of the
-    features are written to the place that the text names.
+    They are the untrained network, HOG (`hog_vectors`) and pixels; the encoder
+    `config.against` joins them, if given. Figures, tables and a picture of the features
+    are written to the place that the text names.
 
     Raises DataError for data with fewer than two labelled classes to learn from, or
     without labelled images to score; UserError for a place that cannot be written.

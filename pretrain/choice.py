@@ -28,8 +28,8 @@ RULE = (
 DECLARED = "the objective's own: there were no labels to choose by"
 _MOST = 2000
 
-Pooled = Mapping[str, Float[np.ndarray, "n _d"]]
-Labels = Integer[np.ndarray, " n"]
+Pooled = Mapping[str, Float[np.ndarray, "_n _d"]]
+Labels = Integer[np.ndarray, " _n"]
 
 
 def declared(

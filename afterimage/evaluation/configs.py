@@ -40,7 +40,7 @@ class ImagesOptions(ReadingOptions):
         """Every setting that cannot work, in one list."""
         return [
             f"{name}={value}: at least 1"
-            for name in ("batch_size", "label_seeds", "most", "picture_images")
+            for name in ("batch_size", "dim", "label_seeds", "most", "picture_images")
             if (value := getattr(self, name, None)) is not None and value < 1
         ]
 
@@ -62,10 +62,14 @@ class FeaturesConfig(ImagesOptions):
     pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "vector"
     )
-    """How feature maps become a vector. vector: the bottleneck, else the same as last.
-    last: the mean of the last map. pyramid: the means of all maps, concatenated. grid,
-    pyramid-grid: the same with the means of a 2x2 grid; grid-3: with a 3x3 grid of the
-    last map."""
+    """How feature maps become a vector. vector: the encoder's own, chosen at the end of
+    its training; the bottleneck if there is one. last: the mean of the last map.
+    pyramid: the means of all maps, concatenated. grid, pyramid-grid: the same with the
+    means of a 2x2 grid; grid-3: with a 3x3 grid of the last map."""
+
+    dim: int | None = None
+    """Reduce the vectors to this many principal components (PCA). They are those of the
+    training images of --data, whatever the split. Default: no PCA."""
 
     views: Views = "none"
     """Average the vectors of several views of each image. flip: mirrored left to right,

@@ -99,8 +99,11 @@ class VectorRecipe:
             scale = usable_scale(moments.mean, moments.deviation).astype(np.float32)
             return cls(pool, transform, {"mean": mean, "scale": scale})
         energy, axes = principal_axes(moments, min(WHITENED, moments.count // 8))
-        axes /= np.sqrt(energy)
-        return cls(pool, transform, {"mean": mean, "axes": axes.astype(np.float32)})
+        energy = np.maximum(energy, 1e-12)
+        # Below this, a variance is rounding error beside the largest.
+        keep = energy >= 1e-7 * energy[0]
+        axes = (axes / np.sqrt(energy)[None])[:, keep].astype(np.float32)
+        return cls(pool, transform, {"mean": mean, "axes": axes})
 
     def __call__(self, maps: list[Float[Array, "b _h _w _c"]]) -> Float[Array, "b d"]:
         """The vectors of feature maps, finest first; traceable."""
@@ -139,10 +142,9 @@ class VectorRecipe:
 def principal_axes(
     moments: "Moments", most: int
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "d k"]]:
-    """(variances, directions) of the `most` largest principal components.
+    """(variances, directions) of the `most` largest principal components, at least one.
 
-    At least one; those that are rounding error beside the largest are left out. Each
-    direction is signed so that its largest entry is positive.
+    Each direction is signed so that its largest entry is positive.
     """
     from scipy.linalg import eigh
 
@@ -150,12 +152,8 @@ def principal_axes(
     d = len(covariance)
     kept = max(1, min(most, d))
     energy, axes = eigh(covariance, subset_by_index=[d - kept, d - 1])
-    energy, axes = energy[::-1], axes[:, ::-1]
-    keep = energy > 1e-7 * energy[0]
-    keep[0] = True
-    energy, axes = np.maximum(energy[keep], 1e-12), axes[:, keep]
-    axes *= np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
-    return energy, axes
+    energy, axes = np.maximum(energy[::-1], 0), axes[:, ::-1]
+    return energy, axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(kept)])[None]
 
 
 def pooled_size(
