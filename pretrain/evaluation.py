@@ -272,7 +272,9 @@ class Evaluation:
             check()
             for pool, found in self._features(*encoder, batch).items():
                 rows.setdefault(pool, []).append(np.asarray(found)[mask])
-        return {pool: np.concatenate(parts) for pool, parts in rows.items()}
+        # The device sorts names; here the simplest pooling comes first.
+        names = (_BOTTLENECK,) if self.bottleneck else self.pools
+        return {name: np.concatenate(rows[name]) for name in names}
 
     def _key(self, number: int) -> Array:
         return jax.random.fold_in(jax.random.key(self.config.seed), number)

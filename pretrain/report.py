@@ -140,7 +140,7 @@ def _cures(config: PretrainConfig) -> list[str]:
     if getattr(config, "normalise", "image") == "data":
         found.append("--normalise image, so that brightness and contrast do not count")
     if config.augment == "none":
-        found.append("--augment, with changes that do not matter to you")
+        found.append("--augment photos, or writing or any-way-up, whichever fits")
     if config.norm != "batch":
         found.append("--norm batch")
     if config.model != "conv-patches":

@@ -124,7 +124,7 @@ def test_apply_has_the_transform_and_a_gradient(plain):
     encoder = plain.with_vector("grid", "standardise", x)
     inside = jax.jit(encoder.apply)(encoder.params, x)
     np.testing.assert_allclose(inside, encoder.features(x), atol=1e-3)
-    slope = jax.grad(lambda p: encoder.apply(p, x).sum())(encoder.params)
+    slope = jax.grad(lambda p: encoder.apply(p, jnp.asarray(x)).sum())(encoder.params)
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slope))
 
 
