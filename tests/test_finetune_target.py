@@ -5,12 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from afterimage.classifier import load_classifier
 
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods.cdan import CDAN
 from afterimage.finetune.methods.density_ratio import DensityRatio
 from afterimage.finetune.methods.kl_to_source import KLToSource

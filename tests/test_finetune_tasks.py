@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from afterimage.classifier import load_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.errors import DataError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.methods.feature_selection import FeatureSelection

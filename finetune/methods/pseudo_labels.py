@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import labelled
 from afterimage.finetune.method import METHODS, Method, Model, Stream
+from afterimage.models.classifier import HEAD
 from afterimage.training.options import Augmentation
 from afterimage.training.stage import Context, Term, TermResult, View
 
