@@ -130,9 +130,9 @@ def test_a_classifier_predicts_as_the_loaded_one(run):
     assert ours.fit(x, names).score(x, names) == 1
     assert is_classifier(ours)
     calibrated = CalibratedClassifierCV(FrozenEstimator(ours), cv=2)
-    many = pictures(40, seed=1)
-    calibrated.fit(many, ours.predict(many))
-    assert calibrated.predict(x).tolist() == names.tolist()
+    calibrated.fit(pictures(42, seed=1), np.tile(["a", "b", "c"], 14))
+    # Random labels: whatever it predicts, it must not be sure.
+    assert calibrated.predict_proba(x).max() < 0.9
     again = pickle.loads(pickle.dumps(clone(ours)))
     assert again.predict(x).tolist() == names.tolist()
     with pytest.raises(UserError, match="does not know the classes cat, dog"):
