@@ -56,8 +56,8 @@ class Registry(Generic[Thing]):
         """
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"{self.kind} {name!r}: a name has lower-case letters, digits and "
-                "single hyphens, such as my-name"
+                f"{self.kind} {name!r}: the name may contain only lower-case letters, "
+                "digits and single hyphens, e.g. my-name"
             )
 
         def register(thing: Any) -> Any:
@@ -65,7 +65,9 @@ class Registry(Generic[Thing]):
             ours = thing.__module__.startswith("afterimage.")
             taken = name in self._things or (not ours and name in self._homes)
             if taken and self._origins.get(name) != origin:
-                raise UserError(f"{self.kind} {name!r} exists; choose another name")
+                raise UserError(
+                    f"{self.kind} {name!r} already exists; choose another name"
+                )
             self._things[name] = thing
             if not ours:
                 self._origins[name] = origin
@@ -95,7 +97,7 @@ class Registry(Generic[Thing]):
         if origin is not None:
             raise UserError(
                 f"{self.kind} {name!r} comes from the package {origin}, which is not "
-                f"installed here: pip install {origin.split()[0]}"
+                f"installed: pip install {origin.split()[0]}"
             )
         known = self.names()
         raise UserError(
@@ -148,7 +150,7 @@ def load_plugins() -> None:
             entry.load()
         except Exception as error:
             print(
-                f"The plug-in {entry.name!r} of {origin} cannot be used: "
+                f"The plug-in {entry.name!r} of {origin} cannot be loaded: "
                 f"{type(error).__name__}: {error}",
                 file=sys.stderr,
             )

@@ -70,7 +70,7 @@ def resolve(config: Any) -> None:
             names = [one.name for one in made]
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
-                raise UserError(f"{name}: {', '.join(twice)} is given twice")
+                raise UserError(f"{name}: {', '.join(twice)} may be given only once")
         else:
             made = _made(name, choice.registry, value)
         object.__setattr__(config, name, made)
@@ -142,12 +142,12 @@ def from_dict(
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # pyright: ignore[reportArgumentType]
     problems = [
-        f"{key!r} is no setting of {where}{did_you_mean(key, fields)}"
+        f"{where} has no setting {key!r}{did_you_mean(key, fields)}"
         for key in values
         if key not in fields
     ]
     problems += [
-        f"{name!r} is missing in {where}"
+        f"{where} needs {name!r}"
         for name, field in fields.items()
         if name not in values
         and field.default is dataclasses.MISSING
@@ -201,7 +201,10 @@ def as_mappings(value: Any) -> list[dict[str, Any]]:
         return [{"name": value}]
     if isinstance(value, Mapping):
         if not isinstance(value.get("name"), str):
-            raise UserError(f"{dict(value)}: a choice needs its name")
+            raise UserError(
+                f"{dict(value)}: the choice has no name; add one, e.g. {{'name': "
+                "'masked'}"
+            )
         return [dict(value)]
     return [{"name": value.name, **to_dict(value)}]
 

@@ -99,7 +99,7 @@ class Method:
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     """The tasks it works with."""
     needs_target: ClassVar[bool] = False
-    """It reads images of a target domain: `setup.data.target`."""
+    """It uses images of a target domain: `setup.data.target`."""
     target_in_batch: ClassVar[bool] = False
     """Every batch includes images of the target domain: the stream `target`."""
     streams: ClassVar[tuple[str, ...]] = ()
@@ -110,7 +110,7 @@ class Method:
     columns: ClassVar[tuple[str, ...]] = ()
     """Further label columns of the data, each of them a task with its own head."""
     acts_on_encoder: ClassVar[bool] = False
-    """It has no effect while the encoder is frozen."""
+    """It has no effect if the encoder is frozen."""
 
     @property
     def needs_source_head(self) -> bool:

@@ -29,7 +29,7 @@ compose, pseudo-labels; for other class frequencies label-shift, for other image
 same classes density-ratio. `--methods NAME --help` shows the settings of each.""",
     common={
         "What and where": (*WHERE, "target", "labels_per_class"),
-        "What is done about the target": (
+        "How to adapt to the target": (
             *("methods", "domain_statistics", "mode", "augment"),
         ),
         "How long": HOW_LONG,

@@ -22,7 +22,7 @@ class Methods:
     """Everything you can choose by name."""
 
     name: str | None = None
-    """Which one to describe. Default: one line for each."""
+    """Name to describe. Default: list all, one line each."""
 
 
 COMMAND = Command(
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     found = [r for r in REGISTRIES.values() if name in r.names()]
     if not found:
         known = [n for registry in REGISTRIES.values() for n in registry.names()]
-        raise UserError(f"There is no {name!r}{did_you_mean(name, known)}")
+        raise UserError(f"Nothing is called {name!r}{did_you_mean(name, known)}")
     say("\n\n".join(_described(registry, name) for registry in found))
 
 

@@ -54,8 +54,8 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     path = pathlib.Path(folder)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"{path} is not a run folder: it has no config.json. Name a folder that "
-            "`--out` of pretrain or finetune made."
+            f"{path} is not a run folder: it has no config.json. Give the folder that "
+            "was --out of pretrain or finetune."
         )
     stored = schemas.read(path / "config.json", schemas.ConfigFile, "restore it")
     rows = read_rows(path / "metrics.jsonl", lambda note: None, keep_bad=False)
@@ -98,7 +98,7 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
     Raises UserError for no runs.
     """
     if not records:
-        raise UserError("no runs to compare: name at least one run folder.")
+        raise UserError("no runs to compare: give at least one run folder.")
     settings = [dict(_flat(record.settings)) for record in records]
     names = dict.fromkeys(name for one in settings for name in one)
     differ = [

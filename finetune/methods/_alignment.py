@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from afterimage.fields import above_0
 from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import Method
 
@@ -24,4 +25,4 @@ class Alignment(Method):
     """Weight relative to the loss of the labels."""
 
     def problems(self, config):
-        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
+        return above_0(self, "weight")

@@ -41,7 +41,7 @@ class CDAN(Alignment):
     """An adversary sees features and predictions together (CDAN, CDAN+E)."""
 
     entropy: bool = False
-    """CDAN+E: confidently predicted examples weigh more."""
+    """Give confident predictions more weight (CDAN+E)."""
 
     def terms(self, setup, phase=0):
         classes, seed = setup.heads[HEAD].classes, setup.config.seed

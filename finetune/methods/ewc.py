@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from afterimage.fields import above_0
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.methods._fisher import fisher_of, quadratic
 from afterimage.training.stage import Term, TermResult, View
@@ -33,7 +34,7 @@ class EWC(Method):
     """Weight of the penalty. Needs --weight-decay 0."""
 
     def problems(self, config):
-        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
+        return above_0(self, "weight")
 
     def state(self, setup):
         """Before the first task, no parameter matters."""

@@ -37,7 +37,7 @@ class LabelShift(Method):
 
     def problems(self, config):
         if config.label_smoothing:
-            return ["reads probabilities: leave label_smoothing at 0"]
+            return ["needs calibrated probabilities: set label_smoothing to 0"]
         return []
 
     def state(self, setup):
@@ -80,7 +80,7 @@ def frequencies(labels: Int[np.ndarray, " n"], classes: int) -> Frequencies:
     counts = np.bincount(labels, minlength=classes)
     if (counts == 0).any():
         raise DataError(
-            f"label-shift needs a labelled image of every class; classes "
+            "label-shift needs labelled images of every class; classes "
             f"{np.flatnonzero(counts == 0).tolist()} have none"
         )
     return counts / counts.sum()
@@ -103,9 +103,8 @@ def bbse(
     found = np.bincount(target.argmax(1), minlength=classes) / len(target)
     if np.linalg.cond(joint) > 1e6:
         raise DataError(
-            "label-shift: some classes are never predicted, so that their "
-            "frequency cannot be estimated; use --label-shift.estimator em, or train "
-            "longer"
+            "label-shift: some classes are never predicted, so their frequency "
+            "cannot be estimated; use --label-shift.estimator em, or train longer"
         )
     estimate = np.maximum(np.linalg.solve(joint, found), 0.0) * known
     return estimate / estimate.sum()

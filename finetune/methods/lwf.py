@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from afterimage.fields import above_0
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.tasks.continual import HeadSlice
@@ -30,18 +31,14 @@ class LwF(Method):
     """Weight relative to the loss of the labels."""
 
     temperature: float = 2.0
-    """Both predictions are softened by this temperature first."""
+    """Temperature that softens both predictions."""
 
     @property
     def trains_earlier_heads(self) -> bool:
         return True
 
     def problems(self, config):
-        return [
-            f"{name}={getattr(self, name)}: more than 0"
-            for name in ("weight", "temperature")
-            if not getattr(self, name) > 0
-        ]
+        return above_0(self, "weight", "temperature")
 
     def state(self, setup):
         kept = _model(setup.params, setup.stats)

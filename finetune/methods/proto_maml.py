@@ -33,8 +33,8 @@ class ProtoMAML(InnerSteps):
         found = super().problems(config)
         if config.head != "linear":
             found.append(
-                f"head={config.head!r}: the head begins as the nearest class mean, "
-                "which is linear"
+                f"head={config.head!r}: must be linear, as the head starts as a "
+                "nearest-class-mean classifier"
             )
         return found
 

@@ -21,7 +21,7 @@ class Replay(Method):
     tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     memory: int = 20
-    """Number of images to keep per class, chosen by seed."""
+    """Number of images per class to keep, chosen by seed."""
 
     @property
     def trains_earlier_heads(self) -> bool:
@@ -29,7 +29,7 @@ class Replay(Method):
 
     def problems(self, config):
         if self.memory < 1:
-            return [f"memory={self.memory}: at least 1 image of each class"]
+            return [f"memory={self.memory}: must be at least 1 image per class"]
         return []
 
     def phase_streams(self, setup, phase):
