@@ -192,7 +192,8 @@ class Run:
                 f"{self.kind} run; give another folder"
             )
         changed = self._changed(stored)
-        if changed and any((self.path / "checkpoints").glob("*")):
+        saved = any((self.path / "checkpoints").glob("*"))
+        if changed and (saved or (self.path / "encoder").exists()):
             raise UserError(
                 f"{self.path} contains a run with other settings:\n  "
                 + "\n  ".join(changed)
@@ -203,24 +204,19 @@ class Run:
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that must not differ from the folder's, but do."""
         old, new = self._settings(stored), dotted(self.config)
+        both = _made(old) & _made(new)  # of another choice, its name says enough
         return [
             f"{printable(key)}: {shown(old.get(key))} in the folder, {new.get(key)!r} "
             "now"
             for key in sorted(set(old) | set(new))
             if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
+            if "." not in key or key.partition(".")[0] in both
         ]
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """{path: value} of the folder's settings."""
-        old = dotted(stored.get("config", {}))
         # A run older than a setting used its default.
-        defaults = {
-            path: value
-            for path, value in self._defaults.items()
-            # For one of several choices, only if the folder's run has it too.
-            if path.count(".") < 2 or path.split(".")[1] in old[path.split(".")[0]]
-        }
-        return {**defaults, **old}
+        return {**self._defaults, **dotted(stored.get("config", {}))}
 
     def _record_config(self) -> None:
         """Records the settings of a new run, or the changes to an existing one."""
@@ -297,9 +293,14 @@ def _defaults(config: Any) -> dict[str, Any]:
         value = getattr(config, name)
         for one in value if choice.several else (value,):
             own = _field_defaults(one)
-            path = f"{name}.{one.name}" if choice.several else name
-            found |= {f"{path}.{key}": own[key] for key in own}
+            found |= {f"{one.name}.{key}": own[key] for key in own}
     return found
+
+
+def _made(settings: Mapping[str, Any]) -> set[str]:
+    """All names that are values of settings, among them the choices made."""
+    several = (v if isinstance(v, list) else [v] for v in settings.values())
+    return {one for values in several for one in values if isinstance(one, str)}
 
 
 def _field_defaults(config: Any) -> dict[str, Any]:

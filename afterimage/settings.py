@@ -112,24 +112,33 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Plain nested values in one level: {"objective": "masked", "objective.ratio": …}.
+    """Plain nested values in one level: {"objective": "masked", "masked.ratio": …}.
 
-    A choice's name is its own value; several choices are `methods.NAME`.
+    As in flags, the settings of a choice follow its name.
     """
     found: dict[str, Any] = {}
     for key, value in values.items():
-        path = prefix + key
-        if isinstance(value, Mapping) and "name" in value:
-            own = {k: v for k, v in value.items() if k != "name"}
-            found |= {path: value["name"], **dotted(own, path + ".")}
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            found[path] = [one["name"] for one in value]
-            for one in value:
-                own = {k: v for k, v in one.items() if k != "name"}
-                found |= dotted(own, f"{path}.{one['name']}.")
-        else:
-            found[path] = value
+        several = value if isinstance(value, list) else [value]
+        if not several or not all(
+            isinstance(o, Mapping) and "name" in o for o in several
+        ):
+            found[prefix + key] = value
+            continue
+        names = [one["name"] for one in several]
+        found[prefix + key] = names if isinstance(value, list) else names[0]
+        for one in several:
+            own = {k: v for k, v in one.items() if k != "name"}
+            found |= dotted(own, f"{one['name']}.")
     return found
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value
+
+
+def spelled(path: str) -> str:
+    """A setting as its flag spells it, without the hyphens: labels-per-class."""
+    return path.replace("_", "-").rstrip("-")
 
 
 def from_dict(

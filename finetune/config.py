@@ -205,11 +205,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     def _method_problems(self, method: Method) -> list[str]:
         found = []
-        if self.task.name not in method.tasks:
-            found.append(
-                f"works only with task {', '.join(method.tasks)}, not {self.task.name}"
-            )
-        if method.needs_target and self.target is None:
+        if self.task.name != method.task:
+            found.append(f"works only with task {method.task}, not {self.task.name}")
+        if method.group == "target" and self.target is None:
             found.append("needs images of the target domain: set --target")
         if method.needs_source and not self.mode.loads_source:
             found.append(

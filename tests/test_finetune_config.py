@@ -127,7 +127,8 @@ def test_presets_work(name):
     needed |= {"tasks": {"tasks.columns": ("colour",)}}
     needed |= {"distil": {"distil.teacher": "runs/cls"}}
     more = {k: v for method in names for k, v in needed.get(method, {}).items()}
-    if any(METHODS.get(method).needs_target for method in names) or "adapt" in name:
+    groups = {METHODS.get(method).group for method in names}
+    if "target" in groups or "adapt" in name:
         more |= TARGET
     if "continual" in str(given.get("task")):
         more["continual.sequence"] = ("0,1", "2,3")

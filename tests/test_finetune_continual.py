@@ -150,9 +150,9 @@ def test_tasks_that_cannot_be(tasks, message):
         ({"mode": "probe"}, "continual: .*mode full or scratch"),
         ({"select": "validation"}, "select='validation'"),
         ({"methods": Replay(memory=0)}, "replay.memory=0"),
-        ({"methods": EWC(weight=-1.0)}, "ewc.weight=-1.0: more than 0"),
-        ({"ema": 0.9}, "continual: leave ema=0.9 out"),
-        ({"methods": "l2-sp"}, "l2-sp: not with task continual"),
+        ({"methods": EWC(weight=-1.0)}, "ewc.weight=-1.0"),
+        ({"ema": 0.9}, "continual: .*ema=0.9"),
+        ({"methods": "l2-sp"}, "l2-sp: .*not continual"),
         (
             {"task": Continual(sequence=("0,1", "2,3"), joint=True), "methods": "lwf"},
             "joint",

@@ -241,9 +241,9 @@ def test_another_architecture_from_scratch():
         ),
         (
             {"mode": "probe", "own": {"kinds": ("features",)}},
-            "distil: features: in mode",
+            "distil: features: .*in mode",
         ),
-        ({"width": 0.0}, r"scratch.width=0.0: in \(0, 16\]"),
+        ({"width": 0.0}, r"scratch.width=0.0: must be in \(0, 16\]"),
     ],
 )
 def test_settings_that_cannot_work(home, tmp_path, settings, message):

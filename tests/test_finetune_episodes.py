@@ -502,10 +502,10 @@ def test_the_other_methods_learn_as_well(home, tmp_path, name):
     [
         ({"methods": ()}, "episodes: give one method that learns over episodes"),
         ({"methods": ("maml", "reptile")}, "episodes: give one method"),
-        ({"mode": "probe"}, "episodes: only with mode full or scratch"),
+        ({"mode": "probe"}, "episodes: .*mode full or scratch"),
         ({"own": {"ways": 1}}, "episodes.ways=1"),
         ({"methods": "proto-maml", "head": "mlp"}, "proto-maml.head='mlp'"),
-        ({"own": {"shots": 0}}, "episodes.shots=0: at least 1"),
+        ({"own": {"shots": 0}}, "episodes.shots=0"),
         ({"methods": MAML(inner_lr=0.0)}, "maml.inner_lr=0.0"),
         ({"methods": MAML(inner_steps=0)}, "maml.inner_steps=0"),
         ({"own": {"test_classes": 1.0}}, "episodes.test_classes=1.0"),

@@ -30,7 +30,7 @@ def config(**settings):
         ({}, 1500, None, "best accuracy on 150 validation images cut", (1350, 150)),
         ({}, 900, None, "last step .too few.*: 90 of", (900, None)),
         ({}, 60, 30, "best accuracy on the data's 30 validation", (60, 30)),
-        ({"labels": 30}, 900, 90, "last step .3 validation images", (30, None)),
+        ({"labels": 30}, 900, 90, "last step .too few", (30, None)),
         ({"labels": 1200}, 1500, 90, "120 validation images cut", (1080, 120)),
         ({"labels_per_class": 4}, 90, None, "last step", (12, None)),
         ({"select": "last"}, 1500, 30, "last step .select='last'", (1500, None)),

@@ -173,12 +173,7 @@ def test_a_continued_run_has_the_means_of_steps_before_it_stopped(
     train(tmp_path / "whole", images, log_every=5)
 
     def loss(params, stats, batch, key, step):
-        jax.debug.callback(
-            lambda s: (
-                os.kill(os.getpid(), signal.SIGTERM) if int(s) == stop_at - 1 else None
-            ),
-            step,
-        )
+        _kill_at(step, stop_at - 1)
         return _loss(params, stats, batch, key, step)
 
     with pytest.raises(Interrupted):
@@ -261,17 +256,32 @@ def test_no_checkpoint_amid_steps_that_are_not_finite(tmp_path, images):
     assert Store(tmp_path / "run").steps() == [4]
 
 
+def test_a_stop_amid_steps_that_are_not_finite_saves_none(tmp_path, images):
+    def loss(params, stats, batch, key, step):
+        _kill_at(step, 7)
+        return _nan_from(6)(params, stats, batch, key, step)
+
+    with pytest.raises(Interrupted, match="continues after step 4"):
+        train(tmp_path / "run", images, loss=loss)
+    assert Store(tmp_path / "run").steps() == [4]
+    whole, _, _ = train(tmp_path / "whole", images)
+    again, start, _ = train(tmp_path / "run", images)
+    assert start == 4
+    _same(again, whole)
+
+
+def _kill_at(step, when):
+    jax.debug.callback(
+        lambda s: os.kill(os.getpid(), signal.SIGTERM) if int(s) == when else None, step
+    )
+
+
 @pytest.mark.parametrize("stop_at", [3, 6, 8])
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, images, stop_at):
     whole, _, _ = train(tmp_path / "whole", images)
 
     def loss(params, stats, batch, key, step):
-        jax.debug.callback(
-            lambda s: (
-                os.kill(os.getpid(), signal.SIGTERM) if int(s) == stop_at - 1 else None
-            ),
-            step,
-        )
+        _kill_at(step, stop_at - 1)
         return _loss(params, stats, batch, key, step)
 
     with pytest.raises(Interrupted, match="same command"):

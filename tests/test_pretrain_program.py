@@ -204,7 +204,7 @@ def test_report_shows_loss_pictures_and_probes(finished):
     page = finished.report.read_text()
     for part in ("<polyline", "data:image/png", "raw pixels", "untrained encoder"):
         assert part in page
-    assert "objective.corruption_strength" in page
+    assert "plain.corruption_strength" in page
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
@@ -216,6 +216,21 @@ def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
     assert again.metrics == finished.metrics
     assert timeless(finished.run) == lines
     assert {p: p.stat().st_mtime_ns for p in finished.run.rglob("*.png")} == before
+
+
+def test_a_complete_run_without_its_checkpoints_is_left_as_it_is(
+    finished, tmp_path, capsys
+):
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    encoder = (run / "encoder/encoder.safetensors").read_bytes()
+    again = run_program(config(run))
+    assert again.complete
+    assert again.metrics == finished.metrics
+    assert "checkpoints were deleted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other settings"):
+        run_program(config(run, lr=0.1))
+    assert (run / "encoder/encoder.safetensors").read_bytes() == encoder
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
+    groups={"methods": ("target", "")},
     needs=("target",),
     about="""\
 Train a classifier that works on images of another kind (the target), of which no label

@@ -94,7 +94,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         return []
     if place and len(before) - place > 1 and get_origin(flag.hint) is not tuple:
         return []
-    return _starting(map(str, flag.names()), last)
+    return _starting(flag.listed(), last)
 
 
 def _command(before: Sequence[str]) -> Command | None:

@@ -59,6 +59,8 @@ class Command(Generic[Config]):
     without a prefix: `afterimage episodes --ways 5`."""
     needs: Sequence[str] = ()
     """Fields that this command requires, besides those without a default."""
+    groups: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """{choice: groups of its registry} that this command lists; all work if given."""
     kind: str = ""
     """The kind of run that `--config RUN` accepts; empty for a command with so few
     settings that it takes no file."""
@@ -82,8 +84,15 @@ class Flag:
     """MISSING if the flag is required."""
     heading: str
     common: bool = False
-    names: Callable[[], Sequence[str]] | None = None
+    names: Callable[..., Sequence[str]] | None = None
     """The allowed names, if only some values are valid."""
+    groups: Sequence[str] = ()
+    """The groups of `names` that are listed; empty for all."""
+
+    def listed(self) -> list[str]:
+        """The allowed names that the help and completion show."""
+        assert self.names is not None
+        return [str(name) for name in self.names(*self.groups)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,6 +170,7 @@ def all_flags(
                     heading=common.get(name, heading),
                     common=name in common,
                     names=choice.registry.names if choice else names_of(hints[name]),
+                    groups=command.groups.get(name, ()),
                 )
             )
     order = list(common)
@@ -469,10 +479,9 @@ def _columns() -> int:
 def _add(group: Any, flag: Flag, *, required: bool, visible: bool) -> None:
     text = flag.about
     if flag.names is not None and _metavar(flag) == "NAME":
-        unnamed = [
-            str(n) for n in flag.names() if str(n) not in re.split(r"[^\w.-]", text)
-        ]
-        text += f" One of {', '.join(map(str, flag.names()))}." if unnamed else ""
+        names = flag.listed()
+        if not set(names) <= set(re.split(r"[^\w.-]", text)):
+            text += f" One of {', '.join(names)}."
     if required:
         text += " (required)"
     elif flag.default not in (None, dataclasses.MISSING, "", ()):
@@ -629,8 +638,7 @@ def _metavar(flag: Flag) -> Any:
     kind = _bare(flag.hint)
     kinds = get_args(kind) if get_origin(kind) is tuple else (kind,)
     if flag.names is not None:
-        names = flag.names()
-        text = "{" + ",".join(map(str, names)) + "}"
+        text = "{" + ",".join(flag.listed()) + "}"
         text = text if len(flag.flag) + len(text) <= 22 else "NAME"
     else:
         text = {int: "INT", float: "NUMBER"}.get(kinds[0], "TEXT")

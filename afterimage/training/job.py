@@ -253,15 +253,22 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
     with store:
         state = trainer.resume(store, job.template)
         began = 0 if state is None else int(state["step"])
+        # A run with every result is complete, even if its checkpoints were deleted.
+        gone = state is None and not job.lost()
+        if gone:
+            began = total
         run.metrics.start(began)
         for note in run.notes:
             tell(note)
         if began >= total:
-            lost = job.lost()
+            lost = None if gone else job.lost()
             if lost is None:
+                what = (
+                    "its checkpoints were deleted" if gone else "nothing is left to do"
+                )
                 tell(
-                    f"{run.path} is complete: {total} of {total} steps. For a new "
-                    "run, give another --out"
+                    f"{run.path} is complete: {total} of {total} steps; {what}. For a "
+                    "new run, give another --out"
                 )
                 return job.result(complete=True)
             if lost:

@@ -365,11 +365,20 @@ def _save(fit: Fit, state: State, step: int, *, evaluated: bool) -> None:
         told(step, fit.store.folder / str(step))
 
 
-def _stopped(fit: Fit, state: State, step: int, stop: StopSignal) -> Interrupted:
-    if step not in fit.store.steps():
+def _stopped(
+    fit: Fit, state: State, step: int, stop: StopSignal, bad_steps: int = 0
+) -> Interrupted:
+    if step not in fit.store.steps() and not bad_steps:
         _save(fit, state, step, evaluated=False)
     fit.store.wait()
     fit.run.metrics.flush()
+    if bad_steps:  # saved now, the state would displace a good one
+        steps = fit.store.steps()
+        return Interrupted(
+            f"Stopped by {stop.name} after step {step} of {fit.total}, which was not "
+            "finite and is not saved. The same command continues after step "
+            f"{steps[-1] if steps else 0} in {fit.run.path}"
+        )
     return Interrupted(
         f"Stopped by {stop.name} after step {step} of {fit.total}. Everything is "
         f"saved in {fit.run.path}; run the same command again to continue"
@@ -441,7 +450,7 @@ def _at_boundary(
         if save and (now == end or not pending.bad_steps):
             _save(plan, state, now, evaluated=evaluate)
     except StopRequested as request:
-        raise _stopped(plan, state, now, stop) from request
+        raise _stopped(plan, state, now, stop, pending.bad_steps) from request
     if stopping:
-        raise _stopped(plan, state, now, stop)
+        raise _stopped(plan, state, now, stop, pending.bad_steps)
     return state

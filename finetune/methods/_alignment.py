@@ -16,7 +16,6 @@ LOGITS = f"train/logits/{HEAD}", f"target/logits/{HEAD}"
 class Alignment(Method):
     """Aligns the features of labelled and target images."""
 
-    needs_target: ClassVar[bool] = True
     target_in_batch: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ("target",)
     acts_on_encoder: ClassVar[bool] = True

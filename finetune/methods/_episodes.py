@@ -38,7 +38,6 @@ Score = Callable[[int], float]
 class EpisodeMethod(Method):
     """Learns from episodes; `setup.plan` is the sampler of training episodes."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("episodes",)
     trains_head: ClassVar[bool] = True
 
     def term(self, setup: RunSetup) -> Term:

@@ -35,7 +35,7 @@ MOST_JOINT = 4096
 RANDOM_WIDTH = 1024
 
 
-@METHODS.add("cdan")
+@METHODS.add("cdan", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CDAN(Alignment):
     """An adversary sees features and predictions together (CDAN, CDAN+E)."""

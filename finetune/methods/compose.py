@@ -84,12 +84,11 @@ def ink(
 COMPOSERS: dict[str, Callable[..., Array]] = {"mixup": mixup, "ink": ink}
 
 
-@METHODS.add("compose")
+@METHODS.add("compose", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compose(Method):
     """Combines labelled images with pixels of target images."""
 
-    needs_target: ClassVar[bool] = True
     target_in_batch: ClassVar[bool] = True
 
     kind: Literal["mixup", "ink"] = "mixup"

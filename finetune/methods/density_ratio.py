@@ -9,7 +9,7 @@ choice of a step use the same weights.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -28,12 +28,10 @@ _CENTRES = 100
 _MOST_TARGET = 20_000
 
 
-@METHODS.add("density-ratio")
+@METHODS.add("density-ratio", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DensityRatio(Method):
     """Weights labelled images by p_target / p_source (covariate shift)."""
-
-    needs_target: ClassVar[bool] = True
 
     estimator: Literal["classifier", "kmm", "ulsif"] = "classifier"
     """How the ratio is estimated: by a logistic regression between the domains, kernel

@@ -7,7 +7,7 @@ catastrophic forgetting in neural networks"; see `consolidated`).
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,10 @@ LEARNED = "^(encoder|heads)/"
 _PARTS = ("encoder", "heads")
 
 
-@METHODS.add("ewc")
+@METHODS.add("ewc", group="continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EWC(Method):
     """Keeps parameters that mattered to earlier tasks near their values (EWC)."""
-
-    tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     weight: float = 1e3
     """Weight of the penalty. Needs --weight-decay 0."""

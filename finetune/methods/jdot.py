@@ -25,7 +25,7 @@ from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("jdot")
+@METHODS.add("jdot", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JDOT(Alignment):
     """The cost of transporting one domain, with its labels, to the other (DeepJDOT)."""

@@ -6,7 +6,7 @@ is p(y | x) ∝ p_source(y | x) · q_y / p_y.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,12 +24,10 @@ Probabilities = Float[np.ndarray, "_n c"]
 Frequencies = Float[np.ndarray, " c"]
 
 
-@METHODS.add("label-shift")
+@METHODS.add("label-shift", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelShift(Method):
     """Corrects the finished classifier for the target's class frequencies."""
-
-    needs_target: ClassVar[bool] = True
 
     estimator: Literal["bbse", "em"] = "bbse"
     """How the frequencies are estimated. bbse: from the confusion matrix alone; em: by

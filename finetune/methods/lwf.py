@@ -6,7 +6,7 @@ the model before this task (Li & Hoiem 2016, "Learning without forgetting", T = 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,10 @@ from afterimage.training.stage import Context, Term, TermResult, View
 _PARTS = ("encoder", "heads")
 
 
-@METHODS.add("lwf")
+@METHODS.add("lwf", group="continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LwF(Method):
     """Keeps the earlier model's predictions (learning without forgetting)."""
-
-    tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     weight: float = 1.0
     """Weight relative to the loss of the labels."""

@@ -26,7 +26,7 @@ from afterimage.finetune.methods._episodes import (
 )
 
 
-@METHODS.add("maml")
+@METHODS.add("maml", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MAML(InnerSteps):
     """Initial weights from which a few steps learn new classes (MAML, ANIL)."""

@@ -38,7 +38,7 @@ MDAN_WEIGHT = 0.01
 """μ in the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""
 
 
-@METHODS.add("mdan")
+@METHODS.add("mdan", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDAN(Alignment):
     """An adversary for each of several labelled sources (MDAN)."""

@@ -24,7 +24,7 @@ from afterimage.finetune.methods.prototypes import class_means
 from afterimage.finetune.tasks._sampler import Shape
 
 
-@METHODS.add("proto-maml")
+@METHODS.add("proto-maml", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProtoMAML(InnerSteps):
     """As maml, starting from each episode's nearest class mean (Proto-MAML)."""

@@ -5,7 +5,6 @@ With n tasks begun, the new task's images weigh 1/n and those of the earlier tas
 """
 
 import dataclasses
-from typing import ClassVar
 
 from afterimage.finetune.method import METHODS, Method, Stream
 from afterimage.finetune.tasks.continual import task_loss
@@ -13,12 +12,10 @@ from afterimage.finetune.tasks.continual import task_loss
 REPLAY = "replay"
 
 
-@METHODS.add("replay")
+@METHODS.add("replay", group="continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay(Method):
     """Trains again on some images of earlier tasks."""
-
-    tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     memory: int = 20
     """Number of images per class to keep, chosen by seed."""

@@ -76,7 +76,7 @@ class Episodes(Task):
 
     def problems(self, config):
         found = self.leave_out(config, _ALONE)
-        methods = [m.name for m in config.methods if self.name in m.tasks]
+        methods = [m.name for m in config.methods if m.task == self.name]
         if len(methods) != 1:
             found.append("give one method that learns over episodes, e.g. maml")
         found += at_least_1(self, "shots", "queries", "per_step")
