@@ -63,7 +63,20 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Multiplies the channels of every layer."""
 
     augment: Augmentation = "none"
-    """Random augmentation of the training images."""
+    """Random augmentation of the training images: one, or several joined by commas and
+    applied in order, with numbers after colons, such as crop:0.3,flip,color.
+    `afterimage methods crop` describes one. Sets for a kind of images: photos, writing
+    (letters, digits, documents), any-way-up (microscopy, satellite images)."""
+
+    view_size: int | None = None
+    """Side, in pixels, of the views that an augmentation with `crop` cuts from the
+    images for training; smaller views are faster. Evaluation uses whole images of
+    image_size. Default: image_size."""
+
+    normalise: Literal["data", "image"] = "data"
+    """How the encoder's images are normalised. data: by the mean and deviation of each
+    channel in the training images. image: then each image by its own channel means and
+    its own contrast, so that brightness and tint hardly matter."""
 
     probe_images: int = 5000
     """Number of training images for the kNN and ridge probes, if there are labels; 0
@@ -90,7 +103,30 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     def problems(self) -> list[str]:
         """Every setting of this stage that cannot work, in one list."""
         found = at_least_0(self, "probe_images", "pictures")
-        return found + at_least_1(self, "probe_k") + self._model_problems()
+        found += at_least_1(self, "probe_k")
+        return found + self._view_problems() + self._model_problems()
+
+    def _view_problems(self) -> list[str]:
+        from afterimage.data.augmentations import cuts
+
+        if self.view_size is None:
+            return []
+        found, shown = [], f"view_size={self.view_size}"
+        if self.view_size < 8:
+            found.append(f"{shown}: must be at least 8")
+        if self.image_size is not None and self.view_size > self.image_size:
+            found.append(f"{shown}: must be at most image_size={self.image_size}")
+        if not cuts(self.augment):
+            found.append(
+                f"{shown}: augment={self.augment!r} cuts no views; add crop "
+                "(crop,flip), or use a set with crop, such as photos"
+            )
+        if self.bottleneck is not None:
+            found.append(
+                f"{shown} and bottleneck={self.bottleneck}: a bottleneck works with "
+                "only one image size; leave one of them out"
+            )
+        return found
 
     def _model_problems(self) -> list[str]:
         from afterimage.errors import UserError

@@ -223,14 +223,14 @@ def test_a_complete_run_without_its_checkpoints_is_left_as_it_is(
 ):
     run = shutil.copytree(finished.run, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
-    encoder = (run / "encoder/encoder.safetensors").read_bytes()
+    encoder = (run / "encoder/weights.safetensors").read_bytes()
     again = run_program(config(run))
     assert again.complete
     assert again.metrics == finished.metrics
     assert "checkpoints were deleted" in capsys.readouterr().out
     with pytest.raises(UserError, match="other settings"):
         run_program(config(run, lr=0.1))
-    assert (run / "encoder/encoder.safetensors").read_bytes() == encoder
+    assert (run / "encoder/weights.safetensors").read_bytes() == encoder
 
 
 @pytest.mark.parametrize(

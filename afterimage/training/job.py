@@ -263,11 +263,9 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
         if began >= total:
             lost = None if gone else job.lost()
             if lost is None:
-                what = (
-                    "its checkpoints were deleted" if gone else "nothing is left to do"
-                )
+                deleted = " (its checkpoints were deleted)" if gone else ""
                 tell(
-                    f"{run.path} is complete: {total} of {total} steps; {what}. For a "
+                    f"{run.path} is complete: {total} of {total} steps{deleted}. For a "
                     "new run, give another --out"
                 )
                 return job.result(complete=True)
