@@ -96,7 +96,7 @@ def test_of_two_runs_the_one_whose_neighbours_are_alike_is_taken(
     given = ["select", *runs, "--data", f"npz:{tmp_path / 'bright.npz'}"]
     assert main([*given, "--encoder", str(tmp_path / "encoder")]) == 0
     printed = capsys.readouterr().out
-    assert f"take {home / 'other'}: predictions most alike" in printed
+    assert f"best: {home / 'other'}, by predictions most alike" in printed
     row = printed[printed.index(f"{home / 'other'} ") :]
     assert float(row.split()[1]) == pytest.approx(np.log(2), abs=1e-3)
 
@@ -121,7 +121,7 @@ def test_of_three_runs_one_of_the_two_that_agree_is_taken(home, tmp_path, capsys
     assert best["agreement"] == twin["agreement"] > other["agreement"]
     assert best["infomax"] == twin["infomax"] > 0
     printed = capsys.readouterr()
-    assert f"take {home / 'one'}" in printed.out
+    assert f"best: {home / 'one'}" in printed.out
     assert f"3/3  {home / 'twin'}" in printed.err
 
 
