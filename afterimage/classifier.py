@@ -114,7 +114,7 @@ class Classifier:
             params, _ = transfer(params, fresh_params)
             stats, _ = transfer(stats, fresh_stats)
         except (TransferError, UserError) as error:
-            raise CheckpointError(f"not what its manifest says. {error}") from error
+            raise CheckpointError(f"it does not match its manifest. {error}") from error
         self.params, self.stats = jax.device_put((params, stats))
         self.manifest = dict(manifest)
         self.references = self._references(known)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from afterimage.classifier import load_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from afterimage.classifier import load_classifier
 from afterimage.encoder import load_encoder
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate

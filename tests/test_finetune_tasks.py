@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from afterimage.classifier import load_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
+from afterimage.classifier import load_classifier
 from afterimage.errors import DataError
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.finetune.evaluate import evaluate
@@ -321,5 +321,5 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
 
 
 def test_a_task_without_labels_is_named(home):
-    with pytest.raises(DataError, match="no labels of the task 'colour'; expected an"):
+    with pytest.raises(DataError, match="no labels for the task 'colour'; expected an"):
         finetune(config(home, home / "run", methods=Tasks(columns=("colour",))))

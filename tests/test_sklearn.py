@@ -111,7 +111,7 @@ def test_bad_input_is_named(path):
         EncoderTransformer(path).fit(np.zeros((2, 12)))
     with pytest.raises(ValueError, match="0 sample"):
         EncoderTransformer(path).fit(np.zeros((0, 768)))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="-gone does not exist"):
         EncoderTransformer(path + "-gone").fit(pictures(2))
 
 
