@@ -100,7 +100,7 @@ def test_what_is_no_classifier_is_named(tmp_path, run):
     with pytest.raises(UserError, match="no folder"):
         afterimage.load_classifier(tmp_path / "gone")
     encoder_artefact.write(tmp_path / "encoder")
-    with pytest.raises(UsageError, match="holds no classifier"):
+    with pytest.raises(UsageError, match="no classifier"):
         afterimage.load_classifier(tmp_path)
     params, stats, manifest = read_classifier(run)
     stats["neighbours"]["classes"]["features"] = np.ones((3, 5), np.float16)

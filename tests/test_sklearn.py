@@ -107,7 +107,7 @@ def test_a_folder_written_anew_is_loaded_anew(tmp_path):
 def test_bad_input_is_named(path):
     with pytest.raises(UserError, match="output='rows'"):
         EncoderTransformer(path, output="rows").fit(pictures(2))
-    with pytest.raises(UserError, match=r"12 numbers.*16 x 16 x 3 have 768"):
+    with pytest.raises(UserError, match=r"12 numbers.*16 x 16 x 3\) have 768"):
         EncoderTransformer(path).fit(np.zeros((2, 12)))
     with pytest.raises(ValueError, match="0 sample"):
         EncoderTransformer(path).fit(np.zeros((0, 768)))
