@@ -38,7 +38,7 @@ class PretrainResult:
 
     run: pathlib.Path
     encoder: pathlib.Path
-    """The encoder alone; `afterimage.load_encoder` takes this or the run folder."""
+    """The encoder alone; `afterimage.load_encoder` accepts this or the run folder."""
     report: pathlib.Path
     picture: pathlib.Path | None
     """The last reconstruction picture."""
@@ -52,7 +52,7 @@ class PretrainResult:
     advice: tuple[str, ...]
     """What to try if the features lose to raw pixels or to HOG."""
     complete: bool
-    """True if the run was already complete and nothing was done."""
+    """True if the run was already complete, so that nothing was trained."""
 
     @classmethod
     def of(
@@ -206,9 +206,9 @@ def write_run_report(
         probes=table,
         probe_note=" ".join(
             [
-                f"Accuracy on {held_out} held-out images. The encoder saw no label; "
-                "the probes learn from those of the training images, and nothing is "
-                f"fine-tuned. The feature vector is the {vector}.",
+                f"Accuracy on {held_out} held-out images. The encoder saw no labels; "
+                "the probes are fitted to those of the training images, without "
+                f"fine-tuning. The feature vector is the {vector}.",
                 *advice(probes, config),
             ]
         ),

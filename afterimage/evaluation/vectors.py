@@ -206,7 +206,8 @@ def _sweep(
                 raise UserError(
                     f"{representation.name}: vectors of {', '.join(bad)} are not "
                     f"finite, first among images {part[0]}-{part[-1]} of "
-                    f"{images.name}; an encoder that diverged cannot be scored."
+                    f"{images.name}. The encoder has probably diverged; use an "
+                    "earlier checkpoint."
                 )
             yield slice(int(part[0]), int(part[-1]) + 1), found
             progress.add(len(part))
