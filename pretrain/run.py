@@ -69,10 +69,10 @@ def pretrain(
     """
     if (data is None) == (config.data is None):
         raise UserError(
-            "no data: name a folder of images (afterimage pretrain photos --out RUN), "
-            "or give an object, pretrain(config, data=...)"
+            "no data: give a folder of images (afterimage pretrain photos --out "
+            "RUN), or pass an object, pretrain(config, data=...)"
             if data is None
-            else f"data={config.data!r} and an object: give one of them"
+            else f"data={config.data!r} and an object: give only one"
         )
     runtime.enable_compile_cache()
     if data is not None:

@@ -21,7 +21,7 @@ The same command again continues an interrupted run.
   afterimage pretrain photos --image-size 64 --out runs/photos""",
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
-        "Which encoder, and what it learns from": (
+        "Which encoder, and what it learns": (
             *("model", "width", "bottleneck", "decoder", "objective", "augment"),
         ),
         "How long": ("steps", "epochs", "batch_size", "eval_every", "save_every"),
@@ -33,7 +33,7 @@ The same command again continues an interrupted run.
             "validation",
             "seed",
         ),
-        "On which machine": ("precision", "devices", "accumulate", "remat"),
+        "On which device": ("precision", "devices", "accumulate", "remat"),
     },
 )
 
