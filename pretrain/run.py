@@ -117,7 +117,8 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        self.setup = ModelSetup(self.model, network, self.preprocessing)
+        setup = ModelSetup(self.model, network, self.preprocessing)
+        self.setup = config.objective.prepare(setup, self.train)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,
