@@ -14,7 +14,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import ml_dtypes
 import msgspec
@@ -90,6 +90,7 @@ class PreprocessingFields(Struct):
     std: Statistics
     channels: Channels
     value_range: tuple[Number, Number] | None = None
+    normalisation: Literal["data", "image"] = "data"
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:

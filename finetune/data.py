@@ -246,7 +246,7 @@ def _at_shape(
     """Model and preprocessing for these images: the stored ones, at this shape.
 
     The stored statistics are kept unless the channels differ; then they are measured
-    again.
+    again. Whether each image is normalised by its own statistics is kept too.
     """
     height, width, channels = splits.train.shape
     model = dataclasses.replace(model, image_size=(height, width), channels=channels)
@@ -254,7 +254,9 @@ def _at_shape(
     if channels != stored.channels:
         mean, std = channel_statistics(splits.train)
     value_range = splits.train.value_range or stored.value_range
-    return model, Preprocessing((height, width), mean, std, channels, value_range)
+    return model, Preprocessing(
+        (height, width), mean, std, channels, value_range, stored.normalisation
+    )
 
 
 def _open_target(

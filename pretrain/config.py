@@ -65,6 +65,11 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     augment: Augmentation = "none"
     """Random augmentation of the training images."""
 
+    normalise: Literal["data", "image"] = "data"
+    """How the encoder's images are normalised. data: by the mean and deviation of each
+    channel in the training images. image: then each image by its own channel means and
+    its own contrast, so that brightness and tint hardly matter."""
+
     probe_images: int = 5000
     """Training images that the kNN and ridge probes are fitted to, if there are labels;
     0 turns the probes off."""

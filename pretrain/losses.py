@@ -1,8 +1,9 @@
 """Reconstruction losses and their units.
 
 There are three spaces: *pixels* in [0, 1]; *standardised* images, `(pixels - mean) /
-std` by the training data's channel statistics (the network's input); and the *target*,
-which the network's output is compared with. The target is the standardised image, the
+std` by the training data's channel statistics (the network's input, unless each image
+is normalised by its own too); and the *target*, which the network's output is compared
+with. The target is the standardised image, the
 same normalised per image (`target="image"`) or per patch (`"patch"`), its histograms of
 gradients (`"hog"`), or the pixels (`bce`, where the network's output is a logit). Every
 loss is a mean over one image's values, so it depends on neither image nor batch size;
@@ -179,7 +180,7 @@ def masked_mean(values: PerImage, mask: Shaped[Array, " b"] | None = None) -> Ar
 class ReconstructionLoss:
     """A reconstruction loss with its target space.
 
-    `preprocessing` standardises the network's input; targets use the same statistics.
+    `preprocessing` has the statistics that standardise targets.
     `patch` is the side of the squares that `target="patch"` normalises, or that `"hog"`
     divides into whole cells. The weighted terms are added: neighbouring differences and
     a Laplacian pyramid of the error, in units of the target (of pixels with `bce`), and
@@ -213,7 +214,7 @@ class ReconstructionLoss:
             from afterimage.pretrain.hog import hog_target
 
             return hog_target(pixels, self._cell)
-        standardised = self.preprocessing.normalise(pixels)
+        standardised = self.preprocessing.standardise(pixels)
         if self.target == "data":
             return standardised
         centre, spread = self._moments(standardised)
@@ -276,7 +277,7 @@ class ReconstructionLoss:
 
             return hog_picture(output, self._cell)
         if self.target != "data":
-            centre, spread = self._moments(self.preprocessing.normalise(pixels))
+            centre, spread = self._moments(self.preprocessing.standardise(pixels))
             output = output * spread + centre
         return jnp.clip(self.preprocessing.denormalise(output), 0, 1)
 

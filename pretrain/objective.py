@@ -231,7 +231,7 @@ class Reconstruction(Objective):
 
     @abc.abstractmethod
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """One forward pass of standardised images."""
+        """One forward pass of normalised images."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         # Imported here because most runs corrupt nothing.
@@ -283,9 +283,13 @@ class Reconstruction(Objective):
                 self.corruption, self.corruption_strength, mean, std
             )
             corrupted = change(forward.key, pixels)
-        inputs = preprocessing.normalise(corrupted)
         key = jax.random.fold_in(forward.key, 1)
-        return self.forward(dataclasses.replace(forward, key=key), inputs), corrupted
+        forward = dataclasses.replace(forward, key=key)
+        return self.forward(forward, self.inputs(forward, corrupted)), corrupted
+
+    def inputs(self, forward: Forward, pixels: Array) -> Float[Array, "b h w c"]:
+        """Normalised images, for `forward` with the same key."""
+        return forward.setup.preprocessing.normalise(pixels)
 
     def _measured(
         self, setup: ModelSetup, found: Pass, pixels: Array

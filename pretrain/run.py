@@ -23,6 +23,7 @@ from afterimage.data import (
     object_spec,
     open_data,
 )
+from afterimage.data.preprocessing import Normalisation
 from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
 from afterimage.models import (
@@ -143,7 +144,7 @@ class _Pretraining(Job[PretrainResult]):
         self.mesh = make_mesh(config.devices)
         self.total = config.total_steps(len(self.train))
         # From all training images, including those held out: the same for every seed.
-        self.preprocessing = _preprocessing(self.source)
+        self.preprocessing = _preprocessing(self.source, config.normalise)
         self.model = _model_config(config, self.train)
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
@@ -322,10 +323,12 @@ def _held_out(
     return hold_out(splits.train, config.validation, config.seed)
 
 
-def _preprocessing(train: ImageSet) -> Preprocessing:
+def _preprocessing(train: ImageSet, normalisation: Normalisation) -> Preprocessing:
     height, width, channels = train.shape
     mean, std = channel_statistics(train)
-    return Preprocessing((height, width), mean, std, channels, train.value_range)
+    return Preprocessing(
+        (height, width), mean, std, channels, train.value_range, normalisation
+    )
 
 
 def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:

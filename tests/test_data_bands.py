@@ -193,6 +193,7 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
         steps=2,
         batch_size=8,
         augment="crop-flip",
+        normalise="image",
     )
     pretrain(config)
     with pytest.raises(UserError, match="value_range"):
@@ -222,6 +223,8 @@ def test_bands_and_their_range_go_through_both_stages(tmp_path):
     assert found["examples"] == 4
     manifest = json.loads((tmp_path / "cls/encoder/manifest.json").read_text())
     assert tuple(manifest["preprocessing"]["value_range"]) == rule.value_range
+    assert rule.normalisation == "image"
+    assert manifest["preprocessing"]["normalisation"] == "image"
 
 
 @pytest.mark.parametrize("channels", [None, 4])

@@ -1,5 +1,7 @@
 """Statistics, preprocessing, resizing and augmentation: laws rather than examples."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,9 +67,49 @@ def test_normalise_is_the_formula_for_bytes_and_floats():
     np.testing.assert_allclose(rule.denormalise(normalise(PIXELS)), floats, atol=1e-6)
 
 
+def each(size=(9, 11), channels=3):
+    return dataclasses.replace(prepared(size, channels), normalisation="image")
+
+
+def test_each_image_is_normalised_by_its_own_means_and_contrast():
+    x = (PIXELS / 255 - 0.5) / 0.25
+    x = x - x.mean((1, 2), keepdims=True)
+    wanted = x / (np.sqrt((x**2).mean((1, 2, 3), keepdims=True)) + 0.1)
+    normalise = jax.jit(each().normalise)
+    np.testing.assert_allclose(normalise(PIXELS), wanted, atol=1e-5)
+    everything = np.ones(PIXELS.shape[:3], bool)
+    np.testing.assert_allclose(normalise(PIXELS, everything), wanted, atol=1e-5)
+    # Targets and pictures keep the statistics of the data.
+    np.testing.assert_array_equal(
+        each().standardise(PIXELS), prepared().normalise(PIXELS)
+    )
+
+
+def test_statistics_of_an_image_are_those_of_its_visible_pixels():
+    visible = RNG.random(PIXELS.shape[:3]) < 0.3
+    found = jax.jit(each().normalise)(PIXELS, visible)
+    for image, seen, ours in zip(PIXELS, visible, np.asarray(found), strict=True):
+        alone = each().normalise(image[seen][None, None])
+        np.testing.assert_allclose(ours[seen], alone[0, 0], atol=2e-5)
+
+
+def test_tint_and_brightness_leave_an_image_and_a_flat_one_is_zero():
+    floats = 0.25 + PIXELS / np.float32(1000)
+    tinted = floats + np.float32([0.1, -0.1, 0.3])
+    normalise = each().normalise
+    np.testing.assert_allclose(normalise(tinted), normalise(floats), atol=1e-4)
+    flat = np.full((2, 9, 11, 3), 200, np.uint8)
+    np.testing.assert_allclose(normalise(flat), 0, atol=1e-3)
+    slope = jax.grad(lambda x: normalise(x)[0, 0, 0, 0])(flat / np.float32(255))
+    assert np.isfinite(slope).all()
+
+
 def test_preprocessing_survives_json():
-    rule = prepared()
-    assert Preprocessing.from_dict(rule.to_dict()) == rule
+    rule = each()
+    stored = rule.to_dict()
+    assert Preprocessing.from_dict(stored) == rule
+    del stored["normalisation"]  # as written before images were normalised one by one
+    assert Preprocessing.from_dict(stored) == prepared()
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterimage import runtime
+from afterimage.data import Preprocessing
+from afterimage.models import ModelConfig, Network
+from afterimage.pretrain.objective import Forward, ModelSetup
+from afterimage.pretrain.objectives.latent import Latent
 from afterimage.pretrain.objectives.masked import Masked, draw_mask, lowest, patch_size
 from tests.forms import milliseconds, on_cpu
 
@@ -98,6 +103,35 @@ def test_lowest_takes_as_many_as_asked_in_each_row():
 )
 def test_the_usual_patch_is_near_a_seventh_of_the_image(side, patch):
     assert patch_size(Masked(), (side, side)) == patch
+
+
+@pytest.mark.parametrize("objective", [Masked(patch=2), Latent(patch=8)])
+def test_images_normalised_one_by_one_do_not_show_masked_pixels(objective):
+    """Bit for bit, in training, where moments are of the batch."""
+    size = (16, 16)
+    model = ModelConfig(
+        image_size=size, channels=1, norm="batch", decoder="block", width=0.1
+    )
+    network, params, stats = Network.create(objective.build(model, nnx.Rngs(0)))
+    stats = jax.tree.map(jnp.asarray, objective.start(params, stats))
+    rule = Preprocessing(size, (0.4,), (0.2,), 1, normalisation="image")
+    setup = ModelSetup(model, network, rule)
+    step, key = jnp.asarray(0), jax.random.key(1)
+
+    @runtime.jit
+    def run(pixels):
+        forward = Forward(setup, params, stats, key, step)
+        found = objective.forward(forward, objective.inputs(forward, pixels))
+        found.stats.pop("teacher", None)  # the teacher sees everything
+        return found.output, found.stats, found.mask
+
+    images = np.random.default_rng(0).random((3, *size, 1), np.float32)
+    *one, mask = run(images)
+    mask = np.asarray(mask)[..., None]
+    *two, _ = run(np.where(mask, 7 * images + 1, images))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    *seen, _ = run(np.where(mask, images, images**2))
+    assert np.any(np.asarray(seen[0]) != np.asarray(one[0]))
 
 
 @on_cpu

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from afterimage.data.pixels import (
     NotAnImage,
@@ -22,6 +22,11 @@ from afterimage.errors import UserError
 
 SMALLEST_STD = 1 / 255
 """One grey level: a constant channel becomes zeros instead of dividing by zero."""
+FLAT = 0.1
+"""Added to the RMS of an image, in standard deviations of the data: an image without
+contrast is not turned into noise."""
+
+Normalisation = Literal["data", "image"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Preprocessing:
 
     `mean` and `std` are per channel, for images in [0, 1]. `value_range` holds the
     values mapped to 0 and 1 in images of more than 8 bits: wide integers and floats.
+    `normalisation` says whether the encoder's images are normalised by the statistics
+    of the data alone, or then each by its own.
     """
 
     image_size: tuple[int, int]
@@ -37,6 +44,7 @@ class Preprocessing:
     std: tuple[float, ...]
     channels: int
     value_range: tuple[float, float] | None = None
+    normalisation: Normalisation = "data"
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.channels:
@@ -52,6 +60,21 @@ class Preprocessing:
             )
 
     def normalise(
+        self,
+        images: Num[Array, "*b h w c"] | Num[np.ndarray, "*b h w c"],
+        visible: Bool[Array, "*b h w"] | None = None,
+    ) -> Float[Array, "*b h w c"]:
+        """An encoder's input: `standardise`, then `normalise_each` if so configured.
+
+        Statistics of an image are those of its `visible` pixels, so that masked ones do
+        not influence the others.
+        """
+        standardised = self.standardise(images)
+        if self.normalisation == "data":
+            return standardised
+        return normalise_each(standardised, visible)
+
+    def standardise(
         self, images: Num[Array, "*b h w c"] | Num[np.ndarray, "*b h w c"]
     ) -> Float[Array, "*b h w c"]:
         """(x - mean) / max(std, 1/255) as float32, inside jit.
@@ -70,7 +93,7 @@ class Preprocessing:
         return x.astype(jnp.float32) * gain - (mean / std).reshape(*rank, -1)
 
     def denormalise(self, images: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-        """The inverse of `normalise`: images in [0, 1] if the input was."""
+        """The inverse of `standardise`: images in [0, 1] if the input was."""
         rank = (1,) * (images.ndim - 1)
         std = np.maximum(np.asarray(self.std, np.float32), np.float32(SMALLEST_STD))
         mean = np.asarray(self.mean, np.float32).reshape(*rank, -1)
@@ -116,6 +139,7 @@ class Preprocessing:
             "std": list(self.std),
             "channels": self.channels,
             "value_range": self.value_range and list(self.value_range),
+            "normalisation": self.normalisation,
         }
 
     @classmethod
@@ -129,7 +153,32 @@ class Preprocessing:
             tuple(float(v) for v in values["std"]),
             int(values["channels"]),
             value_range and (float(value_range[0]), float(value_range[1])),
+            values.get("normalisation", "data"),
         )
+
+
+def normalise_each(
+    images: Float[Array, "*b h w c"], visible: Bool[Array, "*b h w"] | None = None
+) -> Float[Array, "*b h w c"]:
+    """(x - m) / (RMS(x - m) + 0.1): m the mean of each channel of an image, the RMS
+    over all its pixels and channels.
+
+    A change of an image's brightness, contrast or tint then hardly changes the result.
+    Both statistics are of the `visible` pixels alone, if given; values elsewhere follow
+    the same formula.
+    """
+    if visible is None:
+        share = jnp.float32(1 / math.prod(images.shape[-3:-1]))
+        counted = lambda x: x * share  # noqa: E731
+    else:
+        shown = visible[..., None]
+        share = 1 / jnp.maximum(shown.sum((-3, -2), keepdims=True), 1)
+        counted = lambda x: jnp.where(shown, x, 0) * share  # noqa: E731
+    centred = images - counted(images).sum((-3, -2), keepdims=True)
+    power = counted(jnp.square(centred)).sum((-3, -2), keepdims=True)
+    # The tiny number keeps the derivative of a flat image finite.
+    rms = jnp.sqrt(power.mean(-1, keepdims=True) + 1e-12)
+    return centred / (rms + FLAT)
 
 
 def _in_range(

@@ -128,7 +128,7 @@ class Latent(Masked):
 
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
         """In training the teacher is updated after it is used."""
-        mask = self.draw(forward.key, inputs)
+        mask = self.draw(forward, inputs)
         rest = dict(forward.stats)
         teacher = rest.pop("teacher")
         target = teach(forward.setup, teacher, rest, inputs)

@@ -86,15 +86,26 @@ class Masked(Autoencoding):
     def target_patch(self, model: ModelConfig) -> int:
         return patch_size(self, model.image_size)
 
+    def inputs(self, forward: Forward, pixels: Array) -> Float[Array, "b h w c"]:
+        """Images normalised by the statistics of their visible pixels, if one by one:
+        nothing of a masked pixel reaches the encoder."""
+        visible = ~self.draw(forward, pixels)
+        return forward.setup.preprocessing.normalise(pixels, visible)
+
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        mask = self.draw(forward.key, inputs)
+        mask = self.draw(forward, inputs)
         output, stats = forward(inputs, mask=mask)
         return Pass(output, stats, mask=mask)
 
-    def draw(self, key: Array, inputs: Float[Array, "b h w c"]) -> Bool[Array, "b h w"]:
-        """True at the pixels that the encoder must not see."""
-        batch, height, width, _ = inputs.shape
-        return draw_mask(key, batch, (height, width), self)
+    def draw(
+        self, forward: Forward, images: Float[Array, "b h w c"]
+    ) -> Bool[Array, "b h w"]:
+        """True at the pixels that the encoder must not see; by `forward.key`."""
+        batch, height, width, _ = images.shape
+        # Training views may be smaller than the images of an evaluation.
+        patch = self.target_patch(forward.setup.model)
+        masking = dataclasses.replace(self, patch=patch)
+        return draw_mask(forward.key, batch, (height, width), masking)
 
     @property
     def rows(self) -> tuple[str, ...]:
