@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import gzip
 import json
+import os
 import pathlib
 import shutil
 import struct
@@ -70,7 +71,7 @@ class Places:
 class Labelled:
     """Images with their classes: arrays of one shape, or files."""
 
-    images: Sequence[Any]
+    images: Any
     """Arrays [h, w] or [h, w, 3], or paths, or the bytes of files."""
     classes: Sequence[str]
     test: np.ndarray | None = None
@@ -82,7 +83,7 @@ def _cut(found: Labelled, most: int | None = None) -> Labelled:
     rows: dict[str, list[int]] = collections.defaultdict(list)
     for row, name in enumerate(found.classes):
         rows[name].append(row)
-    kept = []
+    kept: list[int] = []
     for mine in rows.values():
         stride = np.linspace(0, len(mine) - 1, min(len(mine), most or len(mine)))
         kept += [mine[int(i)] for i in stride]
@@ -268,17 +269,35 @@ STRANGERS: dict[str, Callable[[Places], Labelled]] = {
 }
 
 
-def prepared(name: str, places: Places, out: pathlib.Path) -> str:
-    """The path of a set as `afterimage` reads it, written below `out` unless it is
-    there: an npz file for arrays, else a folder train/CLASS and test/CLASS.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An image set as `afterimage` reads it: npz files for arrays, else folders."""
+
+    labelled: str
+    """Training and test images with their classes."""
+    unlabelled: str
+    """The training images alone, without classes: for pretraining."""
+
+
+def prepared(name: str, places: Places, out: pathlib.Path) -> Prepared:
+    """The paths of a set, written below `out` unless it is there.
 
     At most 10,000 training and 2,000 test images. Raises Missing.
     """
-    folder, file = out / name, out / f"{name}.npz"
-    for path in (folder, file):
-        if path.exists():
-            return str(path)
+    for kind in (".npz", ""):
+        if (out / f"{name}-unlabelled{kind}").exists():
+            return _prepared(out, name, kind)
     found = (DEVELOPMENT | STRANGERS)[name](places)
+    kind = _write(name, found, out)
+    return _prepared(out, name, kind)
+
+
+def _prepared(out: pathlib.Path, name: str, kind: str) -> Prepared:
+    return Prepared(*(str(out / f"{name}{part}{kind}") for part in ("", "-unlabelled")))
+
+
+def _write(name: str, found: Labelled, out: pathlib.Path) -> str:
+    """Writes a set; ".npz", or "" for a folder."""
     names = sorted(set(found.classes))
     labels = np.array([names.index(name) for name in found.classes], np.int32)
     test = found.test
@@ -293,32 +312,34 @@ def prepared(name: str, places: Places, out: pathlib.Path) -> str:
     }
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(found.images[0], np.ndarray):
-        return _write_arrays(file, np.stack(list(found.images)), labels, rows)
-    return _write_folder(folder, found, rows)
+        _write_arrays(out / name, np.stack(list(found.images)), labels, rows)
+        return ".npz"
+    _write_folder(out / name, found, rows)
+    return ""
 
 
 def _write_arrays(
-    file: pathlib.Path, images: np.ndarray, labels: np.ndarray, rows: dict
-) -> str:
+    place: pathlib.Path, images: np.ndarray, labels: np.ndarray, rows: dict
+) -> None:
     arrays = {f"x_{split}": images[mine] for split, mine in rows.items()}
-    arrays |= {f"y_{split}": labels[mine] for split, mine in rows.items()}
-    scratch = file.with_suffix(".tmp")
-    with scratch.open("wb") as stream:
-        np.savez(stream, **arrays)
-    scratch.replace(file)
-    return str(file)
+    labelled = arrays | {f"y_{split}": labels[mine] for split, mine in rows.items()}
+    np.savez(f"{place}.npz", **labelled)  # pyright: ignore[reportArgumentType]
+    np.savez(f"{place}-unlabelled.npz", images=arrays["x_train"])
 
 
-def _write_folder(folder: pathlib.Path, found: Labelled, rows: dict) -> str:
-    scratch = folder.with_name(f".{folder.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
+def _write_folder(place: pathlib.Path, found: Labelled, rows: dict) -> None:
+    scratch = place.with_name(f".{place.name}")
+    for folder in (place, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
+    scratch.mkdir()
     for split, mine in rows.items():
         for row in mine:
             image = found.images[row]
             data = image if isinstance(image, bytes) else image.read_bytes()
             suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
-            place = scratch / split / found.classes[row] / f"{row:05d}.{suffix}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-    scratch.rename(folder)
-    return str(folder)
+            file = place / split / str(found.classes[row]) / f"{row:05d}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            if split == "train":
+                os.link(file, scratch / file.name)
+    scratch.rename(f"{place}-unlabelled")

@@ -16,8 +16,9 @@ from afterimage.checkpoints import schemas
 from afterimage.console import say, say_reading
 from afterimage.data import ImageSet, Splits, object_spec, open_data
 from afterimage.data.sets import Sizes
+from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.run import pace
+from afterimage.pretrain.run import NO_DATA, pace
 from afterimage.reading import ReadingOptions
 from afterimage.runs import Run
 from afterimage.settings import from_dict, merge
@@ -113,12 +114,15 @@ def recommend(
 
     Raises UserError, DataError: as `pretrain`, before a folder is made.
     """
-    began, path = time.perf_counter(), isinstance(data, str)
-    given = {**settings, "data": data if path else None, "out": out}
+    began = time.perf_counter()
+    if data is None:
+        raise UserError(NO_DATA)
+    spec = data if isinstance(data, str) else None
+    given = {**settings, "data": spec, "out": out}
     asked = from_dict(PretrainConfig, given)  # every mistake at once, before reading
     budget = 60 * (MINUTES if minutes is None else minutes)
     if not budget > 0:
-        raise _no_time(minutes)
+        raise UserError(f"minutes={minutes}: more than 0")
     if (stored := _begun(out)) is not None:
         say(f"{out} holds a run: it keeps its settings, whatever time is asked for")
         return from_dict(PretrainConfig, merge(PretrainConfig, stored, given))
@@ -136,12 +140,6 @@ def recommend(
         config = dataclasses.replace(config, steps=steps)
     say("\n".join(reasons(images, config, settings, budget if steps else None)))
     return config
-
-
-def _no_time(minutes: float | None) -> Exception:
-    from afterimage.errors import UserError
-
-    return UserError(f"minutes={minutes}: more than 0")
 
 
 def _begun(out: str) -> dict[str, Any] | None:

@@ -57,6 +57,11 @@ from afterimage.training.step import (
     compile_steps,
 )
 
+NO_DATA = (
+    "no data: name a folder of images (afterimage pretrain photos --out RUN), or give "
+    "an object, pretrain(config, data=...)"
+)
+
 
 def pretrain(
     config: PretrainConfig, *, data: Any = None, callbacks: Callbacks = NO_CALLBACKS
@@ -76,8 +81,7 @@ def pretrain(
     """
     if (data is None) == (config.data is None):
         raise UserError(
-            "no data: name a folder of images (afterimage pretrain photos --out RUN), "
-            "or give an object, pretrain(config, data=...)"
+            NO_DATA
             if data is None
             else f"data={config.data!r} and an object: give one of them"
         )
@@ -116,7 +120,7 @@ def pace(
     length = feed.steps_per_dispatch
     run = compile_step(step) if length == 1 else compile_steps(step)
     blocks = feed.blocks(0, itertools.repeat(length))
-    marks = [time.perf_counter()]
+    marks, done = [time.perf_counter()], 0
     try:
         for _, _, batch in blocks:
             state, metrics = run(state, batch, feed.data)
