@@ -91,7 +91,7 @@ _FINETUNED = "fine-tuned, 10 a class"
 _LABELS, _DRAWS = 10, 3
 NOTES = (
     "Pretraining sees no label. Accuracy on test images, %, mean ± deviation over "
-    "seeds of the run and of the labels; with ten labels a class, each seed is the mean "
+    "seeds of the run and the labels; with ten labels a class, each seed is the mean "
     "of three draws. Nothing is chosen on test images: C and k on training labels, the "
     "recipe on the development sets. Development "
     "sets: CIFAR-10 (part 0, JPEG-compressed), MNIST (training split), Google's emoji, "

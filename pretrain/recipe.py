@@ -93,10 +93,12 @@ def is_writing(images: UInt8[np.ndarray, "n h w c"]) -> bool:
         tones = np.bincount((small // 16).astype(int).ravel(), minlength=16)
         ground = 16 * tones.argmax() + 8
         ink = (np.abs(small - ground) > 48).astype(np.uint8)
+        if not ink.any():
+            continue  # an empty page
         thick = cv2.erode(ink, np.ones((7, 7), np.uint8))
         grounds.append(tones.max() / small.size)
-        left.append(thick.sum() / max(int(ink.sum()), 1))
-    return float(np.mean(grounds)) >= 0.4 and float(np.mean(left)) < 0.08
+        left.append(thick.sum() / ink.sum())
+    return bool(left and np.mean(grounds) >= 0.4 and np.mean(left) < 0.08)
 
 
 def recommend(
