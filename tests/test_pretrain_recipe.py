@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tomllib
 
 import cv2
 import numpy as np
@@ -231,11 +232,12 @@ def test_pace_times_the_real_step(tmp_path):
     assert pretrain(plain, data=images).steps == 2
 
 
-def test_flags_without_an_objective_use_the_recipe(monkeypatch):
+def test_flags_without_an_objective_use_the_recipe(monkeypatch, capsys):
     """A preset, a file or an objective is taken as it is, unless --minutes is given."""
     given = []
 
     def recommended(**flags):
+        print("chosen")
         given.append(flags)
         return PretrainConfig(data="digits", out="x")
 
@@ -249,5 +251,11 @@ def test_flags_without_an_objective_use_the_recipe(monkeypatch):
     assert plain == PretrainConfig(data="digits", out="x")
     assert type(plain) is PretrainConfig
     assert len(given) == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse(COMMAND, [*digits, "--print-config"])
+    said = capsys.readouterr()
+    assert tomllib.loads(said.out)["data"] == "digits"
+    assert "chosen" in said.err
     with pytest.raises(UserError, match="--minutes and --preset"):
         parse(COMMAND, [*digits, "--preset", "digits", "--minutes", "2"])

@@ -7,6 +7,7 @@ The flags are the fields of a dataclass, documented below each. A choice (see
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -150,7 +151,10 @@ def _configured(
         )
     chosen = files or set(command.explicit) & set(typed)
     if command.recipe is not None and (alone or not chosen):
-        return command.recipe(typed)
+        # Standard output is for the settings, if they are to be printed.
+        shown = sys.stderr if asked.print_config else sys.stdout
+        with contextlib.redirect_stdout(shown):
+            return command.recipe(typed)
     config = from_dict(command.config, settings)
     check(given_problems(config))
     return config
