@@ -173,7 +173,7 @@ def make_stage(
     def provide(params, stats, batch, key, step, trainable):
         del trainable
         view_key, key = jax.random.split(key)
-        augment = make_augment(config.augment)
+        augment = make_augment(config.augment, config.view_size)
 
         def view(number: int) -> Callable[[Context], Array]:
             drawn = jax.random.fold_in(view_key, number) if number else view_key
