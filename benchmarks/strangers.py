@@ -117,8 +117,6 @@ class Strangers:
     """The first of them."""
     minutes: float = 8.0
     """`--minutes` of each run."""
-    steps: int | None = None
-    """`--steps` instead: for a trial."""
     finetune_steps: int = 300
     """Steps of fine-tuning; 0 leaves it out. Only in the table of strangers."""
     folder: str = "../shared/data"
@@ -147,7 +145,7 @@ class Strangers:
     @property
     def budget(self) -> str:
         """What every run of the table may take."""
-        return f"{self.minutes:g}-min" if self.steps is None else f"{self.steps}-steps"
+        return f"{self.minutes:g}-min"
 
     def chosen_sets(self) -> tuple[str, ...]:
         """The names of the image sets."""
@@ -181,10 +179,6 @@ class Cell:
         """The command as typed."""
         config, flags = self.config, ROWS[self.config.table][self.row]
         length = ("--minutes", f"{config.minutes:g}")
-        if config.steps is not None:
-            length = ("--steps", str(config.steps))
-            # A recipe for another objective needs its minutes.
-            length += ("--minutes", "1") if "--objective" in flags else ()
         place = ("--out", str(self.run), "--seed", str(self.seed))
         return ["afterimage", "pretrain", self.data.unlabelled, *place, *length, *flags]
 

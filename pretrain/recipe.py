@@ -38,6 +38,19 @@ _INSTRUMENTS = 0.1
 _CARE = 1.05
 """Steps are planned as if they took this much longer, for a machine that slows down."""
 _LOOKED_AT = 256
+RECIPE: Mapping[str, Any] = {
+    "norm": "batch",
+    "objective": "simclr",
+    "normalise": "image",
+    "lr": 2e-3,
+    "weight_decay": 0.05,
+    "beta2": 0.99,
+    "clip": 5.0,
+}
+"""What is the same for all images, chosen on the development sets of
+`benchmarks.strangers` (docs/design/recipe.md)."""
+PHOTOS, WRITING = "photos", "writing"
+"""The augmentations that are chosen from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,20 +134,23 @@ def recommend(
         raise UserError(NO_DATA)
     spec = data if isinstance(data, str) else None
     given = {**settings, "data": spec, "out": out}
-    asked = from_dict(PretrainConfig, given)  # every mistake at once, before reading
+    # Every mistake at once, before reading: the images change none of these.
+    asked = _merged({**RECIPE, "augment": PHOTOS}, given)
+    if minutes is not None and (asked.steps or asked.epochs):
+        raise UserError(f"minutes={minutes:g} and steps or epochs: give one of them")
     budget = 60 * (MINUTES if minutes is None else minutes)
     if not budget > 0:
         raise UserError(f"minutes={minutes}: more than 0")
     if (stored := _begun(out)) is not None:
         say(f"{out} holds a run: it keeps its settings, whatever time is asked for")
-        return from_dict(PretrainConfig, merge(PretrainConfig, stored, given))
+        return _merged(stored, given)
     # For an object, the folder's settings are compared when it is passed to `pretrain`.
     Run(out, kind="pretrain", config=asked).check_settings()
     say_reading(asked.data)
     splits, sizes = _opened(data, asked, budget)
     images = Images.of(splits.train, sizes)
     chosen = choose(images, settings)
-    config = from_dict(PretrainConfig, merge(PretrainConfig, chosen, given))
+    config = _merged(chosen, given)
     steps = None
     if config.steps is None and config.epochs is None:
         named = dataclasses.replace(config, data=object_spec(data))
@@ -142,6 +158,10 @@ def recommend(
         config = dataclasses.replace(config, steps=steps)
     say("\n".join(reasons(images, config, settings, budget if steps else None)))
     return config
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfig:
+    return from_dict(PretrainConfig, merge(PretrainConfig, below, above))
 
 
 def _begun(out: str) -> dict[str, Any] | None:
@@ -189,28 +209,16 @@ def stored_side(sizes: Sizes, budget: float, *, at_least: int = 0) -> int | None
 
 
 def choose(images: Images, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe for these images: settings of PretrainConfig, without its length.
-
-    Where the images came from matters less than what they show, so that there are two
-    recipes, told apart by `is_writing`. Both were chosen on the development sets of
-    `benchmarks.strangers` (docs/design/recipe.md).
-    """
+    """The recipe for these images: settings of PretrainConfig, without its length."""
     accelerator = jax.default_backend() != "cpu"
     batch = 256 if accelerator else 128
     while batch > 8 and batch > images.count // 2:
         batch //= 2
-    batch = max(1, batch // jax.device_count()) * jax.device_count()
     chosen: dict[str, Any] = {
+        **RECIPE,
         "model": "resnet18" if accelerator else "conv",
-        "norm": "batch",
-        "objective": "simclr",
-        "normalise": "image",
-        "augment": "writing" if images.writing else "photos",
-        "batch_size": batch,
-        "lr": 2e-3,
-        "weight_decay": 0.05,
-        "beta2": 0.99,
-        "clip": 5.0,
+        "augment": WRITING if images.writing else PHOTOS,
+        "batch_size": max(1, batch // jax.device_count()) * jax.device_count(),
     }
     side = min(images.height, images.width)
     if images.height == images.width and images.sides != (side,) * 3:

@@ -174,6 +174,7 @@ def test_few_images_are_not_repeated_for_ever(tmp_path, photos):
         (None, {}, "no data"),
         ("digits", {"minutes": 0.0}, "minutes=0"),
         ("digits", {"minutes": float("nan")}, "minutes=nan"),
+        ("digits", {"minutes": 1.0, "steps": 5}, "give one"),
         ("digits", {"lr": -1.0}, "lr=-1.0"),
         ("digits", {"learning_rate": 1.0}, "learning_rate"),
     ],
@@ -223,9 +224,8 @@ def test_the_same_command_continues_with_the_run_s_settings(
 def test_pace_times_the_real_step(tmp_path):
     """An array goes through both calls."""
     images = np.stack([strokes(16) for _ in range(40)])
-    config = recommend(
-        images, out=str(tmp_path / "run"), width=0.1, batch_size=8, minutes=0.01
-    )
+    few = {"width": 0.1, "batch_size": 8, "minutes": 0.01}
+    config = recommend(images, out=str(tmp_path / "run"), **few)
     assert (config.steps, config.data) == (20, None)  # the fewest
     small = {"steps": 2, "pictures": 0, "probe_images": 0}
     plain = recommend(images, out=str(tmp_path / "run"), width=0.1, **small)
