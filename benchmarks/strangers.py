@@ -234,8 +234,9 @@ def _vectors(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Any:
 
 def representations(cell: Cell, names: tuple[str, ...]) -> list[Any]:
     """The default features of a run, and baselines."""
-    from afterimage.evaluation import pixel_vectors
     from afterimage.models.hog import hog_vectors
+
+    from afterimage.evaluation import pixel_vectors
 
     encoder = cell.encoder()
     made = {
