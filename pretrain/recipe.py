@@ -115,7 +115,7 @@ def is_writing(images: UInt8[np.ndarray, "n h w c"]) -> bool:
 
 
 def recommend(
-    data: Any, *, out: str, minutes: float | None = None, **settings: Any
+    data: Any, *, out: str, minutes: float | int | None = None, **settings: Any
 ) -> PretrainConfig:
     """Settings for these images, this machine and this time; says what it chose.
 
@@ -138,7 +138,7 @@ def recommend(
     asked = _merged({**RECIPE, "augment": PHOTOS}, given)
     if minutes is not None and (asked.steps or asked.epochs):
         raise UserError(f"minutes={minutes:g} and steps or epochs: give one of them")
-    budget = 60 * (MINUTES if minutes is None else minutes)
+    budget = 60.0 * (MINUTES if minutes is None else minutes)
     if not budget > 0:
         raise UserError(f"minutes={minutes}: more than 0")
     if (stored := _begun(out)) is not None:
