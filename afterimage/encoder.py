@@ -56,7 +56,7 @@ class Encoder:
     params: dict[str, Any]
     """Parameters, a nested dict of float32 arrays on the default device."""
     stats: dict[str, Any]
-    """State not learned by gradient (BatchNorm's moments); often empty."""
+    """State that is not learned by gradient (BatchNorm's moments); often empty."""
     manifest: dict[str, Any]
     """The artefact's metadata: model, data, how it was trained."""
     config: ModelConfig
@@ -235,7 +235,7 @@ class Encoder:
             ready = prepare(batch, self.preprocessing, resize=resize)
             if min(ready.shape[1:3]) < MIN_IMAGE_SIZE:
                 raise UserError(
-                    f"images of {ready.shape[1:3]} px; the network takes at least "
+                    f"images of {ready.shape[1:3]} px; the network needs at least "
                     f"{MIN_IMAGE_SIZE} px (resize=True scales them to "
                     f"{self.preprocessing.image_size})."
                 )
@@ -276,8 +276,8 @@ def load_encoder(path: str | Path, *, dtype: str = "float32") -> Encoder:
     """
     if not Path(path).is_dir():
         raise UserError(
-            f"there is no folder {path}; give a run folder, one of its "
-            "checkpoints/STEP, or an encoder/ folder."
+            f"{path} does not exist; give a run folder, one of its checkpoints/STEP, "
+            "or an encoder/ folder."
         )
     return Encoder(*read_encoder(path), dtype=dtype)
 
@@ -289,14 +289,14 @@ def _check_leaves(wanted: list[Any], given: list[Any], model: str) -> None:
     unexpected = sorted(have.keys() - want.keys())
     wrong += [f"unexpected {shortened(path)}" for path in unexpected]
     wrong += [
-        f"{path} is {have[path].dtype} {have[path].shape}, not "
+        f"{path} is {have[path].dtype} {have[path].shape}; expected "
         f"{want[path].dtype} {want[path].shape}"
         for path in sorted(want.keys() & have.keys())
         if (have[path].shape, have[path].dtype) != (want[path].shape, want[path].dtype)
     ]
     if wrong:
         raise CheckpointError(
-            f"these are not the parameters of the model {model!r} in the manifest:"
+            f"the parameters do not fit the model {model!r} in the manifest:"
             + in_lines(wrong)
         )
 

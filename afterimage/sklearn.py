@@ -64,7 +64,7 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         encoder = _encoder(self.path)
         images = self._images(X, encoder)
         if not len(images):
-            raise UserError("there are no images to fit to.")
+            raise UserError("there are no images to fit on.")
         self.n_features_in_ = int(np.prod(np.shape(images[0])))
         return self
 
@@ -103,8 +103,8 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         shape = (*encoder.preprocessing.image_size, encoder.preprocessing.channels)
         if width != np.prod(shape):
             raise UserError(
-                f"rows of {width} numbers; this encoder's images "
-                f"{' x '.join(map(str, shape))} have {np.prod(shape)}. Pass other "
-                "sizes as [N, H, W, C]."
+                f"rows of {width} numbers, but this encoder's images "
+                f"({' x '.join(map(str, shape))}) have {np.prod(shape)}. Pass images "
+                "of other sizes as [N, H, W, C]."
             )
         return rows.reshape(-1, *shape)

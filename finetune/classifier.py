@@ -44,7 +44,7 @@ from afterimage.training.stage import Context
 Tree = dict[str, Any]
 Maps = list[Array]
 HEAD = "classes"
-"""The head of the main task; heads of further tasks are named after their tasks."""
+"""The main task's head; each further head has the name of its task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,8 @@ class ClassifierNetwork:
         """
         if model.bottleneck and preprocessing.image_size != model.image_size:
             raise UserError(
-                f"image_size={preprocessing.image_size}: this encoder has a bottleneck "
-                f"built for {model.image_size} px; leave --image-size out"
+                f"image_size={preprocessing.image_size}: this encoder's bottleneck "
+                f"was built for {model.image_size} px; leave --image-size out"
             )
         rngs = nnx.Rngs(seed)
         module = build_encoder(model, rngs=rngs) if fresh else abstract_encoder(model)
@@ -102,8 +102,8 @@ class ClassifierNetwork:
             width = empty.feature_width(params, stats, config.features)
             if config.keep is not None and config.keep > width:
                 raise UserError(
-                    f"feature-selection.keep={config.keep}: this encoder has {width} "
-                    f"features of the kind {config.features!r}; keep fewer"
+                    f"feature-selection.keep={config.keep}: this encoder has only "
+                    f"{width} features of the kind {config.features!r}; keep fewer"
                 )
             read = config.keep or width
             head = Head(read, config.classes, config.kind, config.width, rngs=rngs)
@@ -361,5 +361,5 @@ def load_classifier(path: str, *, dtype: str = "float32") -> LoadedClassifier:
         params, _ = transfer(params, fresh_params)
         stats, _ = transfer(stats, fresh_stats)
     except (TransferError, UserError) as error:
-        raise CheckpointError(f"{path}: not what its manifest says. {error}") from error
+        raise CheckpointError(f"{path} does not match its manifest. {error}") from error
     return LoadedClassifier(classifier, params, stats, names, manifest)

@@ -79,8 +79,8 @@ def images_for(
     wanted = (height, width, channels)
     if images.shape != wanted:
         raise UserError(
-            f"{images.name} has images {images.shape}; this classifier takes {wanted} "
-            "(height, width, channels)"
+            f"{images.name} has images of shape {images.shape}; this classifier needs "
+            f"{wanted} (height, width, channels)"
         )
     return split, images
 
@@ -96,7 +96,7 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
     place = pathlib.Path(config.from_)
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
-            cure = "restore it, or delete it: it only lists the training images"
+            cure = "restore it, or delete it (it only lists the training images)"
             used = schemas.read(
                 file, schemas.LabelsFile, cure, most=schemas.LARGEST_LABELS
             )
@@ -123,7 +123,7 @@ def _split(config: EvaluateConfig, splits: Any) -> tuple[str, Any]:
     if images is None:
         there = [n for n in ("train", "validation", "test") if getattr(splits, n)]
         raise UserError(
-            f"split={config.split}: {config.data} has {', '.join(there)} only"
+            f"split={config.split}: {config.data} has only {', '.join(there)}"
         )
     return config.split, images
 
@@ -132,11 +132,14 @@ def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
     head = f"{report['data']}, {report['examples']} labelled images"
     if report["skipped"]:
-        head += f"; {report['skipped']} broken ones were skipped"
+        head += f"; {report['skipped']} damaged images were skipped"
     if report["views"] != "none":
-        head += f"; mean of several views of each ({report['views']})"
+        head += f"; averaged over several views of each ({report['views']})"
     if report["trained_on"]:
-        head += f"; {report['trained_on']} of them were trained on: this is no test"
+        head += (
+            f"; {report['trained_on']} of them were used for training, so this is not "
+            "a test"
+        )
     parts = [head, report_text(report)]
     for task, found in report.get("tasks", {}).items():
         parts += [f"Task {task}", report_text(found)]

@@ -160,7 +160,8 @@ class FinetuneJob(Job[FinetuneResult]):
         if trained.get("steps", 0) < trained.get("of", 0):
             lines.append(
                 f"from {self.config.from_}: the encoder after step "
-                f"{trained['steps']:,} of {trained['of']:,}; that run is not finished"
+                f"{trained['steps']:,} of {trained['of']:,}, as that run is not "
+                "finished"
             )
         return "\n".join(lines)
 

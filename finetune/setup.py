@@ -198,9 +198,9 @@ def _check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
     several = any(method.streams for method in config.methods)
     if several and config.domain_statistics is None and jax.tree.leaves(stats):
         raise UserError(
-            "This encoder keeps normalisation statistics (BatchNorm), and two streams "
-            "of images would share them: give --domain-statistics source, target, "
-            "joint or frozen (joint where all are of one domain)"
+            "This encoder keeps normalisation statistics (BatchNorm), but there are "
+            "two streams of images: set --domain-statistics to source, target, joint "
+            "or frozen (joint if all images are of one domain)"
         )
 
 
@@ -265,8 +265,8 @@ def _class_weights(setup: RunSetup) -> tuple[float, ...] | None:
     weights = tuple(float(w) for w in given.split(","))
     if len(weights) != len(names):
         raise UserError(
-            f"class_weights has {len(weights)} numbers for {len(names)} classes: give "
-            f"one each, in the order {', '.join(names)}"
+            f"class_weights has {len(weights)} numbers for {len(names)} classes; give "
+            f"one per class, in the order {', '.join(names)}"
         )
     return weights
 

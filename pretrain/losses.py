@@ -225,7 +225,7 @@ class ReconstructionLoss:
         from afterimage.pretrain.hog import cell_size
 
         cell = cell_size(self.patch)
-        assert cell is not None, f"no cells in patches of {self.patch} pixels"
+        assert cell is not None, f"no HOG cells fit in patches of {self.patch} pixels"
         return cell
 
     def _moments(self, standardised: Images) -> tuple[Array, Array]:
@@ -301,25 +301,27 @@ def loss_problems(
     """What is wrong with these settings, one sentence each; empty if nothing."""
     problems = []
     if loss not in LOSSES:
-        problems.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
+        problems.append(f"loss={loss!r}: must be one of {', '.join(LOSSES)}.")
     if target not in get_args(Target):
-        problems.append(f"target={target!r} is none of {', '.join(get_args(Target))}.")
+        problems.append(
+            f"target={target!r}: must be one of {', '.join(get_args(Target))}."
+        )
     if target != "data" and loss in ("bce", "ssim"):
         problems.append(
-            f"loss={loss!r} compares pixels in [0, 1], which target={target!r} does "
-            "away with. Use target='data', or loss 'mse', 'l1' or 'huber'."
+            f"loss={loss!r} compares pixels in [0, 1], but target={target!r} "
+            "normalises them. Use target='data', or loss 'mse', 'l1' or 'huber'."
         )
     weights = {"gradient_weight": gradient_weight, "laplacian_weight": laplacian_weight}
     problems += [
-        f"{name}={weight} compares neighbouring pixels, which target='hog' does away "
-        "with. Use another target."
+        f"{name}={weight} compares neighbouring pixels, but target='hog' has none. "
+        "Use another target."
         for name, weight in weights.items()
         if target == "hog" and weight
     ]
     if target != "data" and ssim_weight:
         problems.append(
-            f"ssim_weight={ssim_weight} compares pixels in [0, 1], which "
-            f"target={target!r} does away with. Use target='data'."
+            f"ssim_weight={ssim_weight} compares pixels in [0, 1], but "
+            f"target={target!r} normalises them. Use target='data'."
         )
     return problems
 

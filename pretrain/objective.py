@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from afterimage.data.augmentations import make_augment
 from afterimage.data.preprocessing import Preprocessing
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
@@ -58,9 +59,9 @@ class Forward:
     params: Tree
     stats: Tree
     key: Array
-    """For all random draws of the objective for this batch."""
+    """For all random draws of the objective in this batch."""
     step: Array | None = None
-    """Steps so far; None in evaluation."""
+    """Number of steps taken; None in evaluation."""
 
     @property
     def train(self) -> bool:
@@ -159,12 +160,6 @@ class Objective(abc.ABC):
         return f"Loss ({self.name})"
 
 
-def at_least_0(settings: Any, *names: str) -> list[str]:
-    """A problem for each of these settings that is below 0, or NaN."""
-    values = {name: getattr(settings, name) for name in names}
-    return [f"{name}={v}: at least 0" for name, v in values.items() if not v >= 0]
-
-
 def make_stage(
     objective: Objective, setup: ModelSetup, config: Any, steps: int
 ) -> Stage:
@@ -222,7 +217,7 @@ class Reconstruction(Objective):
     """Reconstructs an image, from a corrupted one if `corruption` is set."""
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
-    """Corrupts the encoder's input; the target stays clean (a denoising
+    """Corrupts the encoder's input; the target is the clean image (a denoising
     autoencoder)."""
 
     corruption_strength: float | None = None
@@ -345,8 +340,8 @@ class Autoencoding(Reconstruction):
     decoder."""
 
     loss: Literal["mse", "l1", "huber", "bce", "ssim"] = "mse"
-    """Scores a reconstruction. mse: in units of the data's variance; l1, huber: of its
-    standard deviation; bce: nats, pixels as probabilities; ssim: 84 % structural
+    """The reconstruction loss. mse: in units of the data's variance; l1, huber: of its
+    standard deviation; bce: nats, with pixels as probabilities; ssim: 84 % structural
     dissimilarity, 16 % l1 of pixels in [0, 1]."""
 
     target: Literal["data", "image"] = "data"
@@ -355,7 +350,7 @@ class Autoencoding(Reconstruction):
     matter."""
 
     gradient_weight: float = 0.0
-    """Weight of the mean absolute difference between neighbouring pixels of the error,
+    """Weight of the mean absolute error of the differences between neighbouring pixels,
     which emphasises edges."""
 
     laplacian_weight: float = 0.0
@@ -371,7 +366,7 @@ class Autoencoding(Reconstruction):
         if self.masks != (model.decoder in MASKED_DECODERS):
             found.append(
                 f"decoder={model.decoder!r}: objectives that mask images, and only "
-                f"those, need one of {', '.join(MASKED_DECODERS)}"
+                f"these, need one of {', '.join(MASKED_DECODERS)}"
             )
         return found
 

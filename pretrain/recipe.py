@@ -137,10 +137,10 @@ def recommend(
     # Every mistake at once, before reading: the images change none of these.
     asked = _merged({**RECIPE, "augment": PHOTOS}, given)
     if minutes is not None and (asked.steps or asked.epochs):
-        raise UserError(f"minutes={minutes:g} and steps or epochs: give one of them")
+        raise UserError(f"minutes={minutes:g} and steps or epochs: give only one")
     budget = 60.0 * (MINUTES if minutes is None else minutes)
     if not budget > 0:
-        raise UserError(f"minutes={minutes}: more than 0")
+        raise UserError(f"minutes={minutes}: must be above 0")
     if (stored := _begun(out)) is not None:
         say(f"{out} holds a run: it keeps its settings, whatever time is asked for")
         return _merged(stored, given)

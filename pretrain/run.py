@@ -58,7 +58,7 @@ from afterimage.training.step import (
 )
 
 NO_DATA = (
-    "no data: name a folder of images (afterimage pretrain photos --out RUN), or give "
+    "no data: give a folder of images (afterimage pretrain photos --out RUN), or pass "
     "an object, pretrain(config, data=...)"
 )
 
@@ -83,7 +83,7 @@ def pretrain(
         raise UserError(
             NO_DATA
             if data is None
-            else f"data={config.data!r} and an object: give one of them"
+            else f"data={config.data!r} and an object: give only one"
         )
     runtime.enable_compile_cache()
     if data is not None:

@@ -321,5 +321,5 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
 
 
 def test_a_task_without_labels_is_named(home):
-    with pytest.raises(DataError, match="no labels of the task 'colour'; expected an"):
+    with pytest.raises(DataError, match="no labels for the task 'colour'; expected an"):
         finetune(config(home, home / "run", methods=Tasks(columns=("colour",))))

@@ -174,7 +174,7 @@ def test_few_images_are_not_repeated_for_ever(tmp_path, photos):
         (None, {}, "no data"),
         ("digits", {"minutes": 0.0}, "minutes=0"),
         ("digits", {"minutes": float("nan")}, "minutes=nan"),
-        ("digits", {"minutes": 1.0, "steps": 5}, "give one"),
+        ("digits", {"minutes": 1.0, "steps": 5}, "only one"),
         ("digits", {"lr": -1.0}, "lr=-1.0"),
         ("digits", {"learning_rate": 1.0}, "learning_rate"),
     ],

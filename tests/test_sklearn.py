@@ -108,5 +108,5 @@ def test_bad_input_is_named(path):
         EncoderTransformer(path).fit(np.zeros((2, 12)))
     with pytest.raises(UserError, match="no images"):
         EncoderTransformer(path).fit(np.zeros((0, 768)))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="-gone does not exist"):
         EncoderTransformer(path + "-gone").fit(pictures(2))

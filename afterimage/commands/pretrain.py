@@ -47,7 +47,7 @@ before the first step. With --preset, --config or --objective (without --minutes
 defaults below hold instead.""",
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
-        "Which encoder, and what it learns from": (
+        "Which encoder, and what it learns": (
             *("model", "width", "bottleneck", "decoder", "objective", "augment"),
         ),
         "How long": (
@@ -61,7 +61,7 @@ defaults below hold instead.""",
             "validation",
             "seed",
         ),
-        "On which machine": ("precision", "devices", "accumulate", "remat"),
+        "On which device": ("precision", "devices", "accumulate", "remat"),
     },
 )
 

@@ -166,7 +166,7 @@ class ImageSet:
             raise DataError(
                 f"{self.name}: {self.images.shape} images, {len(self.ids)} ids and "
                 f"{None if self.labels is None else len(self.labels)} labels do not "
-                "fit together; expected images [N, H, W, C] and N of the others"
+                "match; expected images [N, H, W, C], N ids and N labels"
             )
 
     def __len__(self) -> int:
@@ -339,14 +339,14 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     """
     if not 0 < fraction < 1:
         raise UserError(
-            f"validation fraction {fraction} is not between 0 and 1; 0.1 holds out "
-            "one image in ten"
+            f"validation={fraction}: must be between 0 and 1; 0.1 holds out one image "
+            "in ten"
         )
     kept, held = stratified(images.labels, len(images), fraction, seed)
     if not len(held):
         raise DataError(
             f"{images.name}: {len(images)} images are too few to hold out "
-            f"{fraction:.0%} for validation; every class keeps at least one"
+            f"{fraction:.0%} for validation, as each class must keep at least one"
         )
     return images.subset(kept), images.subset(held)
 
@@ -367,7 +367,7 @@ def choose_labels(
     any class with too few images.
     """
     if (labels is None) == (per_class is None):
-        raise UserError("give exactly one of labels and per_class")
+        raise UserError("give either labels or per_class")
     if images.labels is None or images.class_names is None:
         raise DataError(f"{images.name} has no labels to choose from")
     count = len(images.class_names)
@@ -390,13 +390,13 @@ def choose_labels(
         wanted[np.setdiff1d(np.arange(count), classes)] = 0
     have = np.bincount(images.labels[images.labels >= 0], minlength=count)
     short = [
-        f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} asked"
+        f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} requested"
         for c in np.flatnonzero(have < wanted)
     ]
     if short:
         raise DataError(
-            f"{images.name} has too few labelled images for this choice: "
-            f"{'; '.join(short)}. Ask for fewer labels"
+            f"{images.name} has too few labelled images: {'; '.join(short)}. Request "
+            "fewer labels"
         )
     chosen = [
         rng.permutation(np.flatnonzero(images.labels == c))[: wanted[c]]

@@ -35,13 +35,13 @@ MOST_JOINT = 4096
 RANDOM_WIDTH = 1024
 
 
-@METHODS.add("cdan")
+@METHODS.add("cdan", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CDAN(Alignment):
     """An adversary sees features and predictions together (CDAN, CDAN+E)."""
 
     entropy: bool = False
-    """CDAN+E: confidently predicted examples weigh more."""
+    """Give confident predictions more weight (CDAN+E)."""
 
     def terms(self, setup, phase=0):
         classes, seed = setup.heads[HEAD].classes, setup.config.seed

@@ -20,7 +20,7 @@ from afterimage.finetune.tasks._sampler import Sampler, Shape, by_prototype
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("prototypes")
+@METHODS.add("prototypes", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prototypes(EpisodeMethod):
     """The nearest class mean in feature space (prototypical networks)."""

@@ -105,7 +105,7 @@ def test_names_of_any_bytes_through_every_command(tmp_path, folder, capsys, tiny
 
     out = run(capsys, "evaluate", "--from", cls, *data, "--split", "train")
     assert SAFE[0] in out
-    assert "14 of them were trained on" in out
+    assert "14 of them were used" in out
     run(capsys, "select", "--from", cls, tmp_path / "cls/classifier", *data,
         "--encoder", pre)  # fmt: skip
 

@@ -141,7 +141,7 @@ def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     output = finish(process, expected=130)
-    assert "Stopped at once" in output
+    assert "Stopped." in output
     assert Store(out).restore()[0] >= 5
 
 
