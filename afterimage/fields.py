@@ -49,6 +49,14 @@ class OneOf:
     registry: Registry[Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined(OneOf):
+    """The same for names joined by commas, with numbers: `crop:0.3,flip`."""
+
+    problem: Callable[[str], str | None]
+    """What is wrong with such a text; None if nothing is."""
+
+
 def field_problems(config: Any) -> list[str]:
     """Every invalid value in a dataclass, in one list.
 
@@ -64,7 +72,8 @@ def field_problems(config: Any) -> list[str]:
         shown, hint = field.name.rstrip("_"), hints[field.name]
         kinds = set(_kinds(hint)) - {types.NoneType, Ellipsis}
         kind = _number(hint)
-        names = names_of(hint)
+        joined = joined_of(hint)
+        names = names_of(hint) if joined is None else None
         known = names() if names is not None else None
         several = typing.get_origin(hint) is tuple
         if several and not isinstance(value, tuple | list):
@@ -73,6 +82,9 @@ def field_problems(config: Any) -> list[str]:
         for one in value if isinstance(value, tuple | list) else (value,):
             if kind is not None:
                 found += _number_problems(shown, one, kind)
+            elif joined is not None:
+                wrong = joined.problem(one) if isinstance(one, str) else "a text"
+                found += [f"{shown}={one!r}: {wrong}"] if wrong else []
             elif known is not None:
                 if one not in known:
                     near, all_of_them = did_you_mean(str(one), known), ", ".join(known)
@@ -101,6 +113,15 @@ def names_of(hint: Any) -> Callable[[], Sequence[str]] | None:
         for mark in getattr(kind, "__metadata__", ()):
             if isinstance(mark, OneOf):
                 return mark.registry.names
+    return None
+
+
+def joined_of(hint: Any) -> Joined | None:
+    """The mark of a field that takes joined names; None if there is none."""
+    for kind in _kinds(hint):
+        for mark in getattr(kind, "__metadata__", ()):
+            if isinstance(mark, Joined):
+                return mark
     return None
 
 

@@ -64,7 +64,15 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Multiplies the channels of every layer."""
 
     augment: Augmentation = "none"
-    """Random augmentation of the training images."""
+    """Random augmentation of the training images: one, or several joined by commas and
+    applied in order, with numbers after colons, such as crop:0.3,flip,color.
+    `afterimage methods crop` describes one. Sets for a kind of images: photos, writing
+    (letters, digits, documents), any-way-up (microscopy, satellite images)."""
+
+    view_size: int | None = None
+    """Side, in pixels, of the views that an augmentation with `crop` cuts from the
+    images for training; smaller views are faster. Evaluation uses whole images of
+    image_size. Default: image_size."""
 
     normalise: Literal["data", "image"] = "data"
     """How the encoder's images are normalised. data: by the mean and deviation of each
@@ -100,7 +108,29 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
                 found.append(f"{name}={getattr(self, name)}: at least 0")
         if self.probe_k < 1:
             found.append(f"probe_k={self.probe_k}: at least 1")
-        return found + self._model_problems()
+        return found + self._view_problems() + self._model_problems()
+
+    def _view_problems(self) -> list[str]:
+        from afterimage.data.augmentations import cuts
+
+        if self.view_size is None:
+            return []
+        found, shown = [], f"view_size={self.view_size}"
+        if self.view_size < 8:
+            found.append(f"{shown}: the smallest is 8 pixels")
+        if self.image_size is not None and self.view_size > self.image_size:
+            found.append(f"{shown}: at most image_size={self.image_size}")
+        if not cuts(self.augment):
+            found.append(
+                f"{shown} and augment={self.augment!r}, which cuts no views: add crop "
+                "to it (crop,flip), or choose a set with crop, such as photos"
+            )
+        if self.bottleneck is not None:
+            found.append(
+                f"{shown} and bottleneck={self.bottleneck}: a bottleneck is built for "
+                "one size of images; leave one of them out"
+            )
+        return found
 
     def _model_problems(self) -> list[str]:
         from afterimage.errors import UserError

@@ -242,9 +242,9 @@ class JointEmbedding(Objective):
         found = at_least_0(self, "reconstruction_gradient")
         if config.augment == "none":
             found.append(
-                "augment='none': both views of an image would be the same. Choose what "
-                "the features shall ignore, e.g. --augment crop-flip (afterimage "
-                "methods lists the augmentations)"
+                "augment='none': both views of an image would be the same. Give what "
+                "the features should ignore: photos, writing or any-way-up, or "
+                "augmentations joined by commas (afterimage methods lists them)"
             )
         if config.batch_size // config.accumulate < 2:
             found.append(

@@ -34,7 +34,7 @@ from afterimage.models import (
 )
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
-from afterimage.pretrain.objective import ModelSetup, make_stage
+from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.runs import Run
 from afterimage.settings import to_dict
@@ -114,7 +114,7 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        augment = make_augment(config.augment)
+        augment = make_augment(config.augment, config.view_size)
         self.setup = ModelSetup(self.model, network, self.preprocessing, augment)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
@@ -272,6 +272,8 @@ def _check_data(config: PretrainConfig, splits: Splits) -> None:
         model = _model_config(config, splits.train)
         name = config.objective.name
         problems = config.objective.data_problems(model)
+        if config.view_size is not None:
+            problems += _view_problems(config, model)
         found += [f"objective {name}: {problem}" for problem in problems]
     except UserError as error:
         found.append(str(error))
@@ -302,6 +304,25 @@ def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
     return ModelConfig(
         image_size=(height, width), channels=channels, **config.model_settings()
     )
+
+
+def _view_problems(config: PretrainConfig, model: ModelConfig) -> list[str]:
+    """Problems with views of this size of the images that `model` is for."""
+    size, objective = config.view_size, config.objective
+    assert size is not None
+    height, width = model.image_size
+    if size > min(height, width):
+        return [f"view_size={size}: larger than the images, {height}x{width}"]
+    smaller = dataclasses.replace(model, image_size=(size, size))
+    found = objective.data_problems(smaller)
+    if isinstance(objective, Autoencoding):
+        here, there = (objective.target_patch(one) for one in (smaller, model))
+        if here != there:
+            found.append(
+                f"view_size={size}: patches of {here} pixels in training and {there} "
+                "in evaluation; set patch"
+            )
+    return found
 
 
 def _encoder_network(

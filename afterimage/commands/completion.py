@@ -8,6 +8,7 @@ from typing import Literal, get_origin
 from afterimage.commands import COMMANDS, module_of
 from afterimage.commands.flags import Command, flags_for, parse
 from afterimage.console import say
+from afterimage.fields import joined_of
 
 # Each script calls `afterimage completion words WORD...` for the completions of the
 # last word; if there are none, the shell completes file names.
@@ -94,7 +95,10 @@ def candidates(words: Sequence[str]) -> list[str]:
         return []
     if place and len(before) - place > 1 and get_origin(flag.hint) is not tuple:
         return []
-    return _starting(map(str, flag.names()), last)
+    done, comma, _ = last.rpartition(",")
+    if joined_of(flag.hint) is None:
+        done, comma = "", ""
+    return _starting((f"{done}{comma}{name}" for name in flag.names()), last)
 
 
 def _command(before: Sequence[str]) -> Command | None:

@@ -21,7 +21,7 @@ from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage.checkpoints.names import printable
 from afterimage.errors import UserError, did_you_mean, nearest_path
-from afterimage.fields import names_of
+from afterimage.fields import joined_of, names_of
 from afterimage.presets import Preset, find_preset
 from afterimage.settings import (
     Choice,
@@ -590,7 +590,7 @@ def _argument(flag: Flag) -> Iterator[tuple[str, Any]]:
         yield "nargs", "*" if Ellipsis in kinds or len(kinds) == 1 else len(kinds)
         yield "action", _Tuple
         kind = kinds[0]
-    if flag.names is not None:
+    if flag.names is not None and joined_of(flag.hint) is None:
         yield "type", _one_of(flag.names)
     else:
         yield "type", {int: int, float: float}.get(kind, str)

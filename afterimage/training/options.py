@@ -6,12 +6,20 @@ from typing import Annotated, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
-from afterimage.fields import MOST, OneOf
+from afterimage.fields import MOST, Joined
 from afterimage.plugins import AUGMENTATIONS
 from afterimage.reading import ReadingOptions
 
-Augmentation = Annotated[str, OneOf(AUGMENTATIONS)]
-"""The name of a registered augmentation."""
+
+def _augment_problem(spec: str) -> str | None:
+    # Imported here: parsing the command line needs no JAX.
+    from afterimage.data.augmentations import spec_problem
+
+    return spec_problem(spec)
+
+
+Augmentation = Annotated[str, Joined(AUGMENTATIONS, _augment_problem)]
+"""Registered augmentations, joined by commas: `crop:0.3,flip,color`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,126 @@
 """Augmentations on the device, inside jit: (key, images in [0, 1]) -> images.
 
 Each image draws its own random numbers from the key. To add an augmentation, register
-a function: `@AUGMENTATIONS.add("my-augmentation")`.
+a function: `@AUGMENTATIONS.add("my-augmentation")`. Several are joined by commas and
+applied in order, with numbers after colons: `crop:0.3,flip,color`.
 """
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
+import jax
 from jaxtyping import Array, Float
 
+from afterimage.data.augmentations.resampling import Movement, moved
+from afterimage.errors import UserError
 from afterimage.plugins import AUGMENTATIONS
 
 Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]
 
 
-def make_augment(name: str) -> Augment:
-    """The augmentation of this name; UserError for an unknown one."""
-    return AUGMENTATIONS.get(name)
+class AugmentationSet:
+    """Base class of a set: a registered name for a spec that suits some images."""
+
+    spec: ClassVar[str]
+    """What it stands for, such as `crop:0.3,flip,color`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One augmentation of a spec."""
+
+    thing: Any
+    """A function, or a `Movement`."""
+    values: tuple[float, ...]
+    """The numbers given for its parameters, first to last."""
+
+    def __call__(
+        self, key: Array, images: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h w c"]:
+        return self.thing(key, images, *self.values)
+
+
+def make_augment(spec: str, size: int | None = None) -> Augment:
+    """The augmentations of a spec as one function.
+
+    Neighbours that only move pixels (crop, flip, rotate, …) become one resampling.
+    Those that cut (`cuts`) return views of `size` x `size` pixels, or with None of the
+    images' own size. A single augmentation draws from the key itself, the i-th of
+    several from `fold_in(key, i)`.
+
+    Raises UserError for an unknown name, and for values that cannot be.
+    """
+    pieces = list(spec_pieces(spec))
+    steps: list[Augment] = []
+    for moves, group in itertools.groupby(
+        pieces, lambda piece: isinstance(piece.thing, Movement)
+    ):
+        together = list(group)
+        steps += [moved(together, size)] if moves else together
+    if len(steps) == 1:
+        return steps[0]
+
+    def augment(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        for number, step in enumerate(steps):
+            images = step(jax.random.fold_in(key, number), images)
+        return images
+
+    return augment
+
+
+def cuts(spec: str) -> bool:
+    """Whether a spec cuts views out of larger images, of any size asked for."""
+    return any(getattr(piece.thing, "cuts", False) for piece in spec_pieces(spec))
+
+
+def spec_pieces(spec: str) -> Iterator[Piece]:
+    """The pieces of a spec in order, those of sets in place of the sets."""
+    for text in spec.split(","):
+        name, *given = text.split(":")
+        thing = AUGMENTATIONS.get(name)
+        if isinstance(thing, type) and issubclass(thing, AugmentationSet):
+            if given:
+                raise UserError(f"{text}: {name} is a set and takes no number")
+            yield from spec_pieces(thing.spec)
+        else:
+            yield Piece(thing, _values(text, parameters(thing), given))
+
+
+def spec_problem(spec: str) -> str | None:
+    """What is wrong with a spec; None if nothing is."""
+    try:
+        list(spec_pieces(spec))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def parameters(thing: Any) -> dict[str, tuple[float, float, float]]:
+    """{parameter: (default, least, most)} of an augmentation, in order."""
+    defaults = inspect.signature(getattr(thing, "draw", thing)).parameters
+    ranges = getattr(thing, "ranges", {})
+    return {name: (defaults[name].default, *ranges[name]) for name in ranges}
+
+
+def _values(
+    text: str, known: dict[str, tuple[float, float, float]], given: list[str]
+) -> tuple[float, ...]:
+    if len(given) > len(known):
+        takes = ", ".join(
+            f"{name} ({low:g} to {high:g}; {default:.3g} if left out)"
+            for name, (default, low, high) in known.items()
+        )
+        raise UserError(f"{text}: it takes {takes or 'no number'}")
+    found = []
+    for one, (name, (_, low, high)) in zip(given, known.items(), strict=False):
+        try:
+            value = float(one)
+        except ValueError:
+            raise UserError(f"{text}: {name}={one!r} is not a number") from None
+        if not low <= value <= high:
+            raise UserError(f"{text}: {name}={one}: from {low:g} to {high:g}")
+        found.append(value)
+    return tuple(found)

@@ -1,0 +1,207 @@
+"""Augmentations that only move pixels, composed so that pixels are interpolated once.
+
+A movement is an affine map for each image, from places in the result to places in the
+image. Places are (x, y) in [-1, 1] from edge to edge, whatever the size. Neighbouring
+movements are multiplied. Without rotation or slant, the result is two small matrices
+for each image, applied to rows and columns; otherwise each pixel is a weighted sum of
+its neighbours.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+_SHRINK = 2
+"""Images more than this many times the size of their views are reduced first."""
+
+
+class Canvas(NamedTuple):
+    """What a movement is drawn for."""
+
+    images: int
+    """How many images."""
+    size: Size
+    """The images' size."""
+    view: Size
+    """The size of the result, for movements that cut."""
+
+
+class Affine(NamedTuple):
+    """x -> linear x + offset, from a place in the result to one in the image."""
+
+    linear: Float[Array, "b 2 2"]
+    offset: Float[Array, "b 2"]
+
+    def after(self, later: "Affine") -> "Affine":
+        """The map of this movement followed by a later one."""
+        linear = jnp.einsum("bij,bjk->bik", self.linear, later.linear)
+        offset = jnp.einsum("bij,bj->bi", self.linear, later.offset) + self.offset
+        return Affine(linear, offset)
+
+
+class Movement:
+    """A registered augmentation that moves pixels: wraps `draw(key, canvas, *values)`.
+
+    `straight`: it keeps rows and columns. `cuts`: its result may have another size.
+    """
+
+    def __init__(self, draw: Callable[..., Affine], *, straight: bool, cuts: bool):
+        functools.update_wrapper(self, draw)
+        self.draw, self.straight, self.cuts = draw, straight, cuts
+
+    def __call__(
+        self, key: Array, images: Float[Array, "b h w c"], *values: float
+    ) -> Float[Array, "b h w c"]:
+        size = _size(images)
+        move = self.draw(key, Canvas(len(images), size, size), *values)
+        return resample(images, move, size, straight=self.straight)
+
+
+def movement(
+    *, straight: bool = False, cuts: bool = False
+) -> Callable[[Callable[..., Affine]], Movement]:
+    """Decorator that makes a `Movement`."""
+    return functools.partial(Movement, straight=straight, cuts=cuts)
+
+
+def takes(**ranges: tuple[float | int, float | int]) -> Callable[[Any], Any]:
+    """Decorator: the numbers that a spec may give, (least, most) by parameter."""
+
+    def mark(function: Any) -> Any:
+        function.ranges = {k: (float(a), float(b)) for k, (a, b) in ranges.items()}
+        return function
+
+    return mark
+
+
+def moved(
+    pieces: Sequence[Any], size: int | None
+) -> Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]:
+    """These movements in order, as one resampling."""
+    straight = all(piece.thing.straight for piece in pieces)
+
+    def augment(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        now = _size(images)
+        view = now if size is None else (size, size)
+        whole = None
+        for number, piece in enumerate(pieces):
+            own = jax.random.fold_in(key, number) if len(pieces) > 1 else key
+            move = piece.thing.draw(own, Canvas(len(images), now, view), *piece.values)
+            whole = move if whole is None else whole.after(move)
+            now = view if piece.thing.cuts else now
+        assert whole is not None
+        return resample(images, whole, now, straight=straight)
+
+    return augment
+
+
+def resample(
+    images: Float[Array, "b h w c"], move: Affine, size: Size, *, straight: bool
+) -> Float[Array, "b hh ww c"]:
+    """The images under a movement, at a size: linear interpolation, antialiased.
+
+    The triangle filter is as wide as a pixel of the result, at least one pixel of the
+    image. Straight movements use only pixels of the part that is cut; others see the
+    image mirrored beyond its border.
+    """
+    dtype = images.dtype
+    if straight:
+        for axis in (1, 2):
+            form = "bij,bjwc->biwc" if axis == 1 else "bij,bhjc->bhic"
+            which = 2 - axis
+            weights = line_weights(
+                move.linear[:, which, which],
+                move.offset[:, which],
+                images.shape[axis],
+                size[axis - 1],
+            )
+            images = jnp.einsum(form, weights.astype(dtype), images)
+        return jnp.clip(images, 0, 1)
+    height, width = _size(images)
+    less = min(height, _SHRINK * size[0]), min(width, _SHRINK * size[1])
+    if less != (height, width):
+        images = resample(images, _unmoved(len(images)), less, straight=True)
+    return jnp.clip(_neighbours(images, move, size), 0, 1).astype(dtype)
+
+
+def line_weights(
+    scale: Float[Array, " b"], offset: Float[Array, " b"], source: int, target: int
+) -> Float[Array, "b target source"]:
+    """Interpolation along one axis as a matrix for each image; rows sum to one.
+
+    A product with few nonzero numbers per row is cheaper than a gather.
+    """
+    scale, offset = scale[:, None], offset[:, None]
+    centre = _pixels(scale * _places(target)[None] + offset, source)[..., None]
+    radius = jnp.maximum(1, jnp.abs(scale) * source / target)[..., None]
+    # A thousandth of a pixel: the part's edges lie between pixels up to rounding.
+    low = jnp.floor(_pixels(offset - jnp.abs(scale), source) + 0.501)[..., None]
+    high = jnp.ceil(_pixels(offset + jnp.abs(scale), source) - 0.501)[..., None]
+    place = jnp.arange(source, dtype=scale.dtype)[None, None]
+    weights = jnp.maximum(0, 1 - jnp.abs(centre - place) / radius)
+    weights = jnp.where((place >= low) & (place <= high), weights, 0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _neighbours(
+    images: Float[Array, "b h w c"], move: Affine, size: Size
+) -> Float[Array, "b hh ww c"]:
+    """Each pixel as a weighted sum of those around its place, by gathers."""
+    count, *sides, channels = images.shape
+    across, down = _places(size[1])[None, None], _places(size[0])[None, :, None]
+    indices, weights = [], []
+    for axis, side in ((1, sides[0]), (0, sides[1])):
+        a, b = (move.linear[:, axis, i][:, None, None] for i in (0, 1))
+        place = _pixels(
+            a * across + b * down + move.offset[:, axis][:, None, None], side
+        )
+        # How far the place moves from a pixel of the result to the next.
+        radius = side * jnp.hypot(a / size[1], b / size[0])
+        most = math.ceil(max(1, side / size[1 - axis]))
+        radius = jnp.clip(radius, 1, most)
+        first = jnp.floor(place)
+        taps = [first + tap for tap in range(1 - most, most + 1)]
+        own = [jnp.maximum(0, 1 - jnp.abs(tap - place) / radius) for tap in taps]
+        total = functools.reduce(jnp.add, own)
+        weights.append([one / total for one in own])
+        indices.append([_mirrored(tap.astype(jnp.int32), side) for tap in taps])
+    flat = images.reshape(count, sides[0] * sides[1], channels)
+    take = jax.vmap(lambda pixels, index: jnp.take(pixels, index, 0, mode="clip"))
+    found = jnp.zeros((count, *size, channels), images.dtype)
+    for row, row_weight in zip(indices[0], weights[0], strict=True):
+        for column, weight in zip(indices[1], weights[1], strict=True):
+            pixel = take(flat, row * sides[1] + column)
+            found += (row_weight * weight)[..., None] * pixel
+    return found
+
+
+def _mirrored(index: Array, side: int) -> Array:
+    """The pixel that a pixel beyond the border shows: symmetric padding."""
+    index = index % (2 * side)
+    return jnp.minimum(index, 2 * side - 1 - index)
+
+
+def _places(side: int) -> Float[Array, " side"]:
+    """The centres of a line's pixels in [-1, 1]."""
+    return (2 * jnp.arange(side) + 1) / side - 1
+
+
+def _pixels(place: Array, side: int) -> Array:
+    """A place in [-1, 1] in pixels, 0 the centre of the first."""
+    return (place + 1) * (side / 2) - 0.5
+
+
+def _size(images: Float[Array, "b h w c"]) -> Size:
+    _, height, width, _ = images.shape
+    return height, width
+
+
+def _unmoved(count: int) -> Affine:
+    return Affine(jnp.broadcast_to(jnp.eye(2), (count, 2, 2)), jnp.zeros((count, 2)))
