@@ -20,6 +20,7 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
+    make_augment,
     object_spec,
     open_data,
 )
@@ -153,7 +154,8 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        self.setup = ModelSetup(self.model, network, self.preprocessing)
+        augment = make_augment(config.augment, config.view_size)
+        self.setup = ModelSetup(self.model, network, self.preprocessing, augment)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,

@@ -206,7 +206,7 @@ def test_the_same_command_continues_with_the_run_s_settings(
     monkeypatch.setattr(recipe, "_FEWEST", 2)
     monkeypatch.setattr(recipe, "pace", lambda config, splits: (0.0, 1e9))
     assert main(command) == 0
-    assert "2 of 4 " in capsys.readouterr().out  # of twelve images, ten train
+    assert "2 of 8 " in capsys.readouterr().out  # at least eight a batch
     stored = json.loads((run / "config.json").read_text())["config"]
     assert stored["steps"] == 2
     assert "minutes" not in stored
@@ -224,11 +224,11 @@ def test_the_same_command_continues_with_the_run_s_settings(
 def test_pace_times_the_real_step(tmp_path):
     """An array goes through both calls."""
     images = np.stack([strokes(16) for _ in range(40)])
-    few = {"width": 0.1, "batch_size": 8, "minutes": 0.01}
-    config = recommend(images, out=str(tmp_path / "run"), **few)
+    few = {"width": 0.1, "batch_size": 8, "objective": "plain", "augment": "shift"}
+    config = recommend(images, out=str(tmp_path / "run"), minutes=0.01, **few)
     assert (config.steps, config.data) == (20, None)  # the fewest
-    small = {"steps": 2, "pictures": 0, "probe_images": 0}
-    plain = recommend(images, out=str(tmp_path / "run"), width=0.1, **small)
+    few |= {"steps": 2, "pictures": 0, "probe_images": 0}
+    plain = recommend(images, out=str(tmp_path / "run"), **few)
     assert pretrain(plain, data=images).steps == 2
 
 
