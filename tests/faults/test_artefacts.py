@@ -18,8 +18,8 @@ from afterimage.checkpoints.weights import encode, read_encoder
 from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HeadConfig
 from afterimage.models import FeatureInfo, ModelConfig
+from afterimage.models.classifier import HeadConfig
 from tests import encoder_artefact
 from tests.manifests import (
     encoder_manifest,
