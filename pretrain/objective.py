@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
+from afterimage.data import ImageSet
 from afterimage.data.augmentations import Augment, make_augment
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.fields import at_least_0
@@ -51,6 +52,8 @@ class ModelSetup:
     preprocessing: Preprocessing
     augment: Augment = dataclasses.field(default_factory=lambda: make_augment("none"))
     """The augmentation of the run, for objectives that need one in an evaluation."""
+    mean_histogram: tuple[tuple[float, ...], ...] | None = None
+    """The mean target of `target="hog"`, which the network need not learn: [c][9]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,11 @@ class Objective(abc.ABC):
         """The statistics before the first step, from those of the new module."""
         del params
         return stats
+
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        """The setup with what must be measured on the training images first."""
+        del images
+        return setup
 
     @abc.abstractmethod
     def terms(self, setup: ModelSetup) -> tuple[Term, ...]:
@@ -396,6 +404,15 @@ class Autoencoding(Reconstruction):
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Autoencoder(model, rngs=rngs)
 
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        if self.target != "hog":
+            return setup
+        from afterimage.pretrain.hog import cell_size, mean_histogram
+
+        cell = cell_size(self.target_patch(setup.model))
+        assert cell is not None  # checked in `data_problems`
+        return dataclasses.replace(setup, mean_histogram=mean_histogram(images, cell))
+
     def scores(self, setup: ModelSetup) -> ReconstructionLoss:
         return ReconstructionLoss(
             loss=self.loss,
@@ -405,6 +422,7 @@ class Autoencoding(Reconstruction):
             gradient_weight=self.gradient_weight,
             laplacian_weight=self.laplacian_weight,
             ssim_weight=self.ssim_weight,
+            mean_histogram=setup.mean_histogram,
         )
 
     def target_patch(self, model: ModelConfig) -> int:

@@ -155,7 +155,8 @@ class _Pretraining(Job[PretrainResult]):
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
         augment = make_augment(config.augment, config.view_size)
-        self.setup = ModelSetup(self.model, network, self.preprocessing, augment)
+        setup = ModelSetup(self.model, network, self.preprocessing, augment)
+        self.setup = config.objective.prepare(setup, self.train)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,
