@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from afterimage.models import Autoencoder, ModelConfig
-from afterimage.models.decoders import Encoded
+from afterimage.models import ModelConfig, build_encoder
+from afterimage.models.decoders import Encoded, build_decoder
 from afterimage.models.layers import BatchNorm, Dense, PassInfo
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import (
@@ -91,25 +91,25 @@ def alignment_and_uniformity(z: Embeddings, counted: Counted) -> dict[str, Array
     near = jnp.exp(-2 * (2 - 2 * product(first, first)))
     others = ~jnp.eye(len(u), dtype=bool)
     if counted is not None:
-        others = others & counted
+        others = others & counted[None]
     near = jnp.where(others, near, 0).sum(-1) / jnp.maximum(others.sum(-1), 1)
     apart = jnp.square(u[:, 0] - u[:, 1]).sum(-1)
     return {"alignment": apart, "uniformity": near}
 
 
-class EmbeddingNetwork(Autoencoder):
+class EmbeddingNetwork(nnx.Module):
     """Encoder and projector, and a decoder unless nothing is reconstructed."""
 
     def __init__(
         self, config: ModelConfig, settings: "JointEmbedding", *, rngs: nnx.Rngs
     ):
-        super().__init__(config, rngs=rngs)
-        if settings.reconstruct == "none":
-            # Made and dropped, so that the rest starts from the same values.
-            del self.decoder
+        self.encoder = build_encoder(config, rngs=rngs)
         length = self.encoder.num_features
         hidden = settings.hidden or 2 * length
         self.projector = Projector(length, hidden, settings.projection, rngs=rngs)
+        # Last: the rest starts from the same values, whatever is reconstructed.
+        if settings.reconstruct != "none":
+            self.decoder = build_decoder(self.encoder, rngs=rngs)
 
     def embed(
         self,
@@ -198,7 +198,7 @@ class JointEmbedding(Objective):
     oriented gradients."""
 
     mask_ratio: float = 0.6
-    """Share of the patches that are masked for reconstruct=masked."""
+    """Share of the patches that are masked, if masked patches are reconstructed."""
 
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction loss, a mean squared error."""

@@ -39,7 +39,7 @@ def nt_xent(
     scores = product(rows, rows) / temperature
     wrong = jnp.eye(len(rows), dtype=bool)
     if counted is not None:
-        wrong = wrong | ~jnp.repeat(counted, 2)
+        wrong = wrong | ~jnp.repeat(counted, 2)[None]
     total = jax.nn.logsumexp(jnp.where(wrong, -jnp.inf, scores), axis=-1)
     return total.reshape(-1, 2).mean(-1) - positive
 
