@@ -27,7 +27,7 @@ from afterimage.evaluation.embedding import import_umap
 from afterimage.export import open_for, report_skipped, select
 
 _CAPTION = 80
-"""Most characters of a data spec that fit in a picture's caption."""
+"""Maximum length of a data spec in a picture's caption."""
 
 
 def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
@@ -71,7 +71,10 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     figures["notes"] += _notes(config, figures["layers"]["this encoder"])
     text = representation_text(figures)
     if place is None:
-        said = "Nothing was written: this is no run's folder; give --out FILE.json."
+        said = (
+            "No file was written, as this is not in a run folder; to keep the "
+            "results, add --out FILE.json."
+        )
         return figures, f"{text}\n\n{said}"
     files = {
         place: (json.dumps(figures, indent=1) + "\n").encode(),
@@ -89,11 +92,11 @@ def _notes(config: EvaluateConfig, layers: list[dict[str, Any]]) -> list[str]:
     notes = []
     if config.views != "none":
         notes.append(
-            "vectors of encoders are means over several views of each image "
-            f"({config.views}); pixels are of one"
+            "encoder vectors are averaged over several views of each image "
+            f"({config.views}); pixels are of one view"
         )
     if config.grid_3 and not any(row["layer"].endswith("grid-3") for row in layers):
-        notes.append("no grid-3: the last level has no more than 2x2 sites")
+        notes.append("no grid-3: the last level has at most 2x2 sites")
     return notes
 
 
@@ -105,8 +108,7 @@ def _probe_sets(splits: Splits, config: EvaluateConfig) -> tuple[ImageSet, Image
     assert train.labels is not None
     if len(np.unique(train.labels)) < 2:
         raise DataError(
-            f"{train.name}: the probes learn to tell classes apart and need at least "
-            "two in the training images."
+            f"{train.name}: probes need training images of at least two classes."
         )
     return train, test
 
@@ -118,7 +120,7 @@ def _labelled(images: ImageSet) -> ImageSet:
     if not len(rows):
         raise DataError(
             f"{images.name} has no labels, and an encoder is scored by how well its "
-            f"features tell classes apart. Give {WAYS_TO_LABEL}."
+            f"features separate the classes. Add them: {WAYS_TO_LABEL}."
         )
     return images if len(rows) == len(images) else images.subset(rows)
 
@@ -128,8 +130,9 @@ def _place(config: EvaluateConfig) -> Path | None:
     if config.out is not None:
         if not config.out.endswith(".json"):
             raise UserError(
-                f"out={config.out}: an encoder's figures are JSON, with tables and "
-                "picture of the same name beside them; give a name that ends in .json."
+                f"out={config.out}: the results of an encoder are written as JSON, "
+                "with tables and a picture of the same name beside it; give a name "
+                "ending in .json."
             )
         return Path(config.out)
     if not (Path(config.from_) / "config.json").is_file():

@@ -53,8 +53,8 @@ def export_features(
     make, out = _writer(out), Path(out)
     rows, width = sum(map(len, sets.values())), encoder.vector_size(pool)
     if not rows:
-        raise UserError("there are no images to take features of.")
-    untouched = " What was there before is untouched"
+        raise UserError("there are no images to compute features of.")
+    untouched = " An existing file of this name is unchanged"
     labelled = any(
         images.labels is not None and (images.labels >= 0).any()
         for images in sets.values()
@@ -91,8 +91,8 @@ def _writer(out: str | os.PathLike[str]) -> Callable[..., "_Rows"]:
     out = Path(out)
     if out.suffix.lower() not in kinds:
         raise UserError(
-            f"out={out}: features are written as {', '.join(kinds)}; "
-            f"{out.suffix or 'no suffix'} is none of them."
+            f"out={out}: the name must end in {', '.join(kinds)}, not "
+            f"{out.suffix or 'without a suffix'}."
         )
     if out.is_dir():
         raise UserError(f"out={out} is a folder; give the name of a file.")
@@ -294,8 +294,8 @@ def select(splits: Splits, split: Split, data: str) -> dict[str, ImageSet]:
         return present
     if split not in present:
         raise DataError(
-            f"{data} has no {split} split; it has {', '.join(present)}. "
-            "Take one of these, or all."
+            f"{data} has no {split} split; it has {', '.join(present)}. Use one of "
+            "these, or all."
         )
     return {split: present[split]}
 

@@ -29,7 +29,6 @@ from afterimage.models.decoders import Encoded, build_decoder
 from afterimage.models.layers import BatchNorm, Dense, PassInfo
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import (
-    Autoencoding,
     Forward,
     ModelSetup,
     Objective,
@@ -226,7 +225,7 @@ class JointEmbedding(Objective):
         return forward(views, method="embed", share=share)
 
     @property
-    def part(self) -> Autoencoding | None:
+    def part(self) -> Plain | Masked | None:
         """The objective of the decoder."""
         if self.reconstruct == "none":
             return None

@@ -23,8 +23,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
+from afterimage.data import ImageSet
 from afterimage.data.augmentations import Augment, make_augment
 from afterimage.data.preprocessing import Preprocessing
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
@@ -50,6 +52,8 @@ class ModelSetup:
     preprocessing: Preprocessing
     augment: Augment = dataclasses.field(default_factory=lambda: make_augment("none"))
     """The augmentation of the run, for objectives that need one in an evaluation."""
+    mean_histogram: tuple[tuple[float, ...], ...] | None = None
+    """The mean target of `target="hog"`, which the network need not learn: [c][9]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +64,9 @@ class Forward:
     params: Tree
     stats: Tree
     key: Array
-    """For all random draws of the objective for this batch."""
+    """For all random draws of the objective in this batch."""
     step: Array | None = None
-    """Steps so far; None in evaluation."""
+    """Number of steps taken; None in evaluation."""
     counted: Array | None = None
     """[b], true at the images of a batch that count, if some only pad it."""
 
@@ -114,6 +118,11 @@ class Objective(abc.ABC):
         del params
         return stats
 
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        """The setup with what must be measured on the training images first."""
+        del images
+        return setup
+
     @abc.abstractmethod
     def terms(self, setup: ModelSetup) -> tuple[Term, ...]:
         """The terms of the loss. They read the views, `train/image` (uint8), and the
@@ -163,12 +172,6 @@ class Objective(abc.ABC):
     def loss_label(self) -> str:
         """The name of the loss in a report."""
         return f"Loss ({self.name})"
-
-
-def at_least_0(settings: Any, *names: str) -> list[str]:
-    """A problem for each of these settings that is below 0, or NaN."""
-    values = {name: getattr(settings, name) for name in names}
-    return [f"{name}={v}: at least 0" for name, v in values.items() if not v >= 0]
 
 
 def make_stage(
@@ -227,7 +230,7 @@ class Reconstruction(Objective):
     """Reconstructs an image, from a corrupted one if `corruption` is set."""
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
-    """Corrupts the encoder's input; the target stays clean (a denoising
+    """Corrupts the encoder's input; the target is the clean image (a denoising
     autoencoder)."""
 
     corruption_strength: float | None = None
@@ -356,8 +359,8 @@ class Autoencoding(Reconstruction):
     decoder."""
 
     loss: Literal["mse", "l1", "huber", "bce", "ssim"] = "mse"
-    """Scores a reconstruction. mse: in units of the data's variance; l1, huber: of its
-    standard deviation; bce: nats, pixels as probabilities; ssim: 84 % structural
+    """The reconstruction loss. mse: in units of the data's variance; l1, huber: of its
+    standard deviation; bce: nats, with pixels as probabilities; ssim: 84 % structural
     dissimilarity, 16 % l1 of pixels in [0, 1]."""
 
     target: Literal["data", "image"] = "data"
@@ -366,7 +369,7 @@ class Autoencoding(Reconstruction):
     matter."""
 
     gradient_weight: float = 0.0
-    """Weight of the mean absolute difference between neighbouring pixels of the error,
+    """Weight of the mean absolute error of the differences between neighbouring pixels,
     which emphasises edges."""
 
     laplacian_weight: float = 0.0
@@ -382,7 +385,7 @@ class Autoencoding(Reconstruction):
         if self.masks != (model.decoder in MASKED_DECODERS):
             found.append(
                 f"decoder={model.decoder!r}: objectives that mask images, and only "
-                f"those, need one of {', '.join(MASKED_DECODERS)}"
+                f"these, need one of {', '.join(MASKED_DECODERS)}"
             )
         return found
 
@@ -401,6 +404,15 @@ class Autoencoding(Reconstruction):
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Autoencoder(model, rngs=rngs)
 
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        if self.target != "hog":
+            return setup
+        from afterimage.pretrain.hog import cell_size, mean_histogram
+
+        cell = cell_size(self.target_patch(setup.model))
+        assert cell is not None  # checked in `data_problems`
+        return dataclasses.replace(setup, mean_histogram=mean_histogram(images, cell))
+
     def scores(self, setup: ModelSetup) -> ReconstructionLoss:
         return ReconstructionLoss(
             loss=self.loss,
@@ -410,6 +422,7 @@ class Autoencoding(Reconstruction):
             gradient_weight=self.gradient_weight,
             laplacian_weight=self.laplacian_weight,
             ssim_weight=self.ssim_weight,
+            mean_histogram=setup.mean_histogram,
         )
 
     def target_patch(self, model: ModelConfig) -> int:

@@ -29,7 +29,7 @@ class PretrainResult:
 
     run: pathlib.Path
     encoder: pathlib.Path
-    """The encoder alone; `afterimage.load_encoder` takes this or the run folder."""
+    """The encoder alone; `afterimage.load_encoder` accepts this or the run folder."""
     report: pathlib.Path
     picture: pathlib.Path | None
     """The last reconstruction picture."""
@@ -38,7 +38,7 @@ class PretrainResult:
     """The last evaluation: loss, relative_loss, effective_rank; with labels also knn,
     ridge and their baselines."""
     complete: bool
-    """True if the run was already complete and nothing was done."""
+    """True if the run was already complete, so that nothing was trained."""
 
     @classmethod
     def of(cls, run: Run, *, complete: bool, steps: int) -> "PretrainResult":
@@ -143,8 +143,8 @@ def write_run_report(
         pictures=pictures,
         probes=table,
         probe_note=(
-            f"Accuracy on {held_out} held-out images. The encoder saw no label; the "
-            "probes learn from those of the training images, and nothing is fine-tuned."
+            f"Accuracy on {held_out} held-out images. The encoder saw no labels; the "
+            "probes are fitted to those of the training images, without fine-tuning."
         ),
         tables={
             "Model and machine": {**model, **speed},

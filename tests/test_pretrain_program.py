@@ -204,7 +204,7 @@ def test_report_shows_loss_pictures_and_probes(finished):
     page = finished.report.read_text()
     for part in ("<polyline", "data:image/png", "raw pixels", "untrained encoder"):
         assert part in page
-    assert "objective.corruption_strength" in page
+    assert "plain.corruption_strength" in page
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
@@ -216,6 +216,21 @@ def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
     assert again.metrics == finished.metrics
     assert timeless(finished.run) == lines
     assert {p: p.stat().st_mtime_ns for p in finished.run.rglob("*.png")} == before
+
+
+def test_a_complete_run_without_its_checkpoints_is_left_as_it_is(
+    finished, tmp_path, capsys
+):
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    encoder = (run / "encoder/weights.safetensors").read_bytes()
+    again = run_program(config(run))
+    assert again.complete
+    assert again.metrics == finished.metrics
+    assert "checkpoints were deleted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other settings"):
+        run_program(config(run, lr=0.1))
+    assert (run / "encoder/weights.safetensors").read_bytes() == encoder
 
 
 @pytest.mark.parametrize(
@@ -257,7 +272,7 @@ def test_a_damaged_encoder_of_a_complete_run_is_made_again(finished, tmp_path):
 
 
 def test_another_setting_on_the_same_folder_is_refused(finished):
-    with pytest.raises(UserError, match=r"lr: 0\.01 in the folder, 0\.1 asked for"):
+    with pytest.raises(UserError, match=r"lr: 0\.01 in the folder, 0\.1 now"):
         run_program(config(finished.run, lr=0.1))
 
 
@@ -350,7 +365,7 @@ def test_data_may_be_an_object(tmp_path):
 
 def test_data_are_given_once(tmp_path):
     images = np.zeros((80, 8, 8, 1), np.uint8)
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="and an object"):
         run_program(config(tmp_path / "run"), data=images)
     with pytest.raises(UserError, match="no data"):
         run_program(config(tmp_path / "run", data=None))
@@ -399,7 +414,7 @@ def test_every_kind_of_setting_trains(tmp_path, changes):
 
 def test_a_rate_far_too_high_ends_as_diverged(tmp_path):
     settings = {"steps": 8, "eval_every": 1, "ema": 0.0, "max_bad_steps": 100}
-    with pytest.raises(Diverged, match="Try a lower --lr"):
+    with pytest.raises(Diverged, match="lower --lr"):
         run_program(config(tmp_path / "run", lr=1e30, warmup_steps=0, **settings))
 
 

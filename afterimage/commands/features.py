@@ -29,4 +29,4 @@ def main(argv: Sequence[str]) -> None:
     config = parse(COMMAND, argv)
     from afterimage.export import features
 
-    say(f"{features(config)} feature vectors in {spelling(config.out)}")
+    say(f"wrote {features(config)} feature vectors to {spelling(config.out)}")

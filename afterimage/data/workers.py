@@ -73,8 +73,8 @@ class Budget:
             if self._jobs:
                 return False
             raise MemoryError(
-                f"decoding needs {_text(size)}, but {_text(self._most)} are available: "
-                "half of what this process may still use"
+                f"decoding needs {_text(size)}, but only {_text(self._most)} are "
+                "available, half of what this process may still use"
             )
         self._held += size
         self._jobs += 1
@@ -155,7 +155,7 @@ class Files(Protocol):
     """Encoded images by name, read from several threads at once."""
 
     names: Sequence[str]
-    """One unique raw name per image; its folders give split and class."""
+    """One unique raw name per image; its folders determine split and class."""
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """A value from metadata alone that changes whenever the content does."""
@@ -213,7 +213,7 @@ def check_size(size: int, packed: int | None = None) -> None:
     if size > MAX_BYTES:
         raise NotAnImage(f"more than {MAX_BYTES:,} bytes")
     if packed is not None and inflates_too_much(size, packed):
-        raise NotAnImage(f"{packed:,} bytes that inflate to {size:,}")
+        raise NotAnImage(f"{packed:,} bytes that decompress to {size:,}")
 
 
 def inflates_too_much(size: int, packed: int) -> bool:
@@ -262,7 +262,7 @@ def or_reason(function: Callable[[int], Any]) -> Callable[[int], Any]:
 
 
 def _too_large(error: MemoryError) -> str:
-    return f"too large for this machine's memory ({error})".replace(" ()", "")
+    return f"needs more memory than this machine has ({error})".replace(" ()", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +318,6 @@ class Lazy:
             raise DataError(f"{name}: {_too_large(error)}") from error
         except ValueError as error:
             raise DataError(
-                f"{spelling(self._files.names[row])} was an image when the run began "
-                f"and is not now: {error}"
+                f"{spelling(self._files.names[row])} was readable when the run began, "
+                f"but no longer is: {error}"
             ) from error

@@ -7,7 +7,7 @@ from typing import Literal
 from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.files import replace_file
 from afterimage.errors import disk_errors
-from afterimage.fields import field_problems
+from afterimage.fields import at_least_1, field_problems
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
 
@@ -20,17 +20,17 @@ class ImagesOptions(ReadingOptions):
     """Which images, and how they are read."""
 
     data: str
-    """Where the images are: a folder, .zip, .csv or .npz file, or digits, folder:PATH,
+    """The images: a folder, a .zip, .csv or .npz file, or digits, folder:PATH,
     zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
 
     batch_size: int = 256
     """Images per forward pass."""
 
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do with a broken image: stop and name it, or skip and count it."""
+    """What to do with a damaged image: stop and name it, or skip and count it."""
 
     cache: bool = True
-    """Keep decoded images of folders and archives on disk for the next pass."""
+    """Cache decoded images of folders and archives on disk for the next run."""
 
     def __post_init__(self) -> None:
         check(field_problems(self))  # first: the others compare these with numbers
@@ -38,11 +38,7 @@ class ImagesOptions(ReadingOptions):
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
-        return [
-            f"{name}={value}: at least 1"
-            for name in ("batch_size", "label_seeds", "most", "picture_images")
-            if (value := getattr(self, name, None)) is not None and value < 1
-        ]
+        return at_least_1(self, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +53,7 @@ class FeaturesConfig(ImagesOptions):
     .npz (the same as arrays) or .npy (vectors alone)."""
 
     split: Split = "all"
-    """Which images: all, or those of one split."""
+    """Which images to use: all, or those of one split."""
 
     pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "vector"
@@ -138,10 +134,10 @@ class EvaluateConfig(ImagesOptions):
         """Every setting that cannot work, in one list."""
         found = super().problems()
         if not 0 < self.validation < 1:
-            found.append(f"validation={self.validation}: a share in (0, 1)")
-        if any(size < 1 for size in self.per_class):
-            found.append(f"per_class={self.per_class}: each at least 1")
-        return found
+            found.append(f"validation={self.validation}: must be a share in (0, 1)")
+        return found + at_least_1(
+            self, "label_seeds", "most", "picture_images", "per_class"
+        )
 
 
 def is_classifier(path: str) -> bool:

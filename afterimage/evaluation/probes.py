@@ -210,7 +210,9 @@ def _squared_error(probe: LinearProbe, moments: Moments) -> float:
 
 def _check(penalties: Sequence[float]) -> None:
     if not penalties or min(penalties) <= 0:
-        raise UserError(f"penalties={penalties}: give at least one, each > 0.")
+        raise UserError(
+            f"penalties={penalties}: give at least one, each greater than 0."
+        )
 
 
 def ridge_accuracy(
@@ -260,14 +262,14 @@ def knn_predict(
     """
     if k < 1 or temperature <= 0:
         raise UserError(
-            f"k={k} and temperature={temperature}: kNN needs k ≥ 1, temperature > 0."
+            f"k={k} must be at least 1, and temperature={temperature} greater than 0."
         )
     train_labels = check_labelled("train", train_features, train_labels)
     check_labelled("query", features, np.zeros(len(features), np.int32), empty=True)
     if train_features.shape[1] != features.shape[1]:
         raise UserError(
             f"training features have {train_features.shape[1]} dimensions, the others "
-            f"{features.shape[1]}; both must come from the same encoder."
+            f"{features.shape[1]}; compute both with one encoder."
         )
     bank, k = unit_rows(train_features), min(k, len(train_labels))
     return _votes(bank, train_labels, unit_rows(features), (k,), temperature)[0]

@@ -33,8 +33,8 @@ def report_text(report: Mapping[str, Any]) -> str:
         parts.append(_most_confused(names, report["confusion"]))
     if report["absent"]:
         parts.append(
-            f"{len(report['absent'])} of {len(names)} classes have no example here and "
-            f"are left out of macro-F1: {', '.join(report['absent'][:MAX_CONFUSIONS])}"
+            f"{len(report['absent'])} of {len(names)} classes have no example and are "
+            f"not part of macro-F1: {', '.join(report['absent'][:MAX_CONFUSIONS])}"
             + (" …" if len(report["absent"]) > MAX_CONFUSIONS else "")
         )
     return "\n\n".join(parts) + "\n"
@@ -76,17 +76,20 @@ def representation_text(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     about = (
         f"Accuracy in percent on {settings['test_images']:,} images of "
-        f"{settings['test']}; probes learn from {settings['train']}. Mean ± standard "
-        f"deviation over {settings['seeds']} draws of the labels."
+        f"{settings['test']}; probes are fitted to {settings['train']}. Mean ± "
+        f"standard deviation over {settings['seeds']} draws of the labels."
     )
     chosen = (
-        "Layers: every level, pooled by its mean or by the means of a grid (2x2 unless "
-        "another is named), scored by ridge with all labels. `*` is the layer in the "
-        "table above: the best on the held-out fifth of the training images."
+        "Layers: each level, pooled by its mean or by the means of a grid (2x2 "
+        "unless named otherwise), scored by ridge with all labels. `*` marks the "
+        "layer used in the table above, the best on the held-out fifth of the "
+        "training images."
     )
     parts = [about, _accuracy(report), chosen, _layers(report)]
     for name, found in report["alignment"].items():
-        parts.append(f"Centred kernel alignment (linear) between levels of {name}:")
+        parts.append(
+            f"Linear centred kernel alignment (CKA) between the levels of {name}:"
+        )
         rows = [
             [layer, *(f"{value:.2f}" for value in row)]
             for layer, row in zip(found["layers"], found["cka"], strict=True)

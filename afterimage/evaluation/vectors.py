@@ -17,7 +17,7 @@ from afterimage.models.heads import mean_over_views, pool_features
 from afterimage.runtime import jit
 
 WIDEST = 2048
-"""Grids with more numbers than this are left out."""
+"""Grids with more numbers than this are skipped."""
 Images = UInt8[np.ndarray, "n h w c"]
 Batches = Callable[[Iterable[Images]], Iterator[Mapping[str, np.ndarray]]]
 
@@ -182,7 +182,8 @@ def _sweep(
                 raise UserError(
                     f"{representation.name}: vectors of {', '.join(bad)} are not "
                     f"finite, first among images {part[0]}-{part[-1]} of "
-                    f"{images.name}; an encoder that diverged cannot be scored."
+                    f"{images.name}. The encoder has probably diverged; use an "
+                    "earlier checkpoint."
                 )
             yield slice(int(part[0]), int(part[-1]) + 1), found
             progress.add(len(part))

@@ -361,9 +361,9 @@ class Autoencoder(nnx.Module):
         stride = self.encoder.feature_info[-1].stride
         if code.shape[1:3] != tuple(-(-n // stride) for n in images.shape[1:3]):
             raise UserError(
-                f"images of {images.shape[1:3]} px: {self.encoder.config.name} drops"
-                f" the pixels beyond multiples of {stride}, which no decoder can give"
-                " back; resize the images"
+                f"images of {images.shape[1:3]} px cannot be reconstructed: "
+                f"{self.encoder.config.name} drops the pixels beyond multiples of "
+                f"{stride}. Resize the images"
             )
         if self.encoder.bottleneck is not None:
             code = self.encoder.vector(code)

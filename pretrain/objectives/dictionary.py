@@ -100,14 +100,14 @@ class Dictionary(Reconstruction):
         found = super().problems(config, model)
         settings = {"decoder": config.decoder, "bottleneck": config.bottleneck}
         found += [
-            f"{name}={value!r}: there is no decoder"
+            f"{name}={value!r}: has no effect, as there is no decoder"
             for name, value in settings.items()
             if value is not None
         ]
         if not issubclass(model.encoder, PatchEncoder):
             found.append(
-                f"model={model.name!r}: needs model='conv-patches', whose filters it "
-                "learns"
+                f"model={model.name!r}: must be 'conv-patches', whose filters this "
+                "objective learns"
             )
         return found
 
