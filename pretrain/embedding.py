@@ -253,11 +253,11 @@ class JointEmbedding(Objective):
         for name in ("hidden", "projection"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                found.append(f"{name}={value}: at least 1")
+                found.append(f"{name}={value}: must be at least 1")
         if not self.reconstruction_weight > 0:
             found.append(
-                f"reconstruction_weight={self.reconstruction_weight}: above 0; "
-                "reconstruct='none' leaves the decoder out"
+                f"reconstruction_weight={self.reconstruction_weight}: must be above 0 "
+                "(reconstruct='none' leaves the decoder out)"
             )
         found += self._unused(config)
         if self.target == "hog" and self.reconstruct != "masked":
