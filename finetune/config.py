@@ -105,8 +105,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     has; or one number per class, in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
-    """Random changes of the training images, e.g. shift or crop-flip; `afterimage
-    methods` describes each."""
+    """Random changes of the training images: one, or several joined by commas and
+    applied in order, such as shift or crop:0.5,flip,color; `afterimage methods`
+    describes each."""
 
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
     """Which normalisation statistics an encoder with BatchNorm keeps when the training

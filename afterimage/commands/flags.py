@@ -59,6 +59,8 @@ class Command(Generic[Config]):
     without a prefix: `afterimage episodes --ways 5`."""
     needs: Sequence[str] = ()
     """Fields that this command requires, besides those without a default."""
+    actions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{flag: help} of flags that do something else instead; `main` looks for them."""
     kind: str = ""
     """The kind of run that `--config RUN` accepts; empty for a command with so few
     settings that it takes no file."""
@@ -500,6 +502,7 @@ def _add_general(parser: _Parser, command: Command[Any]) -> None:
         "--help": "this page",
         "--help-all": "every flag, by subject",
     }
+    words = dict(command.actions) | words
     if not command.presets:
         del words["--preset"]
     if not command.kind:

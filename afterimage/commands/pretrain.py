@@ -12,6 +12,10 @@ COMMAND = Command(
     config=PretrainConfig,
     kind="pretrain",
     positional="data",
+    actions={
+        "--show-augment": "write a page of training images and their augmented views, "
+        "and exit"
+    },
     presets=PRESETS,
     about="""\
 Pretrain a convolutional encoder-decoder on images without labels, and keep the encoder.
@@ -22,7 +26,8 @@ The same command again continues an interrupted run.
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
         "Which encoder, and what it learns from": (
-            *("model", "width", "bottleneck", "decoder", "objective", "augment"),
+            *("model", "width", "bottleneck", "decoder", "objective"),
+            *("augment", "view_size"),
         ),
         "How long": ("steps", "epochs", "batch_size", "eval_every", "save_every"),
         "How good": (
@@ -41,6 +46,9 @@ The same command again continues an interrupted run.
 def main(argv: Sequence[str]) -> None:
     """Parses, pretrains, prints where the results are."""
     config = parse(COMMAND, argv)
-    from afterimage.pretrain import pretrain
+    from afterimage.pretrain import pretrain, show_augment
 
+    if "--show-augment" in argv:
+        say(f"views  {show_augment(config)}")
+        return
     say(pretrain(config).summary())
