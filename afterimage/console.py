@@ -165,9 +165,8 @@ class ProgressBar:
             self._said = now
             rate = self._done / (now - self._began)
             print(
-                f"{self._what}: {self._done:,} of {self._total:,}, "
-                f"{rate:,.1f} {self._unit}/s, "
-                f"{(self._total - self._done) / rate:,.0f} s left",
+                f"{self._what}: {self._done:,} of {self._total:,}, {rate:,.1f} "
+                f"{self._unit}/s, {(self._total - self._done) / rate:,.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

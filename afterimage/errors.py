@@ -74,7 +74,7 @@ def require_writable(what: str, folder: pathlib.Path) -> None:
 def out_of_memory(error: BaseException | None) -> str | None:
     """The message of an error caused by too little memory; None for other errors."""
     if isinstance(error, MemoryError):
-        return str(error) or "no more memory for this process"
+        return str(error) or "this process may use no more memory"
     text = str(error)
     if "JaxRuntimeError" in (kind.__name__ for kind in type(error).__mro__) and (
         "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()

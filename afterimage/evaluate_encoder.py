@@ -18,6 +18,7 @@ from afterimage.evaluation import (
     draw_embedding,
     embed,
     encoder_representation,
+    hog_representation,
     pixel_representation,
     representation_report,
     representation_text,
@@ -25,16 +26,20 @@ from afterimage.evaluation import (
 from afterimage.evaluation.configs import EvaluateConfig, write
 from afterimage.evaluation.embedding import import_umap
 from afterimage.export import open_for, report_skipped, select
+from afterimage.training.batches import subsample
 
+_FITTED = 2000
+"""Images that the untrained network's vector takes its statistics of."""
 _CAPTION = 80
-"""Most characters of a data spec that fit in a picture's caption."""
+"""Maximum length of a data spec in a picture's caption."""
 
 
 def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
-    """(`representation_report`, its tables): the encoder, untrained network and pixels.
+    """(`representation_report`, its tables) of an encoder, beside three baselines.
 
-    Also the encoder `config.against`, if given. Figures, tables and a picture of the
-    features are written to the place that the text names.
+    They are the untrained network, HOG (`hog_vectors`) and pixels; the encoder
+    `config.against` joins them, if given. Figures, tables and a picture of the features
+    are written to the place that the text names.
 
     Raises DataError for data with fewer than two labelled classes to learn from, or
     without labelled images to score; UserError for a place that cannot be written.
@@ -45,16 +50,16 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     if config.embedding == "umap":
         import_umap()  # before hours of work
     encoder = load_encoder(config.from_)
-    untrained = encoder.untrained(config.seed)
+    splits = open_for(encoder.preprocessing, config)
+    report_skipped(select(splits, "all", config.data))
+    train, test = _probe_sets(splits, config)
+    untrained = _untrained(encoder, train, config)
     named = {"this encoder": encoder, "untrained encoder": untrained}
     if config.against is not None:
         other = load_encoder(config.against)
         named[f"against {config.against}"] = other
         if said := other.preprocessing.other_range(encoder.preprocessing):
             say_once(f"against={config.against} {said}")
-    splits = open_for(encoder.preprocessing, config)
-    report_skipped(select(splits, "all", config.data))
-    train, test = _probe_sets(splits, config)
     how: Any = {n: getattr(config, n) for n in ("batch_size", "views", "grid_3")}
     representations = [encoder_representation(n, e, **how) for n, e in named.items()]
     protocol = Protocol(
@@ -65,13 +70,19 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
         batch_size=config.batch_size,
     )
     figures = representation_report(
-        [*representations, pixel_representation()], train, test, protocol
+        [*representations, hog_representation(), pixel_representation()],
+        train,
+        test,
+        protocol,
     )
     figures["settings"]["views"] = config.views
     figures["notes"] += _notes(config, figures["layers"]["this encoder"])
     text = representation_text(figures)
     if place is None:
-        said = "Nothing was written: this is no run's folder; give --out FILE.json."
+        said = (
+            "No file was written, as this is not in a run folder; to keep the "
+            "results, add --out FILE.json."
+        )
         return figures, f"{text}\n\n{said}"
     files = {
         place: (json.dumps(figures, indent=1) + "\n").encode(),
@@ -84,16 +95,26 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     return figures, f"{text}\n\nWritten: {', '.join(map(str, files))}"
 
 
+def _untrained(encoder: Encoder, train: ImageSet, config: EvaluateConfig) -> Encoder:
+    """The untrained network with the same kind of vector; statistics are its own."""
+    untrained, vector = encoder.untrained(config.seed), encoder.vector
+    if vector is None or vector.transform == "none":
+        return untrained
+    some = subsample(train, _FITTED)
+    images = some.gather(np.arange(len(some)))
+    return untrained.with_vector(vector.pool, vector.transform, images)
+
+
 def _notes(config: EvaluateConfig, layers: list[dict[str, Any]]) -> list[str]:
     """Notes on where `--views` and `--grid-3` do not apply as one might expect."""
     notes = []
     if config.views != "none":
         notes.append(
-            "vectors of encoders are means over several views of each image "
-            f"({config.views}); pixels are of one"
+            "encoder vectors are averaged over several views of each image "
+            f"({config.views}); pixels are of one view"
         )
     if config.grid_3 and not any(row["layer"].endswith("grid-3") for row in layers):
-        notes.append("no grid-3: the last level has no more than 2x2 sites")
+        notes.append("no grid-3: the last level has at most 2x2 sites")
     return notes
 
 
@@ -105,8 +126,7 @@ def _probe_sets(splits: Splits, config: EvaluateConfig) -> tuple[ImageSet, Image
     assert train.labels is not None
     if len(np.unique(train.labels)) < 2:
         raise DataError(
-            f"{train.name}: the probes learn to tell classes apart and need at least "
-            "two in the training images."
+            f"{train.name}: probes need training images of at least two classes."
         )
     return train, test
 
@@ -118,7 +138,7 @@ def _labelled(images: ImageSet) -> ImageSet:
     if not len(rows):
         raise DataError(
             f"{images.name} has no labels, and an encoder is scored by how well its "
-            f"features tell classes apart. Give {WAYS_TO_LABEL}."
+            f"features separate the classes. Add them: {WAYS_TO_LABEL}."
         )
     return images if len(rows) == len(images) else images.subset(rows)
 
@@ -128,8 +148,9 @@ def _place(config: EvaluateConfig) -> Path | None:
     if config.out is not None:
         if not config.out.endswith(".json"):
             raise UserError(
-                f"out={config.out}: an encoder's figures are JSON, with tables and "
-                "picture of the same name beside them; give a name that ends in .json."
+                f"out={config.out}: the results of an encoder are written as JSON, "
+                "with tables and a picture of the same name beside it; give a name "
+                "ending in .json."
             )
         return Path(config.out)
     if not (Path(config.from_) / "config.json").is_file():

@@ -16,15 +16,15 @@ from afterimage.errors import did_you_mean
 from afterimage.plugins import Registry
 
 MOST = 2**31 - 1
-"""The largest integer: the limit of counters on a device."""
+"""The largest integer, the limit of counters on a device."""
 _LARGEST = 1e30
-"""The largest number: beyond it, float32 arithmetic overflows at once."""
+"""The largest number; above it, float32 arithmetic soon overflows."""
 _SEVERAL = 2**20
 _LIMITS = {
     **dict.fromkeys(("batch_size", "probe_images", "most", "picture_images"), 2**24),
-    **dict.fromkeys(("bottleneck", "head_width", "codes", "keep_features"), _SEVERAL),
-    **dict.fromkeys(("ways", "shots", "queries", "episodes_per_step"), 2**16),
-    **dict.fromkeys(("inner_steps", "test_inner_steps", "unlabelled_ratio"), 2**16),
+    **dict.fromkeys(("bottleneck", "head_width", "codes", "keep"), _SEVERAL),
+    **dict.fromkeys(("ways", "shots", "queries", "per_step"), 2**16),
+    **dict.fromkeys(("inner_steps", "test_inner_steps", "ratio"), 2**16),
     "steps_per_dispatch": 2**16,
     "label_seeds": 2**16,
     "pictures": 1000,
@@ -37,9 +37,9 @@ _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "f
 _SPECS = frozenset({"data", "target", "unlabelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
-"""Most bytes in one part of a path, on every common file system."""
+"""Maximum bytes in one part of a path, on every common file system."""
 _PATH = 4000
-"""Most characters in a path: Linux allows 4,095 bytes, and we append names to it."""
+"""Maximum characters in a path: Linux allows 4,095 bytes, and we append names to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,15 @@ def field_problems(config: Any) -> list[str]:
         known = names() if names is not None else None
         several = typing.get_origin(hint) is tuple
         if several and not isinstance(value, tuple | list):
-            found.append(f"{shown}={value!r}: several values")
+            found.append(f"{shown}={value!r}: must be a sequence of values")
             continue
         for one in value if isinstance(value, tuple | list) else (value,):
             if kind is not None:
                 found += _number_problems(shown, one, kind)
             elif joined is not None:
-                wrong = joined.problem(one) if isinstance(one, str) else "a text"
+                wrong = (
+                    joined.problem(one) if isinstance(one, str) else "must be a string"
+                )
                 found += [f"{shown}={one!r}: {wrong}"] if wrong else []
             elif known is not None:
                 if one not in known:
@@ -96,8 +98,8 @@ def field_problems(config: Any) -> list[str]:
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)
             elif kinds in ({str}, {bool}) and not isinstance(one, tuple(kinds)):
-                what = "a text" if kinds == {str} else "true or false"
-                found.append(f"{shown}={one!r}: {what}")
+                what = "a string" if kinds == {str} else "true or false"
+                found.append(f"{shown}={one!r}: must be {what}")
     return found
 
 
@@ -150,25 +152,53 @@ def _number_problems(name: str, value: Any, kind: type) -> list[str]:
     wanted: Any = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
         what = "a whole number" if kind is int else "a number"
-        return [f"{name}={value!r}: {what}"]
+        return [f"{name}={value!r}: must be {what}"]
     number: Any = value
     if not abs(number) <= _LARGEST:  # not `>`: catches NaN; too long to print
         shown = number if isinstance(number, float) else "(too large)"
-        return [f"{name}={shown}: a finite number, at most {_LARGEST:g}"]
+        return [f"{name}={shown}: must be a finite number, at most {_LARGEST:g}"]
     if kind is float:
         return []
     most = _LIMITS.get(name, MOST)
     if number > most:
-        return [f"{name}={number}: at most {most}"]
-    if number < (0 if name == "seed" else -MOST):
-        return [f"{name}={number}: at least 0"]
+        return [f"{name}={number}: must be at most {most}"]
+    if number < (least := 0 if name == "seed" else -MOST):
+        return [f"{name}={number}: must be at least {least}"]
     return []
+
+
+def at_least_0(settings: Any, *names: str) -> list[str]:
+    """A problem for each of these settings that is set and below 0, or NaN."""
+    return _below(settings, names, lambda v: v >= 0, "at least 0")
+
+
+def at_least_1(settings: Any, *names: str) -> list[str]:
+    """A problem for each of these settings that is set and below 1."""
+    return _below(settings, names, lambda v: v >= 1, "at least 1")
+
+
+def above_0(settings: Any, *names: str) -> list[str]:
+    """A problem for each of these settings that is set and not above 0."""
+    return _below(settings, names, lambda v: v > 0, "greater than 0")
+
+
+def _below(
+    settings: Any, names: Sequence[str], holds: Callable[[Any], bool], what: str
+) -> list[str]:
+    """A problem for each setting, a number or several, for which `holds` is false."""
+    found = []
+    for name in names:
+        value = getattr(settings, name)
+        several = value if isinstance(value, tuple | list) else (value,)
+        if not all(one is None or holds(one) for one in several):
+            found.append(f"{name}={value}: must be {what}")
+    return found
 
 
 def place_problems(name: str, value: Any) -> list[str]:
     """What is wrong with the path of a file or folder, one sentence each."""
     if not isinstance(value, str | os.PathLike):
-        return [f"{name}={value!r}: the path of a file or folder"]
+        return [f"{name}={value!r}: must be the path of a file or folder"]
     text = os.fspath(value)
     # A Path collapses the two slashes to one.
     remote = re.match(r"([A-Za-z][\w+.-]+):/", text)
@@ -176,12 +206,13 @@ def place_problems(name: str, value: Any) -> list[str]:
         return [_elsewhere(name, text, remote[1])]
     if text.startswith("~"):  # bash leaves it in `--out=~/runs`
         return [
-            f"{name}={text}: the shell did not replace ~ by your home folder; give "
-            f"the whole path (./{text} for a folder of this name)"
+            f"{name}={text}: the shell did not replace ~ with your home folder; give "
+            f"the full path (or ./{text} for a folder of this name)"
         ]
     if len(text) > _PATH:
         return [
-            f"{name}={text[:40]}…: a path of {len(text)} characters; at most {_PATH}"
+            f"{name}={text[:40]}…: a path of {len(text)} characters; must have at "
+            f"most {_PATH}"
         ]
     return _path_problems(name, text)
 
@@ -189,7 +220,7 @@ def place_problems(name: str, value: Any) -> list[str]:
 def spec_problems(name: str, value: Any) -> list[str]:
     """What is wrong with the paths in a data spec, one sentence each."""
     if not isinstance(value, str):
-        return [f"{name}={value!r}: a text such as folder:PATH"]
+        return [f"{name}={value!r}: must be a string such as folder:PATH"]
     remote = _REMOTE.search(value)
     if remote:
         from afterimage.plugins import SOURCES
@@ -202,8 +233,8 @@ def spec_problems(name: str, value: Any) -> list[str]:
 
 def _elsewhere(name: str, text: str, scheme: str) -> str:
     return (
-        f"{name}={text}: {scheme}:// is not supported; copy it to this machine or "
-        "mount it, and give the local path"
+        f"{name}={text}: {scheme}:// is not supported; copy the data to this machine "
+        "or mount it, and give the local path"
     )
 
 
@@ -211,14 +242,14 @@ def _path_problems(name: str, text: str) -> list[str]:
     if not text.strip():
         return [f"{name}={text!r}: empty; give a path"]
     if "\0" in text:
-        return [f"{name}={text!r}: has a NUL character"]
+        return [f"{name}={text!r}: contains a NUL character"]
     try:
         parts = [len(os.fsencode(part)) for part in pathlib.PurePath(text).parts]
     except UnicodeEncodeError:
         return [f"{name}={text!r}: cannot be encoded as a path on this system"]
     if (long := max(parts, default=0)) > _NAME_BYTES:  # `.` has no parts
         return [
-            f"{name}={text[:40]}…: a name of {long} bytes; names have at most "
+            f"{name}={text[:40]}…: a name of {long} bytes; must have at most "
             f"{_NAME_BYTES}"
         ]
     return []

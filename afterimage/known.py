@@ -30,6 +30,7 @@ from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.vgg import VGG
+from afterimage.models.vector import STATS
 
 KNOWN = (
     *("resnet18", "resnet34", "resnet50"),
@@ -61,7 +62,7 @@ class Imported:
     def __str__(self) -> str:
         text = f"{self.model.name}: {self.leaves} arrays read, norm {self.model.norm}"
         if self.head:
-            text += f"; left out the classification head: {', '.join(self.head)}"
+            text += f"; the classification head was left out: {', '.join(self.head)}"
         return text
 
 
@@ -91,7 +92,7 @@ def import_encoder(
     if wrong := _mismatches(weights, config):
         others = {name: _config(name, image_size, "frozen") for name in KNOWN}
         fits = [name for name in KNOWN if not _mismatches(weights, others[name])]
-        cure = f"it is a {fits[0]}: give --model {fits[0]}" if fits else "see below"
+        cure = f"it is a {fits[0]}: use --model {fits[0]}" if fits else "see below"
         raise UserError(
             f"{path} is not a {config.name} of torchvision or timm; {cure}"
             + schemas.in_lines(wrong)
@@ -134,6 +135,7 @@ def export_encoder(
     Raises UserError if its architecture is not one of torchvision's.
     """
     params, stats, manifest = read_encoder(path)
+    stats.pop(STATS, None)  # torchvision's files have no place for it
     config = stored_model(manifest, path)
     wrong = [] if config.name in KNOWN else [f"model {config.name}"]
     if "resnet" in config.name and config.stem_stride != 4:
@@ -141,7 +143,7 @@ def export_encoder(
     # VGG is published with and without BatchNorm, ResNet only with.
     norms = ("frozen", "batch", *(() if "resnet" in config.name else ("none",)))
     if config.norm not in norms:
-        wrong.append(f"norm={config.norm}, not one of {', '.join(norms)}")
+        wrong.append(f"norm={config.norm}, not {' or '.join(norms)}")
     if config.width != 1:
         wrong.append(f"width={config.width}, not 1")
     if config.bottleneck is not None:
@@ -182,7 +184,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         tree = read_torch(path)
     else:
         raise UserError(
-            f"{path} ends in {path.suffix!r}; expected .safetensors or one of "
+            f"{path} ends in {path.suffix!r}; expected .safetensors, "
             f"{', '.join(_PICKLED)}"
         )
     for key in ("state_dict", "model"):
@@ -192,11 +194,15 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         isinstance(name, str) and isinstance(array, np.ndarray)
         for name, array in tree.items()
     ):
-        raise CheckpointError(f"{path} does not hold a state dict: names and tensors.")
+        raise CheckpointError(
+            f"{path} does not contain a state dict (names and tensors)."
+        )
     kept = [name for name in tree if not name.endswith("num_batches_tracked")]
     found = {name.removeprefix("module."): tree[name] for name in kept}
     if len(found) < len(kept):
-        raise CheckpointError(f"{path} holds a name both with and without `module.`.")
+        raise CheckpointError(
+            f"{path} contains a name both with and without `module.`."
+        )
     return found
 
 
@@ -256,7 +262,7 @@ def _mismatches(weights: Mapping[str, np.ndarray], config: ModelConfig) -> list[
     unexpected = sorted(weights.keys() - wanted.keys())
     wrong += [f"unexpected {names.shortened(name)}" for name in unexpected]
     wrong += [
-        f"{name} is {weights[name].shape}, not {wanted[name][1]}"
+        f"{name} is {weights[name].shape}, expected {wanted[name][1]}"
         for name in sorted(wanted.keys() & weights.keys())
         if weights[name].shape != wanted[name][1]
     ]

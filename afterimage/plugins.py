@@ -27,13 +27,14 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from afterimage.errors import UserError, did_you_mean
 
 GROUP = "afterimage.plugins"
 Thing = TypeVar("Thing")
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
+_ADDED = r'^@\w+\.add\("([^"]+)"(?:, group="([^"]+)")?\)'
 _loading: list[str] = []
 """The packages whose plug-ins are being imported, as `name version`."""
 
@@ -48,16 +49,19 @@ class Registry(Generic[Thing]):
         self.kind, self._package = kind, package
         self._things: dict[str, Thing] = {}
         self._origins: dict[str, str] = {}
+        self._groups: dict[str, str] = {}
 
-    def add(self, name: str) -> Callable[[Any], Any]:
+    def add(self, name: str, *, group: str = "") -> Callable[[Any], Any]:
         """Decorator: registers a class or a function under this name.
+
+        `group` says where a command lists it, and becomes a class's attribute `group`.
 
         Raises UserError for a name that is not `lower-case-words` or is already taken.
         """
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"{self.kind} {name!r}: a name has lower-case letters, digits and "
-                "single hyphens, such as my-name"
+                f"{self.kind} {name!r}: the name may contain only lower-case letters, "
+                "digits and single hyphens, e.g. my-name"
             )
 
         def register(thing: Any) -> Any:
@@ -65,20 +69,31 @@ class Registry(Generic[Thing]):
             ours = thing.__module__.startswith("afterimage.")
             taken = name in self._things or (not ours and name in self._homes)
             if taken and self._origins.get(name) != origin:
-                raise UserError(f"{self.kind} {name!r} exists; choose another name")
+                raise UserError(
+                    f"{self.kind} {name!r} already exists; choose another name"
+                )
             self._things[name] = thing
+            self._groups[name] = group
             if not ours:
                 self._origins[name] = origin
             if isinstance(thing, type):
                 thing.name = name  # pyright: ignore[reportAttributeAccessIssue]
+                thing.group = group  # pyright: ignore[reportAttributeAccessIssue]
             return thing
 
         return register
 
-    def names(self) -> tuple[str, ...]:
-        """All names: ours in the order of their files, then those of other packages."""
+    def names(self, *groups: str) -> tuple[str, ...]:
+        """All names, or those of some groups, without importing our own entries.
+
+        Ours come first, in the order of their files.
+        """
         load_plugins()
-        return (*self._homes, *(n for n in self._things if n not in self._homes))
+        every = (*self._homes, *(n for n in self._things if n not in self._homes))
+        return tuple(n for n in every if not groups or self._group(n) in groups)
+
+    def _group(self, name: str) -> str:
+        return self._groups[name] if name in self._groups else self._homes[name].group
 
     def get(self, name: str, origin: str | None = None) -> Thing:
         """The entry registered under `name`; `origin` is the package that added it.
@@ -87,7 +102,7 @@ class Registry(Generic[Thing]):
         package.
         """
         if name not in self._things and name in self._homes:
-            importlib.import_module(self._homes[name])
+            importlib.import_module(self._homes[name].module)
         if name not in self._things:
             load_plugins()
         if name in self._things:
@@ -95,7 +110,7 @@ class Registry(Generic[Thing]):
         if origin is not None:
             raise UserError(
                 f"{self.kind} {name!r} comes from the package {origin}, which is not "
-                f"installed here: pip install {origin.split()[0]}"
+                f"installed: pip install {origin.split()[0]}"
             )
         known = self.names()
         raise UserError(
@@ -108,8 +123,8 @@ class Registry(Generic[Thing]):
         return self._origins.get(name)
 
     @functools.cached_property
-    def _homes(self) -> Mapping[str, str]:
-        """{name: module} of our own entries, read from files without importing them."""
+    def _homes(self) -> Mapping[str, "_Home"]:
+        """Our own entries by name, read from files without importing them."""
         # Not the package's own spec: finding it would import its parents, and JAX.
         first, *rest = self._package.split(".")
         spec = importlib.util.find_spec(first)
@@ -122,9 +137,16 @@ class Registry(Generic[Thing]):
                 files[self._package] = path.with_suffix(".py")
         found = {}
         for module, file in files.items():
-            for name in re.findall(r'^@\w+\.add\("([^"]+)"\)', file.read_text(), re.M):
-                found[name] = module
+            for name, group in re.findall(_ADDED, file.read_text(), re.M):
+                found[name] = _Home(module, group)
         return found
+
+
+class _Home(NamedTuple):
+    """Where one of our own entries is, and its group."""
+
+    module: str
+    group: str
 
 
 ENCODERS: Registry[Any] = Registry("encoder", "afterimage.models.encoders")
@@ -148,7 +170,7 @@ def load_plugins() -> None:
             entry.load()
         except Exception as error:
             print(
-                f"The plug-in {entry.name!r} of {origin} cannot be used: "
+                f"The plug-in {entry.name!r} of {origin} cannot be loaded: "
                 f"{type(error).__name__}: {error}",
                 file=sys.stderr,
             )

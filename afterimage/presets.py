@@ -34,7 +34,7 @@ class Preset:
     """Settings that differ from the defaults, as plain values. A choice is a name, or a
     mapping with its `name` and settings; several choices are a sequence of these."""
     cost: str
-    """Its cost: the number of images and steps."""
+    """The number of images and steps."""
     measured: tuple[Measured, ...] = ()
 
     def describe(self) -> str:

@@ -9,20 +9,20 @@ class ReadingOptions:
     """How folders and tables are read."""
 
     train: str | None = None
-    """The folder with the training images, if its name does not say so: a path relative
-    to the data. All other folders are then ignored. `.` means that every folder is a
-    class. For a table: a value in its column split. Also applies to --sources, --target
-    and --unlabelled if they have such folders."""
+    """The folder of the training images, if its name does not say so: a path relative
+    to the data. All other folders are then ignored. `.`: every folder is a class. For a
+    table: a value in its column split. Also applies to --sources, --target and
+    --unlabelled if they have such folders."""
 
     validation_folder: str | None = None
-    """The folder with the validation images, like --train (--validation is a share)."""
+    """The folder of the validation images, like --train (--validation is a share)."""
 
     test: str | None = None
-    """The folder with the test images, like --train."""
+    """The folder of the test images, like --train."""
 
     missing: str = ""
-    """Labels that mean no label, separated by commas, e.g. NA,nan,unknown. For tables
-    and arrays of strings. An empty cell always means no label."""
+    """Labels that mean no label, separated by commas, e.g. NA,nan,unknown. Used for
+    tables and arrays of strings. An empty cell always means no label."""
 
     outside_images: bool = False
     """Allow a table to list images outside its own folder: absolute paths, and `..`."""

@@ -81,14 +81,17 @@ class Run:
         return self
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
-        then = " What was saved before is untouched; the same command continues it"
+        then = (
+            " Earlier checkpoints are unchanged; run the same command again to continue"
+        )
         return disk_errors(f"out={self.path}", then)
 
     def _main_process_first(self, action: Callable[[], None]) -> None:
         """Runs `action` on the first process, then on the others."""
         if not self.is_main_process and not store.from_main_process(0):
             raise UserError(
-                f"out={self.path}: refused by the first process; its output says why"
+                f"out={self.path}: refused by the first process; see its output for "
+                "the reason"
             )
         try:
             action()
@@ -137,9 +140,9 @@ class Run:
             now = {k: self.config.get(k) for k in ("batch_size", "accumulate", "remat")}
             settings = ", ".join(f"{name}={value}" for name, value in now.items())
             raise UserError(
-                f"The device ran out of memory at {settings}. Try --accumulate "
-                f"{2 * (now['accumulate'] or 1)} (the same result), --remat, a smaller "
-                f"--batch-size or --image-size. The device said: {said}"
+                f"The device ran out of memory with {settings}. Try --accumulate "
+                f"{2 * (now['accumulate'] or 1)} (the same result), --remat, or a "
+                f"smaller --batch-size or --image-size. The device reported: {said}"
             ) from error
 
     @property
@@ -178,45 +181,42 @@ class Run:
             others = sorted(name for name in names if not is_partial(name))
             if others and self.is_main_process:
                 raise UserError(
-                    f"out={self.path} holds other files ({', '.join(others[:5])}) and "
-                    "no config.json: not a run folder. Name a new or empty folder"
+                    f"out={self.path} is not a run folder: it has no config.json and "
+                    f"contains other files ({', '.join(others[:5])}). Give a new or "
+                    "empty folder"
                 )
             return
         if stored["kind"] != self.kind:
             raise UserError(
-                f"out={self.path} holds a {printable(stored['kind'])} run, not a "
-                f"{self.kind} run; name another folder"
+                f"out={self.path} contains a {printable(stored['kind'])} run, not a "
+                f"{self.kind} run; give another folder"
             )
         changed = self._changed(stored)
-        if changed and any((self.path / "checkpoints").glob("*")):
+        saved = any((self.path / "checkpoints").glob("*"))
+        if changed and (saved or (self.path / "encoder").exists()):
             raise UserError(
-                f"{self.path} was made with other settings:\n  "
+                f"{self.path} contains a run with other settings:\n  "
                 + "\n  ".join(changed)
-                + "\nRepeat the command with the folder's settings to continue it, or "
-                "name another --out"
+                + "\nTo continue that run, use its settings; for a new run, give "
+                "another --out"
             )
 
     def _changed(self, stored: Mapping[str, Any]) -> list[str]:
         """The settings that must not differ from the folder's, but do."""
         old, new = self._settings(stored), dotted(self.config)
+        both = _made(old) & _made(new)  # of another choice, its name says enough
         return [
-            f"{printable(key)}: {shown(old.get(key))} in the folder, "
-            f"{new.get(key)!r} asked for"
+            f"{printable(key)}: {shown(old.get(key))} in the folder, {new.get(key)!r} "
+            "now"
             for key in sorted(set(old) | set(new))
             if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
+            if "." not in key or key.partition(".")[0] in both
         ]
 
     def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """{path: value} of the folder's settings."""
-        old = dotted(stored.get("config", {}))
         # A run older than a setting used its default.
-        defaults = {
-            path: value
-            for path, value in self._defaults.items()
-            # For one of several choices, only if the folder's run has it too.
-            if path.count(".") < 2 or path.split(".")[1] in old[path.split(".")[0]]
-        }
-        return {**defaults, **old}
+        return {**self._defaults, **dotted(stored.get("config", {}))}
 
     def _record_config(self) -> None:
         """Records the settings of a new run, or the changes to an existing one."""
@@ -240,8 +240,9 @@ class Run:
         if moved:
             what = ", ".join(f"{k} {shown(old)} -> {new}" for k, old, new in moved)
             self.notes.append(
-                f"The machine or its use has changed since the run began ({what}): it "
-                "continues with the same batches, but not bit for bit"
+                "The machine or its settings have changed since the run began "
+                f"({what}). The run continues with the same batches, but results may "
+                "differ in the last bits"
             )
 
     def _write_config(self, data: Mapping[str, Any] | None) -> None:
@@ -267,7 +268,7 @@ class Run:
             raise UserError(
                 f"The images of {name} have changed since this run began (fingerprint "
                 f"{fingerprint[:12]}, was {known['fingerprint'][:12]}). Restore them, "
-                "or start a new --out"
+                "or start a new run with another --out"
             )
 
     def write_skipped(self, skipped: Sequence[BadImage]) -> None:
@@ -275,7 +276,7 @@ class Run:
         if not skipped:
             return
         path = self.path / "skipped.txt"
-        self.notes.append(f"{len(skipped)} images were skipped, see {path}")
+        self.notes.append(f"{len(skipped)} images were skipped; {path} lists them")
         if self.is_main_process:
             lines = [
                 f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
@@ -292,9 +293,14 @@ def _defaults(config: Any) -> dict[str, Any]:
         value = getattr(config, name)
         for one in value if choice.several else (value,):
             own = _field_defaults(one)
-            path = f"{name}.{one.name}" if choice.several else name
-            found |= {f"{path}.{key}": own[key] for key in own}
+            found |= {f"{one.name}.{key}": own[key] for key in own}
     return found
+
+
+def _made(settings: Mapping[str, Any]) -> set[str]:
+    """All names that are values of settings, among them the choices made."""
+    several = (v if isinstance(v, list) else [v] for v in settings.values())
+    return {one for values in several for one in values if isinstance(one, str)}
 
 
 def _field_defaults(config: Any) -> dict[str, Any]:

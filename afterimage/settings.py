@@ -70,7 +70,7 @@ def resolve(config: Any) -> None:
             names = [one.name for one in made]
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
-                raise UserError(f"{name}: {', '.join(twice)} is given twice")
+                raise UserError(f"{name}: {', '.join(twice)} may be given only once")
         else:
             made = _made(name, choice.registry, value)
         object.__setattr__(config, name, made)
@@ -112,24 +112,33 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Plain nested values in one level: {"objective": "masked", "objective.ratio": …}.
+    """Plain nested values in one level: {"objective": "masked", "masked.ratio": …}.
 
-    A choice's name is its own value; several choices are `methods.NAME`.
+    As in flags, the settings of a choice follow its name.
     """
     found: dict[str, Any] = {}
     for key, value in values.items():
-        path = prefix + key
-        if isinstance(value, Mapping) and "name" in value:
-            own = {k: v for k, v in value.items() if k != "name"}
-            found |= {path: value["name"], **dotted(own, path + ".")}
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            found[path] = [one["name"] for one in value]
-            for one in value:
-                own = {k: v for k, v in one.items() if k != "name"}
-                found |= dotted(own, f"{path}.{one['name']}.")
-        else:
-            found[path] = value
+        several = value if isinstance(value, list) else [value]
+        if not several or not all(
+            isinstance(o, Mapping) and "name" in o for o in several
+        ):
+            found[prefix + key] = value
+            continue
+        names = [one["name"] for one in several]
+        found[prefix + key] = names if isinstance(value, list) else names[0]
+        for one in several:
+            own = {k: v for k, v in one.items() if k != "name"}
+            found |= dotted(own, f"{one['name']}.")
     return found
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value
+
+
+def spelled(path: str) -> str:
+    """A setting as its flag spells it, without the hyphens: labels-per-class."""
+    return path.replace("_", "-").rstrip("-")
 
 
 def from_dict(
@@ -142,12 +151,12 @@ def from_dict(
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # pyright: ignore[reportArgumentType]
     problems = [
-        f"{key!r} is no setting of {where}{did_you_mean(key, fields)}"
+        f"{where} has no setting {key!r}{did_you_mean(key, fields)}"
         for key in values
         if key not in fields
     ]
     problems += [
-        f"{name!r} is missing in {where}"
+        f"{where} needs {name!r}"
         for name, field in fields.items()
         if name not in values
         and field.default is dataclasses.MISSING
@@ -201,7 +210,10 @@ def as_mappings(value: Any) -> list[dict[str, Any]]:
         return [{"name": value}]
     if isinstance(value, Mapping):
         if not isinstance(value.get("name"), str):
-            raise UserError(f"{dict(value)}: a choice needs its name")
+            raise UserError(
+                f"{dict(value)}: the choice has no name; add one, e.g. {{'name': "
+                "'masked'}"
+            )
         return [dict(value)]
     return [{"name": value.name, **to_dict(value)}]
 

@@ -45,25 +45,25 @@ class TransferError(CheckpointError):
 _FULL = ("ENOSPC", "EDQUOT")
 _FORBIDDEN = ("EACCES", "EPERM")
 _CURES = {
-    **dict.fromkeys(_FULL, "The disk is full, or your quota is used up: free space."),
+    **dict.fromkeys(_FULL, "The disk or your quota is full: free some space."),
     **dict.fromkeys(_FORBIDDEN, "Change its permissions, or choose another path."),
     "ENOTDIR": "A file is where a folder should be: choose another path.",
     "EISDIR": "A folder is where a file should be: move it away.",
-    "EEXIST": "Something else has this name: move it away, or choose another path.",
-    "ENOTEMPTY": "Something else has this name: move it away.",
+    "EEXIST": "This name is already in use: move it away, or choose another path.",
+    "ENOTEMPTY": "This name is already in use: move it away.",
     "ENAMETOOLONG": "Choose a shorter name.",
-    "ELOOP": "Its links form a loop, or a link is not allowed here.",
-    "ENOENT": "It is missing, or was removed in the meantime: restore it.",
+    "ELOOP": "Symbolic links form a loop or are not allowed here.",
+    "ENOENT": "It does not exist or was removed: restore it.",
     "EROFS": "The disk is read-only: make it writable, or choose another path.",
     "EFBIG": "The file is larger than the disk or `ulimit -f` allows.",
     "EMFILE": "Too many files are open: raise `ulimit -n`.",
     "ENFILE": "Too many files are open on this machine.",
-    "ENOLCK": "This file system cannot lock files: choose another one.",
+    "ENOLCK": "This file system does not support locks: choose another one.",
     **dict.fromkeys(("ENOTSUP", "EOPNOTSUPP"), "Choose a path on another file system."),
-    "EIO": "The disk, or the connection to it, is failing: check it.",
-    "ENXIO": "The device, or the other end of the pipe, is not there.",
-    "ENODEV": "The device is not there.",
-    "ESTALE": "The network drive lost it: mount it again.",
+    "EIO": "The disk or the connection to it is failing: check it.",
+    "ENXIO": "The device or the other end of the pipe is gone.",
+    "ENODEV": "The device does not exist.",
+    "ESTALE": "The network drive was disconnected: mount it again.",
     "ETIMEDOUT": "The network drive does not answer: check it.",
     "EBUSY": "Something else is using it: try again.",
 }
@@ -114,7 +114,7 @@ def explain(error: BaseException, what: str, folder: pathlib.Path) -> SaveError:
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {text}"
     return SaveError(
-        f"{what} was not saved: {text}. {cure} The checkpoints before it are untouched."
+        f"{what} was not saved: {text}. {cure} Earlier checkpoints are unchanged."
     )
 
 

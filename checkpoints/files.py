@@ -62,7 +62,7 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
         try:
             return file.read(size)
         except MemoryError:
-            raise OSError(f"has {size} bytes, more than memory can hold") from None
+            raise OSError(f"has {size} bytes, more than fits in memory") from None
 
 
 def memory() -> int:
@@ -207,8 +207,8 @@ def cannot_hold(folder: pathlib.Path) -> str | None:
         return f"{place} is not a folder; choose another path"
     if not os.access(place, os.W_OK | os.X_OK):
         return (
-            f"{place} cannot be written to (read-only, or not yours); make it "
-            "writable, or choose another path"
+            f"{place} cannot be written to (read-only, or owned by another user); "
+            "make it writable, or choose another path"
         )
     return None
 
@@ -218,8 +218,8 @@ def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SaveError(
-            f"{what} needs about {readable_size(needed)} ({needed} bytes); the disk of "
-            f"{folder} has {readable_size(free)} ({free} bytes) free. Nothing was "
+            f"{what} needs about {readable_size(needed)} ({needed} bytes); the disk "
+            f"of {folder} has {readable_size(free)} ({free} bytes) free. Nothing was "
             "written. Free some space (`afterimage checkpoints prune` deletes old "
             "steps) or use another disk."
         )

@@ -73,7 +73,7 @@ def verify(folder: _Path) -> list[Finding]:
             found.append((place / kind, kind))
     if not found:
         raise _nothing(place)
-    text = "left by an interrupted save; the next run cleans it up"
+    text = "left by an interrupted save; the next run removes it"
     return [
         *(finding for path, kind in found for finding in _all_findings(path, kind)),
         *(Finding(str(path), "extra", text) for *_, path in manifest.leftovers(place)),
@@ -84,7 +84,7 @@ def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
     """Problems in one step, encoder or classifier folder; kind None accepts any."""
     kinds = (kind,) if kind else (STEP, weights.ENCODER, weights.CLASSIFIER)
     if kind and files.leads_out(folder, folder.parent):
-        return [Finding(str(folder), "foreign", "is a link that leads elsewhere")]
+        return [Finding(str(folder), "foreign", "is a link to a place outside the run")]
     content, findings = manifest.check_folder(folder, kinds, checksums=False)
     if content is None:
         return findings
@@ -100,7 +100,11 @@ def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
 def format_verify(findings: Sequence[Finding]) -> str:
     """The findings, one per line, and a summary sentence."""
     fatal = sum(finding.fatal for finding in findings)
-    end = f"{fatal} damaged, missing or foreign." if fatal else "Every byte is good."
+    end = (
+        f"{fatal} damaged, missing or foreign."
+        if fatal
+        else "No problems: every byte is as it was written."
+    )
     return "\n".join([*map(str, findings), end])
 
 
@@ -220,8 +224,8 @@ def prune(
     """
     if keep_last < 1 or keep_best < 0:
         raise UsageError(
-            f"keep_last={keep_last}, keep_best={keep_best}: expected keep_last >= 1 "
-            "and keep_best >= 0, so that a good checkpoint remains."
+            f"keep_last={keep_last}, keep_best={keep_best}: keep_last must be at "
+            "least 1 and keep_best at least 0, so that a good checkpoint remains."
         )
     place = _existing(folder)
     run = manifest.steps_folder(place).absolute().parent
@@ -259,7 +263,9 @@ def format_prune(result: Pruned) -> str:
     text = f"kept: {_numbers(result.kept)}\n{verb}: {_numbers(result.deleted)} "
     text += f"({readable_size(result.freed)})"
     if result.untouched:
-        text += f"\nnot touched, not good or not here: {_numbers(result.untouched)} "
+        text += (
+            f"\nunchanged, because not good or not here: {_numbers(result.untouched)} "
+        )
         text += "(see `afterimage checkpoints verify`)"
     return text
 
@@ -286,8 +292,8 @@ def _existing(folder: _Path) -> pathlib.Path:
 
 def _nothing(place: pathlib.Path) -> UsageError:
     return UsageError(
-        f"{place} holds no checkpoint; expected a run folder with checkpoints/ or "
-        "encoder/, or one of those."
+        f"{place} contains no checkpoint; expected a run folder with checkpoints/ or "
+        "encoder/, or one of these."
     )
 
 

@@ -126,10 +126,10 @@ def check_folder(
         kept = (keep or {}).get(name)
         if problem := _wrong_file(folder / name, listed[name], checksums, kept):
             wrong.append((name, *problem))
-    text = "is a link that leads out of the folder"
+    text = "is a link to a place outside the folder"
     wrong += [(name, "foreign", text) for name in files.links_out(folder)]
     extra = sorted(present - set(listed))
-    wrong += [(name, "extra", "not in the manifest; not read") for name in extra]
+    wrong += [(name, "extra", "not in the manifest; ignored") for name in extra]
     # A name may contain anything.
     return manifest, [
         Finding(f"{folder}/{names.shortened(name)}", kind, text)
@@ -149,10 +149,10 @@ def _wrong_file(
         if not stat.S_ISREG(status.st_mode):
             return "foreign", "is not a regular file"
         if status.st_size != entry["size"]:
-            text = f"has {status.st_size} bytes, was written with {entry['size']}"
+            text = f"has {status.st_size} bytes, but {entry['size']} were written"
             return "damaged", text
         if checksums and _digest_of(path, keep) != entry["sha256"]:
-            return "damaged", "its bytes have changed since it was written (SHA-256)"
+            return "damaged", "has changed since it was written (SHA-256)"
     except OSError as error:
         return "damaged", files.reason(error)
     return None
@@ -187,8 +187,8 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
     if content["schema"] > SCHEMA:
         raise unusable(
             "newer",
-            f"was written with schema {content['schema']}, this version reads up to "
-            f"{SCHEMA}: update with `pip install -U afterimage`",
+            f"was written with schema {content['schema']}, but this version reads at "
+            f"most schema {SCHEMA}; update with `pip install -U afterimage`",
         )
     if content.get("checksum") != _own_checksum(content):
         raise unusable("damaged", "does not match its own checksum")
@@ -210,7 +210,7 @@ def _nothing_there(folder: pathlib.Path, unusable: Any) -> _Unusable:
     if not names:
         return unusable("foreign", "is empty")
     if names & {"state", "encoder"} or any(n.startswith("state.") for n in names):
-        return unusable("half-written", f"has no {NAME}: it was never completed")
+        return unusable("half-written", f"has no {NAME}: it is incomplete")
     return unusable("foreign", f"has no {NAME}: Afterimage did not write it")
 
 

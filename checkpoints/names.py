@@ -86,10 +86,12 @@ def unfit_for_arrays(path: str) -> str | None:
     error.
     """
     if not is_utf8(path):
-        return "checkpoints need a path in UTF-8; name another"
+        return "checkpoints need a path in UTF-8; choose another"
     marks = "[" if os.sep == "\\" else "[\\"
     if found := [mark for mark in marks if mark in path]:
-        return f"no checkpoint can lie below a name with {found[0]}; name another"
+        return (
+            f"checkpoints cannot be saved under a name with {found[0]}; choose another"
+        )
     return None
 
 

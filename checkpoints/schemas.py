@@ -25,17 +25,17 @@ from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.names import shown
 
 LARGEST_SIDE = 2**14
-"""Pixels: the largest height or width of an image that a model is built for."""
+"""Pixels: maximum height or width of the images that a model is built for."""
 MOST_CHANNELS = 1024
 """Channels of an image."""
 WIDEST = 2**20
-"""Numbers in a bottleneck or in the hidden layer of a head."""
+"""Maximum size of a bottleneck or of the hidden layer of a head."""
 LARGEST_LABELS = 2**28
-"""Bytes of `labels.json`: the names of a few million images."""
+"""Maximum bytes of `labels.json`: the names of a few million images."""
 LONGEST_AXIS = 2**40
-"""Numbers along one axis of an array."""
+"""Maximum size of one axis of an array."""
 HIGHEST_RANK = 64
-"""NumPy's bound on the dimensions of an array."""
+"""NumPy's maximum number of dimensions of an array."""
 DEEPEST_PATH = 64
 LONGEST_PATH = 1024
 
@@ -46,7 +46,7 @@ Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Channels = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Pixel = Annotated[float, Meta(gt=-1e38, lt=1e38)]
-"""A pixel value, which must fit in float32."""
+"""A pixel value; must fit in float32."""
 Statistics = Annotated[list[Pixel], Meta(min_length=1, max_length=MOST_CHANNELS)]
 Free = dict[str, Any]
 
@@ -95,11 +95,11 @@ class PreprocessingFields(Struct):
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"{len(self.mean)} means and {len(self.std)} deviations for "
+                f"{len(self.mean)} means and {len(self.std)} standard deviations for "
                 f"{self.channels} channels"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"std {min(self.std):g} is not above 0")
+            raise ValueError(f"std {min(self.std):g} is not greater than 0")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range {list(self.value_range)} is empty")
 
@@ -119,7 +119,32 @@ class DataFields(Struct):
     fingerprint: str
 
 
-class EncoderManifest(Struct):
+class VectorFields(Struct):
+    """The feature vector (`afterimage.models.vector`), and how it was chosen."""
+
+    pool: Name
+    transform: Name
+    images: Count = 0
+    rule: Name = ""
+    scores: Annotated[list[Free], Meta(max_length=64)] = []
+
+
+Accuracies = dict[Name, dict[Name, Annotated[float, Meta(ge=0, le=1)]]]
+
+
+class ProbesFields(Struct):
+    """What the feature vector was found to be good for."""
+
+    effective_rank: Number
+    train: Count = 0
+    images: Count = 0
+    classes: Count = 0
+    per_class: Count = 0
+    accuracy: Accuracies = {}
+    """{features: {probe: share of the held-out images}}; empty without labels."""
+
+
+class EncoderManifest(Struct, kw_only=True):
     """`manifest.json` of an encoder folder, beyond the fields of every manifest."""
 
     model: ModelFields
@@ -127,6 +152,8 @@ class EncoderManifest(Struct):
     data: DataFields
     trained: Free
     feature_info: Annotated[list[FeatureInfoFields], Meta(max_length=64)]
+    vector: VectorFields | None = None
+    probes: ProbesFields | None = None
 
     def __post_init__(self) -> None:
         if self.model.channels != self.preprocessing.channels:
@@ -137,7 +164,7 @@ class EncoderManifest(Struct):
 
 
 class HeadFields(Struct, forbid_unknown_fields=True):
-    """`afterimage.finetune.classifier.HeadConfig` and the names of its classes."""
+    """`afterimage.models.classifier.HeadConfig` and the names of its classes."""
 
     classes: Annotated[int, Meta(ge=1, le=2**24)]
     kind: Name
@@ -153,7 +180,7 @@ class HeadFields(Struct, forbid_unknown_fields=True):
             )
 
 
-class ClassifierManifest(EncoderManifest):
+class ClassifierManifest(EncoderManifest, kw_only=True):
     """`manifest.json` of a classifier folder."""
 
     heads: Annotated[dict[Name, HeadFields], Meta(min_length=1)]
@@ -276,7 +303,7 @@ class EpisodesFields(Struct):
 
     def __post_init__(self) -> None:
         if self.method not in self.accuracy:
-            raise ValueError(f"no accuracy for {self.method[:80]!r}")
+            raise ValueError(f"the accuracy of {self.method[:80]!r} is missing")
 
 
 class ResultsFile(TaskReports):
@@ -296,8 +323,16 @@ class ProbeFields(Struct):
     value: Number
 
 
-Baselines = dict[str, dict[str, ProbeFields]]
-"""`baselines.json` of a pretraining run: {features: {probe: …}}."""
+class BaselineFields(Struct):
+    """The probes of one kind of features."""
+
+    knn: ProbeFields
+    ridge_10: ProbeFields
+    ridge: ProbeFields
+
+
+Baselines = dict[str, BaselineFields]
+"""`baselines.json` of a pretraining run, by kind of features."""
 
 
 MANIFESTS: dict[str, Any] = {
@@ -330,13 +365,13 @@ def wrong_paths(paths: Iterable[str]) -> list[str]:
         parts = path.split("/", DEEPEST_PATH)
         if len(path) > LONGEST_PATH or len(parts) > DEEPEST_PATH:
             wrong.append(
-                f"a name that begins {name} has {len(path)} characters; expected at "
+                f"a name starting with {name} has {len(path)} characters; expected at "
                 f"most {LONGEST_PATH}, in {DEEPEST_PATH} parts"
             )
             continue
         ups = ("/".join(parts[:n]) for n in range(1, len(parts)))
         wrong += [
-            f"{name} lies inside the array {up[:80]!r}" for up in ups if up in every
+            f"{name} is inside the array {up[:80]!r}" for up in ups if up in every
         ]
     return wrong
 
@@ -363,7 +398,7 @@ def parse(data: bytes | str) -> Any:
     except _Refused:
         raise
     except ValueError:  # Python limits the digits of an integer
-        raise ValueError("holds an integer of thousands of digits") from None
+        raise ValueError("contains an integer of thousands of digits") from None
     if reason := _beyond(value):
         raise ValueError(reason)
     return value
@@ -455,7 +490,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(text: str) -> Any:
-    raise _Refused(f"holds {text}, which is not JSON")
+    raise _Refused(f"contains {text}, which is not JSON")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
@@ -472,9 +507,12 @@ def _beyond(value: Any) -> str | None:
             elif isinstance(part, list):
                 inside.extend(part)
             elif isinstance(part, int) and part.bit_length() > 64:
-                return f"holds an integer of {part.bit_length()} bits, beyond 64"
+                return (
+                    f"contains an integer of {part.bit_length()} bits; at most 64 are "
+                    "allowed"
+                )
             elif isinstance(part, float) and not math.isfinite(part):
-                return "holds a number that is beyond a double"
+                return "contains a number too large for a double"
         if not inside:
             return None
         level = inside

@@ -88,7 +88,8 @@ class Store:
         if keep_last < 1 or keep_best < 0 or best not in ("min", "max", None):
             raise UsageError(
                 f"keep_last={keep_last}, keep_best={keep_best}, best={best!r}: "
-                "expected keep_last >= 1, keep_best >= 0 and best 'min', 'max' or None."
+                "keep_last must be at least 1, keep_best at least 0, and best 'min', "
+                "'max' or None."
             )
         self.folder = manifest.steps_folder(folder).absolute()
         if (reason := names.unfit_for_arrays(str(self.folder))) is not None:
@@ -222,7 +223,7 @@ class Store:
             self._note(Finding(str(path), "damaged", text))
         which = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(
-            f"No good {which} in {self.folder}"
+            f"There is no good {which} in {self.folder}"
             + "".join(f"\n  {finding}" for finding in self.findings if finding.fatal)
         )
 
@@ -280,7 +281,7 @@ class Store:
                 # Orbax only warns if its own files are missing.
                 arrays = partial / _STATE
                 if response is not None and not any(arrays.glob("*/manifest.ocdbt")):
-                    raise CheckpointError(f"Orbax left no arrays in {arrays}")
+                    raise CheckpointError(f"Orbax wrote no arrays to {arrays}")
                 self._complete(step, partial, content)
         except BaseException as error:
             self._abandon(partial)
@@ -296,12 +297,16 @@ class Store:
             files.sync_folder(pathlib.Path(parent))
         final = self.folder / str(step)
         if (aside := manifest.set_aside(final)) is not None:
-            self._warn(f"{final} was not a complete checkpoint and is now {aside}")
+            self._warn(
+                f"{final} is not a complete checkpoint and was renamed to {aside}"
+            )
         files.put_in_place(partial, final)
         try:
             self._retain(step)
         except OSError as error:
-            self._warn(f"step {step} is saved, an old one was not deleted: {error}")
+            self._warn(
+                f"step {step} is saved, but an old step could not be deleted: {error}"
+            )
 
     def _retain(self, newest: int) -> None:
         """Delete earlier steps that are not to be kept."""

@@ -65,9 +65,9 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
         with files.open_regular(path) as file:
             if not zipfile.is_zipfile(file):
                 raise UsageError(
-                    f"{path} is not a zip archive as torch.save writes since PyTorch "
-                    "1.6. If it is older and you trust it, load it in PyTorch and save "
-                    "it again, or save it as .safetensors."
+                    f"{path} is not a zip archive, the format of torch.save since "
+                    "PyTorch 1.6. If the file is older and you trust it, load it in "
+                    "PyTorch and save it again, or save it as .safetensors."
                 )
             _require_small_directory(file)
             with zipfile.ZipFile(file) as archive:
@@ -105,7 +105,7 @@ def _read(archive: zipfile.ZipFile, path: pathlib.Path, size: int) -> Any:
     if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
         raise ValueError("its members are compressed, which torch.save never does")
     if sum(info.file_size for info in archive.infolist()) > size:
-        raise ValueError(f"its members claim more than the {size} bytes that it has")
+        raise ValueError(f"its members claim more than its own {size} bytes")
     root = pickled[0].removesuffix("data.pkl")
     order = root + "byteorder"
     if order in members and archive.read(order) != b"little":
@@ -137,9 +137,10 @@ class _Reader:
 
     def _unknown(self, module: str, name: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._what} holds {names.shown(f'{module}.{name}')}, and only tensors "
-            "in plain dictionaries are read: opening anything else may run its code. "
-            "It was not run. Save the state_dict alone, or as .safetensors."
+            f"{self._what} contains {names.shown(f'{module}.{name}')}, but only "
+            "tensors in plain dictionaries are read, as anything else may run code "
+            "when opened. It was not run. Save only the state_dict, or save it as "
+            ".safetensors."
         )
 
     def _storage(self, pid: Any) -> _Storage:
@@ -206,7 +207,7 @@ def _new_dict() -> dict[Any, Any]:
 
 MOST_BYTES = 16 * 2**20
 MOST_STEPS = 2_000_000
-"""Opcodes; a tensor takes about thirty."""
+"""Maximum number of opcodes; a tensor takes about thirty."""
 
 _Function = Callable[..., Any]
 _MARK = object()
@@ -263,12 +264,12 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("its pickle needs a value that is not there")
+            raise ValueError("its pickle needs a value that is missing")
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
         if not self.stack or type(self.stack[-1]) is not kind:
-            raise ValueError(f"its pickle needs a {kind.__name__} that is not there")
+            raise ValueError(f"its pickle needs a {kind.__name__} that is missing")
         return self.stack[-1]
 
     def to_mark(self) -> list[Any]:
@@ -332,7 +333,7 @@ def _recall(machine: _Machine, place: int) -> None:
 
 def _integer(machine: _Machine, value: int) -> None:
     if not -(2**63) <= value < 2**64:
-        raise ValueError("its pickle holds an integer beyond 64 bits")
+        raise ValueError("its pickle contains an integer of more than 64 bits")
     machine.push(value)
 
 

@@ -76,7 +76,9 @@ def require_arrays(flat: Mapping[str, Any]) -> None:
     """Raise TypeError, listing all, unless every leaf is a plain array."""
     wrong = [f"{path}: {why}" for path, leaf in flat.items() if (why := _unfit(leaf))]
     if wrong:
-        raise TypeError("A checkpoint holds arrays only:\n  " + "\n  ".join(wrong))
+        raise TypeError(
+            "A checkpoint can contain only arrays:\n  " + "\n  ".join(wrong)
+        )
 
 
 def spec(leaf: Any) -> dict[str, Any]:
@@ -88,9 +90,11 @@ def differences(
     wanted: Mapping[str, Any], saved: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """All differences between a target's leaves and the saved ones, by path."""
-    lines = [f"{p}: in the target, not saved" for p in sorted(set(wanted) - set(saved))]
+    lines = [
+        f"{p}: in the target, but not saved" for p in sorted(set(wanted) - set(saved))
+    ]
     lines += [
-        f"{p}: saved, not in the target" for p in sorted(set(saved) - set(wanted))
+        f"{p}: saved, but not in the target" for p in sorted(set(saved) - set(wanted))
     ]
     for path in sorted(set(wanted) & set(saved)):
         want, have = spec(wanted[path]), dict(saved[path])
@@ -104,8 +108,8 @@ def require_fit(target: Any, leaves: Mapping[str, Any], path: pathlib.Path) -> N
     wrong = differences(paths(target), leaves)
     if wrong:
         raise CheckpointError(
-            f"{path} does not fit what it is to be restored into; nothing was loaded. "
-            f"{len(wrong)} differences:\n  " + "\n  ".join(wrong)
+            f"{path} does not match the target; nothing was loaded. {len(wrong)} "
+            "differences:\n  " + "\n  ".join(wrong)
         )
 
 
@@ -277,9 +281,9 @@ def transfer(
     report = TransferReport(tuple(rows))
     if report.unexpected:
         raise TransferError(
-            f"{len(report.unexpected)} leaves do not fit; nothing was loaded:\n  "
+            f"{len(report.unexpected)} leaves do not match; nothing was loaded:\n  "
             + "\n  ".join(_lines(report.unexpected))
-            + "\nRename the source's paths, or say which paths may differ.",
+            + "\nRename the source's paths, or allow these paths to differ.",
             report,
         )
     for row in report.of("loaded"):
@@ -305,9 +309,9 @@ def _renamed(
         if path in result:
             wrong.append(f"{result[path][0]} and {origin} both become {path}")
         result[path] = (origin, leaf)
-    wrong += [f"the rule {old!r} -> {new!r} changes no path" for old, new in idle]
+    wrong += [f"the rule {old!r} -> {new!r} matches no path" for old, new in idle]
     if wrong:
-        raise UsageError(f"Renaming fails: {'; '.join(wrong)}.")
+        raise UsageError(f"Cannot rename: {'; '.join(wrong)}.")
     return result
 
 

@@ -158,10 +158,12 @@ def read_encoder(
         candidates, tried = _candidates(place), candidates
     if not refused:
         raise UsageError(
-            f"{place} holds no encoder; expected a run folder with encoder/ or "
+            f"{place} contains no encoder; expected a run folder with encoder/ or "
             "checkpoints/, a checkpoints/STEP folder, or an encoder/ folder."
         )
-    raise CheckpointError(f"No good encoder in {place}:\n  " + "\n  ".join(refused))
+    raise CheckpointError(
+        f"There is no good encoder in {place}:\n  " + "\n  ".join(refused)
+    )
 
 
 def _candidates(place: pathlib.Path) -> list[pathlib.Path]:
@@ -180,8 +182,8 @@ def require_inside(folder: pathlib.Path) -> None:
     """
     if files.leads_out(folder, folder.parent):
         raise CheckpointError(
-            f"{folder} is a link that leads out of {folder.parent}; if that "
-            f"is intended, name its target, {os.path.realpath(folder)}."
+            f"{folder} is a link to a place outside {folder.parent}. If this is "
+            f"intended, give its target, {os.path.realpath(folder)}."
         )
 
 
@@ -258,8 +260,8 @@ def read_classifier(
         if (place / WEIGHTS).is_file():
             raise
         raise UsageError(
-            f"{path} holds no classifier. Expected a finished fine-tuning run; make "
-            f"one with: afterimage finetune --from {path} --data ... --out ..."
+            f"{path} contains no classifier; expected a finished fine-tuning run. To "
+            f"make one: afterimage finetune --from {path} --data ... --out ..."
         ) from error
 
 
@@ -291,14 +293,14 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
     """
     if len(data) < 10 or data[8:9] != b"{":
         raise CheckpointError(
-            f"{what} is not a safetensors file{_looks_like(data)}. It was not read any "
-            "further."
+            f"{what} is not a safetensors file{_looks_like(data)}. Nothing in it was "
+            "used."
         )
     size = int.from_bytes(data[:8], "little")
     if size > min(schemas.MOST, len(data) - 8):
         raise CheckpointError(
-            f"{what} claims a header of {size} bytes, but has only {len(data)} in all; "
-            f"expected at most {schemas.MOST}."
+            f"{what} declares a header of {size} bytes, but the whole file has "
+            f"{len(data)}; expected at most {schemas.MOST}."
         )
     try:
         header = schemas.parse(data[8 : 8 + size])
@@ -312,7 +314,7 @@ def decode(data: bytes, what: str) -> dict[str, np.ndarray]:
         f"{shown(name)}: {p}" for name, e in header.items() if (p := _wrong(e, body))
     ]
     if wrong:
-        raise CheckpointError(f"{what} contradicts itself: {schemas.listed(wrong)}.")
+        raise CheckpointError(f"{what} is inconsistent: {schemas.listed(wrong)}.")
     _require_cover(header, body, what)
     arrays = {}
     for name, entry in header.items():
@@ -326,8 +328,8 @@ def require_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
     wrong = not_finite(arrays)
     if wrong:
         raise CheckpointError(
-            f"{what} holds weights that are not finite: {schemas.listed(wrong)}. Take "
-            "an earlier checkpoint, or train again."
+            f"{what} contains weights that are not finite: {schemas.listed(wrong)}. "
+            "Use an earlier checkpoint, or train again."
         )
 
 
@@ -354,13 +356,13 @@ def _require_cover(header: dict[str, Any], body: memoryview, what: str) -> None:
     for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
         if begin != at:
             raise CheckpointError(
-                f"{what} contradicts itself: a tensor begins at byte {begin}, the one "
-                f"before ends at {at}."
+                f"{what} is inconsistent: a tensor starts at byte {begin}, but the "
+                f"one before ends at {at}."
             )
         at = end
     if at != len(body):
         raise CheckpointError(
-            f"{what} has {len(body)} bytes of data, its tensors cover {at}."
+            f"{what} has {len(body)} bytes of data, but its tensors use {at}."
         )
 
 
@@ -384,9 +386,9 @@ def _wrong(entry: Any, body: memoryview) -> str | None:
     begin, end = offsets
     needed = math.prod(shape) * _DTYPES[code].itemsize
     if end - begin != needed:
-        return f"shape {shape} needs {needed} bytes, {end - begin} are given to it"
+        return f"shape {shape} needs {needed} bytes, but has {end - begin}"
     if end > len(body):
-        return f"ends at byte {end} of {len(body)}"
+        return f"ends at byte {end}, but there are {len(body)}"
     try:
         from_bytes(body[begin:end], _DTYPES[code])
     except ValueError as error:

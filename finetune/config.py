@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from afterimage.fields import at_least_1
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.modes import MODES, Full, Mode, pattern_problems
 from afterimage.finetune.tasks import TASKS, Task
@@ -34,25 +35,25 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     from_: str
     """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
-    encoder/ folder. Its architecture and preprocessing are used as stored."""
+    encoder/ folder. Its architecture and preprocessing are used unchanged."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The labelled images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
     tfds:NAME, synthetic:HxWxC."""
 
     target: str | None = None
-    """Images of the target domain, given like data. Their labels are never used for
-    training; if there is a labelled test split, the run is tested on it. In Python also
-    "given": the object in `finetune(config, target=…)`."""
+    """Images of the target domain, in the same form as data. Their labels are never
+    used for training; if the target has a labelled test split, the run is tested on it.
+    In Python, "given" means the object in `finetune(config, target=…)`."""
 
     mode: Annotated[ModeChoice, MODES] = Full()  # noqa: RUF009
     """Which parameters learn, when, and how fast. probe: only the head learns, the
-    encoder is frozen. partial: the last stages learn too. two-phase: the head first,
-    then everything. gradual: the head first, then one stage after another. full:
-    everything at once. scratch: everything, from random weights."""
+    encoder is frozen. partial: the last stages learn too. two-phase: first the head,
+    then everything. gradual: first the head, then one more stage per phase. full:
+    everything from the start. scratch: everything, from random weights."""
 
     methods: Annotated[MethodChoices, METHODS] = ()
-    """Methods added to plain training. They can be combined, but with at most one
+    """Methods to add to plain training. They can be combined, with at most one
     adversary."""
 
     task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
@@ -60,11 +61,11 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     another. episodes: new classes from a few images each (meta-learning)."""
 
     labels: int | None = None
-    """Number of labels to use in all, balanced over the classes, chosen by seed.
+    """Total number of labels to use, balanced over the classes and chosen by seed.
     Default: all labels."""
 
     labels_per_class: int | None = None
-    """Number of labels to use per class; give either this or labels."""
+    """Number of labels to use per class, instead of labels."""
 
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features. linear: one layer; mlp: with a hidden layer."""
@@ -75,46 +76,47 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     features: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "grid"
     )
-    """What the head reads. vector: the encoder's feature vector (its bottleneck, else
-    as last). last: the mean of the last map. pyramid: the means of all maps,
-    concatenated. grid, pyramid-grid: the same with means over a 2x2 grid, which keeps
-    some position; grid-3: the last map over a 3x3 grid."""
+    """The features that the head uses. vector: the encoder's feature vector (its
+    bottleneck if it has one, else the same as last). last: the mean of the last map.
+    pyramid: the means of all maps, concatenated. grid, pyramid-grid: the same with
+    means over a 2x2 grid, which keep some position; grid-3: the last map over a 3x3
+    grid."""
 
     image_size: int | None = None
-    """Images are resized to a square with this side, pixels. Default: the encoder's."""
+    """Side of the square, in pixels, that images are resized to. Default: the
+    encoder's."""
 
     channels: int | None = None
     """1 converts images to greyscale, 3 to colour. Default: the encoder's."""
 
     batch_size: int = 64
-    """Images per step, over all devices together."""
+    """Images per step, over all devices."""
 
     encoder_lr: float = 1.0
     """The encoder's learning rate, as a multiple of lr."""
 
     layer_decay: float | None = None
-    """Layer-wise learning-rate decay d: layer l of L learns at lr · encoder_lr ·
-    d^(L - l); 0.75 is customary for deep encoders. Default: none; 1/2.6 in mode
-    gradual."""
+    """Layer-wise learning-rate decay d: layer l of L learns at lr · encoder_lr · d^(L -
+    l); 0.75 is common for deep encoders. Default: none, but 1/2.6 in mode gradual."""
 
     label_smoothing: float = 0.0
-    """Share of each label that is spread evenly over all classes; 0.1 is customary."""
+    """Share of each label that is spread evenly over all classes; 0.1 is common."""
 
     class_weights: str = "none"
-    """none; balanced: every class has the same total weight, however many images it
-    has; or one number per class, in the order of the class names: 1,1,2.5."""
+    """none; balanced: every class has the same total weight, whatever its number of
+    images; or one number per class, in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
-    """Random changes of the training images: one, or several joined by commas and
+    """Random augmentation of the training images: one, or several joined by commas and
     applied in order, such as shift or crop:0.5,flip,color; `afterimage methods`
     describes each."""
 
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
-    """Which normalisation statistics an encoder with BatchNorm keeps when the training
-    images come in several streams (a target domain, or images without labels). source,
-    target: each stream is normalised by its own batch, and the moments of the named
-    stream are kept; joint: all streams form one batch, for images of a single domain;
-    frozen: the stored moments. Encoders without such statistics do not need this."""
+    """For an encoder with BatchNorm: which normalisation statistics it keeps if there
+    are several streams of training images (a target domain, or images without labels).
+    source, target: each stream is normalised by its own batch, and the moments of this
+    stream are kept; joint: all streams form one batch, for images of one domain;
+    frozen: the stored moments. Not needed for other encoders."""
 
     select: Literal[
         "auto",
@@ -127,19 +129,18 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
         "neighbours",
         "oracle",
     ] = "auto"
-    """Which step is kept: the best on validation, or the last. auto: validation, unless
-    it is cut from the labels and would have under 100 images. With a limited number of
-    labels, the data's validation split is not used. With a target, these use its
-    predictions, without labels: entropy, infomax, snd, mixval, neighbours; oracle uses
-    its labels, an upper bound."""
+    """Which step to keep: the best on validation, or the last. auto: validation, unless
+    it would be cut from the labels and have under 100 images. If the number of labels
+    is limited, the data's own validation split is not used. With a target, these use
+    its predictions, without labels: entropy, infomax, snd, mixval, neighbours; oracle
+    uses its labels and is an upper bound."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """The validation measure that decides which step is best."""
+    """The validation metric that select maximises."""
 
     may_differ: tuple[str, ...] = ()
-    """Regular expressions: encoder parameters that may keep their fresh values if the
-    stored ones do not fit, e.g. after a change of channels. Any other mismatch is an
-    error."""
+    """Regular expressions: encoder parameters that may keep random values if the stored
+    ones do not fit, e.g. after a change of channels. Any other mismatch is an error."""
 
     def __post_init__(self) -> None:
         resolve(self)
@@ -156,26 +157,29 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     def _problems(self) -> list[str]:
         found = []
         if self.labels is not None and self.labels_per_class is not None:
-            found.append("labels and labels_per_class: give one of them")
-        for name in ("labels", "labels_per_class", "head_width"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: at least 1")
+            found.append("labels and labels_per_class: give only one")
+        found += at_least_1(self, "labels", "labels_per_class", "head_width")
         if self.head_width is not None and self.head != "mlp":
-            found.append(f"head_width={self.head_width}: only with head='mlp'")
+            found.append(f"head_width={self.head_width}: applies only to head='mlp'")
         if self.encoder_lr <= 0:
-            found.append(f"encoder_lr={self.encoder_lr}: more than 0 (probe freezes)")
+            found.append(
+                f"encoder_lr={self.encoder_lr}: must be greater than 0; to freeze the "
+                "encoder, use mode probe"
+            )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            found.append(f"layer_decay={self.layer_decay}: in (0, 1]")
+            found.append(f"layer_decay={self.layer_decay}: must be in (0, 1]")
         if not 0 <= self.label_smoothing < 1:
-            found.append(f"label_smoothing={self.label_smoothing}: in [0, 1)")
+            found.append(f"label_smoothing={self.label_smoothing}: must be in [0, 1)")
         found += pattern_problems("may_differ", self.may_differ)
         if self.select == "validation" and self.validation == 0:
-            found.append("select='validation' needs validation above 0")
+            found.append("select='validation': needs validation greater than 0")
         if self.select != "last" and self.keep_best < 1:
-            found.append("keep_best=0: the best step would be deleted; keep at least 1")
+            found.append("keep_best=0: would delete the best step; keep at least 1")
         of_source = "auto", "validation", "last"
         if self.target is None and self.select not in of_source:
-            found.append(f"select={self.select!r} looks at a target: give target")
+            found.append(
+                f"select={self.select!r}: needs images of a target; set target"
+            )
         return found + self._weight_problems()
 
     def _choice_problems(self) -> list[str]:
@@ -189,28 +193,32 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
         streams = {stream for method in self.methods for stream in method.streams}
         if self.domain_statistics is not None and not streams and self.target is None:
             found.append(
-                f"domain_statistics={self.domain_statistics!r} is about several "
-                "streams of images: give target, or a method that reads others"
+                f"domain_statistics={self.domain_statistics!r}: applies only to "
+                "several streams of images; set target, or use a method that adds a "
+                "stream"
             )
         elif self.domain_statistics == "target" and "target" not in streams:
             found.append(
-                "domain_statistics='target': no target is aligned; source, joint or "
-                "frozen"
+                "domain_statistics='target': no method uses the target in training; "
+                "use source, joint or frozen"
             )
         return found
 
     def _method_problems(self, method: Method) -> list[str]:
         found = []
-        if self.task.name not in method.tasks:
-            found.append(
-                f"not with task {self.task.name}, only with {', '.join(method.tasks)}"
-            )
-        if method.needs_target and self.target is None:
-            found.append("needs images of the target domain: give --target")
+        if self.task.name != method.task:
+            found.append(f"works only with task {method.task}, not {self.task.name}")
+        if method.group == "target" and self.target is None:
+            found.append("needs images of the target domain: set --target")
         if method.needs_source and not self.mode.loads_source:
-            found.append(f"mode {self.mode.name} has no source to stay near")
+            found.append(
+                f"needs a source model, but mode {self.mode.name} starts from random "
+                "weights"
+            )
         if method.acts_on_encoder and not self.mode.trains_encoder:
-            found.append(f"in mode {self.mode.name} the encoder does not learn")
+            found.append(
+                f"has no effect, as the encoder does not learn in mode {self.mode.name}"
+            )
         return found
 
     def _weight_problems(self) -> list[str]:
@@ -222,8 +230,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
             weights = []
         if not weights or not all(0 <= w < float("inf") for w in weights):
             return [
-                f"class_weights={self.class_weights!r}: none, balanced, or numbers "
-                "from 0 separated by commas"
+                f"class_weights={self.class_weights!r}: must be none, balanced, or "
+                "one number per class from 0, separated by commas"
             ]
         return []
 

@@ -29,11 +29,11 @@ from afterimage.data import (
     open_data,
 )
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.method import Stream
 from afterimage.finetune.source import SourceModel
 from afterimage.models import ModelConfig
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 
 FEWEST_TO_CHOOSE_BY = 100
@@ -99,7 +99,7 @@ class Target:
     images: ImageSet
     """Training images, without labels."""
     oracle: ImageSet | None
-    """The labelled ones among them; only the oracle rule uses them."""
+    """The labelled ones among them; only select='oracle' uses them."""
     test: ImageSet | None
     """The labelled test split."""
     name: str
@@ -124,7 +124,7 @@ class RunData:
     def target_images(self) -> ImageSet:
         """The images of the target domain; UserError without one."""
         if self.target is None:
-            raise UserError("this needs images of the target domain: give target")
+            raise UserError("this needs images of the target domain; set target")
         return self.target.images
 
     def record(self, run: Run) -> None:
@@ -183,10 +183,10 @@ class Opener:
         expected = (*((size, size) if size else stored.image_size), channels)
         if splits.train.shape != expected:
             raise DataError(
-                f"{splits.train.name} has images {splits.train.shape}, and the encoder "
-                f"takes {expected} (height, width, channels); give images of that "
-                "shape, or --image-size and --channels with --may-differ for the "
-                "parameters that then cannot be loaded"
+                f"{splits.train.name} has images of shape {splits.train.shape}, but "
+                f"the encoder needs {expected} (height, width, channels). Use images "
+                "of that shape; or set --image-size and --channels, and --may-differ "
+                "for the parameters that then cannot be loaded"
             )
         return splits
 
@@ -199,11 +199,11 @@ def open_all(config: FinetuneConfig, data: Any = None, target: Any = None) -> Ru
     """
     data = config.data if data is None else data
     if data is None:
-        raise UserError("no data: name the labelled images, --data labelled")
+        raise UserError("no data: give the labelled images, e.g. --data labelled")
     if (target is not None) != (config.target == "given"):
         raise UserError(
-            f"target={config.target!r}: an object in finetune(config, target=…) goes "
-            "with FinetuneConfig(target='given')"
+            f"target={config.target!r}: to pass an object, finetune(config, "
+            "target=…), set FinetuneConfig(target='given')"
         )
     target = config.target if target is None else target
     source = SourceModel.read(config.from_)
@@ -314,9 +314,9 @@ def _check_column(splits: Splits, task: str) -> None:
     """Raises DataError if a task cannot be learned from these images."""
     if task not in splits.train.tasks:
         raise DataError(
-            f"{splits.train.name} has no labels of the task {task!r}; expected an "
+            f"{splits.train.name} has no labels for the task {task!r}; expected an "
             f"array y_train_{task} beside y_train, or labels_{task} beside labels, or "
-            f"a filled column {task} of a csv file"
+            f"a filled column {task} in a csv file"
         )
     each = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     check_classes(Splits(**{k: v and v.of_task(task) for k, v in each.items()}))
@@ -366,13 +366,13 @@ def _validation(
     if config.task.kept_step is not None:
         return train, None, config.task.kept_step
     if config.select == "last":
-        return train, None, "last step (as asked for)"
+        return train, None, "last step (select='last')"
     if given is not None:
         rule = f"best {config.select_by} on the data's {len(given)} validation images"
         return train, given, rule
     count = round(config.validation * len(train))
     if config.select != "validation" and count < FEWEST_TO_CHOOSE_BY:
-        why = f"{count} validation images cut from {len(train)} labels would be too few"
+        why = f"too few labels to hold out a validation set: {count} of {len(train)}"
         return train, None, f"last step ({why})"
     kept, held = hold_out(train, config.validation, config.seed)
     rule = (
@@ -400,7 +400,7 @@ def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
     found = labelled(images)
     if found is None or found.labels is None or found.class_names is None:
         raise DataError(
-            f"{images.name} has no labels to score by; it needs {WAYS_TO_LABEL}"
+            f"{images.name} has no labels to compute a score; add them: {WAYS_TO_LABEL}"
         )
     used = [found.class_names[i] for i in np.unique(found.labels)]
     unknown = [name for name in used if name not in names]
@@ -411,9 +411,9 @@ def matched(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
             for pair in near
         )
         raise DataError(
-            f"{images.name} has classes that the classifier does not know: "
-            f"{', '.join(unknown)}. It knows {', '.join(names)}; rename the folders or "
-            f"leave those images out.{hint}"
+            f"{images.name} has classes that the classifier was not trained on: "
+            f"{', '.join(unknown)}. It was trained on {', '.join(names)}; rename the "
+            f"folders or leave these images out.{hint}"
         )
     to = np.array(
         [names.index(n) if n in names else -1 for n in found.class_names], np.int32

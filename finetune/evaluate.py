@@ -7,15 +7,16 @@ from typing import Any
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import spelling
+from afterimage.classifier import Classifier, load_classifier
 from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.evaluation.text import report_text
-from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
 from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import EvaluationRunner, make_mesh
 
 
@@ -40,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     def report(head: str, images: ImageSet) -> dict[str, Any]:
         names = loaded.class_names[head]
         images = matched(images, names)
-        scorer = Scorer(loaded.classifier, head, sweep, config.views)
+        scorer = Scorer(loaded.network, head, sweep, config.views)
         logits = scorer.logits(loaded.params, loaded.stats, images)
         assert images.labels is not None
         return classification_report(logits, images.labels, names)
@@ -59,10 +60,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def images_for(
-    loaded: LoadedClassifier, config: EvaluateConfig, tasks: Sequence[str] = ()
+    loaded: Classifier, config: EvaluateConfig, tasks: Sequence[str] = ()
 ) -> tuple[str, ImageSet]:
     """(name of the split, images) of `config`, prepared for this classifier."""
-    preprocessing = loaded.classifier.preprocessing
+    preprocessing = loaded.preprocessing
     height, width = preprocessing.image_size
     channels = preprocessing.channels
     splits = open_data(
@@ -79,8 +80,8 @@ def images_for(
     wanted = (height, width, channels)
     if images.shape != wanted:
         raise UserError(
-            f"{images.name} has images {images.shape}; this classifier takes {wanted} "
-            "(height, width, channels)"
+            f"{images.name} has images of shape {images.shape}; this classifier needs "
+            f"{wanted} (height, width, channels)"
         )
     return split, images
 
@@ -96,7 +97,7 @@ def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
     place = pathlib.Path(config.from_)
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
-            cure = "restore it, or delete it: it only lists the training images"
+            cure = "restore it, or delete it (it only lists the training images)"
             used = schemas.read(
                 file, schemas.LabelsFile, cure, most=schemas.LARGEST_LABELS
             )
@@ -123,7 +124,7 @@ def _split(config: EvaluateConfig, splits: Any) -> tuple[str, Any]:
     if images is None:
         there = [n for n in ("train", "validation", "test") if getattr(splits, n)]
         raise UserError(
-            f"split={config.split}: {config.data} has {', '.join(there)} only"
+            f"split={config.split}: {config.data} has only {', '.join(there)}"
         )
     return config.split, images
 
@@ -132,11 +133,14 @@ def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
     head = f"{report['data']}, {report['examples']} labelled images"
     if report["skipped"]:
-        head += f"; {report['skipped']} broken ones were skipped"
+        head += f"; {report['skipped']} damaged images were skipped"
     if report["views"] != "none":
-        head += f"; mean of several views of each ({report['views']})"
+        head += f"; averaged over several views of each ({report['views']})"
     if report["trained_on"]:
-        head += f"; {report['trained_on']} of them were trained on: this is no test"
+        head += (
+            f"; {report['trained_on']} of them were used for training, so this is not "
+            "a test"
+        )
     parts = [head, report_text(report)]
     for task, found in report.get("tasks", {}).items():
         parts += [f"Task {task}", report_text(found)]

@@ -32,7 +32,7 @@ def cross_entropy(
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise UserError(
-            f"label_smoothing={label_smoothing} is not in [0, 1); 0.1 is customary"
+            f"label_smoothing={label_smoothing}: must be in [0, 1); 0.1 is common"
         )
     weights = np.ones(classes) if class_weights is None else np.asarray(class_weights)
     logits_name, label_name = f"{stream}/logits/{head}", f"{stream}/label"
@@ -80,7 +80,7 @@ def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     if (counts == 0).any():
         missing = np.flatnonzero(counts == 0).tolist()
         raise UserError(
-            f"class weights 'balanced' need an example of every class; {missing} "
+            f"class weights 'balanced' need examples of every class, but {missing} "
             f"have none among the {int(counts.sum())} labelled training images"
         )
     return tuple((counts.sum() / (classes * counts)).tolist())

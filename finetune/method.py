@@ -27,10 +27,10 @@ from afterimage.plugins import METHODS
 
 if TYPE_CHECKING:
     from afterimage.data import ImageSet, Splits
-    from afterimage.finetune.classifier import HeadConfig
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.data import Opener, RunData
     from afterimage.finetune.setup import RunSetup
+    from afterimage.models.classifier import HeadConfig
     from afterimage.training.stage import Context, Term
     from afterimage.training.step import Combine, State
 else:  # naming a method must not start JAX
@@ -96,10 +96,9 @@ class Method:
 
     name: ClassVar[str]
     """The name it is registered under."""
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    """The tasks it works with."""
-    needs_target: ClassVar[bool] = False
-    """It reads images of a target domain: `setup.data.target`."""
+    group: ClassVar[str]
+    """Set by the decorator. "target": it needs images of a target domain,
+    `setup.data.target`; "continual", "episodes": it works only with this task."""
     target_in_batch: ClassVar[bool] = False
     """Every batch includes images of the target domain: the stream `target`."""
     streams: ClassVar[tuple[str, ...]] = ()
@@ -110,7 +109,13 @@ class Method:
     columns: ClassVar[tuple[str, ...]] = ()
     """Further label columns of the data, each of them a task with its own head."""
     acts_on_encoder: ClassVar[bool] = False
-    """It has no effect while the encoder is frozen."""
+    """It has no effect if the encoder is frozen."""
+
+    @property
+    def task(self) -> str:
+        """The task it works with."""
+        alone = self.group in ("continual", "episodes")
+        return self.group if alone else "classification"
 
     @property
     def needs_source_head(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from afterimage.errors import UserError
+from afterimage.fields import above_0, at_least_1
 from afterimage.plugins import Registry
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ else:  # naming a mode must not start JAX
 
 MODES: Registry[Any] = Registry("mode", "afterimage.finetune.modes")
 DISCRIMINATIVE = 1 / 2.6
-"""ULMFiT's factor from one layer's rate to the next below."""
+"""ULMFiT's ratio of one layer's rate to that of the layer below."""
 _HEADS, _REST = "^heads/", "^(?!heads/)"
 _UNIT = re.compile(r"^encoder/stages/(\d+)/(?:blocks/(\d+)/)?")
 _STEM = re.compile(r"^encoder/(stem[^/]*/)")
@@ -71,13 +72,13 @@ class Probe(Mode):
     trains_encoder: ClassVar[bool] = False
 
     head_lr: float | None = None
-    """Learning rate of the head. Default: ten times lr, which standardised features
-    allow."""
+    """Learning rate of the head. Default: ten times lr, which works as features are
+    standardised."""
 
     def problems(self, config):
-        found = _rate_problems(self.head_lr)
+        found = above_0(self, "head_lr")
         if config.layer_decay is not None:
-            found.append("layer_decay: the encoder does not learn")
+            found.append("layer_decay: has no effect, as the encoder does not learn")
         return found
 
     def phases(self, paths, terms, steps, config):
@@ -93,15 +94,16 @@ class Partial(Mode):
     """Number of the encoder's last stages that learn."""
 
     unfreeze: tuple[str, ...] = ()
-    """Regular expressions: parameters with a matching path learn, e.g.
+    """Regular expressions: parameters whose paths match learn, e.g.
     '^encoder/stages/2/'."""
 
     def problems(self, config):
         found = pattern_problems("unfreeze", self.unfreeze)
-        if self.stages is not None and self.stages < 1:
-            found.append(f"stages={self.stages}: at least 1")
+        found += at_least_1(self, "stages")
         if self.stages is None and not self.unfreeze:
-            found.append("give stages or unfreeze: what learns with the head")
+            found.append(
+                "give stages or unfreeze, to choose what learns besides the head"
+            )
         return found
 
     def phases(self, paths, terms, steps, config):
@@ -128,7 +130,7 @@ class TwoPhase(Mode):
     """Learning rate of these steps. Default: ten times lr."""
 
     def problems(self, config):
-        return _rate_problems(self.head_lr) + _step_problems(self.head_steps)
+        return above_0(self, "head_lr") + at_least_1(self, "head_steps")
 
     def phases(self, paths, terms, steps, config):
         made = _Phases(paths, terms, config)
@@ -146,13 +148,14 @@ class Gradual(Mode):
     """
 
     head_steps: int | None = None
-    """Steps in which the head learns alone. Default: as many as in each other phase."""
+    """Steps in which the head learns alone. Default: the same as in each other
+    phase."""
 
     head_lr: float | None = None
     """Learning rate of these steps. Default: ten times lr."""
 
     def problems(self, config):
-        return _rate_problems(self.head_lr) + _step_problems(self.head_steps)
+        return above_0(self, "head_lr") + at_least_1(self, "head_steps")
 
     def phases(self, paths, terms, steps, config):
         made = _Phases(paths, terms, config)
@@ -177,15 +180,15 @@ class Scratch(Mode):
     loads_source: ClassVar[bool] = False
 
     model: str | None = None
-    """Architecture, e.g. conv. Default: that of the source."""
+    """Architecture, e.g. conv. Default: the source's."""
 
     width: float | None = None
-    """Factor on the channels of every stage. Default: that of the source, or 1 if model
-    is given."""
+    """Multiplies the channels of every stage. Default: the source's, or 1 if model is
+    set."""
 
     def problems(self, config):
         if self.width is not None and not 0 < self.width <= 16:
-            return [f"width={self.width}: in (0, 16]"]
+            return [f"width={self.width}: must be in (0, 16]"]
         return []
 
     def architecture(self, source):
@@ -201,18 +204,6 @@ class Scratch(Mode):
         )
 
 
-def _rate_problems(head_lr: float | None) -> list[str]:
-    if head_lr is not None and not head_lr > 0:
-        return [f"head_lr={head_lr}: more than 0"]
-    return []
-
-
-def _step_problems(head_steps: int | None) -> list[str]:
-    if head_steps is not None and head_steps < 1:
-        return [f"head_steps={head_steps}: at least 1"]
-    return []
-
-
 def pattern_problems(name: str, patterns: Iterable[str]) -> list[str]:
     """A problem for each pattern that is not a regular expression."""
     found = []
@@ -220,7 +211,9 @@ def pattern_problems(name: str, patterns: Iterable[str]) -> list[str]:
         try:
             re.compile(pattern)
         except re.error as error:
-            found.append(f"{name}={pattern!r}: not a regular expression ({error})")
+            found.append(
+                f"{name}={pattern!r}: not a valid regular expression ({error})"
+            )
     return found
 
 
@@ -295,7 +288,7 @@ class _Phases:
         if head_steps < 1 or lengths[0] < 1:
             raise UserError(
                 f"head_steps={head_steps} of {steps} steps: the head's phase needs at "
-                f"least one step and must leave some for the {len(thaws)} after it"
+                f"least 1 step, and the {len(thaws)} phases after it at least 1 each"
             )
         later = [
             self.phase(name, groups, n) for (name, groups), n in zip(thaws, lengths)
@@ -382,8 +375,8 @@ def last_stages(encoder: Sequence[str], count: int) -> str:
     stages = sorted({int(m[1]) for path in encoder if (m := _UNIT.match(path))})
     if not 1 <= count <= len(stages):
         raise UserError(
-            f"partial.stages={count}: this encoder has {len(stages)} stages, so "
-            f"1 to {len(stages)}"
+            f"partial.stages={count}: must be from 1 to {len(stages)}, the number of "
+            "stages of this encoder"
         )
     frozen = "|".join(map(str, stages[: len(stages) - count]))
     earlier = rf"(?!encoder/stages/(?:{frozen})/)" if frozen else ""

@@ -44,7 +44,7 @@ class FinetuneResult:
     results: Mapping[str, Any]
     """results.json: mode, selection (rule, step), validation and test reports."""
     complete: bool
-    """True if the run was already complete and nothing was done."""
+    """True if the run was already complete, so that nothing was trained."""
 
     @classmethod
     def of(
@@ -105,8 +105,8 @@ class FinetuneResult:
         lines += [f"{value} {label}" for label, value in highlights.items()]
         if self.results["test"] is None and "task" not in self.results:
             lines.append(
-                "There is no test split: give one as test/ beside train/, or score "
-                "other images with afterimage evaluate"
+                "There is no test split. Add test/ beside train/, or score other "
+                "images with afterimage evaluate"
             )
         lines += [
             f"step {selection['step']} of {self.results['steps']}, chosen by: "
@@ -251,7 +251,7 @@ def domain_picture(
     counts = [f"{len(part)} of {images.name}" for part, images in zip(some, every)]
     caption = f"Images: {', '.join(counts)}: {how}"
     path = write_png(picture, folder / "domains.png")
-    return {"Source and target, as the head reads them": (caption, path)}
+    return {"Source and target, as features of the head": (caption, path)}
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -283,7 +283,7 @@ def _lead(
         f"{results['training_images']} labelled images",
     ]
     if "target" in results:
-        facts.append(f"target {results['target']}, on which test figures are taken")
+        facts.append(f"tested on the target {results['target']}")
     if done is not None:
         facts.append(f"not finished, step {done} of {steps}")
     facts.append(
@@ -305,7 +305,7 @@ def _grids(scored: Mapping[str, Any]) -> dict[str, Any]:
     }
     if len(classes) <= MAX_MATRIX:
         names = [c["name"] for c in classes]
-        grids["Confusion: rows are the true class, columns the predicted one"] = (
+        grids["Confusion: rows are true classes, columns are predicted classes"] = (
             ["", *names],
             [[n, *counts] for n, counts in zip(names, scored["confusion"])],
         )

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.checkpoints.names import spelling
+from afterimage.classifier import load_classifier
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.configs import EvaluateConfig, is_classifier
-from afterimage.finetune.classifier import HEAD, load_classifier
 from afterimage.finetune.evaluate import images_for, sweep_for
 from afterimage.finetune.neighbours import nearest_images
 from afterimage.finetune.scoring import Scorer
@@ -22,6 +22,7 @@ from afterimage.finetune.selection import (
     infomax,
     neighbour_information,
 )
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import subsample
 
 
@@ -65,7 +66,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
     by, rule = "agreement", "highest agreement with the mean of all predictions (EnsV)"
     if encoder is not None:
         by = "neighbours"
-        rule = f"predictions most alike between neighbours in {config.encoder}"
+        rule = f"predictions most alike among neighbours in {config.encoder}"
         near = _neighbours(config, encoder, reads[0].images)
         for one, told in zip(found, logits):
             one[by] = neighbour_information(told, near)
@@ -86,9 +87,9 @@ def _neighbours(
     """Rows of each image's neighbours in the features of `encoder`."""
     if images.shape != image_shape(encoder):
         raise UserError(
-            f"encoder={config.encoder} takes images {image_shape(encoder)}, the runs "
-            f"{images.shape} (height, width, channels): give the encoder that "
-            "they began from"
+            f"encoder={config.encoder} needs images {image_shape(encoder)}, but the "
+            f"runs need {images.shape} (height, width, channels): give the encoder "
+            "that they started from"
         )
     return nearest_images(encoder, images, sweep_for(config.batch_size))
 
@@ -106,7 +107,7 @@ def _read(config: SelectConfig, run: str) -> _Read:
     )
     _, images = images_for(loaded, own)
     images = subsample(images, config.most)
-    scorer = Scorer(loaded.classifier, HEAD, sweep_for(config.batch_size))
+    scorer = Scorer(loaded.network, HEAD, sweep_for(config.batch_size))
     logits = scorer.logits(loaded.params, loaded.stats, images)
     return _Read(run, loaded.class_names[HEAD], images, logits)
 
@@ -114,13 +115,13 @@ def _read(config: SelectConfig, run: str) -> _Read:
 def _compare(first: _Read, other: _Read) -> None:
     if other.names != first.names:
         raise UserError(
-            f"{other.run} tells {', '.join(other.names)} apart, {first.run} "
-            f"{', '.join(first.names)}: select compares runs of the same classes"
+            f"{other.run} has the classes {', '.join(other.names)}, but {first.run} "
+            f"has {', '.join(first.names)}: all runs must have the same classes"
         )
     if list(other.images.ids) != list(first.images.ids):
         raise UserError(
-            f"{other.run} read {len(other.images)} images, {first.run} others "
-            f"({len(first.images)}): give data of which each run can read every image"
+            f"{other.run} can read {len(other.images)} images, but {first.run} "
+            f"{len(first.images)}: give data that every run can read completely"
         )
 
 
@@ -131,7 +132,7 @@ def text(found: dict[str, Any]) -> str:
     if "neighbours" in found["runs"][0]:
         columns = {"neighbours": "neighbours, nats", **columns}
     lines = [
-        f"{found['data']}, {found['examples']} images, labels not looked at",
+        f"{found['data']}, {found['examples']} images, without labels",
         "  ".join([f"{'run':{width}}", *columns.values()]),
     ]
     for one in found["runs"]:
@@ -139,4 +140,4 @@ def text(found: dict[str, Any]) -> str:
         cells |= {k: f"{one[k]:.3f}" for k in columns if k not in cells}
         row = [f"{cells[k]:>{len(head)}}" for k, head in columns.items()]
         lines.append("  ".join([f"{one['run']:{width}}", *row]))
-    return "\n".join([*lines, f"take {found['chosen']}: {found['rule']}"])
+    return "\n".join([*lines, f"best: {found['chosen']}, by {found['rule']}"])

@@ -70,13 +70,13 @@ def choose_rule(config: FinetuneConfig, data: RunData) -> Rule:
         return Rule(f"target_{config.select}", direction, words)
     if config.select == "oracle":
         words = (
-            f"oracle: best accuracy on labelled training images of {where}; uses "
-            "target labels: an upper bound that cannot be reached without them"
+            f"oracle: best accuracy on labelled training images of {where}. It uses "
+            "target labels, so it is an upper bound"
         )
         if target is None or target.oracle is None:
             raise UserError(
-                f"select='oracle' needs labels of {where or 'a target'}; choose "
-                f"without them: validation, {', '.join(LABEL_FREE)} or last"
+                f"select='oracle' needs labels of {where or 'a target'}; without "
+                f"them, use validation, {', '.join(LABEL_FREE)} or last"
             )
         return Rule(ORACLE, "max", words)
     if labels.validation is None:
@@ -89,7 +89,7 @@ def choose_rule(config: FinetuneConfig, data: RunData) -> Rule:
             words += f", {method.weighs_validation}"
             measure = WEIGHTED + measure
     if config.columns:
-        words, measure = f"{words}, mean over the tasks", f"mean_{measure}"
+        words, measure = f"{words}, mean over tasks", f"mean_{measure}"
     return Rule(measure, direction, words)
 
 
@@ -104,9 +104,9 @@ def _check_neighbours(config: FinetuneConfig, data: RunData) -> None:
     takes, given = image_shape(data.source.encoder), data.splits.train.shape
     if given != takes:
         raise UserError(
-            f"select='neighbours' reads the features of {config.from_}, which takes "
+            f"select='neighbours' uses the features of {config.from_}, which needs "
             f"images {takes} (height, width, channels), not {given}: leave "
-            "--image-size and --channels out, or choose by mixval or infomax"
+            "--image-size and --channels out, or use mixval or infomax"
         )
 
 

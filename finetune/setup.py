@@ -19,12 +19,7 @@ from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
 from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import (
-    HEAD,
-    ClassifierNetwork,
-    HeadConfig,
-    standardise,
-)
+from afterimage.finetune.classifier import providers, standardise
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import RunData
 from afterimage.finetune.losses import balanced_weights, cross_entropy
@@ -38,6 +33,7 @@ from afterimage.finetune.source import (
     source_rules,
 )
 from afterimage.models import abstract_encoder
+from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import (
     EvaluationRunner,
@@ -198,9 +194,9 @@ def _check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
     several = any(method.streams for method in config.methods)
     if several and config.domain_statistics is None and jax.tree.leaves(stats):
         raise UserError(
-            "This encoder keeps normalisation statistics (BatchNorm), and two streams "
-            "of images would share them: give --domain-statistics source, target, "
-            "joint or frozen (joint where all are of one domain)"
+            "This encoder keeps normalisation statistics (BatchNorm), but there are "
+            "two streams of images: set --domain-statistics to source, target, joint "
+            "or frozen (joint if all images are of one domain)"
         )
 
 
@@ -265,8 +261,8 @@ def _class_weights(setup: RunSetup) -> tuple[float, ...] | None:
     weights = tuple(float(w) for w in given.split(","))
     if len(weights) != len(names):
         raise UserError(
-            f"class_weights has {len(weights)} numbers for {len(names)} classes: give "
-            f"one each, in the order {', '.join(names)}"
+            f"class_weights has {len(weights)} numbers for {len(names)} classes; give "
+            f"one per class, in the order {', '.join(names)}"
         )
     return weights
 
@@ -303,13 +299,13 @@ def _make_providers(
     moments. Without such layers all four are the same function.
     """
     config, classifier = setup.config, setup.classifier
-    parts = {"train": classifier.providers(make_augment(config.augment))}
+    parts = {"train": providers(classifier, make_augment(config.augment))}
     for name, stream in streams.items():
         own = make_augment(stream.augment or config.augment)
-        parts[name] = classifier.providers(own, name)
+        parts[name] = providers(classifier, own, name)
         for view, augment in stream.views.items():
             augmented = make_augment(augment)
-            parts[view] = classifier.providers(augmented, view, of=name)
+            parts[view] = providers(classifier, augmented, view, of=name)
     statistics = config.domain_statistics
     # The last stream's moments are kept.
     last = "target" if statistics == "target" else "train"

@@ -23,10 +23,11 @@ from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_enc
 from afterimage.data import Preprocessing
 from afterimage.encoder import Encoder, stored_model, stored_preprocessing
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
 from afterimage.models import ModelConfig
+from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
+from afterimage.models.vector import STATS
 from afterimage.training.stage import Context
 
 Tree = dict[str, Any]
@@ -47,10 +48,14 @@ class SourceModel:
         """Raises UserError if the folder is missing, CheckpointError if it is bad."""
         if not pathlib.Path(path).is_dir():
             raise UserError(
-                f"from={path}: there is no such folder; expected a run folder, one of "
-                "its checkpoints/STEP, or an encoder/ folder"
+                f"from={path} does not exist; expected a run folder, one of its "
+                "checkpoints/STEP, or an encoder/ folder"
             )
-        return cls(path, *read_encoder(path))
+        params, stats, manifest = read_encoder(path)
+        # Heads read the maps as `--features` says, not the encoder's own vector.
+        stats.pop(STATS, None)
+        manifest.pop("vector", None)
+        return cls(path, params, stats, manifest)
 
     @property
     def model(self) -> ModelConfig:
@@ -85,9 +90,9 @@ class SourceModel:
         if not mode.loads_source and model.norm == "frozen":
             raise UserError(
                 f"mode scratch: the encoder in {self.path} has norm 'frozen', which "
-                "on random weights is the identity and never learns: a control too "
-                "weak to compare with. Import its file again with --norm batch into "
-                "another folder, and give that as --from"
+                "with random weights does nothing and never learns, so the "
+                "comparison would be unfair. Import its file again with --norm batch "
+                "into another folder, and give that as --from"
             )
         return model
 
@@ -116,14 +121,13 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
             raise  # there is one, but it is damaged
         names = " and ".join(asking)
         raise UserError(
-            f"from={config.from_} has no classifier, and {names} compares with the "
-            "source's own predictions: give a finished fine-tuning run, or leave "
-            f"{names} out"
+            f"from={config.from_} has no classifier, but {names} needs the source's "
+            f"own predictions: give a finished fine-tuning run, or leave {names} out"
         ) from error
     if HEAD not in manifest["heads"]:
         heads = ", ".join(map(shortened, manifest["heads"]))
         raise UserError(
-            f"from={config.from_} has a classifier without a head {HEAD!r}; it has "
+            f"from={config.from_} has a classifier without the head {HEAD!r}; it has "
             f"{heads}"
         )
     entry = {k: v for k, v in manifest["heads"][HEAD].items() if k != "class_names"}
@@ -133,7 +137,7 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
         )
     except KeyError as error:
         raise CheckpointError(
-            f"{config.from_}: its classifier has no weights of the head {HEAD!r}."
+            f"{config.from_}: its classifier has no weights for the head {HEAD!r}."
         ) from error
 
 

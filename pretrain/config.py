@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from afterimage.fields import OneOf
+from afterimage.fields import OneOf, at_least_0, at_least_1
 from afterimage.plugins import ENCODERS, OBJECTIVES
 from afterimage.settings import given_problems, resolve
 from afterimage.training.options import (
@@ -25,18 +25,19 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Pretrain an encoder on images without labels, and keep it."""
 
     objective: Annotated["Objective", OBJECTIVES] = "plain"  # pyright: ignore[reportAssignmentType]
-    """What the network learns to do. In Python: a name, an instance such as
+    """What the network learns. In Python: a name, an instance such as
     Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC, or a path. None if `pretrain` is given an object."""
+    synthetic:HxWxC, or a path. None if an object is passed to `pretrain`."""
 
     model: Annotated[str, OneOf(ENCODERS)] = "conv"
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None
-    """Normalisation inside the network. Default: the model's own."""
+    """Normalisation inside the network. Default: batch for objectives that compare
+    embeddings (simclr, vicreg, byol), the model's own for others."""
 
     decoder: (
         Literal[
@@ -50,14 +51,14 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         ]
         | None
     ) = None
-    """Turns the features back into an image; discarded after pretraining. Default: the
-    model's own. Objectives that mask images need one of the last two: hierarchical (the
-    default), which uses every feature map, or block, which uses only the last one and
+    """Reconstructs the image from the features; discarded after pretraining. Default:
+    the model's own. Objectives that mask images need one of the last two: hierarchical
+    (their default), which uses all feature maps, or block, which uses only the last and
     is cheaper."""
 
     bottleneck: int | None = None
-    """Length of a single vector that all information passes through; it becomes the
-    feature vector. Default: no bottleneck; the decoder sees the last feature map."""
+    """Length of a single vector through which all information passes; it becomes the
+    feature vector. Default: no bottleneck; the decoder reads the last feature map."""
 
     width: float = 1.0
     """Multiplies the channels of every layer."""
@@ -79,14 +80,15 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     its own contrast, so that brightness and tint hardly matter."""
 
     probe_images: int = 5000
-    """Training images that the kNN and ridge probes are fitted to, if there are labels;
-    0 turns the probes off."""
+    """Number of training images for the kNN and ridge probes, if there are labels; 0
+    turns the probes off."""
 
     probe_k: int = 20
     """Number of neighbours of the kNN probe."""
 
     pictures: int = 10
-    """Validation images in each reconstruction picture; 0 turns pictures off."""
+    """Number of validation images in each reconstruction picture; 0 turns pictures
+    off."""
 
     def __post_init__(self) -> None:
         resolve(self)
@@ -101,12 +103,8 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
 
     def problems(self) -> list[str]:
         """Every setting of this stage that cannot work, in one list."""
-        found = []
-        for name in ("probe_images", "pictures"):
-            if getattr(self, name) < 0:
-                found.append(f"{name}={getattr(self, name)}: at least 0")
-        if self.probe_k < 1:
-            found.append(f"probe_k={self.probe_k}: at least 1")
+        found = at_least_0(self, "probe_images", "pictures")
+        found += at_least_1(self, "probe_k")
         return found + self._view_problems() + self._model_problems()
 
     def _view_problems(self) -> list[str]:
@@ -116,18 +114,18 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
             return []
         found, shown = [], f"view_size={self.view_size}"
         if self.view_size < 8:
-            found.append(f"{shown}: the smallest is 8 pixels")
+            found.append(f"{shown}: must be at least 8")
         if self.image_size is not None and self.view_size > self.image_size:
-            found.append(f"{shown}: at most image_size={self.image_size}")
+            found.append(f"{shown}: must be at most image_size={self.image_size}")
         if not cuts(self.augment):
             found.append(
-                f"{shown} and augment={self.augment!r}, which cuts no views: add crop "
-                "to it (crop,flip), or choose a set with crop, such as photos"
+                f"{shown}: augment={self.augment!r} cuts no views; add crop "
+                "(crop,flip), or use a set with crop, such as photos"
             )
         if self.bottleneck is not None:
             found.append(
-                f"{shown} and bottleneck={self.bottleneck}: a bottleneck is built for "
-                "one size of images; leave one of them out"
+                f"{shown} and bottleneck={self.bottleneck}: a bottleneck works with "
+                "only one image size; leave one of them out"
             )
         return found
 
@@ -147,7 +145,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         """The `ModelConfig` fields these settings define, without size and channels."""
         return {
             "name": self.model,
-            "norm": self.norm or "",
+            "norm": self.norm or self.objective.default_norm,
             "decoder": self.decoder or self.objective.default_decoder,
             "bottleneck": self.bottleneck,
             "width": self.width,

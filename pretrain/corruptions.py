@@ -41,15 +41,16 @@ def corruption_problems(name: str, strength: float | None) -> list[str]:
         strength = USUAL_STRENGTH.get(name, 0.0)
     elif name == "none":
         return [
-            f"corruption_strength={strength} without a corruption: choose one, e.g. "
+            f"corruption_strength={strength} needs a corruption; choose one, e.g. "
             "corruption='gaussian'"
         ]
     if name not in CORRUPTIONS:
-        return [f"corruption={name!r} is none of {', '.join(CORRUPTIONS)}."]
+        return [f"corruption={name!r}: must be one of {', '.join(CORRUPTIONS)}."]
     if name == "gaussian" and not (math.isfinite(strength) and strength > 0):
         return [
-            f"corruption_strength={strength} is no noise level: with 'gaussian' it is "
-            "sigma in standard deviations of the data, above 0 (1.0 is usual)."
+            f"corruption_strength={strength}: with 'gaussian' it is sigma, in "
+            "standard deviations of the data, and must be greater than 0 (1.0 is "
+            "common)."
         ]
     if name in ("salt-and-pepper", "erasing") and not 0 < strength < 1:
         meaning = {
@@ -57,8 +58,8 @@ def corruption_problems(name: str, strength: float | None) -> list[str]:
             "erasing": "the share of the image's area that is erased",
         }[name]
         return [
-            f"corruption_strength={strength} is out of range: with {name!r} it is "
-            f"{meaning}, between 0 and 1 (0.25 is usual)."
+            f"corruption_strength={strength}: with {name!r} it is {meaning}, and must "
+            "be between 0 and 1 (0.25 is common)."
         ]
     return []
 

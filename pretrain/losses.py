@@ -180,11 +180,12 @@ def masked_mean(values: PerImage, mask: Shaped[Array, " b"] | None = None) -> Ar
 class ReconstructionLoss:
     """A reconstruction loss with its target space.
 
-    `preprocessing` has the statistics that standardise targets.
-    `patch` is the side of the squares that `target="patch"` normalises, or that `"hog"`
-    divides into whole cells. The weighted terms are added: neighbouring differences and
-    a Laplacian pyramid of the error, in units of the target (of pixels with `bce`), and
-    1 - SSIM of pixels. Raises UserError if loss and target are incompatible.
+    `preprocessing` has the statistics that standardise targets. `patch` is the side of
+    the squares that `target="patch"` normalises, or that `"hog"` divides into whole
+    cells; `mean_histogram`, [c][9], is subtracted from histograms. The weighted terms
+    are added: neighbouring differences and a Laplacian pyramid of the error, in units
+    of the target (of pixels with `bce`), and 1 - SSIM of pixels. Raises UserError if
+    loss and target are incompatible.
     """
 
     loss: str
@@ -194,6 +195,7 @@ class ReconstructionLoss:
     gradient_weight: float = 0.0
     laplacian_weight: float = 0.0
     ssim_weight: float = 0.0
+    mean_histogram: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         problems = loss_problems(
@@ -213,7 +215,7 @@ class ReconstructionLoss:
         if self.target == "hog":
             from afterimage.pretrain.hog import hog_target
 
-            return hog_target(pixels, self._cell)
+            return hog_target(pixels, self._cell, self.mean_histogram)
         standardised = self.preprocessing.standardise(pixels)
         if self.target == "data":
             return standardised
@@ -225,7 +227,7 @@ class ReconstructionLoss:
         from afterimage.pretrain.hog import cell_size
 
         cell = cell_size(self.patch)
-        assert cell is not None, f"no cells in patches of {self.patch} pixels"
+        assert cell is not None, f"no HOG cells fit in patches of {self.patch} pixels"
         return cell
 
     def _moments(self, standardised: Images) -> tuple[Array, Array]:
@@ -275,7 +277,7 @@ class ReconstructionLoss:
         if self.target == "hog":
             from afterimage.pretrain.hog import hog_picture
 
-            return hog_picture(output, self._cell)
+            return hog_picture(output, self._cell, self.mean_histogram)
         if self.target != "data":
             centre, spread = self._moments(self.preprocessing.standardise(pixels))
             output = output * spread + centre
@@ -301,25 +303,27 @@ def loss_problems(
     """What is wrong with these settings, one sentence each; empty if nothing."""
     problems = []
     if loss not in LOSSES:
-        problems.append(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
+        problems.append(f"loss={loss!r}: must be one of {', '.join(LOSSES)}.")
     if target not in get_args(Target):
-        problems.append(f"target={target!r} is none of {', '.join(get_args(Target))}.")
+        problems.append(
+            f"target={target!r}: must be one of {', '.join(get_args(Target))}."
+        )
     if target != "data" and loss in ("bce", "ssim"):
         problems.append(
-            f"loss={loss!r} compares pixels in [0, 1], which target={target!r} does "
-            "away with. Use target='data', or loss 'mse', 'l1' or 'huber'."
+            f"loss={loss!r} compares pixels in [0, 1], but target={target!r} "
+            "normalises them. Use target='data', or loss 'mse', 'l1' or 'huber'."
         )
     weights = {"gradient_weight": gradient_weight, "laplacian_weight": laplacian_weight}
     problems += [
-        f"{name}={weight} compares neighbouring pixels, which target='hog' does away "
-        "with. Use another target."
+        f"{name}={weight} compares neighbouring pixels, but target='hog' has none. "
+        "Use another target."
         for name, weight in weights.items()
         if target == "hog" and weight
     ]
     if target != "data" and ssim_weight:
         problems.append(
-            f"ssim_weight={ssim_weight} compares pixels in [0, 1], which "
-            f"target={target!r} does away with. Use target='data'."
+            f"ssim_weight={ssim_weight} compares pixels in [0, 1], but "
+            f"target={target!r} normalises them. Use target='data'."
         )
     return problems
 

@@ -23,8 +23,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from afterimage.data.augmentations import make_augment
+from afterimage.data import ImageSet
+from afterimage.data.augmentations import Augment, make_augment
 from afterimage.data.preprocessing import Preprocessing
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
@@ -48,6 +50,10 @@ class ModelSetup:
     network: Network
     """The network that the objective built."""
     preprocessing: Preprocessing
+    augment: Augment = dataclasses.field(default_factory=lambda: make_augment("none"))
+    """The augmentation of the run, for objectives that need one in an evaluation."""
+    mean_histogram: tuple[tuple[float, ...], ...] | None = None
+    """The mean target of `target="hog"`, which the network need not learn: [c][9]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +64,11 @@ class Forward:
     params: Tree
     stats: Tree
     key: Array
-    """For all random draws of the objective for this batch."""
+    """For all random draws of the objective in this batch."""
     step: Array | None = None
-    """Steps so far; None in evaluation."""
+    """Number of steps taken; None in evaluation."""
+    counted: Array | None = None
+    """[b], true at the images of a batch that count, if some only pad it."""
 
     @property
     def train(self) -> bool:
@@ -83,8 +91,13 @@ class Objective(abc.ABC):
     views: ClassVar[tuple[str, ...]] = ("view",)
     """The augmented views of the training images that the terms read: `train/NAME`,
     float [b, h, w, c] in [0, 1], each with its own random numbers."""
+    default_vector: ClassVar[tuple[str, str]] = ("grid", "none")
+    """(pool, transform) of the feature vector, unless labels tell a better one
+    (`afterimage.models.vector.VectorRecipe`)."""
     default_decoder: ClassVar[str] = ""
     """The decoder if none is set; "" is the model's own."""
+    default_norm: ClassVar[str] = ""
+    """The norm if none is set; "" is the model's own."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         """Problems with a PretrainConfig, one sentence each.
@@ -107,6 +120,11 @@ class Objective(abc.ABC):
         """The statistics before the first step, from those of the new module."""
         del params
         return stats
+
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        """The setup with what must be measured on the training images first."""
+        del images
+        return setup
 
     @abc.abstractmethod
     def terms(self, setup: ModelSetup) -> tuple[Term, ...]:
@@ -159,12 +177,6 @@ class Objective(abc.ABC):
         return f"Loss ({self.name})"
 
 
-def at_least_0(settings: Any, *names: str) -> list[str]:
-    """A problem for each of these settings that is below 0, or NaN."""
-    values = {name: getattr(settings, name) for name in names}
-    return [f"{name}={v}: at least 0" for name, v in values.items() if not v >= 0]
-
-
 def make_stage(
     objective: Objective, setup: ModelSetup, config: Any, steps: int
 ) -> Stage:
@@ -173,11 +185,10 @@ def make_stage(
     def provide(params, stats, batch, key, step, trainable):
         del trainable
         view_key, key = jax.random.split(key)
-        augment = make_augment(config.augment, config.view_size)
 
         def view(number: int) -> Callable[[Context], Array]:
             drawn = jax.random.fold_in(view_key, number) if number else view_key
-            return lambda ctx: augment(drawn, to_pixels(ctx["train/image"]))
+            return lambda ctx: setup.augment(drawn, to_pixels(ctx["train/image"]))
 
         views = {f"train/{name}": view(n) for n, name in enumerate(objective.views)}
         forward = Forward(setup, params, stats, key, step)
@@ -221,8 +232,10 @@ _SHARED = ("reconstruction", "visible_loss")
 class Reconstruction(Objective):
     """Reconstructs an image, from a corrupted one if `corruption` is set."""
 
+    default_vector: ClassVar[tuple[str, str]] = ("pyramid-grid", "standardise")
+
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
-    """Corrupts the encoder's input; the target stays clean (a denoising
+    """Corrupts the encoder's input; the target is the clean image (a denoising
     autoencoder)."""
 
     corruption_strength: float | None = None
@@ -266,7 +279,7 @@ class Reconstruction(Objective):
         setup = forward.setup
         return {
             "train/pass": lambda ctx: self._pass(forward, ctx["train/view"])[0],
-            "train/measured": lambda ctx: self._measured(
+            "train/measured": lambda ctx: self.measured(
                 setup, ctx["train/pass"], ctx["train/view"]
             ),
             "stats/next": lambda ctx: ctx["train/pass"].stats,
@@ -291,7 +304,7 @@ class Reconstruction(Objective):
         """Normalised images, for `forward` with the same key."""
         return forward.setup.preprocessing.normalise(pixels)
 
-    def _measured(
+    def measured(
         self, setup: ModelSetup, found: Pass, pixels: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of each image, and all its measures."""
@@ -311,15 +324,21 @@ class Reconstruction(Objective):
         self, forward: Forward, pixels: Float[Array, "b h w c"]
     ) -> tuple[dict[str, Array], tuple[Array, ...]]:
         found, corrupted = self._pass(forward, pixels)
-        values, measures = self._measured(forward.setup, found, pixels)
+        values, measures = self.measured(forward.setup, found, pixels)
+        rows = self.pictures(forward.setup, found, corrupted, pixels)
+        return {"loss": values} | measures, rows
+
+    def pictures(
+        self, setup: ModelSetup, found: Pass, corrupted: Array, pixels: Array
+    ) -> tuple[Array, ...]:
+        """The picture of each row: image, what the encoder saw, reconstruction."""
         shown = corrupted
-        output = self.scores(forward.setup).pictures(found.output, pixels)
+        output = self.scores(setup).pictures(found.output, pixels)
         if found.mask is not None:
             mask = found.mask[..., None]
             shown = jnp.where(mask, _GREY, corrupted)
             output = jnp.where(mask, output, pixels)
-        rows = (pixels, shown, output) if len(self.rows) > 2 else (pixels, output)
-        return {"loss": values} | measures, rows
+        return (pixels, shown, output) if len(self.rows) > 2 else (pixels, output)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -345,8 +364,8 @@ class Autoencoding(Reconstruction):
     decoder."""
 
     loss: Literal["mse", "l1", "huber", "bce", "ssim"] = "mse"
-    """Scores a reconstruction. mse: in units of the data's variance; l1, huber: of its
-    standard deviation; bce: nats, pixels as probabilities; ssim: 84 % structural
+    """The reconstruction loss. mse: in units of the data's variance; l1, huber: of its
+    standard deviation; bce: nats, with pixels as probabilities; ssim: 84 % structural
     dissimilarity, 16 % l1 of pixels in [0, 1]."""
 
     target: Literal["data", "image"] = "data"
@@ -355,7 +374,7 @@ class Autoencoding(Reconstruction):
     matter."""
 
     gradient_weight: float = 0.0
-    """Weight of the mean absolute difference between neighbouring pixels of the error,
+    """Weight of the mean absolute error of the differences between neighbouring pixels,
     which emphasises edges."""
 
     laplacian_weight: float = 0.0
@@ -371,7 +390,7 @@ class Autoencoding(Reconstruction):
         if self.masks != (model.decoder in MASKED_DECODERS):
             found.append(
                 f"decoder={model.decoder!r}: objectives that mask images, and only "
-                f"those, need one of {', '.join(MASKED_DECODERS)}"
+                f"these, need one of {', '.join(MASKED_DECODERS)}"
             )
         return found
 
@@ -390,6 +409,15 @@ class Autoencoding(Reconstruction):
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Autoencoder(model, rngs=rngs)
 
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        if self.target != "hog":
+            return setup
+        from afterimage.pretrain.hog import cell_size, mean_histogram
+
+        cell = cell_size(self.target_patch(setup.model))
+        assert cell is not None  # checked in `data_problems`
+        return dataclasses.replace(setup, mean_histogram=mean_histogram(images, cell))
+
     def scores(self, setup: ModelSetup) -> ReconstructionLoss:
         return ReconstructionLoss(
             loss=self.loss,
@@ -399,6 +427,7 @@ class Autoencoding(Reconstruction):
             gradient_weight=self.gradient_weight,
             laplacian_weight=self.laplacian_weight,
             ssim_weight=self.ssim_weight,
+            mean_histogram=setup.mean_histogram,
         )
 
     def target_patch(self, model: ModelConfig) -> int:

@@ -1,8 +1,10 @@
 """Pretraining: takes images, produces a run folder with an encoder."""
 
 import dataclasses
+import itertools
 import pathlib
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +22,12 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
+    make_augment,
     object_spec,
     open_data,
 )
 from afterimage.data.preprocessing import Normalisation
-from afterimage.encoder import encoder_manifest
+from afterimage.encoder import encoder_manifest, vector_entry, with_statistics
 from afterimage.errors import UserError
 from afterimage.models import (
     FeatureInfo,
@@ -32,6 +35,7 @@ from afterimage.models import (
     Network,
     abstract_encoder,
 )
+from afterimage.models.vector import VectorRecipe
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
 from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
@@ -50,7 +54,18 @@ from afterimage.training.job import Job, Say, Trainer, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
-from afterimage.training.step import State, averaged_params, averaged_stats
+from afterimage.training.step import (
+    State,
+    averaged_params,
+    averaged_stats,
+    compile_step,
+    compile_steps,
+)
+
+NO_DATA = (
+    "no data: give a folder of images (afterimage pretrain photos --out RUN), or pass "
+    "an object, pretrain(config, data=...)"
+)
 
 
 def pretrain(
@@ -91,10 +106,9 @@ def _opened(config: PretrainConfig, data: Any) -> tuple[PretrainConfig, Run, Spl
     """The settings with the data's name, the run folder (unlocked) and the images."""
     if (data is None) == (config.data is None):
         raise UserError(
-            "no data: name a folder of images (afterimage pretrain photos --out RUN), "
-            "or give an object, pretrain(config, data=...)"
+            NO_DATA
             if data is None
-            else f"data={config.data!r} and an object: give one of them"
+            else f"data={config.data!r} and an object: give only one"
         )
     runtime.enable_compile_cache()
     if data is not None:
@@ -120,10 +134,41 @@ def _record(run: Run, splits: Splits) -> None:
     run.write_skipped(splits.skipped)
 
 
+def pace(
+    config: PretrainConfig, splits: Splits, *, seconds: float = 3.0, steps: int = 30
+) -> tuple[float, float]:
+    """(seconds to compile, seconds of a step) of training with `config` here.
+
+    Runs the real step on real batches, after compiling at least three of them, until
+    `seconds` or `steps` are over; nothing is written.
+    """
+    job = _Pretraining(config, Run(config.out, kind="pretrain", config=config), splits)
+    feed, state, step = job.feed(0), job.template(), job.trainer.phases[0].step
+    length = feed.steps_per_dispatch
+    run = compile_step(step) if length == 1 else compile_steps(step)
+    blocks = feed.blocks(0, itertools.repeat(length))
+    marks, done = [time.perf_counter()], 0
+    try:
+        for _, _, batch in blocks:
+            state, metrics = run(state, batch, feed.data)
+            jax.block_until_ready(metrics["loss"])
+            marks.append(time.perf_counter())
+            done = len(marks) - 2  # the first compiles
+            late = marks[-1] - marks[1] > seconds if done else False
+            if done >= 3 and (late or done * length >= steps):
+                break
+    finally:
+        blocks.close()
+    each = (marks[-1] - marks[1]) / (done * length)
+    return max(0.0, marks[1] - marks[0] - each * length), each
+
+
 class _Pretraining(Job[PretrainResult]):
     """The parts of one run, in order of dependency."""
 
     best = "loss"
+    vector: VectorRecipe | None = None
+    """The feature vector; None if it is a bottleneck."""
 
     def __init__(self, config: PretrainConfig, run: Run, splits: Splits):
         self.config, self.folder = config, run
@@ -137,7 +182,9 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        self.setup = ModelSetup(self.model, network, self.preprocessing)
+        augment = make_augment(config.augment, config.view_size)
+        setup = ModelSetup(self.model, network, self.preprocessing, augment)
+        self.setup = config.objective.prepare(setup, self.train)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,
@@ -161,7 +208,9 @@ class _Pretraining(Job[PretrainResult]):
         return missing
 
     def result(self, *, complete: bool) -> PretrainResult:
-        return PretrainResult.of(self.folder, complete=complete, steps=self.total)
+        return PretrainResult.of(
+            self.folder, self.config, complete=complete, steps=self.total
+        )
 
     def prepare(self, began: int) -> None:
         self.began = began, time.perf_counter()
@@ -174,12 +223,15 @@ class _Pretraining(Job[PretrainResult]):
             self.config,
             self.setup,
             self.encoder_network,
+            self.info,
             train=self.train,
             validation=self.validation,
             run=self.folder,
             sweep=sweep,
         )
         self.evaluation.measure_baselines(*replicate(self.initial, self.mesh))
+        if not self.evaluation.bottleneck:
+            self.vector = VectorRecipe(self.evaluation.own[0])
 
     def begin(self, say: Say, stop: StopSignal) -> State:
         return self.template()
@@ -220,6 +272,8 @@ class _Pretraining(Job[PretrainResult]):
         manifest = encoder_manifest(
             self.model, self.info, self.preprocessing, self.source, trained
         )
+        if self.vector is not None:  # without statistics until the run is over
+            manifest["vector"] = vector_entry(VectorRecipe(self.vector.pool), 0)
         return params, averaged_stats(state).get("encoder", {}), manifest
 
     @property
@@ -234,25 +288,39 @@ class _Pretraining(Job[PretrainResult]):
         run = self.folder
         if self.began[0] >= self.total:  # for the pictures and the report
             self._evaluate(state, self.total)
+        params, stats, manifest = self.encoder(state)
+        whole = averaged_params(state, self._partition(state)), averaged_stats(state)
+        initial = replicate(self.initial, self.mesh)
+        self.vector, entries = self.evaluation.conclude(*whole, initial)
+        manifest |= entries
         # Write the encoder last: a run that has it has its final report.
-        self.report(self.total, finished=True)
-        result = self.result(complete=False)
+        self.report(self.total, finished=True, probes=entries["probes"])
         if run.is_main_process:
-            write_encoder(result.encoder, *self.encoder(state))
-        return result
+            place = self.result(complete=False).encoder
+            stats = with_statistics(stats, self.vector)
+            write_encoder(place, params, stats, manifest)
+        return self.result(complete=False)
 
-    def report(self, step: int, *, finished: bool = False) -> None:
+    def report(
+        self,
+        step: int,
+        *,
+        finished: bool = False,
+        probes: Mapping[str, Any] = types.MappingProxyType({}),
+    ) -> None:
         run = self.folder
         if not run.is_main_process:
             return
         run.metrics.flush()
         write_run_report(
-            PretrainResult.of(run, complete=False, steps=self.total),
+            self.result(complete=False),
             config=self.config,
             rows=run.metrics.rows,
-            probes=self.evaluation.report,
+            report=self.evaluation.report,
+            probes=probes,
             held_out=len(self.evaluation.held),
             data=self.source.name,
+            vector=str(self.vector or "bottleneck"),
             model=self._facts(step),
             reached=None if finished else step,
         )
@@ -266,7 +334,9 @@ class _Pretraining(Job[PretrainResult]):
             "validation images": len(self.validation) if self.validation else 0,
             "encoder parameters": f"{count_parameters(params['encoder']):,}",
             "decoder parameters": f"{count_parameters(params.get('decoder', {})):,}",
-            "feature vector": self.model.bottleneck or self.info[-1].channels,
+            "feature vector": str(self.vector or "bottleneck"),
+            "numbers in it": self.model.bottleneck
+            or (self.vector and self.vector.size(self.info, self.model.image_size)),
             "steps in this session": now - step,
             "minutes in this session": (time.perf_counter() - time_then) / 60,
             **{k: v for k, v in runtime.fingerprint().items() if k != "conv_option"},

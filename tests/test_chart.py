@@ -54,4 +54,4 @@ def test_labels_of_the_axis_lie_on_the_page(scale, logarithmic):
 
 def test_of_one_point_and_of_none():
     assert "polyline" in line_chart({"a": [(3, 2.0)]}, "x")
-    assert "Nothing was logged" in line_chart({"a": []}, "x")
+    assert "Nothing" in line_chart({"a": []}, "x")

@@ -99,13 +99,13 @@ def _entry(shape, offsets, dtype="F32"):
         (_file({"a": _entry([2], [0, 8])}, b"x" * 4), "ends at byte 8"),
         (_file({"a": _entry([-1], [0, 4])}, b"x" * 4), "non-negative"),
         (_file({"a": _entry([1], [0, 4], "O")}, b"x" * 4), "unknown dtype"),
-        (_file({"a": _entry([1], [4, 8])}, b"x" * 8), "begins at byte 4"),
+        (_file({"a": _entry([1], [4, 8])}, b"x" * 8), "starts at byte 4"),
         (
             _file({"a": _entry([1], [0, 4]), "b": _entry([1], [0, 4])}, b"x" * 4),
             "the one before ends at 4",
         ),
-        (_file({"a": _entry([1], [0, 4])}, b"x" * 9), "tensors cover 4"),
-        ((2**60).to_bytes(8, "little") + b"{}", "claims a header"),
+        (_file({"a": _entry([1], [0, 4])}, b"x" * 9), "tensors use 4"),
+        ((2**60).to_bytes(8, "little") + b"{}", "header of"),
         ((2).to_bytes(8, "little") + b"{[", "not JSON"),
         (b"", "not a safetensors file"),
         (pickle.dumps({"a": 1}), "Python pickle"),
@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_encoder(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("afterimage.checkpoints.files.write_bytes", full)
-    with pytest.raises(CheckpointError, match="disk is full"):
+    with pytest.raises(CheckpointError, match="free some space"):
         write_encoder(tmp_path / "encoder", PARAMS, {}, encoder_manifest(n=2))
     assert read_encoder(tmp_path)[2]["trained"]["n"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]

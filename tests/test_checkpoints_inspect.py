@@ -62,7 +62,7 @@ def test_list_names_what_is_no_checkpoint(run):
 
 def test_verify_is_silent_about_a_good_run(run):
     assert inspect.verify(run) == []
-    assert inspect.format_verify([]) == "Every byte is good."
+    assert "No problems" in inspect.format_verify([])
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/2"])
@@ -145,7 +145,7 @@ def test_prune_counts_only_good_steps(run):
     break_file(some_state_file(run, 3))
     result = inspect.prune(run, 1, 0)
     assert (result.kept, result.deleted, result.untouched) == ([2], [1], [3])
-    assert "not touched" in inspect.format_prune(result)
+    assert "unchanged" in inspect.format_prune(result)
 
 
 def test_prune_waits_for_no_writer(run):

@@ -123,8 +123,8 @@ def test_a_wrong_target_is_refused_with_every_difference(tmp_path):
     assert "4 differences" in text
     assert "a: saved float32 [2, 3], target float32 [3, 2]" in text
     assert "b: saved int32 [], target float32 []" in text
-    assert "c: saved, not in the target" in text
-    assert "d: in the target, not saved" in text
+    assert "c: saved, but not in the target" in text
+    assert "d: in the target, but not saved" in text
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_step_is_replaced_only_when_the_new_one_is_complete(tmp_path):
 
 
 def test_no_checkpoint_is_an_error_that_says_where(tmp_path):
-    with pytest.raises(CheckpointError, match="No good checkpoint in"):
+    with pytest.raises(CheckpointError, match="no good checkpoint in"):
         Store(tmp_path).restore()
 
 
@@ -240,7 +240,7 @@ def test_the_store_accepts_the_checkpoints_folder_itself(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\\b", "lr[0.1]", "caf\udce9", "[x]/run"])
 def test_a_folder_whose_name_would_lose_the_arrays_is_refused(tmp_path, name):
-    with pytest.raises(UsageError, match="name another") as caught:
+    with pytest.raises(UsageError, match="choose another") as caught:
         Store(tmp_path / name)
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []

@@ -63,7 +63,7 @@ def test_all_that_is_unexpected_is_one_error():
     with pytest.raises(TransferError) as error:
         transfer(SOURCE, target)
     text = str(error.value)
-    assert "4 leaves do not fit" in text
+    assert "4 leaves do not match" in text
     assert "source float64 [3, 3], target float32 [5, 5]" in text
     for path in ("stem/kernel", "stem/gain", "stem/bias", "decoder/out"):
         assert path in text
@@ -100,7 +100,7 @@ def test_rules_that_do_nothing_or_collide_are_all_named():
         transfer(
             {"a": np.ones(1), "b": np.ones(1)}, {}, rename=(("^b$", "a"), ("x", "y"))
         )
-    assert "'x' -> 'y' changes no path" in str(error.value)
+    assert "'x' -> 'y' matches no path" in str(error.value)
     assert "a and b both become a" in str(error.value)
 
 

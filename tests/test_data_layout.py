@@ -244,7 +244,7 @@ def test_both_unicode_forms_of_a_folder_are_one_class(tmp_path, capsys):
     assert found.train.labels.tolist().count(0) == 2
     other = opened(tmp_path / "other", [f"{nfd}/1.png", "tea/3.png"])
     assert other.train.class_names == (nfc, "tea")
-    assert "different classes" not in capsys.readouterr().err
+    assert "'Cat'" not in capsys.readouterr().err
 
 
 def test_classes_that_differ_in_case_or_spaces_are_told_once(tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_classes_that_differ_in_case_or_spaces_are_told_once(tmp_path, capsys):
     opened(tmp_path, names)
     opened(tmp_path, names)
     err = capsys.readouterr().err
-    assert err.count("different classes") == 1
+    assert err.count("'Cat' and 'cat'") == 1
     assert "'Cat' and 'cat' and 'cat '" in err
     assert "dog" not in err
 
@@ -312,7 +312,7 @@ def test_members_with_backslashes_keep_their_folders(tmp_path):
 )
 def test_unsafe_members_with_backslashes_are_refused(tmp_path, name):
     spec = archive(tmp_path / "a.zip", "cat/1.png", name)
-    with pytest.raises(DataError, match="the archive is refused"):
+    with pytest.raises(DataError, match="relative paths"):
         open_data(spec)
 
 
@@ -329,7 +329,7 @@ def test_a_comma_in_the_name_of_an_archive(tmp_path):
     assert splits(open_data(one)) == {"train": {"cat/1.png": "cat"}}
     both = open_data(f"{one},{tmp_path}/c.zip")
     assert splits(both) == {"train": {"cat/1.png": "cat", "dog/2.png": "dog"}}
-    with pytest.raises(DataError, match=r"b\.zip: there is no such file"):
+    with pytest.raises(DataError, match=r"b\.zip: it does not exist"):
         open_data(f"zip:{tmp_path}/c.zip,b.zip")
 
 
@@ -375,7 +375,7 @@ LONG = "x" * 300
     ids=lambda spec: spec[:12],
 )
 def test_paths_that_no_file_can_have(spec):
-    with pytest.raises(DataError, match=r"does not exist|no such file"):
+    with pytest.raises(DataError, match=r"does not exist"):
         open_data(spec)
 
 

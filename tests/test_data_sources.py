@@ -143,7 +143,9 @@ def test_channels_are_what_the_data_has(tmp_path):
 def test_different_sizes_ask_for_one(tmp_path):
     spec = write(tmp_path, ["a.png"])
     (tmp_path / "b.png").write_bytes(picture(size=(20, 30)))
-    with pytest.raises(DataError, match=r"8x10, a.png, to 30x20, b.png.*image size"):
+    with pytest.raises(
+        DataError, match=r"8x10 \(a.png\) to 30x20 \(b.png\).*image-size"
+    ):
         open_data(spec)
     assert open_data(spec, image_size=8).train.shape == (8, 8, 3)
 
@@ -196,7 +198,7 @@ def test_no_room_for_a_cache_is_said_and_survived(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("AFTERIMAGE_CACHE", str(tmp_path / "file" / "cache"))
     found = open_data(write(tmp_path / "d", ["a.png", "b.png"])).train
     assert found.gather([1])[0, 0, 0, 0] == 1
-    assert "without a cache" in capsys.readouterr().err
+    assert "AFTERIMAGE_CACHE" in capsys.readouterr().err
 
 
 def test_links_that_go_round_end(tmp_path):
@@ -219,7 +221,7 @@ def test_npz_and_its_splits(tmp_path):
         (np.full((2, 8, 8), np.nan), "NaN"),
         (np.full((2, 8, 8), -1), "range from -1"),
         (np.zeros((2, 8)), "shape"),
-        (np.zeros((0, 8, 8)), "none of them 0"),
+        (np.zeros((0, 8, 8)), "0, 8, 8"),
         (np.array([{}]), "cannot be read"),
     ],
 )
@@ -247,7 +249,7 @@ def test_npz_labels_of_several_tasks(tmp_path):
     plain = open_data(spec)
     assert not plain.train.tasks
     assert plain.train.fingerprint != found.train.fingerprint
-    with pytest.raises(UserError, match="digits has one label"):
+    with pytest.raises(UserError, match="digits has only one label"):
         open_data("digits", tasks=("hue",))
 
 
@@ -280,10 +282,10 @@ def test_synthetic_is_the_same_every_time():
         ("synthetic:8x8x1" + "0" * 5000, "memory"),
         ("synthetic:\u0663x8x1", "synthetic:HxWxC"),
         ("folder:/nowhere", "does not exist"),
-        ("zip:/nowhere.zip", "no such file"),
-        ("npz:/nowhere.npz", "no such file"),
+        ("zip:/nowhere.zip", "does not exist"),
+        ("npz:/nowhere.npz", "does not exist"),
         ("tfds:mnistt", "did you mean.*mnist"),
-        ("tfds:a:b:c", "form tfds:NAME"),
+        ("tfds:a:b:c", "expected tfds:NAME"),
     ],
 )
 def test_names_that_mean_nothing(spec, message):
@@ -293,15 +295,13 @@ def test_names_that_mean_nothing(spec, message):
 
 def test_a_folder_without_images_says_what_was_looked_for(tmp_path):
     (tmp_path / "x.heic").write_bytes(b"x")
-    with pytest.raises(
-        DataError, match=r"found only 1 \.heic.*\.jpg.*subfolder a class"
-    ):
+    with pytest.raises(DataError, match=r"only 1 \.heic.*\.jpg.*subfolder"):
         open_data(f"folder:{tmp_path}")
 
 
 def test_tfds_without_network_says_so(no_network, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(DataError, match="no network"):
+    with pytest.raises(DataError, match="network"):
         open_data("tfds:mnist")
 
 

@@ -91,14 +91,14 @@ def test_files_that_are_missing_are_bad_images(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "first line are: empty"),
+        ("", "columns empty"),
         ("picture,label\na.png,x\n", "picture, label; expected .*`image`"),
         ("image,x,x\na.png,1,2\n", "image, x, x"),
-        ("image\n", "no image is listed"),
-        ("image,label\na.png\n", "line 2 has 1 cells, the first line 2"),
+        ("image\n", "no images"),
+        ("image,label\na.png\n", "line 2 has 1 cells.* 2"),
         ("image,label\n,x\n", "line 2 names no image"),
         ("image\na.png\na.png\n", r"a.png.*lines 2 and 3"),
-        ("image,split\na.png,trian\n", "split holds trian; expected train"),
+        ("image,split\na.png,trian\n", "split contains trian; expected train"),
         ("image,split\na.png,test\n", "has test but no train"),
     ],
 )
@@ -117,9 +117,9 @@ def test_a_table_without_a_label_is_told_which_column_to_add(tmp_path):
 
 def test_what_is_not_a_text(tmp_path):
     (tmp_path / "labels.csv").write_bytes(b"image\n\xff\xfe\x00.png\n")
-    with pytest.raises(DataError, match="line 2 holds a NUL"):
+    with pytest.raises(DataError, match=r"line 2 .*NUL"):
         open_data(f"csv:{tmp_path}/labels.csv")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="does not exist"):
         open_data(f"csv:{tmp_path}/other.csv")
     with pytest.raises(UserError, match="csv:PATH"):
         open_data(f"folder:{tmp_path}", tasks=("colour",))
@@ -355,14 +355,14 @@ def test_the_options_name_values_of_the_column_split(tmp_path):
     cells = zip([*NAMES, "broken.png"], ["fold0", "fold1", "fold0", "fold2", "fold3"])
     text = "image,split\n" + "".join(f"{name},{split}\n" for name, split in cells)
     spec = table(tmp_path, text)
-    with pytest.raises(DataError, match=r"holds fold0, fold1, fold2.*--train"):
+    with pytest.raises(DataError, match=r"contains fold0, fold1, fold2.*--train"):
         open_data(spec)
     found = open_data(spec, reading=ReadingOptions(train="fold0", test="fold1"))
     assert (found.train.ids, found.test.ids) == (
         ["a.png", "scans/c.png"],
         ["scans/b.png"],
     )
-    with pytest.raises(DataError, match=r"--test fold9: column split"):
+    with pytest.raises(DataError, match=r"--test fold9: .*column split"):
         open_data(spec, reading=ReadingOptions(train="fold0", test="fold9"))
 
 

@@ -311,7 +311,7 @@ def test_run_step_and_bare_folder_load_the_same(tmp_path, encoder):
 
 
 def test_a_path_that_is_no_encoder_says_what_was_looked_for(tmp_path):
-    with pytest.raises(UserError, match=r"no folder.*nowhere.*run folder"):
+    with pytest.raises(UserError, match=r"nowhere does not exist.*run folder"):
         afterimage.load_encoder(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="encoder/"):
         afterimage.load_encoder(tmp_path)
@@ -333,7 +333,7 @@ def test_parameters_of_another_model_are_all_listed(encoder):
         Encoder(params, {}, encoder.manifest)
     assert str(error.value).count("missing") == len(jax.tree.leaves(encoder.params))
     wide = encoder.manifest | {"model": encoder.config.to_dict() | {"width": 1.0}}
-    with pytest.raises(CheckpointError, match=r"is float32 \(.*not float32 \("):
+    with pytest.raises(CheckpointError, match=r"is float32 \(.*expected float32 \("):
         Encoder(encoder.params, {}, wide)
 
 
@@ -353,3 +353,8 @@ def test_an_encoder_says_what_it_is(encoder):
     assert f"{encoder.num_features} features" in said
     assert encoder.manifest["data"]["name"] in said
     assert len(said.splitlines()) <= 3
+    probes = {"effective_rank": 2.5, "train": 9, "images": 9, "classes": 3}
+    probes["accuracy"] = {"this encoder": {"knn": 0.9}, "raw pixels": {"knn": 0.5}}
+    manifest = encoder.manifest | {"probes": probes}
+    said = repr(Encoder(encoder.params, encoder.stats, manifest))
+    assert "kNN: 90.0 % (raw pixels 50.0)" in said

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
     return encoder_artefact.shades(tmp_path_factory.mktemp("data") / "shades.npz")
 
 
-ROWS = ("this encoder", "untrained encoder", "raw pixels")
+ROWS = ("this encoder", "untrained encoder", "HOG", "raw pixels")
 QUICK = ["--per-class", "1", "5", "--label-seeds", "2"]
 
 
@@ -43,7 +43,8 @@ def test_an_encoder_beside_pixels_its_untrained_twin_and_another(
         measured = figures["accuracy"][name]
         assert list(measured) == ["linear probe", "kNN", "ridge"]
         for probe in ("linear probe", "ridge"):  # cosines do not see brightness
-            assert measured[probe]["all"]["mean"] > 0.6  # chance is 1/3
+            if name != "HOG":  # nor do gradients
+                assert measured[probe]["all"]["mean"] > 0.6  # chance is 1/3
         assert list(measured["kNN"]) == ["1", "5", "all"]
     accuracy = figures["accuracy"]
     assert accuracy["this encoder"] == accuracy[other]  # it is the same
@@ -59,7 +60,7 @@ def test_a_run_keeps_its_scores_and_an_artefact_stays_as_it_is(data, tmp_path, c
     encoder_artefact.write(tmp_path / "encoder")
     arguments = ["--data", data, *QUICK]
     evaluate.main(["--from", str(tmp_path), *arguments])
-    assert "no run's folder" in capsys.readouterr().out
+    assert "FILE.json" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
     (tmp_path / "config.json").write_text("{}")
     evaluate.main(["--from", str(tmp_path), *arguments, "--embedding", "none"])
@@ -91,13 +92,13 @@ def test_data_that_cannot_score_an_encoder_is_named(run, tmp_path, labels):
     arrays = {"images": pictures(20)} | ({} if labels is None else {"labels": labels})
     np.savez(tmp_path / "d.npz", **arrays)
     config = EvaluateConfig(from_=run, data=f"npz:{tmp_path / 'd.npz'}")
-    with pytest.raises(DataError, match=r"no labels|at least two"):
+    with pytest.raises(DataError, match=r"no labels|two classes"):
         evaluate_encoder(config)
 
 
 def test_a_name_that_is_no_json_is_refused_before_anything_is_read(tmp_path):
     config = EvaluateConfig(from_=str(tmp_path / "no"), data="nothing", out="f.png")
-    with pytest.raises(UserError, match=r"ends in \.json"):
+    with pytest.raises(UserError, match=r"\.json"):
         evaluate_encoder(config)
 
 
@@ -121,7 +122,7 @@ def test_an_encoder_is_scored_by_several_views_and_says_so(run, data):
 
     (one, said), (several, told) = scored(), scored(views="flip", grid_3=True)
     assert (one["settings"]["views"], several["settings"]["views"]) == ("none", "flip")
-    note = "means over several views of each image (flip); pixels are of one"
+    note = "several views of each image (flip)"
     assert note in told
     assert note not in said
     # Pixels are images as they are.
@@ -129,13 +130,13 @@ def test_an_encoder_is_scored_by_several_views_and_says_so(run, data):
     first, second = (each["layers"]["this encoder"] for each in (one, several))
     assert first != second
     added = {row["layer"] for row in second} - {row["layer"] for row in first}
-    missing = "no grid-3: the last level has no more than 2x2 sites"
+    missing = "no grid-3"
     assert (missing in told) == (not added)
     assert all(layer.endswith("grid-3") for layer in added)
 
 
 def test_a_folder_without_an_encoder_is_named(data, tmp_path):
-    with pytest.raises(CheckpointError, match="holds no encoder"):
+    with pytest.raises(CheckpointError, match="no encoder"):
         evaluate.main(["--from", str(tmp_path), "--data", data])
 
 

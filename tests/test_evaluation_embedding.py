@@ -56,7 +56,7 @@ def test_equal_features_and_many_classes_still_give_a_picture():
     assert np.isfinite(places).all()
     assert "0 %" in said
     assert (picture != 255).any()
-    with pytest.raises(UserError, match="two and finite"):
+    with pytest.raises(UserError, match="finite"):
         embed(np.full((4, 2), np.nan))
 
 
@@ -94,7 +94,7 @@ def test_umap_is_asked_for_by_seed(monkeypatch):
 
 def test_umap_of_too_few_images_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace())
-    with pytest.raises(UserError, match="umap of 3 images: at least 4"):
+    with pytest.raises(UserError, match="at least 4 images, not 3"):
         embed(np.eye(3), "umap")
 
 

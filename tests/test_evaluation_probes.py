@@ -68,8 +68,8 @@ def test_knn_takes_more_neighbours_than_there_are_zeros_jax_and_no_queries():
         ({"train_labels": np.array([0, 1])}, "3 feature vectors but 2 labels"),
         ({"train_labels": np.array([0, -1, 1])}, "1 unlabelled"),
         ({"features": np.full((1, 2), np.nan, np.float32)}, "not finite"),
-        ({"features": np.zeros((1, 3), np.float32)}, "same encoder"),
-        ({"k": 0}, "k ≥ 1"),
+        ({"features": np.zeros((1, 3), np.float32)}, "one encoder"),
+        ({"k": 0}, "k=0"),
     ],
 )
 def test_knn_says_what_is_wrong(change, says):

@@ -157,7 +157,7 @@ def test_it_streams_and_says_what_it_samples(monkeypatch):
     assert max(w.most for w in watched) <= 32
     assert set(kept) == {(60, 60)}
     notes = " ".join(report["notes"])
-    for part in ("60 of 400", "60 of 120", "most=60", "100 a class is left out"):
+    for part in ("60 of 400", "60 of 120", "most=60", "100 per class"):
         assert part in notes
     assert notes in " ".join(representation_text(report).replace(".\n- ", " ").split())
     # Ridge with all labels and the ranks are of all images, sampled or not.

@@ -127,7 +127,7 @@ def test_a_run_learns_what_the_target_brings_in(home, tmp_path):
         drawn = result.run / "pictures" / "composed.png"
         assert drawn.exists() == (name == "ink")
         report = (result.run / "report.html").read_text()
-        assert ("composed with the target" in report) == (name == "ink")
+        assert ("combined with target" in report) == (name == "ink")
     assert accuracy["ink"] > accuracy["none"] + 0.5
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
+from afterimage.classifier import load_classifier
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods.ewc import EWC, consolidated, elastic
 from afterimage.finetune.methods.lwf import without_forgetting
 from afterimage.finetune.methods.replay import Replay
@@ -132,9 +132,9 @@ def test_measures_by_hand():
     ("tasks", "message"),
     [
         (("0,1",), "at least two tasks"),
-        (("0,1", "2"), "task 2 has one class"),
+        (("0,1", "2"), "task 2 has only"),
         (("0,1", "1,2"), "'1' is named twice"),
-        (("0,1", "2,33"), "'33' is no class of the data"),
+        (("0,1", "2,33"), "'33' is not a class of the data"),
     ],
 )
 def test_tasks_that_cannot_be(tasks, message):
@@ -145,14 +145,14 @@ def test_tasks_that_cannot_be(tasks, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "continual"}, "continual: sequence: name the classes"),
-        ({"methods": "ewc", "task": "classification"}, "ewc: not with task class"),
-        ({"mode": "probe"}, "continual: only with mode full or scratch"),
-        ({"select": "validation"}, "the last step counts"),
+        ({"task": "continual"}, "continual: sequence: "),
+        ({"methods": "ewc", "task": "classification"}, "ewc: .*not class"),
+        ({"mode": "probe"}, "continual: .*mode full or scratch"),
+        ({"select": "validation"}, "select='validation'"),
         ({"methods": Replay(memory=0)}, "replay.memory=0"),
-        ({"methods": EWC(weight=-1.0)}, "ewc.weight=-1.0: more than 0"),
-        ({"ema": 0.9}, "continual: leave ema=0.9 out"),
-        ({"methods": "l2-sp"}, "l2-sp: not with task continual"),
+        ({"methods": EWC(weight=-1.0)}, "ewc.weight=-1.0"),
+        ({"ema": 0.9}, "continual: .*ema=0.9"),
+        ({"methods": "l2-sp"}, "l2-sp: .*not continual"),
         (
             {"task": Continual(sequence=("0,1", "2,3"), joint=True), "methods": "lwf"},
             "joint",

@@ -13,7 +13,6 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data.sets import array_set
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import open_all
 from afterimage.finetune.losses import smoothed_cross_entropy
 from afterimage.finetune.methods._episodes import LAST, Adaptation, adapted_gradient
@@ -32,6 +31,7 @@ from afterimage.finetune.tasks._sampler import (
 )
 from afterimage.finetune.tasks.episodes import Episodes, summarised
 from afterimage.models import ops
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 from afterimage.training.step import plain_gradient
 from tests.test_finetune_program import config, make_encoder
@@ -386,7 +386,7 @@ def test_held_out_classes_are_apart_and_seeded():
 def test_too_few_classes_or_images_are_named():
     with pytest.raises(DataError) as caught:
         Sampler(images_of(each=3), Shape(9, 2, 2), seed=0)
-    for part in ("takes 4 images of a class", "'a' has 3", "takes 9 classes; there"):
+    for part in ("needs 4 images per class", "'a' has 3", "needs 9 classes"):
         assert part in str(caught.value)
 
 
@@ -502,16 +502,16 @@ def test_the_other_methods_learn_as_well(home, tmp_path, name):
     [
         ({"methods": ()}, "episodes: give one method that learns over episodes"),
         ({"methods": ("maml", "reptile")}, "episodes: give one method"),
-        ({"mode": "probe"}, "episodes: only with mode full or scratch"),
-        ({"own": {"ways": 1}}, "episodes.ways=1: at least 2 classes"),
+        ({"mode": "probe"}, "episodes: .*mode full or scratch"),
+        ({"own": {"ways": 1}}, "episodes.ways=1"),
         ({"methods": "proto-maml", "head": "mlp"}, "proto-maml.head='mlp'"),
-        ({"own": {"shots": 0}}, "episodes.shots=0: at least 1"),
+        ({"own": {"shots": 0}}, "episodes.shots=0"),
         ({"methods": MAML(inner_lr=0.0)}, "maml.inner_lr=0.0"),
         ({"methods": MAML(inner_steps=0)}, "maml.inner_steps=0"),
         ({"own": {"test_classes": 1.0}}, "episodes.test_classes=1.0"),
-        ({"methods": ("maml", "ewc")}, "ewc: not with task episodes"),
-        ({"select": "validation"}, "the last step counts"),
-        ({"accumulate": 2}, "episodes: leave accumulate=2 out"),
+        ({"methods": ("maml", "ewc")}, "ewc: .*not episodes"),
+        ({"select": "validation"}, "select='validation'"),
+        ({"accumulate": 2}, "episodes: .*accumulate=2"),
     ],
 )
 def test_settings_that_cannot_work(home, tmp_path, settings, message):
@@ -520,5 +520,5 @@ def test_settings_that_cannot_work(home, tmp_path, settings, message):
 
 
 def test_a_batch_size_beside_episodes_is_refused(home, tmp_path):
-    with pytest.raises(UserError, match="leave batch_size out"):
+    with pytest.raises(UserError, match="batch_size=10"):
         finetune(episodes(home, tmp_path / "run", batch_size=10))

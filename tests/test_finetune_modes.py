@@ -129,7 +129,7 @@ def test_an_encoder_without_a_stem():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stages": 3}, "has 2 stages"),
+        ({"stages": 3}, "from 1 to 2"),
         ({"stages": 0}, "1 to 2"),
         ({"unfreeze": ("stages/7", "stem")}, "'stages/7' match no parameter"),
     ],
@@ -163,7 +163,7 @@ def test_gradual_thaws_one_stage_after_the_other():
 
 def test_gradual_shares_the_steps_alike_where_none_are_named():
     assert [p.steps for p in phases(Gradual())] == [3, 3, 4]
-    with pytest.raises(UserError, match="some for the 2 after it"):
+    with pytest.raises(UserError, match="the 2 phases after it"):
         phases(Gradual(head_steps=9))
 
 

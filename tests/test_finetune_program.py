@@ -15,11 +15,11 @@ from afterimage.checkpoints.errors import TransferError, UsageError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
+from afterimage.classifier import load_classifier
 from afterimage.data import Preprocessing
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.evaluate import evaluate, text
 from afterimage.finetune.modes import Partial, TwoPhase
@@ -134,7 +134,7 @@ def test_modes_freeze_what_they_say(home, tmp_path, mode, settings, frozen):
     images = draw(1, 5)[0]
     loaded = load_classifier(str(result.run))
     encoder = load_encoder(result.run)
-    maps, _ = loaded.classifier.maps(
+    maps, _ = loaded.network.maps(
         loaded.params, loaded.stats, PREPROCESSING.normalise(images)
     )
     np.testing.assert_allclose(
@@ -423,7 +423,7 @@ def test_evaluate_says_how_many_of_the_images_were_trained_on(
         settings = EvaluateConfig(from_=str(place), data=data, split=split)
         found = evaluate(settings)
         line = text(found).splitlines()[0]
-        assert ("trained on" in line) == (found["trained_on"] > 0)
+        assert ("used for training" in line) == (found["trained_on"] > 0)
         return found["trained_on"]
 
     assert said("npz:data.npz", "train") == 7
@@ -444,13 +444,13 @@ def test_evaluate_takes_the_mean_of_several_views(home, tmp_path):
 
     one, several = said(), said(views="flip")
     assert (one["views"], several["views"]) == ("none", "flip")
-    assert "mean of several views of each (flip)" in text(several).splitlines()[0]
+    assert "several views of each (flip)" in text(several).splitlines()[0]
     assert "views" not in text(one).splitlines()[0]
     assert several["calibration_error"] != one["calibration_error"]
     (images, names), loaded = draw(1, 30), load_classifier(str(run))
     total = sum(
         jax.nn.softmax(
-            loaded.classifier.predict(loaded.params, loaded.stats, view, "classes")
+            loaded.network.predict(loaded.params, loaded.stats, view, "classes")
         )
         for view in (jnp.asarray(images), jnp.asarray(images[:, :, ::-1]))
     )
@@ -459,18 +459,18 @@ def test_evaluate_takes_the_mean_of_several_views(home, tmp_path):
 
 
 def test_evaluate_refuses_what_it_cannot_score(home, tmp_path):
-    with pytest.raises(UsageError, match="holds no classifier"):
+    with pytest.raises(UsageError, match="no classifier"):
         evaluate(EvaluateConfig(from_=str(home), data="digits"))
     run = finetune(config(home, tmp_path / "run", mode="probe", steps=1)).run
     strange = write_npz(tmp_path / "s.npz", names=("bars", "stars", "rings"))
-    with pytest.raises(DataError, match=r"does not know: stars\. It knows bars, dots"):
+    with pytest.raises(DataError, match=r"not trained on: stars.*bars, dots"):
         evaluate(EvaluateConfig(from_=str(run), data=strange))
     with pytest.raises(UserError, match="train, test only"):
         evaluate(EvaluateConfig(from_=str(run), data=strange, split="validation"))
 
 
 def test_a_missing_encoder_is_named(home, tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         finetune(config(home, tmp_path / "run", from_=str(tmp_path / "nowhere")))
 
 

@@ -9,8 +9,8 @@ import pytest
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
+from afterimage.classifier import load_classifier
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods.cdan import CDAN
 from afterimage.finetune.methods.density_ratio import DensityRatio
 from afterimage.finetune.methods.kl_to_source import KLToSource
@@ -148,14 +148,12 @@ def test_fisher_weighs_the_anchor(home, tmp_path):
 
 
 def test_a_source_without_a_head_is_named(home, tmp_path):
-    with pytest.raises(
-        UserError, match=r"has no classifier, and kl-to-source compares"
-    ):
+    with pytest.raises(UserError, match=r"has no classifier, but kl-to-source"):
         finetune(config(home, tmp_path / "run", mode="full", methods="kl-to-source"))
 
 
 def test_decay_beside_l2_sp_is_refused(home, tmp_path):
-    with pytest.raises(UserError, match=r"weight decay and the term 'l2_sp' both"):
+    with pytest.raises(UserError, match=r"weight decay and the term 'l2_sp'"):
         finetune(config(home, tmp_path / "run", mode="full", methods="l2-sp"))
 
 
@@ -172,7 +170,7 @@ def batch_normalised(home, folder):
 
 
 def test_batch_norm_between_two_domains_needs_a_choice(home, tmp_path):
-    with pytest.raises(UserError, match="give --domain-statistics source"):
+    with pytest.raises(UserError, match="--domain-statistics"):
         finetune(config(home, tmp_path / "run", **batch_normalised(home, tmp_path)))
 
 
@@ -306,7 +304,7 @@ def test_a_step_is_kept_by_neighbours_in_the_pretrained_features(home, tmp_path)
 
 def test_neighbours_are_of_images_that_the_source_takes(home, tmp_path):
     settings = {"target": dark(home), "mode": "full", "image_size": 12}
-    with pytest.raises(UserError, match=r"takes images \(8, 8, 1\).*not \(12, 12, 1\)"):
+    with pytest.raises(UserError, match=r"needs images \(8, 8, 1\).*not \(12, 12, 1\)"):
         finetune(config(home, tmp_path / "run", select="neighbours", **settings))
 
 
@@ -314,9 +312,9 @@ def test_the_oracle_is_labelled_and_needs_labels(home, tmp_path):
     settings = {"mode": "probe", "steps": 2, "select": "oracle"}
     found = finetune(config(home, tmp_path / "a", target=dark(home), **settings))
     assert "oracle" in found.results["selection"]["rule"]
-    assert "target labels: an upper bound" in found.results["selection"]["rule"]
+    assert "upper bound" in found.results["selection"]["rule"]
     assert (found.run / "pictures" / "domains.png").read_bytes().startswith(b"\x89PNG")
-    assert "Source and target, as the head reads them" in found.report.read_text()
+    assert "Source and target" in found.report.read_text()
     bare = f"npz:{home / 'bare.npz'}"
     with pytest.raises(UserError, match="needs labels of"):
         finetune(config(home, tmp_path / "b", target=bare, **settings))

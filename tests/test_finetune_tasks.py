@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
+from afterimage.classifier import load_classifier
 from afterimage.errors import DataError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.methods.feature_selection import FeatureSelection
@@ -321,5 +321,5 @@ def test_several_tasks_sources_and_methods_are_a_config(home):
 
 
 def test_a_task_without_labels_is_named(home):
-    with pytest.raises(DataError, match="no labels of the task 'colour'; expected an"):
+    with pytest.raises(DataError, match="no labels for the task 'colour'; expected an"):
         finetune(config(home, home / "run", methods=Tasks(columns=("colour",))))

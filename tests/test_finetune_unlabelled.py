@@ -252,7 +252,7 @@ def test_frequencies_are_counted_in_the_first_quarter_and_then_kept(home, tmp_pa
 def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
     settings = changed(propagation=1.0, confidence=0.0)
     run = finetune(config(home, tmp_path / "whole", **settings)).run
-    assert "6 labels propagated to" in capsys.readouterr().out
+    assert "6 labels were propagated to" in capsys.readouterr().out
     expected = Store(run).restore(step=6)[1]
     classes = np.asarray(expected["stats"]["pseudo-labels"]["propagated"])
     assert set(classes) <= {-1, 0, 1, 2}
@@ -358,10 +358,10 @@ def batch_normalised(tmp_path):
 def test_batch_norm_beside_unlabelled_images_needs_a_choice(
     home, tmp_path, batch_normalised
 ):
-    with pytest.raises(UserError, match="give --domain-statistics source"):
+    with pytest.raises(UserError, match="--domain-statistics"):
         finetune(config(home, tmp_path / "run", **batch_normalised))
     wrong = batch_normalised | {"domain_statistics": "target"}
-    with pytest.raises(UserError, match="no target is aligned"):
+    with pytest.raises(UserError, match="domain_statistics='target'"):
         config(home, tmp_path / "run", **wrong)
 
 
@@ -387,7 +387,7 @@ def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_norm
         ({"alignment_momentum": 0.9}, "only with distribution_alignment"),
         (
             {"distribution_alignment": True, "alignment_frequencies": "predicted"},
-            "'predicted' is a mean of many steps",
+            "alignment_frequencies='predicted'",
         ),
         (
             {"distribution_alignment": True, "alignment_momentum": 1.0},

@@ -89,8 +89,8 @@ def test_resnet50_at_its_own_size(tmp_path):
     [
         ({"name": "conv"}, "model conv"),
         ({"name": "resnet18", "stem_stride": 1}, "stem_stride=1, not 4"),
-        ({"name": "resnet18", "norm": "none"}, "norm=none, not one of frozen, batch"),
-        ({"name": "resnet18", "norm": "rms"}, "norm=rms, not one of"),
+        ({"name": "resnet18", "norm": "none"}, "norm=none, not frozen or batch"),
+        ({"name": "resnet18", "norm": "rms"}, "norm=rms, not"),
         ({"name": "resnet18", "norm": "batch", "width": 0.5}, "width=0.5, not 1"),
         ({"name": "resnet18", "norm": "batch", "bottleneck": 3}, "a bottleneck"),
     ],

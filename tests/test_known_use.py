@@ -180,7 +180,7 @@ def test_a_mean_for_every_channel_and_a_size_vgg_can_halve(home, tmp_path):
     file = home / "vgg16_bn.safetensors"
     with pytest.raises(UserError, match="1 means and 3 standard deviations"):
         import_encoder(file, "vgg16_bn", tmp_path / "e", mean=(0.5,))
-    with pytest.raises(UserError, match="multiples of 32"):
+    with pytest.raises(UserError, match="multiple of 32"):
         import_encoder(file, "vgg16_bn", tmp_path / "e", image_size=80)
     assert not (tmp_path / "e").exists()
     assert ModelConfig("vgg16_bn", image_size=(64, 96)).stem_stride == 1

@@ -173,12 +173,7 @@ def test_a_continued_run_has_the_means_of_steps_before_it_stopped(
     train(tmp_path / "whole", images, log_every=5)
 
     def loss(params, stats, batch, key, step):
-        jax.debug.callback(
-            lambda s: (
-                os.kill(os.getpid(), signal.SIGTERM) if int(s) == stop_at - 1 else None
-            ),
-            step,
-        )
+        _kill_at(step, stop_at - 1)
         return _loss(params, stats, batch, key, step)
 
     with pytest.raises(Interrupted):
@@ -247,18 +242,38 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_before_its_checkpoint(
     def evaluate(state, step, stop):
         return {"mse": float("nan") if step == 12 else 1.0}
 
-    said = r"after step 12 gave mse nan\. The last good checkpoint is that of step 8"
+    said = r"after step 12 gave mse nan\. The last good checkpoint is from step 8"
     with pytest.raises(Diverged, match=said):
         train(tmp_path / "run", images, evaluate=evaluate)
     assert Store(tmp_path / "run").steps() == [4, 8]
-    with pytest.raises(Diverged, match="No checkpoint was saved yet"):
+    with pytest.raises(Diverged, match="No checkpoint"):
         train(tmp_path / "first", images, loss=_nan_from(0), max_bad_steps=3)
 
 
 def test_no_checkpoint_amid_steps_that_are_not_finite(tmp_path, images):
-    with pytest.raises(Diverged, match="checkpoint is that of step 4"):
+    with pytest.raises(Diverged, match="checkpoint is from step 4"):
         train(tmp_path / "run", images, loss=_nan_from(7))
     assert Store(tmp_path / "run").steps() == [4]
+
+
+def test_a_stop_amid_steps_that_are_not_finite_saves_none(tmp_path, images):
+    def loss(params, stats, batch, key, step):
+        _kill_at(step, 7)
+        return _nan_from(6)(params, stats, batch, key, step)
+
+    with pytest.raises(Interrupted, match="continues after step 4"):
+        train(tmp_path / "run", images, loss=loss)
+    assert Store(tmp_path / "run").steps() == [4]
+    whole, _, _ = train(tmp_path / "whole", images)
+    again, start, _ = train(tmp_path / "run", images)
+    assert start == 4
+    _same(again, whole)
+
+
+def _kill_at(step, when):
+    jax.debug.callback(
+        lambda s: os.kill(os.getpid(), signal.SIGTERM) if int(s) == when else None, step
+    )
 
 
 @pytest.mark.parametrize("stop_at", [3, 6, 8])
@@ -266,15 +281,10 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, images, stop_at):
     whole, _, _ = train(tmp_path / "whole", images)
 
     def loss(params, stats, batch, key, step):
-        jax.debug.callback(
-            lambda s: (
-                os.kill(os.getpid(), signal.SIGTERM) if int(s) == stop_at - 1 else None
-            ),
-            step,
-        )
+        _kill_at(step, stop_at - 1)
         return _loss(params, stats, batch, key, step)
 
-    with pytest.raises(Interrupted, match="same command continues"):
+    with pytest.raises(Interrupted, match="same command"):
         train(tmp_path / "run", images, loss=loss)
     assert Store(tmp_path / "run").steps()[-1] >= stop_at
     again, start, _ = train(tmp_path / "run", images)
@@ -329,7 +339,7 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, images):
 
 
 def test_bad_steps_in_a_row_stop_the_run_and_name_the_images(tmp_path, images):
-    with pytest.raises(Diverged, match="3 steps in a row, up to step 8"):
+    with pytest.raises(Diverged, match="3 consecutive steps, up to step 8"):
         train(tmp_path / "run", images, loss=_nan_from(5), max_bad_steps=3)
     report = json.loads((tmp_path / "run/nonfinite/00000006.json").read_text())
     assert len(report["ids"]) == 8
@@ -350,7 +360,7 @@ def test_a_few_bad_steps_are_skipped_and_counted(tmp_path, images):
 
 def test_changed_settings_are_refused_with_the_difference(tmp_path, images):
     train(tmp_path / "run", images)
-    with pytest.raises(UserError, match=r"lr: 0.001 in the folder, 0.5 asked for"):
+    with pytest.raises(UserError, match=r"lr: 0.001 in the folder, 0.5 now"):
         train(tmp_path / "run", images, lr=0.5)
 
 
@@ -377,12 +387,12 @@ def test_changed_data_is_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_text("x")
-    with pytest.raises(UserError, match=r"holds other files \(holiday.jpg\)"):
+    with pytest.raises(UserError, match=r"contains other files \(holiday.jpg\)"):
         Run(tmp_path, kind="test", config={}).__enter__()
-    with pytest.raises(UserError, match=r"holds other files \(holiday.jpg\)"):
+    with pytest.raises(UserError, match=r"contains other files \(holiday.jpg\)"):
         Run(tmp_path, kind="test", config={}).check_settings()
     assert (tmp_path / "holiday.jpg").exists()
     with Run(tmp_path / "run", kind="pretrain", config={}):
         pass
-    with pytest.raises(UserError, match="holds a pretrain run"):
+    with pytest.raises(UserError, match="contains a pretrain run"):
         Run(tmp_path / "run", kind="finetune", config={}).__enter__()

@@ -149,7 +149,7 @@ def test_every_decoder_fits_vgg_where_it_drops_no_pixel(decoder):
 
 
 def test_vgg_is_not_decoded_where_it_drops_pixels():
-    with pytest.raises(UserError, match="multiples of 32"):
+    with pytest.raises(UserError, match="multiple of 32"):
         ModelConfig("vgg11", image_size=(33, 64))
     module = nnx.eval_shape(
         lambda: build_autoencoder(
@@ -158,7 +158,7 @@ def test_vgg_is_not_decoded_where_it_drops_pixels():
     )
     network, params, stats = Network.create(module)
     images = jax.ShapeDtypeStruct((1, 64, 65, 3), jnp.float32)
-    with pytest.raises(UserError, match=r"\(64, 65\) px: vgg11 drops"):
+    with pytest.raises(UserError, match=r"\(64, 65\) px .*vgg11 drops"):
         jax.eval_shape(lambda p, s, x: network.apply(p, s, x)[0], params, stats, images)
 
 
@@ -392,7 +392,7 @@ def test_a_fresh_head_guesses(kind):
 def test_a_head_refuses_what_it_cannot_be():
     with pytest.raises(UserError, match="linear, mlp"):
         Head(6, 4, "cosine", rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match="two"):
+    with pytest.raises(UserError, match="at least 2"):
         Head(6, 1, rngs=nnx.Rngs(0))
 
 

@@ -44,7 +44,7 @@ def test_every_mistake_is_reported_at_once():
         "lr=0.0",
         "image_size=4",
         "target='image'",
-        "without a corruption",
+        "needs a corruption",
         "probe_k=0",
         "pictures=-1",
         "eval_every=0",

@@ -90,7 +90,7 @@ def test_erasing_reaches_every_place():
 @pytest.mark.parametrize(
     ("name", "strength", "message"),
     [
-        ("blur", 1.0, "none of none, gaussian"),
+        ("blur", 1.0, "must be one of none, gaussian"),
         ("gaussian", 0.0, "standard deviations"),
         ("gaussian", float("nan"), "standard deviations"),
         ("salt-and-pepper", 1.0, "probability"),

@@ -131,7 +131,7 @@ def test_it_finds_what_images_are_made_of():
     [
         ({"bottleneck": 8}, "bottleneck=8"),
         ({"decoder": "nearest"}, "decoder='nearest'"),
-        ({"model": "conv", "width": 1.0}, "model='conv': needs model='conv-patches'"),
+        ({"model": "conv", "width": 1.0}, "model='conv': must be 'conv-patches'"),
     ],
 )
 def test_what_it_cannot_use_is_refused(changes, says):

@@ -83,7 +83,7 @@ def test_the_teacher_sees_all_gets_no_gradient_and_follows():
 def test_patches_must_cover_sites_of_the_last_map():
     assert objective().data_problems(MODEL) == []
     (problem,) = objective(patch=6).data_problems(MODEL)
-    assert "take a multiple of 4" in problem
+    assert "must be a multiple of 4" in problem
 
 
 @pytest.mark.slow

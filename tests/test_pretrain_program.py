@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import afterimage
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
@@ -20,9 +22,11 @@ from afterimage.data import (
     open_data,
 )
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
+from afterimage.evaluation import knn_accuracy
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.run import pretrain as run_program
+from afterimage.training.batches import spaced
 from afterimage.training.loop import Callbacks, StopSignal
 
 STEPS = 60
@@ -124,8 +128,8 @@ def test_it_learns(finished):
 
 def test_probes_stand_beside_their_baselines_which_do_not_move(finished):
     evaluations = [r for r in rows(finished.run) if "eval/loss" in r]
-    for probe in ("knn", "ridge"):
-        for suffix in ("_raw_pixels", "_untrained"):
+    for probe in ("knn", "ridge_10", "ridge"):
+        for suffix in ("_raw_pixels", "_hog", "_untrained"):
             values = {r[f"eval/{probe}{suffix}"] for r in evaluations}
             assert len(values) == 1
             assert 0.5 < values.pop() <= 1
@@ -134,6 +138,41 @@ def test_probes_stand_beside_their_baselines_which_do_not_move(finished):
     summary = finished.summary()
     assert "raw pixels" in summary
     assert str(finished.encoder) in summary
+
+
+def test_the_encoder_has_the_best_vector_and_the_probes_it_passed(finished):
+    encoder = afterimage.load_encoder(finished.run)
+    entry, probes = encoder.manifest["vector"], encoder.manifest["probes"]
+    assert encoder.vector is not None
+    assert entry["pool"] == encoder.vector.pool
+    scores = {(row["pool"], row["transform"]): row for row in entry["scores"]}
+    # A digit's last map has one site: no grid of it.
+    assert {pool for pool, _ in scores} == {"last", "pyramid-grid"}
+    assert probes == finished.probes
+    assert set(probes["accuracy"]) == {
+        "this encoder",
+        "raw pixels",
+        "HOG",
+        "untrained encoder",
+    }
+    stored = json.loads((finished.run / "config.json").read_text())["config"]
+    train, held = hold_out(open_data("digits").train, stored["validation"], 0)
+    train = train.subset(spaced(len(train), stored["probe_images"]))
+    x, z = (encoder.features(s.gather(np.arange(len(s)))) for s in (train, held))
+    measured = knn_accuracy(x, train.labels, z, held.labels, k=stored["probe_k"])
+    assert probes["accuracy"]["this encoder"]["knn"] == pytest.approx(measured)
+    assert scores[entry["pool"], entry["transform"]]["knn"] == pytest.approx(measured)
+    assert f"kNN: {100 * measured:.1f} %" in repr(encoder)
+    assert f"kNN: {100 * measured:.1f} %" in finished.summary()
+    # A step's encoder is pooled alike, without statistics.
+    step = afterimage.load_encoder(finished.run / "checkpoints" / "60")
+    assert step.vector is not None
+    assert step.vector.fitted == {}
+
+
+def test_baselines_are_measured_once(finished):
+    before = (finished.run / "baselines.json").read_bytes()
+    assert schemas.mistakes(json.loads(before), schemas.Baselines) == []
 
 
 def test_mean_image_loss_is_that_of_the_mean_image(finished):
@@ -204,7 +243,7 @@ def test_report_shows_loss_pictures_and_probes(finished):
     page = finished.report.read_text()
     for part in ("<polyline", "data:image/png", "raw pixels", "untrained encoder"):
         assert part in page
-    assert "objective.corruption_strength" in page
+    assert "plain.corruption_strength" in page
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
@@ -216,6 +255,21 @@ def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
     assert again.metrics == finished.metrics
     assert timeless(finished.run) == lines
     assert {p: p.stat().st_mtime_ns for p in finished.run.rglob("*.png")} == before
+
+
+def test_a_complete_run_without_its_checkpoints_is_left_as_it_is(
+    finished, tmp_path, capsys
+):
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    encoder = (run / "encoder/weights.safetensors").read_bytes()
+    again = run_program(config(run))
+    assert again.complete
+    assert again.metrics == finished.metrics
+    assert "checkpoints were deleted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other settings"):
+        run_program(config(run, lr=0.1))
+    assert (run / "encoder/weights.safetensors").read_bytes() == encoder
 
 
 @pytest.mark.parametrize(
@@ -257,7 +311,7 @@ def test_a_damaged_encoder_of_a_complete_run_is_made_again(finished, tmp_path):
 
 
 def test_another_setting_on_the_same_folder_is_refused(finished):
-    with pytest.raises(UserError, match=r"lr: 0\.01 in the folder, 0\.1 asked for"):
+    with pytest.raises(UserError, match=r"lr: 0\.01 in the folder, 0\.1 now"):
         run_program(config(finished.run, lr=0.1))
 
 
@@ -350,7 +404,7 @@ def test_data_may_be_an_object(tmp_path):
 
 def test_data_are_given_once(tmp_path):
     images = np.zeros((80, 8, 8, 1), np.uint8)
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="and an object"):
         run_program(config(tmp_path / "run"), data=images)
     with pytest.raises(UserError, match="no data"):
         run_program(config(tmp_path / "run", data=None))
@@ -399,7 +453,7 @@ def test_every_kind_of_setting_trains(tmp_path, changes):
 
 def test_a_rate_far_too_high_ends_as_diverged(tmp_path):
     settings = {"steps": 8, "eval_every": 1, "ema": 0.0, "max_bad_steps": 100}
-    with pytest.raises(Diverged, match="Try a lower --lr"):
+    with pytest.raises(Diverged, match="lower --lr"):
         run_program(config(tmp_path / "run", lr=1e30, warmup_steps=0, **settings))
 
 

@@ -55,9 +55,22 @@ def test_the_table_has_what_differs_and_what_is_shared(folder):
     masked = {"name": "masked", "ratio": 0.6}
     two = folder("b", rows=rows, finished=True, lr=0.2, seed=0, objective=masked)
     header, table = comparison([read_run(one), read_run(two)])
-    assert header == ["run", "step", "lr", "objective.name", "objective.ratio", "loss"]
+    assert header == ["run", "step", "lr", "objective", "masked.ratio", "loss"]
     assert table[0] == [str(one), "10 (not finished)", 0.1, "plain", None, 0.6]
     assert table[1] == [str(two), "3", 0.2, "masked", 0.6, 0.4]
+
+
+def test_settings_are_called_as_their_flags_are(folder):
+    methods = [{"name": "dann", "weight": w} for w in (1.0, 0.1)]
+    runs = [
+        read_run(
+            folder(str(i), rows=ROWS, from_=str(i), methods=[{"name": "coral"}, m])
+        )
+        for i, m in enumerate(methods)
+    ]
+    header, table = comparison(runs)
+    assert header[2:4] == ["from", "dann.weight"]
+    assert [row[2:4] for row in table] == [["0", 1.0], ["1", 0.1]]
 
 
 def test_the_page_draws_the_runs_in_one_chart(folder, tmp_path):

@@ -1,48 +1,26 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.weights import write_classifier
 from afterimage.commands import main
-from afterimage.data import Preprocessing
 from afterimage.finetune import select as select_module
-from afterimage.finetune.classifier import ClassifierNetwork, HeadConfig, head_entry
 from afterimage.finetune.selection import (
     ensemble_agreement,
     neighbour_information,
 )
-from afterimage.models import ModelConfig
-from tests import encoder_artefact
+from tests import classifier_artefact, encoder_artefact
 from tests.encoder_artefact import pictures
-
-
-def classifier(folder, seed, names=("a", "b", "c")):
-    """A classifier with a random head, as fine-tuning would leave it."""
-    config = ModelConfig("conv", image_size=(16, 16), channels=3, width=0.25)
-    manifest, head = encoder_artefact.manifest_of(config), HeadConfig(len(names))
-    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    _, params, stats = ClassifierNetwork.create(
-        config, {"classes": head}, preprocessing
-    )
-    rng = np.random.default_rng(seed)
-    params["heads"] = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params["heads"]
-    )
-    heads = {"classes": head_entry(head, names)}
-    write_classifier(folder / "classifier", params, stats, {**manifest, "heads": heads})
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Runs one, twin (the same) and other, and images without labels."""
     home = tmp_path_factory.mktemp("runs")
-    classifier(home / "one", 0)
+    classifier_artefact.write(home / "one", 0)
     shutil.copytree(home / "one", home / "twin")
-    classifier(home / "other", 1)
+    classifier_artefact.write(home / "other", 1)
     np.savez(home / "others.npz", images=pictures(30))
     return home
 
@@ -96,7 +74,7 @@ def test_of_two_runs_the_one_whose_neighbours_are_alike_is_taken(
     given = ["select", *runs, "--data", f"npz:{tmp_path / 'bright.npz'}"]
     assert main([*given, "--encoder", str(tmp_path / "encoder")]) == 0
     printed = capsys.readouterr().out
-    assert f"take {home / 'other'}: predictions most alike" in printed
+    assert f"best: {home / 'other'}, by predictions most alike" in printed
     row = printed[printed.index(f"{home / 'other'} ") :]
     assert float(row.split()[1]) == pytest.approx(np.log(2), abs=1e-3)
 
@@ -106,7 +84,7 @@ def test_an_encoder_of_other_images_is_refused(home, tmp_path, capsys):
     runs = [home / "one", home / "other"]
     assert select(home, runs, "--encoder", str(tmp_path / "encoder")) == 2
     said = capsys.readouterr().err
-    assert "takes images (8, 8, 3), the runs (16, 16, 3)" in said
+    assert "needs images (8, 8, 3), but the runs need (16, 16, 3)" in said
 
 
 def test_of_three_runs_one_of_the_two_that_agree_is_taken(home, tmp_path, capsys):
@@ -121,24 +99,26 @@ def test_of_three_runs_one_of_the_two_that_agree_is_taken(home, tmp_path, capsys
     assert best["agreement"] == twin["agreement"] > other["agreement"]
     assert best["infomax"] == twin["infomax"] > 0
     printed = capsys.readouterr()
-    assert f"take {home / 'one'}" in printed.out
+    assert f"best: {home / 'one'}" in printed.out
     assert f"3/3  {home / 'twin'}" in printed.err
 
 
 def test_two_runs_are_too_few(home, capsys):
     assert select(home, [home / "one", home / "other"]) == 2
-    assert "name 3 or more" in capsys.readouterr().err
+    assert "at least 3" in capsys.readouterr().err
 
 
 def test_a_run_named_twice_is_refused(home, capsys):
     assert select(home, [home / "one", home / "other", home / "one"]) == 2
-    assert "each run once" in capsys.readouterr().err
+    assert "more than once" in capsys.readouterr().err
 
 
 def test_runs_of_other_classes_are_not_compared(home, tmp_path, capsys):
-    strange = classifier(tmp_path / "strange", 2, ("a", "b", "d"))
+    strange = classifier_artefact.write(
+        tmp_path / "strange", 2, {"classes": ("a", "b", "d")}
+    )
     assert select(home, [home / "one", home / "other", strange]) == 2
-    assert "tells a, b, d apart" in capsys.readouterr().err
+    assert "has the classes a, b, d" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_named(home, tmp_path, capsys):

@@ -24,18 +24,19 @@ from afterimage.errors import (
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Train": {
-        "pretrain": "learn an encoder from images without labels",
-        "finetune": "train a classifier on an encoder, from few labels",
-        "adapt": "finetune for a target domain without labels",
-        "distil": "finetune with a finished classifier as teacher",
-        "continual": "finetune on a sequence of tasks",
+        "pretrain": "pretrain an encoder on images without labels",
+        "finetune": "train a classifier on an encoder, even with few labels",
+        "adapt": "train a classifier for a target domain without labels",
+        "distil": "train a classifier that learns from another, finished one",
+        "continual": "train a classifier on a sequence of tasks",
         "episodes": "meta-learning: new classes from a few images each",
     },
     "Use and compare": {
+        "predict": "write the class of every image to a file",
         "evaluate": "score a classifier or an encoder on labelled images",
         "features": "write the feature vector of every image to a file",
-        "select": "pick the best of several classifiers, without labels",
-        "compare": "several runs in one table and on one page",
+        "select": "rank several classifiers without labels",
+        "compare": "compare several runs in one table and on one page",
     },
     "Look up": {
         "models": "list encoders, or describe one",
@@ -43,7 +44,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "methods": "list objectives, methods and their settings",
     },
     "Files": {
-        "checkpoints": "list, show, verify or prune what a run saved",
+        "checkpoints": "list, show, verify or prune the checkpoints of a run",
         "import": "read torchvision's or timm's weights",
         "export": "write an encoder under torchvision's names",
         "completion": "print a completion script for your shell",
@@ -61,7 +62,7 @@ def usage() -> str:
     lines = [
         "usage: afterimage COMMAND [flags]",
         "",
-        "Pretrain an encoder-decoder on images, keep the encoder, reuse it.",
+        "Pretrain an encoder-decoder on images, keep the encoder, and reuse it.",
     ]
     width = max(map(len, COMMANDS))
     for heading, commands in GROUPS.items():
@@ -74,9 +75,10 @@ def usage() -> str:
             "afterimage COMMAND --help shows its flags. A first run takes a minute:",
             "  afterimage pretrain --preset digits --out runs/digits",
             "",
-            "Exit codes: 0 done, 1 a bug, 2 bad input, 3 damaged checkpoint,",
-            "4 diverged, 75 interrupted and saved (the same command continues),",
-            "130 stopped at once, 141 the output was closed (| head).",
+            "Exit codes: 0 done, 1 a bug in Afterimage, 2 bad input, 3 damaged "
+            "checkpoint,",
+            "4 diverged, 75 interrupted and saved (run the same command to continue),",
+            "130 stopped at once, 141 output closed by the reader (| head).",
         ]
     )
 
@@ -109,7 +111,9 @@ def _dispatch(argv: Sequence[str]) -> None:
     name, *rest = argv
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
-        raise UserError(f"There is no command {printable(name)!r}{hint}\n\n{usage()}")
+        raise UserError(
+            f"afterimage has no command {printable(name)!r}{hint}\n\n{usage()}"
+        )
     only_help = bool({"-h", "--help", "--help-all"} & set(rest))
     works = not only_help and name not in _WITHOUT_JAX
     if works:
@@ -131,9 +135,9 @@ def check_address_space() -> None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < _LEAST_MEMORY:
         raise UserError(
-            f"The memory of this process is limited to {limit / 1e9:.1f} GB of address "
-            f"space (ulimit -v). JAX needs at least {_LEAST_MEMORY / 1e9:.1f} GB to "
-            "start: raise the limit"
+            f"This process may use only {limit / 1e9:.1f} GB of address space (ulimit "
+            f"-v). JAX needs at least {_LEAST_MEMORY / 1e9:.1f} GB to start; raise "
+            "the limit"
         )
 
 
@@ -156,8 +160,8 @@ def exit_code(command: Callable[[], object]) -> int:
     lost = console.lost_output()
     if lost is not None and code == 0:
         print(
-            f"The work is done, but some of its output is lost: {lost.strerror} on "
-            "standard output.",
+            "The command finished, but some of its output was not printed: "
+            f"{lost.strerror} on standard output.",
             file=sys.stderr,
         )
         return UserError.exit_code
@@ -192,7 +196,7 @@ def _run(command: Callable[[], object]) -> int:
         print(printable(fault, keep="\n\t"), file=sys.stderr)
         return DiskError.exit_code
     except KeyboardInterrupt:
-        print("\nStopped at once; earlier checkpoints are kept.", file=sys.stderr)
+        print("\nStopped. Earlier checkpoints are kept.", file=sys.stderr)
         return _AT_ONCE
     except SystemExit as done:  # after --help
         return int(done.code or 0)
@@ -201,9 +205,9 @@ def _run(command: Callable[[], object]) -> int:
         if said is None:
             raise
         print(
-            "Out of memory on this machine or device, or beyond this process's limit. "
-            "Try a smaller --batch-size or --image-size, or raise the limit (ulimit "
-            f"-v, the job's limit). The error was: {said}",
+            "Out of memory: this machine, its device, or the limit of this process "
+            "is exhausted. Use a smaller --batch-size or --image-size, or raise the "
+            f"limit (ulimit -v, or that of the job). The error was: {said}",
             file=sys.stderr,
         )
         return UserError.exit_code

@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
+    groups={"methods": ("target", "")},
     needs=("target",),
     about="""\
 Train a classifier that works on images of another kind (the target), of which no label
@@ -29,7 +30,7 @@ compose, pseudo-labels; for other class frequencies label-shift, for other image
 same classes density-ratio. `--methods NAME --help` shows the settings of each.""",
     common={
         "What and where": (*WHERE, "target", "labels_per_class"),
-        "What is done about the target": (
+        "How to adapt to the target": (
             *("methods", "domain_statistics", "mode", "augment"),
         ),
         "How long": HOW_LONG,

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         say("\n".join(f"  {name:8}{c.about}" for name, c in COMMANDS.items()))
         if argv and argv[0] not in ("-h", "--help", "--help-all"):
             hint = did_you_mean(argv[0], COMMANDS)
-            raise UserError(f"There is no command checkpoints {argv[0]}{hint}")
+            raise UserError(f"afterimage checkpoints has no command {argv[0]}{hint}")
         return
     choice: Any = parse(COMMANDS[argv[0]], argv[1:])
     if isinstance(choice, List):
@@ -91,4 +91,4 @@ def main(argv: Sequence[str]) -> None:
         findings = inspect.verify(choice.run)
         say(inspect.format_verify(findings))
         if any(finding.fatal for finding in findings):
-            raise CheckpointError(f"{choice.run} is damaged; see above")
+            raise CheckpointError(f"{choice.run} is damaged; the list above says where")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """Parses, compares, prints."""
     config = parse(COMMAND, argv)
     if len(config.runs) < 2:
-        raise UserError("compare takes two or more run folders")
+        raise UserError("compare needs at least two run folders")
     from afterimage.report import comparison_text, read_run, write_comparison
 
     records = [read_run(folder) for folder in config.runs]

@@ -99,7 +99,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     done, comma, _ = last.rpartition(",")
     if joined_of(flag.hint) is None:
         done, comma = "", ""
-    return _starting((f"{done}{comma}{name}" for name in flag.names()), last)
+    return _starting((f"{done}{comma}{name}" for name in flag.listed()), last)
 
 
 def _command(before: Sequence[str]) -> Command | None:

@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
+    groups={"methods": ("continual",)},
     fixed={"task": "continual"},
     about="""\
 Train a classifier on one group of classes after another, and measure what it forgets.

@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
+    groups={"methods": ("",)},
     fixed={"methods": "distil"},
     about="""\
 Train a classifier that learns from a finished one, the teacher, of any architecture.

@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
+    groups={"methods": ("episodes",)},
     fixed={"task": "episodes"},
     about="""\
 Meta-learning: train so that a few images of a new class are enough. Training and test

@@ -44,9 +44,8 @@ def main(argv: Sequence[str]) -> None:
     if is_classifier(config.from_):
         if config.against is not None:
             raise UserError(
-                f"against={config.against}: {config.from_} is a classifier, and only "
-                "encoders are compared here; leave --against out, or use afterimage "
-                "compare"
+                f"against={config.against}: {config.from_} is a classifier, but "
+                "--against compares encoders. Leave it out, or use afterimage compare"
             )
         from afterimage.finetune.evaluate import evaluate, text
 

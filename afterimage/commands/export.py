@@ -36,4 +36,4 @@ def main(argv: Sequence[str]) -> None:
     from afterimage.known import export_encoder
 
     model = export_encoder(config.run, config.out)
-    say(f"wrote {config.out}: {model.name} under torchvision's names, no head")
+    say(f"wrote {config.out}: {model.name} under torchvision's names, without a head")

@@ -16,6 +16,7 @@ COMMAND = Command(
     kind="finetune",
     positional="data",
     presets=PRESETS,
+    groups={"methods": ("",)},
     about="""\
 Train a classifier on a pretrained encoder, keep its best step by validation images, and
 test it once. The same command again continues an interrupted run.

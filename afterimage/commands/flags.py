@@ -7,6 +7,7 @@ The flags are the fields of a dataclass, documented below each. A choice (see
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -50,7 +51,7 @@ class Command(Generic[Config]):
     about: str
     """What it is for, with examples: the first lines of the help."""
     common: Mapping[str, Sequence[str]]
-    """{heading: fields} of `--help`; `--help-all` has the others below them."""
+    """{heading: fields} of `--help`; `--help-all` shows all others below them."""
     positional: str | None = None
     """The field that needs no flag: `afterimage pretrain photos`."""
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
@@ -61,6 +62,14 @@ class Command(Generic[Config]):
     """Fields that this command requires, besides those without a default."""
     actions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{flag: help} of flags that do something else instead; `main` looks for them."""
+    flags: type | None = None
+    """A subclass of `config` with further flags, which only `recipe` reads."""
+    recipe: Callable[[Mapping[str, Any]], Config] | None = None
+    """Makes the configuration from the flags alone: without a preset or file, and
+    unless one of `explicit` is given."""
+    explicit: Sequence[str] = ()
+    groups: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """{choice: groups of its registry} that this command lists; all work if given."""
     kind: str = ""
     """The kind of run that `--config RUN` accepts; empty for a command with so few
     settings that it takes no file."""
@@ -84,15 +93,22 @@ class Flag:
     """MISSING if the flag is required."""
     heading: str
     common: bool = False
-    names: Callable[[], Sequence[str]] | None = None
-    """The allowed names, if the values are limited to a list."""
+    names: Callable[..., Sequence[str]] | None = None
+    """The allowed names, if only some values are valid."""
+    groups: Sequence[str] = ()
+    """The groups of `names` that are listed; empty for all."""
+
+    def listed(self) -> list[str]:
+        """The allowed names that the help and completion show."""
+        assert self.names is not None
+        return [str(name) for name in self.names(*self.groups)]
 
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser that raises our errors."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{printable(message)}\n{self.prog} --help shows what there is")
+        raise UserError(f"{printable(message)}\nSee {self.prog} --help")
 
 
 def parse(command: Command[Config], argv: Sequence[str]) -> Config:
@@ -116,16 +132,42 @@ def parse(command: Command[Config], argv: Sequence[str]) -> Config:
         parser = _parser(command, flags, show_all=asked.help_all)
         print(parser.format_help().rstrip())
         raise SystemExit(0)
-    settings = merge(command.config, below, _flag_values(command, flags, words, below))
+    typed = _flag_values(command, flags, words, below)
+    settings = merge(command.config, below, typed)
     _require(command, flags, settings)
-    config = from_dict(command.config, settings)
-    check(given_problems(config))
+    config = _configured(command, asked, settings, typed)
     if asked.print_config:
         import tomli_w
 
         print(f"# {command.prog} --config FILE")
         sys.stdout.write(tomli_w.dumps(_without_none(to_dict(config))))
         raise SystemExit(0)
+    return config
+
+
+def _configured(
+    command: Command[Config],
+    asked: argparse.Namespace,
+    settings: Mapping[str, Any],
+    typed: Mapping[str, Any],
+) -> Config:
+    """The configuration: by the command's recipe, or exactly as the settings say."""
+    own = {field.name for field in dataclasses.fields(command.config)}  # pyright: ignore[reportArgumentType]
+    alone = [name for name in typed if name not in own]
+    files = [f"--{n}" for n in ("preset", "config") if getattr(asked, n) is not None]
+    if alone and files:
+        raise UserError(
+            f"{_flag(alone[0])} and {files[0]}: give one of them, as {files[0]} says "
+            "how long the run is"
+        )
+    chosen = files or set(command.explicit) & set(typed)
+    if command.recipe is not None and (alone or not chosen):
+        # Standard output is for the settings, if they are to be printed.
+        shown = sys.stderr if asked.print_config else sys.stdout
+        with contextlib.redirect_stdout(shown):
+            return command.recipe(typed)
+    config = from_dict(command.config, settings)
+    check(given_problems(config))
     return config
 
 
@@ -136,7 +178,8 @@ def all_flags(
 
     Imports only what `settings` choose.
     """
-    config, registries = command.config, choices(command.config)
+    config = command.flags or command.config
+    registries = choices(config)
     hints = typing.get_type_hints(config, include_extras=True)
     common = {name: h for h, names in command.common.items() for name in names}
     found = []
@@ -163,6 +206,7 @@ def all_flags(
                     heading=common.get(name, heading),
                     common=name in common,
                     names=choice.registry.names if choice else names_of(hints[name]),
+                    groups=command.groups.get(name, ()),
                 )
             )
     order = list(common)
@@ -270,8 +314,8 @@ def _below(command: Command[Any], asked: argparse.Namespace) -> dict[str, Any]:
         usual = as_mappings(default_of(config, name))[0]["name"]
         if before not in (made, usual):
             raise UserError(
-                f"These are settings of {name} {before!r}, and `{command.prog}` is for "
-                f"{made!r}: take the command for {before!r}"
+                f"{name}={before!r}: `{command.prog}` needs {name}={made!r}; use the "
+                f"command for {before!r}"
             )
         settings = merge(config, settings, {name: made})
     return settings
@@ -338,16 +382,19 @@ def _take_positional(
 ) -> None:
     name = command.positional
     if name is None:
-        raise UserError(f"{command.prog} does not take {printable(rest[0])!r}")
+        raise UserError(
+            f"{command.prog} does not take the argument {printable(rest[0])!r}"
+        )
     flag = _flag(name)
     if flag in given:
         raise UserError(
-            f"{flag} is given, and {printable(rest[0])!r} as well: give one"
+            f"{flag} and the argument {printable(rest[0])!r} mean the same; give only "
+            "one"
         )
     hint = typing.get_type_hints(command.config)[name]
     if len(rest) > 1 and get_origin(hint) is not tuple:
         raise UserError(
-            f"{command.prog} takes one {flag[2:]}, and these are {len(rest)}: "
+            f"{command.prog} takes one {flag[2:]}, not {len(rest)}: "
             f"{printable(' '.join(rest))}"
         )
     given |= vars(parser.parse_args([flag, *rest]))
@@ -356,7 +403,7 @@ def _take_positional(
 def _unknown_flag(command: Command[Any], flags: list[Flag], word: str) -> str:
     """The message for a flag that does not exist, or only with another choice."""
     flag = word.partition("=")[0]
-    text = f"{printable(flag)} is no flag of {command.prog}"
+    text = f"{command.prog} has no flag {printable(flag)}"
     name, dot, _ = flag[2:].partition(".")
     for field, choice in choices(command.config).items():
         add = (
@@ -370,12 +417,15 @@ def _unknown_flag(command: Command[Any], flags: list[Flag], word: str) -> str:
                 hint = did_you_mean(flag, mine)
                 return f"{text}{hint} {known} has: {', '.join(mine) or 'no settings'}"
             if dot:
-                return f"{flag} needs its choice: add {add.format(known)}"
+                return f"{flag} works only with its choice: add {add.format(known)}"
             kind = choice.registry.get(known)
             fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
             if flag in {_flag(f.name) for f in fields}:
                 typed = f"--{known}.{flag[2:]}"
-                return f"{text}; did you mean {typed!r}? It needs {add.format(known)}"
+                return (
+                    f"{text}; did you mean {typed!r}? It works only with "
+                    f"{add.format(known)}"
+                )
     return f"{text}{did_you_mean(flag, [f.flag for f in flags])}"
 
 
@@ -414,8 +464,7 @@ def _require(
     ]
     if missing:
         raise UserError(
-            f"{command.prog} needs {' and '.join(missing)}\n"
-            f"{command.prog} --help shows what there is"
+            f"{command.prog} needs {' and '.join(missing)}\nSee {command.prog} --help"
         )
 
 
@@ -466,10 +515,9 @@ def _columns() -> int:
 def _add(group: Any, flag: Flag, *, required: bool, visible: bool) -> None:
     text = flag.about
     if flag.names is not None and _metavar(flag) == "NAME":
-        unnamed = [
-            str(n) for n in flag.names() if str(n) not in re.split(r"[^\w.-]", text)
-        ]
-        text += f" One of {', '.join(map(str, flag.names()))}." if unnamed else ""
+        names = flag.listed()
+        if not set(names) <= set(re.split(r"[^\w.-]", text)):
+            text += f" One of {', '.join(names)}."
     if required:
         text += " (required)"
     elif flag.default not in (None, dataclasses.MISSING, "", ()):
@@ -487,7 +535,7 @@ def _add(group: Any, flag: Flag, *, required: bool, visible: bool) -> None:
 
 
 def _add_general(parser: _Parser, command: Command[Any]) -> None:
-    group = parser.add_argument_group("Settings from elsewhere, and help")
+    group = parser.add_argument_group("Presets, files and help")
     own = [
         n
         for n, p in command.presets.items()
@@ -495,12 +543,12 @@ def _add_general(parser: _Parser, command: Command[Any]) -> None:
     ]
     names = ", ".join(own or command.presets)
     words = {
-        "--preset": f"settings that belong together; flags win over them: {names} "
-        "(`afterimage presets NAME` describes one)",
-        "--config": "settings of a TOML file, or of another run's folder; flags win",
+        "--preset": f"a named set of settings; flags override it: {names} (`afterimage "
+        "presets NAME` describes one)",
+        "--config": "settings of a TOML file or of another run; flags override them",
         "--print-config": "print the settings as TOML, for --config, and exit",
         "--help": "this page",
-        "--help-all": "every flag, by subject",
+        "--help-all": "show every flag, by subject",
     }
     words = dict(command.actions) | words
     if not command.presets:
@@ -526,21 +574,23 @@ def read_config(place: str, kind: str) -> dict[str, Any]:
 
         file = pathlib.Path(place) / "config.json"
         if not os.path.lexists(file):
-            raise UserError(f"config={place}: no run folder, it has no config.json")
+            raise UserError(f"config={place}: not a run folder, it has no config.json")
         stored = schemas.read(
             file, schemas.ConfigFile, "restore it, or give a TOML file"
         )
         if stored["kind"] != kind:
             raise UserError(
-                f"config={place}: a {printable(stored['kind'])} run; {kind or 'this'} "
-                "has other settings"
+                f"config={place}: this is a {printable(stored['kind'])} run, but the "
+                f"command needs the settings of a {kind or 'different'} run"
             )
         return {k: v for k, v in stored["config"].items() if v is not None}
     try:
         with open(place, "rb") as file:
             text = file.read(_LARGEST_FILE + 1)
         if len(text) > _LARGEST_FILE:
-            raise UserError(f"config={place}: over 1 MiB, which no settings are")
+            raise UserError(
+                f"config={place}: over 1 MiB, too large for a file of settings"
+            )
         return tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config={place} is not TOML: {error}") from error
@@ -625,8 +675,7 @@ def _metavar(flag: Flag) -> Any:
     kind = _bare(flag.hint)
     kinds = get_args(kind) if get_origin(kind) is tuple else (kind,)
     if flag.names is not None:
-        names = flag.names()
-        text = "{" + ",".join(map(str, names)) + "}"
+        text = "{" + ",".join(flag.listed()) + "}"
         text = text if len(flag.flag) + len(text) <= 22 else "NAME"
     else:
         text = {int: "INT", float: "NUMBER"}.get(kinds[0], "TEXT")

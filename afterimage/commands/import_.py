@@ -22,17 +22,17 @@ class Import:
     """The encoder folder to write."""
 
     image_size: int = 224
-    """Side of the square that images are resized to, in pixels."""
+    """Side of the square, in pixels, that images are resized to."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each channel, for images in [0, 1]; the default is ImageNet's."""
+    """Mean of each channel, for images in [0, 1]. Default: ImageNet's."""
 
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of each channel; the default is ImageNet's."""
+    """Standard deviation of each channel. Default: ImageNet's."""
 
     norm: Literal["frozen", "batch"] = "frozen"
-    """BatchNorm: frozen keeps scale, shift and statistics constant; batch trains scale
-    and shift and updates the statistics."""
+    """How BatchNorm behaves. frozen: scale, shift and statistics stay constant; batch:
+    scale and shift learn, and the statistics are updated."""
 
 
 COMMAND = Command(

@@ -9,12 +9,17 @@ from afterimage.console import say
 from afterimage.errors import UserError, did_you_mean
 from afterimage.plugins import AUGMENTATIONS, METHODS, OBJECTIVES, SOURCES, Registry
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "objectives of pretrain": OBJECTIVES,
-    "methods of finetune": METHODS,
-    "augmentations": AUGMENTATIONS,
-    "sources of data": SOURCES,
+REGISTRIES: tuple[Registry[Any], ...] = (OBJECTIVES, METHODS, AUGMENTATIONS, SOURCES)
+LISTS: dict[str, tuple[Registry[Any], tuple[str, ...]]] = {
+    "objectives of pretrain": (OBJECTIVES, ()),
+    "methods of finetune": (METHODS, ("",)),
+    "methods of adapt, for a target domain": (METHODS, ("target",)),
+    "methods of continual": (METHODS, ("continual",)),
+    "methods of episodes": (METHODS, ("episodes",)),
+    "augmentations": (AUGMENTATIONS, ()),
+    "sources of data": (SOURCES, ()),
 }
+"""{title: (registry, the groups listed; empty for all)}."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,7 @@ class Methods:
     """Everything you can choose by name."""
 
     name: str | None = None
-    """Which one to describe. Default: one line for each."""
+    """Name to describe. Default: list all, one line each."""
 
 
 COMMAND = Command(
@@ -43,21 +48,20 @@ def main(argv: Sequence[str]) -> None:
     """Parses, prints."""
     name = parse(COMMAND, argv).name
     if name is None:
-        for title, registry in REGISTRIES.items():
-            if registry.names():
-                say(f"{title}:")
-                say("\n".join(_lines(registry)))
+        for title, (registry, groups) in LISTS.items():
+            say(f"{title}:")
+            say("\n".join(_lines(registry, registry.names(*groups))))
         return
-    found = [r for r in REGISTRIES.values() if name in r.names()]
+    found = [r for r in REGISTRIES if name in r.names()]
     if not found:
-        known = [n for registry in REGISTRIES.values() for n in registry.names()]
-        raise UserError(f"There is no {name!r}{did_you_mean(name, known)}")
+        known = [n for registry in REGISTRIES for n in registry.names()]
+        raise UserError(f"Nothing is called {name!r}{did_you_mean(name, known)}")
     say("\n\n".join(_described(registry, name) for registry in found))
 
 
-def _lines(registry: Registry[Any]) -> Iterator[str]:
-    width = max(map(len, registry.names()))
-    for name in registry.names():
+def _lines(registry: Registry[Any], names: Sequence[str]) -> Iterator[str]:
+    width = max(map(len, names), default=0)
+    for name in names:
         origin = registry.origin(name)
         where = f" ({origin})" if origin else ""
         yield f"  {name:{width}}  {_first_line(registry.get(name))}{where}"

@@ -12,10 +12,10 @@ class Models:
     """Encoders, by name."""
 
     name: str | None = None
-    """Which one to describe. Default: one line for each."""
+    """Name to describe. Default: list all, one line each."""
 
     image_size: int = 64
-    """Image side, in pixels, for which maps and parameters are counted."""
+    """Image side, in pixels, for the sizes of maps and the number of parameters."""
 
 
 COMMAND = Command(

@@ -15,7 +15,7 @@ class Presets:
     """Settings that belong together, by name."""
 
     name: str | None = None
-    """Which one to describe. Default: one line for each."""
+    """Name to describe. Default: list all, one line each."""
 
 
 COMMAND = Command(

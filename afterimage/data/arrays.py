@@ -41,7 +41,7 @@ def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
     """[N, H, W, C] in the requested size and channels; copied only if they differ."""
     if request.channels is not None:
         images = change_channels(images, request.channels)
-    size = request.size
+    size = request.sized(lambda: [images.shape[1:3]]).size
     if size is None or images.shape[1:3] == size:
         return images
     out = np.empty((len(images), *size, images.shape[3]), np.uint8)
@@ -73,7 +73,7 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
     keys = {split: pair for split, pair in found.items() if pair}
     if "train" not in keys:
         raise DataError(
-            f"{source} holds {', '.join(sorted(map(str, arrays))) or 'nothing'}; "
+            f"{source} contains {', '.join(sorted(map(str, arrays))) or 'nothing'}; "
             "expected x_train (with y_train, x_test, y_test), train_images (with "
             "train_labels, test_images, test_labels) or images (with labels)"
         )
@@ -93,10 +93,11 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
         {task: _task(task, arrays, keys, source, reading) for task in request.tasks}
     )
     shapes = {split: x.shape[1:] for split, x in pixels.items()}
+    request = request.sized(lambda: [(h, w) for h, w, _ in shapes.values()])
     if len(set(shapes.values())) > 1 and None in (request.size, channels):
         raise DataError(
-            f"{source}: the splits differ in shape, {shapes}; give image_size and "
-            "channels to bring them together"
+            f"{source}: the splits have different shapes, {shapes}; set image_size "
+            "and channels to convert them to one"
         )
     sets = {
         split: array_set(
@@ -124,7 +125,7 @@ def _say_unread(
     rest = [n for n in sorted(arrays) if n not in read and not n.startswith(further)]
     if rest:
         shown = ", ".join(spelling(name) for name in rest[:8])
-        say_once(f"{source}: arrays that are not read: {shown}")
+        say_once(f"{source}: arrays that are ignored: {shown}")
 
 
 def _task(
@@ -156,17 +157,17 @@ def _images(images: np.ndarray, channels: int | None, name: str) -> np.ndarray:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
         raise DataError(
-            f"{name}: images have shape {images.shape}; expected [N, H, W] or "
-            "[N, H, W, C], none of them 0"
+            f"{name}: images have shape {images.shape}; expected [N, H, W] or [N, H, "
+            "W, C], without a 0"
         )
     if looks_channels_first(images.shape, channels):
         raise DataError(f"{name}: {transposed_hint(images.shape)}")
     bands = images.shape[3]
     if channels is None and bands not in (1, 3):
         raise DataError(
-            f"{name}: images have {bands} bands, neither grey nor RGB; "
-            f"channels={bands} (--channels {bands}) reads them as they are. If the "
-            "channels come first, give images.transpose(0, 2, 3, 1)"
+            f"{name}: images have {bands} bands, but grey has 1 and RGB 3. Set "
+            f"channels={bands} (--channels {bands}) to use them unchanged. If "
+            "channels come first, pass images.transpose(0, 2, 3, 1)"
         )
     return images
 
@@ -178,8 +179,9 @@ def _resolved(
         return value_range
     if images.dtype.kind not in "iuf" or images.dtype == np.uint8:
         raise DataError(
-            f"{name}: value_range='auto' (--value-range auto) is for integers of more "
-            f"than 8 bits and for floats; these are {images.dtype}"
+            f"{name}: value_range='auto' (--value-range auto) applies to integers of "
+            f"more than 8 bits and to floats; these images are {images.dtype}. Leave "
+            "it out"
         )
     return range_of([spaced(images, 2**24)], name)
 
@@ -191,18 +193,19 @@ def as_uint8(images: np.ndarray, name: str, value_range: Range | None) -> np.nda
     if images.dtype == bool:
         return images.astype(np.uint8) * 255
     if images.dtype.kind not in "iuf":
-        raise DataError(f"{name}: {images.dtype} images; expected uint8 or floats")
+        raise DataError(f"{name}: images are {images.dtype}; expected uint8 or floats")
     if value_range is not None:
         return _each(images, name, value_range)
     if images.dtype.kind == "f" and np.isnan(images.min()):
-        raise DataError(f"{name}: some values are no numbers (NaN)")
+        raise DataError(f"{name}: some values are NaN; replace them with numbers")
     low, high = images.min(), images.max()
     top = 1 if images.dtype.kind == "f" else 255
     if low < 0 or high > top:
         raise DataError(
             f"{name}: {images.dtype} images range from {low:g} to {high:g}; expected "
-            "uint8 in 0..255 or floats in [0, 1]; or set the values of black and "
-            "white, value_range=(LOW, HIGH) or 'auto' (--value-range LOW,HIGH or auto)"
+            "uint8 in 0..255 or floats in [0, 1]. Otherwise set the values of black "
+            "and white, value_range=(LOW, HIGH), or 'auto' (--value-range LOW,HIGH "
+            "or auto)"
         )
     if top == 255:
         return images.astype(np.uint8)

@@ -127,7 +127,7 @@ def _reasons() -> Iterator[None]:
     except Exception as error:  # struct.error, SyntaxError, OSError, zlib.error, …
         kind = type(error).__name__
         if "DecompressionBomb" in kind:
-            message = f"more than {MAX_PIXELS:,} pixels"
+            message = f"has more than {MAX_PIXELS:,} pixels"
         elif isinstance(error, LookupError | struct.error):
             message = f"damaged ({kind}: {error})"
         else:

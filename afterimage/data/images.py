@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Integer
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes
@@ -40,6 +41,7 @@ from afterimage.data.sets import (
     Range,
     Request,
     Selected,
+    Sizes,
     Splits,
     content_fingerprint,
 )
@@ -47,6 +49,7 @@ from afterimage.data.workers import (
     Decoder,
     Files,
     Lazy,
+    Once,
     budget,
     opened,
     or_reason,
@@ -57,8 +60,8 @@ from afterimage.errors import DataError
 from afterimage.runtime import cache_dir
 
 _FIRST_PAGE = (
-    "of several pages the first is read: write bands as the samples of one page "
-    "(tifffile: photometric='minisblack', planarconfig='contig')"
+    "only the first page is read: write bands as the samples of one page (tifffile: "
+    "photometric='minisblack', planarconfig='contig')"
 )
 _MEASURED = 1024  # images sampled for an automatic value range
 
@@ -70,7 +73,7 @@ class Entry:
     images: Images
     digests: list[bytes]
     bad: dict[int, str]
-    """Row of the file -> why it is not an image."""
+    """{row of the file: why it is not an image}."""
     value_range: Range | None = None
     """The values mapped to 0 and 255 in images of more than 8 bits."""
 
@@ -89,7 +92,10 @@ def image_sets(
     Each fingerprint is computed from the digests of the files' bytes, so it does not
     depend on their location or date, or on whether there is a cache.
     """
+    if request.once and request.size is not None and request.channels is not None:
+        return _read_once(files, source, groups, request)
     learnt = groups["train"][0]
+    request = request.sized(lambda: _sizes(files, request.channels, source))
     folder = _cache_folder(files, request, learnt) if request.cache else None
     entry = load_entry(folder) if folder else None
     if entry is None:
@@ -113,7 +119,7 @@ def image_sets(
     sets = {}
     for split, pairs in kept.items():
         if not pairs:
-            raise DataError(f"{source} [{split}]: every file is bad")
+            raise DataError(f"{source} [{split}]: no file can be read as an image")
         rows = np.array([place[row] for row, _ in pairs], np.int64)
         ids = [spelling(files.names[row]) for row, _ in pairs]
         images, own = Selected(entry.images, rows), more.get(split, {})
@@ -137,6 +143,54 @@ def image_sets(
             ),
         )
     return Splits(**sets)
+
+
+def _read_once(
+    files: Files,
+    source: str,
+    groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
+    request: Request,
+) -> Splits:
+    """Sets of images that are not opened yet; see `Once`."""
+    height, width = request.size or (0, 0)
+    value_range = None if request.value_range == "auto" else request.value_range
+    shape = (height, width, request.channels or 0)
+    images, sets = Once(files, Decoder(shape, request.size, value_range)), {}
+    for split, (given, _) in groups.items():
+        rows = np.asarray(given, np.int64)
+        ids = [spelling(files.names[row]) for row in given]
+        marks = [mark.encode() for mark in images.marks(rows)]
+        sets[split] = ImageSet(
+            images=Selected(images, rows),
+            labels=None,
+            ids=ids,
+            class_names=None,
+            name=f"{source} [{split}]",
+            fingerprint=content_fingerprint(marks, None, ids, images.shape),
+            value_range=value_range,
+        )
+    return Splits(**sets)
+
+
+def read_or_reason(
+    images: ImageSet, rows: Integer[np.ndarray, " b"]
+) -> list[np.ndarray | str]:
+    """The images at these positions, each an array, or why it is no image."""
+    own = images.images
+    if isinstance(own, Selected) and isinstance(own.source, Once):
+        return own.source.read(own.rows[rows])
+    return list(images.gather(rows))
+
+
+def marks(images: ImageSet) -> list[str]:
+    """A text for each image that changes when its file or its pixels change."""
+    own = images.images
+    if isinstance(own, Selected) and isinstance(own.source, Once):
+        return own.source.marks(own.rows)
+    return [
+        hashlib.sha256(np.ascontiguousarray(images.gather([row])).data).hexdigest()
+        for row in range(len(images))
+    ]
 
 
 def _cache_folder(
@@ -221,6 +275,14 @@ def _headers(
     return {row: h for row, h in found.items() if row not in bad}, bad
 
 
+def _sizes(files: Files, channels: int | None, source: str) -> Sizes:
+    """The sizes of all usable images; DataError if there are none."""
+    good, bad = _headers(files, channels)
+    if not good:
+        raise DataError(_bad_message(files, bad, source))
+    return [(header.height, header.width) for header in good.values()]
+
+
 def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None:
     """Warn of alpha in TIFFs: some programs mark any fourth band as transparency."""
     found = sum(
@@ -230,9 +292,8 @@ def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None
     )
     if found:
         say_once(
-            f"{source}: the fourth band of {found} TIFF files is marked as "
-            "transparency. If it is something else, e.g. near-infrared, give "
-            "channels=4 (--channels 4)"
+            f"{source}: {found} TIFF files mark their fourth band as transparency. If "
+            "it is something else, e.g. near-infrared, set channels=4 (--channels 4)"
         )
 
 
@@ -242,7 +303,7 @@ def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None
     if found:
         first = headers[found[0]]
         say_once(
-            f"{source}: {len(found)} TIFF files have several pages, such as "
+            f"{source}: {len(found)} TIFF files have several pages, e.g. "
             f"{spelling(files.names[found[0]])}, each {first.height} pixels high and "
             f"{first.width} wide; {_FIRST_PAGE}"
         )
@@ -253,8 +314,8 @@ def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range
     wide = [row for row, header in headers.items() if header.wide]
     if not wide:
         raise DataError(
-            f"{source}: value_range='auto' (--value-range auto) is for images of more "
-            "than 8 bits, and no training image has more"
+            f"{source}: value_range='auto' (--value-range auto) applies to images of "
+            "more than 8 bits, but all training images have 8. Leave it out"
         )
     chosen = wide[:: -(-len(wide) // _MEASURED)]
 
@@ -275,9 +336,9 @@ def _common_size(
     if len(sizes) > 1:
         small, large = min(sizes), max(sizes)
         raise DataError(
-            f"{source}: images differ in size ({len(sizes)} sizes, from "
-            f"{small[0]}x{small[1]}, {sizes[small]}, to {large[0]}x{large[1]}, "
-            f"{sizes[large]}); give an image size to bring them to, for example 64"
+            f"{source}: images have {len(sizes)} different sizes, from "
+            f"{small[0]}x{small[1]} ({sizes[small]}) to {large[0]}x{large[1]} "
+            f"({sizes[large]}). Set the size to resize them to, e.g. --image-size 64"
         )
     (size,) = sizes
     return size
@@ -290,11 +351,11 @@ def _bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
     ]
     more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
     cure = (
-        "Remove or repair them, or leave them out with on_bad_image='skip' "
+        "Remove or repair them, or skip them with on_bad_image='skip' "
         "(--on-bad-image skip)"
     )
     return (
-        f"{source}: {len(bad)} of {len(files.names)} files are not usable images:\n  "
+        f"{source}: {len(bad)} of {len(files.names)} files cannot be used:\n  "
         + "\n  ".join(shown)
         + f"{more}\n{cure}"
     )
@@ -368,8 +429,8 @@ class EntryWriter:
             yield
         except OSError as error:
             print(
-                f"Going on without a cache of decoded images: {error}. Set "
-                "AFTERIMAGE_CACHE to a folder with room.",
+                f"Decoded images are not cached: {error}. Set AFTERIMAGE_CACHE to a "
+                "folder on a disk with free space.",
                 file=sys.stderr,
             )
             self.close()
@@ -388,8 +449,8 @@ class EntryWriter:
         """
         if image.dtype != np.uint8 or image.shape != self._shape:
             raise RuntimeError(
-                f"a decoder gave {image.dtype} {image.shape} for a cache of uint8 "
-                f"{self._shape}: a fault of Afterimage's, please report it"
+                f"a decoder returned {image.dtype} {image.shape} for a cache of uint8 "
+                f"{self._shape}. This is a bug in Afterimage; please report it"
             )
         if self._file is not None:
             with self._or_without():

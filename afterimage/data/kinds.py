@@ -31,7 +31,7 @@ _STARTS = {
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a RAR archive",
     b"\x1aE\xdf\xa3": "a Matroska or WebM film",
-    b"version https://git-lfs": "a pointer of Git LFS, not its file (git lfs pull)",
+    b"version https://git-lfs": "a Git LFS pointer; run git lfs pull to get the file",
 }
 
 
@@ -53,7 +53,7 @@ def _name(start: bytes, text: bytes) -> str | None:
     if text.startswith(b"<?xml") and b"<svg" in text:
         return "an SVG drawing"
     if start.startswith(b"\xff\xd8\xff"):
-        return "a JPEG that is damaged, or of a rare kind (12 bits, JPEG-LS)"
+        return "a damaged JPEG, or a rare kind of JPEG (12 bits, JPEG-LS)"
     if start[:1] == b"P" and start[1:2] in b"1234567Ff" and start[2:3] in b" \t\r\n":
         return "a Netpbm image (PBM, PGM, PPM, PAM, PFM)"
     if start[4:8] == b"ftyp":

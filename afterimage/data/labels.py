@@ -17,7 +17,8 @@ Indexed = tuple[dict[str, Int32[np.ndarray, " n"] | None], tuple[str, ...] | Non
 """(class indices by split, class names); None if nothing is labelled."""
 
 WAYS_TO_LABEL = (
-    "one subfolder a class, labels beside the images, or a column `label` in a csv file"
+    "one subfolder per class, a label table beside the images, or a column `label` "
+    "in a csv file"
 )
 
 _NO_VALUE = {"na", "n/a", "nan", "null", "none", "nil", "#n/a", "-", "-1", "?"}
@@ -33,8 +34,8 @@ def named(
     for text, name in names.items():
         if name is not None and name.casefold() in _NO_VALUE:
             say_once(
-                f"{where}: {texts[text]:,} labels are {name}, which is used as a "
-                f"class. If it means that there is no label, give --missing {name}"
+                f"{where}: {texts[text]:,} labels are {name}, which is treated as a "
+                f"class. If it means that the label is missing, add --missing {name}"
             )
     return [names[cell] for cell in cells]
 
@@ -43,9 +44,8 @@ def say_alike(classes: Sequence[str] | None, source: str) -> None:
     """Warn about classes whose names differ only in case or spaces."""
     for group in alike(classes or ()):
         say_once(
-            f"{source}: {' and '.join(map(repr, group))} differ only in case or "
-            "spaces, and are different classes. If they are one class, give them one "
-            "name"
+            f"{source}: the classes {' and '.join(map(repr, group))} differ only in "
+            "case or spaces. If they are one class, give them one name"
         )
 
 
@@ -104,7 +104,7 @@ def index_values(
             problems.append(f"{split} labels {error}")
     kinds = {v.dtype.kind for v in checked.values() if v is not None}
     if len(kinds) > 1:
-        problems.append("one split has numbers and another has strings for labels")
+        problems.append("labels are numbers in one split and strings in another")
     if problems:
         raise DataError(f"{source}: {'; '.join(problems)}")
     classes: list[Any] = sorted(
@@ -146,8 +146,8 @@ def _plain(values: np.ndarray) -> np.ndarray:
         values = values[:, 0]
     if values.ndim != 1:
         raise ValueError(
-            f"have shape {values.shape}; expected one label an image, [N] "
-            "(one-hot rows: save labels.argmax(1))"
+            f"have shape {values.shape}; expected one label per image, [N] (convert "
+            "one-hot rows with labels.argmax(1))"
         )
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "surrogateescape")
@@ -158,12 +158,12 @@ def _plain(values: np.ndarray) -> np.ndarray:
     whole = values.astype(np.int64) if np.isfinite(values).all() else None
     if whole is None or not np.array_equal(whole, values):
         bad = [v for v in values.tolist() if v != v or v in (np.inf, -np.inf) or v % 1]
-        raise ValueError(f"hold {bad[0]}; expected whole numbers or strings")
+        raise ValueError(f"contain {bad[0]}; expected whole numbers or strings")
     negative = sorted(set(whole[whole < UNLABELLED].tolist()))
     if negative:
         raise ValueError(
-            f"hold {negative[:5]}; the only negative label allowed is -1, for an image "
-            "without a label"
+            f"contain {negative[:5]}; only -1 may be negative, for an image without a "
+            "label"
         )
     return whole
 
@@ -177,21 +177,23 @@ def check_classes(splits: Splits) -> None:
     train = splits.train
     if train.labels is None or train.class_names is None:
         raise DataError(
-            f"{train.name} has no labels; a classifier needs {WAYS_TO_LABEL}"
+            f"{train.name} has no labels, but a classifier needs them: {WAYS_TO_LABEL}"
         )
     seen = _present(train)
     problems = []
     if len(seen) < 2:
         problems.append(
-            f"{train.name} has {len(seen)} class ({', '.join(sorted(seen)) or 'none'}; "
-            "-1 counts as unlabelled); a classifier needs at least two"
+            f"{train.name} has {len(seen)} class "
+            f"({', '.join(sorted(seen)) or 'none'}; -1 counts as unlabelled); a "
+            "classifier needs at least two"
         )
     for other in (splits.validation, splits.test):
         extra = sorted(_present(other) - seen) if other is not None else []
         if other is not None and extra:
             problems.append(
-                f"{other.name} has classes that train lacks: {', '.join(extra)}; add "
-                "training images of them or remove them"
+                f"{other.name} has classes without training images: "
+                f"{', '.join(extra)}; add training images of these classes, or remove "
+                "them"
             )
     if problems:
         raise DataError("; ".join(problems))

@@ -58,7 +58,7 @@ def layout(
         return _grouped(paths, [meaning[path[0]] for path in paths], source)
     check_no_pair(source, tops, "")
     if (inner := _split_below(paths)) is not None:
-        say_once(f"{source}: the folders inside each class are used as its splits")
+        say_once(f"{source}: the folders inside each class are used as splits")
         return _grouped(inner, [str(exact(path[0])) for path in inner], source)
     for place, inside in _folders(paths).items():
         check_no_pair(source, inside, place)
@@ -72,8 +72,8 @@ def by_split(given: Sequence[str], source: str) -> dict[str, list[int]]:
         splits.setdefault(split, []).append(row)
     if "train" not in splits:
         raise DataError(
-            f"{source} has {' and '.join(sorted(splits))} but no train; add a "
-            "train folder, or name the one with the training images with --train"
+            f"{source} has {' and '.join(sorted(splits))} but no train. Add a folder "
+            "train, or name the folder of the training images with --train"
         )
     return splits
 
@@ -102,9 +102,10 @@ def _classes(
     if loose and inside:
         rest = f" and {len(loose) - 1:,} more images" if len(loose) > 1 else ""
         say_once(
-            f"{source}: {spelling(paths[loose[0]][0])}{rest} outside the class "
-            f"folders of {len(inside):,} others: all count as unlabelled. For labels, "
-            "move each image into the folder of its class, or remove it"
+            f"{source}: not in a class folder: {spelling(paths[loose[0]][0])}{rest}. "
+            f"The {len(inside):,} images in class folders therefore count as "
+            "unlabelled too. To use the labels, move each image into the folder of "
+            "its class, or remove it"
         )
     if loose or len(free) == len(inside):
         return list(rows), [None] * len(rows)
@@ -144,15 +145,15 @@ def _check_given(given: Mapping[str, str], source: str) -> None:
         if not name.strip():
             raise DataError(
                 f"{source}: {OPTIONS[split]} is empty; give the name of a folder, or "
-                "`.` for the whole"
+                "`.` for all of it"
             )
 
 
 def _say_unlabelled(count: int, source: str) -> None:
     if count:
         say_once(
-            f"{source}: {count:,} images in a folder called unlabelled are training "
-            "images without a label"
+            f"{source}: {count:,} images in a folder called unlabelled are used as "
+            "training images without labels"
         )
 
 
@@ -168,13 +169,13 @@ def _named(
         mine = [row for row, path in enumerate(paths) if _below(path, place)]
         if not mine:
             raise DataError(
-                f"{source}: {OPTIONS[split]} {spelling(given[split])}: no image "
-                f"lies in a folder of this name{_there(paths, place)}"
+                f"{source}: {OPTIONS[split]} {spelling(given[split])}: no folder of "
+                f"this name contains images{_there(paths, place)}"
             )
         if shared := next((found[row] for row in mine if row in found), None):
             raise DataError(
-                f"{source}: {OPTIONS[shared]} and {OPTIONS[split]} name images of one "
-                "folder; an image can be in one split only"
+                f"{source}: {OPTIONS[shared]} and {OPTIONS[split]} name images in one "
+                "folder; an image can be in only one split"
             )
         found |= dict.fromkeys(mine, split)
     rest = [row for row in range(len(paths)) if row not in found]
@@ -182,7 +183,7 @@ def _named(
     if "train" not in places:  # the other folders are read as usual
         groups = _rest(paths, rest, source, places)
     elif rest:
-        say_once(f"{source}: images in other folders, ignored: {len(rest):,}")
+        say_once(f"{source}: {len(rest):,} images in other folders are ignored")
     for split, place in places.items():
         rows = [row for row, mine in found.items() if mine == split]
         short = _within(paths, rows, len(place))
@@ -198,8 +199,8 @@ def _rest(
     left = layout(["/".join(paths[row]) for row in rows], source)
     for split in set(left) & set(places):
         raise DataError(
-            f"{source}: {OPTIONS[split]} {spelling('/'.join(places[split]))}, but "
-            f"another folder is also used as {split}; name the training folder too, "
+            f"{source}: {OPTIONS[split]} is {spelling('/'.join(places[split]))}, but "
+            f"another folder is also used as {split}. Name the training folder too, "
             "with --train"
         )
     return {
@@ -318,9 +319,9 @@ def check_no_pair(source: str, names: Iterable[str], place: str) -> None:
         return
     full = {s: f"{place}/{name}" if place else name for s, name in found.items()}
     raise DataError(
-        f"{source}: the folders {_listed(full.values())} look like splits, and would "
-        f"be read as classes or as parts of one. Name the folder of each split, e.g. "
-        f"{_example(full)}, or give --train . if every folder is a class"
+        f"{source}: the folders {_listed(full.values())} look like splits, but would "
+        "be treated as classes or parts of a class. Name the folder of each split, "
+        f"e.g. {_example(full)}, or add --train . if every folder is a class"
     )
 
 
@@ -371,9 +372,9 @@ def check_clear(
     splits = list(named.values())
     twice = [n for n, s in named.items() if s != ASK and splits.count(s) > 1]
     asked = [name for name, split in named.items() if split == ASK]
-    problems = [f"{spelling(name)} may be {ASK}" for name in asked]
+    problems = [f"{spelling(name)} could be {ASK}" for name in asked]
     if twice:
-        problems.append(f"{_listed(twice)} name the same split")
+        problems.append(f"{_listed(twice)} could be the same split")
     if odd or loose:
         they = "name splits" if len(named) > 1 else "names a split"
         them = "do not" if len(odd) + len(loose) > 1 else "does not"
@@ -391,7 +392,7 @@ def check_clear(
     raise DataError(
         f"{source}: {'; '.join(problems)}. Name the folder of each split, e.g. "
         f"{example} (options: {', '.join(OPTIONS.values())}; other folders are then "
-        "ignored), or give --train . if every folder is a class"
+        "ignored), or add --train . if every folder is a class"
     )
 
 

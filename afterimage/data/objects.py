@@ -44,6 +44,7 @@ from afterimage.data.sets import (
     ImageSet,
     Range,
     Request,
+    Sizes,
     Splits,
     content_fingerprint,
 )
@@ -51,9 +52,9 @@ from afterimage.data.workers import allowance, windows
 from afterimage.errors import DataError, UserError
 
 _IN_MEMORY = 2**30
-"""Bytes of decoded images of one split that are kept."""
+"""Maximum bytes of decoded images of one split kept in memory."""
 _SAMPLE = 1024
-"""Number of records that represent a large split, or determine an automatic range."""
+"""Number of records sampled from a large split, or to find an automatic range."""
 _TABLES = ("pandas", "polars", "pyarrow")
 ACCEPTED = (
     "a spec or a path; an array [N, H, W] or [N, H, W, C]; a mapping of arrays "
@@ -79,7 +80,7 @@ def open_object(data: Any, name: str | None, request: Request) -> Splits:
     name = name or _called(data)
     if request.reading.split_folders and request.strict:
         raise UserError(
-            f"{name} has no folders: give the splits of an object as a mapping, "
+            f"{name} has no folders; pass the splits of an object as a mapping, "
             '{"train": …, "test": …}'
         )
     if _is_array(data):
@@ -104,13 +105,13 @@ def _check_splits(splits: Mapping[str, str | None], name: str) -> None:
     named = [split for split in splits.values() if split]
     if "train" not in named or len(set(named)) < len(named):
         raise UserError(
-            f"data ({name}) has the keys {', '.join(splits) or '(none)'}; "
-            "expected the splits train, validation and test, each once, or arrays "
-            "called x_train, y_train, x_test, y_test, or images, labels"
+            f"data ({name}) has the keys {', '.join(splits) or '(none)'}; expected "
+            "the splits train, validation and test, each once, or arrays named "
+            "x_train, y_train, x_test, y_test, or images, labels"
         )
     rest = [key for key, split in splits.items() if not split]
     if rest:
-        say_once(f"{name}: splits that are not read: {', '.join(rest)}")
+        say_once(f"{name}: splits that are ignored: {', '.join(rest)}")
 
 
 def _is_array(data: Any) -> bool:
@@ -121,14 +122,15 @@ def _array(values: Any, name: str) -> np.ndarray:
     """As a NumPy array, without a copy if possible."""
     if np.ma.is_masked(values):
         raise DataError(
-            f"{name}: {np.ma.count_masked(values)} values are masked; fill them first, "
-            "e.g. images.filled(0)"
+            f"{name}: {np.ma.count_masked(values)} values are masked; fill them "
+            "first, e.g. images.filled(0)"
         )
     try:
         return values if isinstance(values, np.ndarray) else np.asarray(values)
     except Exception as error:  # ragged lists, tensors on a device or with a gradient
         raise DataError(
-            f"{name}: {type(values).__name__} cannot become an array of NumPy ({error})"
+            f"{name}: {type(values).__name__} cannot be converted to a NumPy array "
+            f"({error})"
         ) from error
 
 
@@ -136,16 +138,18 @@ def _refused(data: Any) -> UserError:
     root, kind = type(data).__module__.partition(".")[0], type(data).__qualname__
     if root in _TABLES:
         cure = (
-            "save it as a table of image files, csv:PATH, or pass the records: "
+            "save it as a table of image files, csv:PATH, or pass its records: "
             'data.to_dict("records")'
         )
     elif root == "tensorflow":
         cure = "pass tfds.data_source(…), or list(data.as_numpy_iterator())"
     elif hasattr(data, "__iter__"):
-        cure = "it can be read only in order; pass list(data) if that fits in memory"
+        cure = "it can only be read in order; pass list(data) if that fits in memory"
     else:
-        cure = "pass an object of one of these kinds"
-    return UserError(f"data is a {root}.{kind}; expected {ACCEPTED}. Here: {cure}")
+        cure = "convert it to one of these"
+    return UserError(
+        f"data is a {root}.{kind}; expected {ACCEPTED}. In this case: {cure}"
+    )
 
 
 @dataclasses.dataclass
@@ -174,7 +178,7 @@ class _Records:
         except Exception as error:
             raise _refused(data) from error
         if not 0 < self.length < 2**31:
-            most = "endless: leave out repeat()" if self.length else "empty"
+            most = "it is endless: remove repeat()" if self.length else "empty"
             raise DataError(f"{name} is {most}")
         info = getattr(data, "dataset_info", data)  # TFDS, or Hugging Face
         features: Any = getattr(info, "features", None)
@@ -214,6 +218,19 @@ class _Records:
                 return some_values(image)
             return _numbers(image, self.request.channels)
 
+    def extent(self, row: int) -> tuple[int, int] | None:
+        """(height, width) of a record's image; None if it cannot be read."""
+        try:
+            with self._lock:
+                image, _ = self._take(row)
+                if isinstance(image, bytes):
+                    header = read_header_of(image)
+                    return header.height, header.width
+                height, width, _ = _numbers(image, self.request.channels).shape
+                return height, width
+        except (NotAnImage, UserError):
+            return None
+
     def read(self, row: int) -> _Record:
         """Read a record; DataError that names it if it does not fit the request."""
         try:
@@ -237,7 +254,7 @@ class _Records:
         if isinstance(record, Mapping):
             if self.image not in record:
                 raise NotAnImage(
-                    f"has no {self.image!r}, but {', '.join(map(str, record))}"
+                    f"has no {self.image!r}; it has {', '.join(map(str, record))}"
                 )
             values = {**record, "label": record.get(self.label)}
             image = values.pop(self.image)
@@ -265,8 +282,8 @@ class _Records:
         bands = numbers.shape[2]
         if channels is None and bands not in (1, 3):
             raise NotAnImage(
-                f"{bands} bands, neither grey nor RGB; channels={bands} reads them as "
-                "they are"
+                f"{bands} bands, but grey has 1 and RGB 3; set channels={bands} to "
+                "use them unchanged"
             )
         pixels = as_uint8(numbers[None], "its values", self.value_range)[0]
         if channels is not None:
@@ -288,8 +305,8 @@ class _Records:
                 row += 1
         if self.read(row).digest != record.digest:
             raise DataError(
-                f"{self.name}, record {row}: two readings differ, so that a run could "
-                "not be resumed; leave out random transformations (images are "
+                f"{self.name}, record {row}: two reads give different images, so a "
+                "run could not be resumed. Remove random transformations (images are "
                 "augmented on the device)"
             )
         return record
@@ -299,8 +316,8 @@ class _Records:
         shape, first = record.pixels.shape, self.first.pixels.shape
         if shape != first:
             raise DataError(
-                f"{self.name}: images differ in shape, {first} and {shape} (record "
-                f"{row}); give image_size and channels to bring them together"
+                f"{self.name}: images have different shapes, {first} and {shape} "
+                f"(record {row}); set image_size and channels to convert them to one"
             )
 
 
@@ -308,16 +325,16 @@ def _numbers(image: Any, channels: int | None) -> np.ndarray:
     """[H, W, C] of any type."""
     if isinstance(image, str):
         raise NotAnImage(
-            "is a text; paths are not opened: list them in a table, csv:PATH, or pass "
-            "PIL.Image.open(path)"
+            "is a string; paths are not opened. List them in a table, csv:PATH, or "
+            "pass PIL.Image.open(path)"
         )
     pillow = hasattr(image, "getexif")
     values = from_pillow(image, channels) if pillow else _array(image, "it")
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or 0 in values.shape or values.dtype == object:
         raise NotAnImage(
-            f"is {type(image).__name__} {values.dtype} {values.shape}, not an image "
-            "[H, W] or [H, W, C]"
+            f"is {type(image).__name__} {values.dtype} {values.shape}; expected an "
+            "image [H, W] or [H, W, C]"
         )
     return values
 
@@ -343,8 +360,8 @@ class _Lazy:
             self._records.check_shape(record, row)
             if self._digests.get(row, record.digest) != record.digest:
                 raise DataError(
-                    f"{self._records.name}, record {row} is not the image that it was "
-                    "when the run began; records must not change"
+                    f"{self._records.name}, record {row} has changed since the run "
+                    "began. Records must not change"
                 )
             target[:] = record.pixels
         return out
@@ -421,7 +438,14 @@ def _id(given: Any, row: int) -> str:
     return given.decode(errors="replace") if isinstance(given, bytes) else str(given)
 
 
+def _sizes(records: "_Records") -> Sizes:
+    """The sizes of evenly spaced records."""
+    rows = range(0, records.length, -(-records.length // _SAMPLE))
+    return [size for size in map(records.extent, rows) if size is not None]
+
+
 def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Splits:
+    request = request.sized(lambda: _sizes(_Records(data["train"], name, request)))
     splits = {s: _Records(d, f"{name} [{s}]", request) for s, d in data.items()}
     value_range = request.value_range
     if value_range == "auto":
@@ -431,8 +455,8 @@ def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Spli
     shapes = {split: r.first.pixels.shape for split, r in splits.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(
-            f"{name}: the splits differ in shape, {shapes}; give image_size and "
-            "channels to bring them together"
+            f"{name}: the splits have different shapes, {shapes}; set image_size and "
+            "channels to convert them to one"
         )
     keys = ("label", *request.tasks)
     read = {s: _sampled(r, keys) or _read(r, keys) for s, r in splits.items()}
@@ -464,8 +488,8 @@ def _measured(records: _Records) -> Range:
     parts = [values for values in map(records.numbers, rows) if values.size]
     if not any(values.dtype != np.uint8 for values in parts):
         raise DataError(
-            f"{records.name}: value_range='auto' (--value-range auto) is for images of "
-            "more than 8 bits, and no training image has more"
+            f"{records.name}: value_range='auto' (--value-range auto) applies to "
+            "images of more than 8 bits, but all training images have 8. Leave it out"
         )
     wide = [values for values in parts if values.dtype != np.uint8]
     return range_of([spaced(values.reshape(-1, 1)) for values in wide], records.name)
@@ -500,11 +524,14 @@ def _label(value: Any, names: Sequence[str] | None, where: str) -> Any:
     if number.size != 1 or number.dtype.kind not in "biuf":
         raise DataError(
             f"{where}: {str(value)[:60]} of shape {number.shape}; expected one number "
-            "or text per image (one-hot rows: label.argmax())"
+            "or string per image (convert one-hot rows with label.argmax())"
         )
     number = number.item()
     if number != number or (names and number == -1):
         return None
     if names and not (number == int(number) and 0 <= number < len(names)):
-        raise DataError(f"{where}: {number}, where there are {len(names)} classes")
+        raise DataError(
+            f"{where}: {number}, but there are {len(names)} classes (0 to "
+            f"{len(names) - 1})"
+        )
     return names[int(number)] if names else number

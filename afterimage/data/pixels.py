@@ -14,9 +14,9 @@ from afterimage.errors import DataError, UserError
 MAX_PIXELS = 89_478_485
 """Largest image decoded: a quarter of a gigabyte as RGB (Pillow's own limit)."""
 MAX_ASPECT = 100
-"""Largest ratio of the longest to the shortest side: beyond it, images are strips."""
+"""Maximum ratio of the longest to the shortest side."""
 MAX_BYTES = 2**29
-"""Largest encoded file read."""
+"""Size of the largest encoded file that is read, in bytes."""
 # EXIF orientation -> (transpose rows and columns first, flip rows, flip columns)
 TURNS = {
     1: (False, False, False),
@@ -60,7 +60,10 @@ def check_extent(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise NotAnImage(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise NotAnImage(f"{width}x{height} is a strip, longer than {MAX_ASPECT} to 1")
+        raise NotAnImage(
+            f"{width}x{height}: the longer side is more than {MAX_ASPECT} times the "
+            "shorter"
+        )
 
 
 def takes_bands(channels: int, samples: int, asked: int) -> bool:
@@ -72,17 +75,16 @@ def takes_bands(channels: int, samples: int, asked: int) -> bool:
         return True
     if channels in (1, 3) and asked in (1, 3):
         return False
-    raise NotAnImage(
-        f"{count(channels, samples)} where channels={asked} asks for {asked}"
-    )
+    raise NotAnImage(f"{count(channels, samples)}, but channels={asked} needs {asked}")
 
 
 def check_seen(header: Header) -> None:
     """Raise NotAnImage for bands if no number of channels was given."""
     if not header.channels:
         raise NotAnImage(
-            f"{header.samples} bands, neither grey nor RGB; channels={header.samples} "
-            f"(--channels {header.samples}) reads them as they are"
+            f"{header.samples} bands, but grey has 1 and RGB 3; set "
+            f"channels={header.samples} (--channels {header.samples}) to use them "
+            "unchanged"
         )
 
 
@@ -129,8 +131,8 @@ def parse_range(text: str | Range | None) -> Range | Literal["auto"] | None:
         low, high = 0.0, 0.0
     if not (np.isfinite([low, high]).all() and low < high):
         raise UserError(
-            f"value_range={text!r}; expected LOW,HIGH with LOW below HIGH, e.g. "
-            "0,4095 for 12 bits, or auto"
+            f"value_range={text!r}; expected auto, or LOW,HIGH with LOW less than "
+            "HIGH, e.g. 0,4095 for 12 bits"
         )
     return low, high
 
@@ -152,14 +154,14 @@ def range_of(parts: Sequence[np.ndarray], name: str) -> Range:
     values = values[np.isfinite(values)]
     if not len(values):
         raise DataError(
-            f"{name}: value_range='auto' finds no range: no value is a finite number"
+            f"{name}: value_range='auto' found no range: no value is a finite number"
         )
     found = np.quantile(values, [0, 0.001, 0.999, 1]).tolist()
     for low, high in ((1, 2), (0, 3)):
         if found[low] < found[high]:
             return found[low], found[high]
     raise DataError(
-        f"{name}: value_range='auto' finds no range: every value is {found[0]:g}; give "
+        f"{name}: value_range='auto' found no range: every value is {found[0]:g}; set "
         "LOW,HIGH"
     )
 
@@ -226,7 +228,7 @@ def to_bytes(
         scaled = None if values.dtype.itemsize == 1 and bits < 8 else value_range
         return _table(values.dtype.str, bits, scaled)[values.view(_plain(values))]
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise NotAnImage("some values are NaN; write a number there")
+        raise NotAnImage("some values are NaN; replace them with numbers")
     if value_range is None:
         value_range = _default_range(values)
     low, high = value_range
@@ -262,13 +264,14 @@ def _default_range(values: np.ndarray) -> Range:
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 1:
         raise NotAnImage(
-            f"float values from {low:g} to {high:g}, not in [0, 1]; {_CURE} {_OPTION}"
+            f"float values from {low:g} to {high:g}; expected [0, 1]. Otherwise "
+            f"{_CURE} {_OPTION}"
         )
     return 0.0, 1.0
 
 
 def _no_range(dtype: np.dtype) -> str:
-    return f"{dtype.name} values, which have no default range; {_CURE} {_OPTION}"
+    return f"{dtype.name} values, which have no standard range; {_CURE} {_OPTION}"
 
 
 def cover_box(
@@ -328,8 +331,8 @@ def looks_channels_first(shape: tuple[int, ...], channels: int | None) -> bool:
 def transposed_hint(shape: tuple[int, ...]) -> str:
     """The hint for such images."""
     return (
-        f"images of shape {shape} look as if channels came first; give "
-        "images.transpose(0, 2, 3, 1), so that they are [N, H, W, C]"
+        f"images have shape {shape}; channels seem to come first. Pass "
+        "images.transpose(0, 2, 3, 1), which is [N, H, W, C]"
     )
 
 
@@ -350,8 +353,9 @@ def change_channels(
         luma = images @ np.array([0.299, 0.587, 0.114], images.dtype)
         return luma[..., None]
     raise UserError(
-        f"images with {have} channel{'s' * (have != 1)} where {channels} are expected; "
-        "only grey (1) and RGB (3) turn into each other. Give data with as many bands"
+        f"images have {have} channel{'s' * (have != 1)}; expected {channels}. Only "
+        "grey (1) and RGB (3) can be converted to each other. Use data with "
+        f"{channels} channels"
     )
 
 

@@ -50,13 +50,14 @@ class Preprocessing:
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(
                 f"{len(self.mean)} means and {len(self.std)} standard deviations for "
-                f"{self.channels} channels; give one of each a channel"
+                f"{self.channels} channels; each channel needs one of each"
             )
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if min(self.image_size) < 1 or min(self.std) <= 0 or not finite:
             raise UserError(
-                f"image size {self.image_size} and standard deviations {self.std} must "
-                f"be above 0, and they and the means {self.mean} must be finite"
+                f"image size {self.image_size} and standard deviations {self.std} "
+                f"must be greater than 0; they and the means {self.mean} must be "
+                "finite"
             )
 
     def normalise(
@@ -83,7 +84,9 @@ class Preprocessing:
         """
         x = jnp.asarray(images)
         if jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != jnp.uint8:
-            raise UserError(f"{x.dtype} images; expected uint8, or floats in [0, 1]")
+            raise UserError(
+                f"images are {x.dtype}; expected uint8, or floats in [0, 1]"
+            )
         mean = np.asarray(self.mean, np.float32)
         std = np.maximum(np.asarray(self.std, np.float32), np.float32(SMALLEST_STD))
         scale = np.float32(255) if x.dtype == jnp.uint8 else np.float32(1)
@@ -127,8 +130,8 @@ class Preprocessing:
             for r in (self.value_range, other.value_range)
         )
         return (
-            f"was trained with black and white at {own}, and is given images at "
-            f"{given}: those of more than 8 bits look otherwise to it"
+            f"was trained on images with black and white at {own}, but this data has "
+            f"them at {given}; images of more than 8 bits would look different to it"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,8 +197,8 @@ def _in_range(
     low, high = value_range
     if images.dtype.kind == "f" and images.size and high > 2 and 0 < images.max() <= 1:
         raise UserError(
-            f"float images up to {images.max():g}, but this encoder's images have "
-            f"values from {low:g} to {high:g}; scale them to that range, or pass uint8"
+            f"float images reach {images.max():g}, but this encoder expects values "
+            f"from {low:g} to {high:g}; scale them to that range, or pass uint8"
         )
     try:
         return to_bytes(images, 8 * images.dtype.itemsize, value_range)
@@ -205,11 +208,13 @@ def _in_range(
 
 def _checked(images: np.ndarray) -> np.ndarray:
     if images.ndim != 4:
-        raise UserError(f"images of shape {images.shape}; expected [N, H, W, C]")
+        raise UserError(f"images have shape {images.shape}; expected [N, H, W, C]")
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
-        raise UserError(f"{images.dtype} images; expected uint8, or floats in [0, 1]")
+        raise UserError(
+            f"images are {images.dtype}; expected uint8, or floats in [0, 1]"
+        )
     if images.size:
         low, high = float(images.min()), float(images.max())
         # Not `low < 0`: NaN must fail too.
@@ -270,7 +275,7 @@ def image_batches(images: Any, batch_size: int) -> tuple[Iterator[Batch], int]:
     An empty input gives one empty batch. Raises UserError for anything but images.
     """
     if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}; it must be at least 1.")
+        raise UserError(f"batch_size={batch_size}: must be at least 1.")
     rows = _as_list(images) if isinstance(images, list | tuple) else _as_array(images)
     starts = range(0, max(1, len(rows)), batch_size)
     return (rows[start : start + batch_size] for start in starts), len(rows)
@@ -283,7 +288,7 @@ def _as_list(images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
             f"a list of images with the shapes {', '.join(wrong[:5])}{more}; "
-            f"{_EXPECTED} (a grey image needs a channel axis: image[..., None])."
+            f"{_EXPECTED} (add a channel axis to grey images: image[..., None])."
         )
     return rows
 
@@ -323,8 +328,8 @@ def prepare(
     sizes = sorted({image.shape[:2] for image in batch})
     if not resize and len(sizes) > 1:
         raise UserError(
-            f"images of the sizes {', '.join(map(str, sizes))} in one list cannot go "
-            "through together with resize=False; pass one size at a time."
+            f"images of the sizes {', '.join(map(str, sizes))} in one list cannot be "
+            "processed together with resize=False; pass one size at a time."
         )
     rows = [_fit(image[None], preprocessing, resize) for image in batch]
     if len({row.dtype for row in rows}) > 1:
@@ -337,15 +342,16 @@ def _fit(images: np.ndarray, preprocessing: Preprocessing, resize: bool) -> np.n
         raise UserError(f"images {images.shape} have no pixels; {_EXPECTED}.")
     if looks_channels_first(images.shape, preprocessing.channels):
         raise UserError(
-            f"{transposed_hint(images.shape)}. Grey images without a channel axis need "
-            "one: images[..., None]."
+            f"{transposed_hint(images.shape)}. If the images are grey and have no "
+            "channel axis, add one: images[..., None]."
         )
     if images.ndim == 4 and images.shape[-1] not in (1, 3, preprocessing.channels):
         raise UserError(
-            f"images {images.shape} are read as [N, H, W, C] with {images.shape[-1]} "
-            f"channels, and this encoder takes {preprocessing.channels} (grey and RGB "
-            "turn into each other). Grey images without a channel axis need one: "
-            "images[..., None]; channels first need images.transpose(0, 2, 3, 1)."
+            f"images of shape {images.shape}, as [N, H, W, C], have "
+            f"{images.shape[-1]} channels; this encoder needs "
+            f"{preprocessing.channels} (only grey and RGB are converted). If grey "
+            "images have no channel axis, add one: images[..., None]; if channels "
+            "come first, use images.transpose(0, 2, 3, 1)."
         )
     numbers = "f" if preprocessing.value_range is None else "iuf"
     if images.dtype != np.uint8 and images.dtype.kind not in numbers:
@@ -353,7 +359,7 @@ def _fit(images: np.ndarray, preprocessing: Preprocessing, resize: bool) -> np.n
     if images.dtype.kind == "f" and np.isnan(images).any():
         raise UserError(
             f"{np.isnan(images).any(axis=(1, 2, 3)).sum()} of {len(images)} images in "
-            "a batch hold NaN; expected floats in [0, 1]."
+            "a batch contain NaN; expected floats in [0, 1]."
         )
     if not resize:
         own = (int(images.shape[1]), int(images.shape[2]))

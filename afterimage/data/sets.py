@@ -18,13 +18,17 @@ Range = tuple[float, float]
 """(low, high): the values mapped to 0 and 255."""
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 """Allocates memory for an array, like np.empty."""
+Sizes = Sequence[tuple[int, int]]
+"""(height, width) of images."""
+SizeRule = Callable[[Sizes], int | None]
+"""Chooses the side that images of these sizes are resized to; None keeps their size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """How to read data; `open_data` documents each setting."""
 
-    image_size: int | None = None
+    image_size: int | SizeRule | None = None
     channels: int | None = None
     value_range: Range | Literal["auto"] | None = None
     on_bad_image: Literal["fail", "skip"] = "fail"
@@ -32,11 +36,23 @@ class Request:
     tasks: tuple[str, ...] = ()
     reading: ReadingOptions
     strict: bool = True
+    once: bool = False
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) to resize to; None keeps the size of the images."""
+        if callable(self.image_size):
+            raise TypeError("a rule for the size was not applied: see `sized`")
         return None if self.image_size is None else (self.image_size, self.image_size)
+
+    def sized(self, sizes: Callable[[], Sizes]) -> "Request":
+        """The same request, with the side that its rule chooses if it has a rule.
+
+        `sizes` gives the sizes of the images, and is called only then.
+        """
+        if not callable(self.image_size):
+            return self
+        return dataclasses.replace(self, image_size=self.image_size(sizes()))
 
 
 @runtime_checkable
@@ -151,7 +167,7 @@ class ImageSet:
             raise DataError(
                 f"{self.name}: {self.images.shape} images, {len(self.ids)} ids and "
                 f"{None if self.labels is None else len(self.labels)} labels do not "
-                "fit together; expected images [N, H, W, C] and N of the others"
+                "match; expected images [N, H, W, C], N ids and N labels"
             )
 
     def __len__(self) -> int:
@@ -324,14 +340,14 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     """
     if not 0 < fraction < 1:
         raise UserError(
-            f"validation fraction {fraction} is not between 0 and 1; 0.1 holds out "
-            "one image in ten"
+            f"validation={fraction}: must be between 0 and 1; 0.1 holds out one image "
+            "in ten"
         )
     kept, held = stratified(images.labels, len(images), fraction, seed)
     if not len(held):
         raise DataError(
             f"{images.name}: {len(images)} images are too few to hold out "
-            f"{fraction:.0%} for validation; every class keeps at least one"
+            f"{fraction:.0%} for validation, as each class must keep at least one"
         )
     return images.subset(kept), images.subset(held)
 
@@ -352,7 +368,7 @@ def choose_labels(
     any class with too few images.
     """
     if (labels is None) == (per_class is None):
-        raise UserError("give exactly one of labels and per_class")
+        raise UserError("give either labels or per_class")
     if images.labels is None or images.class_names is None:
         raise DataError(f"{images.name} has no labels to choose from")
     count = len(images.class_names)
@@ -375,13 +391,13 @@ def choose_labels(
         wanted[np.setdiff1d(np.arange(count), classes)] = 0
     have = np.bincount(images.labels[images.labels >= 0], minlength=count)
     short = [
-        f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} asked"
+        f"{images.class_names[c]!r} has {have[c]}, {wanted[c]} requested"
         for c in np.flatnonzero(have < wanted)
     ]
     if short:
         raise DataError(
-            f"{images.name} has too few labelled images for this choice: "
-            f"{'; '.join(short)}. Ask for fewer labels"
+            f"{images.name} has too few labelled images: {'; '.join(short)}. Request "
+            "fewer labels"
         )
     chosen = [
         rng.permutation(np.flatnonzero(images.labels == c))[: wanted[c]]

@@ -88,8 +88,8 @@ def no_columns(source: str, head: Iterable[str]) -> str:
     """The message for a table without the columns of an image table."""
     shown = ", ".join(head)[:200] or "empty"
     return (
-        f"{source}: the columns in its first line are: {shown}; expected unique "
-        "names, among them `image` (or file_name, path, …), and optionally `label` and "
+        f"{source}: the first line names the columns {shown}; expected unique names, "
+        "including `image` (or file_name, path, …), and optionally `label` and "
         "`split`"
     )
 
@@ -109,19 +109,21 @@ def _text(content: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         if wide:
             raise DataError(
-                f"{source} is marked as UTF-16 but is not ({error})"
+                f"{source} claims to be UTF-16 but is not ({error})"
             ) from error
         line = content.count(b"\n", 0, error.start) + 1
         say_once(
-            f"{source}: line {line} is not UTF-8; its bytes are used as they are, "
-            "since file names may have them. If letters look wrong, save it as UTF-8"
+            f"{source}: line {line} is not UTF-8; its bytes are used unchanged, as "
+            "file names may contain them. If letters look wrong, save the table as "
+            "UTF-8"
         )
         # The form in which Python returns such file names.
         text = content.decode("utf-8-sig", errors="surrogateescape")
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1
         raise DataError(
-            f"{source}: line {line} holds a NUL character; save the table as UTF-8 text"
+            f"{source}: line {line} contains a NUL character; save the table as UTF-8 "
+            "text"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -137,7 +139,7 @@ def _from_csv(text: str, delimiter: str, before: int, source: str) -> Table:
     except csv.Error as error:
         raise DataError(
             f'{source}: line {before + first}: {error}; is a quote (") opened there '
-            "and not closed? A quote inside a quoted cell is written twice"
+            "and not closed? Inside a quoted cell, write a quote twice"
         ) from error
     head = [class_name(cell.strip()) for cell in rows[0][1]] if rows else []
     names = [name.casefold() for name in head if name]
@@ -153,7 +155,7 @@ def _from_csv(text: str, delimiter: str, before: int, source: str) -> Table:
 
 def _problems(line: int, row: list[str], head: list[str]) -> Iterator[str]:
     if len(row) != len(head):
-        yield f"line {line} has {len(row)} cells, the first line {len(head)}"
+        yield f"line {line} has {len(row)} cells, but the first line has {len(head)}"
     for name, cell in zip(head, row):
         if "\n" not in cell.strip():
             continue
@@ -161,8 +163,8 @@ def _problems(line: int, row: list[str], head: list[str]) -> Iterator[str]:
         if is_known(name) or any(is_image_name(part.strip()) for part in inner):
             yield (
                 f'line {line}: a quote (") opens in column {name} and closes only '
-                f"{cell.strip().count(chr(10))} lines later; a quote inside a quoted "
-                "cell is written twice"
+                f"{cell.strip().count(chr(10))} lines later; inside a quoted cell, "
+                "write a quote twice"
             )
 
 
@@ -182,7 +184,7 @@ def _from_json(text: str, source: str) -> Table:
         except ValueError as error:
             raise DataError(f"{source}: line {line} {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{source}: line {line} is not an object, {{…}}")
+            raise DataError(f"{source}: line {line} is not a JSON object, {{…}}")
         rows.append((line, {class_name(k.strip()): _cell(v) for k, v in row.items()}))
     head = dict.fromkeys(name for _, row in rows for name in row)
     columns = {name: [row.get(name, "") for _, row in rows] for name in head}
@@ -232,17 +234,17 @@ def with_metadata(
             # A single folder does not distinguish classes.
             if folder and label and label != folder and len(folders) > 1:
                 raise DataError(
-                    f"{source}: {spelling(name)} lies in the folder {folder}, but its "
+                    f"{source}: {spelling(name)} is in the folder {folder}, but its "
                     f"label in {files.metadata[0]} is {label}. To use the table, give "
-                    f"csv:PATH/{files.metadata[0]}; to use the folders, move the table "
-                    "away"
+                    f"csv:PATH/{files.metadata[0]}; to use the folders, move the "
+                    "table away"
                 )
         found[split] = (rows, [given.get(name) for name in names])
     rest = sum(len(rows) for rows, _ in groups.values()) - listed_images
     say_once(
         f"{source}: labels of {listed_images:,} images are read from "
         f"{', '.join(map(spelling, files.metadata))}"
-        + (f"; {rest:,} images that are not listed have none" if rest else "")
+        + (f"; {rest:,} unlisted images have none" if rest else "")
     )
     return found
 
@@ -265,12 +267,12 @@ def _labels(
     column, label = table.named("image", where), table.named("label", where)
     if column is None or label is None:
         lacks = "file_name" if column is None else "label"
-        say_once(f"{where} has no column {lacks} and is ignored")
+        say_once(f"{where} has no column {lacks}, so it is ignored")
         return {}
     if table.named("split", where) is not None and len(groups) == 1:
         raise DataError(
-            f"{where} has a column split, which is not read inside a folder; give the "
-            "table itself as csv:PATH"
+            f"{where}: the column split is ignored inside a folder; to use it, give "
+            "the table itself, csv:PATH"
         )
     return _by_image(
         files,
@@ -302,10 +304,8 @@ def _by_image(
             continue
         if image not in there:
             close = nearest(image, near)
-            hint = f"; {spelling(close)} is" if close else ""
-            problems.append(
-                f"line {line}: {spelling(cell)} is not among the images{hint}"
-            )
+            hint = f"; {spelling(close)} exists" if close else ""
+            problems.append(f"line {line}: {spelling(cell)} does not exist{hint}")
         elif image in found:
             problems.append(f"line {line}: {spelling(cell)} is listed twice")
         found[image] = label

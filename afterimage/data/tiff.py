@@ -107,24 +107,23 @@ def _check_kind(page: Any) -> None:
             compression = tifffile.COMPRESSION(compression).name
         raise NotAnImage(
             f"a TIFF with {compression} compression, which is not supported; save it "
-            "again "
-            "with deflate, LZW or none"
+            "with deflate, LZW or no compression"
         )
     if photometric in _COLOURS:
         raise NotAnImage(
-            f"a TIFF with {_COLOURS[photometric]}, which are not supported; convert "
-            "it to grey or RGB"
+            f"an unsupported kind of TIFF ({_COLOURS[photometric]}); convert it to "
+            "grey or RGB"
         )
     if page.dtype is None or page.dtype.kind not in "biuf":
         raise NotAnImage(
-            f"a TIFF of samples with {page.bitspersample} bits in format "
-            f"{int(page.sampleformat)}, which are not supported; write unsigned "
+            f"a TIFF of {page.bitspersample}-bit samples in format "
+            f"{int(page.sampleformat)}, which is not supported; save it with unsigned "
             "integers or floats"
         )
     if page.dtype.kind == "b" and page.samplesperpixel > 1:
         raise NotAnImage(  # writers do not agree on the order of their bits
-            f"a TIFF with {page.samplesperpixel} samples of 1 bit, which are not "
-            "supported; write 8 bits"
+            f"a TIFF with {page.samplesperpixel} samples of 1 bit, which is not "
+            "supported; save it with 8 bits"
         )
     if not 1 <= page.samplesperpixel <= MOST_CHANNELS:
         raise NotAnImage(
@@ -132,7 +131,7 @@ def _check_kind(page: Any) -> None:
         )
     if photometric == _YCBCR and compression != _JPEG:
         raise NotAnImage(
-            "a TIFF with YCbCr colours without JPEG compression, which is not "
+            "a TIFF with YCbCr colours and no JPEG compression, which is not "
             "supported; convert it to RGB"
         )
 
@@ -148,15 +147,18 @@ def _meaning(page: Any) -> tuple[int, str]:
     extra = samples - colours
     if extra < 0 or (extra and photometric in (_PALETTE, _CMYK, _YCBCR)):
         raise NotAnImage(
-            f"a TIFF with {samples} samples a pixel, where its colours need {colours}"
+            f"a TIFF with {samples} samples per pixel; its colours need {colours}"
         )
     if photometric == _CMYK and page.tags.valueof(332, 1) != 1:
-        raise NotAnImage("a TIFF with inks other than CMYK, which is not supported")
+        raise NotAnImage(
+            "a TIFF with inks other than CMYK, which is not supported; convert it to "
+            "RGB"
+        )
     kinds = list(page.extrasamples or ())
     alpha = _ALPHA.get(int(kinds[0]), "") if extra == len(kinds) == 1 else ""
     if extra and not alpha:
         if photometric == 0:
-            raise NotAnImage(f"{samples} bands with 0 as white (MINISWHITE)")
+            raise NotAnImage(f"{samples} bands where 0 is white (MINISWHITE)")
         return 0, ""
     if photometric == _PALETTE:
         return (1 if _is_grey(_palette(page)) else 3), alpha
@@ -171,7 +173,7 @@ def _palette(page: Any) -> np.ndarray:
         raise NotAnImage("a palette TIFF without a usable palette")
     table = np.asarray(table).reshape(3, -1).T.astype(np.uint32)
     if len(table) < 2**bits:
-        raise NotAnImage(f"a palette of {len(table)} colours for {bits} bits")
+        raise NotAnImage(f"a palette of {len(table)} colours; {bits} bits need more")
     # Some writers store 8-bit values as 16-bit; like libtiff, detect that.
     top = 257 if table.max() > 255 else 1
     return ((table + top // 2) // top).astype(np.uint8)
@@ -212,7 +214,7 @@ def _check_segments(page: Any, data: bytes) -> None:
                 data[offset : offset + length]
             )
             if height > rows + 64 or width > columns + 64:
-                raise NotAnImage(f"a TIFF with a {width}x{height} JPEG in its tiles")
+                raise NotAnImage(f"a TIFF whose tiles contain a {width}x{height} JPEG")
     elif int(page.compression) == 1:
         bits = _chunk(page) * int(page.bitspersample)
         whole = math.prod(page.shaped) * int(page.bitspersample)

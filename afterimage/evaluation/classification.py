@@ -31,9 +31,9 @@ def probabilities(
     p = np.concatenate([1 - p, p], axis=1) if p.shape[1] == 1 else p
     if p.size and (p.min() < 0 or p.max() > 1 or np.abs(p.sum(1) - 1).max() > 1e-3):
         raise UserError(
-            f"probabilities lie between {p.min():.4g} and {p.max():.4g}, rows sum to "
-            f"{p.sum(1).min():.4g}-{p.sum(1).max():.4g}; expected [0, 1] and 1. "
-            'Are they logits? Then say kind="logits".'
+            f"probabilities range from {p.min():.4g} to {p.max():.4g}, rows sum to "
+            f"{p.sum(1).min():.4g}-{p.sum(1).max():.4g}; expected [0, 1] and 1. For "
+            "logits, set kind='logits'."
         )
     return p
 
@@ -127,7 +127,7 @@ def classification_report(
     if len(names) != p.shape[1] or truth.max() >= p.shape[1]:
         raise UserError(
             f"scores for {p.shape[1]} classes, {len(names)} class names, labels up to "
-            f"{truth.max()}: the numbers must agree, labels counting from 0."
+            f"{truth.max()}: the three must match, with labels counted from 0."
         )
     predicted = p.argmax(axis=1)
     classes = np.arange(len(names))

@@ -7,7 +7,7 @@ from typing import Literal
 from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.files import replace_file
 from afterimage.errors import disk_errors
-from afterimage.fields import field_problems
+from afterimage.fields import at_least_1, field_problems
 from afterimage.reading import ReadingOptions
 from afterimage.training.options import check
 
@@ -20,17 +20,17 @@ class ImagesOptions(ReadingOptions):
     """Which images, and how they are read."""
 
     data: str
-    """Where the images are: a folder, .zip, .csv or .npz file, or digits, folder:PATH,
+    """The images: a folder, a .zip, .csv or .npz file, or digits, folder:PATH,
     zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
 
     batch_size: int = 256
     """Images per forward pass."""
 
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do with a broken image: stop and name it, or skip and count it."""
+    """What to do with a damaged image: stop and name it, or skip and count it."""
 
     cache: bool = True
-    """Keep decoded images of folders and archives on disk for the next pass."""
+    """Cache decoded images of folders and archives on disk for the next run."""
 
     def __post_init__(self) -> None:
         check(field_problems(self))  # first: the others compare these with numbers
@@ -38,11 +38,7 @@ class ImagesOptions(ReadingOptions):
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
-        return [
-            f"{name}={value}: at least 1"
-            for name in ("batch_size", "label_seeds", "most", "picture_images")
-            if (value := getattr(self, name, None)) is not None and value < 1
-        ]
+        return at_least_1(self, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,15 +53,19 @@ class FeaturesConfig(ImagesOptions):
     .npz (the same as arrays) or .npy (vectors alone)."""
 
     split: Split = "all"
-    """Which images: all, or those of one split."""
+    """Which images to use: all, or those of one split."""
 
     pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "vector"
     )
-    """How feature maps become a vector. vector: the bottleneck, else the same as last.
-    last: the mean of the last map. pyramid: the means of all maps, concatenated. grid,
-    pyramid-grid: the same with the means of a 2x2 grid; grid-3: with a 3x3 grid of the
-    last map."""
+    """How feature maps become a vector. vector: the encoder's own, chosen at the end of
+    its training; the bottleneck if there is one. last: the mean of the last map.
+    pyramid: the means of all maps, concatenated. grid, pyramid-grid: the same with the
+    means of a 2x2 grid; grid-3: with a 3x3 grid of the last map."""
+
+    dim: int | None = None
+    """Reduce the vectors to this many principal components (PCA). They are those of the
+    training images of --data, whatever the split. Default: no PCA."""
 
     views: Views = "none"
     """Average the vectors of several views of each image. flip: mirrored left to right,
@@ -74,6 +74,10 @@ class FeaturesConfig(ImagesOptions):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; features are stored as float32."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        return super().problems() + at_least_1(self, "dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,10 +142,65 @@ class EvaluateConfig(ImagesOptions):
         """Every setting that cannot work, in one list."""
         found = super().problems()
         if not 0 < self.validation < 1:
-            found.append(f"validation={self.validation}: a share in (0, 1)")
-        if any(size < 1 for size in self.per_class):
-            found.append(f"per_class={self.per_class}: each at least 1")
-        return found
+            found.append(f"validation={self.validation}: must be a share in (0, 1)")
+        return found + at_least_1(
+            self, "label_seeds", "most", "picture_images", "per_class"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Images to classes, into a file."""
+
+    data: tuple[str, ...]
+    """The images: a folder, .zip, .csv or .npz file, any number of image files or
+    patterns such as "photos/*.jpg", or a spec as for the other commands. All of them
+    are used, whatever their folders are called; labels are not needed."""
+
+    from_: str
+    """The classifier: a fine-tuning run, one of its checkpoints/STEP, or a classifier/
+    folder."""
+
+    out: str
+    """The file to write: .csv, .jsonl (one object a line) or .parquet, a row for each
+    image."""
+
+    top: int = 3
+    """Number of most probable classes in each row."""
+
+    threshold: float | None = None
+    """Adds the column unsure: whether the probability of the class is below this."""
+
+    task: str | None = None
+    """The head, if the classifier has several. Default: the main one."""
+
+    views: Views = "none"
+    """Average the probabilities over several views of each image. flip: mirrored left
+    to right, 2 views; shift: moved by 1/28 of its sides each way, 9; shift-flip: both,
+    18. The work grows with the number of views."""
+
+    batch_size: int = 256
+    """Images per forward pass."""
+
+    on_bad_image: Literal["skip", "fail"] = "skip"
+    """What to do with a broken image: list it beside the predictions and go on, or
+    stop. The same command then continues with that image."""
+
+    outside_images: bool = False
+    """Allow a table to list images outside its own folder: absolute paths, and `..`."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))
+        found = [
+            f"{name}={getattr(self, name)}: must be at least 1"
+            for name in ("top", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        if not self.data:
+            found.append("data: name the images")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            found.append(f"threshold={self.threshold}: must be a share in (0, 1]")
+        check(found)
 
 
 def is_classifier(path: str) -> bool:

@@ -36,7 +36,10 @@ def embed(
     """
     x = np.asarray(features, np.float64)
     if len(x) < 2 or not np.isfinite(x).all():
-        raise UserError(f"a picture of {x.shape} features needs two and finite ones.")
+        raise UserError(
+            f"features of shape {x.shape} cannot be drawn: at least two vectors are "
+            "needed, all finite."
+        )
     if how == "umap":
         return _umap(x, seed), "UMAP, cosine distance"
     x = x - x.mean(axis=0)
@@ -54,7 +57,7 @@ def _umap(x: np.ndarray, seed: int) -> np.ndarray:
     umap = import_umap()
     if len(x) < 4:  # too few for its spectral initialisation
         raise UserError(
-            f"embedding=umap of {len(x)} images: at least 4. Take embedding=pca."
+            f"embedding=umap needs at least 4 images, not {len(x)}; use embedding=pca."
         )
     # With a seed UMAP runs on one thread, and warns unless that is requested.
     fixed = {"metric": "cosine", "random_state": seed, "n_jobs": 1}
@@ -68,8 +71,8 @@ def import_umap() -> Any:
         import umap
     except ImportError as error:
         raise UserError(
-            "embedding=umap needs the package umap-learn, which is not installed: "
-            "pip install 'afterimage[umap]', or take embedding=pca."
+            "embedding=umap needs the package umap-learn: pip install "
+            "'afterimage[umap]', or use embedding=pca."
         ) from error
     return umap
 

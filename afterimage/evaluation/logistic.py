@@ -51,7 +51,9 @@ def fit_logistic(
     or strengths that are not positive.
     """
     if not strengths or min(strengths) <= 0:
-        raise UserError(f"strengths={strengths}: give at least one, each > 0.")
+        raise UserError(
+            f"strengths={strengths}: give at least one, each greater than 0."
+        )
     strengths = sorted(strengths)
     labels = check_labelled("train", features, labels)
     x = np.asarray(features, np.float32)

@@ -33,12 +33,12 @@ PROBES = ("linear probe", "kNN", "ridge")
 _HELD_SHARE = 0.2
 _FOLDS, _ALL_FOLDS_UP_TO = 5, 500
 FOLD_RULE = (
-    f"C: highest accuracy over {_FOLDS} stratified folds of the budget's own labels "
-    f"(above {_ALL_FOLDS_UP_TO:,} labels: on one of the {_FOLDS}), then refitted to "
-    "all of them; tried from the smallest until one falls behind in accuracy and "
-    "likelihood both; C = 1 where no class has two labels. k: highest leave-one-out "
-    "accuracy. Ridge penalty: least leave-one-out error; with all labels, least error "
-    "on a held-out fifth"
+    f"C: the value with the highest accuracy over {_FOLDS} stratified folds of the "
+    f"budget's own labels (above {_ALL_FOLDS_UP_TO:,} labels: over one of the "
+    f"{_FOLDS} folds), then refitted to all; values are tried from the smallest until "
+    "both accuracy and likelihood get worse; C = 1 if no class has two labels. k: "
+    "highest leave-one-out accuracy. Ridge penalty: lowest leave-one-out error; with "
+    "all labels, lowest error on a held-out fifth"
 )
 
 
@@ -70,8 +70,8 @@ def label_budgets(
     for size in sorted(set(per_class)):
         if counts.min() < size:
             left_out.append(
-                f"{size} a class is left out: {sample.class_names[fewest]!r} has "
-                f"{counts.min()} training images here"
+                f"budget {size} per class skipped: {sample.class_names[fewest]!r} has "
+                f"only {counts.min()} training images"
             )
             continue
         draws = tuple(
@@ -123,7 +123,7 @@ class Protocol:
     seed: int = 0
     """Seed for the first draw, the sample and the held-out images."""
     batch_size: int = 256
-    """Images in memory together."""
+    """Number of images in memory at once."""
     probes: Sequence[str] = PROBES
     """Which probes are fitted."""
 
@@ -198,16 +198,16 @@ def _sets(
     held[stratified(train.labels, len(train), _HELD_SHARE, protocol.seed)[1]] = True
     if not held.any():
         raise DataError(
-            f"{train.name}: no class has two labelled training images, so that none "
-            "can be held out to choose by. Give more labelled images."
+            f"{train.name}: no class has two labelled training images, so none can be "
+            "held out to choose the penalty. Add labelled images."
         )
     sampled = np.zeros(len(train), bool)
     sampled[_some(len(train), most, protocol.seed)] = True
     if len(train) > most:
         notes.append(
-            f"linear probe and kNN learn from {most:,} of {len(train):,} training "
-            f"images (most={most}); ridge with all labels, ranks and alignment are of "
-            "all of them"
+            f"linear probe and kNN use {most:,} of {len(train):,} training images "
+            f"(most={most}); ridge with all labels, ranks and alignment use all of "
+            "them"
         )
     if len(test) > most:
         notes.append(f"{most:,} of {len(test):,} test images are scored (most={most})")

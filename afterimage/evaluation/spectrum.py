@@ -110,7 +110,8 @@ def singular_values(features: Num[Array, "n d"]) -> Float[np.ndarray, " r"]:
     x = np.asarray(features, np.float64)
     if not x.size or not np.isfinite(x).all():
         raise UserError(
-            f"the spectrum of features {x.shape} needs at least one vector, all finite."
+            f"features of shape {x.shape} have no spectrum: at least one vector is "
+            "needed, all finite."
         )
     return np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
 
@@ -133,7 +134,10 @@ def collapsed_dimensions(features: Num[Array, "n d"], *, below: float = 1e-3) ->
     """
     deviation = np.asarray(features, np.float64).std(axis=0)
     if not np.isfinite(deviation).all():
-        raise UserError("collapsed_dimensions needs at least one vector, all finite.")
+        raise UserError(
+            "features have no collapsed dimensions to count: at least one vector is "
+            "needed, all finite."
+        )
     return _idle(deviation, _noise(features), below)
 
 
@@ -194,7 +198,7 @@ def linear_cka(x: Num[Array, "n d"], y: Num[Array, "n e"]) -> float:
     """
     both = np.concatenate([np.asarray(x), np.asarray(y)], axis=1).astype(np.float64)
     if not np.isfinite(both).all():
-        raise UserError("CKA needs vectors that are finite.")
+        raise UserError("CKA needs finite vectors.")
     moments = Moments(both.shape[1])
     moments.add(both)
     return float(alignment_matrix(moments, [x.shape[1], y.shape[1]])[0, 1])

@@ -33,8 +33,8 @@ def report_text(report: Mapping[str, Any]) -> str:
         parts.append(_most_confused(names, report["confusion"]))
     if report["absent"]:
         parts.append(
-            f"{len(report['absent'])} of {len(names)} classes have no example here and "
-            f"are left out of macro-F1: {', '.join(report['absent'][:MAX_CONFUSIONS])}"
+            f"{len(report['absent'])} of {len(names)} classes have no example and are "
+            f"not part of macro-F1: {', '.join(report['absent'][:MAX_CONFUSIONS])}"
             + (" …" if len(report["absent"]) > MAX_CONFUSIONS else "")
         )
     return "\n\n".join(parts) + "\n"
@@ -71,22 +71,57 @@ def _most_confused(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
     return table(["true", "predicted", "times"], rows)
 
 
+def probe_names(per_class: int) -> dict[str, str]:
+    """What the probes of a pretraining run are called, best known first."""
+    labels = "label" if per_class == 1 else "labels"
+    return {
+        "ridge_10": f"linear probe, {per_class} {labels} a class",
+        "ridge": "linear probe, all labels",
+        "knn": "kNN",
+    }
+
+
+def probe_lines(probes: Mapping[str, Any] | None) -> list[str]:
+    """The `probes` of an encoder's manifest, a line for each; none without them."""
+    if not probes:
+        return []
+    rank = f"effective rank {probes['effective_rank']:.1f} (centred)"
+    accuracy = dict(probes.get("accuracy") or {})
+    if not accuracy:
+        return [f"{rank}; without labels there was nothing to compare the features by"]
+    ours = accuracy.pop("this encoder", {})
+    lines = []
+    for key, name in probe_names(probes.get("per_class", 10)).items():
+        others = [
+            f"{other} {100 * row[key]:.1f}"
+            for other, row in accuracy.items()
+            if key in row
+        ]
+        if key in ours:
+            lines.append(f"{name}: {100 * ours[key]:.1f} % ({', '.join(others)})")
+    about = f"on {probes['images']:,} held-out images of {probes['classes']} classes"
+    return [*lines, f"{about}; {rank}"]
+
+
 def representation_text(report: Mapping[str, Any]) -> str:
     """Accuracy by label budget, layers, alignment, and the settings used."""
     settings = report["settings"]
     about = (
         f"Accuracy in percent on {settings['test_images']:,} images of "
-        f"{settings['test']}; probes learn from {settings['train']}. Mean ± standard "
-        f"deviation over {settings['seeds']} draws of the labels."
+        f"{settings['test']}; probes are fitted to {settings['train']}. Mean ± "
+        f"standard deviation over {settings['seeds']} draws of the labels."
     )
     chosen = (
-        "Layers: every level, pooled by its mean or by the means of a grid (2x2 unless "
-        "another is named), scored by ridge with all labels. `*` is the layer in the "
-        "table above: the best on the held-out fifth of the training images."
+        "Layers: each level, pooled by its mean or by the means of a grid (2x2 "
+        "unless named otherwise), scored by ridge with all labels. `*` marks the "
+        "layer used in the table above, the best on the held-out fifth of the "
+        "training images."
     )
     parts = [about, _accuracy(report), chosen, _layers(report)]
     for name, found in report["alignment"].items():
-        parts.append(f"Centred kernel alignment (linear) between levels of {name}:")
+        parts.append(
+            f"Linear centred kernel alignment (CKA) between the levels of {name}:"
+        )
         rows = [
             [layer, *(f"{value:.2f}" for value in row)]
             for layer, row in zip(found["layers"], found["cka"], strict=True)

@@ -113,7 +113,7 @@ class ModelConfig:
                 f" {WIDEST}"
             )
         if not 0 < self.width <= 16:
-            wrong.append(f"width={self.width} must be above 0 and at most 16")
+            wrong.append(f"width={self.width} must be greater than 0 and at most 16")
         if self.stem_stride not in (0, 1, 2, 4):
             wrong.append(f"stem_stride={self.stem_stride} must be 1, 2 or 4")
         return wrong
@@ -151,8 +151,9 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise UserError(
-                f"model config has unknown fields {', '.join(unknown)}; this version"
-                f" knows {', '.join(sorted(known))}. Is it from a newer version?"
+                f"the model config has unknown fields {', '.join(unknown)}; this "
+                f"version knows {', '.join(sorted(known))}. If a newer version of "
+                "Afterimage wrote it, update"
             )
         # JSON has lists for tuples.
         plain: dict[str, Any] = {
@@ -174,7 +175,7 @@ class EncoderNetwork(nnx.Module):
     widths: ClassVar[tuple[int, ...]]
     """Channels of the stages, before `ModelConfig.width` multiplies them."""
     depths: ClassVar[tuple[int, ...]]
-    """Blocks in each stage; a symmetric decoder has as many."""
+    """Blocks in each stage; a symmetric decoder has the same number."""
     stems: ClassVar[tuple[int, int]] = (2, 4)
     """Stem stride for images of at most 64 pixels, and for larger ones."""
     default_norm: ClassVar[str] = "rms"
@@ -263,9 +264,9 @@ class EncoderNetwork(nnx.Module):
         flat = last.reshape(last.shape[0], -1)
         if flat.shape[1] != self.bottleneck.kernel.shape[0]:
             raise UserError(
-                f"this encoder's bottleneck was built for images of"
-                f" {self.config.image_size} px, and these give a last map of"
-                f" {last.shape[1:]}; resize the images to that size"
+                "this encoder's bottleneck was built for images of "
+                f"{self.config.image_size} px, but these give a last map of "
+                f"{last.shape[1:]}; resize the images to that size"
             )
         return self.bottleneck(flat)
 

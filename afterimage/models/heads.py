@@ -79,7 +79,7 @@ class Head(nnx.Module):
         if kind not in HEADS:
             raise UserError(f"head={kind!r} must be one of {', '.join(HEADS)}")
         if classes < 2:
-            raise UserError(f"classes={classes}: a classifier needs at least two")
+            raise UserError(f"classes={classes}: must be at least 2")
         if kind == "mlp":
             width = width or in_features
             self.hidden = layers.Dense(in_features, width, rngs=rngs)

@@ -18,7 +18,7 @@ from afterimage.checkpoints.names import printable
 
 Points = Sequence[tuple[float | int, float]]
 Grid = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""A header, and rows that begin with their label."""
+"""A header, and rows that start with their label."""
 _WIDEST = 720  # pixels of a picture in a notebook
 
 
@@ -164,7 +164,7 @@ def line_chart(
     xs = [x for points in finite.values() for x, _ in points]
     ys = [y for points in finite.values() for _, y in points]
     if not xs:
-        return '<p class="note">Nothing was logged yet.</p>'
+        return '<p class="note">Nothing has been logged yet.</p>'
     frame = _Frame.around(xs, ys, logarithmic)
     marks = _axes(frame)
     key_x = frame.left

@@ -10,6 +10,7 @@ from typing import Any
 from afterimage.checkpoints import manifest, schemas
 from afterimage.errors import UserError
 from afterimage.report.page import Grid, Points, logged, notebook, write_report
+from afterimage.settings import dotted, spelled
 from afterimage.training.metrics import read_rows
 
 _MEASURES = ("accuracy", "macro_f1", "calibration_error")
@@ -54,8 +55,8 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     path = pathlib.Path(folder)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"{path} is not a run folder: it has no config.json. Name a folder that "
-            "`--out` of pretrain or finetune made."
+            f"{path} is not a run folder: it has no config.json. Give the folder that "
+            "was --out of pretrain or finetune."
         )
     stored = schemas.read(path / "config.json", schemas.ConfigFile, "restore it")
     rows = read_rows(path / "metrics.jsonl", lambda note: None, keep_bad=False)
@@ -98,8 +99,8 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
     Raises UserError for no runs.
     """
     if not records:
-        raise UserError("no runs to compare: name at least one run folder.")
-    settings = [dict(_flat(record.settings)) for record in records]
+        raise UserError("no runs to compare: give at least one run folder.")
+    settings = [_spelled(record.settings) for record in records]
     names = dict.fromkeys(name for one in settings for name in one)
     differ = [
         name
@@ -129,6 +130,10 @@ def comparison_text(records: Sequence[RunRecord]) -> str:
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths)).rstrip()
         for line in zip(*columns)
     )
+
+
+def _spelled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {spelled(path): value for path, value in dotted(settings).items()}
 
 
 def _cell(value: Any) -> str:
@@ -230,19 +235,6 @@ def _final(results: Mapping[str, Any]) -> dict[str, float]:
         row = results["episodes"]["accuracy"][results["episodes"]["method"]]
         found["accuracy on held-out episodes"] = row["value"]
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings flattened to names such as `objective.ratio`, `methods.0.weight`."""
-    found: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-            value = dict(zip(map(str, range(len(value))), value))
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found
 
 
 def _step_of(picture: pathlib.Path | None) -> int:

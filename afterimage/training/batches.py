@@ -37,8 +37,8 @@ def make_mesh(devices: int | None = None) -> Mesh:
     if devices is not None:
         if devices > len(available):
             raise UserError(
-                f"devices={devices}: this machine has {len(available)} "
-                f"({jax.default_backend()}); leave the setting out to use them all"
+                f"devices={devices}: this machine has only {len(available)} "
+                f"({jax.default_backend()}); leave it out to use all of them"
             )
         available = available[:devices]
     # Auto, because explicit axes refuse space-to-depth reshapes of a sharded batch.
@@ -52,7 +52,7 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         low, high = batch_size // unit * unit, -(-batch_size // unit) * unit
         near = f"{low} or {high}" if low else f"{high}"
         raise UserError(
-            f"batch_size={batch_size} does not divide over {mesh.size} devices and "
+            f"batch_size={batch_size} cannot be divided over {mesh.size} devices and "
             f"accumulate={accumulate}; try {near}"
         )
 
@@ -162,13 +162,13 @@ class Batches:
             raise DataError(f"{images.name} has no images to train on")
         if batch_size < 1 or hosts < 1 or batch_size % hosts:
             raise UserError(
-                f"batch size {batch_size} does not divide by {hosts} hosts; try "
+                f"batch_size={batch_size} cannot be divided over {hosts} hosts; try "
                 f"{max(1, batch_size // max(hosts, 1)) * max(hosts, 1)}"
             )
         if not 0 <= host < hosts or seed < 0 or start < 0:
             raise UserError(
-                f"host={host} of {hosts}, seed={seed}, start={start}: host must lie in "
-                "[0, hosts), seed and start must not be negative"
+                f"host={host} of {hosts}, seed={seed}, start={start}: host must be in "
+                "[0, hosts); seed and start must be at least 0"
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.start, self.host, self.hosts = start, host, hosts
@@ -243,7 +243,7 @@ def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:
     False where the last batch is padded with repeats of its first image.
     """
     if batch_size < 1:
-        raise UserError(f"batch size {batch_size} is not positive")
+        raise UserError(f"batch_size={batch_size}: must be at least 1")
     for start in range(0, len(images), batch_size):
         index = np.arange(start, start + batch_size)
         mask = index < len(images)
@@ -404,11 +404,18 @@ class BatchLoader:
             source.close()
 
 
+def spaced(size: int, most: int) -> np.ndarray:
+    """At most `most` of the rows 0 … size - 1, evenly spaced."""
+    if size <= most:
+        return np.arange(size)
+    return np.linspace(0, size - 1, most).round().astype(np.int64)
+
+
 def subsample(images: ImageSet, most: int) -> ImageSet:
     """At most `most` images, evenly spaced over the set."""
     if len(images) <= most:
         return images
-    return images.subset(np.linspace(0, len(images) - 1, most).round().astype(np.int64))
+    return images.subset(spaced(len(images), most))
 
 
 class EvaluationRunner:

@@ -253,15 +253,20 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
     with store:
         state = trainer.resume(store, job.template)
         began = 0 if state is None else int(state["step"])
+        # A run with every result is complete, even if its checkpoints were deleted.
+        gone = state is None and not job.lost()
+        if gone:
+            began = total
         run.metrics.start(began)
         for note in run.notes:
             tell(note)
         if began >= total:
-            lost = job.lost()
+            lost = None if gone else job.lost()
             if lost is None:
+                deleted = " (its checkpoints were deleted)" if gone else ""
                 tell(
-                    f"{run.path} is complete: {total} of {total} steps. For another "
-                    "run, name a new --out"
+                    f"{run.path} is complete: {total} of {total} steps{deleted}. For a "
+                    "new run, give another --out"
                 )
                 return job.result(complete=True)
             if lost:
@@ -282,8 +287,9 @@ def _finish(
 ) -> Result:
     """All steps are saved: a signal from here on skips only the final scoring."""
     left = (
-        f"after the last step of {job.trainer.stage.steps}, before the results were "
-        f"written; everything is saved in {run.path}. The same command finishes them"
+        f"after the last of {job.trainer.stage.steps} steps, before the results were "
+        f"written. Everything is saved in {run.path}; run the same command again to "
+        "finish"
     )
     # Processes that wait for each other cannot be stopped one by one.
     stop.saved = jax.process_count() == 1

@@ -102,7 +102,7 @@ class StopSignal:
                 "stopping"
                 if self.saved
                 else f"finishing this step, saving, then stopping. {again} stops at "
-                "once; what was saved before is kept"
+                "once; earlier checkpoints are kept"
             )
             print(f"\n{self.name}: {text}", file=sys.stderr, flush=True)
         if self.saved:
@@ -291,14 +291,14 @@ class _Pending:
             path.parent.mkdir(exist_ok=True)
             write_json(path, record)
         self.fit.progress.note(
-            f"Step {step}: loss or gradient is not finite; the step was skipped, its "
+            f"Step {step}: loss or gradient is not finite. The step was skipped; its "
             f"images are listed in {path}"
         )
         if metrics["bad_steps"] >= self.fit.config.max_bad_steps:
             raise _diverged(
                 self.fit,
-                f"{metrics['bad_steps']} steps in a row, up to step {step}, were not "
-                f"finite; their images are listed in {path.parent}",
+                f"{metrics['bad_steps']} consecutive steps, up to step {step}, were "
+                f"not finite; their images are listed in {path.parent}",
             )
 
 
@@ -306,13 +306,13 @@ def _diverged(fit: Fit, what: str) -> Diverged:
     fit.store.wait()
     steps = fit.store.steps()
     stands = (
-        f"The last good checkpoint is that of step {steps[-1]} in {fit.store.folder}"
+        f"The last good checkpoint is from step {steps[-1]}, in {fit.store.folder}"
         if steps
-        else "No checkpoint was saved yet"
+        else "No checkpoint has been saved"
     )
     return Diverged(
-        f"{what}. {stands}. Try a lower --lr, a longer --warmup-steps, or --precision "
-        "float32, in a new --out"
+        f"{what}. {stands}. Start a new run (another --out) with a lower --lr, a "
+        "longer --warmup-steps, or --precision float32"
     )
 
 
@@ -365,14 +365,23 @@ def _save(fit: Fit, state: State, step: int, *, evaluated: bool) -> None:
         told(step, fit.store.folder / str(step))
 
 
-def _stopped(fit: Fit, state: State, step: int, stop: StopSignal) -> Interrupted:
-    if step not in fit.store.steps():
+def _stopped(
+    fit: Fit, state: State, step: int, stop: StopSignal, bad_steps: int = 0
+) -> Interrupted:
+    if step not in fit.store.steps() and not bad_steps:
         _save(fit, state, step, evaluated=False)
     fit.store.wait()
     fit.run.metrics.flush()
+    if bad_steps:  # saved now, the state would displace a good one
+        steps = fit.store.steps()
+        return Interrupted(
+            f"Stopped by {stop.name} after step {step} of {fit.total}, which was not "
+            "finite and is not saved. The same command continues after step "
+            f"{steps[-1] if steps else 0} in {fit.run.path}"
+        )
     return Interrupted(
-        f"Stopped by {stop.name} after step {step} of {fit.total}; everything is saved "
-        f"in {fit.run.path}. The same command continues from here"
+        f"Stopped by {stop.name} after step {step} of {fit.total}. Everything is "
+        f"saved in {fit.run.path}; run the same command again to continue"
     )
 
 
@@ -441,7 +450,7 @@ def _at_boundary(
         if save and (now == end or not pending.bad_steps):
             _save(plan, state, now, evaluated=evaluate)
     except StopRequested as request:
-        raise _stopped(plan, state, now, stop) from request
+        raise _stopped(plan, state, now, stop, pending.bad_steps) from request
     if stopping:
-        raise _stopped(plan, state, now, stop)
+        raise _stopped(plan, state, now, stop, pending.bad_steps)
     return state

@@ -131,7 +131,7 @@ def _open_wandb(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "--wandb needs the package: pip install wandb (the [wandb] extra)"
+            "--wandb needs the package wandb: pip install wandb (the [wandb] extra)"
         ) from error
     # Runs with the same name in different folders are different runs.
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
@@ -220,8 +220,8 @@ class TensorBoard:
                 with contextlib.suppress(OSError):  # closing writes again
                     writer.close()
             print(
-                f"Going on without TensorBoard files: {error}. All metrics are in "
-                "metrics.jsonl.",
+                f"TensorBoard files are no longer written: {error}. metrics.jsonl has "
+                "all metrics.",
                 file=sys.stderr,
             )
 
@@ -252,7 +252,7 @@ def read_rows(
     except OSError as error:
         if keep_bad:
             new = _rename(path, aside)
-            note(f"{path} {files.reason(error)}; it was moved to {new}")
+            note(f"{path} {files.reason(error)}; it was renamed to {new}")
         return []
     rows: list[dict[str, Any]] = []
     bad = 0

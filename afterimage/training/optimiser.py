@@ -106,7 +106,7 @@ def split_groups(
     problems += [f"no group covers {path}" for path in paths if path not in of]
     partition = Partition(tuple(groups), of)
     if not problems and set(of.values()) <= partition.frozen_names:
-        problems.append("every group is frozen: nothing would learn")
+        problems.append("every group is frozen, so nothing can learn")
     if problems:
         known = "\n  ".join(paths)
         raise UserError(
@@ -188,9 +188,9 @@ def changed_groups(old: Partition, new: Partition) -> list[str]:
             continue
         changed = sorted(was ^ now)
         problems.append(
-            f"group {group.name!r} changes its parameters ({len(changed)} differ, e.g. "
-            f"{changed[0]}); what newly thaws needs a group of its own, or it would "
-            "inherit the count of updates"
+            f"group {group.name!r} changes its parameters ({len(changed)} differ, "
+            f"e.g. {changed[0]}). Put newly trainable parameters into a group of "
+            "their own, so that they do not inherit its count of updates"
         )
     return problems
 

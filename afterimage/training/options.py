@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
-from afterimage.fields import MOST, Joined
+from afterimage.fields import MOST, Joined, above_0, at_least_0, at_least_1
 from afterimage.plugins import AUGMENTATIONS
 from afterimage.reading import ReadingOptions
 
@@ -27,41 +27,39 @@ class DataOptions(ReadingOptions):
     """Which images, at which size."""
 
     data: str
-    """Where the images are: the path of a folder, or of a .zip, .csv or .npz file; or
-    digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC."""
+    """The images: the path of a folder, or of a .zip, .csv or .npz file; or digits,
+    folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
 
     image_size: int | None = None
     """Side, in pixels, of the square the images are resized to. Default: the data's own
     size."""
 
     channels: int | None = None
-    """1 converts every image to grey, 3 to colour; any other number N reads images of N
+    """1 converts every image to grey, 3 to colour; another number N reads images of N
     bands unchanged. Default: as in the data, which must be grey or colour."""
 
     value_range: str | None = None
     """The values of black and white in images with more than 8 bits: LOW,HIGH (0,4095
     for 12 bits in 16), or auto, the 0.1 and 99.9 % quantiles of the training images.
-    Default: the encoder's if there is one, else the range of the data type, 0,1 for
-    floats. 8-bit images are unchanged."""
+    Default: those of the encoder, if there is one; else the range of the data type, 0,1
+    for floats. 8-bit images are unchanged."""
 
     validation: float = 0.1
     """Share of the training images held out for validation, drawn by seed and
     stratified by label. Ignored if the data has its own validation split."""
 
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do with a broken image: stop and name it, or skip, count and list it."""
+    """What to do with a damaged image: stop and name it, or skip, count and list it."""
 
     cache: bool = True
-    """Keep decoded images of folders and archives on disk for the next pass."""
+    """Cache decoded images of folders and archives on disk for the next run."""
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
         found = []
         if self.image_size is not None and self.image_size < 8:
-            found.append(f"image_size={self.image_size}: the smallest is 8 pixels")
-        if self.channels is not None and self.channels < 1:
-            found.append(f"channels={self.channels}: at least 1")
+            found.append(f"image_size={self.image_size}: must be at least 8")
+        found += at_least_1(self, "channels")
         if self.value_range is not None:
             # Imported here: parsing the command line needs no JAX.
             from afterimage.data.pixels import parse_range
@@ -72,8 +70,8 @@ class DataOptions(ReadingOptions):
                 found.append(str(error))
         if not 0 <= self.validation < 1:
             found.append(
-                f"validation={self.validation}: a share in [0, 1) (a folder of "
-                "validation images is --validation-folder)"
+                f"validation={self.validation}: must be a share in [0, 1) (for a "
+                "folder of validation images, use --validation-folder)"
             )
         return found
 
@@ -83,13 +81,13 @@ class TrainingOptions:
     """Length, learning rates and precision of training."""
 
     seed: int = 0
-    """Seed for initialisation, order, augmentation and splits."""
+    """Seed for initialisation, order of images, augmentation and splits."""
 
     steps: int | None = None
-    """Optimiser steps. Give steps or epochs; epochs are turned into steps."""
+    """Optimiser steps. Give either steps or epochs."""
 
     epochs: float | None = None
-    """Passes over the training images."""
+    """Passes over the training images, instead of steps."""
 
     batch_size: int = 256
     """Images per step, over all devices."""
@@ -98,44 +96,44 @@ class TrainingOptions:
     """Peak learning rate, reached after the warm-up."""
 
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: cosine to zero, or constant."""
+    """Learning rate after the warm-up: cosine decay to zero, or constant."""
 
     warmup_steps: int | None = None
-    """Steps of linear warm-up, in each phase of the run. Default: 5 % of a phase."""
+    """Steps of linear warm-up, in each phase of the run. Default: 5 % of the phase."""
 
     warmup_epochs: float | None = None
-    """The same in epochs; give one of the two."""
+    """The warm-up in epochs, instead of steps."""
 
     weight_decay: float = 0.05
-    """AdamW's decoupled weight decay; norms and biases are exempt."""
+    """AdamW's decoupled weight decay; not applied to norms and biases."""
 
     beta2: float = 0.999
-    """AdamW's second moment decay."""
+    """AdamW's decay of the second moment."""
 
     clip: float = 1.0
-    """Gradients are scaled down to this global norm; 0 turns clipping off."""
+    """Scale gradients down to this global norm; 0 turns clipping off."""
 
     accumulate: int = 1
     """Micro-batches per step: splits batch_size to save memory."""
 
     ema: float = 0.0
-    """Decay of the running mean of the parameters and of BatchNorm's moments, e.g.
-    0.999; 0 turns it off."""
+    """Decay of a running mean of the parameters and of BatchNorm's moments, e.g. 0.999;
+    0 turns it off."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward and backward pass; parameters stay float32."""
+    """Arithmetic of the forward and backward pass; parameters are always float32."""
 
     remat: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: saves memory, takes more time."""
 
     devices: int | None = None
-    """How many local devices to use. Default: all."""
+    """Number of local devices to use. Default: all."""
 
     steps_per_dispatch: int | None = None
-    """Steps run in one dispatch. Default: 1 on CPU, up to 32 on accelerators."""
+    """Steps per dispatch to the device. Default: 1 on CPU, up to 32 on accelerators."""
 
     resident: bool | None = None
-    """Keep the training images on the device. Default: when they fit."""
+    """Keep the training images on the device. Default: if they fit."""
 
     max_bad_steps: int = 5
     """Stop after this many consecutive steps with a non-finite loss or gradient."""
@@ -144,31 +142,20 @@ class TrainingOptions:
         """Every setting that cannot work, in one list."""
         found = []
         if self.steps is not None and self.epochs is not None:
-            found.append(f"steps={self.steps} and epochs={self.epochs}: give one")
+            found.append(f"steps={self.steps} and epochs={self.epochs}: give only one")
         if self.warmup_steps is not None and self.warmup_epochs is not None:
-            found.append("warmup_steps and warmup_epochs: give one")
-        for name in ("batch_size", "accumulate", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: at least 1")
-        for name in ("steps", "devices", "steps_per_dispatch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: at least 1")
-        if self.epochs is not None and self.epochs <= 0:
-            found.append(f"epochs={self.epochs}: more than 0")
-        for name in ("warmup_steps", "warmup_epochs"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                found.append(f"{name}={getattr(self, name)}: at least 0")
-        if not self.lr > 0:
-            found.append(f"lr={self.lr}: more than 0")
-        for name in ("weight_decay", "clip"):
-            if not getattr(self, name) >= 0:
-                found.append(f"{name}={getattr(self, name)}: at least 0")
+            found.append("warmup_steps and warmup_epochs: give only one")
+        found += at_least_1(self, "batch_size", "accumulate", "max_bad_steps")
+        found += at_least_1(self, "steps", "devices", "steps_per_dispatch")
+        found += above_0(self, "epochs", "lr")
+        found += at_least_0(self, "warmup_steps", "warmup_epochs")
+        found += at_least_0(self, "weight_decay", "clip")
         for name in ("ema", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: in [0, 1)")
+                found.append(f"{name}={getattr(self, name)}: must be in [0, 1)")
         if self.accumulate >= 1 and self.batch_size % self.accumulate:
             found.append(
-                f"batch_size={self.batch_size} does not divide into "
+                f"batch_size={self.batch_size} cannot be divided into "
                 f"accumulate={self.accumulate} micro-batches"
             )
         return found
@@ -180,7 +167,9 @@ class TrainingOptions:
         epochs = self.epochs if self.epochs is not None else default_epochs
         steps = max(1, round(epochs * images / self.batch_size))
         if steps > MOST:
-            raise UserError(f"epochs={epochs:g} are {steps} steps: at most {MOST}")
+            raise UserError(
+                f"epochs={epochs:g}: gives {steps} steps, but the maximum is {MOST}"
+            )
         return steps
 
     def warmup(self, images: int, total: int) -> int:
@@ -197,7 +186,7 @@ class RunOptions:
     """Where a run is stored, and how often it reports and saves."""
 
     out: str
-    """The run folder. Running the same command again continues the run in it."""
+    """The run folder. To continue an interrupted run, give the same command again."""
 
     eval_every: int | None = None
     """Steps between evaluations. Default: a tenth of the run."""
@@ -209,26 +198,22 @@ class RunOptions:
     """Steps between lines of metrics.jsonl."""
 
     keep_last: int = 2
-    """How many of the newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
 
     keep_best: int = 1
-    """How many of the best checkpoints, by validation, to keep."""
+    """Number of best checkpoints, by validation metric, to keep."""
 
     tensorboard: bool = True
-    """Write TensorBoard files as well as metrics.jsonl."""
+    """Write TensorBoard files too."""
 
     wandb: bool = False
-    """Send metrics to Weights & Biases too; needs the [wandb] extra. Nothing is sent
-    anywhere unless this is set."""
+    """Send metrics to Weights & Biases too; needs the [wandb] extra. Otherwise nothing
+    is sent anywhere."""
 
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
-        found = []
-        for name in ("eval_every", "save_every", "log_every", "keep_last"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: at least 1")
-        if self.keep_best < 0:
-            found.append(f"keep_best={self.keep_best}: at least 0")
+        found = at_least_1(self, "eval_every", "save_every", "log_every", "keep_last")
+        found += at_least_0(self, "keep_best")
         place = os.path.abspath(self.out)
         if (reason := unfit_for_arrays(place)) is not None:
             found.append(f"out={spelling(place)}: {reason}")
@@ -251,4 +236,4 @@ def check(*parts: list[str]) -> None:
     """Raises one `UserError` that lists the problems of all parts."""
     found = [problem for part in parts for problem in part]
     if found:
-        raise UserError("These settings cannot work:\n  " + "\n  ".join(found))
+        raise UserError("These settings are not valid:\n  " + "\n  ".join(found))

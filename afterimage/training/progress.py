@@ -104,9 +104,9 @@ class Progress:
             if late and since != told:
                 told = since
                 self.note(
-                    f"No batch for {_OVERDUE_SECONDS:.0f} s: reading the images hangs "
-                    "or is very slow (a network drive?). Still waiting; Ctrl-C twice "
-                    "stops at once, and the same command continues later"
+                    f"No batch for {_OVERDUE_SECONDS:.0f} s: reading images is very "
+                    "slow or hangs (a network drive?). Still waiting. To stop at "
+                    "once, press Ctrl-C twice; the same command continues later"
                 )
 
     def add(self, steps: int) -> None:

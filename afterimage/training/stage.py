@@ -60,14 +60,14 @@ def near_misses(name: str, known: Iterable[str]) -> str:
     streams = sorted({other.split("/")[0] for other in known if "/" in other})
     if slash and stream not in streams:
         return (
-            f"{name!r} is not supplied: nothing here is called {stream!r}, only "
+            f"{name!r} is not available: there is no stream {stream!r}, only "
             f"{', '.join(streams)}"
-            + ("; --target gives a target domain" if stream == "target" else "")
+            + ("; --target adds a target domain" if stream == "target" else "")
         )
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
-        return f"{name!r} is not supplied; did you mean {close[0]!r}?"
-    return f"{name!r} is not supplied; this stage supplies {', '.join(known)}"
+        return f"{name!r} is not available; did you mean {close[0]!r}?"
+    return f"{name!r} is not available; this stage has {', '.join(known)}"
 
 
 class Context:
@@ -108,8 +108,8 @@ class View:
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise UnknownName(
-                f"the term {self._reader!r} reads {name!r} without declaring it; "
-                f"its reads are {self._names}"
+                f"the term {self._reader!r} reads {name!r}, but declares only "
+                f"{self._names}"
             )
         return self._context[name]
 
@@ -133,14 +133,16 @@ class Term:
     """Initial values of its own parameters: `terms/NAME/…` in the tree. Those under
     `fixed/` do not learn."""
     adversary_of: str | None = None
-    """The stream whose features it learns to tell apart; one adversary per stream."""
+    """The stream whose features it learns to distinguish; at most one adversary per
+    stream."""
     penalises: str | None = None
-    """A regular expression for paths that it pulls towards a point with a quadratic
-    penalty: weight decay must not pull the same leaves elsewhere."""
+    """A regular expression for the paths that it pulls towards a point with a quadratic
+    penalty. Weight decay on these leaves would conflict with it."""
     task: str | None = None
     """The task it trains: the tasks' gradients may be weighted against each other."""
     encoder_only: bool = False
-    """It acts only through the encoder: left out of phases in which that is frozen."""
+    """It acts only through the encoder: left out of phases in which the encoder is
+    frozen."""
 
     def times(self, factor: float) -> "Term":
         """The same term with its weight multiplied by `factor`."""
@@ -217,8 +219,8 @@ class Stage:
             if step <= end:
                 return index
         raise UserError(
-            f"step {step} lies behind this stage's {self.steps} steps; was the run "
-            "made with other phases?"
+            f"the checkpoint is from step {step}, but this run has {self.steps} "
+            "steps. It was probably made with other phases; give another --out"
         )
 
     def loss(self, index: int, params: Mapping[str, Any]) -> Callable[..., Any]:
@@ -268,7 +270,7 @@ class Stage:
                 where = f"phases {before.name!r} and {after.name!r}"
                 problems += [f"{where}: {p}" for p in changed_groups(old, new)]
         if problems:
-            raise UserError("This stage cannot work:\n  " + "\n  ".join(problems))
+            raise UserError("This stage is not valid:\n  " + "\n  ".join(problems))
 
     def _check_phases(self) -> list[str]:
         problems = [] if self.phases else ["a stage needs at least one phase"]
@@ -276,11 +278,11 @@ class Stage:
         for phase in self.phases:
             if phase.steps < 1:
                 problems.append(
-                    f"phase {phase.name!r}: steps={phase.steps}, at least 1"
+                    f"phase {phase.name!r}: steps={phase.steps} must be at least 1"
                 )
             if not phase.terms:
                 problems.append(
-                    f"phase {phase.name!r} has no term: nothing to minimise"
+                    f"phase {phase.name!r} has no term, so there is nothing to minimise"
                 )
             problems += _twice(
                 f"terms of phase {phase.name!r}", [term.name for term in phase.terms]
@@ -321,14 +323,14 @@ class Stage:
             sizes = sorted({leaf.shape[:1] for leaf in jax.tree.leaves(batch)})
             if each.shape not in [(), *sizes]:
                 problems.append(
-                    f"{where}: gives a loss of shape {each.shape}; expected one value "
-                    f"an example, {' or '.join(map(str, sizes))}, or a scalar"
+                    f"{where}: the loss has shape {each.shape}; expected one value "
+                    f"per example, {' or '.join(map(str, sizes))}, or a scalar"
                 )
             elif weights is not None and each.shape != weights.shape:
                 problems.append(
-                    f"{where}: a loss of shape {each.shape} cannot take the weights of "
-                    f"examples {term.examples!r}, of shape {weights.shape}; leave "
-                    "`examples` out"
+                    f"{where}: a loss of shape {each.shape} cannot be weighted by the "
+                    f"example weights {term.examples!r} of shape {weights.shape}; "
+                    "remove `examples`"
                 )
         return problems + _twice(f"metrics of phase {phase.name!r}", metrics)
 
@@ -351,7 +353,7 @@ def _conflicts(phase: Phase, partition: Partition, params: Any) -> list[str]:
             names = [t.name for t in phase.terms if t.adversary_of == stream]
             problems.append(
                 f"{where}: {count} adversaries on the stream {stream!r} "
-                f"({', '.join(names)}); keep one of them"
+                f"({', '.join(names)}); keep only one"
             )
     decay = {
         group.name: phase.options.weight_decay
@@ -370,9 +372,9 @@ def _conflicts(phase: Phase, partition: Partition, params: Any) -> list[str]:
         both = [path for path in decayed if re.search(rule, path)]
         if both:
             problems.append(
-                f"{where}: weight decay and the term {name!r} both pull on "
-                f"{len(both)} leaves, e.g. {both[0]}, to different places; give "
-                "--weight-decay 0 (l2-sp has a weight of its own for the heads)"
+                f"{where}: weight decay and the term {name!r} pull {len(both)} "
+                f"leaves, e.g. {both[0]}, to different points; set --weight-decay 0 "
+                "(l2-sp has its own weight for the heads)"
             )
     return problems
 

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from afterimage.finetune.classifier import HEAD
+from afterimage.fields import above_0
 from afterimage.finetune.method import Method
+from afterimage.models.classifier import HEAD
 
 FEATURES = f"train/features/{HEAD}", f"target/features/{HEAD}"
 """The features that the head reads, for labelled images and for target images."""
@@ -15,7 +16,6 @@ LOGITS = f"train/logits/{HEAD}", f"target/logits/{HEAD}"
 class Alignment(Method):
     """Aligns the features of labelled and target images."""
 
-    needs_target: ClassVar[bool] = True
     target_in_batch: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ("target",)
     acts_on_encoder: ClassVar[bool] = True
@@ -24,4 +24,4 @@ class Alignment(Method):
     """Weight relative to the loss of the labels."""
 
     def problems(self, config):
-        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
+        return above_0(self, "weight")

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.finetune.classifier import HEAD
+from afterimage.fields import above_0, at_least_1
 from afterimage.finetune.losses import cross_entropy, smoothed_cross_entropy
 from afterimage.finetune.method import Method, Model
 from afterimage.finetune.setup import RunSetup
 from afterimage.finetune.tasks._sampler import Sampler, Shape
+from afterimage.models.classifier import HEAD
 from afterimage.training.stage import Term
 from afterimage.training.step import Estimator, plain_gradient
 
@@ -37,7 +38,6 @@ Score = Callable[[int], float]
 class EpisodeMethod(Method):
     """Learns from episodes; `setup.plan` is the sampler of training episodes."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("episodes",)
     trains_head: ClassVar[bool] = True
 
     def term(self, setup: RunSetup) -> Term:
@@ -58,25 +58,19 @@ class InnerSteps(EpisodeMethod):
     """Takes a few steps of gradient descent within each episode."""
 
     inner_steps: int = 2
-    """Steps of gradient descent within an episode. If the head starts out the same for
-    every class, the first step changes only the head: with a single step, the encoder
-    learns only between episodes."""
+    """Steps of gradient descent within an episode. If every class starts with the same
+    head weights, the first step changes only the head; with a single step, the encoder
+    therefore learns only between episodes."""
 
     inner_lr: float = 0.01
     """Learning rate of the inner steps."""
 
     test_inner_steps: int | None = None
-    """Inner steps when scoring held-out episodes. Default: inner_steps."""
+    """Number of inner steps for scoring held-out episodes. Default: inner_steps."""
 
     def problems(self, config):
-        found = [
-            f"{name}={getattr(self, name)}: at least 1"
-            for name in ("inner_steps", "test_inner_steps")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
-        if not self.inner_lr > 0:
-            found.append(f"inner_lr={self.inner_lr}: more than 0")
-        return found
+        found = at_least_1(self, "inner_steps", "test_inner_steps")
+        return found + above_0(self, "inner_lr")
 
     def adaptation(self, setup: RunSetup) -> "Adaptation":
         """The gradient descent within an episode."""

@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._adversarial import (
     HIDDEN,
@@ -28,6 +27,7 @@ from afterimage.finetune.methods._adversarial import (
     told_apart,
 )
 from afterimage.finetune.methods._alignment import FEATURES, LOGITS, Alignment
+from afterimage.models.classifier import HEAD
 from afterimage.models.encoder import Network
 from afterimage.training.stage import Term, TermResult, View
 
@@ -35,13 +35,13 @@ MOST_JOINT = 4096
 RANDOM_WIDTH = 1024
 
 
-@METHODS.add("cdan")
+@METHODS.add("cdan", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CDAN(Alignment):
     """An adversary sees features and predictions together (CDAN, CDAN+E)."""
 
     entropy: bool = False
-    """CDAN+E: confidently predicted examples weigh more."""
+    """Give confident predictions more weight (CDAN+E)."""
 
     def terms(self, setup, phase=0):
         classes, seed = setup.heads[HEAD].classes, setup.config.seed

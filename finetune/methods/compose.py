@@ -84,18 +84,18 @@ def ink(
 COMPOSERS: dict[str, Callable[..., Array]] = {"mixup": mixup, "ink": ink}
 
 
-@METHODS.add("compose")
+@METHODS.add("compose", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compose(Method):
     """Combines labelled images with pixels of target images."""
 
-    needs_target: ClassVar[bool] = True
     target_in_batch: ClassVar[bool] = True
 
     kind: Literal["mixup", "ink"] = "mixup"
-    """How images are combined; the strength grows until half of the phase. mixup: blend
-    each with a target image. ink: for letters, signs and drawings, bright on dark: fill
-    the bright parts with a colour and a target image, the dark parts with others."""
+    """How labelled and target images are combined; the strength grows until half of the
+    phase. mixup: a blend with a target image. ink: for bright letters, signs and
+    drawings on dark: the bright parts get a colour and the texture of a target image,
+    the dark parts another image."""
 
     def providers(self, setup, known, now):
         own = jax.random.fold_in(now.key, zlib.crc32(b"composing"))
@@ -125,6 +125,6 @@ class Compose(Method):
         composed = jax.jit(COMPOSERS[self.kind])(key, labelled, others)
         rows = {"labelled": labelled, "target": others, self.kind: composed}
         picture = draw_rows({label: np.asarray(row) for label, row in rows.items()})
-        caption = "can a person still read the labelled figure in the last row?"
+        caption = "can you still recognise the labelled object in the last row?"
         path = write_png(picture, folder / "composed.png")
-        return {"Labelled images, composed with the target's": (caption, path)}
+        return {"Labelled images combined with target images": (caption, path)}

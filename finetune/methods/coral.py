@@ -15,7 +15,7 @@ from afterimage.finetune.methods._alignment import FEATURES, Alignment
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("coral")
+@METHODS.add("coral", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CORAL(Alignment):
     """Aligns the covariances of the features of both domains (CORAL)."""

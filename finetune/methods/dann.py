@@ -27,7 +27,7 @@ from afterimage.models.encoder import Network
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("dann")
+@METHODS.add("dann", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DANN(Alignment):
     """An adversary tells the features of both domains apart (DANN)."""

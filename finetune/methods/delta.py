@@ -13,6 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from afterimage.fields import above_0
 from afterimage.finetune.method import METHODS, Method
 from afterimage.training.stage import Term, TermResult, View
 
@@ -29,7 +30,7 @@ class Delta(Method):
     """Weight of half the mean squared distance of the feature maps."""
 
     def problems(self, config):
-        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
+        return above_0(self, "weight")
 
     def terms(self, setup, phase=0):
         return [delta(self.weight)]

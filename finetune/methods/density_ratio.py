@@ -9,13 +9,14 @@ choice of a step use the same weights.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from afterimage.errors import DataError
 from afterimage.evaluation.spectrum import thin_svd
+from afterimage.fields import at_least_1
 from afterimage.finetune.method import METHODS, Method, Sections
 from afterimage.training.batches import subsample
 
@@ -27,19 +28,17 @@ _CENTRES = 100
 _MOST_TARGET = 20_000
 
 
-@METHODS.add("density-ratio")
+@METHODS.add("density-ratio", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DensityRatio(Method):
     """Weights labelled images by p_target / p_source (covariate shift)."""
-
-    needs_target: ClassVar[bool] = True
 
     estimator: Literal["classifier", "kmm", "ulsif"] = "classifier"
     """How the ratio is estimated: by a logistic regression between the domains, kernel
     mean matching, or unconstrained least-squares importance fitting."""
 
     cap: float = 10.0
-    """No weight exceeds this multiple of the mean."""
+    """Maximum weight, as a multiple of the mean."""
 
     @property
     def weighs_examples(self) -> bool:
@@ -50,7 +49,7 @@ class DensityRatio(Method):
         return f"importance-weighted by the density ratio ({self.estimator})"
 
     def problems(self, config):
-        return [] if self.cap >= 1 else [f"cap={self.cap}: at least 1"]
+        return at_least_1(self, "cap")
 
     def example_weights(self, setup, model, say):
         """From the source's encoder, before the first step, on at most 20,000 target
@@ -73,9 +72,9 @@ class DensityRatio(Method):
         found = dict(zip(sets, np.split(ratios, ends)))
         weights = found["train"]
         say(
-            f"density ratio by {self.estimator}: {len(weights):,} images weigh as much "
-            f"as {effective_size(weights):,.0f}, the largest weight is "
-            f"{weights.max():.1f} times the mean"
+            f"density ratio by {self.estimator}: the effective sample size of "
+            f"{len(weights):,} images is {effective_size(weights):,.0f}; the largest "
+            f"weight is {weights.max():.1f} times the mean"
         )
         return found
 
@@ -106,8 +105,9 @@ def density_ratio(
     weights = estimators[method](*projected, seed=seed).astype(np.float64)
     if not np.isfinite(weights).all() or weights.sum() <= 0:
         raise DataError(
-            f"density_ratio={method}: no source image looks like the target; the "
-            "domains do not overlap in their features. Align them instead"
+            f"density_ratio={method}: no source image resembles the target, as the "
+            "features of the two domains do not overlap. Use a method that aligns "
+            "them, e.g. dann or mmd"
         )
     # Clipping lowers the mean, and dividing by it raises the clipped weights again: a
     # few rounds reach the fixed point.

@@ -18,15 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from afterimage.classifier import load_classifier
 from afterimage.console import say_once
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, ClassifierNetwork, load_classifier
+from afterimage.fields import above_0, at_least_0
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
+from afterimage.models.classifier import HEAD, ClassifierNetwork
 from afterimage.training.batches import EvaluationRunner
 from afterimage.training.optimiser import count_parameters
 from afterimage.training.stage import Context, Term, TermResult, View
@@ -44,48 +46,47 @@ class Distil(Method):
     """Learns from a finished classifier, the teacher."""
 
     teacher: str | None = None
-    """The teacher: a finished fine-tuning run, of any architecture, at the same image
-    size. It sees the same augmented images."""
+    """The teacher: a finished fine-tuning run, of any architecture, with the same image
+    size. It sees the same augmented images as the student."""
 
     kinds: tuple[Literal["logits", "features", "relational"], ...] = ("logits",)
-    """What to learn from the teacher. logits: its softened predictions; features: the
-    features its head reads, through a learned linear map; relational: distances and
-    angles between images in that feature space."""
+    """What the student learns from the teacher. logits: its softened predictions;
+    features: the features that its head uses, through a learned linear map; relational:
+    distances and angles between images in that feature space."""
 
     weights: tuple[float, ...] = ()
-    """One weight for each of kinds. Default: 1 each, 25 for relational."""
+    """One weight per kind. Default: 1, but 25 for relational."""
 
     temperature: float = 4.0
-    """Teacher and student predictions are softened by this temperature."""
+    """Temperature that softens the predictions of teacher and student."""
 
     label_weight: float = 1.0
-    """Weight of the loss of the labels; 0: learn from the teacher alone."""
+    """Weight of the loss on the labels; 0: learn only from the teacher."""
 
     def problems(self, config):
         found = []
         if self.teacher is None:
-            found.append("teacher: give a finished fine-tuning run to learn from")
+            found.append("teacher: give a finished fine-tuning run")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            found.append(f"kinds={self.kinds}: each kind once, and at least one")
+            found.append(f"kinds={self.kinds}: give at least one, each only once")
         if self.weights and len(self.weights) != len(self.kinds):
             found.append(
-                f"weights has {len(self.weights)} numbers for {len(self.kinds)} kinds: "
-                "give one each"
+                f"weights={self.weights}: must have one number for each of "
+                f"{len(self.kinds)} kinds"
             )
-        if not all(weight > 0 for weight in self.weights):
-            found.append(f"weights={self.weights}: more than 0")
-        if not self.temperature > 0:
-            found.append(f"temperature={self.temperature}: more than 0")
-        if not self.label_weight >= 0:
-            found.append(f"label_weight={self.label_weight}: at least 0")
+        found += above_0(self, "weights", "temperature")
+        found += at_least_0(self, "label_weight")
         if self.label_weight == 0 and "logits" not in self.kinds:
             found.append(
-                "label_weight=0 without the kind logits: the head has no training "
-                "signal"
+                "label_weight=0 works only with the kind logits; otherwise the head "
+                "has no training signal"
             )
         if not config.mode.trains_encoder:
             found += [
-                f"{kind}: in mode {config.mode.name} the encoder does not learn"
+                (
+                    f"{kind}: has no effect, as the encoder does not learn in mode "
+                    f"{config.mode.name}"
+                )
                 for kind in self.kinds
                 if kind != "logits"
             ]
@@ -279,25 +280,25 @@ def read_teacher(
     if its classifier is missing or damaged.
     """
     loaded = load_classifier(path, dtype=dtype)
-    preprocessing = loaded.classifier.preprocessing
+    preprocessing = loaded.network.preprocessing
     takes = (*preprocessing.image_size, preprocessing.channels)
     head, known = next(iter(loaded.class_names.items()))
     problems = []
     if takes != shape:
         problems.append(
-            f"it takes images {takes} (height, width, channels), and this run has "
-            f"{shape}: give --image-size {takes[0]} --channels {takes[2]}"
+            f"it needs images {takes} (height, width, channels), but this run has "
+            f"{shape}: set --image-size {takes[0]} --channels {takes[2]}"
         )
     unknown = [name for name in names if name not in known]
     if unknown and logits:
         problems.append(
-            f"it does not know the classes {', '.join(unknown)} (it knows "
+            f"it was not trained on the classes {', '.join(unknown)} (only on "
             f"{', '.join(known)}): rename them, or distil features or relational"
         )
     if problems:
         raise UserError(f"teacher={path}: " + "; ".join(problems))
     order = () if unknown else tuple(known.index(name) for name in names)
-    return Teacher(path, loaded.classifier, head, loaded.params, loaded.stats, order)
+    return Teacher(path, loaded.network, head, loaded.params, loaded.stats, order)
 
 
 def distil_logits(weight: float, temperature: float) -> Term:

@@ -7,12 +7,13 @@ catastrophic forgetting in neural networks"; see `consolidated`).
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from afterimage.fields import above_0
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.methods._fisher import fisher_of, quadratic
 from afterimage.training.stage import Term, TermResult, View
@@ -22,18 +23,16 @@ LEARNED = "^(encoder|heads)/"
 _PARTS = ("encoder", "heads")
 
 
-@METHODS.add("ewc")
+@METHODS.add("ewc", group="continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EWC(Method):
     """Keeps parameters that mattered to earlier tasks near their values (EWC)."""
-
-    tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     weight: float = 1e3
     """Weight of the penalty. Needs --weight-decay 0."""
 
     def problems(self, config):
-        return [] if self.weight > 0 else [f"weight={self.weight}: more than 0"]
+        return above_0(self, "weight")
 
     def state(self, setup):
         """Before the first task, no parameter matters."""

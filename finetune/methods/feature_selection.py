@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from afterimage.finetune.classifier import HEAD
+from afterimage.fields import at_least_1
 from afterimage.finetune.data import known_labels, of_head
 from afterimage.finetune.method import METHODS, Method, Sections
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import subsample
 
 _MOST = 5_000
@@ -29,17 +30,20 @@ class FeatureSelection(Method):
     """The head reads only the features that score best on the labels."""
 
     score: Literal["fisher", "mutual-information", "l1"] = "mutual-information"
-    """fisher: variance between classes divided by that within; mutual-information:
-    between each single feature and the label; l1: weights of a sparse linear
-    classifier."""
+    """How features are scored. fisher: variance between classes divided by variance
+    within them; mutual-information: between each feature and the label; l1: weights of
+    a sparse linear classifier."""
 
     keep: int = 64
     """Number of features to keep."""
 
     def problems(self, config):
-        found = [] if self.keep >= 1 else [f"keep={self.keep}: at least 1"]
+        found = at_least_1(self, "keep")
         if not config.mode.loads_source:
-            found.append(f"mode {config.mode.name} has no features to score")
+            found.append(
+                f"mode {config.mode.name} has no features to score, as it starts from "
+                "random weights"
+            )
         return found
 
     def change_head(self, head):
@@ -57,8 +61,8 @@ class FeatureSelection(Method):
                 self.score, x, known_labels(some), self.keep, seed=seed
             )
             say(
-                f"{head}: {len(kept)} of {x.shape[1]} features kept by {self.score} on "
-                f"{len(some):,} labelled training images"
+                f"{head}: kept {len(kept)} of {x.shape[1]} features, chosen by "
+                f"{self.score} on {len(some):,} labelled training images"
             )
             heads[head] = {**heads[head], "kept": jnp.asarray(kept)}
         return heads

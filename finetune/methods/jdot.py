@@ -25,21 +25,21 @@ from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("jdot")
+@METHODS.add("jdot", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JDOT(Alignment):
     """The cost of transporting one domain, with its labels, to the other (DeepJDOT)."""
 
     mass: float = 0.75
-    """The share of a batch that is transported, above 0 and at most 1. The costliest
-    images are left out, since no two batches have the same number of every class. Use
-    0.5 if class frequencies differ between the domains; if the share is too small, it
-    may contain a single class."""
+    """Share of a batch that is transported, in (0, 1]. The most costly images are left
+    out, as two batches rarely have the same number of images of each class. Use 0.5 if
+    class frequencies differ between the domains; if the share is too small, it may
+    contain a single class."""
 
     def problems(self, config):
         found = super().problems(config)
         if not 0 < self.mass <= 1:
-            found.append(f"mass={self.mass}: above 0 and at most 1")
+            found.append(f"mass={self.mass}: must be greater than 0 and at most 1")
         return found
 
     def terms(self, setup, phase=0):

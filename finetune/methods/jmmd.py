@@ -23,7 +23,7 @@ from afterimage.training.stage import Term, TermResult, View
 JOINT_SIGMA = 0.92
 
 
-@METHODS.add("jmmd")
+@METHODS.add("jmmd", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JMMD(Alignment):
     """A kernel distance between features and predictions together (JMMD)."""

@@ -8,6 +8,7 @@ from the copy of its head that keeps learning with the encoder (Li & Hoiem 2016,
 import dataclasses
 from typing import ClassVar
 
+from afterimage.fields import above_0
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.source import SOURCE_HEAD
@@ -23,22 +24,18 @@ class KLToSource(Method):
     acts_on_encoder: ClassVar[bool] = True
 
     weight: float = 1.0
-    """Weight of the divergence. Needs a source with a classifier (an earlier
+    """Weight of the divergence. The source must have a classifier (an earlier
     fine-tuning run)."""
 
     temperature: float = 2.0
-    """Both predictions are softened by this temperature first."""
+    """Temperature that softens both predictions."""
 
     @property
     def needs_source_head(self) -> bool:
         return True
 
     def problems(self, config):
-        return [
-            f"{name}={getattr(self, name)}: more than 0"
-            for name in ("weight", "temperature")
-            if not getattr(self, name) > 0
-        ]
+        return above_0(self, "weight", "temperature")
 
     def terms(self, setup, phase=0):
         return [kl_to_source(self.weight, self.temperature)]

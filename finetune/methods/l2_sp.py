@@ -21,6 +21,7 @@ from jaxtyping import Array
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
+from afterimage.fields import at_least_0
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.methods._fisher import fisher_of, quadratic
 from afterimage.finetune.source import SOURCE_HEAD
@@ -43,10 +44,10 @@ class L2SP(Method):
     initial values. Needs --weight-decay 0."""
 
     head: float = 0.0
-    """Weight of half the squared norm of the heads; 0.01 is customary."""
+    """Weight of half the squared norm of the heads; 0.01 is common."""
 
     fisher: bool = False
-    """Weigh each parameter by its Fisher information, which needs a source with a
+    """Weight each parameter by its Fisher information. The source must have a
     classifier (an earlier fine-tuning run)."""
 
     @property
@@ -54,13 +55,11 @@ class L2SP(Method):
         return self.fisher
 
     def problems(self, config):
-        found = [
-            f"{name}={getattr(self, name)}: at least 0"
-            for name in ("weight", "head")
-            if not getattr(self, name) >= 0
-        ]
+        found = at_least_0(self, "weight", "head")
         if self.fisher and not self.weight:
-            found.append("fisher weighs the distance, whose weight is 0")
+            found.append(
+                "fisher has no effect, as it scales the distance, whose weight is 0"
+            )
         return found
 
     def state(self, setup):
@@ -103,8 +102,8 @@ def scaled(fisher: Any) -> Any:
     mean = sum(float(leaf.sum()) for leaf in leaves) / sum(leaf.size for leaf in leaves)
     if not 0 < mean < float("inf"):
         raise CheckpointError(
-            f"the source's Fisher information has mean {mean}: its classifier does not "
-            "depend on its encoder, or is not finite"
+            f"the source's Fisher information has mean {mean}: its classifier does "
+            "not depend on its encoder, or is not finite"
         )
     return jax.tree.map(lambda leaf: leaf / mean, fisher)
 
@@ -142,7 +141,7 @@ def _check_shapes(now: Mapping[str, Any], start: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise UserError(
-            "this model cannot stay near its source: "
+            "l2-sp does not fit this model: "
             + "; ".join(wrong)
             + ". Keep the source's image size and channels, or leave l2-sp out"
         )

@@ -6,17 +6,17 @@ is p(y | x) ∝ p_source(y | x) · q_y / p_y.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.errors import DataError
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, labelled
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import softmax
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import subsample
 
 _MOST_TARGET = 20_000
@@ -24,12 +24,10 @@ Probabilities = Float[np.ndarray, "_n c"]
 Frequencies = Float[np.ndarray, " c"]
 
 
-@METHODS.add("label-shift")
+@METHODS.add("label-shift", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelShift(Method):
     """Corrects the finished classifier for the target's class frequencies."""
-
-    needs_target: ClassVar[bool] = True
 
     estimator: Literal["bbse", "em"] = "bbse"
     """How the frequencies are estimated. bbse: from the confusion matrix alone; em: by
@@ -37,7 +35,7 @@ class LabelShift(Method):
 
     def problems(self, config):
         if config.label_smoothing:
-            return ["reads probabilities: leave label_smoothing at 0"]
+            return ["needs calibrated probabilities: set label_smoothing to 0"]
         return []
 
     def state(self, setup):
@@ -80,7 +78,7 @@ def frequencies(labels: Int[np.ndarray, " n"], classes: int) -> Frequencies:
     counts = np.bincount(labels, minlength=classes)
     if (counts == 0).any():
         raise DataError(
-            f"label-shift needs a labelled image of every class; classes "
+            "label-shift needs labelled images of every class; classes "
             f"{np.flatnonzero(counts == 0).tolist()} have none"
         )
     return counts / counts.sum()
@@ -103,9 +101,8 @@ def bbse(
     found = np.bincount(target.argmax(1), minlength=classes) / len(target)
     if np.linalg.cond(joint) > 1e6:
         raise DataError(
-            "label-shift: some classes are never predicted, so that their "
-            "frequency cannot be estimated; use --label-shift.estimator em, or train "
-            "longer"
+            "label-shift: some classes are never predicted, so their frequency "
+            "cannot be estimated; use --label-shift.estimator em, or train longer"
         )
     estimate = np.maximum(np.linalg.solve(joint, found), 0.0) * known
     return estimate / estimate.sum()

@@ -6,11 +6,12 @@ the model before this task (Li & Hoiem 2016, "Learning without forgetting", T = 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from afterimage.fields import above_0
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.tasks.continual import HeadSlice
@@ -19,29 +20,23 @@ from afterimage.training.stage import Context, Term, TermResult, View
 _PARTS = ("encoder", "heads")
 
 
-@METHODS.add("lwf")
+@METHODS.add("lwf", group="continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LwF(Method):
     """Keeps the earlier model's predictions (learning without forgetting)."""
-
-    tasks: ClassVar[tuple[str, ...]] = ("continual",)
 
     weight: float = 1.0
     """Weight relative to the loss of the labels."""
 
     temperature: float = 2.0
-    """Both predictions are softened by this temperature first."""
+    """Temperature that softens both predictions."""
 
     @property
     def trains_earlier_heads(self) -> bool:
         return True
 
     def problems(self, config):
-        return [
-            f"{name}={getattr(self, name)}: more than 0"
-            for name in ("weight", "temperature")
-            if not getattr(self, name) > 0
-        ]
+        return above_0(self, "weight", "temperature")
 
     def state(self, setup):
         kept = _model(setup.params, setup.stats)

@@ -26,20 +26,20 @@ from afterimage.finetune.methods._episodes import (
 )
 
 
-@METHODS.add("maml")
+@METHODS.add("maml", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MAML(InnerSteps):
     """Initial weights from which a few steps learn new classes (MAML, ANIL)."""
 
     first_order: bool = False
-    """Leave out second derivatives."""
+    """Ignore second derivatives (first-order MAML)."""
 
     only_head: bool = False
-    """Only the head takes the steps within an episode (ANIL)."""
+    """Only the head learns within an episode (ANIL)."""
 
     tied_head: bool = False
-    """Start every episode with the same weights for every class, their mean (Ye & Chao
-    2022). Finn's MAML has separate weights."""
+    """Start every episode with the same head weights for all classes, their mean (Ye &
+    Chao 2022). Finn's MAML has separate weights."""
 
     def adaptation(self, setup):
         tied = self.tied_head

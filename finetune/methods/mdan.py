@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from afterimage.fields import above_0
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._adversarial import (
     HIDDEN,
@@ -37,23 +38,23 @@ MDAN_WEIGHT = 0.01
 """μ in the authors' code (hanzhaoml/MDAN, main_amazon.py: --mu, with γ = 10)."""
 
 
-@METHODS.add("mdan")
+@METHODS.add("mdan", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDAN(Alignment):
     """An adversary for each of several labelled sources (MDAN)."""
 
     weight: float = MDAN_WEIGHT
-    """μ: weight of each source's adversary relative to its loss; the authors' value."""
+    """μ: weight of each source's adversary relative to its loss; the default is the
+    authors'."""
 
     gamma: float = 10.0
-    """How much the hardest source outweighs the others; 0.1 gives nearly the mean."""
+    """How much the hardest source outweighs the others; 0.1 is close to the mean of
+    all."""
 
     def problems(self, config):
-        found = super().problems(config)
-        if not self.gamma > 0:
-            found.append(f"gamma={self.gamma}: more than 0")
+        found = super().problems(config) + above_0(self, "gamma")
         if "sources" not in [method.name for method in config.methods]:
-            found.append("needs several sources: add the method sources, or take dann")
+            found.append("needs several sources: add the method sources, or use dann")
         return found
 
     def terms(self, setup, phase=0):

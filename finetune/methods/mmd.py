@@ -22,7 +22,7 @@ from afterimage.finetune.methods._discrepancy import (
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("mmd")
+@METHODS.add("mmd", group="target")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MMD(Alignment):
     """A kernel distance between the features of both domains (MMD)."""

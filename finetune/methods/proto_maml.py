@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afterimage.checkpoints.trees import unflatten
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._episodes import (
     LAST,
@@ -22,9 +21,10 @@ from afterimage.finetune.methods._episodes import (
 )
 from afterimage.finetune.methods.prototypes import class_means
 from afterimage.finetune.tasks._sampler import Shape
+from afterimage.models.classifier import HEAD
 
 
-@METHODS.add("proto-maml")
+@METHODS.add("proto-maml", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProtoMAML(InnerSteps):
     """As maml, starting from each episode's nearest class mean (Proto-MAML)."""
@@ -33,8 +33,8 @@ class ProtoMAML(InnerSteps):
         found = super().problems(config)
         if config.head != "linear":
             found.append(
-                f"head={config.head!r}: the head begins as the nearest class mean, "
-                "which is linear"
+                f"head={config.head!r}: must be linear, as the head starts as a "
+                "nearest-class-mean classifier"
             )
         return found
 

@@ -11,16 +11,16 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.losses import smoothed_cross_entropy
 from afterimage.finetune.method import METHODS, Model
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.methods._episodes import EpisodeMethod, Score
 from afterimage.finetune.tasks._sampler import Sampler, Shape, by_prototype
+from afterimage.models.classifier import HEAD
 from afterimage.training.stage import Term, TermResult, View
 
 
-@METHODS.add("prototypes")
+@METHODS.add("prototypes", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prototypes(EpisodeMethod):
     """The nearest class mean in feature space (prototypical networks)."""

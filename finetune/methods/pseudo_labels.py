@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.classifier import HEAD
+from afterimage.fields import above_0, at_least_1
 from afterimage.finetune.data import labelled
 from afterimage.finetune.method import METHODS, Method, Model, Stream
+from afterimage.models.classifier import HEAD
 from afterimage.training.options import Augmentation
 from afterimage.training.stage import Context, Term, TermResult, View
 
@@ -43,75 +44,73 @@ class PseudoLabels(Method):
     streams: ClassVar[tuple[str, ...]] = (STREAM, STRONG)
 
     images: str = REST
-    """Which images. rest: all training images of data, with or without labels; target:
-    those of the target; or others, given like data."""
+    """The images without labels. rest: all training images of data, with or without
+    labels; target: those of the target; or other images, in the same form as data."""
 
     ratio: int = 1
-    """Images without labels per labelled image in each step: FixMatch's mu, 7 in the
-    paper. Steps take proportionally longer; batch_size counts the labelled images."""
+    """Unlabelled images per labelled image in each step: FixMatch's mu, 7 in the paper.
+    Steps take proportionally longer; batch_size counts only labelled images."""
 
     weight: float = 1.0
     """Weight relative to the loss of the labels."""
 
     weak_augment: Augmentation | None = None
-    """Augmentation of the images for prediction; the predictions are then learned from
-    the same images under strong_augment. With weaker augmentation, more predictions are
-    correct. Default: augment."""
+    """Augmentation of the images for prediction; the same images under strong_augment
+    are then trained on these predictions. Weaker augmentation gives more correct
+    predictions. Default: augment."""
 
     strong_augment: Augmentation = "strong"
-    """Augmentation of the images for training: with stronger augmentation, there is
-    more to learn from an image whose class is already predicted. strong-affine also
-    scales them."""
+    """Augmentation of the images for training; with stronger augmentation there is more
+    to learn from them. strong-affine also scales them."""
 
     confidence: float = 0.95
-    """Smallest probability at which a prediction counts as confident."""
+    """Minimum probability of a confident prediction."""
 
     distribution_alignment: bool = False
-    """Raise the probabilities of classes predicted more rarely than their frequency and
-    lower those of others, before confidence is checked, so that no class dies out. For
-    unlabelled images with the class frequencies of the labelled ones, or with
-    alignment_frequencies=predicted."""
+    """Before confidence is checked, raise the probabilities of classes that are
+    predicted less often than their frequency, and lower the others, so that no class
+    disappears. Use it if the unlabelled images have the class frequencies of the
+    labelled ones, or with alignment_frequencies=predicted."""
 
     alignment_momentum: float = 0.0
-    """Share of the earlier steps in the mean prediction that distribution alignment
-    uses. 0.99 averages about a hundred steps, which is far less noisy than one batch;
-    0: the current step alone."""
+    """Share of earlier steps in the mean prediction that distribution alignment uses.
+    0.99 averages about a hundred steps, which is far less noisy than one batch; 0: only
+    the current step."""
 
     alignment_frequencies: Literal["labelled", "predicted"] = "labelled"
     """The class frequencies that distribution alignment aims for. labelled: those of
     the labelled images; predicted: the running mean of the predictions
     (alignment_momentum) after a quarter of a phase's steps, for unlabelled images with
-    different class frequencies. Until then nothing is learned from these images."""
+    other class frequencies. Until then nothing is learned from these images."""
 
     propagation: float = 0.0
-    """For this share of the steps a prediction counts only if label propagation agrees:
-    before the first step, labels are spread over near neighbours in the pretrained
-    features. 0.5 keeps kinds of images that the few labels miss from being learned as
-    another class; the encoder must separate such kinds."""
+    """During this share of the steps, a prediction counts only if label propagation
+    agrees: before the first step, labels are propagated to near neighbours in the
+    pretrained features. 0.5 keeps groups of images that have no label from being
+    learned as another class; the features must separate these groups."""
 
     def problems(self, config):
         found = []
         if self.images == OF_TARGET and config.target is None:
-            found.append("images='target' needs a target domain: give --target")
+            found.append("images='target' needs a target domain: set --target")
         if not 0 <= self.propagation <= 1:
-            found.append(f"propagation={self.propagation}: in [0, 1]")
-        if self.ratio < 1:
-            found.append(f"ratio={self.ratio}: at least 1")
-        if not self.weight > 0:
-            found.append(f"weight={self.weight}: more than 0")
+            found.append(f"propagation={self.propagation}: must be in [0, 1]")
+        found += at_least_1(self, "ratio") + above_0(self, "weight")
         if not 0 <= self.confidence < 1:
-            found.append(f"confidence={self.confidence}: in [0, 1)")
+            found.append(f"confidence={self.confidence}: must be in [0, 1)")
         if not 0 <= self.alignment_momentum < 1:
-            found.append(f"alignment_momentum={self.alignment_momentum}: in [0, 1)")
+            found.append(
+                f"alignment_momentum={self.alignment_momentum}: must be in [0, 1)"
+            )
         if self.alignment_momentum and not self.distribution_alignment:
             found.append(
-                f"alignment_momentum={self.alignment_momentum}: only with "
+                f"alignment_momentum={self.alignment_momentum}: applies only with "
                 "distribution_alignment"
             )
         if self.alignment_frequencies == "predicted" and not self.alignment_momentum:
             found.append(
-                "alignment_frequencies='predicted' is a mean of many steps: give "
-                "distribution_alignment and alignment_momentum, 0.99 for instance"
+                "alignment_frequencies='predicted' needs distribution_alignment, and "
+                "alignment_momentum to average over many steps, e.g. 0.99"
             )
         return found
 
@@ -158,7 +157,7 @@ class PseudoLabels(Method):
         images, known = setup.data.streams[STREAM].images, setup.data.labels
         some = labelled(known.train)
         assert some is not None
-        say(f"Propagating the labels over the neighbours of {len(images):,} images ...")
+        say(f"Propagating the labels to the neighbours of {len(images):,} images ...")
 
         def maps(model: Model, images: Array) -> list[Array]:
             pixels = setup.classifier.preprocessing.normalise(images)
@@ -167,7 +166,10 @@ class PseudoLabels(Method):
         project = Projector(maps, model, setup.runner, setup.config.seed)
         classes = propagated(project, some, images, len(known.class_names))
         reached = (classes >= 0).sum()
-        say(f"{len(some):,} labels propagated to {reached:,} of {len(images):,} images")
+        say(
+            f"{len(some):,} labels were propagated to {reached:,} of {len(images):,} "
+            "images"
+        )
         return {**kept, "propagated": jnp.asarray(classes, jnp.int32)}
 
     def providers(self, setup, known, now):

@@ -5,7 +5,6 @@ With n tasks begun, the new task's images weigh 1/n and those of the earlier tas
 """
 
 import dataclasses
-from typing import ClassVar
 
 from afterimage.finetune.method import METHODS, Method, Stream
 from afterimage.finetune.tasks.continual import task_loss
@@ -13,15 +12,13 @@ from afterimage.finetune.tasks.continual import task_loss
 REPLAY = "replay"
 
 
-@METHODS.add("replay")
+@METHODS.add("replay", group="continual")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay(Method):
     """Trains again on some images of earlier tasks."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("continual",)
-
     memory: int = 20
-    """Number of images to keep per class, chosen by seed."""
+    """Number of images per class to keep, chosen by seed."""
 
     @property
     def trains_earlier_heads(self) -> bool:
@@ -29,7 +26,7 @@ class Replay(Method):
 
     def problems(self, config):
         if self.memory < 1:
-            return [f"memory={self.memory}: at least 1 image of each class"]
+            return [f"memory={self.memory}: must be at least 1 image per class"]
         return []
 
     def phase_streams(self, setup, phase):

@@ -23,7 +23,7 @@ from afterimage.finetune.tasks._sampler import Shape
 from afterimage.training.step import Estimator
 
 
-@METHODS.add("reptile")
+@METHODS.add("reptile", group="episodes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reptile(InnerSteps):
     """Moves the weights towards the result of each episode's steps (Reptile)."""

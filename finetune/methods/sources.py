@@ -8,10 +8,11 @@ import numpy as np
 
 from afterimage.data import UNLABELLED, ImageSet, Joined, Labels, Splits
 from afterimage.errors import DataError
-from afterimage.finetune.classifier import HEAD
+from afterimage.fields import above_0
 from afterimage.finetune.data import of_head
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import reports
+from afterimage.models.classifier import HEAD
 
 SOURCE = "source"
 """The task whose labels are the source of each image in a pooled set."""
@@ -23,11 +24,12 @@ class Sources(Method):
     """Further labelled images of the same classes, from other domains."""
 
     images: tuple[str, ...] = ()
-    """Further labelled images of the same classes, each given like data. Together with
-    data they form one training set, which records the source of each image."""
+    """Further labelled images of the same classes, each in the same form as data.
+    Together with data they form one training set, which records the source of each
+    image."""
 
     weights: tuple[float, ...] = ()
-    """Weights of data and of each of images. Default: 1 each."""
+    """Weights of data and of each of images. Default: all 1."""
 
     @property
     def weighs_examples(self) -> bool:
@@ -38,15 +40,15 @@ class Sources(Method):
         if not self.images:
             found.append("images: give at least one")
         if len({config.data, *self.images}) <= len(self.images):
-            found.append(f"data={config.data!r}, images={self.images}: each once")
+            found.append(
+                f"data={config.data!r}, images={self.images}: give each only once"
+            )
         if self.weights and len(self.weights) != len(self.images) + 1:
             found.append(
-                f"weights has {len(self.weights)} numbers for {len(self.images) + 1} "
-                "sources: give one for data and for each of images"
+                f"weights={self.weights}: must have {len(self.images) + 1} numbers, "
+                "one for data and one for each of images"
             )
-        if not all(0 < weight < float("inf") for weight in self.weights):
-            found.append(f"weights={self.weights}: more than 0")
-        return found
+        return found + above_0(self, "weights")
 
     def open_labelled(self, splits, opener):
         others = [opener(spec, own=True) for spec in self.images]
@@ -140,8 +142,9 @@ def _numbered(images: ImageSet, like: Labels) -> np.ndarray:
     if unknown:
         raise DataError(
             f"{images.name} has classes that the first source lacks: "
-            f"{', '.join(unknown)}. It has {', '.join(like.class_names)}; rename them, "
-            "or leave those images out"
+            f"{', '.join(unknown)}. The first source has "
+            f"{', '.join(like.class_names)}; rename the classes, or leave these "
+            "images out"
         )
     to = np.full(len(images.class_names) + 1, UNLABELLED, np.int32)
     for number, name in enumerate(images.class_names):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from afterimage.fields import at_least_0
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.setup import example_weights
@@ -29,31 +30,32 @@ class Tasks(Method):
 
     columns: tuple[str, ...] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
     """Columns of a csv file, or label arrays y_train_NAME in an npz file. An image may
-    lack the label of any task (an empty cell, -1 or NaN)."""
+    have no label for a task (an empty cell, -1 or NaN)."""
 
     weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
-    """fixed: the sum of the losses; uncertainty: each task's weight is learned, and
-    noisy tasks weigh less; pcgrad: where two tasks' gradients on the encoder conflict,
-    the conflicting part of each is removed."""
+    """How tasks are weighted. fixed: the sum of the losses; uncertainty: each task's
+    weight is learned, and noisy tasks get less; pcgrad: if the gradients of two tasks
+    on the encoder conflict, the conflicting part of each is removed."""
 
     weights: tuple[float, ...] = ()
-    """Weights of the main task and of each of columns. Default: 1 each."""
+    """Weights of the main task and of each of columns. Default: all 1."""
 
     def problems(self, config):
         found = [] if self.columns else ["columns: give at least one"]
         if self.weights and len(self.weights) != len(self.columns) + 1:
             found.append(
-                f"weights has {len(self.weights)} numbers for {len(self.columns) + 1} "
-                "tasks: give one for the labels' own and for each of columns"
+                f"weights={self.weights}: must have {len(self.columns) + 1} numbers, "
+                "one for the main task and one for each of columns"
             )
-        if not all(0 <= weight < float("inf") for weight in self.weights):
-            found.append(f"weights={self.weights}: at least 0")
+        found += at_least_0(self, "weights")
         if self.weights and self.weighting == "uncertainty":
-            found.append("weights: weighting='uncertainty' learns them")
+            found.append(
+                "weights: cannot be set with weighting='uncertainty', which learns them"
+            )
         if len(set(self.columns)) < len(self.columns):
-            found.append(f"columns={self.columns}: each name once")
+            found.append(f"columns={self.columns}: give each name only once")
         return found + [
-            f"{name!r} cannot be the name of a column; use letters, digits, - and _, "
+            f"{name!r} cannot be the name of a task; use letters, digits, - and _, "
             f"and none of {', '.join(_RESERVED)}"
             for name in self.columns
             if name in _RESERVED or not re.fullmatch(r"[\w-]+", name)

@@ -42,12 +42,16 @@ class Task:
         """
         found = []
         if config.mode.name not in ("full", "scratch"):
-            found.append(f"only with mode full or scratch, not {config.mode.name}")
+            found.append(
+                f"works only with mode full or scratch, not {config.mode.name}"
+            )
         if config.select not in ("auto", "last"):
-            found.append(f"the last step counts: leave select={config.select!r} out")
+            found.append(
+                f"always keeps the last step: leave select={config.select!r} out"
+            )
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         return found + [
-            f"leave {name}={getattr(config, name)!r} out"
+            f"does not use {name}={getattr(config, name)!r}: leave it out"
             for name in names
             if getattr(config, name) != defaults[name]
         ]

@@ -65,16 +65,16 @@ class Sampler:
         problems = []
         if short:
             problems.append(
-                f"an episode takes {wanted} images of a class (shots + queries); "
+                f"an episode needs {wanted} images per class (shots + queries); "
                 f"{'; '.join(short[:10])}"
             )
         if len(present) < shape.ways:
             problems.append(
-                f"an episode takes {shape.ways} classes; there are {len(present)}"
+                f"an episode needs {shape.ways} classes, but there are {len(present)}"
             )
         if problems:
             raise DataError(
-                f"{images.name}: {'. '.join(problems)}. Ask for fewer ways, shots or "
+                f"{images.name}: {'. '.join(problems)}. Reduce ways, shots or "
                 "queries, or leave such classes out"
             )
 

@@ -7,7 +7,7 @@ step is written, so a run that is killed and resumed ends with the same table.
 
 import dataclasses
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.data import ImageSet, choose_labels
 from afterimage.errors import DataError, UserError, did_you_mean
-from afterimage.finetune.classifier import HEAD, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels
 from afterimage.finetune.losses import smoothed_cross_entropy
@@ -30,6 +29,7 @@ from afterimage.finetune.run import FinetuneJob
 from afterimage.finetune.selection import choose_rule
 from afterimage.finetune.setup import RunSetup, begin, build, make_head, stage_of
 from afterimage.finetune.tasks import TASKS, Task
+from afterimage.models.classifier import HEAD, HeadConfig
 from afterimage.report import logged
 from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Say
@@ -49,8 +49,8 @@ class Continual(Task):
     kept_step: ClassVar[str | None] = "the last step of each task"
 
     sequence: tuple[str, ...] = ()
-    """The classes of each task by name, separated by commas: 0,1 2,3 4,5. The tasks are
-    learned in this order, each only on its own images and for an equal share of the
+    """The classes of each task by name, separated by commas: 0,1 2,3 4,5. Tasks are
+    learned in this order, each from its own images and for an equal share of the
     steps."""
 
     scenario: Literal["task", "class"] = "class"
@@ -58,14 +58,14 @@ class Continual(Task):
     classes seen so far."""
 
     joint: bool = False
-    """All tasks at once: an upper bound for methods against forgetting."""
+    """Train all tasks at once, an upper bound for methods against forgetting."""
 
     def problems(self, config):
         found = self.leave_out(config, _ALONE)
         if not self.sequence:
-            found.append("sequence: name the classes of each task, e.g. 0,1 2,3")
+            found.append("sequence: give the classes of each task, e.g. 0,1 2,3")
         if self.joint and config.methods:
-            found.append("joint: nothing is forgotten; leave methods out")
+            found.append("joint: works without methods, as nothing is forgotten")
         return found
 
     def job(self, config, data, run):
@@ -74,8 +74,8 @@ class Continual(Task):
         tasks = make_sequence(self.sequence, labels.class_names, per_task=per_task)
         if labels.test is None:
             raise DataError(
-                f"{labels.train.name} has no test split, and a sequence of tasks is "
-                "scored on one after each task; give one as test/ beside train/"
+                f"{labels.train.name} has no test split, but a sequence of tasks is "
+                "tested after each task. Add test/ beside train/"
             )
         train = tasks.images(labels.train, range(len(tasks)))
         labels = dataclasses.replace(labels, train=train)
@@ -240,19 +240,19 @@ def make_sequence(
     groups = [tuple(n.strip() for n in task.split(",")) for task in texts]
     flat = [name for group in groups for name in group]
     problems = [
-        f"{name!r} is no class of the data{did_you_mean(name, names)}"
+        f"{name!r} is not a class of the data{did_you_mean(name, names)}"
         for name in dict.fromkeys(flat)
         if name not in names
     ]
     twice = sorted({name for name in flat if flat.count(name) > 1})
     problems += [f"{name!r} is named twice" for name in twice]
     problems += [
-        f"task {i} has one class, {group!r}: nothing to tell apart"
+        f"task {i} has only the class {group!r}; a task needs at least two"
         for i, group in enumerate(groups, 1)
         if len(group) < 2
     ]
     if len(groups) < 2:
-        problems.append("a sequence needs at least two tasks, such as 0,1 2,3")
+        problems.append("a sequence needs at least two tasks, e.g. 0,1 2,3")
     if problems:
         raise UserError(
             f"continual.sequence={' '.join(given)}: "
@@ -428,8 +428,10 @@ class ContinualJob(FinetuneJob):
             curves={"Test accuracy by task": curves},
             grids={"Test accuracy after each task": (["after", *names], lines)},
         )
-        classes = tasks.head_classes()
-        return self.write((params, stats), step, classes, results, task=sections)
+        return self.write((params, stats), step, results, task=sections)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return self.plan.tasks.head_classes()
 
 
 def continual_measures(

@@ -6,7 +6,7 @@ end it is scored once on episodes of the held-out classes.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,11 +14,12 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
+from afterimage.evaluation.nearest import Reference
 from afterimage.evaluation.text import percent
-from afterimage.finetune.classifier import HEAD
+from afterimage.fields import at_least_1
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels
-from afterimage.finetune.method import Sections
+from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.methods._episodes import EpisodeMethod, Score
 from afterimage.finetune.modes import layer_groups
 from afterimage.finetune.report import FinetuneResult, outline
@@ -35,6 +36,7 @@ from afterimage.finetune.tasks._sampler import (
     by_prototype,
     split_classes,
 )
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
 from afterimage.training.loop import StopSignal
@@ -68,27 +70,26 @@ class Episodes(Task):
     """Episodes per training step; replaces batch_size."""
 
     test_classes: float = 0.3
-    """Share of the classes held out, by seed; the result is measured on them."""
+    """Share of the classes to hold out, by seed; the result is measured on them."""
 
     test_episodes: int = 600
     """Number of held-out episodes; the result has a 95 % interval."""
 
     def problems(self, config):
         found = self.leave_out(config, _ALONE)
-        methods = [m.name for m in config.methods if self.name in m.tasks]
+        methods = [m.name for m in config.methods if m.task == self.name]
         if len(methods) != 1:
             found.append("give one method that learns over episodes, e.g. maml")
-        found += [
-            f"{name}={getattr(self, name)}: at least 1"
-            for name in ("shots", "queries", "per_step")
-            if getattr(self, name) < 1
-        ]
+        found += at_least_1(self, "shots", "queries", "per_step")
         if self.ways < 2:
-            found.append(f"ways={self.ways}: at least 2 classes")
+            found.append(f"ways={self.ways}: must be at least 2")
         if self.test_episodes < 2:
-            found.append(f"test_episodes={self.test_episodes}: 600 are customary")
+            found.append(
+                f"test_episodes={self.test_episodes}: must be at least 2; 600 are "
+                "common"
+            )
         if not 0 < self.test_classes < 1:
-            found.append(f"test_classes={self.test_classes}: a share in (0, 1)")
+            found.append(f"test_classes={self.test_classes}: must be a share in (0, 1)")
         return found
 
     def job(self, config, data, run):
@@ -109,8 +110,9 @@ class Episodes(Task):
         size = self.per_step * shape.rows
         if config.batch_size not in (type(config).batch_size, size):
             raise UserError(
-                f"batch_size={config.batch_size}: a step has per_step={self.per_step} "
-                f"episodes of {shape.rows} images; leave batch_size out"
+                f"batch_size={config.batch_size}: is set by the episodes "
+                f"(per_step={self.per_step} episodes of {shape.rows} images); leave "
+                "it out"
             )
         return dataclasses.replace(config, batch_size=size)
 
@@ -206,8 +208,14 @@ class EpisodeJob(FinetuneJob):
             headline={label: percent(rows[self.method.name])},
             grids={"Held-out classes": (["", "accuracy", *keys[1:]], lines)},
         )
-        classes = {HEAD: [f"way {i + 1}" for i in range(task.ways)]}
-        return self.write((params, stats), step, classes, results, task=sections)
+        return self.write((params, stats), step, results, task=sections)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        ways = self.config.task.ways
+        return {HEAD: [f"way {i + 1}" for i in range(ways)]}
+
+    def _references(self, model: Model) -> dict[str, Reference]:
+        return {}  # the head is for classes that are yet to come
 
 
 def summarised(scores: list[float]) -> dict[str, float]:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig
 from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Autoencoding, Forward, Pass, at_least_0
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass
 
 EXACT = 32
-"""Codes of at most this many numbers get an exact norm: one backward pass for each."""
+"""Codes of at most this size get an exact norm, with one backward pass per number."""
 
 Encode = Callable[[Array], Array]
 
@@ -60,7 +61,7 @@ class Contractive(Autoencoding):
     """Reconstruct from a code that changes little when the image does."""
 
     weight: float = 0.1
-    """Weight of the squared norm of the code's derivative."""
+    """Weight of the squared norm of the code's derivative by the image."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         return super().problems(config, model) + at_least_0(self, "weight")

@@ -12,7 +12,7 @@ removes from the patches, would dominate it.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -96,18 +96,20 @@ def _laid_out(patches, down, across, shape, k: int) -> Float[Array, "b h w c"]:
 class Dictionary(Reconstruction):
     """Rebuild each whitened patch by one filter; for model conv-patches."""
 
+    default_vector: ClassVar[tuple[str, str]] = ("grid", "standardise")
+
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
         settings = {"decoder": config.decoder, "bottleneck": config.bottleneck}
         found += [
-            f"{name}={value!r}: there is no decoder"
+            f"{name}={value!r}: has no effect, as there is no decoder"
             for name, value in settings.items()
             if value is not None
         ]
         if not issubclass(model.encoder, PatchEncoder):
             found.append(
-                f"model={model.name!r}: needs model='conv-patches', whose filters it "
-                "learns"
+                f"model={model.name!r}: must be 'conv-patches', whose filters this "
+                "objective learns"
             )
         return found
 

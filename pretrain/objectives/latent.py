@@ -20,12 +20,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network, abstract_encoder
 from afterimage.models.blocks import run_blocks
 from afterimage.models.decoders import Fill, make_block
 from afterimage.models.layers import Dense, PassInfo, mean_of
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Forward, ModelSetup, Pass, Tree, at_least_0
+from afterimage.pretrain.objective import Forward, ModelSetup, Pass, Tree
 from afterimage.pretrain.objectives.masked import Masked
 
 
@@ -80,14 +81,14 @@ class Latent(Masked):
     """Like masked, and also predict a teacher's features of the whole image."""
 
     weight: float = 1.0
-    """Weight of the error of the teacher's features at masked sites. The teacher is a
-    running mean of the encoder."""
+    """Weight of the error in predicting the teacher's features at masked sites. The
+    teacher is a running mean of the encoder."""
 
     teacher_decay: float = 0.99
-    """The running mean's decay in the first step."""
+    """Decay of the running mean in the first step."""
 
     teacher_decay_end: float = 0.999
-    """The decay from teacher_warmup on."""
+    """Decay from step teacher_warmup on."""
 
     teacher_warmup: int = 1000
     """Steps over which the decay rises."""
@@ -97,8 +98,8 @@ class Latent(Masked):
         low, high = self.teacher_decay, self.teacher_decay_end
         if not 0 <= low <= high < 1:
             found.append(
-                f"teacher_decay={low}, teacher_decay_end={high}: at least 0, rising, "
-                "below 1"
+                f"teacher_decay={low}, teacher_decay_end={high}: both must be in [0, "
+                "1), and the second not smaller"
             )
         return found + at_least_0(self, "weight", "teacher_warmup")
 
@@ -108,8 +109,8 @@ class Latent(Masked):
         patch = self.target_patch(model)
         if patch % stride:
             found.append(
-                f"patch={patch}: take a multiple of {stride}, the stride of the last "
-                "map, so that its sites are masked as a whole"
+                f"patch={patch}: must be a multiple of {stride}, the stride of the "
+                "last map, so that its sites are masked completely"
             )
         return found
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from afterimage.fields import at_least_1
 from afterimage.models import ModelConfig
 from afterimage.models.ops import upsample_nearest
 from afterimage.plugins import OBJECTIVES
@@ -38,13 +39,13 @@ class Masked(Autoencoding):
     not matter; or histograms of oriented gradients, so that only edges count."""
 
     pattern: Literal["random", "block"] = "random"
-    """Mask patches at random, or in a few blocks."""
+    """How patches are chosen: at random, or in a few blocks."""
 
     ratio: float = 0.6
     """Share of the patches that are masked."""
 
     ratio_max: float | None = None
-    """Each image draws its own ratio between ratio and this. Default: ratio for all."""
+    """Draw the ratio of each image between ratio and this. Default: always ratio."""
 
     patch: int | None = None
     """Side of a patch in pixels. Default: a power of two near a seventh of the image,
@@ -53,16 +54,15 @@ class Masked(Autoencoding):
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
         if not 0 < self.ratio < 1:
-            found.append(f"ratio={self.ratio}: between 0 and 1")
+            found.append(f"ratio={self.ratio}: must be between 0 and 1")
         high = self.ratio_max
         if high is not None and not self.ratio <= high < 1:
-            found.append(f"ratio_max={high}: at least ratio, and below 1")
-        if self.patch is not None and self.patch < 1:
-            found.append(f"patch={self.patch}: at least 1")
+            found.append(f"ratio_max={high}: must be at least ratio, and less than 1")
+        found += at_least_1(self, "patch")
         if self.pattern not in ("random", "block"):
-            found.append(f"pattern={self.pattern!r} is neither 'random' nor 'block'")
+            found.append(f"pattern={self.pattern!r}: must be 'random' or 'block'")
         if self.target == "patch" and self.patch == 1:
-            found.append("target='patch' leaves nothing of patches of one pixel")
+            found.append("target='patch': needs patches of more than one pixel")
         return found
 
     def data_problems(self, model: ModelConfig) -> list[str]:
@@ -70,16 +70,16 @@ class Masked(Autoencoding):
         patch, found = self.target_patch(model), []
         if patch >= max(height, width):
             found.append(
-                f"patch={patch}: images of {height}x{width} pixels would be one patch; "
-                "take less than the longer side"
+                f"patch={patch}: images of {height}x{width} pixels would be one "
+                "patch; use less than the longer side"
             )
         if self.target == "hog":
             from afterimage.pretrain.hog import cell_size
 
             if cell_size(patch) is None:
                 found.append(
-                    f"patch={patch}: target='hog' divides patches into cells of 3 to 8 "
-                    "pixels; take a multiple of one of these"
+                    f"patch={patch}: target='hog' divides patches into cells of 3 to "
+                    "8 pixels; use a multiple of one of these"
                 )
         return found
 

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from afterimage.fields import at_least_0, at_least_1
 from afterimage.models import Autoencoder, ModelConfig, abstract_encoder
 from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree
 
 _SILENT = 1e-6
 _WEIGHT = 0.01
@@ -56,21 +57,17 @@ class Sparse(Autoencoding):
     """Weight of the mean absolute value of the code. Default: 0.01, or 0 with k."""
 
     k: int | None = None
-    """Keep only this many channels, the largest, at each site. Default: all."""
+    """Keep only this number of channels, the largest, at each site. Default: all."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
-        if self.weight is not None:
-            found += at_least_0(self, "weight")
-        if self.k is not None and self.k < 1:
-            found.append(f"k={self.k}: at least 1")
-        return found
+        return found + at_least_0(self, "weight") + at_least_1(self, "k")
 
     def data_problems(self, model: ModelConfig) -> list[str]:
         width = abstract_encoder(model).num_features
         if self.k is None or self.k <= width:
             return []
-        return [f"k={self.k}: the code has {width} channels; keep fewer of them"]
+        return [f"k={self.k}: the code has only {width} channels; use a smaller k"]
 
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return SparseAutoencoder(model, self.k, rngs=rngs)

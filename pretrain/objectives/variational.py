@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, layers
 from afterimage.models.decoders import Encoded
 from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree
 
 # Beyond these limits the exponential leaves float32, or the sample is pure noise.
 _LOG_VARIANCE = (-20.0, 10.0)
@@ -97,14 +98,14 @@ class Variational(Autoencoding):
     """Reconstruct from a noisy code near a standard normal distribution."""
 
     beta: float = 1.0
-    """Weight of the KL divergence; 1 is the evidence lower bound with loss bce. Lower
-    values keep more of the image in the code."""
+    """Weight of the KL divergence; with loss bce, 1 gives the evidence lower bound.
+    Lower values keep more of the image in the code."""
 
     beta_warmup: int = 0
     """Steps over which beta rises from zero."""
 
     free_bits: float = 0.0
-    """Nats of KL per channel without penalty, to keep the code in use."""
+    """Nats of KL per channel without penalty, so that the code stays in use."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         own = at_least_0(self, "beta", "beta_warmup", "free_bits")

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig
 from afterimage.models.layers import PassInfo, constant
 from afterimage.plugins import OBJECTIVES
-from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree, at_least_0
+from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree
 
 DECAY = 0.99
 # Codes used less than this share of the mean use are dead.
@@ -101,14 +102,16 @@ class Quantised(Autoencoding):
     """Reconstruct from vectors of a learned codebook."""
 
     codes: int = 512
-    """Vectors in the codebook."""
+    """Number of vectors in the codebook."""
 
     commitment: float = 0.25
     """Weight of the squared distance between the code and its vectors."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model) + at_least_0(self, "commitment")
-        return found + ([f"codes={self.codes}: at least 2"] if self.codes < 2 else [])
+        return found + (
+            [f"codes={self.codes}: must be at least 2"] if self.codes < 2 else []
+        )
 
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return QuantisedAutoencoder(model, self.codes, rngs=rngs)

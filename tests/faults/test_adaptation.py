@@ -130,7 +130,7 @@ def test_a_run_of_an_older_version_continues(home, tmp_path):
     path.write_text(json.dumps(stored))
     (folder / "checkpoints" / "2").mkdir(parents=True)
     opened()
-    changed = r"methods.dann.weight: 1.0 in the folder, 0.5 asked for"
+    changed = r"dann.weight: 1.0 in the folder, 0.5 now"
     with pytest.raises(UserError, match=changed):
         opened(methods={"name": "dann", "weight": 0.5})
     with pytest.raises(

@@ -18,7 +18,7 @@ from afterimage.data.augmentations.resampling import Movement, moved
 from afterimage.errors import UserError
 from afterimage.plugins import AUGMENTATIONS
 
-Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b hh ww c"]]
+Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]
 """(key, images) -> images; only those that cut return another size."""
 
 
@@ -42,7 +42,7 @@ class Piece:
 
     def __call__(
         self, key: Array, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b hh ww c"]:
+    ) -> Float[Array, "b _h _w c"]:
         return self.thing(key, images, *self.values)
 
 
@@ -71,7 +71,7 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
 
     def augment(
         key: Array, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b hh ww c"]:
+    ) -> Float[Array, "b _h _w c"]:
         for number, step in enumerate(steps):
             images = step(jax.random.fold_in(key, number), images)
             # Computed once: XLA would repeat the resampling for each use on CPU.

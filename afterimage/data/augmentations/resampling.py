@@ -85,14 +85,14 @@ def takes(**ranges: tuple[float | int, float | int]) -> Callable[[Any], Any]:
 
 def moved(
     moves: Sequence[tuple[Movement, tuple[float, ...]]], size: int | None
-) -> Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b hh ww c"]]:
+) -> Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]:
     """These movements with their values, in order, as one resampling."""
     straight = all(move.straight for move, _ in moves)
     continues = any(move.continues for move, _ in moves)
 
     def augment(
         key: Array, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b hh ww c"]:
+    ) -> Float[Array, "b _h _w c"]:
         now = _size(images)
         view = now if size is None else (size, size)
         whole = _unmoved(len(images))
@@ -110,7 +110,7 @@ def moved(
 
 def straightly(
     images: Float[Array, "b h w c"], move: Affine, size: Size
-) -> Float[Array, "b hh ww c"]:
+) -> Float[Array, "b _h _w c"]:
     """The images under a movement without rotation, at a size: linear, antialiased.
 
     Only pixels of the part that is cut are used.
@@ -129,7 +129,7 @@ def resample(
     size: Size,
     *,
     continues: bool = False,
-) -> Float[Array, "b hh ww c"]:
+) -> Float[Array, "b _h _w c"]:
     """The images under any movement, at a size: linear interpolation, antialiased.
 
     The triangle filter is as wide as a pixel of the result, at least one pixel of the
@@ -167,7 +167,7 @@ def _neighbours(
     move: Affine,
     size: Size,
     beyond: Callable[[Array, int], Array],
-) -> Float[Array, "b hh ww c"]:
+) -> Float[Array, "b _h _w c"]:
     """Each pixel as a weighted sum of those around its place, by gathers."""
     count, *sides, channels = images.shape
     across, down = _places(size[1])[None, None], _places(size[0])[None, :, None]

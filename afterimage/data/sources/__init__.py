@@ -4,14 +4,16 @@ A kind is a subclass of `Source`, registered under the word before the colon. Ki
 other packages are found through the entry points of `afterimage.plugins`.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from afterimage.checkpoints.schemas import MOST_CHANNELS
+from afterimage.data.decode import SUFFIXES, suffix_of
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import parse_range
-from afterimage.data.sets import Request, Splits
+from afterimage.data.sets import Request, SizeRule, Splits
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import ReadingOptions
@@ -38,7 +40,7 @@ class Source:
 
     name: ClassVar[str] = ""
     form: ClassVar[str] = ""
-    """The part after the colon, as shown in the help; empty if there is none."""
+    """The text after the colon, as shown in the help; empty if there is none."""
     tasks: ClassVar[bool] = False
     """Whether an image may have labels for several tasks."""
     named_splits: ClassVar[bool] = False
@@ -57,7 +59,7 @@ class Source:
 def open_data(
     data: Any,
     *,
-    image_size: int | None = None,
+    image_size: int | SizeRule | None = None,
     channels: int | None = None,
     value_range: str | tuple[float, float] | None = None,
     on_bad_image: OnBadImage = "fail",
@@ -65,6 +67,7 @@ def open_data(
     tasks: Sequence[str] = (),
     reading: ReadingOptions | None = None,
     strict: bool = True,
+    once: bool = False,
 ) -> Splits:
     """The splits of `data`: a spec, a path, or an object that holds images.
 
@@ -73,7 +76,8 @@ def open_data(
     arrays or of splits, or a sequence of records (`afterimage.data.objects`).
 
     `image_size` resizes to a square: the short side is scaled, the centre is cropped;
-    None keeps the size that all images share. `channels` is 1 (grey), 3 (RGB), or the
+    None keeps the size that all images share; a function chooses one of these from the
+    sizes of the images. `channels` is 1 (grey), 3 (RGB), or the
     number of bands that the images have; None keeps grey and colour unchanged.
     `value_range` gives the values of black and white in images of more than 8 bits:
     (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
@@ -81,19 +85,23 @@ def open_data(
     `on_bad_image` "skip" skips files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
     labels to read. `reading` defines what folder names and table cells mean; if not
-    `strict`, the folders it names for splits may be missing. Raises UserError for an
-    unknown spec or object, and DataError for data that does not fit.
+    `strict`, the folders it names for splits may be missing. `once` is for a single
+    pass: files are read when their images are asked for, as training images without
+    labels, and are not cached; `image_size` and `channels` must be given.
+
+    Raises UserError for an unknown spec or object, and DataError for data that does not
+    fit.
     """
     reading = reading or ReadingOptions()
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size {image_size} is not positive")
+    if isinstance(image_size, int) and image_size < 1:
+        raise UserError(f"image_size={image_size}: must be at least 1")
     if channels is not None and not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
-            f"channels {channels}; expected 1 (grey), 3 (RGB) or the number of bands, "
+            f"channels={channels}: must be 1 (grey), 3 (RGB) or the number of bands, "
             f"at most {MOST_CHANNELS}"
         )
     if on_bad_image not in ("fail", "skip"):
-        raise UserError(f"on_bad_image {on_bad_image!r}; expected 'fail' or 'skip'")
+        raise UserError(f"on_bad_image={on_bad_image!r}: must be 'fail' or 'skip'")
     request = Request(
         image_size=image_size,
         channels=channels,
@@ -103,6 +111,7 @@ def open_data(
         tasks=tuple(tasks),
         reading=reading,
         strict=strict,
+        once=once,
     )
     if not isinstance(data, str | os.PathLike):
         return _of_object(data, None, request)
@@ -116,14 +125,14 @@ def open_data(
         )
     if tasks and not source.tasks:
         raise UserError(
-            f"tasks {', '.join(tasks)}: {spec} has one label per image; list the "
-            "images in a table with a column for each task, csv:PATH, or give an npz "
-            "file with the labels of each, e.g. y_train_NAME beside x_train"
+            f"tasks {', '.join(tasks)}: {spec} has only one label per image. Use a "
+            "table with a column per task, csv:PATH, or an npz file with the labels "
+            "of each, e.g. y_train_NAME beside x_train"
         )
     if reading.split_folders and strict and not source.named_splits:
         options = ", ".join(OPTIONS[split] for split in reading.split_folders)
         raise UserError(
-            f"{options}: {spec} has no folders; these options name folders in folder: "
+            f"{options}: {spec} has no folders. These options name folders in folder: "
             "and zip: data, or values of the column split in csv: data"
         )
     found = source.open(rest, request)
@@ -147,8 +156,8 @@ def spec_of(data: str | os.PathLike[str]) -> str:
         return text
     if kind == _OBJECT:
         raise UserError(
-            f"data {text!r}: this run was given an object of Python; pass it again, "
-            "as data=…"
+            f"data {text!r}: this run was given a Python object; pass it again as "
+            "data=…"
         )
     place = os.path.expanduser(text)
     if os.path.isdir(place):
@@ -156,17 +165,21 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     suffix = os.path.splitext(text)[1].lower()
     if os.path.exists(place) and suffix in _SUFFIXES:
         return f"{_SUFFIXES[suffix]}:{text}"
+    if suffix_of(text) in SUFFIXES and (os.path.isfile(place) or glob.has_magic(text)):
+        return f"files:{text}"
+    if glob.has_magic(text) and glob.glob(place, recursive=True):
+        return f"files:{text}"
     if os.path.exists(place):
         raise UserError(
-            f"data {text!r} is a file; expected a folder of images, or a file that "
-            f"ends in {', '.join(_SUFFIXES)}"
+            f"data {text!r} is a file of unknown type; expected a folder of images, "
+            f"or a file ending in {', '.join(_SUFFIXES)}"
         )
     hint = did_you_mean(kind.lower(), kinds)
     if hint == "." and kind == text:
         hint = nearest_path(place)
     raise UserError(
-        f"data {text!r} is neither a path that exists nor a kind of data"
-        f"{hint} There are: {', '.join(forms())}"
+        f"data {text!r} is not an existing path or a known kind of data{hint} There "
+        f"are: {', '.join(forms())}"
     )
 
 

@@ -45,7 +45,9 @@ class CsvSource(Source):
         column = table.named("image", source, tasks)
         if column is None:
             raise DataError(no_columns(source, table.columns))
-        table, splits = _chosen(table, source, tasks, reading, request.strict)
+        splits = ["train"] * len(table.lines)
+        if not request.once:
+            table, splits = _chosen(table, source, tasks, reading, request.strict)
         label = table.named("label", source, tasks)
         outside = reading.outside_images
         names = _names(table, column, label, source, where.parent, outside)
@@ -65,7 +67,7 @@ class CsvSource(Source):
 
 def _content(where: pathlib.Path, source: str) -> bytes:
     if not os.path.exists(where):
-        raise DataError(f"{source}: there is no such file")
+        raise DataError(f"{source} does not exist")
     try:
         return files.read_bytes(where, MAX_BYTES)
     except OSError as error:
@@ -88,18 +90,20 @@ def _names(
         if not cell:
             problems.append(f"line {line} names no image")
         elif "\0" in cell:
-            problems.append(f"line {line}: a NUL in the path {spelling(cell)}")
+            problems.append(
+                f"line {line}: the path {spelling(cell)} contains a NUL character"
+            )
         elif not outside and (name.startswith(("/", "../")) or name == ".."):
             problems.append(
-                f"line {line}: {spelling(cell)} lies outside the table's folder; "
-                "--outside-images allows it"
+                f"line {line}: {spelling(cell)} is outside the table's folder; "
+                "--outside-images allows this"
             )
         elif (path := os.path.abspath(folder / name)) in first:
             problems.append(_twice(table, first[path], row, name, label))
         else:
             first[path] = row
     if problems or not cells:
-        raise DataError(listed(problems or ["no image is listed"], source))
+        raise DataError(listed(problems or ["it lists no images"], source))
     # Normalise only if safe: `a/../b` may be another file if `a` is a link.
     return [c if ".." in c.split("/") else posixpath.normpath(c) for c in cells]
 
@@ -143,8 +147,8 @@ def _chosen(
     if wrong:
         shown = ", ".join(spelling(value) or "empty cells" for value in wrong[:5])
         raise DataError(
-            f"{source}: column {column} holds {shown}; expected train, validation or "
-            "test in each line, or name the value of each split with "
+            f"{source}: column {column} contains {shown}; expected train, validation "
+            "or test in each line. Otherwise name the value of each split with "
             f"{', '.join(OPTIONS.values())}"
         )
     return table, [str(exact(cell)) for cell in cells]
@@ -163,9 +167,9 @@ def _check_no_splits(table: Table, source: str, tasks: Sequence[str]) -> None:
         flag = exact(name.casefold().removeprefix("is_")) is not None
         if (None not in words and len(words) > 1) or (flag and len(values) > 1):
             raise DataError(
-                f"{source}: column {spelling(name)} holds "
-                f"{', '.join(map(spelling, sorted(values)[:3]))}, and looks as if it "
-                "told splits apart. Call it `split`, with train, validation or test in "
+                f"{source}: column {spelling(name)} contains "
+                f"{', '.join(map(spelling, sorted(values)[:3]))} and seems to define "
+                "splits. Rename it to `split`, with train, validation or test in "
                 "each line, or remove it"
             )
 
@@ -178,7 +182,7 @@ def _check_given(
             why = "the table has no column split"
         elif value not in values:
             there = ", ".join(map(spelling, sorted(values)[:8]))
-            why = f"column {column} does not have this value. It has: {there}"
+            why = f"column {column} has no such value; it has {there}"
         else:
             continue
         raise DataError(f"{source}: {OPTIONS[split]} {spelling(value)}: {why}")

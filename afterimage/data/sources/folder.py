@@ -112,8 +112,8 @@ def _unreadable(error: OSError) -> None:
     name = str(error.filename)
     shown = name if len(name) < 300 else f"{name[:100]} … {name[-100:]}"
     raise DataError(
-        f"the folder {spelling(shown)} cannot be read ({error.strerror}); without its "
-        "images the data would be incomplete. Make it readable, or move it away"
+        f"the folder {spelling(shown)} cannot be read ({error.strerror}), so the data "
+        "would be incomplete. Make it readable, or move it away"
     ) from error
 
 
@@ -138,10 +138,11 @@ def listed_kinds(kinds: Mapping[str, int]) -> str:
 
 def nothing_found(where: str, others: Mapping[str, int]) -> str:
     """The message for a folder or archive without images; `others` counts suffixes."""
-    found = f" (found only {listed_kinds(others)})" if others else ""
+    found = f" (only {listed_kinds(others)})" if others else ""
     return (
-        f"{where} holds no images{found}; looked for {' '.join(sorted(SUFFIXES))}, "
-        "flat, in one subfolder a class, or in train/, validation/, test/ above those"
+        f"{where} contains no images{found}; expected {' '.join(sorted(SUFFIXES))}, "
+        "directly, in one subfolder per class, or in train/, validation/, test/ "
+        "above those"
     )
 
 
@@ -163,8 +164,12 @@ def open_tree(files: FileTree, source: str, request: Request) -> Splits:
     """The splits of images whose folders or label tables give the classes."""
     if files.others:
         kinds = listed_kinds(files.others)
-        say_once(f"{source}: files of other kinds, ignored: {kinds}")
+        say_once(f"{source}: other files are ignored: {kinds}")
     reading = request.reading
+    if request.once:
+        every = range(len(files.names))
+        groups = {"train": (every, [None] * len(every))}
+        return image_sets(files, source, groups, request)
     groups = layout(files.names, source, reading.split_folders, strict=request.strict)
     # Images excluded by the options are not opened at all.
     used = sorted(row for rows, _ in groups.values() for row in rows)

@@ -45,20 +45,20 @@ def check_sizes(path: str | os.PathLike[str]) -> None:
                 claimed = _claimed_size(member)
             if claimed != info.file_size:
                 raise ValueError(
-                    f"{info.filename} claims {claimed:,} bytes, but has "
+                    f"{info.filename} declares {claimed:,} bytes, but has "
                     f"{info.file_size:,}"
                 )
             if inflates_too_much(info.file_size, info.compress_size):
                 raise ValueError(
-                    f"{info.filename} has {info.compress_size:,} bytes that inflate to "
-                    f"{info.file_size:,}"
+                    f"{info.filename} has {info.compress_size:,} bytes that "
+                    f"decompress to {info.file_size:,}"
                 )
     # The other half of the free memory is needed for uint8 copies.
     total, most = sum(info.file_size for info in infos), allowance()
     if total > most:
         raise ValueError(
-            f"its arrays need {total:,} bytes of memory, but {most:,} are available; "
-            "write the images as files, which are read one by one"
+            f"its arrays need {total:,} bytes of memory, but only {most:,} are "
+            "available. Save the images as files, which are read one by one"
         )
 
 
@@ -66,14 +66,14 @@ def _claimed_size(member: Any) -> int:
     """Bytes of a .npy file, by its header."""
     version = np.lib.format.read_magic(member)
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"an array in format {version}")
+        raise ValueError(f"an array in the unknown format {version}")
     start = member.read(2 if version == (1, 0) else 4)
     length = int.from_bytes(start, "little")
     if length > _LONGEST_HEADER:
         raise ValueError(f"a header of {length:,} bytes")
     shape, dtype = _described(member.read(length))
     if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+        raise ValueError("it contains Python objects")
     if len(shape) > _MOST_AXES or any(not 0 <= side < 2**48 for side in shape):
         raise ValueError(f"an array of {len(shape)} dimensions, or of impossible size")
     return 8 + len(start) + length + math.prod(shape) * dtype.itemsize
@@ -91,16 +91,17 @@ def _described(header: bytes) -> tuple[list[int], np.dtype]:
 def _load(path: str) -> dict[str, np.ndarray]:
     where, shown = os.path.expanduser(path), spelling(path)
     if not os.path.isfile(where):
-        there = "it is not a regular file" if os.path.exists(where) else "no such file"
-        raise DataError(f"npz:{shown}: {there}")
+        missing = not os.path.exists(where)
+        there = "does not exist" if missing else "is not a regular file"
+        raise DataError(f"npz:{shown} {there}")
     try:
         check_sizes(where)
         if not zipfile.is_zipfile(where):
-            raise ValueError("it is no zip archive")
+            raise ValueError("it is not a zip archive")
         with np.load(where, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise DataError(
-            f"npz:{shown} cannot be read ({error}); expected an archive written by "
+            f"npz:{shown} cannot be read ({error}); expected a file written by "
             "numpy.savez, without Python objects"
         ) from error

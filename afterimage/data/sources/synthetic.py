@@ -31,16 +31,16 @@ class SyntheticSource(Source):
         match = re.fullmatch(r"0*([0-9]+)x0*([0-9]+)x0*([0-9]+)", rest)
         if not match or "0" in match.groups():
             raise UserError(
-                f"synthetic:{rest} is not a size; expected synthetic:HxWxC, for "
-                "example synthetic:32x32x3"
+                f"synthetic:{rest} is not a size; expected synthetic:HxWxC, e.g. "
+                "synthetic:32x32x3"
             )
         if max(map(len, match.groups())) > 6 or (
             math.prod(map(int, match.groups())) * (_TRAIN + _TEST) > _MOST_BYTES
         ):
             raise UserError(
-                f"synthetic:{rest[:40]} does not fit into memory: {_TRAIN + _TEST:,} "
-                f"images may take {_MOST_BYTES:,} bytes in all, e.g. "
-                "synthetic:512x512x3"
+                f"synthetic:{rest[:40]} does not fit in memory: {_TRAIN + _TEST:,} "
+                f"images may use {_MOST_BYTES:,} bytes in all. Use a smaller size, "
+                "e.g. synthetic:512x512x3"
             )
         height, width, depth = map(int, match.groups())
         names = tuple(f"{180 * k // _CLASSES} degrees" for k in range(_CLASSES))

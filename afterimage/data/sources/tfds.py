@@ -87,24 +87,22 @@ class TfdsSource(Source):
 
     def open(self, rest: str, request: Request) -> Splits:
         if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", rest):
-            raise UserError(
-                f"tfds:{rest} is not of the form tfds:NAME[/CONFIG][:VERSION]"
-            )
+            raise UserError(f"tfds:{rest}: expected tfds:NAME[/CONFIG][:VERSION]")
         _hide_accelerators()
         builder = _prepared(rest)
         source = f"tfds:{builder.info.full_name}"
         image, label = _features(builder, source)
         if "train" not in builder.info.splits:
             raise DataError(
-                f"{source} has no train split: {sorted(builder.info.splits)}"
+                f"{source} has no train split; it has {sorted(builder.info.splits)}"
             )
         try:
             records = _Records(builder, image, label)
         except NotImplementedError as error:
             raise DataError(
                 f"{source} was prepared as {builder.info.file_format.value} files, "
-                "which cannot be read at random; prepare it again as ArrayRecord: "
-                f"tfds build {rest} --file_format=array_record"
+                "which cannot be read in random order. Prepare it again as "
+                f"ArrayRecord: tfds build {rest} --file_format=array_record"
             ) from error
         return image_sets(records, source, records.groups, request)
 
@@ -152,8 +150,8 @@ def _reachable(builder: Any) -> bool:
 
 def _no_network(builder: Any) -> str:
     return (
-        "there is no network to download it; connect, or copy the prepared data set to "
-        f"{builder.data_path}"
+        "the network is not reachable for a download; connect, or copy the prepared "
+        f"data set to {builder.data_path}"
     )
 
 
@@ -165,8 +163,8 @@ def _features(builder: Any, source: str) -> tuple[str, str | None]:
     labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     if len(images) != 1:
         raise DataError(
-            f"{source} has {len(images)} image features ({', '.join(features)}); one "
-            "is needed"
+            f"{source} has {len(images)} image features ({', '.join(features)}); "
+            "expected exactly one"
         )
     return images[0], labels[0] if labels else None
 
@@ -182,7 +180,7 @@ def _not_found(name: str, error: Exception) -> str:
         return f"tfds:{name}: {str(error).splitlines()[0]}"
     near = difflib.get_close_matches(base, known, 3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"tfds:{name}: TFDS knows no data set {base!r}{hint}"
+    return f"tfds:{name}: TFDS has no data set {base!r}{hint}"
 
 
 def _missing(builder: Any, error: BaseException) -> str:
@@ -194,8 +192,8 @@ def _missing(builder: Any, error: BaseException) -> str:
     said = " ".join(f"{type(link).__name__} {link}" for link in chain)
     if re.search(r"ModuleNotFoundError.*tensorflow", said):
         return (
-            "TensorFlow, which its builder needs, is not installed; "
-            "pip install tensorflow-cpu (the [tensorflow] extra)"
+            "its builder needs TensorFlow, which is not installed: pip install "
+            "tensorflow-cpu (the [tensorflow] extra)"
         )
     if re.search("ConnectionError|resolve|URLError|DownloadError|timed out", said):
         return _no_network(builder)
@@ -203,4 +201,7 @@ def _missing(builder: Any, error: BaseException) -> str:
 
 
 def _cannot(name: str, missing: str) -> str:
-    return f"tfds:{name} is not prepared on this machine and cannot be now: {missing}"
+    return (
+        f"tfds:{name} is not prepared on this machine and cannot be prepared now: "
+        f"{missing}"
+    )

@@ -49,7 +49,7 @@ class Archives:
                 name = posixpath.normpath(name)
                 if name in members:
                     raise DataError(
-                        f"zip:{spelling(paths)}: {spelling(name)} is in it twice"
+                        f"zip:{spelling(paths)} contains {spelling(name)} twice"
                     )
                 members[name] = (archive, info)
         self.names: Sequence[str] = sorted(filter(is_image_name, members))
@@ -101,7 +101,7 @@ def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
     shown = spelling(path)
     if not _is_file(path):
         folder = os.path.isdir(os.path.expanduser(path))
-        what = f"it is a folder, folder:{shown}" if folder else "there is no such file"
+        what = f"it is a folder; use folder:{shown}" if folder else "it does not exist"
         raise DataError(f"zip:{shown}: {what}")
     try:
         return shown, zipfile.ZipFile(os.path.expanduser(path))
@@ -135,14 +135,14 @@ def _check_member(path: str, info: zipfile.ZipInfo, name: str) -> None:
     elif name.startswith("/") or re.match(r"[A-Za-z]:", name):
         problem = "has an absolute path"
     elif ".." in name.split("/"):
-        problem = "leads out of the archive"
+        problem = "points outside the archive"
     elif "\0" in name:
-        problem = "has a NUL in its name"
+        problem = "contains a NUL character"
     elif info.flag_bits & 1:
         problem = "is encrypted"
     else:
         return
     raise DataError(
-        f"zip:{path}: member {spelling(name)} {problem}; the archive is refused. Pack "
-        "plain image files under relative paths"
+        f"zip:{path}: the member {spelling(name)} {problem}, so the archive was not "
+        "read. Pack plain image files under relative paths"
     )

@@ -48,8 +48,8 @@ class VGG(EncoderNetwork):
         if not any(n < 32 or n % 32 for n in image_size):
             return []
         return [
-            f"image_size={image_size} must be multiples of 32: VGG halves five times"
-            " and drops the odd pixel"
+            f"image_size={image_size} must be a multiple of 32: VGG halves the image "
+            "five times and drops odd pixels"
         ]
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
@@ -65,7 +65,7 @@ class VGG(EncoderNetwork):
     def encode(self, images: Array, context: PassInfo) -> tuple[Maps, Switches]:
         if min(images.shape[1:3]) < 32:
             raise UserError(
-                f"images of {images.shape[1:3]} px; VGG takes 32 px and more, as it "
+                f"images of {images.shape[1:3]} px; VGG needs at least 32 px, as it "
                 "halves them five times"
             )
         maps, x = [], images
