@@ -184,7 +184,6 @@ class Cell:
 
     def pretrain(self) -> dict[str, float]:
         """Runs the command unless it was; minutes of wall clock and of CPU."""
-        self.run.parent.mkdir(parents=True, exist_ok=True)
         log = self.run.with_suffix(".log")
         # Not part of what is compared: all checkpoints stay for the label-free table.
         quiet = ("--keep-last", "100", "--no-tensorboard")
@@ -301,6 +300,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     wanted = {"command": shlex.join(cell.command), "scores": {}}
     stored = wanted | stored
+    file.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(**more: Any) -> None:
         stored.update(more)
