@@ -58,10 +58,14 @@ class FeaturesConfig(ImagesOptions):
     pool: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "vector"
     )
-    """How feature maps become a vector. vector: the bottleneck, else the same as last.
-    last: the mean of the last map. pyramid: the means of all maps, concatenated. grid,
-    pyramid-grid: the same with the means of a 2x2 grid; grid-3: with a 3x3 grid of the
-    last map."""
+    """How feature maps become a vector. vector: the encoder's own, chosen at the end of
+    its training; the bottleneck if there is one. last: the mean of the last map.
+    pyramid: the means of all maps, concatenated. grid, pyramid-grid: the same with the
+    means of a 2x2 grid; grid-3: with a 3x3 grid of the last map."""
+
+    dim: int | None = None
+    """Reduce the vectors to this many principal components (PCA). They are those of the
+    training images of --data, whatever the split. Default: no PCA."""
 
     views: Views = "none"
     """Average the vectors of several views of each image. flip: mirrored left to right,
@@ -70,6 +74,10 @@ class FeaturesConfig(ImagesOptions):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; features are stored as float32."""
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot work, in one list."""
+        return super().problems() + at_least_1(self, "dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
