@@ -44,7 +44,7 @@ from benchmarks.image_sets import (
     prepared,
 )
 from benchmarks.programs import quietly
-from benchmarks.results import read_results, row, write_results
+from benchmarks.results import figure, read_results, row, write_results
 
 NAME = "strangers"
 DEFAULT: Mapping[str, tuple[str, ...]] = {"default": ()}
@@ -404,8 +404,11 @@ def run(config: Strangers) -> list[dict[str, Any]]:
 
         rows = run_criteria(config)
         _write(config, rows)
-        return rows
-    return run_table(config)
+    else:
+        rows = run_table(config)
+    for one in rows:
+        print(f"{one['table']}: {one['row']}, {one['metric']}: {figure(one, 2)}")
+    return rows
 
 
 if __name__ == "__main__":
