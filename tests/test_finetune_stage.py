@@ -294,7 +294,7 @@ def test_phases_by_step():
     assert stage.steps == 10
     assert [stage.start(i) for i in range(3)] == [0, 3, 10]
     assert [stage.phase_of(s) for s in (0, 1, 3, 4, 10)] == [0, 0, 0, 1, 1]
-    with pytest.raises(UserError, match="step 11.*10 steps"):
+    with pytest.raises(UserError, match=r"step 11.*10 steps"):
         stage.phase_of(11)
 
 
