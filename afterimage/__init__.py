@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
+    from afterimage.classifier import Classifier as Classifier
+    from afterimage.classifier import load_classifier as load_classifier
     from afterimage.encoder import Encoder as Encoder
     from afterimage.encoder import load_encoder as load_encoder
     from afterimage.sklearn import EncoderTransformer as EncoderTransformer
+    from afterimage.sklearn import ImageClassifier as ImageClassifier
 
 __version__ = "0.1.0"
 

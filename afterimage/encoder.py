@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -168,7 +169,7 @@ class Encoder:
         batches, total = image_batches(images, batch_size)
         function = self._vectors(pool, views)
         parts = self._stream(function, batches, batch_size, resize)
-        return _joined(_shown(parts, total) if progress else parts, total)
+        return joined(shown(parts, total) if progress else parts, total)
 
     def feature_maps(
         self, images: Any, *, batch_size: int = 256, resize: bool = True
@@ -179,7 +180,7 @@ class Encoder:
         """
         batches, total = image_batches(images, batch_size)
         parts = self._stream(self._maps, batches, batch_size, resize)
-        return _joined(parts, total)
+        return joined(parts, total)
 
     def stream(
         self,
@@ -229,29 +230,8 @@ class Encoder:
         batch_size: int,
         resize: bool,
     ) -> Iterator[Any]:
-        pending: collections.deque[tuple[Any, int]] = collections.deque()
-        size = 0
-        for batch in batches:
-            ready = prepare(batch, self.preprocessing, resize=resize)
-            if min(ready.shape[1:3]) < MIN_IMAGE_SIZE:
-                raise UserError(
-                    f"images of {ready.shape[1:3]} px; the network needs at least "
-                    f"{MIN_IMAGE_SIZE} px (resize=True scales them to "
-                    f"{self.preprocessing.image_size})."
-                )
-            # Never smaller than the previous batch: a partial last one is padded.
-            fewest = 1 << max(0, len(ready) - 1).bit_length()
-            size = max(size, min(batch_size, fewest))
-            padding = [(0, size - len(ready)), (0, 0), (0, 0), (0, 0)]
-            full = ready if len(ready) == size else np.pad(ready, padding)
-            out = function(self.params, full)
-            for leaf in jax.tree.leaves(out):
-                leaf.copy_to_host_async()
-            pending.append((out, len(ready)))
-            if len(pending) > _IN_FLIGHT:
-                yield _on_host(*pending.popleft())
-        for out, count in pending:
-            yield _on_host(out, count)
+        run = functools.partial(function, self.params)
+        return stream(run, self.preprocessing, batches, batch_size, resize=resize)
 
     def untrained(self, seed: int = 0) -> "Encoder":
         """The same network freshly initialised, as a baseline for the trained one."""
@@ -263,6 +243,45 @@ class Encoder:
     def save(self, path: str | Path) -> None:
         """Write a bare encoder folder that `load_encoder` reads."""
         write_encoder(Path(path), self.params, self.stats, self.manifest)
+
+
+def stream(
+    function: Callable[[Any], Any],
+    preprocessing: Preprocessing,
+    batches: Iterable[Batch],
+    batch_size: int,
+    *,
+    resize: bool = True,
+) -> Iterator[Any]:
+    """`function` of each batch in turn, as NumPy; the next are read meanwhile.
+
+    Its results are an array or a tree of arrays with one row per image. Batches are
+    prepared as `preprocessing` says, and padded to few sizes, so that `function`, which
+    is jitted, compiles for few. Raises UserError for images that cannot be used.
+    """
+    pending: collections.deque[tuple[Any, int]] = collections.deque()
+    size = 0
+    for batch in batches:
+        ready = prepare(batch, preprocessing, resize=resize)
+        if min(ready.shape[1:3]) < MIN_IMAGE_SIZE:
+            raise UserError(
+                f"images of {ready.shape[1:3]} px; the network needs at least "
+                f"{MIN_IMAGE_SIZE} px (resize=True scales them to "
+                f"{preprocessing.image_size})."
+            )
+        # Never smaller than the previous batch: a partial last one is padded.
+        fewest = 1 << max(0, len(ready) - 1).bit_length()
+        size = max(size, min(batch_size, fewest))
+        padding = [(0, size - len(ready)), (0, 0), (0, 0), (0, 0)]
+        full = ready if len(ready) == size else np.pad(ready, padding)
+        out = function(full)
+        for leaf in jax.tree.leaves(out):
+            leaf.copy_to_host_async()
+        pending.append((out, len(ready)))
+        if len(pending) > _IN_FLIGHT:
+            yield _on_host(*pending.popleft())
+    for out, count in pending:
+        yield _on_host(out, count)
 
 
 def load_encoder(path: str | Path, *, dtype: str = "float32") -> Encoder:
@@ -305,7 +324,7 @@ def _on_host(out: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], out)
 
 
-def _joined(parts: Iterator[Any], total: int) -> Any:
+def joined(parts: Iterator[Any], total: int) -> Any:
     """The parts as one array (or a list of arrays), each copied once."""
     first = next(parts)
     whole = jax.tree.map(lambda a: np.empty((total, *a.shape[1:]), a.dtype), first)
@@ -317,11 +336,12 @@ def _joined(parts: Iterator[Any], total: int) -> Any:
     return whole
 
 
-def _shown(parts: Iterator[np.ndarray], total: int) -> Iterator[np.ndarray]:
-    with ProgressBar(total, "features") as progress:
+def shown(parts: Iterator[Any], total: int, what: str = "features") -> Iterator[Any]:
+    """The parts as they come, counted by a progress bar of `total` images."""
+    with ProgressBar(total, what) as progress:
         for part in parts:
             yield part
-            progress.add(len(part))
+            progress.add(len(jax.tree.leaves(part)[0]))
 
 
 def encoder_manifest(

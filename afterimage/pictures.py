@@ -84,3 +84,28 @@ def _tile(image: np.ndarray) -> Any:
     factor = max(round(_TILE / side), 1)
     enlarged = (tile.width * factor, tile.height * factor)
     return tile.resize(enlarged, Image.Resampling.NEAREST)
+
+
+# Dark to light, so that it also reads in grey: violet, red, orange, pale yellow.
+_HEAT = np.array(
+    [(40, 11, 84), (159, 42, 99), (229, 92, 48), (252, 165, 10), (252, 255, 164)],
+    np.float32,
+)
+
+
+def draw_heat(
+    images: np.ndarray, heat: Float[np.ndarray, "n h w"]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Draw what is above 0 in `heat` over the images, each up to its own maximum.
+
+    Images are uint8, or float in [0, 1], of the heat's size.
+    """
+    pixels = images / np.float32(255) if images.dtype == np.uint8 else images
+    pixels = displayable(pixels)
+    grey = pixels.astype(np.float32).mean(-1, keepdims=True)
+    heat = np.maximum(np.nan_to_num(heat), 0)
+    share = heat / np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
+    stops = np.linspace(0, 1, len(_HEAT))
+    colour = np.stack([np.interp(share, stops, c) for c in _HEAT.T], -1)
+    weight = 0.65 * share[..., None]
+    return np.round((1 - weight) * grey + weight * colour).astype(np.uint8)

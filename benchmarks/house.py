@@ -245,7 +245,8 @@ def job(name: str, home: pathlib.Path) -> None:
     from afterimage.commands import main
 
     words = {
-        "pretrain": f"pretrain --data folder:{home}/images --out {home}/run",
+        "pretrain": f"pretrain --data folder:{home}/images --out {home}/run "
+        "--objective plain",
         "probe": f"finetune --mode probe --from {home}/run --out {home}/classifier "
         f"--data folder:{home}/images",
     }[name]

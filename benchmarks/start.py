@@ -19,7 +19,16 @@ import numpy as np
 from benchmarks.results import row, write_results
 
 REPEATS = 3
-RUN = ["--model", "conv", "--log-every", "1", "--no-tensorboard", "--pictures", "0"]
+RUN = [
+    "--objective",
+    "plain",
+    "--model",
+    "conv",
+    "--log-every",
+    "1",
+    "--no-tensorboard",
+]
+RUN += ["--pictures", "0"]
 
 
 def _images(folder: pathlib.Path, count: int = 2000) -> None:

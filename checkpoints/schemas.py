@@ -137,7 +137,7 @@ class EncoderManifest(Struct):
 
 
 class HeadFields(Struct, forbid_unknown_fields=True):
-    """`afterimage.finetune.classifier.HeadConfig` and the names of its classes."""
+    """`afterimage.models.classifier.HeadConfig` and the names of its classes."""
 
     classes: Annotated[int, Meta(ge=1, le=2**24)]
     kind: Name

@@ -29,11 +29,11 @@ from afterimage.data import (
     open_data,
 )
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.method import Stream
 from afterimage.finetune.source import SourceModel
 from afterimage.models import ModelConfig
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 
 FEWEST_TO_CHOOSE_BY = 100

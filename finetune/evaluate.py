@@ -7,15 +7,16 @@ from typing import Any
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import spelling
+from afterimage.classifier import Classifier, load_classifier
 from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.data.sources.zip import archive_paths
 from afterimage.errors import UserError
 from afterimage.evaluation.classification import classification_report
 from afterimage.evaluation.configs import EvaluateConfig
 from afterimage.evaluation.text import report_text
-from afterimage.finetune.classifier import HEAD, LoadedClassifier, load_classifier
 from afterimage.finetune.data import matched
 from afterimage.finetune.scoring import Scorer
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import EvaluationRunner, make_mesh
 
 
@@ -40,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     def report(head: str, images: ImageSet) -> dict[str, Any]:
         names = loaded.class_names[head]
         images = matched(images, names)
-        scorer = Scorer(loaded.classifier, head, sweep, config.views)
+        scorer = Scorer(loaded.network, head, sweep, config.views)
         logits = scorer.logits(loaded.params, loaded.stats, images)
         assert images.labels is not None
         return classification_report(logits, images.labels, names)
@@ -59,10 +60,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def images_for(
-    loaded: LoadedClassifier, config: EvaluateConfig, tasks: Sequence[str] = ()
+    loaded: Classifier, config: EvaluateConfig, tasks: Sequence[str] = ()
 ) -> tuple[str, ImageSet]:
     """(name of the split, images) of `config`, prepared for this classifier."""
-    preprocessing = loaded.classifier.preprocessing
+    preprocessing = loaded.preprocessing
     height, width = preprocessing.image_size
     channels = preprocessing.channels
     splits = open_data(

@@ -27,10 +27,10 @@ from afterimage.plugins import METHODS
 
 if TYPE_CHECKING:
     from afterimage.data import ImageSet, Splits
-    from afterimage.finetune.classifier import HeadConfig
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.data import Opener, RunData
     from afterimage.finetune.setup import RunSetup
+    from afterimage.models.classifier import HeadConfig
     from afterimage.training.stage import Context, Term
     from afterimage.training.step import Combine, State
 else:  # naming a method must not start JAX

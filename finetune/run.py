@@ -1,7 +1,7 @@
 """The fine-tuning program: an encoder and labels in, a classifier and figures out."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,8 @@ from afterimage.checkpoints.inspect import list_steps
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data import ImageSet, counted
-from afterimage.finetune.classifier import HEAD, head_entry, write_artefacts
+from afterimage.evaluation.nearest import Reference
+from afterimage.finetune.classifier import head_entry, write_artefacts
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels, of_head, open_all, rows_of_head
 from afterimage.finetune.method import Model
@@ -38,6 +39,7 @@ from afterimage.finetune.selection import (
     neighbour_information,
 )
 from afterimage.finetune.setup import RunSetup, begin, build, make_stage
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, subsample
 from afterimage.training.job import Job, Say, Trainer, execute
@@ -46,6 +48,10 @@ from afterimage.training.stage import Stage, describe
 from afterimage.training.step import State, averaged_params, averaged_stats
 
 _MOST_SCORED = 2_000
+_MOST_KEPT = 1_000
+"""Training images whose features are kept with the classifier, 2 bytes a number."""
+_FEWEST_USUAL = 50
+"""Validation images from which the distances of usual images are measured."""
 Logits = Callable[..., Any]
 """logits(images, head=HEAD) -> [n, classes]"""
 
@@ -134,7 +140,17 @@ class FinetuneJob(Job[FinetuneResult]):
 
     def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
         params, stats, step = self.weights(state)
-        return params["encoder"], stats["encoder"], self.setup.manifest(step)
+        manifest = {**self.setup.manifest(step), "heads": self._heads()}
+        return params["encoder"], stats["encoder"], manifest
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """{head: the names of its classes}."""
+        return self.setup.data.labels.head_names(self.config.columns)
+
+    def _heads(self) -> dict[str, Any]:
+        """The heads in a manifest."""
+        names, heads = self.class_names(), self.setup.heads
+        return {name: head_entry(heads[name], names[name]) for name in heads}
 
     def introduction(self) -> str:
         labels, target = self.setup.data.labels, self.setup.data.target
@@ -270,7 +286,7 @@ class FinetuneJob(Job[FinetuneResult]):
         if weights is not None and labels.validation is not None and held is not None:
             rows = rows_of_head(labels.validation, HEAD)
             results |= _weighted(logits(held), held, weights[rows])
-        names = labels.head_names(self.config.columns)
+        names = self.class_names()
         found = {head: self._reports(model, head, names[head]) for head in setup.heads}
         results |= found.pop(HEAD)
         if found:
@@ -278,27 +294,26 @@ class FinetuneJob(Job[FinetuneResult]):
         if setup.data.target is not None:
             rules = self.config.select, "mixval"
             results["label_free"] = self._without_labels(logits, rules)
-        return self.write(model, step, names, results)
+        return self.write(model, step, results)
 
     def write(
         self,
         model: Model,
         step: int,
-        names: Mapping[str, Any],
         results: dict[str, Any],
         **more: Any,
     ) -> FinetuneResult:
         """Writes artefacts, report and results.json.
 
-        `names` are the class names of each head; `more` is passed to `write_page`.
+        `more` is passed to `write_page`.
         """
         setup, run = self.setup, self.run
         for method in self.config.methods:
             results |= method.results(setup, model)
-        pictures = self._pictures(model)
+        pictures, references = self._pictures(model), self._references(model)
         if run.is_main_process:
-            entry = {h: head_entry(setup.heads[h], names[h]) for h in setup.heads}
-            write_artefacts(run.path, *model, setup.manifest(step), entry)
+            manifest = setup.manifest(step)
+            write_artefacts(run.path, *model, manifest, self._heads(), references)
             run.metrics.flush()
             description = self.describe()
             write_page(run, setup, results, description, pictures=pictures, **more)
@@ -314,6 +329,21 @@ class FinetuneJob(Job[FinetuneResult]):
         images = {name: of_head(part, head) for name, part in sets.items()}
         scorer = self.setup.scorers[head]
         return reports(scorer, model, images, names, seed=self.config.seed)
+
+    def _references(self, model: Model) -> dict[str, Reference]:
+        """{head: features of some of its training images}; see `Reference`."""
+        labels, found = self.setup.data.labels, {}
+        for head, scorer in self.setup.scorers.items():
+            train, held = of_head(labels.train, head), of_head(labels.validation, head)
+            if train is None or len(train) < 2:
+                continue
+            some = scorer.features(*model, subsample(train, _MOST_KEPT))
+            enough = held is not None and len(held) >= _FEWEST_USUAL
+            usual = None
+            if held is not None and enough:
+                usual = scorer.features(*model, subsample(held, _MOST_KEPT))
+            found[head] = Reference.measure(some, usual)
+        return found
 
     def _pictures(self, model: Model) -> dict[str, Any]:
         """{heading: (caption, PNG)} for the report."""

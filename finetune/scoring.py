@@ -1,38 +1,15 @@
 """Logits of whole image sets, and their scores."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from afterimage.data import ImageSet
 from afterimage.evaluation.classification import classification_report, macro_f1
-from afterimage.finetune.classifier import ClassifierNetwork
-from afterimage.models.heads import VIEWS
+from afterimage.models.classifier import ClassifierNetwork, over_views
 from afterimage.training.batches import EvaluationRunner
-
-Predict = Callable[[Any, Any, Array], Array]
-
-
-def over_views(predict: Predict, name: str) -> Predict:
-    """Logits with test-time augmentation: the log of the views' mean probability."""
-    if name == "none":
-        return predict
-
-    def viewed(params: Any, stats: Any, images: Array) -> Array:
-        def one(view: Array) -> Array:
-            logits = predict(params, stats, view)
-            return jax.nn.log_softmax(logits.astype(jnp.float32))
-
-        # One view after another: memory for the maps of only one view.
-        every = jax.lax.map(one, VIEWS[name](images))
-        return jax.nn.logsumexp(every, axis=0) - math.log(len(every))
-
-    return viewed
 
 
 class Scorer:

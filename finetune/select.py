@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.checkpoints.names import spelling
+from afterimage.classifier import load_classifier
 from afterimage.data import ImageSet
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 from afterimage.evaluation.configs import EvaluateConfig, is_classifier
-from afterimage.finetune.classifier import HEAD, load_classifier
 from afterimage.finetune.evaluate import images_for, sweep_for
 from afterimage.finetune.neighbours import nearest_images
 from afterimage.finetune.scoring import Scorer
@@ -22,6 +22,7 @@ from afterimage.finetune.selection import (
     infomax,
     neighbour_information,
 )
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import subsample
 
 
@@ -106,7 +107,7 @@ def _read(config: SelectConfig, run: str) -> _Read:
     )
     _, images = images_for(loaded, own)
     images = subsample(images, config.most)
-    scorer = Scorer(loaded.classifier, HEAD, sweep_for(config.batch_size))
+    scorer = Scorer(loaded.network, HEAD, sweep_for(config.batch_size))
     logits = scorer.logits(loaded.params, loaded.stats, images)
     return _Read(run, loaded.class_names[HEAD], images, logits)
 

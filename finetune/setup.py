@@ -19,12 +19,7 @@ from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
 from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import (
-    HEAD,
-    ClassifierNetwork,
-    HeadConfig,
-    standardise,
-)
+from afterimage.finetune.classifier import providers, standardise
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import RunData
 from afterimage.finetune.losses import balanced_weights, cross_entropy
@@ -38,6 +33,7 @@ from afterimage.finetune.source import (
     source_rules,
 )
 from afterimage.models import abstract_encoder
+from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import (
     EvaluationRunner,
@@ -303,13 +299,13 @@ def _make_providers(
     moments. Without such layers all four are the same function.
     """
     config, classifier = setup.config, setup.classifier
-    parts = {"train": classifier.providers(make_augment(config.augment))}
+    parts = {"train": providers(classifier, make_augment(config.augment))}
     for name, stream in streams.items():
         own = make_augment(stream.augment or config.augment)
-        parts[name] = classifier.providers(own, name)
+        parts[name] = providers(classifier, own, name)
         for view, augment in stream.views.items():
             augmented = make_augment(augment)
-            parts[view] = classifier.providers(augmented, view, of=name)
+            parts[view] = providers(classifier, augmented, view, of=name)
     statistics = config.domain_statistics
     # The last stream's moments are kept.
     last = "target" if statistics == "target" else "train"

@@ -23,10 +23,10 @@ from afterimage.checkpoints.weights import CLASSIFIER, read_classifier, read_enc
 from afterimage.data import Preprocessing
 from afterimage.encoder import Encoder, stored_model, stored_preprocessing
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
 from afterimage.models import ModelConfig
+from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.training.stage import Context
 
 Tree = dict[str, Any]

@@ -6,6 +6,7 @@ from afterimage.lazy import exports
 
 if TYPE_CHECKING:
     from afterimage.pretrain.config import PretrainConfig as PretrainConfig
+    from afterimage.pretrain.recipe import recommend as recommend
     from afterimage.pretrain.report import PretrainResult as PretrainResult
     from afterimage.pretrain.run import pretrain as pretrain
 

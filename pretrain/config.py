@@ -36,7 +36,8 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None
-    """Normalisation inside the network. Default: the model's own."""
+    """Normalisation inside the network. Default: batch for objectives that compare
+    embeddings (simclr, vicreg, byol), the model's own for others."""
 
     decoder: (
         Literal[
@@ -144,7 +145,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         """The `ModelConfig` fields these settings define, without size and channels."""
         return {
             "name": self.model,
-            "norm": self.norm or "",
+            "norm": self.norm or self.objective.default_norm,
             "decoder": self.decoder or self.objective.default_decoder,
             "bottleneck": self.bottleneck,
             "width": self.width,

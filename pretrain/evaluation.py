@@ -70,7 +70,7 @@ class Evaluation:
         """The last `probe_report`, with the baselines' rows."""
 
         def look(params: Tree, stats: Tree, batch: Tree, key: Array):
-            forward = Forward(setup, params, stats, key)
+            forward = Forward(setup, params, stats, key, counted=batch["mask"])
             measures, rows = objective.measure(forward, to_pixels(batch["image"]))
 
             def total(values: Array) -> Array:

@@ -8,20 +8,30 @@ per channel, cells of 8 pixels, every histogram divided by its norm, no blocks.
 
 A target has the shape of the image: in every cell and channel, the first nine pixels
 (rows first) hold the histogram and the others are 0. So cells have sides of at least 3
-pixels.
+pixels. Histograms are positive; their mean over the training images is subtracted, as
+pixels are standardised. Otherwise a decoder must first learn to output this mean, and
+switches off most of its units on the way (docs/design/representations.md).
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from afterimage.data import ImageSet
 from afterimage.models import ops
+from afterimage.training.batches import subsample
 
 ORIENTATIONS = 9
 _CELLS = range(8, 2, -1)
 # The noise level of a gradient (the difference of a pixel's two neighbours, at most 1):
 # where a cell's mean is below it, it dominates the norm.
 _FLOOR = 0.01
+# As many images give the mean to two decimals.
+_MEAN_IMAGES = 512
+
+Mean = tuple[tuple[float, ...], ...]
+"""The mean histogram of each channel, [c][9]; plain numbers, so that it hashes."""
 
 
 def cell_size(patch: int) -> int | None:
@@ -54,21 +64,48 @@ def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H 
     return cells * (ORIENTATIONS**0.5 / jnp.sqrt(squares))
 
 
-def hog_target(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
-    """The histograms of pixels in [0, 1], in the layout of the module docstring."""
+def mean_histogram(images: ImageSet, cell: int) -> Mean:
+    """The mean over all cells of at most 512 images, to two decimals.
+
+    Rounded, so that a run that resumes on another device has the same.
+    """
+    some = subsample(images, _MEAN_IMAGES)
+    pixels = some.gather(np.arange(len(some)))
+
+    @jax.jit
+    def mean(pixels: Array) -> Array:
+        return histograms(pixels.astype(jnp.float32) / 255, cell).mean((0, 1, 2))
+
+    return tuple(tuple(row) for row in np.asarray(mean(pixels)).round(2).tolist())
+
+
+def hog_target(
+    pixels: Float[Array, "b h w c"], cell: int, mean: Mean | None = None
+) -> Float[Array, "b h w c"]:
+    """The histograms of pixels in [0, 1], less their mean if it is given.
+
+    In the layout of the module docstring.
+    """
     _, height, width, c = pixels.shape
-    found = jnp.swapaxes(histograms(pixels, cell), -1, -2)
+    found = histograms(pixels, cell)
+    if mean is not None:
+        found = found - jnp.asarray(mean, found.dtype)[None, None, None]
+    found = jnp.swapaxes(found, -1, -2)
     room = ((0, 0), (0, 0), (0, 0), (0, cell**2 - ORIENTATIONS), (0, 0))
     found = jnp.pad(found, room)
     laid = ops.depth_to_space(found.reshape(*found.shape[:3], cell**2 * c), cell)
     return laid[:, :height, :width]
 
 
-def hog_picture(target: Float[Array, "b h w c"], cell: int) -> Float[Array, "b h w c"]:
+def hog_picture(
+    target: Float[Array, "b h w c"], cell: int, mean: Mean | None = None
+) -> Float[Array, "b h w c"]:
     """A target or a prediction of it, as strokes along the edges, white on black."""
     _, height, width, c = target.shape
     blocks = ops.space_to_depth(ops.pad_to_multiple(target, cell), cell)
     blocks = blocks.reshape(*blocks.shape[:3], cell**2, c)[..., :ORIENTATIONS, :]
+    if mean is not None:
+        blocks = blocks + jnp.asarray(mean, blocks.dtype).T[None, None, None]
     strength = jnp.maximum(blocks, 0) / ORIENTATIONS**0.5
     drawn = jnp.einsum("bhwkc,kp->bhwpc", strength, _strokes(cell))
     drawn = ops.depth_to_space(drawn.reshape(*drawn.shape[:3], cell**2 * c), cell)

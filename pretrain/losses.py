@@ -180,11 +180,12 @@ def masked_mean(values: PerImage, mask: Shaped[Array, " b"] | None = None) -> Ar
 class ReconstructionLoss:
     """A reconstruction loss with its target space.
 
-    `preprocessing` has the statistics that standardise targets.
-    `patch` is the side of the squares that `target="patch"` normalises, or that `"hog"`
-    divides into whole cells. The weighted terms are added: neighbouring differences and
-    a Laplacian pyramid of the error, in units of the target (of pixels with `bce`), and
-    1 - SSIM of pixels. Raises UserError if loss and target are incompatible.
+    `preprocessing` has the statistics that standardise targets. `patch` is the side of
+    the squares that `target="patch"` normalises, or that `"hog"` divides into whole
+    cells; `mean_histogram`, [c][9], is subtracted from histograms. The weighted terms
+    are added: neighbouring differences and a Laplacian pyramid of the error, in units
+    of the target (of pixels with `bce`), and 1 - SSIM of pixels. Raises UserError if
+    loss and target are incompatible.
     """
 
     loss: str
@@ -194,6 +195,7 @@ class ReconstructionLoss:
     gradient_weight: float = 0.0
     laplacian_weight: float = 0.0
     ssim_weight: float = 0.0
+    mean_histogram: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         problems = loss_problems(
@@ -213,7 +215,7 @@ class ReconstructionLoss:
         if self.target == "hog":
             from afterimage.pretrain.hog import hog_target
 
-            return hog_target(pixels, self._cell)
+            return hog_target(pixels, self._cell, self.mean_histogram)
         standardised = self.preprocessing.standardise(pixels)
         if self.target == "data":
             return standardised
@@ -275,7 +277,7 @@ class ReconstructionLoss:
         if self.target == "hog":
             from afterimage.pretrain.hog import hog_picture
 
-            return hog_picture(output, self._cell)
+            return hog_picture(output, self._cell, self.mean_histogram)
         if self.target != "data":
             centre, spread = self._moments(self.preprocessing.standardise(pixels))
             output = output * spread + centre

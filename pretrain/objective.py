@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from afterimage.data.augmentations import make_augment
+from afterimage.data import ImageSet
+from afterimage.data.augmentations import Augment, make_augment
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network
@@ -49,6 +50,10 @@ class ModelSetup:
     network: Network
     """The network that the objective built."""
     preprocessing: Preprocessing
+    augment: Augment = dataclasses.field(default_factory=lambda: make_augment("none"))
+    """The augmentation of the run, for objectives that need one in an evaluation."""
+    mean_histogram: tuple[tuple[float, ...], ...] | None = None
+    """The mean target of `target="hog"`, which the network need not learn: [c][9]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Forward:
     """For all random draws of the objective in this batch."""
     step: Array | None = None
     """Number of steps taken; None in evaluation."""
+    counted: Array | None = None
+    """[b], true at the images of a batch that count, if some only pad it."""
 
     @property
     def train(self) -> bool:
@@ -86,6 +93,8 @@ class Objective(abc.ABC):
     float [b, h, w, c] in [0, 1], each with its own random numbers."""
     default_decoder: ClassVar[str] = ""
     """The decoder if none is set; "" is the model's own."""
+    default_norm: ClassVar[str] = ""
+    """The norm if none is set; "" is the model's own."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         """Problems with a PretrainConfig, one sentence each.
@@ -108,6 +117,11 @@ class Objective(abc.ABC):
         """The statistics before the first step, from those of the new module."""
         del params
         return stats
+
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        """The setup with what must be measured on the training images first."""
+        del images
+        return setup
 
     @abc.abstractmethod
     def terms(self, setup: ModelSetup) -> tuple[Term, ...]:
@@ -168,11 +182,10 @@ def make_stage(
     def provide(params, stats, batch, key, step, trainable):
         del trainable
         view_key, key = jax.random.split(key)
-        augment = make_augment(config.augment, config.view_size)
 
         def view(number: int) -> Callable[[Context], Array]:
             drawn = jax.random.fold_in(view_key, number) if number else view_key
-            return lambda ctx: augment(drawn, to_pixels(ctx["train/image"]))
+            return lambda ctx: setup.augment(drawn, to_pixels(ctx["train/image"]))
 
         views = {f"train/{name}": view(n) for n, name in enumerate(objective.views)}
         forward = Forward(setup, params, stats, key, step)
@@ -261,7 +274,7 @@ class Reconstruction(Objective):
         setup = forward.setup
         return {
             "train/pass": lambda ctx: self._pass(forward, ctx["train/view"])[0],
-            "train/measured": lambda ctx: self._measured(
+            "train/measured": lambda ctx: self.measured(
                 setup, ctx["train/pass"], ctx["train/view"]
             ),
             "stats/next": lambda ctx: ctx["train/pass"].stats,
@@ -286,7 +299,7 @@ class Reconstruction(Objective):
         """Normalised images, for `forward` with the same key."""
         return forward.setup.preprocessing.normalise(pixels)
 
-    def _measured(
+    def measured(
         self, setup: ModelSetup, found: Pass, pixels: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of each image, and all its measures."""
@@ -306,15 +319,21 @@ class Reconstruction(Objective):
         self, forward: Forward, pixels: Float[Array, "b h w c"]
     ) -> tuple[dict[str, Array], tuple[Array, ...]]:
         found, corrupted = self._pass(forward, pixels)
-        values, measures = self._measured(forward.setup, found, pixels)
+        values, measures = self.measured(forward.setup, found, pixels)
+        rows = self.pictures(forward.setup, found, corrupted, pixels)
+        return {"loss": values} | measures, rows
+
+    def pictures(
+        self, setup: ModelSetup, found: Pass, corrupted: Array, pixels: Array
+    ) -> tuple[Array, ...]:
+        """The picture of each row: image, what the encoder saw, reconstruction."""
         shown = corrupted
-        output = self.scores(forward.setup).pictures(found.output, pixels)
+        output = self.scores(setup).pictures(found.output, pixels)
         if found.mask is not None:
             mask = found.mask[..., None]
             shown = jnp.where(mask, _GREY, corrupted)
             output = jnp.where(mask, output, pixels)
-        rows = (pixels, shown, output) if len(self.rows) > 2 else (pixels, output)
-        return {"loss": values} | measures, rows
+        return (pixels, shown, output) if len(self.rows) > 2 else (pixels, output)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -385,6 +404,15 @@ class Autoencoding(Reconstruction):
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Autoencoder(model, rngs=rngs)
 
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        if self.target != "hog":
+            return setup
+        from afterimage.pretrain.hog import cell_size, mean_histogram
+
+        cell = cell_size(self.target_patch(setup.model))
+        assert cell is not None  # checked in `data_problems`
+        return dataclasses.replace(setup, mean_histogram=mean_histogram(images, cell))
+
     def scores(self, setup: ModelSetup) -> ReconstructionLoss:
         return ReconstructionLoss(
             loss=self.loss,
@@ -394,6 +422,7 @@ class Autoencoding(Reconstruction):
             gradient_weight=self.gradient_weight,
             laplacian_weight=self.laplacian_weight,
             ssim_weight=self.ssim_weight,
+            mean_histogram=setup.mean_histogram,
         )
 
     def target_patch(self, model: ModelConfig) -> int:

@@ -1,6 +1,7 @@
 """Pretraining: takes images, produces a run folder with an encoder."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from afterimage.data import (
     channel_statistics,
     counted,
     hold_out,
+    make_augment,
     object_spec,
     open_data,
 )
@@ -48,7 +50,18 @@ from afterimage.training.job import Job, Say, Trainer, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
-from afterimage.training.step import State, averaged_params, averaged_stats
+from afterimage.training.step import (
+    State,
+    averaged_params,
+    averaged_stats,
+    compile_step,
+    compile_steps,
+)
+
+NO_DATA = (
+    "no data: give a folder of images (afterimage pretrain photos --out RUN), or pass "
+    "an object, pretrain(config, data=...)"
+)
 
 
 def pretrain(
@@ -69,8 +82,7 @@ def pretrain(
     """
     if (data is None) == (config.data is None):
         raise UserError(
-            "no data: give a folder of images (afterimage pretrain photos --out "
-            "RUN), or pass an object, pretrain(config, data=...)"
+            NO_DATA
             if data is None
             else f"data={config.data!r} and an object: give only one"
         )
@@ -96,6 +108,35 @@ def pretrain(
         return execute(_Pretraining(config, run, splits), run, callbacks)
 
 
+def pace(
+    config: PretrainConfig, splits: Splits, *, seconds: float = 3.0, steps: int = 30
+) -> tuple[float, float]:
+    """(seconds to compile, seconds of a step) of training with `config` here.
+
+    Runs the real step on real batches, after compiling at least three of them, until
+    `seconds` or `steps` are over; nothing is written.
+    """
+    job = _Pretraining(config, Run(config.out, kind="pretrain", config=config), splits)
+    feed, state, step = job.feed(0), job.template(), job.trainer.phases[0].step
+    length = feed.steps_per_dispatch
+    run = compile_step(step) if length == 1 else compile_steps(step)
+    blocks = feed.blocks(0, itertools.repeat(length))
+    marks, done = [time.perf_counter()], 0
+    try:
+        for _, _, batch in blocks:
+            state, metrics = run(state, batch, feed.data)
+            jax.block_until_ready(metrics["loss"])
+            marks.append(time.perf_counter())
+            done = len(marks) - 2  # the first compiles
+            late = marks[-1] - marks[1] > seconds if done else False
+            if done >= 3 and (late or done * length >= steps):
+                break
+    finally:
+        blocks.close()
+    each = (marks[-1] - marks[1]) / (done * length)
+    return max(0.0, marks[1] - marks[0] - each * length), each
+
+
 class _Pretraining(Job[PretrainResult]):
     """The parts of one run, in order of dependency."""
 
@@ -113,7 +154,9 @@ class _Pretraining(Job[PretrainResult]):
         module = config.objective.build(self.model, nnx.Rngs(config.seed))
         network, params, stats = Network.create(module, dtype=config.precision)
         self.initial = params, config.objective.start(params, stats)
-        self.setup = ModelSetup(self.model, network, self.preprocessing)
+        augment = make_augment(config.augment, config.view_size)
+        setup = ModelSetup(self.model, network, self.preprocessing, augment)
+        self.setup = config.objective.prepare(setup, self.train)
         self.trainer = Trainer(
             make_stage(config.objective, self.setup, config, self.total),
             params,

@@ -28,12 +28,13 @@ def write(folder, name="conv", image_size=(16, 16), channels=3, **options):
     module = nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0)))
     _, params, stats = Network.create(module)
     rng = np.random.default_rng(1)
-    params, stats = (_filled(tree, rng) for tree in (params, stats))
+    params, stats = (filled(tree, rng) for tree in (params, stats))
     write_encoder(folder, params, stats, manifest_of(config))
     return config
 
 
-def _filled(tree: dict, rng: np.random.Generator) -> dict:
+def filled(tree: dict, rng: np.random.Generator) -> dict:
+    """Random numbers for every leaf, as a seed gives them."""
     # NumPy's numbers: initialising eagerly would compile a program for every leaf.
     flat = flatten(tree)
     for path, leaf in flat.items():

@@ -9,8 +9,8 @@ import pytest
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
+from afterimage.classifier import load_classifier
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods.ewc import EWC, consolidated, elastic
 from afterimage.finetune.methods.lwf import without_forgetting
 from afterimage.finetune.methods.replay import Replay

@@ -9,8 +9,8 @@ import pytest
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
+from afterimage.classifier import load_classifier
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods import distil as terms
 from afterimage.finetune.methods.distil import Distil
 from afterimage.finetune.modes import Scratch
@@ -115,9 +115,7 @@ def divergence(run, teacher):
 
     def scores(path):
         loaded = load_classifier(str(path))
-        found = loaded.classifier.predict(
-            loaded.params, loaded.stats, images, "classes"
-        )
+        found = loaded.network.predict(loaded.params, loaded.stats, images, "classes")
         return jax.nn.log_softmax(found)
 
     p, q = scores(teacher), scores(run)

@@ -13,7 +13,6 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data.sets import array_set
 from afterimage.errors import DataError, UserError
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import open_all
 from afterimage.finetune.losses import smoothed_cross_entropy
 from afterimage.finetune.methods._episodes import LAST, Adaptation, adapted_gradient
@@ -32,6 +31,7 @@ from afterimage.finetune.tasks._sampler import (
 )
 from afterimage.finetune.tasks.episodes import Episodes, summarised
 from afterimage.models import ops
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 from afterimage.training.step import plain_gradient
 from tests.test_finetune_program import config, make_encoder

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from afterimage.classifier import load_classifier
 from afterimage.encoder import load_encoder
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.methods.feature_selection import (
     FeatureSelection,

@@ -15,11 +15,11 @@ from afterimage.checkpoints.errors import TransferError, UsageError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, write_encoder
+from afterimage.classifier import load_classifier
 from afterimage.data import Preprocessing
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.evaluate import evaluate, text
 from afterimage.finetune.modes import Partial, TwoPhase
@@ -134,7 +134,7 @@ def test_modes_freeze_what_they_say(home, tmp_path, mode, settings, frozen):
     images = draw(1, 5)[0]
     loaded = load_classifier(str(result.run))
     encoder = load_encoder(result.run)
-    maps, _ = loaded.classifier.maps(
+    maps, _ = loaded.network.maps(
         loaded.params, loaded.stats, PREPROCESSING.normalise(images)
     )
     np.testing.assert_allclose(
@@ -450,7 +450,7 @@ def test_evaluate_takes_the_mean_of_several_views(home, tmp_path):
     (images, names), loaded = draw(1, 30), load_classifier(str(run))
     total = sum(
         jax.nn.softmax(
-            loaded.classifier.predict(loaded.params, loaded.stats, view, "classes")
+            loaded.network.predict(loaded.params, loaded.stats, view, "classes")
         )
         for view in (jnp.asarray(images), jnp.asarray(images[:, :, ::-1]))
     )

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.finetune.scoring import measures, over_views
+from afterimage.finetune.scoring import measures
+from afterimage.models.classifier import over_views
 from afterimage.models.heads import VIEWS
 
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (5, 56, 28, 1), "u1"))

@@ -9,8 +9,8 @@ import pytest
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
+from afterimage.classifier import load_classifier
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.methods.cdan import CDAN
 from afterimage.finetune.methods.density_ratio import DensityRatio
 from afterimage.finetune.methods.kl_to_source import KLToSource

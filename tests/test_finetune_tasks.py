@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
+from afterimage.classifier import load_classifier
 from afterimage.errors import DataError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import load_classifier
 from afterimage.finetune.evaluate import evaluate
 from afterimage.finetune.losses import cross_entropy
 from afterimage.finetune.methods.feature_selection import FeatureSelection

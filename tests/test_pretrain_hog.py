@@ -6,10 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afterimage.data import open_data
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.hog import cell_size, histograms, hog_picture, hog_target
+from afterimage.pretrain.hog import (
+    cell_size,
+    histograms,
+    hog_picture,
+    hog_target,
+    mean_histogram,
+)
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.run import pretrain
 
@@ -139,3 +146,43 @@ def test_patches_too_small_for_a_cell_are_refused_before_there_is_a_folder(tmp_p
     with pytest.raises(UserError, match=r"patch=2: target='hog'.*3 to 8 pixels"):
         pretrain(config)
     assert not (tmp_path / "run").exists()
+
+
+def edges(count: int) -> np.ndarray:
+    """Images of one edge each, most of them nearly upright, uint8 [n, 16, 16, 1]."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16] - 7.5
+    slope, place = rng.normal(size=(2, count, 1, 1))
+    pixels = 127 * (1 + np.tanh(x + 0.3 * slope * y + 2 * place))
+    return pixels.astype(np.uint8)[..., None]
+
+
+def test_the_mean_histogram_is_that_of_the_images_and_centres_the_target():
+    images = np.concatenate([edges(40)] * 3, -1)
+    found = histograms(jnp.array(images / np.float32(255)), 4)
+    source = open_data(images).train
+    mean = mean_histogram(source, 4)
+    np.testing.assert_allclose(mean, found.mean((0, 1, 2)), atol=0.006)
+    target = hog_target(jnp.array(images / np.float32(255)), 4, mean)
+    assert abs(float(target.mean())) < 0.01
+    shown = hog_target(jnp.array(images / np.float32(255)), 4)
+    np.testing.assert_allclose(
+        hog_picture(target, 4, mean), hog_picture(shown, 4), atol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_training_starts_at_the_loss_of_the_mean_not_above_it(tmp_path):
+    """A new decoder outputs almost nothing, and the target is centred."""
+    config = PretrainConfig(
+        out=str(tmp_path / "run"),
+        steps=1,
+        batch_size=32,
+        lr=1e-9,
+        width=0.1,
+        decoder="block",
+        tensorboard=False,
+        objective={"name": "masked", "target": "hog", "patch": 4},
+    )
+    result = pretrain(config, data=edges(400))
+    assert 0.8 < result.metrics["relative_loss"] < 1.2

@@ -24,6 +24,7 @@ from afterimage.training.loop import StopSignal
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
+EMBEDDED = {"embedding", "reconstruction", "alignment", "uniformity"}
 EXTRA = {
     "plain": set(),
     "masked": {"visible_loss"},
@@ -39,10 +40,16 @@ EXTRA = {
     "vq": {"reconstruction", "commitment", "perplexity", "dead_codes"},
     "contractive": {"reconstruction", "jacobian"},
     "dictionary": {"reconstruction", "patch_error", "dead_filters"},
+    "simclr": EMBEDDED,
+    "vicreg": EMBEDDED,
+    "byol": EMBEDDED,
 }
 OWN = {
     "dictionary": {"model": "conv-patches", "width": 0.03},
     "latent": {"image_size": 16, "patch": 8},
+    "simclr": {"augment": "shift"},
+    "vicreg": {"augment": "shift"},
+    "byol": {"augment": "shift"},
 }
 """Settings without which an objective cannot train."""
 
@@ -116,7 +123,8 @@ def test_what_every_objective_measures(objective):
 
     (loss, (metrics, moved)), (looked, pictures) = jax.eval_shape(both, images)
     assert loss.shape == ()
-    assert set(metrics) == {"loss", *EXTRA[objective]}
+    # The step adds the sum of the terms, where no term is called so.
+    assert set(metrics) | {"loss"} == {"loss", *EXTRA[objective]}
     assert all(metric.shape == () for metric in metrics.values())
     assert jax.tree.structure(moved) == jax.tree.structure(stats)
     assert looked["loss"].shape == (4,)
@@ -193,6 +201,11 @@ def test_masked_settings_train(tmp_path, changes):
         ("contractive", {"bottleneck": 4, "model": "conv-classic"}),
         ("contractive", {"model": "convnext-atto", "remat": True}),
         ("dictionary", {"precision": "bfloat16", "corruption": "gaussian"}),
+        ("simclr", {"reconstruct": "none", "precision": "bfloat16", "ema": 0.9}),
+        ("simclr", {"reconstruct": "image", "bottleneck": 8, "accumulate": 2}),
+        ("vicreg", {"reconstruct": "masked", "target": "image", "norm": "rms"}),
+        ("byol", {"reconstruct": "image", "model": "conv-classic"}),
+        ("byol", {"decoder": "unpool", "model": "conv-classic", "ema": 0.9}),
     ],
 )
 def test_settings_of_the_others_train(tmp_path, objective, changes):

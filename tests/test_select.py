@@ -1,48 +1,26 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from afterimage.checkpoints.weights import write_classifier
 from afterimage.commands import main
-from afterimage.data import Preprocessing
 from afterimage.finetune import select as select_module
-from afterimage.finetune.classifier import ClassifierNetwork, HeadConfig, head_entry
 from afterimage.finetune.selection import (
     ensemble_agreement,
     neighbour_information,
 )
-from afterimage.models import ModelConfig
-from tests import encoder_artefact
+from tests import classifier_artefact, encoder_artefact
 from tests.encoder_artefact import pictures
-
-
-def classifier(folder, seed, names=("a", "b", "c")):
-    """A classifier with a random head, as fine-tuning would leave it."""
-    config = ModelConfig("conv", image_size=(16, 16), channels=3, width=0.25)
-    manifest, head = encoder_artefact.manifest_of(config), HeadConfig(len(names))
-    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    _, params, stats = ClassifierNetwork.create(
-        config, {"classes": head}, preprocessing
-    )
-    rng = np.random.default_rng(seed)
-    params["heads"] = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params["heads"]
-    )
-    heads = {"classes": head_entry(head, names)}
-    write_classifier(folder / "classifier", params, stats, {**manifest, "heads": heads})
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Runs one, twin (the same) and other, and images without labels."""
     home = tmp_path_factory.mktemp("runs")
-    classifier(home / "one", 0)
+    classifier_artefact.write(home / "one", 0)
     shutil.copytree(home / "one", home / "twin")
-    classifier(home / "other", 1)
+    classifier_artefact.write(home / "other", 1)
     np.savez(home / "others.npz", images=pictures(30))
     return home
 
@@ -136,7 +114,9 @@ def test_a_run_named_twice_is_refused(home, capsys):
 
 
 def test_runs_of_other_classes_are_not_compared(home, tmp_path, capsys):
-    strange = classifier(tmp_path / "strange", 2, ("a", "b", "d"))
+    strange = classifier_artefact.write(
+        tmp_path / "strange", 2, {"classes": ("a", "b", "d")}
+    )
     assert select(home, [home / "one", home / "other", strange]) == 2
     assert "has the classes a, b, d" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ The flags are the fields of a dataclass, documented below each. A choice (see
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -59,6 +60,12 @@ class Command(Generic[Config]):
     without a prefix: `afterimage episodes --ways 5`."""
     needs: Sequence[str] = ()
     """Fields that this command requires, besides those without a default."""
+    flags: type | None = None
+    """A subclass of `config` with further flags, which only `recipe` reads."""
+    recipe: Callable[[Mapping[str, Any]], Config] | None = None
+    """Makes the configuration from the flags alone: without a preset or file, and
+    unless one of `explicit` is given."""
+    explicit: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """{choice: groups of its registry} that this command lists; all work if given."""
     kind: str = ""
@@ -123,16 +130,42 @@ def parse(command: Command[Config], argv: Sequence[str]) -> Config:
         parser = _parser(command, flags, show_all=asked.help_all)
         print(parser.format_help().rstrip())
         raise SystemExit(0)
-    settings = merge(command.config, below, _flag_values(command, flags, words, below))
+    typed = _flag_values(command, flags, words, below)
+    settings = merge(command.config, below, typed)
     _require(command, flags, settings)
-    config = from_dict(command.config, settings)
-    check(given_problems(config))
+    config = _configured(command, asked, settings, typed)
     if asked.print_config:
         import tomli_w
 
         print(f"# {command.prog} --config FILE")
         sys.stdout.write(tomli_w.dumps(_without_none(to_dict(config))))
         raise SystemExit(0)
+    return config
+
+
+def _configured(
+    command: Command[Config],
+    asked: argparse.Namespace,
+    settings: Mapping[str, Any],
+    typed: Mapping[str, Any],
+) -> Config:
+    """The configuration: by the command's recipe, or exactly as the settings say."""
+    own = {field.name for field in dataclasses.fields(command.config)}  # pyright: ignore[reportArgumentType]
+    alone = [name for name in typed if name not in own]
+    files = [f"--{n}" for n in ("preset", "config") if getattr(asked, n) is not None]
+    if alone and files:
+        raise UserError(
+            f"{_flag(alone[0])} and {files[0]}: give one of them, as {files[0]} says "
+            "how long the run is"
+        )
+    chosen = files or set(command.explicit) & set(typed)
+    if command.recipe is not None and (alone or not chosen):
+        # Standard output is for the settings, if they are to be printed.
+        shown = sys.stderr if asked.print_config else sys.stdout
+        with contextlib.redirect_stdout(shown):
+            return command.recipe(typed)
+    config = from_dict(command.config, settings)
+    check(given_problems(config))
     return config
 
 
@@ -143,7 +176,8 @@ def all_flags(
 
     Imports only what `settings` choose.
     """
-    config, registries = command.config, choices(command.config)
+    config = command.flags or command.config
+    registries = choices(config)
     hints = typing.get_type_hints(config, include_extras=True)
     common = {name: h for h, names in command.common.items() for name in names}
     found = []

@@ -1,30 +1,58 @@
 """`afterimage pretrain`."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.presets import PRESETS
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(PretrainConfig):
+    """Pretrain an encoder on images without labels, and keep it."""
+
+    minutes: float | None = None
+    """How long the run takes on this machine, to within a tenth: with reading,
+    compiling and evaluating. A few steps are timed to set their number. Default: 10,
+    unless steps or epochs are given."""
+
+
+def _recommended(flags: Mapping[str, Any]) -> PretrainConfig:
+    from afterimage.pretrain.recipe import recommend
+
+    return recommend(**{"data": None, **flags})
+
+
 COMMAND = Command(
     name="pretrain",
     config=PretrainConfig,
+    flags=Flags,
     kind="pretrain",
     positional="data",
     presets=PRESETS,
+    recipe=_recommended,
+    explicit=("objective",),
     about="""\
 Pretrain a convolutional encoder-decoder on images without labels, and keep the encoder.
 The same command again continues an interrupted run.
 
-  afterimage pretrain --preset digits --out runs/digits
-  afterimage pretrain photos --image-size 64 --out runs/photos""",
+  afterimage pretrain photos --out runs/photos
+  afterimage pretrain photos --out runs/photos --minutes 60
+
+What you leave out is chosen for your images, your machine and the time, and printed
+before the first step. With --preset, --config or --objective (without --minutes) the
+defaults below hold instead.""",
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
         "Which encoder, and what it learns": (
             *("model", "width", "bottleneck", "decoder", "objective", "augment"),
         ),
-        "How long": ("steps", "epochs", "batch_size", "eval_every", "save_every"),
+        "How long": (
+            *("minutes", "steps", "epochs", "batch_size", "eval_every", "save_every"),
+        ),
         "How good": (
             "lr",
             "warmup_epochs",

@@ -41,7 +41,7 @@ def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
     """[N, H, W, C] in the requested size and channels; copied only if they differ."""
     if request.channels is not None:
         images = change_channels(images, request.channels)
-    size = request.size
+    size = request.sized(lambda: [images.shape[1:3]]).size
     if size is None or images.shape[1:3] == size:
         return images
     out = np.empty((len(images), *size, images.shape[3]), np.uint8)
@@ -93,6 +93,7 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
         {task: _task(task, arrays, keys, source, reading) for task in request.tasks}
     )
     shapes = {split: x.shape[1:] for split, x in pixels.items()}
+    request = request.sized(lambda: [(h, w) for h, w, _ in shapes.values()])
     if len(set(shapes.values())) > 1 and None in (request.size, channels):
         raise DataError(
             f"{source}: the splits have different shapes, {shapes}; set image_size "

@@ -41,6 +41,7 @@ from afterimage.data.sets import (
     Range,
     Request,
     Selected,
+    Sizes,
     Splits,
     content_fingerprint,
 )
@@ -91,6 +92,7 @@ def image_sets(
     depend on their location or date, or on whether there is a cache.
     """
     learnt = groups["train"][0]
+    request = request.sized(lambda: _sizes(files, request.channels, source))
     folder = _cache_folder(files, request, learnt) if request.cache else None
     entry = load_entry(folder) if folder else None
     if entry is None:
@@ -241,6 +243,14 @@ def _headers(
     found = dict(windows(or_reason(header), range(len(files.names)), "headers"))
     bad = {row: reason for row, reason in found.items() if isinstance(reason, str)}
     return {row: h for row, h in found.items() if row not in bad}, bad
+
+
+def _sizes(files: Files, channels: int | None, source: str) -> Sizes:
+    """The sizes of all usable images; DataError if there are none."""
+    good, bad = _headers(files, channels)
+    if not good:
+        raise DataError(_bad_message(files, bad, source))
+    return [(header.height, header.width) for header in good.values()]
 
 
 def _say_alpha(files: Files, headers: Mapping[int, Header], source: str) -> None:

@@ -44,6 +44,7 @@ from afterimage.data.sets import (
     ImageSet,
     Range,
     Request,
+    Sizes,
     Splits,
     content_fingerprint,
 )
@@ -216,6 +217,19 @@ class _Records:
             if isinstance(image, bytes):
                 return some_values(image)
             return _numbers(image, self.request.channels)
+
+    def extent(self, row: int) -> tuple[int, int] | None:
+        """(height, width) of a record's image; None if it cannot be read."""
+        try:
+            with self._lock:
+                image, _ = self._take(row)
+                if isinstance(image, bytes):
+                    header = read_header_of(image)
+                    return header.height, header.width
+                height, width, _ = _numbers(image, self.request.channels).shape
+                return height, width
+        except (NotAnImage, UserError):
+            return None
 
     def read(self, row: int) -> _Record:
         """Read a record; DataError that names it if it does not fit the request."""
@@ -424,7 +438,14 @@ def _id(given: Any, row: int) -> str:
     return given.decode(errors="replace") if isinstance(given, bytes) else str(given)
 
 
+def _sizes(records: "_Records") -> Sizes:
+    """The sizes of evenly spaced records."""
+    rows = range(0, records.length, -(-records.length // _SAMPLE))
+    return [size for size in map(records.extent, rows) if size is not None]
+
+
 def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Splits:
+    request = request.sized(lambda: _sizes(_Records(data["train"], name, request)))
     splits = {s: _Records(d, f"{name} [{s}]", request) for s, d in data.items()}
     value_range = request.value_range
     if value_range == "auto":

@@ -18,13 +18,17 @@ Range = tuple[float, float]
 """(low, high): the values mapped to 0 and 255."""
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 """Allocates memory for an array, like np.empty."""
+Sizes = Sequence[tuple[int, int]]
+"""(height, width) of images."""
+SizeRule = Callable[[Sizes], int | None]
+"""Chooses the side that images of these sizes are resized to; None keeps their size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """How to read data; `open_data` documents each setting."""
 
-    image_size: int | None = None
+    image_size: int | SizeRule | None = None
     channels: int | None = None
     value_range: Range | Literal["auto"] | None = None
     on_bad_image: Literal["fail", "skip"] = "fail"
@@ -36,7 +40,18 @@ class Request:
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) to resize to; None keeps the size of the images."""
+        if callable(self.image_size):
+            raise TypeError("a rule for the size was not applied: see `sized`")
         return None if self.image_size is None else (self.image_size, self.image_size)
+
+    def sized(self, sizes: Callable[[], Sizes]) -> "Request":
+        """The same request, with the side that its rule chooses if it has a rule.
+
+        `sizes` gives the sizes of the images, and is called only then.
+        """
+        if not callable(self.image_size):
+            return self
+        return dataclasses.replace(self, image_size=self.image_size(sizes()))
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Evaluation of features: probes, spectrum, alignment, confusion, calibration."""
+"""Evaluation of features: probes, spectrum, label-free criteria, calibration."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from afterimage.evaluation.classification import (
         classification_report as classification_report,
     )
+    from afterimage.evaluation.criteria import alignment as alignment
+    from afterimage.evaluation.criteria import label_free_report as label_free_report
+    from afterimage.evaluation.criteria import (
+        neighbour_agreement as neighbour_agreement,
+    )
+    from afterimage.evaluation.criteria import own_view_retrieval as own_view_retrieval
+    from afterimage.evaluation.criteria import spectral_decay as spectral_decay
+    from afterimage.evaluation.criteria import uniformity as uniformity
     from afterimage.evaluation.embedding import draw_embedding as draw_embedding
     from afterimage.evaluation.embedding import embed as embed
     from afterimage.evaluation.logistic import fit_logistic as fit_logistic

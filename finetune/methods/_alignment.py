@@ -4,8 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from afterimage.fields import above_0
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import Method
+from afterimage.models.classifier import HEAD
 
 FEATURES = f"train/features/{HEAD}", f"target/features/{HEAD}"
 """The features that the head reads, for labelled images and for target images."""

@@ -16,11 +16,11 @@ from jaxtyping import Array
 
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.fields import above_0, at_least_1
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.losses import cross_entropy, smoothed_cross_entropy
 from afterimage.finetune.method import Method, Model
 from afterimage.finetune.setup import RunSetup
 from afterimage.finetune.tasks._sampler import Sampler, Shape
+from afterimage.models.classifier import HEAD
 from afterimage.training.stage import Term
 from afterimage.training.step import Estimator, plain_gradient
 

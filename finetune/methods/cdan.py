@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._adversarial import (
     HIDDEN,
@@ -28,6 +27,7 @@ from afterimage.finetune.methods._adversarial import (
     told_apart,
 )
 from afterimage.finetune.methods._alignment import FEATURES, LOGITS, Alignment
+from afterimage.models.classifier import HEAD
 from afterimage.models.encoder import Network
 from afterimage.training.stage import Term, TermResult, View
 

@@ -18,16 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from afterimage.classifier import load_classifier
 from afterimage.console import say_once
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
 from afterimage.fields import above_0, at_least_0
-from afterimage.finetune.classifier import HEAD, ClassifierNetwork, load_classifier
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.scoring import Scorer, measures
 from afterimage.finetune.setup import feature_width
+from afterimage.models.classifier import HEAD, ClassifierNetwork
 from afterimage.training.batches import EvaluationRunner
 from afterimage.training.optimiser import count_parameters
 from afterimage.training.stage import Context, Term, TermResult, View
@@ -279,7 +280,7 @@ def read_teacher(
     if its classifier is missing or damaged.
     """
     loaded = load_classifier(path, dtype=dtype)
-    preprocessing = loaded.classifier.preprocessing
+    preprocessing = loaded.network.preprocessing
     takes = (*preprocessing.image_size, preprocessing.channels)
     head, known = next(iter(loaded.class_names.items()))
     problems = []
@@ -297,7 +298,7 @@ def read_teacher(
     if problems:
         raise UserError(f"teacher={path}: " + "; ".join(problems))
     order = () if unknown else tuple(known.index(name) for name in names)
-    return Teacher(path, loaded.classifier, head, loaded.params, loaded.stats, order)
+    return Teacher(path, loaded.network, head, loaded.params, loaded.stats, order)
 
 
 def distil_logits(weight: float, temperature: float) -> Term:

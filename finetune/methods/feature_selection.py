@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from afterimage.fields import at_least_1
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, of_head
 from afterimage.finetune.method import METHODS, Method, Sections
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import subsample
 
 _MOST = 5_000

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from afterimage.errors import DataError
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import known_labels, labelled
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import softmax
+from afterimage.models.classifier import HEAD
 from afterimage.training.batches import subsample
 
 _MOST_TARGET = 20_000

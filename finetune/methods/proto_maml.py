@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afterimage.checkpoints.trees import unflatten
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.method import METHODS
 from afterimage.finetune.methods._episodes import (
     LAST,
@@ -22,6 +21,7 @@ from afterimage.finetune.methods._episodes import (
 )
 from afterimage.finetune.methods.prototypes import class_means
 from afterimage.finetune.tasks._sampler import Shape
+from afterimage.models.classifier import HEAD
 
 
 @METHODS.add("proto-maml", group="episodes")

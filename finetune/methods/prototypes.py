@@ -11,12 +11,12 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.losses import smoothed_cross_entropy
 from afterimage.finetune.method import METHODS, Model
 from afterimage.finetune.methods._discrepancy import square_distances
 from afterimage.finetune.methods._episodes import EpisodeMethod, Score
 from afterimage.finetune.tasks._sampler import Sampler, Shape, by_prototype
+from afterimage.models.classifier import HEAD
 from afterimage.training.stage import Term, TermResult, View
 
 

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from afterimage.fields import above_0, at_least_1
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import labelled
 from afterimage.finetune.method import METHODS, Method, Model, Stream
+from afterimage.models.classifier import HEAD
 from afterimage.training.options import Augmentation
 from afterimage.training.stage import Context, Term, TermResult, View
 

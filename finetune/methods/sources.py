@@ -9,10 +9,10 @@ import numpy as np
 from afterimage.data import UNLABELLED, ImageSet, Joined, Labels, Splits
 from afterimage.errors import DataError
 from afterimage.fields import above_0
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.data import of_head
 from afterimage.finetune.method import METHODS, Method
 from afterimage.finetune.scoring import reports
+from afterimage.models.classifier import HEAD
 
 SOURCE = "source"
 """The task whose labels are the source of each image in a pooled set."""

@@ -7,7 +7,7 @@ step is written, so a run that is killed and resumed ends with the same table.
 
 import dataclasses
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.data import ImageSet, choose_labels
 from afterimage.errors import DataError, UserError, did_you_mean
-from afterimage.finetune.classifier import HEAD, HeadConfig
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels
 from afterimage.finetune.losses import smoothed_cross_entropy
@@ -30,6 +29,7 @@ from afterimage.finetune.run import FinetuneJob
 from afterimage.finetune.selection import choose_rule
 from afterimage.finetune.setup import RunSetup, begin, build, make_head, stage_of
 from afterimage.finetune.tasks import TASKS, Task
+from afterimage.models.classifier import HEAD, HeadConfig
 from afterimage.report import logged
 from afterimage.training.batches import BatchLoader
 from afterimage.training.job import Say
@@ -428,8 +428,10 @@ class ContinualJob(FinetuneJob):
             curves={"Test accuracy by task": curves},
             grids={"Test accuracy after each task": (["after", *names], lines)},
         )
-        classes = tasks.head_classes()
-        return self.write((params, stats), step, classes, results, task=sections)
+        return self.write((params, stats), step, results, task=sections)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return self.plan.tasks.head_classes()
 
 
 def continual_measures(

@@ -6,7 +6,7 @@ end it is scored once on episodes of the held-out classes.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,12 +14,12 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.errors import UserError
+from afterimage.evaluation.nearest import Reference
 from afterimage.evaluation.text import percent
 from afterimage.fields import at_least_1
-from afterimage.finetune.classifier import HEAD
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels
-from afterimage.finetune.method import Sections
+from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.methods._episodes import EpisodeMethod, Score
 from afterimage.finetune.modes import layer_groups
 from afterimage.finetune.report import FinetuneResult, outline
@@ -36,6 +36,7 @@ from afterimage.finetune.tasks._sampler import (
     by_prototype,
     split_classes,
 )
+from afterimage.models.classifier import HEAD
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader
 from afterimage.training.loop import StopSignal
@@ -207,8 +208,14 @@ class EpisodeJob(FinetuneJob):
             headline={label: percent(rows[self.method.name])},
             grids={"Held-out classes": (["", "accuracy", *keys[1:]], lines)},
         )
-        classes = {HEAD: [f"way {i + 1}" for i in range(task.ways)]}
-        return self.write((params, stats), step, classes, results, task=sections)
+        return self.write((params, stats), step, results, task=sections)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        ways = self.config.task.ways
+        return {HEAD: [f"way {i + 1}" for i in range(ways)]}
+
+    def _references(self, model: Model) -> dict[str, Reference]:
+        return {}  # the head is for classes that are yet to come
 
 
 def summarised(scores: list[float]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from afterimage.checkpoints.weights import encode, read_encoder
 from afterimage.commands import main
 from afterimage.data import Preprocessing
 from afterimage.errors import UserError
-from afterimage.finetune.classifier import HeadConfig
 from afterimage.models import FeatureInfo, ModelConfig
+from afterimage.models.classifier import HeadConfig
 from tests import encoder_artefact
 from tests.manifests import (
     encoder_manifest,
@@ -301,7 +301,7 @@ def test_links_to_a_run_and_inside_an_artefact_are_followed(folder, tmp_path):
 def test_the_encoder_of_a_run_may_not_lie_elsewhere(folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "encoder").symlink_to(folder)
-    refused(tmp_path / "run", "leads")
+    refused(tmp_path / "run", "outside")
 
 
 @pytest.mark.parametrize(

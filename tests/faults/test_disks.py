@@ -310,7 +310,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(error):
 
 
 SETTINGS = [
-    *("--data", "synthetic:8x8x1", "--width", "0.25", "--batch-size", "16"),
+    *("--data", "synthetic:8x8x1", "--objective", "plain"),
+    *("--width", "0.25", "--batch-size", "16"),
     *("--steps", "4", "--save-every", "2", "--eval-every", "2", "--log-every", "1"),
     *("--pictures", "2", "--probe-images", "0"),
 ]

@@ -32,10 +32,10 @@ from afterimage.checkpoints.weights import (
 from afterimage.encoder import Encoder, stored_model, stored_preprocessing
 from afterimage.errors import AfterimageError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.classifier import HeadConfig
 from afterimage.finetune.evaluate import _trained_on
 from afterimage.finetune.report import FinetuneResult
 from afterimage.known import read_weights
+from afterimage.models.classifier import HeadConfig
 from afterimage.runs import Run
 from afterimage.training.metrics import read_rows
 from tests import encoder_artefact, mutations, torch_pickles

@@ -78,7 +78,7 @@ def test_names_of_any_bytes_through_every_command(tmp_path, folder, capsys, tiny
     data = ["--data", f"folder:{folder}", "--on-bad-image", "skip"]
     pretrain = [
         "pretrain", *data, "--out", pre, "--model", "conv", "--width", 0.25,
-        "--steps", 2, "--batch-size", 4,
+        "--steps", 2, "--batch-size", 4, "--objective", "plain",
     ]  # fmt: skip
     out = run(capsys, *pretrain)
     assert f"{SAFE[0]} " in out
@@ -249,7 +249,7 @@ def test_features_from_and_into_folders_of_such_names(tmp_path, folder, capsys, 
 def test_a_run_folder_with_control_characters_is_escaped_when_printed(tmp_path, capsys):
     out = tmp_path / "r\x1bc"
     few = ["--steps", "1", "--width", "0.25", "--pictures", "0", "--probe-images", "0"]
-    data = ["--data", "synthetic:8x8x1", "--no-tensorboard"]
+    data = ["--data", "synthetic:8x8x1", "--no-tensorboard", "--objective", "plain"]
     assert main(["pretrain", *data, *few, "--out", str(out)]) == 0
     text = "".join(capsys.readouterr())
     assert "r\\x1bc/report.html" in text

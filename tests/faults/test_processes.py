@@ -18,7 +18,8 @@ from tests.helpers import environment, limited
 from tests.test_finetune_program import write_npz
 
 SETTINGS = [
-    *("--data", "synthetic:8x8x1", "--width", "0.25", "--batch-size", "16"),
+    *("--data", "synthetic:8x8x1", "--objective", "plain"),
+    *("--width", "0.25", "--batch-size", "16"),
     *("--steps", "20", "--save-every", "5", "--eval-every", "10", "--log-every", "1"),
     *("--pictures", "0", "--probe-images", "0", "--no-tensorboard"),
 ]

@@ -63,7 +63,9 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
     if len(steps) == 1:
         return steps[0]
 
-    def augment(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def augment(
+        key: Array, images: Float[Array, "b h w c"]
+    ) -> Float[Array, "b _h _w c"]:
         for number, step in enumerate(steps):
             images = step(jax.random.fold_in(key, number), images)
         return images

@@ -87,7 +87,9 @@ def moved(
     """These movements in order, as one resampling."""
     straight = all(piece.thing.straight for piece in pieces)
 
-    def augment(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def augment(
+        key: Array, images: Float[Array, "b h w c"]
+    ) -> Float[Array, "b _h _w c"]:
         now = _size(images)
         view = now if size is None else (size, size)
         whole = None

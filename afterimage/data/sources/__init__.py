@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from afterimage.checkpoints.schemas import MOST_CHANNELS
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import parse_range
-from afterimage.data.sets import Request, Splits
+from afterimage.data.sets import Request, SizeRule, Splits
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import ReadingOptions
@@ -57,7 +57,7 @@ class Source:
 def open_data(
     data: Any,
     *,
-    image_size: int | None = None,
+    image_size: int | SizeRule | None = None,
     channels: int | None = None,
     value_range: str | tuple[float, float] | None = None,
     on_bad_image: OnBadImage = "fail",
@@ -73,7 +73,8 @@ def open_data(
     arrays or of splits, or a sequence of records (`afterimage.data.objects`).
 
     `image_size` resizes to a square: the short side is scaled, the centre is cropped;
-    None keeps the size that all images share. `channels` is 1 (grey), 3 (RGB), or the
+    None keeps the size that all images share; a function chooses one of these from the
+    sizes of the images. `channels` is 1 (grey), 3 (RGB), or the
     number of bands that the images have; None keeps grey and colour unchanged.
     `value_range` gives the values of black and white in images of more than 8 bits:
     (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
@@ -84,7 +85,7 @@ def open_data(
     `strict`, the folders it names for splits may be missing. Raises UserError for an
     unknown spec or object, and DataError for data that does not fit.
     """
-    if image_size is not None and image_size < 1:
+    if isinstance(image_size, int) and image_size < 1:
         raise UserError(f"image_size={image_size}: must be at least 1")
     if channels is not None and not 1 <= channels <= MOST_CHANNELS:
         raise UserError(

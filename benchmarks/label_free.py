@@ -1,0 +1,123 @@
+"""The table `label-free` of `benchmarks.strangers`: which criterion ranks encoders?
+
+For every checkpoint of every run that the other tables made, each criterion of
+`afterimage.evaluation.criteria` on training images, and accuracy on test images. Then
+Spearman's rank correlation of the two, and what keeping a run's best step by the
+criterion gains over its last step.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from afterimage.runs import write_json
+from benchmarks.programs import quietly
+from benchmarks.results import row
+from benchmarks.strangers import Strangers, available
+
+_IMAGES = 1_000  # for criteria, and to train and to score probes
+_FEWEST_STEPS = 3
+"""Checkpoints of a run from which a best one is chosen."""
+_ACCURACY = ("kNN", "ridge")
+
+
+def run_criteria(config: Strangers) -> list[dict[str, Any]]:
+    """Measures what is missing; rows of correlations and gains."""
+    by_set: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for set_name, data in available(config):
+        runs = sorted(pathlib.Path(config.out).glob(f"runs/*/{set_name}/*/config.json"))
+        pretrained = [file.parent for file in runs if _pretrained(file)]
+        by_set[set_name] = {
+            str(run): quietly(_measured, run, data.labelled) for run in pretrained
+        }
+        count = sum(map(len, by_set[set_name].values()))
+        print(f"{set_name}: {count} encoders of {len(pretrained)} runs", flush=True)
+    return list(_rows(by_set))
+
+
+def _pretrained(file: pathlib.Path) -> bool:
+    return json.loads(file.read_text())["kind"] == "pretrain"
+
+
+def _measured(run: pathlib.Path, data: str) -> dict[str, dict[str, float]]:
+    """{step: criteria and accuracies} of a run's checkpoints; stored beside the run."""
+    file = run.with_name(f"{run.name}-criteria.json")
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    for folder in sorted(run.glob("checkpoints/*/encoder")):
+        step = folder.parent.name
+        if step not in stored:
+            stored[step] = measure(folder, data)
+            write_json(file, stored)
+    return stored
+
+
+def measure(folder: pathlib.Path, data: str) -> dict[str, float]:
+    """Every criterion and accuracy of an encoder, on images of this data."""
+    import jax
+
+    from afterimage.data import make_augment, open_data
+    from afterimage.encoder import load_encoder
+    from afterimage.evaluation import fit_ridge, knn_accuracy, label_free_report
+    from afterimage.pretrain.recipe import is_writing
+    from afterimage.training.batches import subsample
+
+    encoder = load_encoder(folder)
+    splits = open_data(data, image_size=encoder.preprocessing.image_size[0])
+    assert splits.test is not None
+    train, test = (subsample(part, _IMAGES) for part in (splits.train, splits.test))
+    pixels, held = (part.gather(np.arange(len(part))) for part in (train, test))
+    # The same views for every encoder of a set.
+    augment = jax.jit(make_augment("writing" if is_writing(pixels) else "photos"))
+    views = [
+        np.asarray(augment(jax.random.key(i), pixels / np.float32(255))) for i in (0, 1)
+    ]
+    x, first, second, z = (encoder.features(i) for i in (pixels, *views, held))
+    known, truth = (np.asarray(part.labels) for part in (train, test))
+    return label_free_report(x, first, second) | {
+        "kNN": 100 * knn_accuracy(x, known, z, truth),
+        "ridge": 100 * float(np.mean(fit_ridge(x, known).predict(z) == truth)),
+    }
+
+
+def _rows(
+    by_set: dict[str, dict[str, dict[str, dict[str, float]]]],
+) -> Iterator[dict[str, Any]]:
+    from scipy.stats import spearmanr
+
+    from afterimage.evaluation.criteria import CRITERIA
+
+    for criterion in CRITERIA:
+        for accuracy in _ACCURACY:
+            rhos, gains = [], []
+            for set_name, runs in by_set.items():
+                found = [values for run in runs.values() for values in run.values()]
+                pairs = np.array([(v[criterion], v[accuracy]) for v in found], float)
+                pairs = pairs[np.isfinite(pairs).all(1)] if len(pairs) else pairs
+                if len(pairs) < _FEWEST_STEPS:
+                    continue
+                rhos.append(float(spearmanr(*pairs.T).statistic))
+                metric = f"Spearman's ρ with {accuracy}, {set_name}"
+                yield row("label-free", criterion, metric, rhos[-1], n=len(pairs))
+                gains += [_gain(run, criterion, accuracy) for run in runs.values()]
+            gains = [gain for gain in gains if gain is not None]
+            if rhos:
+                metric = f"mean over sets of ρ with {accuracy}"
+                yield row("label-free", criterion, metric, rhos)
+            if gains:
+                metric = f"{accuracy} at the run's best step minus the last, points"
+                yield row("label-free", criterion, metric, gains)
+
+
+def _gain(
+    run: dict[str, dict[str, float]], criterion: str, accuracy: str
+) -> float | None:
+    """Accuracy at the step that the criterion likes most, minus that at the last."""
+    steps = sorted(run, key=int)
+    values = [run[step][criterion] for step in steps]
+    if len(steps) < _FEWEST_STEPS or not np.isfinite(np.array(values, float)).all():
+        return None
+    best = steps[int(np.argmax(values))]
+    return run[best][accuracy] - run[steps[-1]][accuracy]
