@@ -25,6 +25,7 @@ from afterimage.console import ProgressBar
 from afterimage.data import ImageSet, Preprocessing
 from afterimage.data.preprocessing import Batch, image_batches, prepare
 from afterimage.errors import UserError
+from afterimage.evaluation.text import probe_lines
 from afterimage.models import (
     FeatureInfo,
     ModelConfig,
@@ -35,6 +36,7 @@ from afterimage.models import (
 )
 from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS, mean_over_views
+from afterimage.models.vector import STATS, VectorRecipe, moments_of, pooled_size
 from afterimage.runtime import jit
 
 # Batches sent to the device before waiting for the first result: one computes, one is
@@ -68,6 +70,8 @@ class Encoder:
     """The network as a pure function of (params, stats, normalised images)."""
     feature_info: tuple[FeatureInfo, ...]
     """Name, channels and stride of each feature map, finest first."""
+    vector: VectorRecipe | None
+    """How the maps become the feature vector; None if a bottleneck is the vector."""
     num_features: int
     """Length D of a feature vector."""
 
@@ -90,7 +94,15 @@ class Encoder:
         # Only shapes: random initial values would be overwritten at once.
         module = abstract_encoder(self.config)
         self.feature_info = module.feature_info
-        self.num_features = module.num_features
+        stats = dict(stats)
+        fitted = stats.pop(STATS, {})
+        self.vector = _recipe(self.config, self.feature_info, manifest, fitted)
+        size = self.config.image_size
+        self.num_features = (
+            module.num_features
+            if self.vector is None
+            else self.vector.size(self.feature_info, size)
+        )
         self.network, *wanted = Network.create(module, dtype=dtype)
         _check_leaves(wanted, [params, stats], self.config.name)
         self.params, self.stats = jax.device_put((dict(params), dict(stats)))
@@ -98,7 +110,7 @@ class Encoder:
         self._maps = jit(self.apply_maps)
 
     def __repr__(self) -> str:
-        """Architecture, input, features and training data, in three lines."""
+        """Architecture, input, features, training data and probes, in a few lines."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         height, width = self.preprocessing.image_size
         trained, data = self.manifest["trained"], self.manifest["data"]["name"]
@@ -106,14 +118,16 @@ class Encoder:
         chosen = (trained.get(key) for key in ("objective", "mode"))
         how = [str(c["name"] if isinstance(c, dict) else c) for c in chosen if c]
         how += [f"{trained['steps']} steps"] if "steps" in trained else []
-        return printable(
-            f"Encoder {self.config.name}: {count:,} parameters\n"
-            f"  {height} x {width} px, {self.preprocessing.channels} channels -> "
-            f"{self.num_features} features, {len(self.feature_info)} maps\n"
-            f"  trained on {data or 'unknown images'}"
+        lines = [
+            f"Encoder {self.config.name}: {count:,} parameters",
+            f"{height} x {width} px, {self.preprocessing.channels} channels -> "
+            f"{self.num_features} features ({self.vector or 'the bottleneck'}), "
+            f"{len(self.feature_info)} maps",
+            f"trained on {data or 'unknown images'}"
             + (f" ({', '.join(how)})" if how else ""),
-            keep="\n",
-        )
+            *probe_lines(self.manifest.get("probes")),
+        ]
+        return printable("\n  ".join(lines), keep="\n")
 
     def apply(
         self, params: Mapping[str, Any], images: Num[Array, "n h w c"]
@@ -122,9 +136,12 @@ class Encoder:
 
         `images` is uint8 or float in [0, 1], with a size and channels the network
         takes. It is normalised here, but neither resized nor checked. The vector is the
-        bottleneck if the model has one, otherwise the mean of the last feature map.
+        bottleneck if the model has one, otherwise what `vector` says: pooled feature
+        maps, perhaps standardised or whitened by statistics of the training images.
         """
-        return self._run(params, images, "features")
+        if self.vector is None:
+            return self._run(params, images, "features")
+        return self.vector(self.apply_maps(params, images))
 
     def apply_maps(
         self, params: Mapping[str, Any], images: Num[Array, "n h w c"]
@@ -155,7 +172,8 @@ class Encoder:
         as the encoder needs. Other sizes are scaled and centre-cropped to the trained
         one; with `resize=False` images keep their size.
 
-        `pool` is `vector`, or one of POOLS to pool the feature maps (`pool_features`).
+        `pool` is `vector`, the encoder's own, chosen at the end of its training (see
+        `vector`); or one of POOLS, the plain pooled maps (`pool_features`).
         `views` (one of VIEWS: flip, shift, shift-flip) averages the vector over 2, 9 or
         18 views of each image and takes 2, 9 or 18 times as long.
 
@@ -237,12 +255,40 @@ class Encoder:
         """The same network freshly initialised, as a baseline for the trained one."""
         module = build_encoder(self.config, rngs=nnx.Rngs(seed))
         _, params, stats = Network.create(module)
-        manifest = self.manifest | {"trained": {"steps": 0, "seed": seed}}
-        return Encoder(params, stats, manifest, dtype=self.network.dtype)
+        rest = {k: v for k, v in self.manifest.items() if k != "probes"}
+        rest["trained"] = {"steps": 0, "seed": seed}
+        if self.vector is not None:  # the statistics are not of this network
+            rest["vector"] = {"pool": self.vector.pool, "transform": "none"}
+        return Encoder(params, stats, rest, dtype=self.network.dtype)
+
+    def with_vector(
+        self, pool: str, transform: str = "none", images: Any = None
+    ) -> "Encoder":
+        """The same encoder with another feature vector.
+
+        `pool` is one of POOLS. `transform` is none, standardise or whiten, by the
+        statistics of `images`, which are what `features` takes.
+
+        Raises UserError for another name, an encoder with a bottleneck, or a transform
+        without images.
+        """
+        if self.vector is None:
+            raise UserError("the feature vector of this encoder is its bottleneck")
+        moments = None
+        if transform != "none":
+            if images is None:
+                raise UserError(f"transform={transform!r} needs images to measure")
+            moments = moments_of(self.features(images, pool=pool))
+        vector = VectorRecipe.fit(pool, transform, moments)
+        rest = {k: v for k, v in self.manifest.items() if k != "probes"}
+        rest["vector"] = vector_entry(vector, moments.count if moments else 0)
+        stats = with_statistics(self.stats, vector)
+        return Encoder(self.params, stats, rest, dtype=self.network.dtype)
 
     def save(self, path: str | Path) -> None:
         """Write a bare encoder folder that `load_encoder` reads."""
-        write_encoder(Path(path), self.params, self.stats, self.manifest)
+        stats = with_statistics(self.stats, self.vector)
+        write_encoder(Path(path), self.params, stats, self.manifest)
 
 
 def stream(
@@ -299,6 +345,47 @@ def load_encoder(path: str | Path, *, dtype: str = "float32") -> Encoder:
             "or an encoder/ folder."
         )
     return Encoder(*read_encoder(path), dtype=dtype)
+
+
+def with_statistics(
+    stats: Mapping[str, Any], vector: VectorRecipe | None
+) -> dict[str, Any]:
+    """The statistics of an artefact: the network's, and those of the feature vector."""
+    fitted = vector.fitted if vector is not None else {}
+    return {**stats, **({STATS: dict(fitted)} if fitted else {})}
+
+
+def vector_entry(vector: VectorRecipe, images: int, **chosen: Any) -> dict[str, Any]:
+    """The feature vector in a manifest; `images` gave its statistics."""
+    entry = {"pool": vector.pool, "transform": vector.transform, "images": images}
+    return entry | chosen
+
+
+def _recipe(
+    config: ModelConfig,
+    info: Sequence[FeatureInfo],
+    manifest: Mapping[str, Any],
+    fitted: Mapping[str, Any],
+) -> VectorRecipe | None:
+    """The feature vector that an artefact has; CheckpointError if it cannot be one.
+
+    An artefact without an entry has the mean of the last map.
+    """
+    if config.bottleneck is not None:
+        return None
+    entry = manifest.get("vector") or {}
+    with _manifest_of("the artefact"):
+        arrays = {name: np.asarray(array) for name, array in fitted.items()}
+        recipe = VectorRecipe(
+            entry.get("pool", "last"), entry.get("transform", "none"), arrays
+        )
+        size = pooled_size(info, config.image_size, recipe.pool)
+        if arrays and len(arrays["mean"]) != size:
+            raise UserError(
+                f"{len(arrays['mean'])} statistics of the feature vector, and the maps "
+                f"pooled as {recipe.pool!r} have {size} numbers"
+            )
+    return recipe
 
 
 def _check_leaves(wanted: list[Any], given: list[Any], model: str) -> None:

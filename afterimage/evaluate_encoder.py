@@ -18,6 +18,7 @@ from afterimage.evaluation import (
     draw_embedding,
     embed,
     encoder_representation,
+    hog_representation,
     pixel_representation,
     representation_report,
     representation_text,
@@ -25,16 +26,20 @@ from afterimage.evaluation import (
 from afterimage.evaluation.configs import EvaluateConfig, write
 from afterimage.evaluation.embedding import import_umap
 from afterimage.export import open_for, report_skipped, select
+from afterimage.training.batches import subsample
 
+_FITTED = 2000
+"""Images that the untrained network's vector takes its statistics of."""
 _CAPTION = 80
 """Maximum length of a data spec in a picture's caption."""
 
 
 def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
-    """(`representation_report`, its tables): the encoder, untrained network and pixels.
+    """(`representation_report`, its tables) of an encoder, beside three baselines.
 
-    Also the encoder `config.against`, if given. Figures, tables and a picture of the
-    features are written to the place that the text names.
+    They are the untrained network, HOG (`hog_vectors`) and pixels; the encoder
+    `config.against` joins them, if given. Figures, tables and a picture of the features
+    are written to the place that the text names.
 
     Raises DataError for data with fewer than two labelled classes to learn from, or
     without labelled images to score; UserError for a place that cannot be written.
@@ -45,16 +50,16 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     if config.embedding == "umap":
         import_umap()  # before hours of work
     encoder = load_encoder(config.from_)
-    untrained = encoder.untrained(config.seed)
+    splits = open_for(encoder.preprocessing, config)
+    report_skipped(select(splits, "all", config.data))
+    train, test = _probe_sets(splits, config)
+    untrained = _untrained(encoder, train, config)
     named = {"this encoder": encoder, "untrained encoder": untrained}
     if config.against is not None:
         other = load_encoder(config.against)
         named[f"against {config.against}"] = other
         if said := other.preprocessing.other_range(encoder.preprocessing):
             say_once(f"against={config.against} {said}")
-    splits = open_for(encoder.preprocessing, config)
-    report_skipped(select(splits, "all", config.data))
-    train, test = _probe_sets(splits, config)
     how: Any = {n: getattr(config, n) for n in ("batch_size", "views", "grid_3")}
     representations = [encoder_representation(n, e, **how) for n, e in named.items()]
     protocol = Protocol(
@@ -65,7 +70,10 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
         batch_size=config.batch_size,
     )
     figures = representation_report(
-        [*representations, pixel_representation()], train, test, protocol
+        [*representations, hog_representation(), pixel_representation()],
+        train,
+        test,
+        protocol,
     )
     figures["settings"]["views"] = config.views
     figures["notes"] += _notes(config, figures["layers"]["this encoder"])
@@ -85,6 +93,16 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     for file, content in files.items():
         write(file, content)
     return figures, f"{text}\n\nWritten: {', '.join(map(str, files))}"
+
+
+def _untrained(encoder: Encoder, train: ImageSet, config: EvaluateConfig) -> Encoder:
+    """The untrained network with the same kind of vector; statistics are its own."""
+    untrained, vector = encoder.untrained(config.seed), encoder.vector
+    if vector is None or vector.transform == "none":
+        return untrained
+    some = subsample(train, _FITTED)
+    images = some.gather(np.arange(len(some)))
+    return untrained.with_vector(vector.pool, vector.transform, images)
 
 
 def _notes(config: EvaluateConfig, layers: list[dict[str, Any]]) -> list[str]:

@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import Float
 
 from afterimage.checkpoints.files import alive
-from afterimage.console import ProgressBar
+from afterimage.console import ProgressBar, say_once
 from afterimage.data import ImageSet, Preprocessing, Splits, open_data
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, UserError, disk_errors, require_writable
 from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
+from afterimage.evaluation.spectrum import Moments
 from afterimage.fields import place_problems
+from afterimage.models.vector import principal_axes
+from afterimage.training.batches import subsample
 
+_MOST_FITTED, _WIDEST_PCA = 20_000, 4096
 # Vectors buffered and written as one row group of a Parquet file.
 _ROWS_TOGETHER = 8192
 
@@ -34,10 +39,11 @@ def export_features(
     pool: str = "vector",
     views: str = "none",
     batch_size: int = 256,
+    pca: "PCA | None" = None,
 ) -> int:
     """Write a feature vector for each image in `sets` ({split: images}); their number.
 
-    `pool` and `views` are as in `Encoder.features`.
+    `pool` and `views` are as in `Encoder.features`; `pca` then reduces the vectors.
 
     - `.parquet`: split, id, label and class (null where unknown; absent if no image
       is labelled), vector (fixed-size list of float32). Memory stays bounded.
@@ -51,7 +57,8 @@ def export_features(
     be written.
     """
     make, out = _writer(out), Path(out)
-    rows, width = sum(map(len, sets.values())), encoder.vector_size(pool)
+    rows = sum(map(len, sets.values()))
+    width = encoder.vector_size(pool) if pca is None else pca.axes.shape[1]
     if not rows:
         raise UserError("there are no images to compute features of.")
     untouched = " An existing file of this name is unchanged"
@@ -69,6 +76,8 @@ def export_features(
         with contextlib.ExitStack() as failing:
             failing.callback(writer.abandon)
             for part in _rows(encoder, sets, pool, views, batch_size):
+                if pca is not None:
+                    part["vector"] = pca(part["vector"])
                 writer.add(part)
                 progress.add(len(part["vector"]))
             writer.close()
@@ -126,11 +135,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for split, images in sets.items():
         starts = range(0, len(images), batch_size)
-        batches = (
-            images.gather(np.arange(start, min(start + batch_size, len(images))))
-            for start in starts
-        )
-        vectors = encoder.stream(batches, pool=pool, views=views, batch_size=batch_size)
+        vectors = _vectors(encoder, images, pool, views, batch_size)
         for start, vector in zip(starts, vectors, strict=True):
             part = slice(start, start + len(vector))
             known = images.labels
@@ -143,6 +148,77 @@ def _rows(
                 "class": [names[c] if 0 <= c < len(names) else None for c in labels],
                 "vector": vector,
             }
+
+
+def _vectors(
+    encoder: Encoder, images: ImageSet, pool: str, views: str, batch_size: int
+) -> Iterator[np.ndarray]:
+    """The vectors of a set, batch by batch."""
+    rows = np.arange(len(images))
+    starts = range(0, len(images), batch_size)
+    batches = (images.gather(rows[start : start + batch_size]) for start in starts)
+    return encoder.stream(batches, pool=pool, views=views, batch_size=batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class PCA:
+    """Principal components of feature vectors: (x - mean) axes."""
+
+    mean: Float[np.ndarray, " d"]
+    axes: Float[np.ndarray, "d k"]
+    """Orthonormal, largest variance first; each one's largest entry is positive."""
+    share: float
+    """Share of the variance that they keep."""
+    images: int
+    """Number of images they are fitted to."""
+
+    def __call__(self, vectors: Float[np.ndarray, "b d"]) -> Float[np.ndarray, "b k"]:
+        """The components of vectors, in float32."""
+        return (vectors - self.mean[None]) @ self.axes
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: Encoder,
+        images: ImageSet,
+        dim: int,
+        *,
+        pool: str = "vector",
+        views: str = "none",
+        batch_size: int = 256,
+    ) -> "PCA":
+        """The first `dim` components of at most 20,000 images, evenly spaced.
+
+        Memory holds the vectors' covariance and a few batches, whatever the number of
+        images. Raises UserError if the vectors or the images are too few for `dim`, or
+        the vectors have more than 4,096 numbers.
+        """
+        images, size = subsample(images, _MOST_FITTED), encoder.vector_size(pool)
+        if dim > size:
+            raise UserError(
+                f"dim={dim}: the vectors have {size} numbers; take fewer, or leave "
+                "--dim out"
+            )
+        if dim >= len(images):
+            raise UserError(
+                f"dim={dim}: {len(images)} images have at most {len(images) - 1} "
+                "principal components; take fewer"
+            )
+        if size > _WIDEST_PCA:
+            raise UserError(
+                f"dim={dim}: vectors of {size} numbers are too long for PCA, which "
+                f"takes at most {_WIDEST_PCA}; take another --pool"
+            )
+        moments = Moments(size)
+        with ProgressBar(len(images), "PCA") as progress:
+            for part in _vectors(encoder, images, pool, views, batch_size):
+                moments.add(part)
+                progress.add(len(part))
+        energy, axes = principal_axes(moments, dim)
+        total = float(np.square(moments.deviation).sum())
+        share = float(energy.sum()) / total if total > 0 else 1.0
+        mean = moments.mean.astype(np.float32)
+        return cls(mean, axes.astype(np.float32), min(share, 1.0), len(images))
 
 
 class _Rows:
@@ -257,14 +333,17 @@ def features(config: FeaturesConfig) -> int:
     splits = open_for(encoder.preprocessing, config)
     chosen = select(splits, config.split, config.data)
     report_skipped(chosen)
-    return export_features(
-        encoder,
-        chosen,
-        config.out,
-        pool=config.pool,
-        views=config.views,
-        batch_size=config.batch_size,
-    )
+    how: Any = {n: getattr(config, n) for n in ("pool", "views", "batch_size")}
+    pca = None
+    if config.dim is not None:
+        # Always of the training images: all splits share the axes.
+        pca = PCA.fit(encoder, splits.train, config.dim, **how)
+        say_once(
+            f"{config.dim} principal components of {pca.images:,} images of "
+            f"{splits.train.name}: {pca.share:.1%} of the variance. Other --data has "
+            "other components"
+        )
+    return export_features(encoder, chosen, config.out, pca=pca, **how)
 
 
 def open_for(

@@ -30,6 +30,7 @@ from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.vgg import VGG
+from afterimage.models.vector import STATS
 
 KNOWN = (
     *("resnet18", "resnet34", "resnet50"),
@@ -134,6 +135,7 @@ def export_encoder(
     Raises UserError if its architecture is not one of torchvision's.
     """
     params, stats, manifest = read_encoder(path)
+    stats.pop(STATS, None)  # torchvision's files have no place for it
     config = stored_model(manifest, path)
     wrong = [] if config.name in KNOWN else [f"model {config.name}"]
     if "resnet" in config.name and config.stem_stride != 4:

@@ -23,7 +23,7 @@ from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError
 
 _POOLS = {"features": "vector", "maps": "pyramid"} | {
-    name: name for name in ("grid", "grid-3", "pyramid-grid")
+    name: name for name in ("last", "grid", "grid-3", "pyramid-grid")
 }
 """How each output pools the maps."""
 
@@ -69,8 +69,9 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
     """Images -> features of a pretrained encoder; learns nothing from the data.
 
     Parameters: `path` of a run, step or encoder folder; `batch_size` of the forward
-    passes; `output`: "features" for the feature vector, "maps" for the concatenated
-    means of all feature maps, "grid", "grid-3" or "pyramid-grid" for means over a grid;
+    passes; `output`: "features" for the encoder's own feature vector, "last" for the
+    mean of the last map, "maps" for the concatenated means of all feature maps, "grid",
+    "grid-3" or "pyramid-grid" for means over a grid;
     `views`: "none", or "flip", "shift", "shift-flip" for the mean over several views of
     each image, as in `Encoder.features`.
 

@@ -119,7 +119,32 @@ class DataFields(Struct):
     fingerprint: str
 
 
-class EncoderManifest(Struct):
+class VectorFields(Struct):
+    """The feature vector (`afterimage.models.vector`), and how it was chosen."""
+
+    pool: Name
+    transform: Name
+    images: Count = 0
+    rule: Name = ""
+    scores: Annotated[list[Free], Meta(max_length=64)] = []
+
+
+Accuracies = dict[Name, dict[Name, Annotated[float, Meta(ge=0, le=1)]]]
+
+
+class ProbesFields(Struct):
+    """What the feature vector was found to be good for."""
+
+    effective_rank: Number
+    train: Count = 0
+    images: Count = 0
+    classes: Count = 0
+    per_class: Count = 0
+    accuracy: Accuracies = {}
+    """{features: {probe: share of the held-out images}}; empty without labels."""
+
+
+class EncoderManifest(Struct, kw_only=True):
     """`manifest.json` of an encoder folder, beyond the fields of every manifest."""
 
     model: ModelFields
@@ -127,6 +152,8 @@ class EncoderManifest(Struct):
     data: DataFields
     trained: Free
     feature_info: Annotated[list[FeatureInfoFields], Meta(max_length=64)]
+    vector: VectorFields | None = None
+    probes: ProbesFields | None = None
 
     def __post_init__(self) -> None:
         if self.model.channels != self.preprocessing.channels:
@@ -153,7 +180,7 @@ class HeadFields(Struct, forbid_unknown_fields=True):
             )
 
 
-class ClassifierManifest(EncoderManifest):
+class ClassifierManifest(EncoderManifest, kw_only=True):
     """`manifest.json` of a classifier folder."""
 
     heads: Annotated[dict[Name, HeadFields], Meta(min_length=1)]
@@ -296,8 +323,16 @@ class ProbeFields(Struct):
     value: Number
 
 
-Baselines = dict[str, dict[str, ProbeFields]]
-"""`baselines.json` of a pretraining run: {features: {probe: …}}."""
+class BaselineFields(Struct):
+    """The probes of one kind of features."""
+
+    knn: ProbeFields
+    ridge_10: ProbeFields
+    ridge: ProbeFields
+
+
+Baselines = dict[str, BaselineFields]
+"""`baselines.json` of a pretraining run, by kind of features."""
 
 
 MANIFESTS: dict[str, Any] = {

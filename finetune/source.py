@@ -27,6 +27,7 @@ from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import Mode
 from afterimage.models import ModelConfig
 from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
+from afterimage.models.vector import STATS
 from afterimage.training.stage import Context
 
 Tree = dict[str, Any]
@@ -50,7 +51,11 @@ class SourceModel:
                 f"from={path} does not exist; expected a run folder, one of its "
                 "checkpoints/STEP, or an encoder/ folder"
             )
-        return cls(path, *read_encoder(path))
+        params, stats, manifest = read_encoder(path)
+        # Heads read the maps as `--features` says, not the encoder's own vector.
+        stats.pop(STATS, None)
+        manifest.pop("vector", None)
+        return cls(path, params, stats, manifest)
 
     @property
     def model(self) -> ModelConfig:

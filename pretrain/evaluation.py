@@ -1,13 +1,13 @@
 """Evaluation during a run: loss, pictures and probes, computed the same each time.
 
-The probes (kNN and ridge) compare the encoder with raw pixels and the untrained
+The probes (kNN and ridge) compare the encoder with raw pixels, HOG and the untrained
 encoder.
 """
 
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,12 @@ from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
-from afterimage.models import Network
+from afterimage.evaluation.probes import labels_a_class
+from afterimage.models import FeatureInfo, Network, pool_features
+from afterimage.models.hog import hog_vectors
+from afterimage.models.vector import VectorRecipe, candidates, moments_of, usual_pool
 from afterimage.pictures import draw_rows
+from afterimage.pretrain.choice import choose, declared
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
@@ -31,9 +35,11 @@ from afterimage.training.batches import EvaluationRunner, subsample
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 
 Check = Callable[[], None]
-RAW, UNTRAINED, TRAINED = "raw pixels", "untrained encoder", "this encoder"
-PROBES = ("knn", "ridge")
+RAW, HOG, UNTRAINED, TRAINED = "raw pixels", "HOG", "untrained encoder", "this encoder"
+PROBES = ("ridge_10", "ridge", "knn")
 Report = dict[str, dict[str, Any]]
+Pooled = dict[str, np.ndarray]
+_BOTTLENECK = "bottleneck"
 
 
 def picture_name(step: int) -> str:
@@ -53,6 +59,7 @@ class Evaluation:
         config: PretrainConfig,
         setup: ModelSetup,
         encoder: Network,
+        info: Sequence[FeatureInfo],
         *,
         train: ImageSet,
         validation: ImageSet | None,
@@ -60,11 +67,23 @@ class Evaluation:
         sweep: EvaluationRunner,
     ):
         self.config, self.setup, self.run, self.sweep = config, setup, run, sweep
+        self.train, self.rank = train, 0.0
         self.objective = objective = config.objective
         self.held = validation or subsample(train, _FALLBACK_IMAGES)
         self.probes = Probes.of(
             train, validation, most=config.probe_images, k=config.probe_k
         )
+        size, (pool, transform) = setup.model.image_size, objective.default_vector
+        pool = usual_pool(pool, info, size)
+        self.own = pool, transform
+        """The objective's own feature vector."""
+        pools = (*candidates(info, size), pool)
+        self.pools = tuple(dict.fromkeys(pools))
+        self.bottleneck = setup.model.bottleneck is not None
+        self.last: tuple[Pooled, Pooled] | None = None
+        """The pooled maps of the probes' images at the last call, …"""
+        self.first: tuple[Pooled, Pooled] | None = None
+        """… and those of the untrained encoder, if they are known."""
         self.baselines: Report = {}
         self.report: Report = {}
         """The last `probe_report`, with the baselines' rows."""
@@ -81,7 +100,11 @@ class Evaluation:
 
         def features(params: Tree, stats: Tree, batch: Tree):
             inputs = setup.preprocessing.normalise(batch["image"])
-            return encoder.apply(params, stats, inputs, method="features")[0]
+            method = "features" if self.bottleneck else None
+            found = encoder.apply(params, stats, inputs, method=method)[0]
+            if self.bottleneck:
+                return {_BOTTLENECK: found}
+            return {pool: pool_features(found, pool) for pool in self.pools}
 
         def samples(params: Tree, stats: Tree, pixels: Array, key: Array):
             return objective.samples(Forward(setup, params, stats, key), pixels)
@@ -97,15 +120,24 @@ class Evaluation:
             self.mean_image_loss = self._mean_image_loss(scores, some)
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
-        """Probe raw pixels and the untrained encoder, before the first call.
+        """Probe raw pixels, HOG and the untrained encoder, before the first call.
 
         `params` and `stats` are those of the freshly initialised autoencoder.
         """
-        if self.probes is not None:
-            self.baselines = self.probes.baselines(
-                self.run.path / "baselines.json",
-                lambda images: self.features(params, stats, images, lambda: None),
-            )
+        if self.probes is None:
+            return
+
+        def untrained() -> Sequence[np.ndarray]:
+            self.first = self._pooled(params, stats, lambda: None)
+            return self._vectors(*self.first)
+
+        file = self.run.path / "baselines.json"
+        self.baselines = self.probes.baselines(file, untrained)
+
+    def _pooled(self, params: Tree, stats: Tree, check: Check) -> tuple[Pooled, Pooled]:
+        assert self.probes is not None
+        train = self.features(params, stats, self.probes.train, check)
+        return train, self.features(params, stats, self.probes.held, check)
 
     def __call__(
         self, params: Tree, stats: Tree, step: int, check: Check
@@ -114,26 +146,91 @@ class Evaluation:
 
         `loss` and `relative_loss` of the held-out images, corrupted or masked as in
         training with the same draws every time, and the objective's own metrics;
-        `effective_rank` of their features; with labels also `knn` and `ridge`, each
-        with its baselines `_raw_pixels` and `_untrained`. If the loss is not finite,
-        the losses are returned alone.
+        `effective_rank` of their features; with labels also `knn`, `ridge_10` and
+        `ridge`, each with its baselines `_raw_pixels`, `_hog` and `_untrained`. If the
+        loss is not finite, the losses are returned alone. Features are the objective's
+        own vector.
         """
+        self.last = None
         results = self.losses(params, stats, check)
         if not math.isfinite(results["loss"]):  # diverged: the loop ends the run
             return results
         if self.config.pictures and self.objective.rows:
             self._picture(params, stats, step)
 
-        def features(images: ImageSet) -> np.ndarray:
-            return self.features(params, stats, images, check)
-
         if self.probes is None:
-            some = features(subsample(self.held, _RANK_IMAGES))
-            return results | {"effective_rank": effective_rank(some)}
-        ours = self.probes.measure(TRAINED, features)
+            some = subsample(self.held, _RANK_IMAGES)
+            pooled = self.features(params, stats, some, check)
+            self.rank = effective_rank(self._vectors(pooled)[0])
+            return results | {"effective_rank": self.rank}
+        self.last = self._pooled(params, stats, check)
+        ours = self.probes.score(TRAINED, *self._vectors(*self.last))
         self.report = self.baselines | ours
-        results["effective_rank"] = ours[TRAINED]["effective_rank"]
+        self.rank = results["effective_rank"] = ours[TRAINED]["effective_rank"]
         return results | probe_metrics(self.report)
+
+    def _vectors(
+        self, train: Pooled, *others: Pooled, like: VectorRecipe | None = None
+    ) -> list[np.ndarray]:
+        """Vectors of pooled maps, with the statistics of `train`: the objective's own,
+        or pooled and transformed `like` another."""
+        if self.bottleneck:
+            return [pooled[_BOTTLENECK] for pooled in (train, *others)]
+        pool, transform = (like.pool, like.transform) if like else self.own
+        vector = VectorRecipe.fit(pool, transform, moments_of(train[pool]))
+        return [vector.transformed(pooled[pool]) for pooled in (train, *others)]
+
+    def conclude(
+        self, params: Tree, stats: Tree, initial: tuple[Tree, Tree]
+    ) -> tuple[VectorRecipe | None, dict[str, Any]]:
+        """(the feature vector, `vector` and `probes` of the manifest), after the run.
+
+        The vector is chosen by the labelled images of the last call (`choose`); without
+        them it is the objective's own. A bottleneck stays the vector: None. The report
+        then has the probes of this vector, also of the untrained encoder, whose
+        parameters and statistics are `initial`.
+        """
+        vector, entries = None, {}
+        if not self.bottleneck:
+            if self.probes is not None and self.last is not None:
+                labels, k = self.probes.labels, self.config.probe_k
+                vector, entry = choose(self.own, *self.last, labels, k=k)
+                if (vector.pool, vector.transform) != self.own:
+                    self._measure_again(self.probes, vector, initial)
+            else:
+                some = subsample(self.train, _RANK_IMAGES)
+                pooled = self.features(params, stats, some, lambda: None)
+                vector, entry = declared(self.own, pooled)
+            entries["vector"] = entry
+        return vector, entries | {"probes": self._passed()}
+
+    def _measure_again(
+        self, probes: "Probes", vector: VectorRecipe, initial: tuple[Tree, Tree]
+    ) -> None:
+        """The report, with this vector of the encoder and of the untrained one."""
+        assert self.last is not None
+        first = self.first or self._pooled(*initial, lambda: None)
+        for name, pooled in ((TRAINED, self.last), (UNTRAINED, first)):
+            pair = self._vectors(*pooled, like=vector)
+            self.report = self.report | probes.score(name, *pair)
+        self.rank = self.report[TRAINED]["effective_rank"]
+
+    def _passed(self) -> dict[str, Any]:
+        """The `probes` of the manifest: the last report in short."""
+        if self.probes is None or not self.report:
+            return {"effective_rank": self.rank}
+        known, truth = self.probes.labels
+        return {
+            "effective_rank": self.rank,
+            "train": len(known),
+            "images": len(truth),
+            "classes": len(np.unique(known)),
+            "per_class": labels_a_class(known),
+            "accuracy": {
+                name: {probe: row[probe]["value"] for probe in PROBES}
+                for name, row in self.report.items()
+            },
+        }
 
     def losses(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
         """Mean loss over the held-out images, and the objective's own metrics.
@@ -166,14 +263,18 @@ class Evaluation:
 
     def features(
         self, params: Tree, stats: Tree, images: ImageSet, check: Check
-    ) -> np.ndarray:
-        """Feature vectors of the autoencoder's encoder, float32 [N, D]."""
+    ) -> Pooled:
+        """The encoder's maps in every pooling that may become the vector: float32
+        [N, D]; or its bottleneck."""
         encoder = params["encoder"], stats.get("encoder", {})
-        rows = []
+        rows: dict[str, list[np.ndarray]] = {}
         for _, batch, mask in self.sweep.batches(images):
             check()
-            rows.append(np.asarray(self._features(*encoder, batch))[mask])
-        return np.concatenate(rows)
+            for pool, found in self._features(*encoder, batch).items():
+                rows.setdefault(pool, []).append(np.asarray(found)[mask])
+        # The device sorts names; here the simplest pooling comes first.
+        names = (_BOTTLENECK,) if self.bottleneck else self.pools
+        return {name: np.concatenate(rows[name]) for name in names}
 
     def _key(self, number: int) -> Array:
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
@@ -242,32 +343,46 @@ class Probes:
             return None
         return cls(pair[0], pair[1], k=k)
 
-    def measure(self, name: str, features: Callable[[ImageSet], np.ndarray]) -> Report:
-        """`probe_report` of `features` applied to the images, under `name`."""
-        pair = features(self.train), features(self.held)
+    @property
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of the training and of the held-out images."""
         assert self.train.labels is not None
         assert self.held.labels is not None
-        labels = self.train.labels, self.held.labels
-        return probe_report({name: pair}, labels, k=self.k)
+        return np.asarray(self.train.labels), np.asarray(self.held.labels)
+
+    def score(self, name: str, train: np.ndarray, held: np.ndarray) -> Report:
+        """`probe_report` of these vectors of the images, under `name`."""
+        return probe_report({name: (train, held)}, self.labels, k=self.k)
+
+    def measured(self) -> Report:
+        """Scores of raw pixels and HOG, which need no network."""
+        pair = [s.gather(np.arange(len(s))) for s in (self.train, self.held)]
+        raw = self.score(RAW, *map(pixel_vectors, pair))
+        return raw | self.score(HOG, *map(hog_vectors, pair))
 
     def baselines(
-        self, file: pathlib.Path, untrained: Callable[[ImageSet], np.ndarray]
+        self,
+        file: pathlib.Path,
+        untrained: Callable[[], Sequence[np.ndarray]],
     ) -> Report:
-        """Scores of raw pixels and the untrained encoder, measured once, kept in
-        `file`."""
+        """Scores of raw pixels, HOG and the untrained encoder; measured once, then kept
+        in `file`."""
         # Several processes must take the same path: all compute, only the first writes.
         if jax.process_count() == 1:
             with contextlib.suppress(CheckpointError):  # if absent or damaged, measure
-                return schemas.read(file, schemas.Baselines, "delete it")
-        report = self.measure(RAW, _raw_pixels) | self.measure(UNTRAINED, untrained)
+                stored = schemas.read(file, schemas.Baselines, "delete it")
+                if set(stored) == {RAW, HOG, UNTRAINED}:
+                    return stored
+        report = self.measured() | self.score(UNTRAINED, *untrained())
         if jax.process_index() == 0:
             write_json(file, report)
         return report
 
 
 def probe_metrics(report: Report) -> dict[str, float]:
-    """{"knn": …, "knn_raw_pixels": …, "knn_untrained": …, the same for "ridge"}."""
-    suffixes = {TRAINED: "", RAW: "_raw_pixels", UNTRAINED: "_untrained"}
+    """{"knn": …, "knn_raw_pixels": …, "knn_hog": …, "knn_untrained": …, and the same
+    for "ridge" and "ridge_10"}."""
+    suffixes = {TRAINED: "", RAW: "_raw_pixels", HOG: "_hog", UNTRAINED: "_untrained"}
     return {
         probe + suffix: report[name][probe]["value"]
         for probe in PROBES
@@ -280,7 +395,3 @@ def _labelled(images: ImageSet, most: int) -> ImageSet | None:
         return None
     rows = np.flatnonzero(images.labels >= 0)
     return subsample(images.subset(rows), most) if len(rows) else None
-
-
-def _raw_pixels(images: ImageSet) -> np.ndarray:
-    return pixel_vectors(images.gather(np.arange(len(images))))

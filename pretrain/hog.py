@@ -1,8 +1,6 @@
 """Histograms of oriented gradients: a target that ignores brightness and contrast.
 
-Dalal & Triggs, "Histograms of Oriented Gradients for Human Detection" (2005), section
-6: nine unsigned orientations, with each pixel's vote split between the two nearest. As
-a target for masked prediction: Wei et al., "Masked Feature Prediction for
+As a target for masked prediction: Wei et al., "Masked Feature Prediction for
 Self-Supervised Visual Pre-Training" (2022, MaskFeat), section 3.2: separate histograms
 per channel, cells of 8 pixels, every histogram divided by its norm, no blocks.
 
@@ -20,13 +18,10 @@ from jaxtyping import Array, Float
 
 from afterimage.data import ImageSet
 from afterimage.models import ops
+from afterimage.models.hog import FLOOR, ORIENTATIONS, in_cells, votes
 from afterimage.training.batches import subsample
 
-ORIENTATIONS = 9
 _CELLS = range(8, 2, -1)
-# The noise level of a gradient (the difference of a pixel's two neighbours, at most 1):
-# where a cell's mean is below it, it dominates the norm.
-_FLOOR = 0.01
 # As many images give the mean to two decimals.
 _MEAN_IMAGES = 512
 
@@ -42,25 +37,11 @@ def cell_size(patch: int) -> int | None:
 def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H W c 9"]:
     """Orientations 0 to 180 degrees (the first around 10) in squares of `cell` pixels.
 
-    `pixels` are in [0, 1]. Gradients are differences of a pixel's two neighbours, with
-    borders repeated; votes are weighted by the gradient's magnitude. Norms are sqrt(sum
-    of squares + (0.01 cell)^2) / 3: a cell with an edge has a mean square of 1. A last
-    cell that extends beyond the image uses the pixels it has.
+    `pixels` are in [0, 1]. Norms are sqrt(sum of squares + (0.01 cell)^2) / 3: a cell
+    with an edge has a mean square of 1.
     """
-    b, h, w, c = pixels.shape
-    x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
-    down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
-    turn = jnp.mod(jnp.arctan2(down, across), jnp.pi) * (ORIENTATIONS / jnp.pi)
-    centres = jnp.arange(ORIENTATIONS, dtype=x.dtype) + 0.5
-    apart = jnp.abs(turn[..., None] - centres[None, None, None, None])
-    share = jnp.maximum(1 - jnp.minimum(apart, ORIENTATIONS - apart), 0)
-    votes = share * jnp.hypot(across, down)[..., None]
-    votes = ops.pad_to_multiple(votes.reshape(b, h, w, c * ORIENTATIONS), cell)
-    rows, columns = votes.shape[1] // cell, votes.shape[2] // cell
-    votes = votes.reshape(b, rows, cell, columns, cell, c, ORIENTATIONS)
-    cells = votes.sum((2, 4))
-    squares = jnp.square(cells).sum(-1, keepdims=True) + (_FLOOR * cell) ** 2
+    cells = in_cells(votes(pixels), cell)
+    squares = jnp.square(cells).sum(-1, keepdims=True) + (FLOOR * cell) ** 2
     return cells * (ORIENTATIONS**0.5 / jnp.sqrt(squares))
 
 

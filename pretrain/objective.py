@@ -91,6 +91,9 @@ class Objective(abc.ABC):
     views: ClassVar[tuple[str, ...]] = ("view",)
     """The augmented views of the training images that the terms read: `train/NAME`,
     float [b, h, w, c] in [0, 1], each with its own random numbers."""
+    default_vector: ClassVar[tuple[str, str]] = ("grid", "none")
+    """(pool, transform) of the feature vector, unless labels tell a better one
+    (`afterimage.models.vector.VectorRecipe`)."""
     default_decoder: ClassVar[str] = ""
     """The decoder if none is set; "" is the model's own."""
     default_norm: ClassVar[str] = ""
@@ -228,6 +231,8 @@ _SHARED = ("reconstruction", "visible_loss")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction(Objective):
     """Reconstructs an image, from a corrupted one if `corruption` is set."""
+
+    default_vector: ClassVar[tuple[str, str]] = ("pyramid-grid", "standardise")
 
     corruption: Literal["none", "gaussian", "salt-and-pepper", "erasing"] = "none"
     """Corrupts the encoder's input; the target is the clean image (a denoising

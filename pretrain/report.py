@@ -1,6 +1,7 @@
 """The output of a run: a result in Python, a report on disk, a summary on screen."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -8,8 +9,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.manifest import read as read_manifest
+from afterimage.evaluation.text import probe_lines, probe_names
+from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.evaluation import PROBES, Report
+from afterimage.pretrain.evaluation import HOG, PROBES, RAW, TRAINED, Report
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run
 from afterimage.settings import dotted, to_dict
@@ -20,7 +25,11 @@ _HEADLINE = {
     "relative_loss": ("of the mean image's loss", ".3f"),
     "effective_rank": ("effective rank of the features (centred)", ".1f"),
 }
-_COLUMNS = {"knn": "kNN", "ridge": "ridge probe"}
+_COLUMNS = {
+    "ridge_10": "linear probe, ten labels a class",
+    "ridge": "linear probe, all labels",
+    "knn": "kNN",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +45,25 @@ class PretrainResult:
     steps: int
     metrics: Mapping[str, float]
     """The last evaluation: loss, relative_loss, effective_rank; with labels also knn,
-    ridge and their baselines."""
+    ridge_10, ridge and their baselines. They are of the objective's own vector."""
+    probes: Mapping[str, Any]
+    """The `probes` of the encoder's manifest: what its feature vector is good for,
+    beside raw pixels, HOG and the untrained encoder. Empty until the run is over."""
+    advice: tuple[str, ...]
+    """What to try if the features lose to raw pixels or to HOG."""
     complete: bool
     """True if the run was already complete, so that nothing was trained."""
 
     @classmethod
-    def of(cls, run: Run, *, complete: bool, steps: int) -> "PretrainResult":
-        """The result of a run folder, with metrics read from its logged lines."""
+    def of(
+        cls, run: Run, config: PretrainConfig, *, complete: bool, steps: int
+    ) -> "PretrainResult":
+        """The result of a run folder: metrics from its logged lines, probes from the
+        manifest of its encoder."""
+        probes: Mapping[str, Any] = {}
+        with contextlib.suppress(CheckpointError):  # there is none yet
+            manifest = read_manifest(run.path / "encoder", ("encoder",))
+            probes = manifest.get("probes") or {}
         last: Mapping[str, float] = {}
         for row in run.metrics.rows:
             found = {
@@ -59,6 +80,8 @@ class PretrainResult:
             picture=pictures[-1] if pictures else None,
             steps=steps,
             metrics=last,
+            probes=probes,
+            advice=tuple(advice(probes, config)),
             complete=complete,
         )
 
@@ -77,15 +100,52 @@ class PretrainResult:
             f"validation loss {m['loss']:.4g}{relative}; effective rank "
             f"{m['effective_rank']:.1f} (centred)"
         ]
-        for probe in PROBES:
-            if probe in m:
-                lines.append(
-                    f"{_COLUMNS[probe]} {m[probe]:.1%} (raw pixels "
-                    f"{m[probe + '_raw_pixels']:.1%}, untrained "
-                    f"{m[probe + '_untrained']:.1%})"
-                )
+        lines += probe_lines(self.probes)
         lines += [f"encoder  {self.encoder}", f"report   {self.report}"]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.advice])
+
+
+def advice(probes: Mapping[str, Any], config: PretrainConfig) -> list[str]:
+    """Two sentences if the features lose to raw pixels or to HOG: where, what to try.
+
+    They lose where they are behind by more than one standard error.
+    """
+    accuracy = probes.get("accuracy") or {}
+    names = probe_names(probes.get("per_class", 10))
+    for rival, said in ((RAW, "raw pixels"), (HOG, "HOG, which needs no training")):
+        lost = [
+            f"{name} {100 * ours:.1f} against {100 * theirs:.1f} %"
+            for key, name in names.items()
+            if TRAINED in accuracy and rival in accuracy
+            for ours, theirs in [(accuracy[TRAINED][key], accuracy[rival][key])]
+            if theirs - ours > _error(ours, theirs, probes["images"])
+        ]
+        if lost:
+            cures = "; ".join(_cures(config))
+            where = "; ".join(lost)
+            return [f"The features lose to {said}: {where}.", f"Try: {cures}."]
+    return []
+
+
+def _error(one: float, other: float, images: int) -> float:
+    """Standard error of the difference of two shares, taken as independent."""
+    return math.sqrt((one * (1 - one) + other * (1 - other)) / max(images, 1))
+
+
+def _cures(config: PretrainConfig) -> list[str]:
+    """What has made features better elsewhere, unless this run has it already."""
+    found = []
+    if len(config.objective.views) < 2 and "simclr" in OBJECTIVES.names():
+        found.append("--objective simclr, which learns what two views have in common")
+    if getattr(config, "normalise", "image") == "data":
+        found.append("--normalise image, so that brightness and contrast do not count")
+    if config.augment == "none":
+        found.append("--augment photos, or writing or any-way-up, whichever fits")
+    if config.norm != "batch":
+        found.append("--norm batch")
+    if config.model != "conv-patches":
+        found.append("--preset patches, which takes a minute or two")
+    return [*found, "a longer run (--steps)"]
 
 
 def write_run_report(
@@ -93,9 +153,11 @@ def write_run_report(
     *,
     config: PretrainConfig,
     rows: Sequence[Row],
-    probes: Report,
+    report: Report,
+    probes: Mapping[str, Any],
     held_out: int,
     data: str,
+    vector: str,
     model: Mapping[str, Any],
     reached: int | None,
 ) -> None:
@@ -111,7 +173,7 @@ def write_run_report(
             headline[_COLUMNS[probe]] = f"{m[probe]:.1%}"
     table = {
         name: {_COLUMNS[probe]: row[probe]["value"] for probe in PROBES}
-        for name, row in probes.items()
+        for name, row in report.items()
     }
     rates = [r["time/images_per_second"] for r in rows if "time/images_per_second" in r]
     speed = {"images per second": rates[-1]} if rates else {}
@@ -142,9 +204,13 @@ def write_run_report(
         logarithmic=[loss],
         pictures=pictures,
         probes=table,
-        probe_note=(
-            f"Accuracy on {held_out} held-out images. The encoder saw no labels; the "
-            "probes are fitted to those of the training images, without fine-tuning."
+        probe_note=" ".join(
+            [
+                f"Accuracy on {held_out} held-out images. The encoder saw no labels; "
+                "the probes are fitted to those of the training images, without "
+                f"fine-tuning. The feature vector is the {vector}.",
+                *advice(probes, config),
+            ]
         ),
         tables={
             "Model and machine": {**model, **speed},

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from afterimage.data import (
     open_data,
 )
 from afterimage.data.preprocessing import Normalisation
-from afterimage.encoder import encoder_manifest
+from afterimage.encoder import encoder_manifest, vector_entry, with_statistics
 from afterimage.errors import UserError
 from afterimage.models import (
     FeatureInfo,
@@ -33,6 +34,7 @@ from afterimage.models import (
     Network,
     abstract_encoder,
 )
+from afterimage.models.vector import VectorRecipe
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
 from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
@@ -141,6 +143,8 @@ class _Pretraining(Job[PretrainResult]):
     """The parts of one run, in order of dependency."""
 
     best = "loss"
+    vector: VectorRecipe | None = None
+    """The feature vector; None if it is a bottleneck."""
 
     def __init__(self, config: PretrainConfig, run: Run, splits: Splits):
         self.config, self.folder = config, run
@@ -180,7 +184,9 @@ class _Pretraining(Job[PretrainResult]):
         return missing
 
     def result(self, *, complete: bool) -> PretrainResult:
-        return PretrainResult.of(self.folder, complete=complete, steps=self.total)
+        return PretrainResult.of(
+            self.folder, self.config, complete=complete, steps=self.total
+        )
 
     def prepare(self, began: int) -> None:
         self.began = began, time.perf_counter()
@@ -191,12 +197,15 @@ class _Pretraining(Job[PretrainResult]):
             self.config,
             self.setup,
             self.encoder_network,
+            self.info,
             train=self.train,
             validation=self.validation,
             run=self.folder,
             sweep=sweep,
         )
         self.evaluation.measure_baselines(*replicate(self.initial, self.mesh))
+        if not self.evaluation.bottleneck:
+            self.vector = VectorRecipe(self.evaluation.own[0])
 
     def begin(self, say: Say, stop: StopSignal) -> State:
         return self.template()
@@ -237,6 +246,8 @@ class _Pretraining(Job[PretrainResult]):
         manifest = encoder_manifest(
             self.model, self.info, self.preprocessing, self.source, trained
         )
+        if self.vector is not None:  # without statistics until the run is over
+            manifest["vector"] = vector_entry(VectorRecipe(self.vector.pool), 0)
         return params, averaged_stats(state).get("encoder", {}), manifest
 
     def _partition(self, state: State) -> Partition:
@@ -247,25 +258,39 @@ class _Pretraining(Job[PretrainResult]):
         run = self.folder
         if self.began[0] >= self.total:  # for the pictures and the report
             self._evaluate(state, self.total)
+        params, stats, manifest = self.encoder(state)
+        whole = averaged_params(state, self._partition(state)), averaged_stats(state)
+        initial = replicate(self.initial, self.mesh)
+        self.vector, entries = self.evaluation.conclude(*whole, initial)
+        manifest |= entries
         # Write the encoder last: a run that has it has its final report.
-        self.report(self.total, finished=True)
-        result = self.result(complete=False)
+        self.report(self.total, finished=True, probes=entries["probes"])
         if run.is_main_process:
-            write_encoder(result.encoder, *self.encoder(state))
-        return result
+            place = self.result(complete=False).encoder
+            stats = with_statistics(stats, self.vector)
+            write_encoder(place, params, stats, manifest)
+        return self.result(complete=False)
 
-    def report(self, step: int, *, finished: bool = False) -> None:
+    def report(
+        self,
+        step: int,
+        *,
+        finished: bool = False,
+        probes: Mapping[str, Any] = types.MappingProxyType({}),
+    ) -> None:
         run = self.folder
         if not run.is_main_process:
             return
         run.metrics.flush()
         write_run_report(
-            PretrainResult.of(run, complete=False, steps=self.total),
+            self.result(complete=False),
             config=self.config,
             rows=run.metrics.rows,
-            probes=self.evaluation.report,
+            report=self.evaluation.report,
+            probes=probes,
             held_out=len(self.evaluation.held),
             data=self.source.name,
+            vector=str(self.vector or "bottleneck"),
             model=self._facts(step),
             reached=None if finished else step,
         )
@@ -279,7 +304,9 @@ class _Pretraining(Job[PretrainResult]):
             "validation images": len(self.validation) if self.validation else 0,
             "encoder parameters": f"{count_parameters(params['encoder']):,}",
             "decoder parameters": f"{count_parameters(params.get('decoder', {})):,}",
-            "feature vector": self.model.bottleneck or self.info[-1].channels,
+            "feature vector": str(self.vector or "bottleneck"),
+            "numbers in it": self.model.bottleneck
+            or (self.vector and self.vector.size(self.info, self.model.image_size)),
             "steps in this session": now - step,
             "minutes in this session": (time.perf_counter() - time_then) / 60,
             **{k: v for k, v in runtime.fingerprint().items() if k != "conv_option"},

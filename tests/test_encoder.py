@@ -353,3 +353,8 @@ def test_an_encoder_says_what_it_is(encoder):
     assert f"{encoder.num_features} features" in said
     assert encoder.manifest["data"]["name"] in said
     assert len(said.splitlines()) <= 3
+    probes = {"effective_rank": 2.5, "train": 9, "images": 9, "classes": 3}
+    probes["accuracy"] = {"this encoder": {"knn": 0.9}, "raw pixels": {"knn": 0.5}}
+    manifest = encoder.manifest | {"probes": probes}
+    said = repr(Encoder(encoder.params, encoder.stats, manifest))
+    assert "kNN: 90.0 % (raw pixels 50.0)" in said

@@ -51,6 +51,41 @@ def test_features_of_a_grid_over_views(run, data, tmp_path):
     np.testing.assert_allclose(np.load(out)[: len(x)], want, atol=1e-5)
 
 
+def test_principal_components_are_the_same_for_every_split(run, data, tmp_path, capsys):
+    whole, part = (tmp_path / name for name in ("whole.npy", "part.npy"))
+    command = f"--from {run} --data {data} --dim 3"
+    features.main([*command.split(), "--out", str(whole)])
+    said = capsys.readouterr().err
+    assert "3 principal components of 42 images" in said
+    features.main([*command.split(), "--out", str(part), "--split", "test"])
+    np.testing.assert_array_equal(np.load(part), np.load(whole)[42:])
+    images = open_data(data).train
+    x = load_encoder(run).features(images.gather(np.arange(42)))
+    centred = x.astype(np.float64) - x.mean(0)
+    _, sigma, axes = np.linalg.svd(centred, full_matrices=False)
+    found = np.load(whole)[:42]
+    np.testing.assert_allclose(np.abs(found), np.abs(centred @ axes[:3].T), atol=1e-4)
+    share = float((sigma[:3] ** 2).sum() / (sigma**2).sum())
+    assert f"{share:.1%} of the variance" in said
+
+
+@pytest.mark.parametrize(
+    ("dim", "pool", "says"),
+    [
+        (33, "vector", "have 32 numbers"),
+        (42, "pyramid-grid", "42 images"),
+        (0, "last", "dim=0"),
+    ],
+)
+def test_too_many_components_are_refused(run, data, tmp_path, dim, pool, says):
+    out = str(tmp_path / "f.npy")
+    with pytest.raises(UserError, match=says):
+        export.features(
+            FeaturesConfig(from_=run, data=data, out=out, dim=dim, pool=pool)
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bad_suffix_is_named_before_anything_is_read(tmp_path):
     config = FeaturesConfig(
         from_=str(tmp_path / "nowhere"), data="nothing", out="f.csv"

@@ -25,7 +25,7 @@ def pixels(shape=(2, 12, 12, 3), seed=0):
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def by_hand(image: np.ndarray, cell: int) -> np.ndarray:
+def by_hand(image: np.ndarray, cell: int, *, normalised: bool = True) -> np.ndarray:
     """One image's histograms [H, W, C, 9], pixel by pixel."""
     height, width, channels = image.shape
     found = np.zeros((-(-height // cell), -(-width // cell), channels, 9))
@@ -45,6 +45,8 @@ def by_hand(image: np.ndarray, cell: int) -> np.ndarray:
                 into = found[y // cell, x // cell, c]
                 into[low % 9] += size * (1 - share)
                 into[(low + 1) % 9] += size * share
+    if not normalised:
+        return found
     norms = np.sqrt((found**2).sum(-1, keepdims=True) + (0.01 * cell) ** 2)
     return 3 * found / norms
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import afterimage
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder
@@ -20,9 +22,11 @@ from afterimage.data import (
     open_data,
 )
 from afterimage.errors import DataError, Diverged, Interrupted, UserError
+from afterimage.evaluation import knn_accuracy
 from afterimage.models import ModelConfig, Network, build_encoder
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.run import pretrain as run_program
+from afterimage.training.batches import spaced
 from afterimage.training.loop import Callbacks, StopSignal
 
 STEPS = 60
@@ -124,8 +128,8 @@ def test_it_learns(finished):
 
 def test_probes_stand_beside_their_baselines_which_do_not_move(finished):
     evaluations = [r for r in rows(finished.run) if "eval/loss" in r]
-    for probe in ("knn", "ridge"):
-        for suffix in ("_raw_pixels", "_untrained"):
+    for probe in ("knn", "ridge_10", "ridge"):
+        for suffix in ("_raw_pixels", "_hog", "_untrained"):
             values = {r[f"eval/{probe}{suffix}"] for r in evaluations}
             assert len(values) == 1
             assert 0.5 < values.pop() <= 1
@@ -134,6 +138,41 @@ def test_probes_stand_beside_their_baselines_which_do_not_move(finished):
     summary = finished.summary()
     assert "raw pixels" in summary
     assert str(finished.encoder) in summary
+
+
+def test_the_encoder_has_the_best_vector_and_the_probes_it_passed(finished):
+    encoder = afterimage.load_encoder(finished.run)
+    entry, probes = encoder.manifest["vector"], encoder.manifest["probes"]
+    assert encoder.vector is not None
+    assert entry["pool"] == encoder.vector.pool
+    scores = {(row["pool"], row["transform"]): row for row in entry["scores"]}
+    # A digit's last map has one site: no grid of it.
+    assert {pool for pool, _ in scores} == {"last", "pyramid-grid"}
+    assert probes == finished.probes
+    assert set(probes["accuracy"]) == {
+        "this encoder",
+        "raw pixels",
+        "HOG",
+        "untrained encoder",
+    }
+    stored = json.loads((finished.run / "config.json").read_text())["config"]
+    train, held = hold_out(open_data("digits").train, stored["validation"], 0)
+    train = train.subset(spaced(len(train), stored["probe_images"]))
+    x, z = (encoder.features(s.gather(np.arange(len(s)))) for s in (train, held))
+    measured = knn_accuracy(x, train.labels, z, held.labels, k=stored["probe_k"])
+    assert probes["accuracy"]["this encoder"]["knn"] == pytest.approx(measured)
+    assert scores[entry["pool"], entry["transform"]]["knn"] == pytest.approx(measured)
+    assert f"kNN: {100 * measured:.1f} %" in repr(encoder)
+    assert f"kNN: {100 * measured:.1f} %" in finished.summary()
+    # A step's encoder is pooled alike, without statistics.
+    step = afterimage.load_encoder(finished.run / "checkpoints" / "60")
+    assert step.vector is not None
+    assert step.vector.fitted == {}
+
+
+def test_baselines_are_measured_once(finished):
+    before = (finished.run / "baselines.json").read_bytes()
+    assert schemas.mistakes(json.loads(before), schemas.Baselines) == []
 
 
 def test_mean_image_loss_is_that_of_the_mean_image(finished):

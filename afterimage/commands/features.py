@@ -18,7 +18,7 @@ Write the feature vector of every image to a file.
   afterimage features photos --from runs/photos --out features.parquet""",
     common={
         "What and where": ("data", "from_", "out", "split"),
-        "Which features": ("pool", "views", "dtype"),
+        "Which features": ("pool", "dim", "views", "dtype"),
         "How it runs": ("batch_size", "on_bad_image", "cache"),
     },
 )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from afterimage.evaluation.vectors import (
         encoder_representation as encoder_representation,
     )
+    from afterimage.evaluation.vectors import hog_representation as hog_representation
     from afterimage.evaluation.vectors import (
         pixel_representation as pixel_representation,
     )

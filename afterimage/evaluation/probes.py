@@ -351,6 +351,43 @@ def knn_accuracy(
     return float(np.mean(predicted == labels))
 
 
+FEW, _MOST_FEW, _DRAWS = 10, 2000, 5
+
+
+def labels_a_class(labels: Integer[Array, " n"]) -> int:
+    """Labels of each class that `few_labels_right` learns from: ten, fewer if there
+    are more than 200 classes."""
+    classes = len(np.unique(np.asarray(labels)))
+    return max(1, min(FEW, _MOST_FEW // max(classes, 1)))
+
+
+def few_labels_right(
+    train_features: Num[Array, "n d"],
+    train_labels: Integer[Array, " _n"],
+    features: Num[Array, "m _d"],
+    labels: Integer[Array, " _m"],
+) -> Float[np.ndarray, " m"]:
+    """How often ridge gets each image right when it learns from few labels.
+
+    The mean over five draws (one above 500 labels) of ten labels a class, or of all
+    that a class has. The draws depend on the labels alone, so different features are
+    compared on the same ones.
+    """
+    known, truth = np.asarray(train_labels), np.asarray(labels)
+    x, per_class = np.asarray(train_features), labels_a_class(known)
+    rng, right = np.random.default_rng(0), []
+    for _ in range(_DRAWS):
+        order = rng.permutation(len(known))
+        kept = [order[known[order] == c][:per_class] for c in np.unique(known)]
+        rows = np.concatenate(kept)
+        with single_thread(x[rows].size):
+            probe = fit_ridge(x[rows], known[rows])
+        right.append(probe.predict(features) == truth)
+        if len(rows) > _DRAWS * 100:
+            break
+    return np.mean(right, axis=0)
+
+
 def probe_report(
     features_by_name: Mapping[str, tuple[Any, Any]],
     labels: tuple[Any, Any],
@@ -358,6 +395,8 @@ def probe_report(
     k: int = 20,
 ) -> dict[str, dict[str, Any]]:
     """kNN and ridge accuracy, effective rank and collapsed dimensions for each entry.
+
+    "ridge" learns from all labels, "ridge_10" from ten a class (`few_labels_right`).
 
     `features_by_name` maps e.g. "trained", "untrained", "raw pixels" to (train [n, d],
     validation [m, d]); `labels` is (train [n], validation [m]), integers ≥ 0. Both
@@ -371,9 +410,11 @@ def probe_report(
         truth = check_labelled(f"{name}: validation", validation, labels[1])
         near = knn_predict(train, train_labels, validation, k=k)
         linear = fit_ridge(train, train_labels).predict(validation)
+        few = few_labels_right(train, train_labels, validation, truth)
         report[name] = {
             "dimensions": int(train.shape[1]),
             "knn": wilson(int((near == truth).sum()), len(truth)),
+            "ridge_10": {"value": float(few.mean())},
             "ridge": wilson(int((linear == truth).sum()), len(truth)),
             "effective_rank": effective_rank(validation),
             "collapsed": collapsed_dimensions(validation),

@@ -71,6 +71,38 @@ def _most_confused(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
     return table(["true", "predicted", "times"], rows)
 
 
+def probe_names(per_class: int) -> dict[str, str]:
+    """What the probes of a pretraining run are called, best known first."""
+    labels = "label" if per_class == 1 else "labels"
+    return {
+        "ridge_10": f"linear probe, {per_class} {labels} a class",
+        "ridge": "linear probe, all labels",
+        "knn": "kNN",
+    }
+
+
+def probe_lines(probes: Mapping[str, Any] | None) -> list[str]:
+    """The `probes` of an encoder's manifest, a line for each; none without them."""
+    if not probes:
+        return []
+    rank = f"effective rank {probes['effective_rank']:.1f} (centred)"
+    accuracy = dict(probes.get("accuracy") or {})
+    if not accuracy:
+        return [f"{rank}; without labels there was nothing to compare the features by"]
+    ours = accuracy.pop("this encoder", {})
+    lines = []
+    for key, name in probe_names(probes.get("per_class", 10)).items():
+        others = [
+            f"{other} {100 * row[key]:.1f}"
+            for other, row in accuracy.items()
+            if key in row
+        ]
+        if key in ours:
+            lines.append(f"{name}: {100 * ours[key]:.1f} % ({', '.join(others)})")
+    about = f"on {probes['images']:,} held-out images of {probes['classes']} classes"
+    return [*lines, f"{about}; {rank}"]
+
+
 def representation_text(report: Mapping[str, Any]) -> str:
     """Accuracy by label budget, layers, alignment, and the settings used."""
     settings = report["settings"]

@@ -14,10 +14,10 @@ from afterimage.errors import UserError
 from afterimage.evaluation.probes import pixel_vectors
 from afterimage.evaluation.spectrum import Moments
 from afterimage.models.heads import mean_over_views, pool_features
+from afterimage.models.hog import hog_vectors
+from afterimage.models.vector import WIDEST
 from afterimage.runtime import jit
 
-WIDEST = 2048
-"""Grids with more numbers than this are skipped."""
 Images = UInt8[np.ndarray, "n h w c"]
 Batches = Callable[[Iterable[Images]], Iterator[Mapping[str, np.ndarray]]]
 
@@ -61,16 +61,18 @@ def encoder_representation(
     """Each level of an encoder, pooled by its mean and by the means of a 2x2 grid.
 
     Layers `stages/0`, `stages/0 grid`, …, and `pyramid-grid`, all the grids side by
-    side (fine-tuning's pool of this name); a bottleneck is the layer `features`. Grids
-    with more than `WIDEST` numbers are left out. With `grid_3` the last level, if
-    larger than 2x2 sites, also gets `stages/N grid-3`: 9 numbers per channel, whatever
-    its width.
+    side (fine-tuning's pool of this name). The encoder's feature vector is the layer
+    `features`, unless it is one of these. Grids with more than `WIDEST` numbers are
+    left out. With `grid_3` the last level, if larger than 2x2 sites, also gets
+    `stages/N grid-3`: 9 numbers per channel, whatever its width.
 
     With `views` (one of VIEWS) vectors are averaged over several views of each image;
     the time grows with their number.
     """
     info, levels = encoder.feature_info, tuple(i.name for i in encoder.feature_info)
-    vector = levels[-1] if encoder.config.bottleneck is None else "features"
+    vector, aligned = _own_layer(encoder), levels
+    if encoder.vector is None:
+        aligned = (*levels, vector)
 
     def layers(params: Mapping, images: Num[Array, "n h w c"]) -> dict[str, Array]:
         maps = encoder.apply_maps(params, images)
@@ -90,7 +92,20 @@ def encoder_representation(
 
     function = jit(mean_over_views(layers, views))
     stream = functools.partial(encoder.stream, function=function, batch_size=batch_size)
-    return Representation(name, stream, vector, tuple(dict.fromkeys([*levels, vector])))
+    return Representation(name, stream, vector, aligned)
+
+
+def _own_layer(encoder: Encoder) -> str:
+    """The name of the layer that is the encoder's feature vector."""
+    info, recipe = encoder.feature_info, encoder.vector
+    if recipe is None or recipe.transform != "none":
+        return "features"
+    names = {"last": info[-1].name}
+    if 4 * info[-1].channels <= WIDEST:
+        names["grid"] = f"{info[-1].name} grid"
+    if len(info) > 1 and 4 * sum(level.channels for level in info) <= WIDEST:
+        names["pyramid-grid"] = "pyramid-grid"
+    return names.get(recipe.pool, "features")
 
 
 def pixel_representation() -> Representation:
@@ -100,6 +115,15 @@ def pixel_representation() -> Representation:
         return ({"pixels": pixel_vectors(batch)} for batch in batches)
 
     return Representation("raw pixels", stream, "pixels")
+
+
+def hog_representation() -> Representation:
+    """Histograms of oriented gradients, as `hog_vectors`: no network, no training."""
+
+    def stream(batches: Iterable[Images]) -> Iterator[Mapping[str, np.ndarray]]:
+        return ({"HOG": hog_vectors(batch)} for batch in batches)
+
+    return Representation("HOG", stream, "HOG")
 
 
 @dataclasses.dataclass(frozen=True)

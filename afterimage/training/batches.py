@@ -404,11 +404,18 @@ class BatchLoader:
             source.close()
 
 
+def spaced(size: int, most: int) -> np.ndarray:
+    """At most `most` of the rows 0 … size - 1, evenly spaced."""
+    if size <= most:
+        return np.arange(size)
+    return np.linspace(0, size - 1, most).round().astype(np.int64)
+
+
 def subsample(images: ImageSet, most: int) -> ImageSet:
     """At most `most` images, evenly spaced over the set."""
     if len(images) <= most:
         return images
-    return images.subset(np.linspace(0, len(images) - 1, most).round().astype(np.int64))
+    return images.subset(spaced(len(images), most))
 
 
 class EvaluationRunner:

@@ -12,7 +12,7 @@ removes from the patches, would dominate it.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,8 @@ def _laid_out(patches, down, across, shape, k: int) -> Float[Array, "b h w c"]:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dictionary(Reconstruction):
     """Rebuild each whitened patch by one filter; for model conv-patches."""
+
+    default_vector: ClassVar[tuple[str, str]] = ("grid", "standardise")
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)

@@ -257,12 +257,15 @@ def test_damaged_baselines_are_measured_again(tmp_path, text):
         def __init__(self):
             pass
 
-        def measure(self, name, features):
+        def score(self, name, train, held):
             return {name: {"knn": {"value": 0.5}}}
+
+        def measured(self):
+            return self.score("raw pixels", 0, 0) | self.score("HOG", 0, 0)
 
     path = tmp_path / "baselines.json"
     path.write_text(text)
-    found = Fixed().baselines(path, lambda images: np.zeros((1, 1)))
+    found = Fixed().baselines(path, lambda: (np.zeros((1, 1)), np.zeros((1, 1))))
     assert found["raw pixels"]["knn"]["value"] == 0.5
     assert json.loads(path.read_text()) == found
 
