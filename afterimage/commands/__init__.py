@@ -32,6 +32,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "episodes": "meta-learning: new classes from a few images each",
     },
     "Use and compare": {
+        "predict": "write the class of every image to a file",
         "evaluate": "score a classifier or an encoder on labelled images",
         "features": "write the feature vector of every image to a file",
         "select": "rank several classifiers without labels",

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Integer
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes
@@ -48,6 +49,7 @@ from afterimage.data.workers import (
     Decoder,
     Files,
     Lazy,
+    Once,
     budget,
     opened,
     or_reason,
@@ -90,6 +92,8 @@ def image_sets(
     Each fingerprint is computed from the digests of the files' bytes, so it does not
     depend on their location or date, or on whether there is a cache.
     """
+    if request.once and request.size is not None and request.channels is not None:
+        return _read_once(files, source, groups, request)
     learnt = groups["train"][0]
     request = request.sized(lambda: _sizes(files, request.channels, source))
     folder = _cache_folder(files, request, learnt) if request.cache else None
@@ -139,6 +143,54 @@ def image_sets(
             ),
         )
     return Splits(**sets)
+
+
+def _read_once(
+    files: Files,
+    source: str,
+    groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
+    request: Request,
+) -> Splits:
+    """Sets of images that are not opened yet; see `Once`."""
+    height, width = request.size or (0, 0)
+    value_range = None if request.value_range == "auto" else request.value_range
+    shape = (height, width, request.channels or 0)
+    images, sets = Once(files, Decoder(shape, request.size, value_range)), {}
+    for split, (given, _) in groups.items():
+        rows = np.asarray(given, np.int64)
+        ids = [spelling(files.names[row]) for row in given]
+        marks = [mark.encode() for mark in images.marks(rows)]
+        sets[split] = ImageSet(
+            images=Selected(images, rows),
+            labels=None,
+            ids=ids,
+            class_names=None,
+            name=f"{source} [{split}]",
+            fingerprint=content_fingerprint(marks, None, ids, images.shape),
+            value_range=value_range,
+        )
+    return Splits(**sets)
+
+
+def read_or_reason(
+    images: ImageSet, rows: Integer[np.ndarray, " b"]
+) -> list[np.ndarray | str]:
+    """The images at these positions, each an array, or why it is no image."""
+    own = images.images
+    if isinstance(own, Selected) and isinstance(own.source, Once):
+        return own.source.read(own.rows[rows])
+    return list(images.gather(rows))
+
+
+def marks(images: ImageSet) -> list[str]:
+    """A text for each image that changes when its file or its pixels change."""
+    own = images.images
+    if isinstance(own, Selected) and isinstance(own.source, Once):
+        return own.source.marks(own.rows)
+    return [
+        hashlib.sha256(np.ascontiguousarray(images.gather([row])).data).hexdigest()
+        for row in range(len(images))
+    ]
 
 
 def _cache_folder(

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
 import pathlib
 import threading
@@ -19,8 +20,8 @@ import numpy as np
 from afterimage.checkpoints.files import reason
 from afterimage.checkpoints.names import spelling
 from afterimage.console import ProgressBar
-from afterimage.data.decode import decode, strict
-from afterimage.data.pixels import MAX_BYTES, NotAnImage
+from afterimage.data.decode import decode, read_header_of, strict
+from afterimage.data.pixels import MAX_BYTES, NotAnImage, takes_bands
 from afterimage.data.sets import Range
 from afterimage.errors import DataError
 from afterimage.runtime import cores
@@ -275,6 +276,50 @@ class Decoder:
 
     def __call__(self, data: bytes) -> np.ndarray:
         return decode(data, self.size, self.shape[2], self.value_range)
+
+
+class Once:
+    """Images that are decoded when they are asked for, and known only by name before.
+
+    For one pass over more images than anyone wants to wait for or to cache.
+    """
+
+    def __init__(self, files: Files, decoder: Decoder):
+        self._files, self._decoder = files, decoder
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self._decoder.shape)
+
+    def __len__(self) -> int:
+        return len(self._files.names)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        rows = np.arange(len(self))[index]
+        found = []
+        flat = np.atleast_1d(rows)
+        for row, image in zip(map(int, flat), self.read(flat)):
+            if isinstance(image, str):
+                raise DataError(f"{spelling(self._files.names[row])}: {image}")
+            found.append(image)
+        return np.stack(found) if rows.ndim else found[0]
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray | str]:
+        """Each image, or why it is none; decoded on all cores."""
+        with strict():
+            return list(_pool().map(or_reason(self._one), rows.tolist()))
+
+    def marks(self, rows: np.ndarray) -> list[str]:
+        """What changes when a file changes, from its metadata alone."""
+        return [json.dumps(self._files.stamp(row)) for row in rows.tolist()]
+
+    def _one(self, row: int) -> np.ndarray:
+        data = read(self._files, row)
+        header = read_header_of(data)
+        height, width, channels = self._decoder.shape
+        takes_bands(header.channels, header.samples, channels)
+        with budget.hold(header.cost + len(data) + height * width * channels):
+            return self._decoder(data)
 
 
 class Lazy:

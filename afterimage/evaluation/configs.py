@@ -148,6 +148,61 @@ class EvaluateConfig(ImagesOptions):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Images to classes, into a file."""
+
+    data: tuple[str, ...]
+    """The images: a folder, .zip, .csv or .npz file, any number of image files or
+    patterns such as "photos/*.jpg", or a spec as for the other commands. All of them
+    are used, whatever their folders are called; labels are not needed."""
+
+    from_: str
+    """The classifier: a fine-tuning run, one of its checkpoints/STEP, or a classifier/
+    folder."""
+
+    out: str
+    """The file to write: .csv, .jsonl (one object a line) or .parquet, a row for each
+    image."""
+
+    top: int = 3
+    """Number of most probable classes in each row."""
+
+    threshold: float | None = None
+    """Adds the column unsure: whether the probability of the class is below this."""
+
+    task: str | None = None
+    """The head, if the classifier has several. Default: the main one."""
+
+    views: Views = "none"
+    """Average the probabilities over several views of each image. flip: mirrored left
+    to right, 2 views; shift: moved by 1/28 of its sides each way, 9; shift-flip: both,
+    18. The work grows with the number of views."""
+
+    batch_size: int = 256
+    """Images per forward pass."""
+
+    on_bad_image: Literal["skip", "fail"] = "skip"
+    """What to do with a broken image: list it beside the predictions and go on, or
+    stop. The same command then continues with that image."""
+
+    outside_images: bool = False
+    """Allow a table to list images outside its own folder: absolute paths, and `..`."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))
+        found = [
+            f"{name}={getattr(self, name)}: must be at least 1"
+            for name in ("top", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        if not self.data:
+            found.append("data: name the images")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            found.append(f"threshold={self.threshold}: must be a share in (0, 1]")
+        check(found)
+
+
 def is_classifier(path: str) -> bool:
     """Whether `path` is a finetune run's folder, or its classifier/ folder."""
     folder = Path(path)

@@ -4,11 +4,13 @@ A kind is a subclass of `Source`, registered under the word before the colon. Ki
 other packages are found through the entry points of `afterimage.plugins`.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from afterimage.checkpoints.schemas import MOST_CHANNELS
+from afterimage.data.decode import SUFFIXES, suffix_of
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, SizeRule, Splits
@@ -65,6 +67,7 @@ def open_data(
     tasks: Sequence[str] = (),
     reading: ReadingOptions | None = None,
     strict: bool = True,
+    once: bool = False,
 ) -> Splits:
     """The splits of `data`: a spec, a path, or an object that holds images.
 
@@ -82,8 +85,12 @@ def open_data(
     `on_bad_image` "skip" skips files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
     labels to read. `reading` defines what folder names and table cells mean; if not
-    `strict`, the folders it names for splits may be missing. Raises UserError for an
-    unknown spec or object, and DataError for data that does not fit.
+    `strict`, the folders it names for splits may be missing. `once` is for a single
+    pass: files are read when their images are asked for, as training images without
+    labels, and are not cached; `image_size` and `channels` must be given.
+
+    Raises UserError for an unknown spec or object, and DataError for data that does not
+    fit.
     """
     reading = reading or ReadingOptions()
     if isinstance(image_size, int) and image_size < 1:
@@ -104,6 +111,7 @@ def open_data(
         tasks=tuple(tasks),
         reading=reading,
         strict=strict,
+        once=once,
     )
     if not isinstance(data, str | os.PathLike):
         return _of_object(data, None, request)
@@ -157,6 +165,10 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     suffix = os.path.splitext(text)[1].lower()
     if os.path.exists(place) and suffix in _SUFFIXES:
         return f"{_SUFFIXES[suffix]}:{text}"
+    if suffix_of(text) in SUFFIXES and (os.path.isfile(place) or glob.has_magic(text)):
+        return f"files:{text}"
+    if glob.has_magic(text) and glob.glob(place, recursive=True):
+        return f"files:{text}"
     if os.path.exists(place):
         raise UserError(
             f"data {text!r} is a file of unknown type; expected a folder of images, "
