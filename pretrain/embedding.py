@@ -24,12 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from afterimage.models import Autoencoder, ModelConfig
-from afterimage.models.decoders import Encoded
+from afterimage.models import ModelConfig, build_encoder
+from afterimage.models.decoders import Encoded, build_decoder
 from afterimage.models.layers import BatchNorm, Dense, PassInfo
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import (
-    Autoencoding,
     Forward,
     ModelSetup,
     Objective,
@@ -97,19 +96,19 @@ def alignment_and_uniformity(z: Embeddings, counted: Counted) -> dict[str, Array
     return {"alignment": apart, "uniformity": near}
 
 
-class EmbeddingNetwork(Autoencoder):
+class EmbeddingNetwork(nnx.Module):
     """Encoder and projector, and a decoder unless nothing is reconstructed."""
 
     def __init__(
         self, config: ModelConfig, settings: "JointEmbedding", *, rngs: nnx.Rngs
     ):
-        super().__init__(config, rngs=rngs)
-        if settings.reconstruct == "none":
-            # Made and dropped, so that the rest starts from the same values.
-            del self.decoder
+        self.encoder = build_encoder(config, rngs=rngs)
         length = self.encoder.num_features
         hidden = settings.hidden or 2 * length
         self.projector = Projector(length, hidden, settings.projection, rngs=rngs)
+        # Last: the rest starts from the same values, whatever is reconstructed.
+        if settings.reconstruct != "none":
+            self.decoder = build_decoder(self.encoder, rngs=rngs)
 
     def embed(
         self,
@@ -198,7 +197,7 @@ class JointEmbedding(Objective):
     oriented gradients."""
 
     mask_ratio: float = 0.6
-    """Share of the patches that are masked for reconstruct=masked."""
+    """Share of the patches that are masked, if masked patches are reconstructed."""
 
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction loss, a mean squared error."""
@@ -226,7 +225,7 @@ class JointEmbedding(Objective):
         return forward(views, method="embed", share=share)
 
     @property
-    def part(self) -> Autoencoding | None:
+    def part(self) -> Plain | Masked | None:
         """The objective of the decoder."""
         if self.reconstruct == "none":
             return None
@@ -254,11 +253,11 @@ class JointEmbedding(Objective):
         for name in ("hidden", "projection"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                found.append(f"{name}={value}: at least 1")
+                found.append(f"{name}={value}: must be at least 1")
         if not self.reconstruction_weight > 0:
             found.append(
-                f"reconstruction_weight={self.reconstruction_weight}: above 0; "
-                "reconstruct='none' leaves the decoder out"
+                f"reconstruction_weight={self.reconstruction_weight}: must be above 0 "
+                "(reconstruct='none' leaves the decoder out)"
             )
         found += self._unused(config)
         if self.target == "hog" and self.reconstruct != "masked":
