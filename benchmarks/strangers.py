@@ -234,9 +234,8 @@ def _vectors(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Any:
 
 def representations(cell: Cell, names: tuple[str, ...]) -> list[Any]:
     """The default features of a run, and baselines."""
-    from afterimage.models.hog import hog_vectors
-
     from afterimage.evaluation import pixel_vectors
+    from afterimage.models.hog import hog_vectors
 
     encoder = cell.encoder()
     made = {
