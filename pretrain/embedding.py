@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from afterimage.data import ImageSet
+from afterimage.fields import at_least_0, at_least_1
 from afterimage.models import ModelConfig, build_encoder
 from afterimage.models.decoders import Encoded, build_decoder
 from afterimage.models.layers import BatchNorm, Dense, PassInfo
@@ -35,7 +37,6 @@ from afterimage.pretrain.objective import (
     Pass,
     Rules,
     Tree,
-    at_least_0,
     to_pixels,
 )
 from afterimage.pretrain.objectives.masked import Masked
@@ -196,8 +197,11 @@ class JointEmbedding(Objective):
     by its own mean and standard deviation; or, of masked patches, histograms of
     oriented gradients."""
 
-    mask_ratio: float = 0.6
+    ratio: float = 0.6
     """Share of the patches that are masked, if masked patches are reconstructed."""
+
+    patch: int | None = None
+    """Side of these patches in pixels. Default: as for the objective masked."""
 
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction loss, a mean squared error."""
@@ -230,7 +234,7 @@ class JointEmbedding(Objective):
         if self.reconstruct == "none":
             return None
         if self.reconstruct == "masked":
-            return Masked(target=self.target, ratio=self.mask_ratio)
+            return Masked(target=self.target, ratio=self.ratio, patch=self.patch)
         return Plain(target="image" if self.target == "image" else "data")
 
     @property
@@ -250,10 +254,7 @@ class JointEmbedding(Objective):
                 f"batch_size={config.batch_size}, accumulate={config.accumulate}: a "
                 "micro-batch needs at least 2 images, which are compared"
             )
-        for name in ("hidden", "projection"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"{name}={value}: must be at least 1")
+        found += at_least_1(self, "hidden", "projection")
         if not self.reconstruction_weight > 0:
             found.append(
                 f"reconstruction_weight={self.reconstruction_weight}: must be above 0 "
@@ -268,7 +269,7 @@ class JointEmbedding(Objective):
     def _unused(self, config: Any) -> list[str]:
         """Settings that have no effect."""
         usual = {f.name: f.default for f in dataclasses.fields(JointEmbedding)}
-        idle = {"mask_ratio"} if self.reconstruct != "masked" else set()
+        idle = {"ratio", "patch"} if self.reconstruct != "masked" else set()
         if self.reconstruct == "none":
             idle |= {"target", "reconstruction_weight", "reconstruction_gradient"}
         given = {name: getattr(self, name) for name in sorted(idle)}
@@ -282,6 +283,9 @@ class JointEmbedding(Objective):
 
     def data_problems(self, model: ModelConfig) -> list[str]:
         return [] if self.part is None else self.part.data_problems(model)
+
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        return setup if self.part is None else self.part.prepare(setup, images)
 
     def scores(self, setup: ModelSetup) -> ReconstructionLoss | None:
         return None if self.part is None else self.part.scores(setup)

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from afterimage.fields import at_least_0
 from afterimage.models import ModelConfig
 from afterimage.models.layers import mean_of
 from afterimage.plugins import OBJECTIVES
@@ -24,7 +25,7 @@ from afterimage.pretrain.embedding import (
     JointEmbedding,
     product,
 )
-from afterimage.pretrain.objective import Forward, at_least_0
+from afterimage.pretrain.objective import Forward
 
 SPREAD = 1.0
 """Standard deviation of an embedding's numbers below which they are pulled apart."""
