@@ -94,8 +94,8 @@ class EvaluateConfig(ImagesOptions):
     RUN/evaluation/DATA.json."""
 
     split: Literal["auto", "train", "validation", "test"] = "auto"
-    """For a classifier: which split to score. auto: test if there is one, else all
-    images."""
+    """For a classifier: which split to score. auto: test if there is one, else
+    the images that its run held out, else all."""
 
     views: Views = "none"
     """Average over several views of each image: for a classifier their probabilities

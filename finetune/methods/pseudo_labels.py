@@ -122,11 +122,8 @@ class PseudoLabels(Method):
         if self.images == REST:
             images, labels = data.splits.train, data.labels
             held = set(labels.validation.ids if labels.validation is not None else ())
-            if (
-                labels.test is not None
-                and labels.held_out
-                and not opener.config.limited
-            ):
+            of_train = labels.held_out is not None and not opener.config.limited
+            if labels.test is not None and of_train:
                 held |= set(labels.test.ids)
             if held:
                 kept = [i for i, name in enumerate(images.ids) if name not in held]
