@@ -190,6 +190,24 @@ RUNS: Mapping[str, Callable[[Home], None]] = {
         image_size=16,
         objective={"name": "latent", "patch": 8, "weight": 0.5, "teacher_warmup": 10},
     ),
+    "simclr": lambda home: pretrain(
+        home,
+        objective={"name": "simclr", "reconstruct": "masked", "target": "image"},
+        augment="shear",
+        normalise="image",
+    ),
+    "vicreg": lambda home: pretrain(
+        home,
+        objective={"name": "vicreg", "reconstruct": "image"},
+        augment="shear",
+        norm="group",
+        accumulate=2,
+    ),
+    "byol": lambda home: pretrain(
+        home,
+        objective={"name": "byol", "reconstruction_gradient": 0.5},
+        augment="shear",
+    ),
     "variational": lambda home: pretrain(
         home,
         objective={"name": "variational", "loss": "bce", "beta_warmup": 10},

@@ -204,6 +204,7 @@ def test_masked_settings_train(tmp_path, changes):
         ("simclr", {"reconstruct": "none", "precision": "bfloat16", "ema": 0.9}),
         ("simclr", {"reconstruct": "image", "bottleneck": 8, "accumulate": 2}),
         ("vicreg", {"reconstruct": "masked", "target": "image", "norm": "rms"}),
+        ("vicreg", {"reconstruct": "masked", "target": "hog", "patch": 4}),
         ("byol", {"reconstruct": "image", "model": "conv-classic"}),
         ("byol", {"decoder": "unpool", "model": "conv-classic", "ema": 0.9}),
     ],

@@ -340,9 +340,11 @@ class BlockDecoder(FillingDecoder):
         return self.image(x)[:, : encoded.size[0], : encoded.size[1]]
 
 
-def _decoder_class(name: str) -> type[DecoderNetwork]:
+def build_decoder(encoder: EncoderNetwork, *, rngs: nnx.Rngs) -> DecoderNetwork:
+    """The decoder that the encoder's config names, freshly initialised."""
     kinds = {"hierarchical": HierarchicalDecoder, "block": BlockDecoder}
-    return {**kinds, "unpool": UnpoolDecoder}.get(name, UpDecoder)
+    kinds = {**kinds, "unpool": UnpoolDecoder}
+    return kinds.get(encoder.config.decoder, UpDecoder)(encoder, rngs=rngs)
 
 
 class Autoencoder(nnx.Module):
@@ -350,8 +352,7 @@ class Autoencoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder: EncoderNetwork = build_encoder(config, rngs=rngs)
-        kind = _decoder_class(config.decoder)
-        self.decoder: DecoderNetwork = kind(self.encoder, rngs=rngs)
+        self.decoder: DecoderNetwork = build_decoder(self.encoder, rngs=rngs)
 
     def encode(self, images: Float[Array, "b h w c"], context: PassInfo) -> Encoded:
         """The code, and anything else a decoder may use."""
