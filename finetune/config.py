@@ -113,8 +113,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     images; or one number per class, in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
-    """Random augmentation of the training images, e.g. shift or crop-flip; `afterimage
-    methods` describes each."""
+    """Random augmentation of the training images: one, or several joined by commas and
+    applied in order, such as shift or crop:0.5,flip,color; `afterimage methods`
+    describes each."""
 
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
     """For an encoder with BatchNorm: which normalisation statistics it keeps if there

@@ -18,7 +18,8 @@ from afterimage.data.augmentations.resampling import Movement, moved
 from afterimage.errors import UserError
 from afterimage.plugins import AUGMENTATIONS
 
-Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]
+"""(key, images) -> images; only those that cut return another size."""
 
 
 class AugmentationSet:
@@ -32,6 +33,8 @@ class AugmentationSet:
 class Piece:
     """One augmentation of a spec."""
 
+    text: str
+    """As in the spec: `crop:0.3`."""
     thing: Any
     """A function, or a `Movement`."""
     values: tuple[float, ...]
@@ -39,7 +42,7 @@ class Piece:
 
     def __call__(
         self, key: Array, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b _h _w c"]:
         return self.thing(key, images, *self.values)
 
 
@@ -59,8 +62,11 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
         pieces, lambda piece: isinstance(piece.thing, Movement)
     ):
         together = list(group)
-        steps += [moved(together, size)] if moves else together
-    if len(steps) == 1:
+        if moves:
+            steps.append(moved([(p.thing, p.values) for p in together], size))
+        else:
+            steps += together
+    if len(pieces) == 1:
         return steps[0]
 
     def augment(
@@ -68,6 +74,8 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
     ) -> Float[Array, "b _h _w c"]:
         for number, step in enumerate(steps):
             images = step(jax.random.fold_in(key, number), images)
+            # Computed once: XLA would repeat the resampling for each use on CPU.
+            images = jax.lax.optimization_barrier(images)
         return images
 
     return augment
@@ -88,7 +96,7 @@ def spec_pieces(spec: str) -> Iterator[Piece]:
                 raise UserError(f"{text}: {name} is a set and takes no number")
             yield from spec_pieces(thing.spec)
         else:
-            yield Piece(thing, _values(text, parameters(thing), given))
+            yield Piece(text, thing, _values(text, parameters(thing), given))
 
 
 def spec_problem(spec: str) -> str | None:
