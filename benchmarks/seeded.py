@@ -372,7 +372,8 @@ def weights(folder: pathlib.Path) -> dict[str, str]:
         data = file.read_bytes()
         body = 8 + int.from_bytes(data[:8], "little")
         for name, entry in sorted(json.loads(data[8:body]).items()):
-            if name != "__metadata__":
+            # Statistics of the feature vector are not the training's mathematics.
+            if name != "__metadata__" and not name.startswith("stats/vector/"):
                 begin, end = entry["data_offsets"]
                 array = hashlib.sha256(data[body + begin : body + end]).hexdigest()
                 arrays.append(f"{entry['dtype']} {entry['shape']} {array}")

@@ -139,11 +139,11 @@ def _cures(config: PretrainConfig) -> list[str]:
     found = []
     if len(config.objective.views) < 2 and "simclr" in OBJECTIVES.names():
         found.append("--objective simclr, which learns what two views have in common")
-    if getattr(config, "normalise", "image") == "data":
+    if config.normalise == "data":
         found.append("--normalise image, so that brightness and contrast do not count")
     if config.augment == "none":
         found.append("--augment photos, or writing or any-way-up, whichever fits")
-    if config.norm != "batch":
+    if config.model_settings()["norm"] != "batch":
         found.append("--norm batch")
     if config.model != "conv-patches":
         found.append("--preset patches, which takes a minute or two")
