@@ -38,6 +38,7 @@ from afterimage.data.sets import (
     BadImage,
     Images,
     ImageSet,
+    Labels,
     Range,
     Request,
     Selected,
@@ -118,31 +119,52 @@ def image_sets(
     )
     sets = {}
     for split, pairs in kept.items():
-        if not pairs:
-            raise DataError(f"{source} [{split}]: no file can be read as an image")
-        rows = np.array([place[row] for row, _ in pairs], np.int64)
-        ids = [spelling(files.names[row]) for row, _ in pairs]
-        images, own = Selected(entry.images, rows), more.get(split, {})
-        digests = [entry.digests[row] for row in rows]
-        if entry.value_range:  # another range makes other images of the same bytes
-            digests.append(repr(entry.value_range).encode())
-        mark = content_fingerprint(digests, labels[split], ids, images.shape, own)
-        skipped = [row for row in groups[split][0] if row in entry.bad]
-        sets[split] = ImageSet(
-            images=images,
-            labels=labels[split],
-            ids=ids,
-            class_names=classes,
+        sets[split] = _image_set(
+            entry,
             name=f"{source} [{split}]",
-            fingerprint=mark,
-            tasks=own,
-            value_range=entry.value_range,
+            rows=np.array([place[row] for row, _ in pairs], np.int64),
+            ids=[spelling(files.names[row]) for row, _ in pairs],
+            labels=labels[split],
+            classes=classes,
+            tasks=more.get(split, {}),
             skipped=tuple(
-                BadImage(spelling(files.names[r]), printable(entry.bad[r]))
-                for r in skipped
+                BadImage(spelling(files.names[row]), printable(entry.bad[row]))
+                for row in groups[split][0]
+                if row in entry.bad
             ),
         )
     return Splits(**sets)
+
+
+def _image_set(
+    entry: Entry,
+    *,
+    name: str,
+    rows: np.ndarray,
+    ids: list[str],
+    labels: np.ndarray | None,
+    classes: tuple[str, ...] | None,
+    tasks: Mapping[str, Labels],
+    skipped: tuple[BadImage, ...],
+) -> ImageSet:
+    """One split of the decoded images."""
+    if not ids:
+        raise DataError(f"{name}: no file can be read as an image")
+    images = Selected(entry.images, rows)
+    digests = [entry.digests[row] for row in rows]
+    if entry.value_range:  # another range makes other images of the same bytes
+        digests.append(repr(entry.value_range).encode())
+    return ImageSet(
+        images=images,
+        labels=labels,
+        ids=ids,
+        class_names=classes,
+        name=name,
+        fingerprint=content_fingerprint(digests, labels, ids, images.shape, tasks),
+        tasks=tasks,
+        value_range=entry.value_range,
+        skipped=skipped,
+    )
 
 
 def _read_once(

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import pathlib
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from afterimage.checkpoints.files import reason
+from afterimage.checkpoints.files import memory, reason
 from afterimage.checkpoints.names import spelling
 from afterimage.console import ProgressBar
 from afterimage.data.decode import decode, read_header_of, strict
@@ -38,7 +37,7 @@ def allowance() -> int:
     limits of each of the process's control groups (v1 and v2), RLIMIT_AS and
     RLIMIT_DATA.
     """
-    free = [_machine(), *_rlimits(), *_groups()]
+    free = [memory(), *_rlimits(), *_groups()]
     return int(_SHARE * max(0, min(free)))
 
 
@@ -84,17 +83,6 @@ class Budget:
 
 def _text(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def _machine() -> int:
-    """Available memory in bytes; if unknown, half of the physical memory."""
-    found = _lines(pathlib.Path("/proc/meminfo")).get("MemAvailable:")
-    if found is not None:
-        return found * 1024
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 2**32
 
 
 def _rlimits() -> Iterator[int]:

@@ -247,6 +247,15 @@ class Fill(nnx.Module):
         return self.project(x)
 
 
+def _faint(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
+    """A tenth of `trunc_normal`: a new decoder outputs almost nothing.
+
+    Targets are centred, so that is their mean. Louder noise would first be unlearned,
+    by switching units off (docs/design/representations.md).
+    """
+    return 0.1 * layers.trunc_normal(rngs, shape, fan_in)
+
+
 class FillingDecoder(DecoderNetwork):
     """Base class of filling decoders; fills the last map unless made from a vector."""
 
@@ -296,7 +305,7 @@ class HierarchicalDecoder(FillingDecoder):
             widths[0],
             config.channels,
             info[0].stride,
-            init=layers.trunc_normal,
+            init=_faint,
             rngs=rngs,
         )
 
@@ -329,7 +338,7 @@ class BlockDecoder(FillingDecoder):
             width,
             config.channels,
             info[-1].stride,
-            init=layers.trunc_normal,
+            init=_faint,
             rngs=rngs,
         )
 

@@ -92,7 +92,6 @@ def open_data(
     Raises UserError for an unknown spec or object, and DataError for data that does not
     fit.
     """
-    reading = reading or ReadingOptions()
     if isinstance(image_size, int) and image_size < 1:
         raise UserError(f"image_size={image_size}: must be at least 1")
     if channels is not None and not 1 <= channels <= MOST_CHANNELS:
@@ -109,7 +108,7 @@ def open_data(
         on_bad_image=on_bad_image,
         cache=cache,
         tasks=tuple(tasks),
-        reading=reading,
+        reading=reading or ReadingOptions(),
         strict=strict,
         once=once,
     )
@@ -118,25 +117,31 @@ def open_data(
     spec = spec_of(data)
     kind, _, rest = spec.partition(":")
     source = SOURCES.get(kind)()
+    _require_fit(source, spec, rest, request)
+    found = source.open(rest, request)
+    return found if isinstance(found, Splits) else _of_object(found, spec, request)
+
+
+def _require_fit(source: Source, spec: str, rest: str, request: Request) -> None:
+    """UserError for a spec of another form, and options that the source lacks."""
     if bool(rest) != bool(source.form):
         raise UserError(
             f"data {spec!r} is not of the form {source.spec_form()}; expected one of "
             f"{', '.join(forms())}"
         )
-    if tasks and not source.tasks:
+    if request.tasks and not source.tasks:
         raise UserError(
-            f"tasks {', '.join(tasks)}: {spec} has only one label per image. Use a "
-            "table with a column per task, csv:PATH, or an npz file with the labels "
-            "of each, e.g. y_train_NAME beside x_train"
+            f"tasks {', '.join(request.tasks)}: {spec} has only one label per "
+            "image. Use a table with a column per task, csv:PATH, or an npz file with "
+            "the labels of each, e.g. y_train_NAME beside x_train"
         )
-    if reading.split_folders and strict and not source.named_splits:
-        options = ", ".join(OPTIONS[split] for split in reading.split_folders)
+    folders = request.reading.split_folders
+    if folders and request.strict and not source.named_splits:
+        options = ", ".join(OPTIONS[split] for split in folders)
         raise UserError(
             f"{options}: {spec} has no folders. These options name folders in folder: "
             "and zip: data, or values of the column split in csv: data"
         )
-    found = source.open(rest, request)
-    return found if isinstance(found, Splits) else _of_object(found, spec, request)
 
 
 def _of_object(data: Any, name: str | None, request: Request) -> Splits:
