@@ -39,9 +39,7 @@ def plain_forms() -> Iterator[None]:
         _plain.reset(token)
 
 
-def by_platform(
-    cpu: Callable[..., Any], other: Callable[..., Any], *args: Any
-) -> Any:
+def by_platform(cpu: Callable[..., Any], other: Callable[..., Any], *args: Any) -> Any:
     """`cpu(*args)` where the program runs on CPU, else `other(*args)`.
 
     The platform is that which the program is lowered for, not that of this process.
@@ -344,7 +342,7 @@ def per_channel(
 
 
 @functools.cache
-def _broadcast(shape: tuple[int, ...]) -> Callable[[Array], Array]:
+def _broadcast(shape: tuple[Any, ...]) -> Callable[[Array], Array]:
     def broadcast(v: Array) -> Array:
         return jnp.broadcast_to(v.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
 
@@ -352,7 +350,7 @@ def _broadcast(shape: tuple[int, ...]) -> Callable[[Array], Array]:
 
 
 @functools.cache
-def _product(shape: tuple[int, ...]) -> Callable[[Array], Array]:
+def _product(shape: tuple[Any, ...]) -> Callable[[Array], Array]:
     def product(v: Array) -> Array:
         ones = jnp.ones((math.prod(shape[:-1]), 1), v.dtype)
         return (ones @ v[None]).reshape(shape)
