@@ -1,6 +1,6 @@
 """Pictures of the network's inputs and outputs: labelled rows of tiles, as PNG."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,29 +15,36 @@ _INK = (60, 64, 72)
 
 
 def draw_rows(
-    rows: Mapping[str, Float[np.ndarray, "n h w c"]], *, caption: str = ""
+    rows: Mapping[str, Sequence[Float[np.ndarray, "_ _ _"]] | np.ndarray],
+    *,
+    caption: str = "",
+    first_apart: bool = False,
+    tile: int = _TILE,
 ) -> UInt8[np.ndarray, "hh ww 3"]:
     """Draw one RGB picture: a labelled row for each entry, its images side by side.
 
     Images are floats in [0, 1] (values outside are clipped, non-finite values drawn
-    black), and all rows have the same shape. One channel is shown as grey, three as
-    RGB, more by the first three, two by their mean, and the caption says so.
-    Small images are enlarged by an integer factor with nearest neighbour, so pixels
-    stay square.
+    black), with as many channels each; `first_apart` leaves a gap after the first of
+    every row. One channel is shown as grey, three as RGB, more by the first three, two
+    by their mean, and the caption says so. Small images are enlarged to about `tile`
+    pixels by an integer factor with nearest neighbour, so pixels stay square.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     tiles = {
-        label: [_tile(image) for image in images] for label, images in rows.items()
+        label: [_tile(image, tile) for image in images]
+        for label, images in rows.items()
     }
-    channels = next(iter(rows.values())).shape[-1]
+    channels = next(iter(rows.values()))[0].shape[-1]
     caption = " · ".join(part for part in (caption, band_note(channels)) if part)
-    width, height = next(iter(tiles.values()))[0].size
+    sizes = [one.size for row in tiles.values() for one in row]
+    width, height = (max(size[axis] for size in sizes) for axis in (0, 1))
     font = ImageFont.load_default(_FONT)
     left = _MARGIN + max(int(font.getlength(label)) for label in rows) + 12
     top = _MARGIN + (_FONT + 10 if caption else 0)
     across = max(len(row) for row in tiles.values())
-    right = left + across * (width + _GAP) - _GAP
+    apart = 2 * _MARGIN if first_apart else 0
+    right = left + across * (width + _GAP) - _GAP + apart
     right = max(right, _MARGIN + int(font.getlength(caption)))
     bottom = top + len(tiles) * (height + _GAP) - _GAP
     sheet = Image.new("RGB", (right + _MARGIN, bottom + _MARGIN), "white")
@@ -47,8 +54,9 @@ def draw_rows(
     for r, (label, row) in enumerate(tiles.items()):
         y = top + r * (height + _GAP)
         draw.text((_MARGIN, y + height // 2), label, fill=_INK, font=font, anchor="lm")
-        for i, tile in enumerate(row):
-            sheet.paste(tile, (left + i * (width + _GAP), y))
+        for i, one in enumerate(row):
+            x = left + i * (width + _GAP) + (apart if i else 0)
+            sheet.paste(one, (x, y))
     return np.asarray(sheet)
 
 
@@ -70,7 +78,7 @@ def displayable(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h 
     return np.round(np.clip(finite, 0, 1) * 255).astype(np.uint8)
 
 
-def _tile(image: np.ndarray) -> Any:
+def _tile(image: np.ndarray, about: int) -> Any:
     from PIL import Image
 
     pixels = displayable(image[None])[0]
@@ -81,7 +89,7 @@ def _tile(image: np.ndarray) -> Any:
         factor = _LARGEST / side
         small = [max(round(n * factor), 1) for n in tile.size]
         return tile.resize((small[0], small[1]), Image.Resampling.LANCZOS)
-    factor = max(round(_TILE / side), 1)
+    factor = max(round(about / side), 1)
     enlarged = (tile.width * factor, tile.height * factor)
     return tile.resize(enlarged, Image.Resampling.NEAREST)
 

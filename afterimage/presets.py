@@ -1,25 +1,10 @@
-"""Presets: named groups of settings, with their measured results."""
+"""Presets: named groups of settings, with their cost and where results are."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from afterimage.errors import UserError, did_you_mean
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A preset's measured result: always from a real run, with where and when."""
-
-    result: str
-    """The figure, e.g. `kNN 96.1 ± 0.3 % (3 seeds), raw pixels 97.5 %`."""
-    time: str
-    """Wall clock of the whole command, e.g. `38 s`."""
-    device: str
-    date: str
-
-    def __str__(self) -> str:
-        return f"{self.result}; {self.time} on {self.device}, {self.date}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +19,9 @@ class Preset:
     """Settings that differ from the defaults, as plain values. A choice is a name, or a
     mapping with its `name` and settings; several choices are a sequence of these."""
     cost: str
-    """The number of images and steps."""
-    measured: tuple[Measured, ...] = ()
+    """The number of images and steps, and how long they take where that is known."""
+    results: str = ""
+    """The page and section of benchmarks/results with its figures; empty if none."""
 
     def describe(self) -> str:
         """The preset in full, a few lines."""
@@ -46,7 +32,8 @@ class Preset:
             f"settings  {' '.join(flags)}",
             f"cost      {self.cost}",
         ]
-        lines += [f"measured  {measured}" for measured in self.measured]
+        if self.results:
+            lines.append(f"results   benchmarks/results/{self.results}")
         return "\n".join(lines)
 
 

@@ -119,9 +119,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         several = value if isinstance(value, list) else [value]
-        if not several or not all(
-            isinstance(o, Mapping) and "name" in o for o in several
-        ):
+        if not (several and all(map(_is_choice, several))):
             found[prefix + key] = value
             continue
         names = [one["name"] for one in several]

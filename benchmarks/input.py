@@ -10,12 +10,14 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
 
 from afterimage.data import ImageSet, array_set, make_augment, open_data
+from afterimage.data.augmentations import cuts
+from afterimage.plugins import AUGMENTATIONS
 from afterimage.runtime import jit
 from afterimage.training.batches import Batches
 from benchmarks.results import row, write_results
@@ -108,25 +110,50 @@ def write_jpegs(folder: pathlib.Path) -> float:
     return float(np.mean([path.stat().st_size for path in folder.iterdir()]))
 
 
-def augment_rate(name: str, size: int) -> float:
-    """Images a second through one augmentation alone, jitted, batch 256."""
+def augment_rate(spec: str, size: int, stored: int | None = None) -> float:
+    """Images per second of processor time through an augmentation alone, batch 128.
+
+    Views have `size` pixels, and are cut from images of `stored` if that is given.
+    """
     import jax
 
-    images = jax.numpy.full((256, size, size, 3), 0.5)
-    augment = jit(make_augment(name))
+    rng, shape = np.random.default_rng(0), (128, *[stored or size] * 2, 3)
+    images = jax.numpy.asarray(rng.random(shape, np.float32))
+    augment = jit(make_augment(spec, size if stored else None))
     keys = [jax.random.key(i) for i in range(10)]
     augment(keys[0], images).block_until_ready()
-    began = time.perf_counter()
+    began = time.process_time()
     for key in keys:
         augment(key, images).block_until_ready()
-    return 256 * len(keys) / (time.perf_counter() - began)
+    return len(images) * len(keys) / (time.process_time() - began)
+
+
+def print_augment_rates(specs: Sequence[str], repeats: int) -> None:
+    """A Markdown table of the best of `repeats` measurements of each."""
+    sizes = ((32, None), (32, 48), (64, None), (64, 96))
+    print("| augmentation | 32 px | 32 of 48 px | 64 px | 64 of 96 px |")
+    print("|---|---|---|---|---|")
+    for spec in specs:
+        cells = []
+        for size, stored in sizes:
+            able = stored is None or cuts(spec)
+            rates = [augment_rate(spec, size, stored) for _ in range(repeats * able)]
+            cells.append(f"{max(rates):,.0f}" if rates else "")
+        print(f"| `{spec}` | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     """Measures every input path, interleaved; writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each")
-    repeats = parser.parse_args().repeats
+    parser.add_argument(
+        "--augment", nargs="*", help="print these augmentations only (none: all)"
+    )
+    given = parser.parse_args()
+    repeats = given.repeats
+    if given.augment is not None:
+        print_augment_rates(given.augment or AUGMENTATIONS.names(), repeats)
+        return
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["AFTERIMAGE_CACHE"] = str(pathlib.Path(scratch) / "cache")
@@ -154,7 +181,7 @@ def main() -> None:
             "cache 224x224x3, batch 64": lambda: batches_rate(cached, 64, 2000, False),
         }
         for name in ("shift", "crop-flip", "light"):
-            measures[f"augment {name} 32x32x3, batch 256"] = lambda name=name: (
+            measures[f"augment {name} 32x32x3, batch 128"] = lambda name=name: (
                 augment_rate(name, 32)
             )
         figures: dict[str, list[float]] = {name: [] for name in measures}

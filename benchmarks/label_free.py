@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from afterimage.evaluation.criteria import CRITERIA
 from afterimage.runs import write_json
 from benchmarks.programs import quietly
 from benchmarks.results import row
@@ -87,8 +88,6 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     from scipy.stats import spearmanr
 
-    from afterimage.evaluation.criteria import CRITERIA
-
     for criterion in CRITERIA:
         for accuracy in _ACCURACY:
             rhos, gains = [], []
@@ -96,7 +95,7 @@ def _rows(
                 found = [values for run in runs.values() for values in run.values()]
                 pairs = np.array([(v[criterion], v[accuracy]) for v in found], float)
                 pairs = pairs[np.isfinite(pairs).all(1)] if len(pairs) else pairs
-                if len(pairs) < _FEWEST_STEPS:
+                if len(pairs) < _FEWEST_STEPS or np.ptp(pairs, axis=0).min() == 0:
                     continue
                 rhos.append(float(spearmanr(*pairs.T).statistic))
                 metric = f"Spearman's ρ with {accuracy}, {set_name}"

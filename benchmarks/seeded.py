@@ -190,6 +190,24 @@ RUNS: Mapping[str, Callable[[Home], None]] = {
         image_size=16,
         objective={"name": "latent", "patch": 8, "weight": 0.5, "teacher_warmup": 10},
     ),
+    "simclr": lambda home: pretrain(
+        home,
+        objective={"name": "simclr", "reconstruct": "masked", "target": "image"},
+        augment="shear",
+        normalise="image",
+    ),
+    "vicreg": lambda home: pretrain(
+        home,
+        objective={"name": "vicreg", "reconstruct": "image"},
+        augment="shear",
+        norm="group",
+        accumulate=2,
+    ),
+    "byol": lambda home: pretrain(
+        home,
+        objective={"name": "byol", "reconstruction_gradient": 0.5},
+        augment="shear",
+    ),
     "variational": lambda home: pretrain(
         home,
         objective={"name": "variational", "loss": "bce", "beta_warmup": 10},
@@ -354,7 +372,8 @@ def weights(folder: pathlib.Path) -> dict[str, str]:
         data = file.read_bytes()
         body = 8 + int.from_bytes(data[:8], "little")
         for name, entry in sorted(json.loads(data[8:body]).items()):
-            if name != "__metadata__":
+            # Statistics of the feature vector are not the training's mathematics.
+            if name != "__metadata__" and not name.startswith("stats/vector/"):
                 begin, end = entry["data_offsets"]
                 array = hashlib.sha256(data[body + begin : body + end]).hexdigest()
                 arrays.append(f"{entry['dtype']} {entry['shape']} {array}")

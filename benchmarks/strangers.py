@@ -44,7 +44,7 @@ from benchmarks.image_sets import (
     prepared,
 )
 from benchmarks.programs import quietly
-from benchmarks.results import read_results, row, write_results
+from benchmarks.results import figure, read_results, row, write_results
 
 NAME = "strangers"
 DEFAULT: Mapping[str, tuple[str, ...]] = {"default": ()}
@@ -184,7 +184,6 @@ class Cell:
 
     def pretrain(self) -> dict[str, float]:
         """Runs the command unless it was; minutes of wall clock and of CPU."""
-        self.run.parent.mkdir(parents=True, exist_ok=True)
         log = self.run.with_suffix(".log")
         # Not part of what is compared: all checkpoints stay for the label-free table.
         quiet = ("--keep-last", "100", "--no-tensorboard")
@@ -234,9 +233,8 @@ def _vectors(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Any:
 
 def representations(cell: Cell, names: tuple[str, ...]) -> list[Any]:
     """The default features of a run, and baselines."""
-    from afterimage.models.hog import hog_vectors
-
     from afterimage.evaluation import pixel_vectors
+    from afterimage.models.hog import hog_vectors
 
     encoder = cell.encoder()
     made = {
@@ -301,6 +299,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     wanted = {"command": shlex.join(cell.command), "scores": {}}
     stored = wanted | stored
+    file.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(**more: Any) -> None:
         stored.update(more)
@@ -404,8 +403,11 @@ def run(config: Strangers) -> list[dict[str, Any]]:
 
         rows = run_criteria(config)
         _write(config, rows)
-        return rows
-    return run_table(config)
+    else:
+        rows = run_table(config)
+    for one in rows:
+        print(f"{one['table']}: {one['row']}, {one['metric']}: {figure(one, 2)}")
+    return rows
 
 
 if __name__ == "__main__":

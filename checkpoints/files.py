@@ -66,15 +66,15 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
 
 
 def memory() -> int:
-    """Bytes of available memory; total memory where that is unknown."""
+    """Bytes of available memory; half of the total where that is unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for row in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if row.startswith("MemAvailable:"):
                 return 1024 * int(row.split()[1])
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):  # Windows
-        return 2**36
+        return 2**32
 
 
 def reason(error: BaseException) -> str:

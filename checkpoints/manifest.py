@@ -152,7 +152,7 @@ def _wrong_file(
             text = f"has {status.st_size} bytes, but {entry['size']} were written"
             return "damaged", text
         if checksums and _digest_of(path, keep) != entry["sha256"]:
-            return "damaged", "has changed since it was written (SHA-256)"
+            return "damaged", "its bytes have changed since it was written (SHA-256)"
     except OSError as error:
         return "damaged", files.reason(error)
     return None

@@ -17,7 +17,6 @@ _UNSAFE = re.compile(
     r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _ESCAPED = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})")
-_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # full-width forms too
 
 
 def spelling(name: str) -> str:
@@ -93,18 +92,6 @@ def unfit_for_arrays(path: str) -> str | None:
             f"checkpoints cannot be saved under a name with {found[0]}; choose another"
         )
     return None
-
-
-def spreadsheet_cell(value: object) -> str:
-    """A CSV cell value that no spreadsheet will run as a formula.
-
-    Numbers stay numbers. Text that starts like a formula gets a leading apostrophe,
-    which marks it as text in spreadsheets (OWASP, CSV Injection).
-    """
-    if isinstance(value, int | float):
-        return str(value)
-    text = printable(str(value))
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -24,19 +24,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from afterimage.models import Autoencoder, ModelConfig
-from afterimage.models.decoders import Encoded
+from afterimage.data import ImageSet
+from afterimage.fields import at_least_0, at_least_1
+from afterimage.models import ModelConfig, build_encoder
+from afterimage.models.decoders import Encoded, build_decoder
 from afterimage.models.layers import BatchNorm, Dense, PassInfo
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import (
-    Autoencoding,
     Forward,
     ModelSetup,
     Objective,
     Pass,
     Rules,
     Tree,
-    at_least_0,
     to_pixels,
 )
 from afterimage.pretrain.objectives.masked import Masked
@@ -97,19 +97,19 @@ def alignment_and_uniformity(z: Embeddings, counted: Counted) -> dict[str, Array
     return {"alignment": apart, "uniformity": near}
 
 
-class EmbeddingNetwork(Autoencoder):
+class EmbeddingNetwork(nnx.Module):
     """Encoder and projector, and a decoder unless nothing is reconstructed."""
 
     def __init__(
         self, config: ModelConfig, settings: "JointEmbedding", *, rngs: nnx.Rngs
     ):
-        super().__init__(config, rngs=rngs)
-        if settings.reconstruct == "none":
-            # Made and dropped, so that the rest starts from the same values.
-            del self.decoder
+        self.encoder = build_encoder(config, rngs=rngs)
         length = self.encoder.num_features
         hidden = settings.hidden or 2 * length
         self.projector = Projector(length, hidden, settings.projection, rngs=rngs)
+        # Last: the rest starts from the same values, whatever is reconstructed.
+        if settings.reconstruct != "none":
+            self.decoder = build_decoder(self.encoder, rngs=rngs)
 
     def embed(
         self,
@@ -197,8 +197,11 @@ class JointEmbedding(Objective):
     by its own mean and standard deviation; or, of masked patches, histograms of
     oriented gradients."""
 
-    mask_ratio: float = 0.6
-    """Share of the patches that are masked for reconstruct=masked."""
+    ratio: float = 0.6
+    """Share of the patches that are masked, if masked patches are reconstructed."""
+
+    patch: int | None = None
+    """Side of these patches in pixels. Default: as for the objective masked."""
 
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction loss, a mean squared error."""
@@ -226,12 +229,12 @@ class JointEmbedding(Objective):
         return forward(views, method="embed", share=share)
 
     @property
-    def part(self) -> Autoencoding | None:
+    def part(self) -> Plain | Masked | None:
         """The objective of the decoder."""
         if self.reconstruct == "none":
             return None
         if self.reconstruct == "masked":
-            return Masked(target=self.target, ratio=self.mask_ratio)
+            return Masked(target=self.target, ratio=self.ratio, patch=self.patch)
         return Plain(target="image" if self.target == "image" else "data")
 
     @property
@@ -251,14 +254,11 @@ class JointEmbedding(Objective):
                 f"batch_size={config.batch_size}, accumulate={config.accumulate}: a "
                 "micro-batch needs at least 2 images, which are compared"
             )
-        for name in ("hidden", "projection"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"{name}={value}: at least 1")
+        found += at_least_1(self, "hidden", "projection")
         if not self.reconstruction_weight > 0:
             found.append(
-                f"reconstruction_weight={self.reconstruction_weight}: above 0; "
-                "reconstruct='none' leaves the decoder out"
+                f"reconstruction_weight={self.reconstruction_weight}: must be above 0 "
+                "(reconstruct='none' leaves the decoder out)"
             )
         found += self._unused(config)
         if self.target == "hog" and self.reconstruct != "masked":
@@ -269,7 +269,7 @@ class JointEmbedding(Objective):
     def _unused(self, config: Any) -> list[str]:
         """Settings that have no effect."""
         usual = {f.name: f.default for f in dataclasses.fields(JointEmbedding)}
-        idle = {"mask_ratio"} if self.reconstruct != "masked" else set()
+        idle = {"ratio", "patch"} if self.reconstruct != "masked" else set()
         if self.reconstruct == "none":
             idle |= {"target", "reconstruction_weight", "reconstruction_gradient"}
         given = {name: getattr(self, name) for name in sorted(idle)}
@@ -283,6 +283,9 @@ class JointEmbedding(Objective):
 
     def data_problems(self, model: ModelConfig) -> list[str]:
         return [] if self.part is None else self.part.data_problems(model)
+
+    def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
+        return setup if self.part is None else self.part.prepare(setup, images)
 
     def scores(self, setup: ModelSetup) -> ReconstructionLoss | None:
         return None if self.part is None else self.part.scores(setup)

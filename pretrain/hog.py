@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from afterimage.data import ImageSet
 from afterimage.models import ops
-from afterimage.models.hog import FLOOR, ORIENTATIONS, in_cells, votes
+from afterimage.models.hog import FLOOR, ORIENTATIONS, gradients, in_cells
 from afterimage.training.batches import subsample
 
 _CELLS = range(8, 2, -1)
@@ -40,7 +40,7 @@ def histograms(pixels: Float[Array, "b h w c"], cell: int) -> Float[Array, "b H 
     `pixels` are in [0, 1]. Norms are sqrt(sum of squares + (0.01 cell)^2) / 3: a cell
     with an edge has a mean square of 1.
     """
-    cells = in_cells(votes(pixels), cell)
+    cells = in_cells(*gradients(pixels), cell)
     squares = jnp.square(cells).sum(-1, keepdims=True) + (FLOOR * cell) ** 2
     return cells * (ORIENTATIONS**0.5 / jnp.sqrt(squares))
 

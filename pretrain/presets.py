@@ -1,9 +1,9 @@
-"""Named settings for pretraining, each measured only where stated."""
+"""Named settings for pretraining."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.presets import Measured, Preset, find_preset
+from afterimage.presets import Preset, find_preset
 from afterimage.pretrain.config import PretrainConfig
 
 _MASKED = {
@@ -15,7 +15,7 @@ _MASKED = {
 _CONV_MASKED = {**_MASKED, "decoder": "block"}
 PRESETS: Mapping[str, Preset] = {
     "digits": Preset(
-        about="8x8 digits, embedded: a first run, no download",
+        about="8x8 digits, included: a first run, no download",
         command="afterimage pretrain --preset digits --out runs/digits",
         settings={
             "data": "digits",
@@ -52,10 +52,10 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "shift",
             "ema": 0.999,
         },
-        cost="50 epochs; of 60,000 images: 3 million images, 11,719 steps of 256",
+        cost="50 epochs; for 60,000 images 11,719 steps of 256 = 3 million images",
     ),
     "small-images-masked": Preset(
-        about="the same images, masked: edges are predicted from the visible patches",
+        about="28 to 32 pixels, masked; edges are predicted from the visible patches",
         command=(
             "afterimage pretrain --preset small-images-masked --data tfds:cifar10 "
             "--out runs/cifar10-masked"
@@ -69,10 +69,10 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "shift",
             "ema": 0.999,
         },
-        cost="50 epochs; of 60,000 images: 3 million images, 11,719 steps of 256",
+        cost="50 epochs; for 60,000 images 11,719 steps of 256 = 3 million images",
     ),
     "mnist-masked": Preset(
-        about="MNIST and images like it, 28 pixels: masked, for few labels afterwards",
+        about="28 pixels (MNIST and the like), masked; then few labels",
         command=(
             "afterimage pretrain --preset mnist-masked --data tfds:mnist "
             "--out runs/mnist-masked"
@@ -86,22 +86,13 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "shift",
             "ema": 0.999,
         },
-        cost="20,000 steps of 64 = 1.3 million images",
-        measured=(
-            Measured(
-                result=(
-                    "MNIST; afterwards finetune --preset mnist-masked --steps 2000: "
-                    "test error at 100 labels 4.1 ± 1.0 %, at 1,000 1.3 ± 0.1 %, "
-                    "5 seeds"
-                ),
-                time="19 to 25 minutes a seed",
-                device="one core of an AMD EPYC, beside other work",
-                date="2026-11-24",
-            ),
+        cost=(
+            "20,000 steps of 64 = 1.3 million images; 19 to 25 minutes on one CPU core"
         ),
+        results="representations.md#mnist-labels",
     ),
     "cifar-masked": Preset(
-        about="CIFAR and images like it, 32 pixels: a masked ResNet-18, bfloat16",
+        about="32 pixels (CIFAR and the like): a masked ResNet-18 in bfloat16",
         command=(
             "afterimage pretrain --preset cifar-masked --data tfds:cifar10 "
             "--out runs/cifar-masked"
@@ -114,10 +105,10 @@ PRESETS: Mapping[str, Preset] = {
             "ema": 0.999,
             "precision": "bfloat16",
         },
-        cost="40,000 steps of 256 = 10.2 million images: for an accelerator",
+        cost="40,000 steps of 256 = 10.2 million images; needs an accelerator",
     ),
     "small-photos": Preset(
-        about="the same photos on a CPU, in minutes: masked, histograms as the target",
+        about="32 pixels on a CPU, in minutes; predicts histograms of masked patches",
         command=(
             "afterimage pretrain --preset small-photos --data tfds:cifar10 "
             "--out runs/small-photos"
@@ -131,18 +122,11 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "crop-flip",
             "ema": 0.999,
         },
-        cost="2,400 steps of 64 = 153,600 images",
-        measured=(
-            Measured(
-                result=(
-                    "CIFAR-10, JPEG-compressed, with --steps 12000 linear probe "
-                    "63.1 ± 0.4 % (untrained 48.0 ± 0.6), 5 seeds"
-                ),
-                time="15 to 19 minutes a seed",
-                device="one core of an Intel Xeon, beside other work",
-                date="2026-11-28",
-            ),
+        cost=(
+            "2,400 steps of 64 = 153,600 images; --steps 12000 takes 15 to 19 minutes"
+            " on one CPU core"
         ),
+        results="representations.md#cifar10",
     ),
     "photos-64": Preset(
         about="a folder of photos at 64 pixels, on a laptop or one accelerator",
@@ -165,10 +149,10 @@ PRESETS: Mapping[str, Preset] = {
             "on_bad_image": "skip",
             "ema": 0.999,
         },
-        cost="100 epochs; of 10,000 images: 1 million images, 7,812 steps of 128",
+        cost="100 epochs; for 10,000 images 7,812 steps of 128 = 1 million images",
     ),
     "photos-224": Preset(
-        about="photos at 224 pixels on an accelerator, bfloat16",
+        about="photos at 224 pixels in bfloat16, on an accelerator",
         command=(
             "afterimage pretrain --preset photos-224 --data folder:photos "
             "--out runs/photos-224"
@@ -190,7 +174,7 @@ PRESETS: Mapping[str, Preset] = {
             "on_bad_image": "skip",
             "ema": 0.9995,
         },
-        cost="100 epochs; of 100,000 images: 10 million images, 39,062 steps of 256",
+        cost="100 epochs; for 100,000 images 39,062 steps of 256 = 10 million images",
     ),
     "patches": Preset(
         about="32 pixels: features for a linear classifier, in minutes on a CPU",
@@ -206,21 +190,8 @@ PRESETS: Mapping[str, Preset] = {
             "batch_size": 64,
             "lr": 3e-3,
         },
-        cost="300 steps of 64 = 19,200 images",
-        measured=(
-            Measured(
-                result=(
-                    "CIFAR-10, JPEG-compressed: a linear probe with all labels reads "
-                    "71.2 ± 0.4 % of the test images (untrained 68.4 ± 0.5), with "
-                    "evaluate --views flip --grid-3 --most 50000 74.9 ± 0.3 "
-                    "(73.6 ± 0.4), with --width 1.5 as well 75.7 ± 0.1 (74.2 ± 0.2), "
-                    "5 seeds"
-                ),
-                time="3:30 a run, 1:17 with --probe-images 0",
-                device="one core of an AMD EPYC, beside other work",
-                date="2026-11-28",
-            ),
-        ),
+        cost="300 steps of 64 = 19,200 images; 3.5 minutes on one CPU core",
+        results="representations.md#cifar10-patches",
     ),
     "classic": Preset(
         about="the classic convolutional autoencoder: pooling, unpooling, no noise",
@@ -229,7 +200,7 @@ PRESETS: Mapping[str, Preset] = {
             "--out runs/classic"
         ),
         settings={"model": "conv-classic", "epochs": 20.0, "batch_size": 128},
-        cost="20 epochs; of 60,000 images: 1.2 million images, 9,375 steps of 128",
+        cost="20 epochs; for 60,000 images 9,375 steps of 128 = 1.2 million images",
     ),
 }
 

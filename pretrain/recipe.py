@@ -262,7 +262,7 @@ def reasons(
     colour = {1: "grey", 3: "colour"}.get(images.channels, f"{images.channels}-band")
     device = jax.devices()[0]
     machine = (
-        f"{runtime.cores()} CPU cores"
+        f"{runtime.cores()} CPU core{'s' * (runtime.cores() > 1)}"
         if device.platform == "cpu"
         else f"{jax.device_count()} x {device.device_kind}"
     )
@@ -287,6 +287,8 @@ def reasons(
     rows = [row for name, row in known.items() if name not in settings]
     if budget is not None:
         clock = f"{budget / 60:g} minutes with all evaluations; --minutes changes it"
+        if config.steps == _FEWEST:
+            clock = f"the fewest; they take longer than {budget / 60:g} minutes"
         rows.append(("steps", f"{config.steps:,} of {config.batch_size}", clock))
     wide = max((len(value) for _, value, _ in rows), default=0)
     lines += [f"  {name:9}  {value:{wide}}  {why}" for name, value, why in rows]

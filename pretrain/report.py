@@ -15,6 +15,8 @@ from afterimage.evaluation.text import probe_lines, probe_names
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import HOG, PROBES, RAW, TRAINED, Report
+from afterimage.pretrain.views import PICTURE
+from afterimage.pretrain.views import caption as views_caption
 from afterimage.report import logged, run_html, write_report
 from afterimage.runs import Run
 from afterimage.settings import dotted, to_dict
@@ -137,11 +139,11 @@ def _cures(config: PretrainConfig) -> list[str]:
     found = []
     if len(config.objective.views) < 2 and "simclr" in OBJECTIVES.names():
         found.append("--objective simclr, which learns what two views have in common")
-    if getattr(config, "normalise", "image") == "data":
+    if config.normalise == "data":
         found.append("--normalise image, so that brightness and contrast do not count")
     if config.augment == "none":
         found.append("--augment photos, or writing or any-way-up, whichever fits")
-    if config.norm != "batch":
+    if config.model_settings()["norm"] != "batch":
         found.append("--norm batch")
     if config.model != "conv-patches":
         found.append("--preset patches, which takes a minute or two")
@@ -195,6 +197,8 @@ def write_run_report(
         step = int(result.picture.stem.removeprefix("step-"))
         caption = f"Held-out images after step {step:,}"
         pictures["Reconstructions"] = (caption, result.picture)
+    if (views := result.run / "pictures" / PICTURE).is_file():
+        pictures["Augmented views"] = (views_caption(config), views)
     write_report(
         result.report,
         title=f"{config.model} pretrained on {data}",

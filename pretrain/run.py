@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 import time
 import types
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
 from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
+from afterimage.pretrain.views import write_page, write_picture
 from afterimage.runs import Run
 from afterimage.settings import to_dict
 from afterimage.training.batches import (
@@ -82,6 +84,26 @@ def pretrain(
         process writes to the folder.
       Diverged, Interrupted: as in the loop; the progress so far is saved.
     """
+    config, run, splits = _opened(config, data)
+    with run:
+        _record(run, splits)
+        return execute(_Pretraining(config, run, splits), run, callbacks)
+
+
+def show_augment(config: PretrainConfig, *, data: Any = None) -> pathlib.Path:
+    """Write a page of training images and their augmented views, without training.
+
+    Returns the page in the run folder; the run can still begin there. Raises what
+    `pretrain` raises before its first step.
+    """
+    config, run, splits = _opened(config, data)
+    with run:
+        _record(run, splits)
+        return write_page(config, _held_out(config, splits)[0], run)
+
+
+def _opened(config: PretrainConfig, data: Any) -> tuple[PretrainConfig, Run, Splits]:
+    """The settings with the data's name, the run folder (unlocked) and the images."""
     if (data is None) == (config.data is None):
         raise UserError(
             NO_DATA
@@ -104,10 +126,12 @@ def pretrain(
         reading=config,
     )
     _check_data(config, splits)
-    with run:
-        run.check_data(splits.train.name, splits.train.fingerprint)
-        run.write_skipped(splits.skipped)
-        return execute(_Pretraining(config, run, splits), run, callbacks)
+    return config, run, splits
+
+
+def _record(run: Run, splits: Splits) -> None:
+    run.check_data(splits.train.name, splits.train.fingerprint)
+    run.write_skipped(splits.skipped)
 
 
 def pace(
@@ -190,6 +214,8 @@ class _Pretraining(Job[PretrainResult]):
 
     def prepare(self, began: int) -> None:
         self.began = began, time.perf_counter()
+        if self._shows_views:
+            write_picture(self.config, self.train, self.folder)
         sweep = EvaluationRunner(
             self.mesh, self.config.batch_size // self.config.accumulate
         )
@@ -249,6 +275,10 @@ class _Pretraining(Job[PretrainResult]):
         if self.vector is not None:  # without statistics until the run is over
             manifest["vector"] = vector_entry(VectorRecipe(self.vector.pool), 0)
         return params, averaged_stats(state).get("encoder", {}), manifest
+
+    @property
+    def _shows_views(self) -> bool:
+        return self.config.augment != "none" and self.config.pictures > 0
 
     def _partition(self, state: State) -> Partition:
         return self.trainer.partition(int(state["step"]))

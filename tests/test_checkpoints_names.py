@@ -1,7 +1,6 @@
 """Spellings: injective, printable, and no formula in a spreadsheet."""
 
 import pathlib
-import re
 import unicodedata
 
 import pytest
@@ -13,7 +12,6 @@ from afterimage.checkpoints.names import (
     class_name,
     printable,
     spelling,
-    spreadsheet_cell,
 )
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -61,31 +59,3 @@ def test_names_that_differ_in_case_or_spaces():
         ("cat", "Cat"),
         ("dog", "dog "),
     ]
-
-
-@pytest.mark.parametrize(
-    ("value", "cell"),
-    [
-        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
-        ("+1", "'+1"),
-        ("-1", "'-1"),
-        ("@SUM(A1)", "'@SUM(A1)"),
-        ("＝1", "'＝1"),
-        ("\t=1", r"\x09=1"),
-        ("\r=1", r"\x0d=1"),
-        (-1, "-1"),
-        (-1.5e-7, "-1.5e-07"),
-        ("a=1", "a=1"),
-        ("", ""),
-    ],
-)
-def test_no_cell_is_a_formula(value, cell):
-    assert spreadsheet_cell(value) == cell
-
-
-def test_whoever_writes_csv_writes_such_cells():
-    writers = re.compile(r"csv\.(writer|DictWriter)|to_csv|write_csv|savetxt")
-    for folder in ("afterimage", "checkpoints", "pretrain", "finetune", "benchmarks"):
-        for file in (ROOT / folder).rglob("*.py"):
-            text = file.read_text(encoding="utf-8")
-            assert not writers.search(text) or "spreadsheet_cell" in text, file

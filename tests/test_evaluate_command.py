@@ -109,7 +109,7 @@ def test_a_classifier_goes_to_the_stage_that_made_it(tmp_path, data):
 
 
 def test_settings_that_cannot_work_are_all_named(run, data):
-    with pytest.raises(UserError, match=r"(?s)most=0.*validation=2.*per_class"):
+    with pytest.raises(UserError, match=r"(?s)validation=2.*most=0.*per_class"):
         EvaluateConfig(from_=run, data=data, validation=2.0, most=0, per_class=(0,))
 
 

@@ -159,7 +159,7 @@ def test_its_encoder_loads_in_a_fresh_process(trained, site):
     assert "shapes-for-afterimage 0.3" in json.dumps(manifest)
     done = python(LOAD, site, arguments=[run])
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [3, 32]
+    assert json.loads(done.stdout) == [3, 4 * 32]  # a 2x2 grid
 
 
 @pytest.mark.slow

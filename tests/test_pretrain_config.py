@@ -9,7 +9,7 @@ from afterimage.commands import exit_code
 from afterimage.commands.flags import parse
 from afterimage.commands.pretrain import COMMAND
 from afterimage.errors import Diverged, UserError
-from afterimage.presets import Measured, Preset
+from afterimage.presets import Preset
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objectives.masked import Masked
 from afterimage.pretrain.objectives.plain import Plain
@@ -152,17 +152,16 @@ def test_preset_help_shows_it_in_full_and_its_defaults(capsys):
     assert "0.004)" in shown
 
 
-def test_a_measured_preset_says_where_and_when():
-    measured = Measured(result="kNN 1 %", time="3 s", device="CPU", date="2026-01-01")
+def test_a_preset_says_where_its_results_are():
     preset = Preset(
         about="a",
         command="c",
         settings={"cache": False, "lr": 0.1},
         cost="5 steps",
-        measured=(measured,),
+        results="demo.md#digits",
     )
     text = preset.describe()
-    assert "kNN 1 %; 3 s on CPU, 2026-01-01" in text
+    assert "benchmarks/results/demo.md#digits" in text
     assert "--no-cache --lr 0.1" in text
 
 

@@ -1,5 +1,6 @@
 """Joint embedding: the losses by plain loops, what the decoder changes, the teacher."""
 
+import functools
 import itertools
 import math
 
@@ -22,57 +23,50 @@ from afterimage.pretrain.objectives.simclr import SimCLR, nt_xent
 from afterimage.pretrain.objectives.vicreg import VICReg
 from tests.helpers import run_python
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 RNG = np.random.default_rng(0)
-Z = RNG.normal(size=(5, 2, 3)).astype(np.float32)
+Z = jnp.asarray(RNG.normal(size=(5, 2, 3)), jnp.float32)
+TEACHER = jnp.asarray(RNG.normal(size=(5, 2, 3)), jnp.float32)
 
 
-def length(x):
-    return jnp.sqrt((x * x).sum())
-
-
-def loops_nt_xent(z, temperature):
-    rows = [view / length(view) for image in z for view in image]
+def loops_nt_xent(z):
+    rows = [view / np.linalg.norm(view) for image in z for view in image]
     total = 0.0
     for i, one in enumerate(rows):
-        others = [
-            jnp.exp(one @ row / temperature) for j, row in enumerate(rows) if j != i
-        ]
-        total -= jnp.log(jnp.exp(one @ rows[i ^ 1] / temperature) / sum(others))
+        others = [np.exp(one @ row / 0.3) for j, row in enumerate(rows) if j != i]
+        total -= np.log(np.exp(one @ rows[i ^ 1] / 0.3) / sum(others))
     return total / len(rows)
 
 
 def loops_vicreg(z):
     n, _, d = z.shape
-    total = 0.0
-    for i, j in itertools.product(range(n), range(d)):
-        total += 25 * (z[i, 0, j] - z[i, 1, j]) ** 2 / (n * d)
+    total = 25 * sum((one - two) @ (one - two) for one, two in z) / (n * d)
     for view in (0, 1):
-        rows = z[:, view]
+        rows = [image[view] for image in z]
         centred = [row - sum(rows) / n for row in rows]
         for j, k in itertools.product(range(d), range(d)):
             covariance = sum(row[j] * row[k] for row in centred) / (n - 1)
             if j != k:
                 total += covariance**2 / d
             else:
-                lacking = jnp.maximum(0, 1 - jnp.sqrt(covariance + 1e-4))
-                total += 25 / 2 * lacking / d
+                total += 25 / 2 * max(0, 1 - np.sqrt(covariance + 1e-4)) / d
     return total
 
 
-def loops_byol(z, t):
+def loops_byol(z):
     total = 0.0
-    for (one, two), (first, second) in zip(z, t, strict=True):
-        for q, other in ((one, second), (two, first)):
-            gap = q / length(q) - other / length(other)
-            total += (gap * gap).sum() / len(z)
+    for (one, two), (first, second) in zip(z, np.asarray(TEACHER), strict=True):
+        for q, t in ((one, second), (two, first)):
+            gap = q / np.linalg.norm(q) - t / np.linalg.norm(t)
+            total += gap @ gap / len(z)
     return total
 
 
-TEACHER = RNG.normal(size=Z.shape).astype(np.float32)
 LOSSES = {
-    "simclr": (lambda z: nt_xent(z, 0.3), lambda z: loops_nt_xent(z, 0.3)),
-    "vicreg": (lambda z: VICReg().losses(z), loops_vicreg),
-    "byol": (lambda z: byol_losses(z, TEACHER), lambda z: loops_byol(z, TEACHER)),
+    "simclr": (lambda z: nt_xent(z, 0.3), loops_nt_xent),
+    "vicreg": (VICReg().losses, loops_vicreg),
+    "byol": (lambda z: byol_losses(z, TEACHER), loops_byol),
 }
 
 
@@ -80,10 +74,14 @@ LOSSES = {
 def test_value_and_gradient_are_those_of_plain_loops(name):
     ours, plain = LOSSES[name]
     assert ours(Z).shape == (5,)
-    value, slope = jax.value_and_grad(lambda z: ours(z).mean())(jnp.asarray(Z))
-    wanted, wanted_slope = jax.value_and_grad(plain)(jnp.asarray(Z))
-    np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    np.testing.assert_allclose(slope, wanted_slope, rtol=1e-4, atol=1e-5)
+    value, slope = jax.jit(jax.value_and_grad(lambda z: ours(z).mean()))(Z)
+    exact = np.asarray(Z, np.float64)
+    np.testing.assert_allclose(value, plain(exact), rtol=1e-5)
+    for place in np.ndindex(exact.shape):
+        step = np.zeros_like(exact)
+        step[place] = 1e-5
+        wanted = (plain(exact + step) - plain(exact - step)) / 2e-5
+        np.testing.assert_allclose(slope[place], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_without_information_nt_xent_is_the_logarithm_of_the_candidates():
@@ -92,12 +90,13 @@ def test_without_information_nt_xent_is_the_logarithm_of_the_candidates():
 
 
 def test_the_teacher_gets_no_gradient():
-    slope = jax.grad(lambda t: byol_losses(Z, t).sum())(jnp.asarray(TEACHER))
+    slope = jax.grad(lambda t: byol_losses(Z, t).sum())(TEACHER)
     assert not np.any(slope)
 
 
 def test_alignment_and_uniformity_by_plain_loops():
-    u = Z / np.linalg.norm(Z, axis=-1, keepdims=True)
+    u = np.asarray(Z)
+    u = u / np.linalg.norm(u, axis=-1, keepdims=True)
     found = alignment_and_uniformity(Z, None)
     apart = [((one - two) ** 2).sum() for one, two in u]
     np.testing.assert_allclose(found["alignment"], apart, rtol=1e-5)
@@ -115,16 +114,17 @@ def test_alignment_and_uniformity_by_plain_loops():
     ],
 )
 def test_what_pads_a_batch_changes_nothing(loss):
-    padded = np.concatenate([Z, 7 * Z[:3] + 1])
-    counted = np.arange(8) < 5
+    padded = jnp.concatenate([Z, 7 * Z[:3] + 1])
+    counted = jnp.arange(8) < 5
     np.testing.assert_allclose(loss(padded, counted)[:5], loss(Z, None), rtol=1e-4)
     # It would.
     assert not np.allclose(loss(padded, None)[:5], loss(Z, None), rtol=1e-2)
 
 
-@pytest.mark.parametrize("share", [0, 0.25, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_passed_back_changes_the_gradient_alone(share):
-    value, slope = jax.value_and_grad(lambda x: 3 * passed_back(x, share))(2.0)
+    change = jax.value_and_grad(lambda x: 3 * passed_back(x, share))
+    value, slope = change(jnp.asarray(2.0))
     assert (value, slope) == (6, 3 * share)
 
 
@@ -138,16 +138,16 @@ def settings(objective, **changes):
     )
 
 
-def gradients(objective, **model):
-    """(metrics, statistics), gradient of a step's loss; and what it started from."""
-    config = settings(objective)
+@functools.cache
+def gradients(objective, bottleneck=None):
+    """(metrics, statistics) and gradient of a first step; what it started from."""
     decoder = objective.default_decoder
-    built = ModelConfig(**{**MODEL, "decoder": decoder, **model})
-    network, params, stats = Network.create(objective.build(built, nnx.Rngs(0)))
+    model = ModelConfig(**MODEL, decoder=decoder, bottleneck=bottleneck)
+    network, params, stats = Network.create(objective.build(model, nnx.Rngs(0)))
     stats = jax.tree.map(jnp.asarray, objective.start(params, stats))
     rule = Preprocessing((8, 8), (0.4,), (0.2,), 1, normalisation="image")
-    setup = ModelSetup(built, network, rule, make_augment("shift"))
-    loss = make_stage(objective, setup, config, 10).loss(0, params)
+    setup = ModelSetup(model, network, rule, make_augment("shift"))
+    loss = make_stage(objective, setup, settings(objective), 10).loss(0, params)
 
     @runtime.jit
     def run(params, stats, step):
@@ -159,44 +159,41 @@ def gradients(objective, **model):
     return found, flatten(slope), (params, stats)
 
 
-@pytest.mark.parametrize("reconstruct", ["view", "image", "masked"])
-def test_a_stopped_decoder_leaves_the_encoders_gradient_as_it_is(reconstruct):
+WAYS = ("view", "image", "masked")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stopped_decoder_leaves_the_encoders_gradient_as_it_is(way):
     """With a bottleneck, whose own kernel must be stopped too."""
-    (metrics, stats), alone, (params, _) = gradients(
-        SimCLR(reconstruct="none"), bottleneck=4
-    )
+    (metrics, stats), alone, (params, _) = gradients(SimCLR(reconstruct="none"), 4)
     assert not any(path.startswith("decoder") for path in flatten(params))
-    (more, moved), beside, (started, _) = gradients(
-        SimCLR(reconstruct=reconstruct), bottleneck=4
-    )
-    np.testing.assert_allclose(more["embedding"], metrics["embedding"], rtol=1e-6)
+    (more, moved), beside, (started, _) = gradients(SimCLR(reconstruct=way), 4)
+    np.testing.assert_allclose(more["embedding"], metrics["embedding"], rtol=1e-5)
     for path, leaf in flatten(params).items():
         np.testing.assert_array_equal(leaf, flatten(started)[path])
     for path, leaf in alone.items():
-        np.testing.assert_allclose(beside[path], leaf, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(beside[path], leaf, atol=1e-5, err_msg=path)
     assert any(np.any(x) for path, x in beside.items() if path.startswith("decoder"))
-    # The images' own pass does not move BatchNorm's moments either.
+    # Nor does the images' own pass move BatchNorm's moments.
     for path, leaf in flatten(stats).items():
         np.testing.assert_allclose(flatten(moved)[path], leaf, atol=1e-6)
 
 
-@pytest.mark.parametrize("reconstruct", ["view", "image", "masked"])
-def test_a_share_of_the_decoders_gradient_reaches_the_encoder(reconstruct):
-    slopes = [
-        gradients(SimCLR(reconstruct=reconstruct, reconstruction_gradient=share))[1]
-        for share in (0.0, 0.5, 1.0)
-    ]
-    moved = False
-    for path in slopes[0]:
-        none, half, whole = (slope[path] for slope in slopes)
-        np.testing.assert_allclose(half - none, (whole - none) / 2, atol=2e-5)
-        moved |= path.startswith("encoder") and bool(np.abs(whole - none).max() > 1e-4)
-    assert moved
+@pytest.mark.parametrize(
+    "way", ["view", *(pytest.param(w, marks=pytest.mark.slow) for w in WAYS[1:])]
+)
+def test_the_decoders_gradient_reaches_the_encoder_if_it_shall(way):
+    stopped = gradients(SimCLR(reconstruct=way), 4)[1]
+    passed = gradients(SimCLR(reconstruct=way, reconstruction_gradient=1.0), 4)[1]
+    change = {path: np.abs(x - stopped[path]).max() for path, x in passed.items()}
+    assert max(v for path, v in change.items() if path.startswith("encoder")) > 1e-3
+    assert max(v for path, v in change.items() if path[:7] != "encoder") < 1e-5
 
 
 def test_the_teacher_follows_and_keeps_moments_of_its_own():
     byol = BYOL(teacher_decay=0.75)
     (_, stats), slope, (params, before) = gradients(byol)
+    model = ModelConfig(**MODEL)
     assert not any("teacher" in path for path in slope)
     teacher = stats["teacher"]
     assert set(teacher["params"]) == {"encoder", "projector"}
@@ -207,15 +204,16 @@ def test_the_teacher_follows_and_keeps_moments_of_its_own():
         # At the first step its moments are those of the network.
         np.testing.assert_allclose(leaf, flatten(stats)[path], atol=1e-5)
         assert np.any(leaf != flatten(before)[path])
-    network, _, _ = Network.create(byol.build(ModelConfig(**MODEL), nnx.Rngs(0)))
+    network, _, _ = Network.create(byol.build(model, nnx.Rngs(0)))
     rule = Preprocessing((8, 8), (0.4,), (0.2,), 1)
-    setup = ModelSetup(ModelConfig(**MODEL), network, rule)
+    setup = ModelSetup(model, network, rule)
     moved = jax.tree.map(lambda x: x + 1, params)
     forward = Forward(setup, moved, before, jax.random.key(0), jnp.asarray(5))
     views = jnp.asarray(RNG.normal(size=(4, 2, 8, 8, 1)), jnp.float32)
+    run = runtime.jit(lambda progress: byol.embed(forward, views, progress).kept)
     for progress, share in ((0.0, 0.25), (0.5, 0.125), (1.0, 0.0)):
-        found = byol.embed(forward, views, jnp.asarray(progress))
-        for path, leaf in flatten(found.kept["teacher"]["params"]).items():
+        kept = run(jnp.asarray(progress))
+        for path, leaf in flatten(kept["teacher"]["params"]).items():
             wanted = flatten(params)[path] + share
             np.testing.assert_allclose(leaf, wanted, atol=1e-5)
 
@@ -224,18 +222,18 @@ def test_the_teacher_follows_and_keeps_moments_of_its_own():
     ("objective", "changes", "said"),
     [
         (SimCLR(), {"augment": "none"}, "would be the same"),
-        (SimCLR(temperature=0.0), {}, "temperature=0.0: above 0"),
-        (SimCLR(projection=0), {}, "projection=0: at least 1"),
+        (SimCLR(temperature=0.0), {}, "temperature=0.0"),
+        (SimCLR(projection=0), {}, "projection=0"),
         (SimCLR(reconstruct="none"), {"decoder": "light"}, "decoder='light' has no"),
-        (SimCLR(mask_ratio=0.5), {}, "mask_ratio=0.5 has no effect"),
-        (SimCLR(reconstruct="masked", mask_ratio=1.0), {}, "ratio=1.0"),
+        (SimCLR(ratio=0.5), {}, "ratio=0.5 has no effect"),
+        (SimCLR(reconstruct="masked", ratio=1.0), {}, "ratio=1.0"),
         (SimCLR(target="hog"), {}, "only with reconstruct='masked'"),
         (SimCLR(reconstruct="masked"), {"decoder": "light"}, "hierarchical, block"),
-        (SimCLR(reconstruction_weight=0.0), {}, "above 0"),
+        (SimCLR(reconstruction_weight=0.0), {}, "weight=0.0"),
         (SimCLR(reconstruction_gradient=-1.0), {}, "reconstruction_gradient=-1.0"),
         (SimCLR(), {"batch_size": 4, "accumulate": 4}, "at least 2 images"),
-        (VICReg(variance=-1.0), {}, "variance=-1.0: at least 0"),
-        (BYOL(teacher_decay=1.5), {}, "teacher_decay=1.5: between 0 and 1"),
+        (VICReg(variance=-1.0), {}, "variance=-1.0"),
+        (BYOL(teacher_decay=1.5), {}, "teacher_decay=1.5"),
     ],
 )
 def test_settings_that_cannot_work(objective, changes, said):
@@ -257,11 +255,51 @@ def test_the_norm_removes_means_unless_another_is_chosen():
 
 
 DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from afterimage.models import Network
+from afterimage.models.layers import PassInfo
+from afterimage.pretrain.embedding import Projector
+from afterimage.pretrain.objectives.byol import byol_losses
+from afterimage.pretrain.objectives.simclr import nt_xent
+from afterimage.pretrain.objectives.vicreg import VICReg
+from afterimage.training.batches import make_mesh, place, replicate
+
+class Embedder(Projector):
+    def __call__(self, x, *, train):
+        rows = x.reshape(-1, x.shape[-1])
+        return super().__call__(rows, PassInfo(train=train)).reshape(*x.shape[:2], -1)
+
+assert jax.device_count() == 8
+network, *weights = Network.create(Embedder(6, 8, 4, rngs=nnx.Rngs(0)))
+rows = np.random.default_rng(0).normal(size=(16, 2, 6)).astype(np.float32)
+
+def loss(params, stats, batch):
+    z, after = network.apply(params, stats, batch["x"], train=True)
+    each = nt_xent(z, 0.2) + VICReg().losses(z) + byol_losses(z, z)
+    return each.mean(), (each, after)
+
+def found(devices):
+    mesh = make_mesh(devices)
+    batch = place({"x": rows}, mesh)
+    assert len(batch["x"].sharding.device_set) == devices
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.tree.map(np.asarray, step(*replicate(weights, mesh), batch))
+
+jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    found(1), found(8),
+)
+print("same")
+"""
+
+RUNS = """
+import sys, tempfile
 import jax, numpy as np
 from afterimage.pretrain import PretrainConfig, pretrain
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
-import sys, tempfile
+
 images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
 found = []
 for devices in (1, 8):
@@ -283,15 +321,14 @@ print("same")
 """
 
 
+def test_candidates_and_moments_are_of_the_whole_batch_on_eight_devices():
+    assert "same" in run_python(DEVICES, devices=8)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "accumulate"),
-    [
-        ("simclr", 1),
-        pytest.param("simclr", 2, marks=pytest.mark.slow),
-        pytest.param("vicreg", 1, marks=pytest.mark.slow),
-        pytest.param("byol", 1, marks=pytest.mark.slow),
-    ],
+    [("simclr", 1), ("simclr", 2), ("vicreg", 1), ("byol", 1)],
 )
-def test_eight_devices_compute_what_one_does(objective, accumulate):
-    """Candidates, moments and statistics are of the whole batch."""
-    assert "same" in run_python(DEVICES, objective, str(accumulate), devices=8)
+def test_runs_on_eight_devices_are_those_on_one(objective, accumulate):
+    assert "same" in run_python(RUNS, objective, str(accumulate), devices=8)

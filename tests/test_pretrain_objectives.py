@@ -204,6 +204,7 @@ def test_masked_settings_train(tmp_path, changes):
         ("simclr", {"reconstruct": "none", "precision": "bfloat16", "ema": 0.9}),
         ("simclr", {"reconstruct": "image", "bottleneck": 8, "accumulate": 2}),
         ("vicreg", {"reconstruct": "masked", "target": "image", "norm": "rms"}),
+        ("vicreg", {"reconstruct": "masked", "target": "hog", "patch": 4}),
         ("byol", {"reconstruct": "image", "model": "conv-classic"}),
         ("byol", {"decoder": "unpool", "model": "conv-classic", "ema": 0.9}),
     ],
@@ -225,7 +226,7 @@ def test_masked_pretraining_learns_what_is_not_seen(tmp_path):
 def test_settings_of_another_objective_are_refused_by_name():
     with pytest.raises(UserError) as caught:
         config("x", "plain", ratio=0.5, pattern="block")
-    assert "'ratio' is no setting of objective plain" in str(caught.value)
+    assert "objective plain has no setting 'ratio'" in str(caught.value)
     assert "'pattern'" in str(caught.value)
 
 

@@ -206,7 +206,9 @@ def test_the_same_command_continues_with_the_run_s_settings(
     monkeypatch.setattr(recipe, "_FEWEST", 2)
     monkeypatch.setattr(recipe, "pace", lambda config, splits: (0.0, 1e9))
     assert main(command) == 0
-    assert "2 of 8 " in capsys.readouterr().out  # at least eight a batch
+    said = capsys.readouterr().out
+    assert "2 of 8 " in said  # at least eight a batch
+    assert "longer than 1 minutes" in said
     stored = json.loads((run / "config.json").read_text())["config"]
     assert stored["steps"] == 2
     assert "minutes" not in stored

@@ -32,8 +32,10 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "episodes": "meta-learning: new classes from a few images each",
     },
     "Use and compare": {
+        "predict": "write the class of every image to a file",
         "evaluate": "score a classifier or an encoder on labelled images",
         "features": "write the feature vector of every image to a file",
+        "similar": "find the nearest images of an album, or its duplicates",
         "select": "rank several classifiers without labels",
         "compare": "compare several runs in one table and on one page",
     },

@@ -83,6 +83,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     flags = {flag.flag: flag for flag in flags_for(command, before[1:])}
     if last.startswith("-"):
         general = ["--config", "--print-config", "--help", "--help-all"]
+        general += command.actions
         return _starting(
             [*flags, *(["--preset"] * bool(command.presets)), *general], last
         )

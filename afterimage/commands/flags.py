@@ -39,7 +39,7 @@ from afterimage.training.options import check
 
 Config = TypeVar("Config")
 _LARGEST_FILE = 2**20
-_SPECS = ("data", "target", "unlabelled", "sources")
+_SPECS = ("data", "target", "unlabelled", "sources", "query")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ class Command(Generic[Config]):
     without a prefix: `afterimage episodes --ways 5`."""
     needs: Sequence[str] = ()
     """Fields that this command requires, besides those without a default."""
+    actions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{flag: help} of flags that do something else instead; `main` looks for them."""
     flags: type | None = None
     """A subclass of `config` with further flags, which only `recipe` reads."""
     recipe: Callable[[Mapping[str, Any]], Config] | None = None
@@ -548,6 +550,7 @@ def _add_general(parser: _Parser, command: Command[Any]) -> None:
         "--help": "this page",
         "--help-all": "show every flag, by subject",
     }
+    words = dict(command.actions) | words
     if not command.presets:
         del words["--preset"]
     if not command.kind:

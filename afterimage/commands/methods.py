@@ -70,7 +70,23 @@ def _lines(registry: Registry[Any], names: Sequence[str]) -> Iterator[str]:
 def _described(registry: Registry[Any], name: str) -> str:
     thing = registry.get(name)
     about = " ".join((thing.__doc__ or "").split())
-    return f"{registry.kind} {name}: {about}\n{settings_of(name, thing)}"
+    settings = (
+        _numbers(thing) if registry is AUGMENTATIONS else settings_of(name, thing)
+    )
+    return f"{registry.kind} {name}: {about}\n{settings}".rstrip()
+
+
+def _numbers(thing: Any) -> str:
+    """What an augmentation consists of, or the numbers it takes after colons."""
+    from afterimage.data.augmentations import AugmentationSet, parameters
+
+    if isinstance(thing, type) and issubclass(thing, AugmentationSet):
+        return f"the same as --augment {thing.spec}"
+    lines = [
+        f"  {name.upper():12} {low:g} to {high:g} (default: {default:.3g})"
+        for name, (default, low, high) in parameters(thing).items()
+    ]
+    return "\n".join(["numbers after colons, in this order:", *lines] if lines else [])
 
 
 def _first_line(thing: Any) -> str:

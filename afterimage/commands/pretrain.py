@@ -32,6 +32,10 @@ COMMAND = Command(
     flags=Flags,
     kind="pretrain",
     positional="data",
+    actions={
+        "--show-augment": "write a page of training images and their augmented views, "
+        "and exit"
+    },
     presets=PRESETS,
     recipe=_recommended,
     explicit=("objective",),
@@ -48,7 +52,8 @@ defaults below hold instead.""",
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
         "Which encoder, and what it learns": (
-            *("model", "width", "bottleneck", "decoder", "objective", "augment"),
+            *("model", "width", "bottleneck", "decoder", "objective"),
+            *("augment", "view_size"),
         ),
         "How long": (
             *("minutes", "steps", "epochs", "batch_size", "eval_every", "save_every"),
@@ -69,6 +74,9 @@ defaults below hold instead.""",
 def main(argv: Sequence[str]) -> None:
     """Parses, pretrains, prints where the results are."""
     config = parse(COMMAND, argv)
-    from afterimage.pretrain import pretrain
+    from afterimage.pretrain import pretrain, show_augment
 
+    if "--show-augment" in argv:
+        say(f"views  {show_augment(config)}")
+        return
     say(pretrain(config).summary())

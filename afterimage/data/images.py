@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Integer
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes
@@ -37,6 +38,7 @@ from afterimage.data.sets import (
     BadImage,
     Images,
     ImageSet,
+    Labels,
     Range,
     Request,
     Selected,
@@ -48,6 +50,7 @@ from afterimage.data.workers import (
     Decoder,
     Files,
     Lazy,
+    Once,
     budget,
     opened,
     or_reason,
@@ -90,6 +93,8 @@ def image_sets(
     Each fingerprint is computed from the digests of the files' bytes, so it does not
     depend on their location or date, or on whether there is a cache.
     """
+    if request.once and request.size is not None and request.channels is not None:
+        return _read_once(files, source, groups, request)
     learnt = groups["train"][0]
     request = request.sized(lambda: _sizes(files, request.channels, source))
     folder = _cache_folder(files, request, learnt) if request.cache else None
@@ -114,31 +119,100 @@ def image_sets(
     )
     sets = {}
     for split, pairs in kept.items():
-        if not pairs:
-            raise DataError(f"{source} [{split}]: no file can be read as an image")
-        rows = np.array([place[row] for row, _ in pairs], np.int64)
-        ids = [spelling(files.names[row]) for row, _ in pairs]
-        images, own = Selected(entry.images, rows), more.get(split, {})
-        digests = [entry.digests[row] for row in rows]
-        if entry.value_range:  # another range makes other images of the same bytes
-            digests.append(repr(entry.value_range).encode())
-        mark = content_fingerprint(digests, labels[split], ids, images.shape, own)
-        skipped = [row for row in groups[split][0] if row in entry.bad]
-        sets[split] = ImageSet(
-            images=images,
-            labels=labels[split],
-            ids=ids,
-            class_names=classes,
+        sets[split] = _image_set(
+            entry,
             name=f"{source} [{split}]",
-            fingerprint=mark,
-            tasks=own,
-            value_range=entry.value_range,
+            rows=np.array([place[row] for row, _ in pairs], np.int64),
+            ids=[spelling(files.names[row]) for row, _ in pairs],
+            labels=labels[split],
+            classes=classes,
+            tasks=more.get(split, {}),
             skipped=tuple(
-                BadImage(spelling(files.names[r]), printable(entry.bad[r]))
-                for r in skipped
+                BadImage(spelling(files.names[row]), printable(entry.bad[row]))
+                for row in groups[split][0]
+                if row in entry.bad
             ),
         )
     return Splits(**sets)
+
+
+def _image_set(
+    entry: Entry,
+    *,
+    name: str,
+    rows: np.ndarray,
+    ids: list[str],
+    labels: np.ndarray | None,
+    classes: tuple[str, ...] | None,
+    tasks: Mapping[str, Labels],
+    skipped: tuple[BadImage, ...],
+) -> ImageSet:
+    """One split of the decoded images."""
+    if not ids:
+        raise DataError(f"{name}: no file can be read as an image")
+    images = Selected(entry.images, rows)
+    digests = [entry.digests[row] for row in rows]
+    if entry.value_range:  # another range makes other images of the same bytes
+        digests.append(repr(entry.value_range).encode())
+    return ImageSet(
+        images=images,
+        labels=labels,
+        ids=ids,
+        class_names=classes,
+        name=name,
+        fingerprint=content_fingerprint(digests, labels, ids, images.shape, tasks),
+        tasks=tasks,
+        value_range=entry.value_range,
+        skipped=skipped,
+    )
+
+
+def _read_once(
+    files: Files,
+    source: str,
+    groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
+    request: Request,
+) -> Splits:
+    """Sets of images that are not opened yet; see `Once`."""
+    height, width = request.size or (0, 0)
+    value_range = None if request.value_range == "auto" else request.value_range
+    shape = (height, width, request.channels or 0)
+    images, sets = Once(files, Decoder(shape, request.size, value_range)), {}
+    for split, (given, _) in groups.items():
+        rows = np.asarray(given, np.int64)
+        ids = [spelling(files.names[row]) for row in given]
+        marks = [mark.encode() for mark in images.marks(rows)]
+        sets[split] = ImageSet(
+            images=Selected(images, rows),
+            labels=None,
+            ids=ids,
+            class_names=None,
+            name=f"{source} [{split}]",
+            fingerprint=content_fingerprint(marks, None, ids, images.shape),
+            value_range=value_range,
+        )
+    return Splits(**sets)
+
+
+def read_or_reason(
+    images: ImageSet, rows: Integer[np.ndarray, " b"]
+) -> list[np.ndarray | str]:
+    """The images at these positions, each an array, or why it is no image."""
+    own = images.images
+    if isinstance(own, Selected) and isinstance(own.source, Once):
+        return own.source.read(own.rows[rows])
+    return list(images.gather(rows))
+
+
+def marks(images: ImageSet) -> list[str]:
+    """A text for each image that changes when its file or its pixels change."""
+    own = images.images
+    if isinstance(own, Selected) and isinstance(own.source, Once):
+        return own.source.marks(own.rows)
+    return [
+        hashlib.sha256(np.ascontiguousarray(images.gather([row])).data).hexdigest()
+        for row in range(len(images))
+    ]
 
 
 def _cache_folder(

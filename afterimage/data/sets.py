@@ -36,6 +36,7 @@ class Request:
     tasks: tuple[str, ...] = ()
     reading: ReadingOptions
     strict: bool = True
+    once: bool = False
 
     @property
     def size(self) -> tuple[int, int] | None:

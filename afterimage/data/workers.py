@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-import os
+import json
 import pathlib
 import threading
 import time
@@ -16,11 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from afterimage.checkpoints.files import reason
+from afterimage.checkpoints.files import memory, reason
 from afterimage.checkpoints.names import spelling
 from afterimage.console import ProgressBar
-from afterimage.data.decode import decode, strict
-from afterimage.data.pixels import MAX_BYTES, NotAnImage
+from afterimage.data.decode import decode, read_header_of, strict
+from afterimage.data.pixels import MAX_BYTES, NotAnImage, takes_bands
 from afterimage.data.sets import Range
 from afterimage.errors import DataError
 from afterimage.runtime import cores
@@ -37,7 +37,7 @@ def allowance() -> int:
     limits of each of the process's control groups (v1 and v2), RLIMIT_AS and
     RLIMIT_DATA.
     """
-    free = [_machine(), *_rlimits(), *_groups()]
+    free = [memory(), *_rlimits(), *_groups()]
     return int(_SHARE * max(0, min(free)))
 
 
@@ -83,17 +83,6 @@ class Budget:
 
 def _text(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def _machine() -> int:
-    """Available memory in bytes; if unknown, half of the physical memory."""
-    found = _lines(pathlib.Path("/proc/meminfo")).get("MemAvailable:")
-    if found is not None:
-        return found * 1024
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 2**32
 
 
 def _rlimits() -> Iterator[int]:
@@ -275,6 +264,50 @@ class Decoder:
 
     def __call__(self, data: bytes) -> np.ndarray:
         return decode(data, self.size, self.shape[2], self.value_range)
+
+
+class Once:
+    """Images that are decoded when they are asked for, and known only by name before.
+
+    For one pass over more images than anyone wants to wait for or to cache.
+    """
+
+    def __init__(self, files: Files, decoder: Decoder):
+        self._files, self._decoder = files, decoder
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self._decoder.shape)
+
+    def __len__(self) -> int:
+        return len(self._files.names)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        rows = np.arange(len(self))[index]
+        found = []
+        flat = np.atleast_1d(rows)
+        for row, image in zip(map(int, flat), self.read(flat)):
+            if isinstance(image, str):
+                raise DataError(f"{spelling(self._files.names[row])}: {image}")
+            found.append(image)
+        return np.stack(found) if rows.ndim else found[0]
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray | str]:
+        """Each image, or why it is none; decoded on all cores."""
+        with strict():
+            return list(_pool().map(or_reason(self._one), rows.tolist()))
+
+    def marks(self, rows: np.ndarray) -> list[str]:
+        """What changes when a file changes, from its metadata alone."""
+        return [json.dumps(self._files.stamp(row)) for row in rows.tolist()]
+
+    def _one(self, row: int) -> np.ndarray:
+        data = read(self._files, row)
+        header = read_header_of(data)
+        height, width, channels = self._decoder.shape
+        takes_bands(header.channels, header.samples, channels)
+        with budget.hold(header.cost + len(data) + height * width * channels):
+            return self._decoder(data)
 
 
 class Lazy:

@@ -247,6 +247,15 @@ class Fill(nnx.Module):
         return self.project(x)
 
 
+def _faint(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
+    """A tenth of `trunc_normal`: a new decoder outputs almost nothing.
+
+    Targets are centred, so that is their mean. Louder noise would first be unlearned,
+    by switching units off (docs/design/representations.md).
+    """
+    return 0.1 * layers.trunc_normal(rngs, shape, fan_in)
+
+
 class FillingDecoder(DecoderNetwork):
     """Base class of filling decoders; fills the last map unless made from a vector."""
 
@@ -296,7 +305,7 @@ class HierarchicalDecoder(FillingDecoder):
             widths[0],
             config.channels,
             info[0].stride,
-            init=layers.trunc_normal,
+            init=_faint,
             rngs=rngs,
         )
 
@@ -329,7 +338,7 @@ class BlockDecoder(FillingDecoder):
             width,
             config.channels,
             info[-1].stride,
-            init=layers.trunc_normal,
+            init=_faint,
             rngs=rngs,
         )
 
@@ -340,9 +349,11 @@ class BlockDecoder(FillingDecoder):
         return self.image(x)[:, : encoded.size[0], : encoded.size[1]]
 
 
-def _decoder_class(name: str) -> type[DecoderNetwork]:
+def build_decoder(encoder: EncoderNetwork, *, rngs: nnx.Rngs) -> DecoderNetwork:
+    """The decoder that the encoder's config names, freshly initialised."""
     kinds = {"hierarchical": HierarchicalDecoder, "block": BlockDecoder}
-    return {**kinds, "unpool": UnpoolDecoder}.get(name, UpDecoder)
+    kinds = {**kinds, "unpool": UnpoolDecoder}
+    return kinds.get(encoder.config.decoder, UpDecoder)(encoder, rngs=rngs)
 
 
 class Autoencoder(nnx.Module):
@@ -350,8 +361,7 @@ class Autoencoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder: EncoderNetwork = build_encoder(config, rngs=rngs)
-        kind = _decoder_class(config.decoder)
-        self.decoder: DecoderNetwork = kind(self.encoder, rngs=rngs)
+        self.decoder: DecoderNetwork = build_decoder(self.encoder, rngs=rngs)
 
     def encode(self, images: Float[Array, "b h w c"], context: PassInfo) -> Encoded:
         """The code, and anything else a decoder may use."""

@@ -8,6 +8,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from afterimage.data.pixels import cover_and_crop
@@ -22,32 +23,59 @@ _LARGEST, _CELLS, _CHUNK = 64, 5, 256
 _CLIP = 0.2
 
 
-def votes(pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c 9"]:
-    """The magnitude of each pixel's gradient, split between its two orientations.
+# arctan x = x (1 + Σ c_n x^2n) on [0, 1], to 2e-8: Abramowitz & Stegun, "Handbook of
+# Mathematical Functions" (1964), 4.4.49. XLA:CPU's own arctan2 takes ten times as long.
+_ARCTAN = (-0.3333314528, 0.1999355085, -0.1420889944, 0.1065626393)
+_ARCTAN += (-0.0752896400, 0.0429096138, -0.0161657367, 0.0028662257)
+
+
+def gradients(
+    pixels: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    """(direction, size) of each pixel's gradient.
 
     `pixels` are in [0, 1]. Gradients are differences of a pixel's two neighbours, with
-    borders repeated; orientations are 0 to 180 degrees, the first around 10.
+    borders repeated. Directions are 0 to 180 degrees, in units of 20, and 0 for a
+    gradient of size 0.
     """
     x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
     down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
-    turn = jnp.mod(jnp.arctan2(down, across), jnp.pi) * (ORIENTATIONS / jnp.pi)
-    centres = jnp.arange(ORIENTATIONS, dtype=x.dtype) + 0.5
-    apart = jnp.abs(turn[..., None] - centres[None, None, None, None])
-    share = jnp.maximum(1 - jnp.minimum(apart, ORIENTATIONS - apart), 0)
-    return share * jnp.hypot(across, down)[..., None]
+    wide, high = jnp.abs(across), jnp.abs(down)
+    ratio = jnp.minimum(wide, high) / jnp.maximum(jnp.maximum(wide, high), 1e-30)
+    square, series = jnp.square(ratio), jnp.zeros_like(ratio)
+    for coefficient in reversed(_ARCTAN):
+        series = (series + coefficient) * square
+    turn = ratio * (1 + series) * (ORIENTATIONS / jnp.pi)
+    turn = jnp.where(high > wide, ORIENTATIONS / 2 - turn, turn)
+    turn = jnp.where(across * down < 0, ORIENTATIONS - turn, turn)
+    return turn, jnp.sqrt(jnp.square(across) + jnp.square(down))
 
 
-def in_cells(found: Float[Array, "b h w c 9"], cell: int) -> Float[Array, "b H W c 9"]:
-    """The sums of votes over squares of `cell` pixels.
+def in_cells(
+    turn: Float[Array, "b h w c"], size: Float[Array, "b h w c"], cell: int
+) -> Float[Array, "b H W c 9"]:
+    """Sums over squares of `cell` pixels of the sizes of the gradients, each split
+    between the two nearest of nine directions, which are at 10, 30, … degrees.
 
     A last cell that extends beyond the image uses the pixels it has.
     """
-    b, h, w, c, _ = found.shape
-    found = ops.pad_to_multiple(found.reshape(b, h, w, c * ORIENTATIONS), cell)
-    rows, columns = found.shape[1] // cell, found.shape[2] // cell
-    found = found.reshape(b, rows, cell, columns, cell, c, ORIENTATIONS)
-    return found.sum((2, 4))
+    turn, size = (ops.pad_to_multiple(x, cell) for x in (turn, size))
+    b, h, w, c = turn.shape
+    # One direction after another, each over whole rows: 2 ms instead of 24 for 64
+    # colour images of 64 pixels on one core. Without the barrier every direction would
+    # compute the gradients again.
+    turn, size = (x.reshape(b, h, w * c) for x in (turn, size))
+    turn, size = lax.optimization_barrier((turn, size))
+
+    def votes(direction: float) -> Array:
+        apart = jnp.abs(turn - direction)
+        share = jnp.maximum(1 - jnp.minimum(apart, ORIENTATIONS - apart), 0)
+        return (share * size).reshape(b, h // cell, cell, w * c).sum(2)
+
+    rows = jnp.stack([votes(n + 0.5) for n in range(ORIENTATIONS)], 1)
+    found = rows.reshape(b, ORIENTATIONS, h // cell, w // cell, cell, c).sum(4)
+    return jnp.moveaxis(found, 1, -1)
 
 
 def hog_vectors(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
@@ -75,11 +103,9 @@ def hog_vectors(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"
 @functools.cache
 def _descriptor(cell: int):
     def describe(images: UInt8[Array, "b h w c"]) -> Float[Array, "b d"]:
-        found = votes(images.astype(jnp.float32) / 255)
-        size = found.sum(-1)
+        turn, size = gradients(images.astype(jnp.float32) / 255)
         strongest = size == size.max(-1, keepdims=True)
-        found = jnp.where(strongest[..., None], found, 0)
-        cells = in_cells(found, cell).sum(3)
+        cells = in_cells(turn, jnp.where(strongest, size, 0), cell).sum(3)
         # An image of one cell a side has one block, of that cell alone.
         down, across = (min(2, n) for n in cells.shape[1:3])
         rows, columns = cells.shape[1] - down + 1, cells.shape[2] - across + 1

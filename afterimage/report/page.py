@@ -58,6 +58,7 @@ def render(
     probe_note: str = "",
     grids: Mapping[str, Grid] = {},
     tables: Mapping[str, Mapping[str, Any]] = {},
+    opened: Collection[str] = (),
     unfinished: tuple[int, int] | None = None,
     fragment: bool = False,
 ) -> str:
@@ -67,8 +68,9 @@ def render(
     of (step, value); charts in `logarithmic` may have a log axis. `pictures`: (caption,
     PNG file) by heading. `probes`: a row for each kind of features, accuracies in [0,
     1] by column. `grids`: tables by heading, (header, rows), whose rows begin with
-    their label. `tables`: two-column tables by heading, collapsed. `unfinished`: (step
-    reached, total steps) of an unfinished run. Empty parts are left out.
+    their label. `tables`: two-column tables by heading, collapsed unless in `opened`.
+    `unfinished`: (step reached, total steps) of an unfinished run. Empty parts are left
+    out.
     """
     columns = list(dict.fromkeys(name for row in probes.values() for name in row))
     charts = [
@@ -91,6 +93,7 @@ def render(
         probe_note=probe_note,
         grids=grids,
         tables=tables,
+        opened=opened,
         unfinished=unfinished,
         fragment=fragment,
     )

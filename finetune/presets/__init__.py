@@ -1,4 +1,4 @@
-"""Named settings for fine-tuning; each was measured only where it says so."""
+"""Named settings for fine-tuning."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.presets import Measured, Preset
+from afterimage.presets import Preset
 
 # Chosen on 1,500 held-out training images of USPS, seed 7, 400 steps.
 _LETTERS: Mapping[str, Any] = {
@@ -20,7 +20,7 @@ _PSEUDO_LABELS: Mapping[str, Any] = {
 }
 PRESETS: Mapping[str, Preset] = {
     "adapt": Preset(
-        about="labels in one domain, none in another: CDAN+E, step by source labels",
+        about="align two domains by an adversary (CDAN+E)",
         command=(
             "afterimage adapt --preset adapt --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/adapted"
@@ -30,19 +30,19 @@ PRESETS: Mapping[str, Preset] = {
             "methods": ({"name": "cdan", "entropy": True},),
             "weight_decay": 0.01,
         },
-        cost="100 epochs of 64 + 64 images: up to twice a run without a target",
+        cost="100 epochs of 64 + 64 images; up to twice a run without a target",
     ),
     "adapt-mmd": Preset(
-        about="the same by a distance in place of an adversary: steadier",
+        about="align two domains by a distance (JMMD), steadier than an adversary",
         command=(
             "afterimage adapt --preset adapt-mmd --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/adapted"
         ),
         settings={"mode": "two-phase", "methods": ("jmmd",), "weight_decay": 0.01},
-        cost="100 epochs of 64 + 64 images: up to twice a run without a target",
+        cost="100 epochs of 64 + 64 images; up to twice a run without a target",
     ),
     "adapt-pseudo-labels": Preset(
-        about="the same for digits and letters: the target's own sure predictions",
+        about="digits and letters: learn from confident predictions on the target",
         command=(
             "afterimage adapt --preset adapt-pseudo-labels --from runs/letters "
             "--data folder:labelled --target folder:others --out runs/adapted"
@@ -57,22 +57,14 @@ PRESETS: Mapping[str, Preset] = {
                 },
             ),
         },
-        cost="100 epochs of 64 labelled and 2 x 64 target images, one view strong",
-        measured=(
-            Measured(
-                result=(
-                    "2,000 steps, 10,000 labelled MNIST digits to USPS, test accuracy "
-                    "97.3 ± 0.3 % (source alone 96.1 ± 0.3, USPS's own labels 97.4 ± "
-                    "0.0), 3 seeds"
-                ),
-                time="4 minutes a seed",
-                device="one core of an AMD EPYC, beside other work",
-                date="2026-11-27",
-            ),
+        cost=(
+            "100 epochs of 64 labelled and 2 x 64 target images; 2,000 steps take 4 "
+            "minutes on one CPU core"
         ),
+        results="transfer.md#mnist-usps",
     ),
     "adapt-ink": Preset(
-        about="the same for letters on photos: drawn with the target's own pixels",
+        about="letters on black to letters on photos: drawn with the target's pixels",
         command=(
             "afterimage adapt --preset adapt-ink --from runs/letters --data "
             "folder:letters --target folder:signs --out runs/adapted"
@@ -90,40 +82,32 @@ PRESETS: Mapping[str, Preset] = {
             ),
             "select": "infomax",
         },
-        cost="100 epochs of 64 labelled and 2 x 64 target images, one view strong",
-        measured=(
-            Measured(
-                result=(
-                    "4,000 steps, 10,000 labelled MNIST digits to the same on photos, "
-                    "test accuracy 94.3 ± 0.5 % (source alone 19.4 ± 0.1, the target's "
-                    "own labels 96.6 ± 0.1), 3 seeds"
-                ),
-                time="17 to 25 minutes a seed",
-                device="one core of an Intel Xeon at 2.5 GHz, beside other work",
-                date="2026-11-22",
-            ),
+        cost=(
+            "100 epochs of 64 labelled and 2 x 64 target images; 4,000 steps take 17 "
+            "to 25 minutes on one CPU core"
         ),
+        results="transfer.md#mnist-coloured",
     ),
     "covariate-shift": Preset(
-        about="the same kinds of image in other proportions: each weighed by a ratio",
+        about="the same kinds of image in other proportions: weights by density ratio",
         command=(
             "afterimage adapt --preset covariate-shift --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/weighed"
         ),
         settings={"mode": "two-phase", "methods": ("density-ratio",)},
-        cost="as two-phase, after one look at both domains' features",
+        cost="as two-phase, after one pass over both domains",
     ),
     "label-shift": Preset(
-        about="the same images, classes of other frequencies: the bias corrected",
+        about="other class frequencies: corrects the classifier's bias",
         command=(
             "afterimage adapt --preset label-shift --from runs/photos --data "
             "folder:labelled --target folder:others --out runs/corrected"
         ),
         settings={"mode": "two-phase", "methods": ("label-shift",)},
-        cost="as two-phase, and one look at the target's predictions",
+        cost="as two-phase, plus one pass over the target",
     ),
     "adapt-sources": Preset(
-        about="labels in several domains, none in another: MDAN, one adversary each",
+        about="labels in several domains, none in the target: an adversary for each",
         command=(
             "afterimage adapt --preset adapt-sources --from runs/photos --data "
             "folder:one --sources.images folder:two --target folder:others --out "
@@ -134,6 +118,6 @@ PRESETS: Mapping[str, Preset] = {
             "methods": ("sources", "mdan"),
             "weight_decay": 0.01,
         },
-        cost="100 epochs of 64 + 64 images: up to twice a run without a target",
+        cost="100 epochs of 64 + 64 images; up to twice a run without a target",
     ),
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterimage.presets import Measured, Preset
+from afterimage.presets import Preset
 
 _EPISODES: Mapping[str, Any] = {
     "mode": "full",
@@ -22,7 +22,7 @@ _MAML: Mapping[str, Any] = {"features": "grid", "lr": 3e-3}
 _STEPS: Mapping[str, Any] = {"name": "maml", "inner_steps": 2, "inner_lr": 0.01}
 PRESETS: Mapping[str, Preset] = {
     "tasks": Preset(
-        about="several tasks on one encoder, their conflicting gradients projected",
+        about="several tasks: conflicting gradients on the encoder are projected",
         command=(
             "afterimage finetune --preset tasks --from runs/photos "
             "--data csv:labels.csv --tasks.columns colour --out runs/tasks"
@@ -31,10 +31,10 @@ PRESETS: Mapping[str, Preset] = {
             "mode": "two-phase",
             "methods": ({"name": "tasks", "weighting": "pcgrad"},),
         },
-        cost="as two-phase, and one more backward pass a task",
+        cost="as two-phase, plus one backward pass per task",
     ),
     "tasks-uncertainty": Preset(
-        about="several tasks on one encoder, each task's weight learned",
+        about="several tasks with learned weights",
         command=(
             "afterimage finetune --preset tasks-uncertainty --from runs/photos "
             "--data csv:labels.csv --tasks.columns colour --out runs/tasks"
@@ -46,16 +46,16 @@ PRESETS: Mapping[str, Preset] = {
         cost="as two-phase",
     ),
     "replay": Preset(
-        about="classes that come one group after the other: some earlier images again",
+        about="classes in groups, one after another; keeps some earlier images",
         command=(
             "afterimage continual --preset replay --from runs/photos --data "
             "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
         ),
         settings={"mode": "full", "task": "continual", "methods": ("replay",)},
-        cost="100 epochs, at least 300 steps of 64 + 64 images, shared by the tasks",
+        cost="100 epochs, at least 300 steps of 64 + 64 images, divided over the tasks",
     ),
     "ewc": Preset(
-        about="tasks one after the other, a head each, without keeping images",
+        about="tasks one after another, a head for each; keeps no images",
         command=(
             "afterimage continual --preset ewc --from runs/photos --data "
             "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
@@ -66,10 +66,10 @@ PRESETS: Mapping[str, Preset] = {
             "methods": ("ewc",),
             "weight_decay": 0.0,
         },
-        cost="as full, two copies of the model, 256 backward passes a task",
+        cost="as full; two copies of the model, and 256 backward passes per task",
     ),
     "lwf": Preset(
-        about="the same by keeping the earlier model's predictions on new images",
+        about="the same, by keeping the earlier model's predictions",
         command=(
             "afterimage continual --preset lwf --from runs/photos --data "
             "folder:labelled --continual.sequence cat,dog car,ship --out runs/sequence"
@@ -79,10 +79,10 @@ PRESETS: Mapping[str, Preset] = {
             "task": {"name": "continual", "scenario": "task"},
             "methods": ("lwf",),
         },
-        cost="as full, and one more forward pass a step",
+        cost="as full, plus one forward pass per step",
     ),
     "maml": Preset(
-        about="a start from which a few steps on a few images learn new classes",
+        about="initial weights from which a few steps on a few images learn a class",
         command=(
             "afterimage episodes --preset maml --from runs/letters --data "
             "folder:letters --out runs/maml"
@@ -91,28 +91,20 @@ PRESETS: Mapping[str, Preset] = {
         cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
     ),
     "maml-tied": Preset(
-        about="as maml, but every episode starts with the same head for each class",
+        about="as maml, but all classes start with the same head weights",
         command=(
             "afterimage episodes --preset maml-tied --from runs/letters --data "
             "folder:letters --out runs/maml-tied"
         ),
         settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "tied_head": True},)},
-        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
-        measured=(
-            Measured(
-                result=(
-                    "200 steps, five alphabets of Omniglot, 5 ways, 1 shot: 77.2 ± "
-                    "6.0 % on characters held out (prototypes 73.0 ± 5.0); 5 shots and "
-                    "--maml.inner-lr 0.03: 91.8 ± 0.2 % (92.1 ± 0.5), 3 seeds"
-                ),
-                time="3 minutes a seed; 5 shots: 7",
-                device="one core of an AMD EPYC, beside other work",
-                date="2026-11-27",
-            ),
+        cost=(
+            "2,000 steps of 4 episodes: 640,000 images, each differentiated twice; "
+            "200 steps take 3 to 7 minutes on one CPU core"
         ),
+        results="transfer.md#omniglot-5w1s",
     ),
     "anil": Preset(
-        about="as maml, but only the head takes the steps: cheaper a step",
+        about="as maml, but only the head learns within an episode: cheaper",
         command=(
             "afterimage episodes --preset anil --from runs/letters --data "
             "folder:letters --out runs/anil"
@@ -122,28 +114,20 @@ PRESETS: Mapping[str, Preset] = {
         cost="2,000 steps of 4 episodes: 640,000 images",
     ),
     "proto-maml": Preset(
-        about="the same from the nearest mean of the few images: learns much sooner",
+        about="as maml, from the nearest mean of the few images: learns sooner",
         command=(
             "afterimage episodes --preset proto-maml --from runs/letters --data "
             "folder:letters --out runs/proto-maml"
         ),
         settings={**_EPISODES, **_MAML, "methods": ({**_STEPS, "name": "proto-maml"},)},
-        cost="2,000 steps of 4 episodes: 640,000 images, each differentiated twice",
-        measured=(
-            Measured(
-                result=(
-                    "200 steps, five alphabets of Omniglot, 5 ways, 5 shots: 95.1 ± "
-                    "0.7 % on characters held out (prototypes 92.1 ± 0.5); 1 shot: "
-                    "87.3 ± 1.7 % (73.0 ± 5.0), 3 seeds"
-                ),
-                time="10 minutes a seed; 1 shot: 6",
-                device="one core of an AMD EPYC, beside other work",
-                date="2026-11-27",
-            ),
+        cost=(
+            "2,000 steps of 4 episodes: 640,000 images, each differentiated twice; "
+            "200 steps take 6 to 10 minutes on one CPU core"
         ),
+        results="transfer.md#omniglot-5w1s",
     ),
     "prototypical": Preset(
-        about="features in which the mean of a few images stands for their class",
+        about="features in which the mean of a few images represents their class",
         command=(
             "afterimage episodes --preset prototypical --from runs/letters --data "
             "folder:letters --out runs/prototypes"
@@ -152,7 +136,7 @@ PRESETS: Mapping[str, Preset] = {
         cost="2,000 steps of 4 episodes: 640,000 images",
     ),
     "reptile": Preset(
-        about="as maml, without its derivatives: cheaper a step",
+        about="as maml, without second derivatives: cheaper",
         command=(
             "afterimage episodes --preset reptile --from runs/letters --data "
             "folder:letters --out runs/reptile"

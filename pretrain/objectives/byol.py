@@ -67,7 +67,7 @@ class BYOL(JointEmbedding):
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
         if not 0 <= self.teacher_decay <= 1:
-            found.append(f"teacher_decay={self.teacher_decay}: between 0 and 1")
+            found.append(f"teacher_decay={self.teacher_decay}: must be between 0 and 1")
         return found
 
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> EmbeddingNetwork:

@@ -56,7 +56,7 @@ class SimCLR(JointEmbedding):
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
         if not self.temperature > 0:
-            found.append(f"temperature={self.temperature}: above 0")
+            found.append(f"temperature={self.temperature}: must be above 0")
         return found
 
     def embed(

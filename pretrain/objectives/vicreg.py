@@ -14,7 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from afterimage.fields import at_least_0
 from afterimage.models import ModelConfig
+from afterimage.models.layers import mean_of
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.embedding import (
     Counted,
@@ -23,7 +25,7 @@ from afterimage.pretrain.embedding import (
     JointEmbedding,
     product,
 )
-from afterimage.pretrain.objective import Forward, at_least_0
+from afterimage.pretrain.objective import Forward
 
 SPREAD = 1.0
 """Standard deviation of an embedding's numbers below which they are pulled apart."""
@@ -34,12 +36,10 @@ def variance_and_covariance(
     z: Float[Array, "b d"], counted: Counted = None
 ) -> tuple[Array, Array]:
     """(how far deviations are below 1, the squared covariances' sum / d); scalars."""
-    n = len(z) if counted is None else counted.sum()
-    if counted is not None:
-        z = jnp.where(counted[:, None], z, 0)
-    z = z - z.sum(0) / jnp.maximum(n, 1)
-    if counted is not None:
-        z = jnp.where(counted[:, None], z, 0)
+    count = jnp.ones(len(z), bool) if counted is None else counted
+    n = count.sum()
+    z = z - mean_of(z, (0,), count[:, None], keepdims=True)
+    z = jnp.where(count[:, None], z, 0)
     covariance = product(z.T, z.T) / jnp.maximum(n - 1, 1)
     variances = jnp.diagonal(covariance)
     lacking = jnp.maximum(0, SPREAD - jnp.sqrt(variances + _EPSILON))

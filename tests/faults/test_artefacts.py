@@ -301,7 +301,7 @@ def test_links_to_a_run_and_inside_an_artefact_are_followed(folder, tmp_path):
 def test_the_encoder_of_a_run_may_not_lie_elsewhere(folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "encoder").symlink_to(folder)
-    refused(tmp_path / "run", "leads")
+    refused(tmp_path / "run", "outside")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from afterimage.data import Source
+from afterimage.fields import at_least_0
 from afterimage.finetune.method import Method
 from afterimage.models import build_encoder
 from afterimage.models.encoder import EncoderNetwork, make_feature_info
@@ -19,7 +20,7 @@ from afterimage.plugins import (
     OBJECTIVES,
     SOURCES,
 )
-from afterimage.pretrain.objective import Objective, at_least_0
+from afterimage.pretrain.objective import Objective
 from afterimage.training.stage import Term
 
 

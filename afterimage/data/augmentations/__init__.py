@@ -15,10 +15,12 @@ import jax
 from jaxtyping import Array, Float
 
 from afterimage.data.augmentations.resampling import Movement, moved
+from afterimage.data.augmentations.resampling import takes as takes
 from afterimage.errors import UserError
 from afterimage.plugins import AUGMENTATIONS
 
-Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]
+"""(key, images) -> images; only those that cut return another size."""
 
 
 class AugmentationSet:
@@ -32,6 +34,8 @@ class AugmentationSet:
 class Piece:
     """One augmentation of a spec."""
 
+    text: str
+    """As in the spec: `crop:0.3`."""
     thing: Any
     """A function, or a `Movement`."""
     values: tuple[float, ...]
@@ -39,7 +43,7 @@ class Piece:
 
     def __call__(
         self, key: Array, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b _h _w c"]:
         return self.thing(key, images, *self.values)
 
 
@@ -59,8 +63,11 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
         pieces, lambda piece: isinstance(piece.thing, Movement)
     ):
         together = list(group)
-        steps += [moved(together, size)] if moves else together
-    if len(steps) == 1:
+        if moves:
+            steps.append(moved([(p.thing, p.values) for p in together], size))
+        else:
+            steps += together
+    if len(pieces) == 1:
         return steps[0]
 
     def augment(
@@ -68,6 +75,8 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
     ) -> Float[Array, "b _h _w c"]:
         for number, step in enumerate(steps):
             images = step(jax.random.fold_in(key, number), images)
+            # Computed once: XLA would repeat the resampling for each use on CPU.
+            images = jax.lax.optimization_barrier(images)
         return images
 
     return augment
@@ -88,7 +97,7 @@ def spec_pieces(spec: str) -> Iterator[Piece]:
                 raise UserError(f"{text}: {name} is a set and takes no number")
             yield from spec_pieces(thing.spec)
         else:
-            yield Piece(thing, _values(text, parameters(thing), given))
+            yield Piece(text, thing, _values(text, parameters(thing), given))
 
 
 def spec_problem(spec: str) -> str | None:
@@ -102,8 +111,11 @@ def spec_problem(spec: str) -> str | None:
 
 def parameters(thing: Any) -> dict[str, tuple[float, float, float]]:
     """{parameter: (default, least, most)} of an augmentation, in order."""
-    defaults = inspect.signature(getattr(thing, "draw", thing)).parameters
     ranges = getattr(thing, "ranges", {})
+    if not ranges:
+        return {}
+    function = thing.draw if isinstance(thing, Movement) else thing
+    defaults = inspect.signature(function).parameters
     return {name: (defaults[name].default, *ranges[name]) for name in ranges}
 
 

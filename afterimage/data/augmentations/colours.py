@@ -20,22 +20,22 @@ _TRIES = 10
 @AUGMENTATIONS.add("brightness")
 @takes(amount=(0, 1))
 def brightness(key: Array, images: Images, amount: float = 0.4) -> Images:
-    """Multiply each image by a factor in 1 ± 0.4. brightness:AMOUNT."""
+    """Multiply each image by a factor in 1 ± AMOUNT (0.4)."""
     return jnp.clip(images * _factor(key, images, amount), 0, 1)
 
 
 @AUGMENTATIONS.add("contrast")
 @takes(amount=(0, 1))
 def contrast(key: Array, images: Images, amount: float = 0.4) -> Images:
-    """Scale each image's contrast around its mean grey by 1 ± 0.4. contrast:AMOUNT."""
-    middle = _grey(images).mean((1, 2, 3), keepdims=True)
+    """Scale each image's contrast around its mean grey by 1 ± AMOUNT (0.4)."""
+    middle = _mean_grey(images)
     return _blend(images, middle, _factor(key, images, amount))
 
 
 @AUGMENTATIONS.add("saturation")
 @takes(amount=(0, 1))
 def saturation(key: Array, images: Images, amount: float = 0.4) -> Images:
-    """Scale how far the colours are from grey by 1 ± 0.4. saturation:AMOUNT.
+    """Scale how far the colours are from grey by 1 ± AMOUNT (0.4).
 
     RGB only.
     """
@@ -47,7 +47,7 @@ def saturation(key: Array, images: Images, amount: float = 0.4) -> Images:
 @AUGMENTATIONS.add("hue")
 @takes(amount=(0, 0.5))
 def hue(key: Array, images: Images, amount: float = 0.1) -> Images:
-    """Turn the hue by up to 0.1 of the colour circle each way. hue:AMOUNT.
+    """Turn the hue by up to AMOUNT (0.1) of the colour circle each way.
 
     RGB only.
     """
@@ -62,12 +62,12 @@ def hue(key: Array, images: Images, amount: float = 0.1) -> Images:
 def color(
     key: Array, images: Images, strength: float = 0.5, probability: float = 0.8
 ) -> Images:
-    """Change brightness, contrast, saturation and hue of 0.8 of the images, in any
-    order. color:STRENGTH:PROBABILITY, 0.5 and 0.8.
+    """Change brightness, contrast, saturation and hue, in any order.
 
-    Factors are in 1 ± 0.8 STRENGTH, hues turn by up to 0.2 STRENGTH of the circle.
-    Colour and light no longer matter. torchvision's ColorJitter, as in SimCLR (Chen et
-    al. 2020). Images that are not RGB change only brightness and contrast.
+    Factors are in 1 ± 0.8 STRENGTH (0.5), hues turn by up to 0.2 STRENGTH of the
+    circle; a share of PROBABILITY (0.8) of the images changes. Exact colour and light
+    no longer matter. torchvision's ColorJitter, as in SimCLR (Chen et al. 2020). Images
+    that are not RGB change only brightness and contrast.
     """
     chosen, order, factors, turn = jax.random.split(key, 4)
     kinds = 4 if images.shape[-1] == 3 else 2
@@ -82,21 +82,21 @@ def color(
     for place in range(kinds):
         kind = order[place]
         factor = jnp.take_along_axis(factors, kind[None], 0)[0]
-        grey = _grey(found)
-        middle = grey.mean((1, 2, 3), keepdims=True)
+        grey, middle = _grey(found), _mean_grey(found)
         # Of kind 0: brightness, 1: contrast, 2: saturation.
         other = jnp.where(kind == 0, 0, jnp.where(kind == 1, middle, grey))
         blended = _blend(found, other, factor)
         if kinds == 4:
             blended = jnp.where(kind == 3, _turned(found, turn), blended)
-        found = blended
+        # Computed once: XLA would repeat each change for every use of it on CPU.
+        found = jax.lax.optimization_barrier(blended)
     return jnp.where(_chosen(chosen, images, probability), found, images)
 
 
 @AUGMENTATIONS.add("white-balance")
 @takes(amount=(0, 1))
 def white_balance(key: Array, images: Images, amount: float = 0.2) -> Images:
-    """Multiply each channel by a factor of its own in 1 ± 0.2. white-balance:AMOUNT.
+    """Multiply each channel by a factor of its own in 1 ± AMOUNT (0.2).
 
     Images with one channel stay as they are.
     """
@@ -110,9 +110,9 @@ def white_balance(key: Array, images: Images, amount: float = 0.2) -> Images:
 @AUGMENTATIONS.add("grey")
 @takes(probability=(0, 1))
 def grey(key: Array, images: Images, probability: float = 0.2) -> Images:
-    """Turn 0.2 of the images grey. grey:PROBABILITY.
+    """Turn a share of PROBABILITY (0.2) of the images grey.
 
-    RGB only. torchvision's RandomGrayscale.
+    Colour no longer matters. RGB only. torchvision's RandomGrayscale.
     """
     if images.shape[-1] != 3:
         return images
@@ -124,9 +124,9 @@ def grey(key: Array, images: Images, probability: float = 0.2) -> Images:
 def solarise(
     key: Array, images: Images, probability: float = 0.2, threshold: float = 0.5
 ) -> Images:
-    """Invert the pixels of at least 0.5 in 0.2 of the images.
+    """Invert the pixels of at least THRESHOLD (0.5), with PROBABILITY (0.2).
 
-    solarise:PROBABILITY:THRESHOLD. torchvision's RandomSolarize, as in BYOL (Grill et
+    torchvision's RandomSolarize, as in BYOL (Grill et
     al. 2020).
     """
     bright = _chosen(key, images, probability) & (images >= threshold)
@@ -142,11 +142,11 @@ def blur(
     low: float = 0.1,
     high: float = 2.0,
 ) -> Images:
-    """Blur 0.5 of the images by a Gaussian of 0.1 to 2 pixels.
+    """Blur images by a Gaussian, with PROBABILITY (0.5).
 
-    blur:PROBABILITY:LOW:HIGH; the standard deviation is uniform in [LOW, HIGH]. The
-    kernel is as wide as a tenth of the side, at least 3 pixels. torchvision's
-    GaussianBlur, as in SimCLR.
+    Its standard deviation is uniform in LOW (0.1) to HIGH (2) pixels; the kernel is as
+    wide as a tenth of the side, at least 3 pixels. Fine detail no longer matters.
+    torchvision's GaussianBlur, as in SimCLR.
     """
     chosen, width = jax.random.split(key)
     sigma = jax.random.uniform(width, (len(images), 1, 1), None, low, max(low, high))
@@ -165,10 +165,11 @@ def blur(
 def erase(
     key: Array, images: Images, probability: float = 0.5, largest: float = 0.33
 ) -> Images:
-    """Erase a rectangle in 0.5 of the images. erase:PROBABILITY:LARGEST, 0.5 and 0.33.
+    """Erase a rectangle, with PROBABILITY (0.5).
 
-    Its share of the area is uniform in [0.02, LARGEST], its height/width log-uniform in
-    [0.3, 3.3]; it is filled with the image's mean colour. torchvision's RandomErasing.
+    Its share of the area is uniform in 0.02 to LARGEST (0.33), its height/width
+    log-uniform in 0.3 to 3.3; it is filled with the image's mean colour. No single part
+    decides any more. torchvision's RandomErasing.
     """
     count, height, width, _ = images.shape
     chosen, share, form, down, across = jax.random.split(key, 5)
@@ -212,6 +213,15 @@ def _grey(images: Images) -> Float[Array, "b h w 1"]:
         return images.mean(-1, keepdims=True)
     red, green, blue = (images[..., i : i + 1] for i in range(3))
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+
+
+def _mean_grey(images: Images) -> Float[Array, "b 1 1 1"]:
+    """The mean of `_grey`, as a product: XLA's sums are slow on CPU."""
+    count, height, width, channels = images.shape
+    luma = jnp.array(_LUMA if channels == 3 else [1 / channels] * channels)
+    weights = jnp.tile(luma / (height * width), height * width)
+    mean = jnp.matmul(images.reshape(count, -1), weights, precision="highest")
+    return mean[:, None, None, None]
 
 
 def _turned(images: Images, turn: Float[Array, "b 1 1"]) -> Images:

@@ -22,10 +22,10 @@ _TRIES = 10
 def crop(
     key: Array, canvas: Canvas, area: float = 0.2, aspect: float = 4 / 3
 ) -> Affine:
-    """Cut a random part of each image and resize it. crop:AREA:ASPECT, 0.2 and 4/3.
+    """Cut a random part of at least AREA (0.2) of each image, and resize it.
 
-    The part has a share of the area that is uniform in [AREA, 1], and width/height
-    log-uniform in [1/ASPECT, ASPECT] times that of the view. Where an object is and
+    Its share of the area is uniform in AREA to 1, its width/height log-uniform in
+    1/ASPECT to ASPECT (4/3) times that of the view. Where an object is and
     how large no longer matter. torchvision's RandomResizedCrop, antialiased.
     """
     (height, width), view = canvas.size, canvas.view
@@ -83,10 +83,11 @@ def flip_vertical(key: Array, canvas: Canvas) -> Affine:
 @movement()
 @takes(degrees=(0, 180))
 def rotate(key: Array, canvas: Canvas, degrees: float = 15.0) -> Affine:
-    """Rotate each image by up to 15 degrees each way, mirrored beyond its border.
+    """Rotate each image by up to DEGREES (15) each way.
 
-    rotate:DEGREES; uniform. torchvision's RandomRotation with bilinear interpolation,
-    which leaves black corners.
+    Uniform. torchvision's RandomRotation with bilinear interpolation, but where that
+    leaves black corners, the image is mirrored beyond its border; beside zoom, slant or
+    translate, its last pixel continues.
     """
     most = math.radians(degrees)
     angle = jax.random.uniform(key, (canvas.images,), None, -most, most)
@@ -96,24 +97,25 @@ def rotate(key: Array, canvas: Canvas, degrees: float = 15.0) -> Affine:
 
 
 @AUGMENTATIONS.add("zoom")
-@movement(straight=False)
+@movement(continues=True)
 @takes(amount=(0, 1.5))
 def zoom(key: Array, canvas: Canvas, amount: float = 0.3) -> Affine:
-    """Enlarge or shrink each image by a factor e^±0.3, mirrored beyond its border.
+    """Enlarge or shrink each image by a factor of up to e^AMOUNT (0.3).
 
-    zoom:AMOUNT; the factor is log-uniform in e^-AMOUNT to e^AMOUNT.
+    The factor is log-uniform in e^-AMOUNT to e^AMOUNT. Beyond the border, the last
+    pixel continues.
     """
     factor = jnp.exp(jax.random.uniform(key, (canvas.images,), None, -amount, amount))
     return _centred(_diagonal(factor, factor))
 
 
 @AUGMENTATIONS.add("slant")
-@movement()
+@movement(continues=True)
 @takes(slope=(0, 1))
 def slant(key: Array, canvas: Canvas, slope: float = 0.3) -> Affine:
-    """Slant each image like italics, by up to 0.3 pixels per row each way.
+    """Slant each image like italics, by up to SLOPE (0.3) pixels per row.
 
-    slant:SLOPE; uniform. Mirrored beyond the border.
+    Uniform, to either side. Beyond the border, the last pixel continues.
     """
     lean = jax.random.uniform(key, (canvas.images,), None, -slope, slope)
     one, none = jnp.ones(canvas.images), jnp.zeros(canvas.images)
@@ -121,12 +123,12 @@ def slant(key: Array, canvas: Canvas, slope: float = 0.3) -> Affine:
 
 
 @AUGMENTATIONS.add("translate")
-@movement()
+@movement(continues=True)
 @takes(share=(0, 1))
 def translate(key: Array, canvas: Canvas, share: float = 0.1) -> Affine:
-    """Move each image by up to 0.1 of its side each way, by parts of pixels too.
+    """Move each image by up to SHARE (0.1) of its side each way.
 
-    translate:SHARE; uniform. Mirrored beyond the border.
+    By fractions of pixels too, uniform. Beyond the border, the last pixel continues.
     """
     most = 2 * share  # places run from -1 to 1
     offset = jax.random.uniform(key, (canvas.images, 2), None, -most, most)
@@ -147,8 +149,9 @@ def quarter_turns(
 
 @AUGMENTATIONS.add("symmetries")
 def symmetries(key: Array, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Show each image in one of the eight ways to put a square down, turned and
-    mirrored; not square: four ways. For images without up and down.
+    """Turn and mirror each image in one of the eight ways to put a square down.
+
+    Four ways if it is not square. For images without up and down, left and right.
     """
     across, down, diagonal = _halves(key, len(images), 3)
     images = jnp.where(across, images[:, :, ::-1], images)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
+_FINE = 4096
 _SHRINK = 2
 """Images more than this many times the size of their views are reduced first."""
 
@@ -49,26 +50,27 @@ class Affine(NamedTuple):
 class Movement:
     """A registered augmentation that moves pixels: wraps `draw(key, canvas, *values)`.
 
-    `straight`: it keeps rows and columns. `cuts`: its result may have another size.
+    `straight`: it keeps rows and columns, and looks at nothing beyond the border.
+    `cuts`: its result may have another size. `continues`: beyond the border, the last
+    pixel continues; otherwise the image is mirrored.
     """
 
-    def __init__(self, draw: Callable[..., Affine], *, straight: bool, cuts: bool):
+    def __init__(self, draw: Callable[..., Affine], **kind: bool):
         functools.update_wrapper(self, draw)
-        self.draw, self.straight, self.cuts = draw, straight, cuts
+        self.draw = draw
+        self.straight = kind.get("straight", False)
+        self.cuts = kind.get("cuts", False)
+        self.continues = kind.get("continues", False)
 
     def __call__(
         self, key: Array, images: Float[Array, "b h w c"], *values: float
     ) -> Float[Array, "b h w c"]:
-        size = _size(images)
-        move = self.draw(key, Canvas(len(images), size, size), *values)
-        return resample(images, move, size, straight=self.straight)
+        return moved([(self, values)], None)(key, images)
 
 
-def movement(
-    *, straight: bool = False, cuts: bool = False
-) -> Callable[[Callable[..., Affine]], Movement]:
+def movement(**kind: bool) -> Callable[[Callable[..., Affine]], Movement]:
     """Decorator that makes a `Movement`."""
-    return functools.partial(Movement, straight=straight, cuts=cuts)
+    return functools.partial(Movement, **kind)
 
 
 def takes(**ranges: tuple[float | int, float | int]) -> Callable[[Any], Any]:
@@ -82,55 +84,63 @@ def takes(**ranges: tuple[float | int, float | int]) -> Callable[[Any], Any]:
 
 
 def moved(
-    pieces: Sequence[Any], size: int | None
-) -> Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b h w c"]]:
-    """These movements in order, as one resampling."""
-    straight = all(piece.thing.straight for piece in pieces)
+    moves: Sequence[tuple[Movement, tuple[float, ...]]], size: int | None
+) -> Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]:
+    """These movements with their values, in order, as one resampling."""
+    straight = all(move.straight for move, _ in moves)
+    continues = any(move.continues for move, _ in moves)
 
     def augment(
         key: Array, images: Float[Array, "b h w c"]
     ) -> Float[Array, "b _h _w c"]:
         now = _size(images)
         view = now if size is None else (size, size)
-        whole = None
-        for number, piece in enumerate(pieces):
-            own = jax.random.fold_in(key, number) if len(pieces) > 1 else key
-            move = piece.thing.draw(own, Canvas(len(images), now, view), *piece.values)
-            whole = move if whole is None else whole.after(move)
-            now = view if piece.thing.cuts else now
-        assert whole is not None
-        return resample(images, whole, now, straight=straight)
+        whole = _unmoved(len(images))
+        for number, (move, values) in enumerate(moves):
+            own = jax.random.fold_in(key, number) if len(moves) > 1 else key
+            drawn = move.draw(own, Canvas(len(images), now, view), *values)
+            whole = whole.after(drawn)
+            now = view if move.cuts else now
+        if straight:
+            return straightly(images, whole, now)
+        return resample(images, whole, now, continues=continues)
 
     return augment
 
 
+def straightly(
+    images: Float[Array, "b h w c"], move: Affine, size: Size
+) -> Float[Array, "b _h _w c"]:
+    """The images under a movement without rotation, at a size: linear, antialiased.
+
+    Only pixels of the part that is cut are used.
+    """
+    for axis, which in ((1, 1), (2, 0)):
+        form = "bij,bjwc->biwc" if axis == 1 else "bij,bhjc->bhic"
+        scale, offset = move.linear[:, which, which], move.offset[:, which]
+        weights = line_weights(scale, offset, images.shape[axis], size[axis - 1])
+        images = jnp.einsum(form, weights.astype(images.dtype), images)
+    return jnp.clip(images, 0, 1)
+
+
 def resample(
-    images: Float[Array, "b h w c"], move: Affine, size: Size, *, straight: bool
-) -> Float[Array, "b hh ww c"]:
-    """The images under a movement, at a size: linear interpolation, antialiased.
+    images: Float[Array, "b h w c"],
+    move: Affine,
+    size: Size,
+    *,
+    continues: bool = False,
+) -> Float[Array, "b _h _w c"]:
+    """The images under any movement, at a size: linear interpolation, antialiased.
 
     The triangle filter is as wide as a pixel of the result, at least one pixel of the
-    image. Straight movements use only pixels of the part that is cut; others see the
-    image mirrored beyond its border.
+    image. The image is mirrored beyond its border, or its last pixel `continues`.
     """
-    dtype = images.dtype
-    if straight:
-        for axis in (1, 2):
-            form = "bij,bjwc->biwc" if axis == 1 else "bij,bhjc->bhic"
-            which = 2 - axis
-            weights = line_weights(
-                move.linear[:, which, which],
-                move.offset[:, which],
-                images.shape[axis],
-                size[axis - 1],
-            )
-            images = jnp.einsum(form, weights.astype(dtype), images)
-        return jnp.clip(images, 0, 1)
     height, width = _size(images)
     less = min(height, _SHRINK * size[0]), min(width, _SHRINK * size[1])
     if less != (height, width):
-        images = resample(images, _unmoved(len(images)), less, straight=True)
-    return jnp.clip(_neighbours(images, move, size), 0, 1).astype(dtype)
+        images = straightly(images, _unmoved(len(images)), less)
+    found = _neighbours(images, move, size, _continued if continues else _mirrored)
+    return jnp.clip(found, 0, 1).astype(images.dtype)
 
 
 def line_weights(
@@ -153,8 +163,11 @@ def line_weights(
 
 
 def _neighbours(
-    images: Float[Array, "b h w c"], move: Affine, size: Size
-) -> Float[Array, "b hh ww c"]:
+    images: Float[Array, "b h w c"],
+    move: Affine,
+    size: Size,
+    beyond: Callable[[Array, int], Array],
+) -> Float[Array, "b _h _w c"]:
     """Each pixel as a weighted sum of those around its place, by gathers."""
     count, *sides, channels = images.shape
     across, down = _places(size[1])[None, None], _places(size[0])[None, :, None]
@@ -173,7 +186,7 @@ def _neighbours(
         own = [jnp.maximum(0, 1 - jnp.abs(tap - place) / radius) for tap in taps]
         total = functools.reduce(jnp.add, own)
         weights.append([one / total for one in own])
-        indices.append([_mirrored(tap.astype(jnp.int32), side) for tap in taps])
+        indices.append([beyond(tap.astype(jnp.int32), side) for tap in taps])
     flat = images.reshape(count, sides[0] * sides[1], channels)
     take = jax.vmap(lambda pixels, index: jnp.take(pixels, index, 0, mode="clip"))
     found = jnp.zeros((count, *size, channels), images.dtype)
@@ -190,14 +203,22 @@ def _mirrored(index: Array, side: int) -> Array:
     return jnp.minimum(index, 2 * side - 1 - index)
 
 
+def _continued(index: Array, side: int) -> Array:
+    """The same if the last pixel continues."""
+    return jnp.clip(index, 0, side - 1)
+
+
 def _places(side: int) -> Float[Array, " side"]:
     """The centres of a line's pixels in [-1, 1]."""
     return (2 * jnp.arange(side) + 1) / side - 1
 
 
 def _pixels(place: Array, side: int) -> Array:
-    """A place in [-1, 1] in pixels, 0 the centre of the first."""
-    return (place + 1) * (side / 2) - 0.5
+    """A place in [-1, 1] in pixels, 0 the centre of the first.
+
+    To 1/4096, so that what falls on a pixel shows it exactly.
+    """
+    return jnp.round(((place + 1) * (side / 2) - 0.5) * _FINE) / _FINE
 
 
 def _size(images: Float[Array, "b h w c"]) -> Size:

@@ -4,11 +4,13 @@ A kind is a subclass of `Source`, registered under the word before the colon. Ki
 other packages are found through the entry points of `afterimage.plugins`.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from afterimage.checkpoints.schemas import MOST_CHANNELS
+from afterimage.data.decode import SUFFIXES, suffix_of
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, SizeRule, Splits
@@ -65,6 +67,7 @@ def open_data(
     tasks: Sequence[str] = (),
     reading: ReadingOptions | None = None,
     strict: bool = True,
+    once: bool = False,
 ) -> Splits:
     """The splits of `data`: a spec, a path, or an object that holds images.
 
@@ -82,10 +85,13 @@ def open_data(
     `on_bad_image` "skip" skips files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
     labels to read. `reading` defines what folder names and table cells mean; if not
-    `strict`, the folders it names for splits may be missing. Raises UserError for an
-    unknown spec or object, and DataError for data that does not fit.
+    `strict`, the folders it names for splits may be missing. `once` is for a single
+    pass: files are read when their images are asked for, as training images without
+    labels, and are not cached; `image_size` and `channels` must be given.
+
+    Raises UserError for an unknown spec or object, and DataError for data that does not
+    fit.
     """
-    reading = reading or ReadingOptions()
     if isinstance(image_size, int) and image_size < 1:
         raise UserError(f"image_size={image_size}: must be at least 1")
     if channels is not None and not 1 <= channels <= MOST_CHANNELS:
@@ -102,33 +108,40 @@ def open_data(
         on_bad_image=on_bad_image,
         cache=cache,
         tasks=tuple(tasks),
-        reading=reading,
+        reading=reading or ReadingOptions(),
         strict=strict,
+        once=once,
     )
     if not isinstance(data, str | os.PathLike):
         return _of_object(data, None, request)
     spec = spec_of(data)
     kind, _, rest = spec.partition(":")
     source = SOURCES.get(kind)()
+    _require_fit(source, spec, rest, request)
+    found = source.open(rest, request)
+    return found if isinstance(found, Splits) else _of_object(found, spec, request)
+
+
+def _require_fit(source: Source, spec: str, rest: str, request: Request) -> None:
+    """UserError for a spec of another form, and options that the source lacks."""
     if bool(rest) != bool(source.form):
         raise UserError(
             f"data {spec!r} is not of the form {source.spec_form()}; expected one of "
             f"{', '.join(forms())}"
         )
-    if tasks and not source.tasks:
+    if request.tasks and not source.tasks:
         raise UserError(
-            f"tasks {', '.join(tasks)}: {spec} has only one label per image. Use a "
-            "table with a column per task, csv:PATH, or an npz file with the labels "
-            "of each, e.g. y_train_NAME beside x_train"
+            f"tasks {', '.join(request.tasks)}: {spec} has only one label per "
+            "image. Use a table with a column per task, csv:PATH, or an npz file with "
+            "the labels of each, e.g. y_train_NAME beside x_train"
         )
-    if reading.split_folders and strict and not source.named_splits:
-        options = ", ".join(OPTIONS[split] for split in reading.split_folders)
+    folders = request.reading.split_folders
+    if folders and request.strict and not source.named_splits:
+        options = ", ".join(OPTIONS[split] for split in folders)
         raise UserError(
             f"{options}: {spec} has no folders. These options name folders in folder: "
             "and zip: data, or values of the column split in csv: data"
         )
-    found = source.open(rest, request)
-    return found if isinstance(found, Splits) else _of_object(found, spec, request)
 
 
 def _of_object(data: Any, name: str | None, request: Request) -> Splits:
@@ -157,6 +170,10 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     suffix = os.path.splitext(text)[1].lower()
     if os.path.exists(place) and suffix in _SUFFIXES:
         return f"{_SUFFIXES[suffix]}:{text}"
+    if suffix_of(text) in SUFFIXES and (os.path.isfile(place) or glob.has_magic(text)):
+        return f"files:{text}"
+    if glob.has_magic(text) and glob.glob(place, recursive=True):
+        return f"files:{text}"
     if os.path.exists(place):
         raise UserError(
             f"data {text!r} is a file of unknown type; expected a folder of images, "

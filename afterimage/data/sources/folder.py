@@ -166,6 +166,10 @@ def open_tree(files: FileTree, source: str, request: Request) -> Splits:
         kinds = listed_kinds(files.others)
         say_once(f"{source}: other files are ignored: {kinds}")
     reading = request.reading
+    if request.once:
+        every = range(len(files.names))
+        groups = {"train": (every, [None] * len(every))}
+        return image_sets(files, source, groups, request)
     groups = layout(files.names, source, reading.split_folders, strict=request.strict)
     # Images excluded by the options are not opened at all.
     used = sorted(row for rows, _ in groups.values() for row in rows)
