@@ -63,11 +63,11 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[test]'
 	@touch $@
 
-# What exports give in other programs: 110 MB for ONNX, 1 GB for PyTorch and the readers.
-READERS = torch polars duckdb faiss-cpu
+# What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.
+READERS = polars duckdb faiss-cpu
 
 test-readers: $(VENV)/.ready-test-$(VERSION)
-	@$(BIN)/python $(PIP) -e '.[onnx]' $(READERS)
+	@$(BIN)/python $(PIP) -e '.[onnx,bench]' $(READERS)
 	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py
 
 format: $(VENV)/.ready-test-$(VERSION)

@@ -96,7 +96,7 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
     """config.json: what modeling_torch.py needs to know."""
     model = ModelConfig.from_dict(source.manifest["model"])
     known, vector = source.preprocessing, getattr(source, "vector", None)
-    heads = []
+    heads, pool = [], None
     if isinstance(source, Classifier):
         for task in source.tasks:
             head = source.network.heads[task][0]
@@ -120,7 +120,7 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
         "normalisation": known.normalisation,
         "norm": model.norm,
         "stem_stride": model.stem_stride,
-        "vector": None if heads else pool,
+        "vector": pool,
         "heads": heads,
     }
     if heads:

@@ -33,11 +33,12 @@ class Portable:
     @classmethod
     def of(cls, source: Encoder | Classifier) -> "Portable":
         """The function of an encoder or a classifier in float32."""
-        run = _encoder if isinstance(source, Encoder) else _classifier
 
         def function(images: Array) -> Outputs:
             with jax.default_matmul_precision("highest"):
-                return run(source, images)
+                if isinstance(source, Encoder):
+                    return _encoder(source, images)
+                return _classifier(source, images)
 
         names: list[str] = []  # in this order: JAX sorts a dictionary's
         shape = (1, *_shape(source.preprocessing))

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,11 @@ def write_stablehlo(model: Portable, path: pathlib.Path, licence: str) -> str:
     made = export.export(jax.jit(model.function), platforms=PLATFORMS)(images)
     path.write_bytes(made.serialize())
     read = export.deserialize(bytearray(path.read_bytes()))
-    found = model.compare(lambda images: read.call(images), "the StableHLO program")
+
+    def run(images: np.ndarray) -> Any:
+        return read.call(images)
+
+    found = model.compare(run, "the StableHLO program")
     return f"read again with jax.export on {jax.default_backend()}: {found}"
 
 
