@@ -138,10 +138,12 @@ def _check_place(out: pathlib.Path) -> None:
 
 def _open(config: PredictConfig, classifier: Classifier) -> ImageSet:
     """All images, as one set, at the classifier's size."""
-    data = _one_spec(config.data)
+    data = one_spec(config.data)
     preprocessing = classifier.preprocessing
     height, width = preprocessing.image_size
-    say_reading(data)
+    say_reading(
+        config.data[0] if len(config.data) == 1 else f"{len(config.data)} files"
+    )
     splits = open_data(
         data,
         image_size=height if height == width else None,
@@ -155,7 +157,7 @@ def _open(config: PredictConfig, classifier: Classifier) -> ImageSet:
     return together([part for part in parts if part is not None])
 
 
-def _one_spec(data: Sequence[str]) -> str:
+def one_spec(data: Sequence[str]) -> str:
     """One spec for all of them; UserError for several that are not image files."""
     if len(data) == 1:
         return data[0]

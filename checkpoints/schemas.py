@@ -245,6 +245,8 @@ class LabelsFile(Used):
     data: str
     classes: list[str]
     rule: str
+    held_out: dict[str, list[str]] = {}
+    """Images to test on, if the data has no test split."""
     tasks: dict[str, Used] = {}
 
 

@@ -67,6 +67,12 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     labels_per_class: int | None = None
     """Number of labels to use per class, instead of labels."""
 
+    hold_out: float = 0.2
+    """Share of the labelled images to test on if the data has no test split: the same
+    of each class, chosen by seed, and not trained on. With a limited number of labels
+    the test images are all others instead. 0: no test. Not for continual, episodes or
+    a target, which have other tests."""
+
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features. linear: one layer; mlp: with a hidden layer."""
 
@@ -168,6 +174,11 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
             )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             found.append(f"layer_decay={self.layer_decay}: must be in (0, 1]")
+        if not 0 <= self.hold_out < 1:
+            found.append(
+                f"hold_out={self.hold_out}: must be a share in [0, 1) (for a folder of "
+                "test images, use test)"
+            )
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing={self.label_smoothing}: must be in [0, 1)")
         found += pattern_problems("may_differ", self.may_differ)

@@ -4,7 +4,9 @@ With a limited number of labels, no other label is used, not even to choose the 
 validation images are cut from the chosen ones; if that would give fewer than a hundred,
 the last step is kept. (With 100 images the standard error of an accuracy of 0.8 is
 0.04: with fewer, the choice is mostly noise.) Every result names the rule that was
-used. A test split is only ever used for testing.
+used. A test split is only ever used for testing. Data without one is
+tested on labelled images that are not trained on: those that were not chosen, or else a
+share of each class.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from afterimage.data import (
     choose_labels,
     hold_out,
     open_data,
+    stratified,
 )
 from afterimage.errors import DataError, UserError
 from afterimage.finetune.config import FinetuneConfig
@@ -50,6 +53,8 @@ class LabelSplit:
     validation: ImageSet | None
     test: ImageSet | None
     rule: str
+    held_out: str | None = None
+    """Which images `test` has, in words, if the data has no test split."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -81,6 +86,7 @@ class LabelSplit:
             "rule": self.rule,
             "classes": list(self.class_names),
             **self._used(HEAD),
+            **({"held_out": _ids_by_class(self.test)} if self.held_out else {}),
             **({"tasks": more} if more else {}),
         }
 
@@ -295,19 +301,59 @@ def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
         # Images without the main label may have a label for another task.
         train = splits.train.subset(_with_any_label(splits.train, columns))
     assert train is not None  # check_classes
+    test = splits.test if columns else labelled(splits.test)
+    held_out = None
+    if test is None and _holds_out(config):
+        train, test, held_out = _test_images(config, train)
     if config.limited:
-        kept = choose_labels(
-            train,
-            labels=config.labels,
-            per_class=config.labels_per_class,
-            seed=config.seed,
-        )
-        train = train.subset(kept)
+        train = train.subset(_chosen(config, train))
     given = splits.validation if columns else labelled(splits.validation)
     given = None if config.limited else given
     train, validation, rule = _validation(config, train, given)
-    test = splits.test if columns else labelled(splits.test)
-    return LabelSplit(train, validation, test, rule)
+    return LabelSplit(train, validation, test, rule, held_out)
+
+
+def _holds_out(config: FinetuneConfig) -> bool:
+    """Whether a run without a test split tests on images of its own."""
+    own = config.task.kept_step is None and config.target is None
+    return own and config.hold_out > 0
+
+
+def _test_images(
+    config: FinetuneConfig, train: ImageSet
+) -> tuple[ImageSet, ImageSet | None, str | None]:
+    """(images to learn from, test images, which these are).
+
+    Of a limited number of labels all are learned from: the test images are the others.
+    """
+    if config.limited:
+        chosen = _chosen(config, train)
+        others = np.setdiff1d(np.arange(len(train)), chosen)
+        text = f"the {len(others):,} labelled images that were not chosen for training"
+        if any(getattr(method, "images", None) == "rest" for method in config.methods):
+            text += ", which were read without their labels"
+    else:
+        _, others = stratified(train.labels, len(train), config.hold_out, config.seed)
+        text = (
+            f"{len(others):,} of {len(train):,} labelled images, held out by seed "
+            f"{config.seed}, the same share of each class"
+        )
+    if not len(others):
+        return train, None, None
+    text += " (the data has no test split)"
+    kept = np.setdiff1d(np.arange(len(train)), others)
+    learnt = train if config.limited else train.subset(kept)
+    return learnt, train.subset(others), text
+
+
+def _chosen(config: FinetuneConfig, train: ImageSet) -> Int[np.ndarray, " n"]:
+    """Positions of a limited number of labels."""
+    return choose_labels(
+        train,
+        labels=config.labels,
+        per_class=config.labels_per_class,
+        seed=config.seed,
+    )
 
 
 def _check_column(splits: Splits, task: str) -> None:

@@ -36,6 +36,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     split, images = images_for(
         loaded, config, tasks=tasks if has_tasks(config.data) else ()
     )
+    used = _labels_file(config) if split == "train" else None
+    if used is not None and config.split == "auto":
+        split, images = _held_out(images, used)
     sweep = sweep_for(config.batch_size)
 
     def report(head: str, images: ImageSet) -> dict[str, Any]:
@@ -55,7 +58,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         }
     found |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
     found["views"] = config.views
-    found["trained_on"] = _trained_on(config, images.ids) if split == "train" else 0
+    learnt = used["train"].values() if used is not None else ()
+    listed = {name for names in learnt for name in names}
+    found["trained_on"] = len(listed.intersection(images.ids))
     return found
 
 
@@ -92,21 +97,26 @@ def sweep_for(batch_size: int) -> EvaluationRunner:
     return EvaluationRunner(mesh, -(-batch_size // mesh.size) * mesh.size)
 
 
-def _trained_on(config: EvaluateConfig, ids: Sequence[str]) -> int:
-    """How many of these images are listed in `labels.json` of the classifier's run."""
+def _labels_file(config: EvaluateConfig) -> dict[str, Any] | None:
+    """`labels.json` of the classifier's run, if it was trained on this data."""
     place = pathlib.Path(config.from_)
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
-            cure = "restore it, or delete it (it only lists the training images)"
+            cure = "restore it, or delete it: it only lists the labels that were used"
             used = schemas.read(
                 file, schemas.LabelsFile, cure, most=schemas.LARGEST_LABELS
             )
             same = used["data"] == spelling(config.data)  # works for non-UTF-8 too
-            if not same and _place(used["data"]) != _place(config.data):
-                return 0
-            listed = {name for names in used["train"].values() for name in names}
-            return len(listed.intersection(ids))
-    return 0
+            same = same or _place(used["data"]) == _place(config.data)
+            return used if same else None
+    return None
+
+
+def _held_out(images: ImageSet, used: Mapping[str, Any]) -> tuple[str, ImageSet]:
+    """(split, images): those held out for the test of the run, if there are any."""
+    listed = {name for names in used.get("held_out", {}).values() for name in names}
+    rows = [row for row, name in enumerate(images.ids) if name in listed]
+    return ("held out", images.subset(rows)) if rows else ("train", images)
 
 
 def _place(spec: str) -> tuple[str, list[str]]:

@@ -99,6 +99,8 @@ class FinetuneResult:
                 f"{label} {percent(report[key])}" for key, label in _MEASURES.items()
             )
             lines.append(f"{name} ({report['examples']} images): {figures}")
+        if "held_out" in self.results:
+            lines.append(f"tested on {self.results['held_out']}")
         for task, report in self._of_tasks():
             lines.append(f"{task}, {report}")
         highlights = self.results.get("highlights", {})
@@ -154,6 +156,8 @@ def outline(setup: RunSetup, rule: Rule, step: int) -> dict[str, Any]:
         "runtime": runtime.fingerprint(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+    if data.labels.held_out is not None:
+        found["held_out"] = data.labels.held_out
     if data.target is not None:
         found["target"] = data.target.name
     if config.task.kept_step is not None:
@@ -282,6 +286,8 @@ def _lead(
         f"from {setup.config.from_}",
         f"{results['training_images']} labelled images",
     ]
+    if "held_out" in results:
+        facts.append(f"tested on {results['held_out']}")
     if "target" in results:
         facts.append(f"tested on the target {results['target']}")
     if done is not None:

@@ -169,6 +169,7 @@ class FinetuneJob(Job[FinetuneResult]):
             lines.append(f"target {target.name}: {count:,} unlabelled images")
         lines += [
             f"classes: {counted(labels.train)}",
+            *([f"tested on {labels.held_out}"] if labels.held_out else []),
             f"step chosen by: {self.rule.text}",
             self.describe(),
         ]

@@ -183,11 +183,11 @@ def test_classes_to_explain_and_the_picture(classifier):
 def test_nearest_in_blocks_as_in_one_sort(monkeypatch):
     rng = np.random.default_rng(0)
     vectors, queries = (unit_rows(rng.normal(size=(n, 8))) for n in (50, 4))
-    vectors[30] = vectors[10]  # of equal ones the first comes first
     queries[0] = vectors[10]
     wanted = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :7]
-    for block in (2**26, 80):
+    for block, group in ((2**26, 512), (80, 512), (2**26, 3), (80, 2)):
         monkeypatch.setattr("afterimage.evaluation.nearest._BLOCK", block)
+        monkeypatch.setattr("afterimage.evaluation.nearest._GROUP", group)
         rows, cosines = nearest(queries, vectors, 7)
         np.testing.assert_array_equal(rows, wanted)
         assert (np.diff(cosines) <= 0).all()

@@ -15,9 +15,16 @@ from afterimage.commands.completion import candidates
 from afterimage.commands.methods import main as methods
 from afterimage.commands.pretrain import main as pretrain_command
 from afterimage.data import make_augment
-from afterimage.data.augmentations import colours, geometry, moves, resampling
+from afterimage.data.augmentations import (
+    colours,
+    geometry,
+    moves,
+    resampling,
+    takes,
+)
 from afterimage.errors import UserError
 from afterimage.finetune.config import FinetuneConfig
+from afterimage.plugins import AUGMENTATIONS
 from afterimage.pretrain import PretrainConfig, pretrain
 
 RNG = np.random.default_rng(0)
@@ -95,6 +102,22 @@ def test_several_are_applied_in_order():
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     other = augmented("solarise:1:0.4,grey:1", IMAGES)
     assert not np.allclose(found, other, atol=0.1)
+
+
+def test_an_augmentation_from_elsewhere_joins_in(monkeypatch):
+    def darker(key, images):
+        return 0.5 * images
+
+    @takes(share=(0, 1))
+    def brighter(key, images, share=0.1):
+        return images + share
+
+    for function in (darker, brighter):
+        monkeypatch.setitem(AUGMENTATIONS._things, function.__name__, function)
+    found = augmented("crop:1:1,darker,brighter:0.25", IMAGES)
+    np.testing.assert_allclose(found, 0.5 * IMAGES + 0.25, atol=1e-6)
+    with pytest.raises(UserError, match="brighter:2: share=2: from 0 to 1"):
+        make_augment("darker,brighter:2")
 
 
 def cut(boxes, size):

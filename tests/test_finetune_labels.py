@@ -67,6 +67,41 @@ def test_a_limit_is_a_limit():
     assert list(record["train"]) == list(NAMES)
 
 
+def test_without_a_test_split_a_share_of_each_class_is_held_out():
+    """Not trained on, the same by the same seed, and said."""
+    splits = Splits(images(300))
+    chosen = split_labels(config(), splits)
+    assert np.bincount(chosen.test.labels).tolist() == [20, 20, 20]
+    assert (len(chosen.train), chosen.validation) == (240, None)
+    assert not set(chosen.test.ids) & set(chosen.train.ids)
+    assert re.search("60 of 300 labelled images, held out by seed 0", chosen.held_out)
+    again, other = (split_labels(config(seed=seed), splits) for seed in (0, 1))
+    assert again.test.ids == chosen.test.ids != other.test.ids
+    record = chosen.record(config())
+    listed = {name for names in record["held_out"].values() for name in names}
+    assert listed == set(chosen.test.ids)
+    none = split_labels(config(hold_out=0.0), splits)
+    assert (len(none.train), none.test, none.held_out) == (300, None, None)
+    given = split_labels(config(), Splits(images(300), None, images(9, "test")))
+    assert (len(given.train), len(given.test), given.held_out) == (300, 9, None)
+
+
+def test_of_few_labels_all_train_and_the_others_test():
+    """The choice is that of a run with a test split."""
+    few = config(labels_per_class=10)
+    chosen = split_labels(few, Splits(images(300, unlabelled=30)))
+    with_test = split_labels(few, Splits(images(300, unlabelled=30), None, images(9)))
+    assert chosen.train.ids == with_test.train.ids
+    assert (len(chosen.train), len(chosen.test)) == (30, 240)
+    assert not set(chosen.test.ids) & set(chosen.train.ids)
+    assert "240 labelled images that were not chosen" in chosen.held_out
+    rest = config(labels_per_class=10, methods=["pseudo-labels"])
+    text = split_labels(rest, Splits(images(300))).held_out
+    assert "read without their labels" in text
+    every = split_labels(config(labels_per_class=10), Splits(images(30)))
+    assert (every.test, every.held_out) == (None, None)
+
+
 def test_unlabelled_images_are_left_out():
     splits = Splits(images(30, unlabelled=9), None, images(12, "test", unlabelled=6))
     chosen = split_labels(config(), splits)

@@ -226,7 +226,7 @@ def test_masked_pretraining_learns_what_is_not_seen(tmp_path):
 def test_settings_of_another_objective_are_refused_by_name():
     with pytest.raises(UserError) as caught:
         config("x", "plain", ratio=0.5, pattern="block")
-    assert "'ratio' is no setting of objective plain" in str(caught.value)
+    assert "objective plain has no setting 'ratio'" in str(caught.value)
     assert "'pattern'" in str(caught.value)
 
 

@@ -219,6 +219,7 @@ def test_averaged_weights_carry_averaged_moments(tmp_path, tiny):
     whole = run_program(config(tmp_path / "whole", **settings, keep_last=9)).run
     _, stats, _ = read_encoder(whole / "encoder")
     _, state, _ = Store(whole).restore()
+    vector = flatten(stats.pop("vector"))  # it has whitened or standardised features
     loaded, live = flatten(stats), flatten(state["stats"]["encoder"])
     averaged = flatten(state["ema_stats"])
     assert set(loaded) == set(live)
@@ -233,7 +234,9 @@ def test_averaged_weights_carry_averaged_moments(tmp_path, tiny):
     run_program(config(cut, **settings, keep_last=9))
     assert_equal_runs(cut, whole)
     again = flatten(read_encoder(cut / "encoder")[1])
-    for path, leaf in loaded.items():
+    every = loaded | {f"vector/{path}": leaf for path, leaf in vector.items()}
+    assert set(again) == set(every)
+    for path, leaf in every.items():
         np.testing.assert_array_equal(leaf, again[path])
 
 

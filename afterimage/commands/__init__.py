@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "predict": "write the class of every image to a file",
         "evaluate": "score a classifier or an encoder on labelled images",
         "features": "write the feature vector of every image to a file",
+        "similar": "find the nearest images of an album, or its duplicates",
         "select": "rank several classifiers without labels",
         "compare": "compare several runs in one table and on one page",
     },

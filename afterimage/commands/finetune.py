@@ -25,7 +25,13 @@ test it once. The same command again continues an interrupted run.
   afterimage finetune labelled --from runs/photos --out runs/cls --mode two-phase \
 --labels-per-class 10""",
     common={
-        "What and where": (*WHERE, "labels", "labels_per_class", "validation"),
+        "What and where": (
+            *WHERE,
+            "labels",
+            "labels_per_class",
+            "validation",
+            "hold_out",
+        ),
         "What learns, and from what": (
             *("mode", "methods", "features", "head", "encoder_lr", "layer_decay"),
             *("augment", "class_weights", "label_smoothing"),

@@ -13,6 +13,7 @@ from afterimage.data.sets import (
     array_set,
     choose_labels,
     hold_out,
+    stratified,
 )
 from afterimage.data.sources import Source, has_tasks, object_spec, open_data
 
@@ -36,4 +37,5 @@ __all__ = [
     "make_augment",
     "object_spec",
     "open_data",
+    "stratified",
 ]

@@ -9,6 +9,7 @@ from afterimage.evaluation.probes import unit_rows
 
 _BLOCK = 2**26
 """Similarities held at once, 256 MiB of float32."""
+_GROUP = 512
 NEIGHBOUR = 5
 """A distance to training images is that to the fifth nearest: one odd or mislabelled
 image among them does not make an image look usual."""
@@ -21,7 +22,7 @@ def nearest(
     """(rows, cosines) of the `count` vectors nearest to each query, nearest first.
 
     Both are unit vectors, as `unit_rows` makes them; `vectors` may be float16, on disk
-    or in memory. Equal cosines come in the order of the rows. k = min(count, n).
+    or in memory. k = min(count, n).
     """
     count = min(count, len(vectors))
     rows = np.empty((len(queries), 0), np.int64)
@@ -31,16 +32,34 @@ def nearest(
     for start in range(0, len(vectors), block):
         part = np.asarray(vectors[start : start + block], np.float32)
         found = queries @ part.T
-        most = np.broadcast_to(np.arange(len(part)), found.shape)
-        if count < len(part):
-            most = np.argpartition(-found, count - 1, axis=1)[:, :count]
-            most.sort(axis=1)
+        most = _largest(found, count)
         rows = np.concatenate([rows, start + most], 1)
         cosines = np.concatenate([cosines, np.take_along_axis(found, most, 1)], 1)
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(rows, order, 1)
         cosines = np.take_along_axis(cosines, order, 1)
     return rows, cosines
+
+
+def _largest(values: Float[np.ndarray, "q n"], count: int) -> Int[np.ndarray, "q k"]:
+    """Columns of the `count` largest values of each row, and perhaps some more.
+
+    The largest are in the groups with the largest maxima: one fast pass over all
+    values, and a search among few.
+    """
+    queries, n = values.shape
+    groups = n // _GROUP
+    if groups <= count:
+        every = np.arange(n)
+        return np.broadcast_to(every, values.shape)
+    top = values[:, : groups * _GROUP].reshape(queries, groups, _GROUP).max(2)
+    best = np.argpartition(top, groups - count, axis=1)[:, -count:]
+    inside = (best[:, :, None] * _GROUP + np.arange(_GROUP)).reshape(queries, -1)
+    rest = np.broadcast_to(np.arange(groups * _GROUP, n), (queries, n % _GROUP))
+    inside = np.concatenate([inside, rest], 1)
+    found = np.take_along_axis(values, inside, 1)
+    own = np.argpartition(found, found.shape[1] - count, axis=1)[:, -count:]
+    return np.sort(np.take_along_axis(inside, own, 1), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

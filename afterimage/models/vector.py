@@ -196,7 +196,11 @@ def candidates(
 def usual_pool(
     pool: str, info: Sequence[FeatureInfo], image_size: tuple[int, int]
 ) -> str:
-    """`pool`, or a simpler name for the same vector; `last` if it is too wide."""
+    """`pool`, or a simpler name for the same vector; `last` if it is too wide.
+
+    Raises UserError for an unknown name.
+    """
+    VectorRecipe(pool)
     wanted = pooled_size(info, image_size, pool)
     for candidate in candidates(info, image_size):
         if pooled_size(info, image_size, candidate) == wanted:

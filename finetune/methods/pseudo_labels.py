@@ -115,11 +115,17 @@ class PseudoLabels(Method):
         return found
 
     def open_streams(self, data, opener):
-        """`rest` is the training split without the images that choose the step."""
+        """`rest` is the training split without the images that choose the step.
+
+        With all labels, the images held out for the test are left out too.
+        """
         if self.images == REST:
-            images = data.splits.train
-            if data.labels.validation is not None:
-                held = set(data.labels.validation.ids)
+            images, labels = data.splits.train, data.labels
+            held = set(labels.validation.ids if labels.validation is not None else ())
+            of_train = labels.held_out is not None and not opener.config.limited
+            if labels.test is not None and of_train:
+                held |= set(labels.test.ids)
+            if held:
                 kept = [i for i, name in enumerate(images.ids) if name not in held]
                 images = images.subset(kept)
         elif self.images == OF_TARGET:

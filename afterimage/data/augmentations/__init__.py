@@ -15,6 +15,7 @@ import jax
 from jaxtyping import Array, Float
 
 from afterimage.data.augmentations.resampling import Movement, moved
+from afterimage.data.augmentations.resampling import takes as takes
 from afterimage.errors import UserError
 from afterimage.plugins import AUGMENTATIONS
 
@@ -110,8 +111,11 @@ def spec_problem(spec: str) -> str | None:
 
 def parameters(thing: Any) -> dict[str, tuple[float, float, float]]:
     """{parameter: (default, least, most)} of an augmentation, in order."""
-    defaults = inspect.signature(getattr(thing, "draw", thing)).parameters
     ranges = getattr(thing, "ranges", {})
+    if not ranges:
+        return {}
+    function = thing.draw if isinstance(thing, Movement) else thing
+    defaults = inspect.signature(function).parameters
     return {name: (defaults[name].default, *ranges[name]) for name in ranges}
 
 
