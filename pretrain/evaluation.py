@@ -72,13 +72,15 @@ class Budget:
         """Most training images for anything else: a twentieth of those trained on."""
         return max(2_000, self.trained // 20)
 
-    def times(self, images: int, before: int) -> int:
-        """In how many evaluations the features of so many images are computed.
+    def due(self, number: int, images: int, before: int) -> bool:
+        """Whether evaluation `number`, from 1 on, computes features of so many images.
 
-        At least once. With the `before` times at the start, they cost 3 % of training.
+        The last always does, and of the others as many, evenly spread, as cost 3 % of
+        the training together with it and with the `before` times at the start.
         """
         affordable = int(0.18 * self.trained / images) - before
-        return min(max(affordable, 1), self.evaluations)
+        times, of = min(max(affordable, 1), self.evaluations), self.evaluations
+        return number * times // of > (number - 1) * times // of
 
 
 class Evaluation:
@@ -218,14 +220,12 @@ class Evaluation:
         return subsample(self.held, min(_RANK_IMAGES, self.budget.images))
 
     def _due(self, step: int) -> bool:
-        """Whether features are computed at this step: evenly spread, and at the end."""
+        """Whether features are computed at this step: it depends on nothing else."""
+        number = -(-step // self.every)
         if self.probes is None:
-            times = self.budget.times(len(self._for_rank), before=0)
-        else:
-            images = len(self.probes.train) + len(self.probes.held)
-            times = self.budget.times(images, before=1)
-        number, of = -(-step // self.every), self.budget.evaluations
-        return number * times // of > (number - 1) * times // of
+            return self.budget.due(number, len(self._for_rank), before=0)
+        images = len(self.probes.train) + len(self.probes.held)
+        return self.budget.due(number, images, before=1)
 
     def _vectors(
         self, train: Pooled, *others: Pooled, like: VectorRecipe | None = None
