@@ -1,4 +1,4 @@
-# make env | demo | test | test-all | test-oldest | lint | format | bench | clean
+# make env | demo | test | test-all | test-oldest | test-readers | lint | format | bench | clean
 #
 # `make test PYTHON=python3.13` uses that Python; an environment of another
 # version is built anew.
@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # An environment belongs to one version of Python: the stamps bear its name.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: env demo test test-all test-oldest lint format bench clean
+.PHONY: env demo test test-all test-oldest test-readers lint format bench clean
 
 env: $(VENV)/.ready-$(VERSION)
 
@@ -62,6 +62,13 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@$(OLDEST)/bin/python $(PIP) uv
 	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[test]'
 	@touch $@
+
+# What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.
+READERS = polars duckdb faiss-cpu
+
+test-readers: $(VENV)/.ready-test-$(VERSION)
+	@$(BIN)/python $(PIP) -e '.[onnx,bench]' $(READERS)
+	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py
 
 format: $(VENV)/.ready-test-$(VERSION)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
-"""Streams the features of whole data sets to a `.parquet`, `.npz` or `.npy` file."""
+"""Streams features of whole data sets to a .parquet, .npz, .npy or .csv file."""
 
 import contextlib
+import csv
 import dataclasses
 import glob
 import io
@@ -8,7 +9,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,6 +50,8 @@ def export_features(
       is labelled), vector (fixed-size list of float32). Memory stays bounded.
     - `.npz`: arrays split, id, label (-1 where unknown), vector [N, D].
     - `.npy`: the vectors alone, [N, D], in the order of the images.
+    - `.csv`: split, id, label and class as in Parquet, then v0, v1, … with as many
+      digits as float32 has.
 
     The complete file is renamed into place, replacing any existing one, so a killed and
     repeated export has exactly one row per image.
@@ -95,6 +98,7 @@ def check_place(out: str | os.PathLike[str]) -> None:
 
 def _writer(out: str | os.PathLike[str]) -> Callable[..., "_Rows"]:
     kinds = {".parquet": ParquetRows, ".npz": NpzRows, ".npy": NpyRows}
+    kinds[".csv"] = CsvRows
     if problems := place_problems("out", out):
         raise UserError(problems[0])
     out = Path(out)
@@ -324,6 +328,28 @@ class NpzRows(_Rows):
         self._zip.fp = io.BytesIO()
         self._file.close()
         self._zip.close()
+
+
+class CsvRows(_Rows):
+    """A line of text for each image."""
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, int], labelled: bool):
+        self._file = file
+        self._named = ["split", "id", *(["label", "class"] if labelled else [])]
+        self._write([[*self._named, *(f"v{n}" for n in range(shape[1]))]])
+
+    def add(self, rows: Mapping[str, Any]) -> None:
+        known = dict(rows)
+        known["label"] = [None if c < 0 else c for c in rows["label"]]
+        named = zip(*(known[name] for name in self._named))
+        # The shortest text that is read back as the same float32.
+        digits = rows["vector"].astype(np.str_).tolist()
+        self._write([*first, *rest] for first, rest in zip(named, digits))
+
+    def _write(self, lines: Iterable[Sequence[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        self._file.write(text.getvalue().encode())
 
 
 def features(config: FeaturesConfig) -> int:

@@ -1,3 +1,4 @@
+import csv
 import os
 import signal
 import subprocess
@@ -78,6 +79,48 @@ def test_npz_and_npy(encoder, tmp_path):
     np.testing.assert_allclose(mapped, _want(encoder), atol=1e-5)
 
 
+def test_csv(encoder, tmp_path):
+    export_features(encoder, _sets(), tmp_path / "f.csv", batch_size=4)
+    with (tmp_path / "f.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    named = [[row[name] for name in ("split", "id", "label", "class")] for row in rows]
+    assert named[1] == ["train", "b", "1", "bee"]
+    assert named[8] == ["test", "1", "", ""]
+    width = encoder.num_features
+    found = [[np.float32(row[f"v{n}"]) for n in range(width)] for row in rows]
+    export_features(encoder, _sets(), tmp_path / "f.npy", batch_size=4)
+    np.testing.assert_array_equal(found, np.load(tmp_path / "f.npy"))
+
+
+@pytest.mark.parametrize("reader", ["polars", "duckdb", "faiss"])
+def test_who_reads_parquet(encoder, tmp_path, reader):
+    """The nearest of the images to the fourth, without copying lists of numbers."""
+    library = pytest.importorskip(reader)
+    out, d = tmp_path / "f.parquet", encoder.num_features
+    export_features(encoder, _sets(), out)
+    vectors = _want(encoder)
+    want = np.argsort(np.square(vectors - vectors[3]).sum(1))[:3].tolist()
+    ids = pq.read_table(out)["id"].to_pylist()
+    if reader == "polars":
+        frame = library.read_parquet(out)
+        assert frame.schema["vector"] == library.Array(library.Float32, d)
+        found = frame["vector"].to_numpy()
+        near = np.argsort(np.square(found - found[3]).sum(1))[:3].tolist()
+    elif reader == "duckdb":
+        query = f"""
+            with v as (select *, vector::float[{d}] as x from '{out}')
+            select id from v, (select x as q from v where id = 'd')
+            order by array_distance(x, q) limit 3"""
+        near = [ids.index(row[0]) for row in library.sql(query).fetchall()]
+    else:
+        column = pq.read_table(out)["vector"].combine_chunks()
+        found = column.flatten().to_numpy().reshape(-1, d)
+        index = library.IndexFlatL2(d)
+        index.add(found)
+        near = index.search(found[3:4], 3)[1][0].tolist()
+    assert near == want
+
+
 def test_without_labels_there_is_no_label_column(encoder, tmp_path):
     sets = {"train": _sets()["test"]}
     export_features(encoder, sets, tmp_path / "f.parquet")
@@ -87,7 +130,7 @@ def test_without_labels_there_is_no_label_column(encoder, tmp_path):
         assert sorted(arrays) == ["id", "split", "vector"]
 
 
-@pytest.mark.parametrize("name", ["f.csv", "f", "f.parquet.gz"])
+@pytest.mark.parametrize("name", ["f.txt", "f", "f.parquet.gz"])
 def test_an_unknown_suffix_is_refused_at_once(encoder, tmp_path, name):
     with pytest.raises(UserError, match=r"\.parquet, \.npz, \.npy"):
         export_features(encoder, _sets(), tmp_path / name)

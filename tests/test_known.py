@@ -130,7 +130,7 @@ def test_the_commands(narrow, tmp_path, capsys):
     encoder = load_encoder(folder)
     assert encoder.preprocessing.mean == (0.485, 0.456, 0.406)
     assert encoder.features(pictures(2, (80, 90))).shape == (2, 16)
-    main(["export", folder, "--out", back])
+    main(["export", folder, "--to", "torchvision", "--out", back])
     theirs = read_weights(path)
     for name, array in read_weights(back).items():
         np.testing.assert_array_equal(array, theirs[name])

@@ -201,3 +201,28 @@ def test_convolution_gradient_inside_scan_is_not_slow():
 
     looped, unrolled = milliseconds(run(True), run(False))
     assert looped <= 2 * unrolled, f"scan {looped:.2f} ms, unrolled {unrolled:.2f} ms"
+
+
+def test_the_platform_of_the_program_chooses_the_form():
+    """A program for an accelerator, made on this CPU, holds no detour for CPUs."""
+
+    def loss(x, kernel, depthwise, v):
+        y = ops.depthwise_conv(x, depthwise)
+        y = ops.conv2d(y[:, :1], kernel) + ops.per_channel(v, y[:, :1])
+        return ops.matmul(y, kernel[0, 0]).sum()
+
+    args = [normal(n, *s) for n, s in enumerate(((2, 8, 8, 4), (3, 3, 4, 4)))]
+    args += [normal(2, 7, 7, 1, 4), normal(3, 4)]
+    traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(*args)
+    texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in PLATFORMS}
+    own = {p: text.count("feature_group_count = 4") for p, text in texts.items()}
+    assert own["cpu"] == 0 < own["tpu"] == own["cuda"]
+    assert "optimization_barrier" in texts["cpu"]
+    with ops.plain_forms():
+        plain = jax.jit(jax.grad(loss, (0, 1, 2, 3)))
+        text = plain.trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+    for name in ("convolution", "dot_general", "pad", "barrier"):
+        assert text.count(name) == texts["tpu"].count(name), name
+
+
+PLATFORMS = ("cpu", "cuda", "tpu")

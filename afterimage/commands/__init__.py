@@ -47,7 +47,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Files": {
         "checkpoints": "list, show, verify or prune the checkpoints of a run",
         "import": "read torchvision's or timm's weights",
-        "export": "write an encoder under torchvision's names",
+        "export": "write an encoder or classifier as ONNX, StableHLO or safetensors",
         "completion": "print a completion script for your shell",
     },
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
@@ -9,23 +10,40 @@ from afterimage.console import say
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """An encoder as a file that torchvision and timm can load."""
+    """An encoder or a classifier as a file for other programs."""
 
-    run: str
-    """A run folder, a checkpoints/STEP folder or an encoder folder."""
+    from_: str
+    """A run folder, a checkpoints/STEP folder, an encoder/ or a classifier/ folder."""
+
+    to: Literal["onnx", "stablehlo", "safetensors", "torchvision"]
+    """What to write. onnx: a program for onnxruntime (needs afterimage[onnx]);
+    stablehlo: a program for JAX on CPU, CUDA and TPU; safetensors: a folder for Hugging
+    Face, with a card and a loader for PyTorch; torchvision: the weights of a ResNet or
+    VGG encoder under torchvision's names, without a head."""
 
     out: str
-    """The .safetensors file to write."""
+    """The file to write, which ends in .onnx, .stablehlo or .safetensors
+    (torchvision); with --to safetensors the folder."""
+
+    part: Literal["auto", "encoder", "classifier"] = "auto"
+    """What to write of the run. auto: the classifier if there is one."""
+
+    licence: str = "unknown"
+    """The licence in the card of a safetensors folder, by Hugging Face's identifier:
+    apache-2.0, mit, cc-by-4.0, other, ..."""
 
 
 COMMAND = Command(
     name="export",
     config=Export,
-    positional="run",
+    positional="from_",
     about="""\
-Write an encoder as safetensors under torchvision's names, without a head.
+Write an encoder or a classifier for other programs. Preprocessing is inside, batches
+may have any size, and every file is loaded again and compared.
 
-  afterimage export runs/photos --out photos.safetensors""",
+  afterimage export runs/photos --to onnx --out photos.onnx
+  afterimage export runs/photos --to stablehlo --out photos.stablehlo
+  afterimage export runs/photos --to safetensors --out photos-hf""",
     common={"Settings": tuple(f.name for f in dataclasses.fields(Export))},
 )
 
@@ -33,7 +51,13 @@ Write an encoder as safetensors under torchvision's names, without a head.
 def main(argv: Sequence[str]) -> None:
     """Parses, writes, prints what was written."""
     config = parse(COMMAND, argv)
-    from afterimage.known import export_encoder
+    if config.to == "torchvision":
+        from afterimage.known import export_encoder
 
-    model = export_encoder(config.run, config.out)
-    say(f"wrote {config.out}: {model.name} under torchvision's names, without a head")
+        model = export_encoder(config.from_, config.out)
+        say(f"wrote {config.out}: {model.name} under torchvision's names, no head")
+        return
+    from afterimage.portable import export_model
+
+    settings = dataclasses.asdict(config)
+    say(export_model(settings.pop("from_"), **settings))

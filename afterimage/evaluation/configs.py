@@ -50,7 +50,7 @@ class FeaturesConfig(ImagesOptions):
 
     out: str
     """The file to write: .parquet (split, id, label and class where known, vector),
-    .npz (the same as arrays) or .npy (vectors alone)."""
+    .npz (the same as arrays), .npy (vectors alone) or .csv (a column a number)."""
 
     split: Split = "all"
     """Which images to use: all, or those of one split."""

@@ -5,19 +5,49 @@ jaxlib 0.10.2; `tests/test_ops.py` and `tests/test_pooling.py` guard each ratio)
 are NHWC, kernels HWIO.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Shaped, UInt8
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Within it, what is traced has the plain forms only.
+
+    For programs that other compilers run, from what JAX traces: ONNX.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def by_platform(cpu: Callable[..., Any], other: Callable[..., Any], *args: Any) -> Any:
+    """`cpu(*args)` where the program runs on CPU, else `other(*args)`.
+
+    The platform is that which the program is lowered for, not that of this process.
+    JAX traces both, and caches by the identity of the functions: give it global ones.
+    """
+    if _plain.get():
+        return other(*args)
+    return lax.platform_dependent(*args, cpu=cpu, default=other)
 
 
 def _bilinear(
@@ -85,10 +115,12 @@ def matmul(
     downsampling do), XLA:CPU would compute it separately for each of the two, once more
     transposed; behind a barrier it is computed once (docs/design/speed.md).
     """
-    if jax.default_backend() != "cpu":
-        return x @ kernel
+    return by_platform(_matmul_rows, jnp.matmul, x, kernel)
+
+
+def _matmul_rows(x: Array, kernel: Array) -> Array:
     rows = _matmul(x.reshape(-1, x.shape[-1]), kernel, None)
-    return rows.reshape(*x.shape[:-1], -1)
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 _matmul = _bilinear(
@@ -169,8 +201,14 @@ def conv2d(
         kh, kw = kernel.shape[:2]
         padding = ((kh // 2, kh // 2), (kw // 2, kw // 2))
         tiny = min(x.shape[1:3]) <= 2 * stride and kh % 2 == kw % 2 == 1
-        if tiny and jax.default_backend() == "cpu":
-            return _conv_by_patches(x, kernel, stride)
+        if tiny:
+            plain = functools.partial(_conv2d, padding=padding, stride=stride)
+            patches = functools.partial(_conv_by_patches, stride=stride)
+            return by_platform(patches, plain, x, kernel)
+    return _conv2d(x, kernel, padding, stride)
+
+
+def _conv2d(x: Array, kernel: Array, padding: Padding, stride: int) -> Array:
     if stride != 1:
         return _lax_conv(x, kernel, padding, stride)
     return _conv(x, kernel, padding)
@@ -235,9 +273,11 @@ def depthwise_conv(
     long (k = 7, 16 x 16 x 32, two cores), its dK twice to thirty times. GPU and TPU
     have native kernels, so they run the plain form.
     """
-    if jax.default_backend() == "cpu":
-        return _depthwise_shift(x, kernel, len(kernel))
-    return _depthwise_lax(x, kernel)
+    return by_platform(_depthwise_cpu, _depthwise_lax, x, kernel)
+
+
+def _depthwise_cpu(x: Array, kernel: Array) -> Array:
+    return _depthwise_shift(x, kernel, len(kernel))
 
 
 def _depthwise_lax(x: Array, kernel: Array) -> Array:
@@ -245,6 +285,7 @@ def _depthwise_lax(x: Array, kernel: Array) -> Array:
     return _lax_conv(x, kernel, ((half, half), (half, half)), groups=x.shape[-1])
 
 
+@jax.jit
 def _shifted_sum(x: Array, kernel: Array) -> Array:
     k, (_, h, w, _) = kernel.shape[0], x.shape
     half = k // 2
@@ -257,6 +298,7 @@ def _shifted_sum(x: Array, kernel: Array) -> Array:
     return lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _depthwise_dk(x: Array, g: Array, k: int) -> Array:
     """dK[i, j, c] = sum_bhw x[b, h + i, w + j, c] g[b, h, w, c], x padded by k // 2.
 
@@ -293,10 +335,27 @@ def per_channel(
     speed. Maps larger than the caches gain nothing, since the matmul reads them once
     more.
     """
-    if jax.default_backend() != "cpu" or x.size > 2**20:
-        return jnp.broadcast_to(v.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
-    ones = jnp.ones((x.size // x.shape[-1], 1), v.dtype)
-    return (ones @ v[None]).reshape(x.shape)
+    known = all(isinstance(n, int) for n in x.shape)
+    if not known or x.size > 2**20:
+        return _broadcast(x.shape)(v)
+    return by_platform(_product(x.shape), _broadcast(x.shape), v)
+
+
+@functools.cache
+def _broadcast(shape: tuple[Any, ...]) -> Callable[[Array], Array]:
+    def broadcast(v: Array) -> Array:
+        return jnp.broadcast_to(v.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+
+    return broadcast
+
+
+@functools.cache
+def _product(shape: tuple[Any, ...]) -> Callable[[Array], Array]:
+    def product(v: Array) -> Array:
+        ones = jnp.ones((math.prod(shape[:-1]), 1), v.dtype)
+        return (ones @ v[None]).reshape(shape)
+
+    return product
 
 
 def _windows(x: Array, fill: float) -> Array:
@@ -348,7 +407,7 @@ def _argmax(windows: Array) -> Array:
 
 
 def _one_hot(switches: Array, dtype: jnp.dtype) -> Array:
-    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    place = np.arange(4, dtype=np.uint8).reshape(1, 1, 2, 1, 2, 1)
     return (switches[:, :, None, :, None] == place).astype(dtype)
 
 

@@ -66,7 +66,7 @@ def test_a_full_cache_disk_costs_the_cache_alone(tmp_path, small_files, capsys):
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz", "parquet"])
+@pytest.mark.parametrize("suffix", ["npy", "npz", "parquet", "csv"])
 def test_features_on_a_full_disk_leave_what_was_there(tmp_path, suffix):
     encoder_artefact.write(tmp_path / "encoder")
     encoder = load_encoder(tmp_path / "encoder")

@@ -72,13 +72,11 @@ class WhitenedPatches(nnx.Module):
         respond = functools.partial(
             self._respond, kernel=kernel.astype(x.dtype), shift=shift.astype(x.dtype)
         )
-        if jax.default_backend() != "cpu":
-            return respond(x)
-        # One image at a time stays within the caches, which is faster
+        # On CPU one image at a time stays within the caches, which is faster
         # (tests/test_models_patches.py guards it). So does recomputing what the
         # gradient needs.
         one = jax.checkpoint(lambda image: respond(image[None])[0])
-        return lax.map(one, x)
+        return ops.by_platform(functools.partial(lax.map, one), respond, x)
 
     @property
     def filters(self) -> Float[Array, "d o"]:
@@ -130,8 +128,7 @@ def patch_rows(x: Shaped[Array, "b h w c"], k: int) -> Shaped[Array, "b _h _w d"
     h, w = x.shape[1] - k + 1, x.shape[2] - k + 1
     # Along rows first: XLA:CPU copies few long pieces faster than many short ones.
     x = jnp.concatenate([x[:, :, n : n + w] for n in range(k)], -1)
-    if jax.default_backend() == "cpu":
-        x = lax.optimization_barrier(x)
+    x = ops.by_platform(lax.optimization_barrier, lambda x: x, x)
     return jnp.concatenate([x[:, n : n + h] for n in range(k)], -1)
 
 

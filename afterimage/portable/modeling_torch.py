@@ -1,0 +1,173 @@
+"""This folder's network in PyTorch, in evaluation mode.
+
+    model = load("FOLDER")
+    outputs = model(images)  # uint8 [n, H, W, C] of the size in config.json
+
+`outputs` are named tensors: features, map_0 (the finest) ..., and for a classifier
+logits and probabilities. It needs torch and safetensors; there are no other files.
+"""
+
+import json
+import math
+import pathlib
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+
+def load(folder):
+    folder = pathlib.Path(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Model(config, load_file(folder / "model.safetensors")).eval()
+
+
+def each(module):
+    """The numbered children of a module, in order."""
+    return [] if module is None else [module[str(n)] for n in range(len(module))]
+
+
+class Tree(nn.ModuleDict):
+    """Named parameters, buffers and further trees."""
+
+    def get(self, name):
+        return self._modules.get(name)
+
+
+class Model(Tree):
+    def __init__(self, config, weights):
+        super().__init__()
+        self.config = config
+        for name, value in weights.items():
+            *path, leaf = name.split(".")
+            at = self
+            for part in path:
+                if part not in at:
+                    at[part] = Tree()
+                at = at[part]
+            if leaf in ("weight", "bias"):
+                at.register_parameter(leaf, nn.Parameter(value))
+            else:
+                at.register_buffer(leaf, value)
+
+    def forward(self, images):
+        c = self.config
+        mean, std = (torch.tensor(c[k], device=images.device) for k in ("mean", "std"))
+        x = (images.float() / (255 * std) - mean / std).permute(0, 3, 1, 2)
+        if c["normalisation"] == "image":
+            x = x - x.mean((2, 3), keepdim=True)
+            power = x.square().mean((1, 2, 3), keepdim=True)
+            x = x / ((power + 1e-12).sqrt() + 0.1)
+        maps = list(getattr(self, c["family"])(x))
+        outputs = {f"map_{n}": m.permute(0, 2, 3, 1) for n, m in enumerate(maps)}
+        if c["vector"]:
+            outputs["features"] = self.features(maps)
+        for n, head in enumerate(c["heads"]):
+            outputs |= self.head(maps, self["heads"][str(n)], head)
+        return outputs
+
+    def features(self, maps):
+        x, known = self.pool(maps, self.config["vector"]["pool"]), self.get("vector")
+        if known is not None:
+            x = x - known.mean
+            x = x / known.scale if hasattr(known, "scale") else x @ known.axes
+        return x
+
+    def pool(self, maps, kind):
+        """Means of the last map or all, over the whole or a grid; or the bottleneck."""
+        if kind == "vector" and "bottleneck" in self:
+            flat = maps[-1].permute(0, 2, 3, 1).flatten(1)
+            return F.linear(flat, self["bottleneck"].weight, self["bottleneck"].bias)
+        cells = (3 if kind == "grid-3" else 2) if "grid" in kind else 1
+        parts = []
+        for m in maps if kind.startswith("pyramid") else maps[-1:]:
+            m = F.adaptive_avg_pool2d(m, tuple(min(cells, n) for n in m.shape[2:]))
+            parts.append(m.permute(0, 2, 3, 1).flatten(1))
+        return torch.cat(parts, 1)
+
+    def head(self, maps, at, head):
+        x = (self.pool(maps, head["features"]) - at.mean) / at.std
+        x = x[:, at.kept.long()] if hasattr(at, "kept") else x
+        y = x
+        if "hidden" in at:
+            hidden = F.linear(y, at["hidden"].weight, at["hidden"].bias)
+            y = F.gelu(hidden, approximate="tanh")
+        y = F.linear(y, at["linear"].weight, at["linear"].bias)
+        found = {"features": x, "logits": y, "probabilities": y.softmax(1)}
+        return {head["prefix"] + name: value for name, value in found.items()}
+
+    def conv(self, x, at, stride=1):
+        side = at.weight.shape[-1]
+        return F.conv2d(x, at.weight, getattr(at, "bias", None), stride, side // 2)
+
+    def patchify(self, x, at):
+        r, (h, w) = at.weight.shape[-1], x.shape[2:]
+        return F.conv2d(F.pad(x, (0, -w % r, 0, -h % r)), at.weight, at.bias, r)
+
+    def norm(self, x, parent, name="norm"):
+        kind, at = self.config["norm"], None if parent is None else parent.get(name)
+        if at is None:
+            return x
+        if kind in ("batch", "frozen"):
+            return F.batch_norm(x, at.running_mean, at.running_var, at.weight, at.bias)
+        if kind == "group":
+            return F.group_norm(x, math.gcd(8, x.shape[1]), at.weight, at.bias, 1e-6)
+        x = x - x.mean(1, keepdim=True) if kind == "layer" else x
+        x = x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        return x * at.weight[:, None, None] + at.bias[:, None, None]
+
+    def block(self, x, at, stride=1):
+        deep = "conv3" in at
+        y = self.norm(self.conv(x, at["conv1"], 1 if deep else stride), at, "norm1")
+        y = self.conv(y.relu(), at["conv2"], stride if deep else 1)
+        y = self.norm(y, at, "norm2")
+        if deep:
+            y = self.norm(self.conv(y.relu(), at["conv3"]), at, "norm3")
+        if (short := at.get("shortcut")) is not None:
+            x = self.norm(self.conv(x, short["conv"], stride), short)
+        return (x + y).relu()
+
+    def convnext_block(self, x, at):
+        deep, n = at["depthwise"], x.shape[1]
+        y = F.conv2d(x, deep.weight, deep.bias, padding="same", groups=n)
+        y = self.norm(y, at).permute(0, 2, 3, 1)
+        y = F.gelu(F.linear(y, at["expand"].weight, at["expand"].bias))
+        energy = (y.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()
+        response = energy / (energy.mean(-1, keepdim=True) + 1e-6)
+        y = y * (1 + at["response"].weight * response) + at["response"].bias
+        y = F.linear(y, at["project"].weight, at["project"].bias)
+        return x + y.permute(0, 3, 1, 2)
+
+    def plain(self, x):
+        """The encoder `conv`."""
+        for stage in each(self["stages"]):
+            x = self.norm(self.patchify(x, stage["down"]), stage).relu()
+            for block in each(stage.get("blocks")):
+                x = self.block(x, block)
+            yield x
+
+    def resnet(self, x):
+        stem, stride = self["stem"], self.config["stem_stride"]
+        x = self.norm(self.conv(x, stem["conv"], min(stride, 2)), stem).relu()
+        x = F.max_pool2d(x, 3, 2, 1) if stride == 4 else x
+        for n, stage in enumerate(each(self["stages"])):
+            for m, block in enumerate(each(stage["blocks"])):
+                x = self.block(x, block, 2 if n and not m else 1)
+            yield x
+
+    def vgg(self, x):
+        for stage in each(self["stages"]):
+            for n, conv in enumerate(each(stage["convs"])):
+                x = self.norm(self.conv(x, conv), stage.get("norms"), str(n)).relu()
+            x = F.max_pool2d(x, 2)
+            yield x
+
+    def convnext(self, x):
+        x = self.norm(self.patchify(x, self["stem"]["conv"]), self["stem"])
+        for stage in each(self["stages"]):
+            if (down := stage.get("down")) is not None:
+                x = self.patchify(self.norm(x, down), down["conv"])
+            for block in each(stage["blocks"]):
+                x = self.convnext_block(x, block)
+            yield x
