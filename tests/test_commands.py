@@ -42,7 +42,7 @@ def test_help_fits_two_screens(command, capsys):
 
 @pytest.mark.parametrize("command", DESCRIBED, ids=lambda c: c.name)
 def test_common_flags_exist_and_all_are_documented(command, capsys):
-    fields = {field.name for field in dataclasses.fields(command.config)}
+    fields = {f.name for f in dataclasses.fields(command.flags or command.config)}
     common = [name for names in command.common.values() for name in names]
     assert set(common) <= fields
     assert len(set(common)) == len(common)

@@ -129,7 +129,7 @@ def test_modes_freeze_what_they_say(home, tmp_path, mode, settings, frozen):
             assert still, path
         elif "kernel" in path or "norm" in path:
             assert not still, path
-    assert result.results["mode"] == mode
+    assert result.results["mode"] == getattr(mode, "name", mode)
     assert result.results["test"]["examples"] == 30
     images = draw(1, 5)[0]
     loaded = load_classifier(str(result.run))
