@@ -73,12 +73,18 @@ def say(text: str) -> None:
     print(printable(text, keep="\n\t"), flush=True)
 
 
-def say_reading(data: Any) -> None:
-    """Print to standard error, in the first process, that images are being read."""
+def say_doing(what: str) -> None:
+    """Print to standard error, in the first process, what takes a while now."""
     import jax
 
-    if jax.process_index() == 0 and isinstance(data, str):
-        print(printable(f"Reading {data} ..."), file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+        print(printable(f"{what} ..."), file=sys.stderr, flush=True)
+
+
+def say_reading(data: Any) -> None:
+    """Say that these images are being read, if they have a name."""
+    if isinstance(data, str):
+        say_doing(f"Reading {data}")
 
 
 def shows_bars(stream: Any) -> bool:

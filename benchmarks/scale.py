@@ -44,6 +44,7 @@ def case(model: str, remat: bool, steps: int, batch: int) -> dict[str, Any]:
                 out=out,
                 model=model,
                 objective=Masked(ratio=0.6, patch=32),
+                decoder="hierarchical",
                 remat=remat,
                 precision="bfloat16" if accelerator else "float32",
                 steps=steps,

@@ -178,7 +178,9 @@ RUNS: Mapping[str, Callable[[Home], None]] = {
         ema=0.9,
     ),
     "masked": lambda home: pretrain(
-        home, objective={"name": "masked", "target": "patch"}
+        home,
+        objective={"name": "masked", "target": "patch"},
+        decoder="hierarchical",
     ),
     "masked-hog": lambda home: pretrain(
         home,

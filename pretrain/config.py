@@ -52,9 +52,9 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         | None
     ) = None
     """Reconstructs the image from the features; discarded after pretraining. Default:
-    the model's own. Objectives that mask images need one of the last two: hierarchical
-    (their default), which uses all feature maps, or block, which uses only the last and
-    is cheaper."""
+    the model's own. Objectives that mask images need one of the last two: block
+    (default of masked), which uses only the last feature map and is cheaper, or
+    hierarchical (default of latent), which uses all."""
 
     bottleneck: int | None = None
     """Length of a single vector through which all information passes; it becomes the
@@ -80,8 +80,9 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     its own contrast, so that brightness and tint hardly matter."""
 
     probe_images: int = 5000
-    """Number of training images for the kNN and ridge probes, if there are labels; 0
-    turns the probes off."""
+    """Most training images for the kNN and ridge probes, if there are labels; 0 turns
+    the probes off. Short runs use fewer, and leave probes out of some evaluations, so
+    that evaluations take a small part of the time."""
 
     probe_k: int = 20
     """Number of neighbours of the kNN probe."""

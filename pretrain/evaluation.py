@@ -5,6 +5,7 @@ encoder.
 """
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from jaxtyping import Array
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
+from afterimage.console import say_doing
 from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
 from afterimage.evaluation.probes import labels_a_class
@@ -29,9 +31,9 @@ from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
 from afterimage.runs import Run, write_json, write_png
-from afterimage.training.batches import EvaluationRunner, subsample
+from afterimage.training.batches import EvaluationRunner, spaced, subsample
 
-# Images used for the mean image, the rank, and the loss without a validation set.
+# Most images for the mean image and the rank; for the loss without a validation set.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 
 Check = Callable[[], None]
@@ -47,11 +49,45 @@ def picture_name(step: int) -> str:
     return f"step-{step:07d}.png"
 
 
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many images evaluations look at: about a twentieth of the cost of a run.
+
+    Counted in images, not measured, so that it is the same on every machine and when a
+    run resumes. The loss of an image is taken to cost a third of training on it, its
+    features a sixth. A few images are always looked at, however short the run.
+    """
+
+    trained: int
+    """Images that the run trains on, repeats included."""
+    evaluations: int
+
+    @property
+    def loss_images(self) -> int:
+        """Most held-out images; all evaluations cost a fiftieth of the training."""
+        return max(256, int(0.06 * self.trained / self.evaluations))
+
+    @property
+    def images(self) -> int:
+        """Most training images for anything else: a twentieth of those trained on."""
+        return max(2_000, self.trained // 20)
+
+    def due(self, number: int, images: int, before: int) -> bool:
+        """Whether evaluation `number`, from 1 on, computes features of so many images.
+
+        The last always does, and of the others as many, evenly spread, as cost 3 % of
+        the training together with it and with the `before` times at the start.
+        """
+        affordable = int(0.18 * self.trained / images) - before
+        times, of = min(max(affordable, 1), self.evaluations), self.evaluations
+        return number * times // of > (number - 1) * times // of
+
+
 class Evaluation:
     """Created once per run, called at each evaluation; scores use held-out images.
 
     Without a validation set, loss and pictures use training images, and there are no
-    probes.
+    probes. Probes and the rank may be left out of some evaluations, never of the last.
     """
 
     def __init__(
@@ -65,13 +101,22 @@ class Evaluation:
         validation: ImageSet | None,
         run: Run,
         sweep: EvaluationRunner,
+        total: int,
     ):
         self.config, self.setup, self.run, self.sweep = config, setup, run, sweep
         self.train, self.rank = train, 0.0
         self.objective = objective = config.objective
+        every, _ = config.cadence(total)
+        self.total, self.every = total, every
+        self.budget = Budget(total * config.batch_size, -(-total // every))
         self.held = validation or subsample(train, _FALLBACK_IMAGES)
+        self.held = subsample(self.held, self.budget.loss_images)
         self.probes = Probes.of(
-            train, validation, most=config.probe_images, k=config.probe_k
+            train,
+            validation,
+            most=min(config.probe_images, self.budget.images),
+            most_held=max(2_000, self.budget.images // 4),
+            k=config.probe_k,
         )
         size, (pool, transform) = setup.model.image_size, objective.default_vector
         pool = usual_pool(pool, info, size)
@@ -116,7 +161,7 @@ class Evaluation:
         self.mean_image_loss: float | None = None
         """The loss of the mean image; None if nothing is reconstructed."""
         if scores is not None:
-            some = subsample(train, _MEAN_IMAGES)
+            some = subsample(train, min(_MEAN_IMAGES, 2 * self.budget.images))
             self.mean_image_loss = self._mean_image_loss(scores, some)
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
@@ -148,18 +193,19 @@ class Evaluation:
         training with the same draws every time, and the objective's own metrics;
         `effective_rank` of their features; with labels also `knn`, `ridge_10` and
         `ridge`, each with its baselines `_raw_pixels`, `_hog` and `_untrained`. If the
-        loss is not finite, the losses are returned alone. Features are the objective's
-        own vector.
+        loss is not finite, or features are not due, the losses are returned alone.
+        Features are the objective's own vector.
         """
         self.last = None
-        results = self.losses(params, stats, check)
+        results, columns = self.losses(params, stats, check)
         if not math.isfinite(results["loss"]):  # diverged: the loop ends the run
             return results
-        if self.config.pictures and self.objective.rows:
-            self._picture(params, stats, step)
-
+        if columns:
+            self._picture(params, stats, step, columns)
+        if not self._due(step):
+            return results
         if self.probes is None:
-            some = subsample(self.held, _RANK_IMAGES)
+            some = self._for_rank
             pooled = self.features(params, stats, some, check)
             self.rank = effective_rank(self._vectors(pooled)[0])
             return results | {"effective_rank": self.rank}
@@ -168,6 +214,18 @@ class Evaluation:
         self.report = self.baselines | ours
         self.rank = results["effective_rank"] = ours[TRAINED]["effective_rank"]
         return results | probe_metrics(self.report)
+
+    @property
+    def _for_rank(self) -> ImageSet:
+        return subsample(self.held, min(_RANK_IMAGES, self.budget.images))
+
+    def _due(self, step: int) -> bool:
+        """Whether features are computed at this step: it depends on nothing else."""
+        number = -(-step // self.every)
+        if self.probes is None:
+            return self.budget.due(number, len(self._for_rank), before=0)
+        images = len(self.probes.train) + len(self.probes.held)
+        return self.budget.due(number, images, before=1)
 
     def _vectors(
         self, train: Pooled, *others: Pooled, like: VectorRecipe | None = None
@@ -193,12 +251,14 @@ class Evaluation:
         vector, entries = None, {}
         if not self.bottleneck:
             if self.probes is not None and self.last is not None:
+                say_doing("Choosing the feature vector")
                 labels, k = self.probes.labels, self.config.probe_k
                 vector, entry = choose(self.own, *self.last, labels, k=k)
                 if (vector.pool, vector.transform) != self.own:
                     self._measure_again(self.probes, vector, initial)
             else:
-                some = subsample(self.train, _RANK_IMAGES)
+                most = min(_RANK_IMAGES, self.budget.images)
+                some = subsample(self.train, most)
                 pooled = self.features(params, stats, some, lambda: None)
                 vector, entry = declared(self.own, pooled)
             entries["vector"] = entry
@@ -232,27 +292,34 @@ class Evaluation:
             },
         }
 
-    def losses(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
-        """Mean loss over the held-out images, and the objective's own metrics.
+    def losses(
+        self, params: Tree, stats: Tree, check: Check
+    ) -> tuple[dict[str, float], list[np.ndarray]]:
+        """(mean loss over the held-out images and the objective's own metrics; the rows
+        of a picture of some of them).
 
         `relative_loss` covers the reconstruction only, without penalties.
         """
         totals: dict[str, Any] = {}
-        for number, batch, _ in self.sweep.batches(self.held):
+        shown = spaced(len(self.held), self.config.pictures)
+        pictures: list[list[np.ndarray]] = [[] for _ in self.objective.rows]
+        for number, batch, mask in self.sweep.batches(self.held):
             check()
-            found, _ = self._look(params, stats, batch, self._key(number))
+            found, rows = self._look(params, stats, batch, self._key(number))
             for name, total in found.items():
                 more = np.asarray(total, np.float64)
                 totals[name] = totals.get(name, 0.0) + more
+            here = shown[shown // len(mask) == number] % len(mask)
+            if len(here):
+                for column, row in zip(pictures, rows, strict=True):
+                    column.append(np.asarray(row)[here])
         means = {name: total / len(self.held) for name, total in totals.items()}
         loss = float(means.pop("loss"))
         relative = self.relative_loss({"loss": loss, **means})
         own = self.objective.summarise(means)
-        return {
-            "loss": loss,
-            **relative,
-            **{name: float(value) for name, value in own.items()},
-        }
+        own = {name: float(value) for name, value in own.items()}
+        columns = [np.concatenate(column) for column in pictures if column]
+        return {"loss": loss, **relative, **own}, columns
 
     def relative_loss(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """{"relative_loss": …}: 1 is no better than the mean image, 0 is perfect."""
@@ -279,13 +346,9 @@ class Evaluation:
     def _key(self, number: int) -> Array:
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
 
-    def _picture(self, params: Tree, stats: Tree, step: int) -> None:
-        chosen = subsample(self.held, self.config.pictures)
-        views: list[Any] = []
-        for number, batch, mask in self.sweep.batches(chosen):
-            _, found = self._look(params, stats, batch, self._key(number))
-            views.append([np.asarray(view)[mask] for view in found])
-        columns = [np.concatenate(view) for view in zip(*views)]
+    def _picture(
+        self, params: Tree, stats: Tree, step: int, columns: list[np.ndarray]
+    ) -> None:
         rows = dict(zip(self.objective.rows, columns, strict=True))
         samples = self._samples(params, stats, columns[0], self._key(0))
         if samples is not None:
@@ -298,23 +361,22 @@ class Evaluation:
     def _mean_image_loss(self, loss: ReconstructionLoss, some: ImageSet) -> float:
         """The held-out loss of always predicting the mean of the training targets."""
 
-        def target_sum(batch: Tree):
+        @self.sweep.jit
+        def sums(constant: Any, batch: Tree):
             targets = loss.targets(to_pixels(batch["image"]))
             mask = batch["mask"].reshape(-1, 1, 1, 1)
-            return jnp.sum(jnp.where(mask, targets, 0), axis=0)
-
-        def constant_loss(constant: Any, batch: Tree):
-            targets = loss.targets(to_pixels(batch["image"]))
             output = jnp.broadcast_to(constant[None], targets.shape)
             values = loss.per_image(output, targets)
-            return jnp.sum(jnp.where(batch["mask"], values, 0))
+            total = jnp.sum(jnp.where(batch["mask"], values, 0))
+            return jnp.sum(jnp.where(mask, targets, 0), axis=0), total
 
-        target_sum, constant_loss = map(self.sweep.jit, (target_sum, constant_loss))
-        sums = [np.asarray(target_sum(b)) for _, b, _ in self.sweep.batches(some)]
-        mean = np.sum(sums, axis=0, dtype=np.float64) / len(some)
+        nothing = np.zeros(some.shape, np.float32)
+        batches = self.sweep.batches(some)
+        targets = [np.asarray(sums(nothing, batch)[0]) for _, batch, _ in batches]
+        mean = np.sum(targets, axis=0, dtype=np.float64) / len(some)
         constant = np.asarray(loss.constant_output(jnp.asarray(mean, jnp.float32)))
         batches = self.sweep.batches(self.held)
-        total = sum(float(constant_loss(constant, b)) for _, b, _ in batches)
+        total = sum(float(sums(constant, batch)[1]) for _, batch, _ in batches)
         # The mean predicts identical images perfectly: avoid dividing by zero.
         return max(total / len(self.held), float(np.finfo(np.float32).tiny))
 
@@ -330,12 +392,18 @@ class Probes:
 
     @classmethod
     def of(
-        cls, train: ImageSet, validation: ImageSet | None, *, most: int, k: int
+        cls,
+        train: ImageSet,
+        validation: ImageSet | None,
+        *,
+        most: int,
+        most_held: int,
+        k: int,
     ) -> "Probes | None":
         """None without held-out images, without labels, or with a single class."""
         if validation is None or most == 0:
             return None
-        pair = _labelled(train, most), _labelled(validation, most)
+        pair = _labelled(train, most), _labelled(validation, min(most, most_held))
         if pair[0] is None or pair[1] is None:
             return None
         assert pair[0].labels is not None
@@ -358,7 +426,9 @@ class Probes:
         """Scores of raw pixels and HOG, which need no network."""
         pair = [s.gather(np.arange(len(s))) for s in (self.train, self.held)]
         raw = self.score(RAW, *map(pixel_vectors, pair))
-        return raw | self.score(HOG, *map(hog_vectors, pair))
+        # Together, so that one shape is compiled.
+        both = hog_vectors(np.concatenate(pair))
+        return raw | self.score(HOG, both[: len(pair[0])], both[len(pair[0]) :])
 
     def baselines(
         self,
@@ -373,6 +443,7 @@ class Probes:
                 stored = schemas.read(file, schemas.Baselines, "delete it")
                 if set(stored) == {RAW, HOG, UNTRAINED}:
                     return stored
+        say_doing("Measuring raw pixels, HOG and the untrained encoder")
         report = self.measured() | self.score(UNTRAINED, *untrained())
         if jax.process_index() == 0:
             write_json(file, report)

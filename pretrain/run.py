@@ -228,6 +228,7 @@ class _Pretraining(Job[PretrainResult]):
             validation=self.validation,
             run=self.folder,
             sweep=sweep,
+            total=self.total,
         )
         self.evaluation.measure_baselines(*replicate(self.initial, self.mesh))
         if not self.evaluation.bottleneck:

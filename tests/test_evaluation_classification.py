@@ -55,6 +55,16 @@ def test_wilson_by_hand():
     assert c.wilson(0, 10)["low"] == 0.0
 
 
+@pytest.mark.parametrize(("right", "of"), [(0, 3), (1, 1), (7, 31), (499, 1000)])
+def test_wilson_is_that_of_scipy(right, of):
+    from scipy.stats import binomtest
+
+    want = binomtest(right, of).proportion_ci(0.95, method="wilson")
+    got = c.wilson(right, of)
+    assert got["value"] == right / of
+    assert (got["low"], got["high"]) == pytest.approx((want.low, want.high), abs=1e-12)
+
+
 def test_calibration_error_by_hand():
     # Bin of 0.9: two of four right (gap 0.4); bin of 0.6: all right (gap 0.4).
     p = np.array([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)

@@ -12,7 +12,7 @@ and pixels are predicted too.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ def latent_error(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latent(Masked):
     """Like masked, and also predict a teacher's features of the whole image."""
+
+    default_decoder: ClassVar[str] = "hierarchical"
 
     weight: float = 1.0
     """Weight of the error in predicting the teacher's features at masked sites. The

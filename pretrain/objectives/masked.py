@@ -31,7 +31,7 @@ class Masked(Autoencoding):
     """Reconstruct the patches that the encoder does not see."""
 
     masks: ClassVar[bool] = True
-    default_decoder: ClassVar[str] = "hierarchical"
+    default_decoder: ClassVar[str] = "block"
 
     target: Literal["data", "image", "patch", "hog"] = "data"  # pyright: ignore[reportIncompatibleVariableOverride]
     """What is reconstructed: images normalised by the data's statistics, or each image
