@@ -143,6 +143,16 @@ def test_a_folder_for_hugging_face(whitened, tmp_path):
     assert "87.5 %" in text
 
 
+def test_the_card_of_a_run_has_its_accuracy(tmp_path):
+    classifier_artefact.write(tmp_path / "run")
+    share = {"value": 0.75, "low": 0.5, "high": 0.9}
+    results = {"validation": None, "test": {"accuracy": share, "examples": 40}}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    export_model(tmp_path / "run", "safetensors", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "- test accuracy 75.0 % (50.0-90.0) on 40 images\n" in card
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

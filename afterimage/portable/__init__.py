@@ -14,6 +14,7 @@ from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.classifier import Classifier, load_classifier
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError, disk_errors, require_writable
+from afterimage.evaluation.text import percent, probe_lines
 from afterimage.fields import place_problems
 from afterimage.portable.outputs import Portable
 
@@ -46,7 +47,7 @@ def export_model(
     out = Path(out)
     _check(to, out)
     source = load_part(path, part)
-    model = Portable.of(source)
+    model = Portable.of(source, _figures(Path(path), source))
     with disk_errors(f"out={out} was not written"), _complete_or_absent(out) as partial:
         checked = _writer(to)(model, partial, licence)
     return f"wrote {out}: {model}\n{checked}"
@@ -80,6 +81,20 @@ def _kind(folder: Path) -> str | None:
         return json.loads((folder / "manifest.json").read_text())["kind"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def _figures(path: Path, source: Encoder | Classifier) -> tuple[str, ...]:
+    """What is known of its quality: from its manifest, and the run's results.json."""
+    if isinstance(source, Encoder):
+        return tuple(probe_lines(source.manifest.get("probes")))
+    lines = []
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        for split in ("validation", "test"):
+            if (found := results.get(split)) is not None:
+                share, images = percent(found["accuracy"]), found["examples"]
+                lines.append(f"{split} accuracy {share} on {images:,} images")
+    return tuple(lines)
 
 
 def _writer(to: str) -> Callable[[Portable, Path, str], str]:

@@ -16,7 +16,6 @@ from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.classifier import Classifier
 from afterimage.encoder import Encoder, with_statistics
 from afterimage.errors import UserError
-from afterimage.evaluation.text import probe_lines
 from afterimage.models import ModelConfig
 from afterimage.models.encoders.conv import ConvEncoder
 from afterimage.models.encoders.convnext import ConvNeXt
@@ -212,7 +211,9 @@ def card(model: Portable, licence: str) -> str:
     if isinstance(source, Classifier):
         for task, names in source.class_names.items():
             lines.append(f"- Classes ({task}): {', '.join(names)}")
-    lines += ["", "## Figures", "", *_figures(manifest), "", "## Loading", "", _LOADING]
+    figures = model.figures or ("None were recorded with these weights.",)
+    lines += ["", "## Figures", "", *(f"- {figure}" for figure in figures)]
+    lines += ["", "## Loading", "", _LOADING]
     return printable("\n".join(lines), keep="\n")
 
 
@@ -244,8 +245,3 @@ def _words(trained: Mapping[str, Any]) -> str:
     named = [(key, v["name"] if isinstance(v, dict) else v) for key, v in known]
     words = [f"{key} {value}" for key, value in named if value is not None]
     return ", ".join(words) or "not recorded"
-
-
-def _figures(manifest: Mapping[str, Any]) -> list[str]:
-    lines = [f"- {line}" for line in probe_lines(manifest.get("probes"))]
-    return lines or ["None were recorded with these weights."]

@@ -29,9 +29,13 @@ class Portable:
     """Traceable, for any n; the weights are inside."""
     names: tuple[str, ...]
     """The names of its outputs."""
+    figures: tuple[str, ...] = ()
+    """How good it is, a line each: probes of an encoder, accuracy of a classifier."""
 
     @classmethod
-    def of(cls, source: Encoder | Classifier) -> "Portable":
+    def of(
+        cls, source: Encoder | Classifier, figures: tuple[str, ...] = ()
+    ) -> "Portable":
         """The function of an encoder or a classifier in float32."""
 
         def function(images: Array) -> Outputs:
@@ -46,7 +50,7 @@ class Portable:
             lambda images: names.extend(function(images)),
             jax.ShapeDtypeStruct(shape, jnp.uint8),
         )
-        return cls(source, function, tuple(names))
+        return cls(source, function, tuple(names), figures)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
