@@ -50,7 +50,7 @@ class OneOf:
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined(OneOf):
+class SeveralOf(OneOf):
     """The same for names joined by commas, with numbers: `crop:0.3,flip`."""
 
     problem: Callable[[str], str | None]
@@ -118,11 +118,11 @@ def names_of(hint: Any) -> Callable[[], Sequence[str]] | None:
     return None
 
 
-def joined_of(hint: Any) -> Joined | None:
+def joined_of(hint: Any) -> SeveralOf | None:
     """The mark of a field that takes joined names; None if there is none."""
     for kind in _kinds(hint):
         for mark in getattr(kind, "__metadata__", ()):
-            if isinstance(mark, Joined):
+            if isinstance(mark, SeveralOf):
                 return mark
     return None
 

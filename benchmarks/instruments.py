@@ -44,7 +44,7 @@ class Clock:
     """CPU seconds by part; a part inside another counts only for itself."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
         self._inner = [0.0]
 
     def timed(self, part: str | Callable[..., str], function: Callable[..., Any]):

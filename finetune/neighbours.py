@@ -50,12 +50,12 @@ def nearest_images(
     encoder: Encoder, images: ImageSet, sweep: EvaluationRunner
 ) -> Int[np.ndarray, "n k"]:
     """Rows of the ten images nearest to each image, in the features of `encoder`."""
-    project = Projector(encoder.apply_maps, encoder.params, sweep)
+    project = PrincipalFeatures(encoder.apply_maps, encoder.params, sweep)
     project.fit(images)
     return nearest(unit(project(images)), min(NEIGHBOURS, len(images) - 1))[1]
 
 
-class Projector:
+class PrincipalFeatures:
     """Projects an encoder's features of images on 64 principal components.
 
     `maps(model, uint8 images)` gives the feature maps. All of them are averaged over a

@@ -50,7 +50,7 @@ def picture_name(step: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class EvaluationBudget:
     """How many images evaluations look at: about a twentieth of the cost of a run.
 
     Counted in images, not measured, so that it is the same on every machine and when a
@@ -108,7 +108,7 @@ class Evaluation:
         self.objective = objective = config.objective
         every, _ = config.cadence(total)
         self.total, self.every = total, every
-        self.budget = Budget(total * config.batch_size, -(-total // every))
+        self.budget = EvaluationBudget(total * config.batch_size, -(-total // every))
         self.held = validation or subsample(train, _FALLBACK_IMAGES)
         self.held = subsample(self.held, self.budget.loss_images)
         self.probes = Probes.of(

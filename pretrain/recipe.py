@@ -54,7 +54,7 @@ PHOTOS, WRITING = "photos", "writing"
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class ImageFacts:
     """What the recipe knows of the images."""
 
     count: int
@@ -69,7 +69,7 @@ class Images:
     """Whether they look like strokes on a plain ground."""
 
     @classmethod
-    def of(cls, train: ImageSet, sizes: Sizes) -> "Images":
+    def of(cls, train: ImageSet, sizes: Sizes) -> "ImageFacts":
         """From the images at their stored size, and their sizes before that."""
         height, width, channels = train.shape
         short = [min(size) for size in sizes] or [min(height, width)]
@@ -148,7 +148,7 @@ def recommend(
     Run(out, kind="pretrain", config=asked).check_settings()
     say_reading(asked.data)
     splits, sizes = _opened(data, asked, budget)
-    images = Images.of(splits.train, sizes)
+    images = ImageFacts.of(splits.train, sizes)
     chosen = choose(images, settings)
     config = _merged(chosen, given)
     steps = None
@@ -208,7 +208,7 @@ def stored_side(sizes: Sizes, budget: float, *, at_least: int = 0) -> int | None
     return max(16, at_least, min(int(usual), _STORED[kind]))
 
 
-def choose(images: Images, settings: Mapping[str, Any]) -> dict[str, Any]:
+def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe for these images: settings of PretrainConfig, without its length."""
     accelerator = jax.default_backend() != "cpu"
     batch = 256 if accelerator else 128
@@ -250,7 +250,7 @@ _LEARNS = {
 
 
 def reasons(
-    images: Images,
+    images: ImageFacts,
     config: PretrainConfig,
     settings: Mapping[str, Any],
     budget: float | None,

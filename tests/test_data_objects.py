@@ -492,6 +492,7 @@ def test_a_path_is_enough(tmp_path, spelt):
     for name in ("photos", "photos/list.csv", "a.zip", "a.npz"):
         found = open_data(spelt(tmp_path / name)).train
         np.testing.assert_array_equal(found.gather([2]), PIXELS[2:3])
-    for wrong in ("photos/ant/1.png", "nothing"):
-        with pytest.raises(UserError, match=wrong):
-            open_data(spelt(tmp_path / wrong))
+    single = open_data(spelt(tmp_path / "photos/ant/1.png")).train
+    np.testing.assert_array_equal(single.gather([0]), PIXELS[1:2])
+    with pytest.raises(UserError, match="nothing"):
+        open_data(spelt(tmp_path / "nothing"))

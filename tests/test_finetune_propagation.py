@@ -9,7 +9,7 @@ from afterimage.finetune import neighbours
 from afterimage.finetune.methods import _propagation as propagation
 from afterimage.finetune.methods._propagation import propagate, propagated
 from afterimage.finetune.methods.pseudo_labels import pseudo_labels
-from afterimage.finetune.neighbours import Projector, nearest
+from afterimage.finetune.neighbours import PrincipalFeatures, nearest
 from tests.test_finetune_unlabelled import given
 
 
@@ -45,7 +45,7 @@ def test_of_a_large_set_the_others_have_the_class_of_the_nearest(monkeypatch):
     # Alternating, so that the evenly spaced ones are of both arcs.
     arcs = np.stack([arc(0, 60, 30), arc(100, 160, 30, plane=(1, 2))], 1).reshape(60, 3)
 
-    class Project(Projector):
+    class Project(PrincipalFeatures):
         """Features by the number that an image shows."""
 
         def __init__(self):

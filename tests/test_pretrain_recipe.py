@@ -15,7 +15,7 @@ from afterimage.commands.pretrain import COMMAND
 from afterimage.data import array_set
 from afterimage.errors import UserError
 from afterimage.pretrain import PretrainConfig, pretrain, recipe, recommend
-from afterimage.pretrain.recipe import Images, choose, is_writing, stored_side
+from afterimage.pretrain.recipe import ImageFacts, choose, is_writing, stored_side
 
 RNG = np.random.default_rng(0)
 MINUTE = 60.0
@@ -47,7 +47,7 @@ def blobs(side=28):
 
 def looked(images, sizes=None, labels=None):
     images = np.stack(images)
-    return Images.of(array_set(images, labels, None, "images"), sizes or [])
+    return ImageFacts.of(array_set(images, labels, None, "images"), sizes or [])
 
 
 def folder_of(path, images):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
-from afterimage.fields import MOST, Joined, above_0, at_least_0, at_least_1
+from afterimage.fields import MOST, SeveralOf, above_0, at_least_0, at_least_1
 from afterimage.plugins import AUGMENTATIONS
 from afterimage.reading import ReadingOptions
 
@@ -18,7 +18,7 @@ def _augment_problem(spec: str) -> str | None:
     return spec_problem(spec)
 
 
-Augmentation = Annotated[str, Joined(AUGMENTATIONS, _augment_problem)]
+Augmentation = Annotated[str, SeveralOf(AUGMENTATIONS, _augment_problem)]
 """Registered augmentations, joined by commas: `crop:0.3,flip,color`."""
 
 

@@ -11,7 +11,7 @@ from afterimage.data import ImageSet
 from afterimage.finetune.neighbours import (
     NEIGHBOURS,
     Features,
-    Projector,
+    PrincipalFeatures,
     nearest,
     unit,
 )
@@ -58,7 +58,7 @@ def propagate(
 
 
 def propagated(
-    project: Projector, known: ImageSet, images: ImageSet, classes: int
+    project: PrincipalFeatures, known: ImageSet, images: ImageSet, classes: int
 ) -> Int[np.ndarray, " n"]:
     """Classes of `images` from the labels of `known`, -1 where no label reaches.
 

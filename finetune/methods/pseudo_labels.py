@@ -158,7 +158,7 @@ class PseudoLabels(Method):
             return kept
         # Imported here: only propagation needs a graph.
         from afterimage.finetune.methods._propagation import propagated
-        from afterimage.finetune.neighbours import Projector
+        from afterimage.finetune.neighbours import PrincipalFeatures
 
         images, known = setup.data.streams[STREAM].images, setup.data.labels
         some = labelled(known.train)
@@ -169,7 +169,7 @@ class PseudoLabels(Method):
             pixels = setup.classifier.preprocessing.normalise(images)
             return setup.classifier.maps(*model, pixels)[0]
 
-        project = Projector(maps, model, setup.runner, setup.config.seed)
+        project = PrincipalFeatures(maps, model, setup.runner, setup.config.seed)
         classes = propagated(project, some, images, len(known.class_names))
         reached = (classes >= 0).sum()
         say(
