@@ -70,7 +70,7 @@ class EvaluationBudget:
     @property
     def images(self) -> int:
         """Most training images for anything else: a twentieth of those trained on."""
-        return max(2_000, self.trained // 20)
+        return max(1_000, self.trained // 20)
 
     def due(self, number: int, images: int, before: int) -> bool:
         """Whether evaluation `number`, from 1 on, computes features of so many images.
@@ -115,7 +115,7 @@ class Evaluation:
             train,
             validation,
             most=min(config.probe_images, self.budget.images),
-            most_held=max(2_000, self.budget.images // 4),
+            most_held=max(1_000, self.budget.images // 4),
             k=config.probe_k,
         )
         size, (pool, transform) = setup.model.image_size, objective.default_vector

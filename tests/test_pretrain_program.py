@@ -155,7 +155,7 @@ def test_the_encoder_has_the_best_vector_and_the_probes_it_passed(finished):
     }
     stored = json.loads((finished.run / "config.json").read_text())["config"]
     train, held = hold_out(open_data("digits").train, stored["validation"], 0)
-    train = train.subset(spaced(len(train), stored["probe_images"]))
+    train = train.subset(spaced(len(train), probes["train"]))
     x, z = (encoder.features(s.gather(np.arange(len(s)))) for s in (train, held))
     measured = knn_accuracy(x, train.labels, z, held.labels, k=stored["probe_k"])
     assert probes["accuracy"]["this encoder"]["knn"] == pytest.approx(measured)

@@ -5,8 +5,8 @@ mixes sites takes the `PassInfo` and hides masked sites first.
 
 Norms: statistics are float32 whatever the input's dtype. `rms`, `layer` and `group`
 keep no state: an image's result does not depend on its batch, and freezing needs no
-special care. `batch` is for imported weights and references. `rms` and `layer` do not
-mix sites; `group` and `batch` do, and exclude masked ones.
+special care. `batch` does: it is the choice for joint embedding and imported weights.
+`rms` and `layer` do not mix sites; `group` and `batch` do, and exclude masked ones.
 """
 
 import dataclasses
