@@ -147,7 +147,7 @@ def test_the_same_command_again_says_it_is_complete(afterimage, pretrained):
 
 def test_another_setting_on_the_same_folder_is_refused(afterimage, pretrained):
     output = afterimage(*PRETRAIN, "--lr", "0.5", expected=2)
-    assert "lr: 0.001 in the folder, 0.5 now" in output
+    assert "lr: 0.002 in the folder, 0.5 now" in output
 
 
 def test_fine_tuning_reports_its_test(world, afterimage, finetuned):
