@@ -206,7 +206,7 @@ def test_eval_batches_pad_and_mask():
     ("options", "message"),
     [
         ({"batch_size": 7, "hosts": 2}, "try 6"),
-        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 4, "host": 2, "hosts": 2}, "host=2"),
         ({"batch_size": 4, "seed": -1}, "seed=-1"),
     ],

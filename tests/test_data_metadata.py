@@ -260,7 +260,8 @@ def test_a_classifier_of_one_unicode_form_is_scored_on_the_other(tmp_path, tiny)
             folder = tmp_path / form / name
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
-    finetune(config(tmp_path, tmp_path / "run", data=f"folder:{tmp_path}/NFC"))
+    data = f"folder:{tmp_path}/NFC"
+    finetune(config(tmp_path, tmp_path / "run", data=data, hold_out=0.0))
     scores = [
         evaluate(EvaluateConfig(from_=f"{tmp_path}/run", data=f"folder:{tmp_path}/{f}"))
         for f in ("NFC", "NFD")

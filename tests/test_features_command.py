@@ -88,7 +88,7 @@ def test_too_many_components_are_refused(run, data, tmp_path, dim, pool, says):
 
 def test_a_bad_suffix_is_named_before_anything_is_read(tmp_path):
     config = FeaturesConfig(
-        from_=str(tmp_path / "nowhere"), data="nothing", out="f.csv"
+        from_=str(tmp_path / "nowhere"), data="nothing", out="f.xls"
     )
-    with pytest.raises(UserError, match=r"\.csv"):
+    with pytest.raises(UserError, match=r"\.xls"):
         export.features(config)

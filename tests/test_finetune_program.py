@@ -338,7 +338,7 @@ def test_a_complete_run_is_left_alone(home, tmp_path, capsys):
     assert "is complete" in capsys.readouterr().out
     assert again.results == json.loads((first.run / "results.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in first.run.rglob("*.json")} == before
-    with pytest.raises(UserError, match="mode: 'probe' in the folder, 'full' asked"):
+    with pytest.raises(UserError, match="mode: 'probe' in the folder, 'full' now"):
         finetune(config(home, tmp_path / "run", mode="full", steps=2))
 
 
@@ -465,7 +465,7 @@ def test_evaluate_refuses_what_it_cannot_score(home, tmp_path):
     strange = write_npz(tmp_path / "s.npz", names=("bars", "stars", "rings"))
     with pytest.raises(DataError, match=r"not trained on: stars.*bars, dots"):
         evaluate(EvaluateConfig(from_=str(run), data=strange))
-    with pytest.raises(UserError, match="train, test only"):
+    with pytest.raises(UserError, match=r"validation.*train, test"):
         evaluate(EvaluateConfig(from_=str(run), data=strange, split="validation"))
 
 

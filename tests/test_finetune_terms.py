@@ -114,7 +114,7 @@ def test_a_term_reads_only_what_it_declares():
         return view["train/label"], {}
 
     term = Term(name="greedy", fn=greedy, reads=("train/logits/classes",))
-    with pytest.raises(UnknownName, match="'greedy' reads 'train/label' without"):
+    with pytest.raises(UnknownName, match="'greedy' reads 'train/label'"):
         run(term, LOGITS, [0, 1, 2])
 
 

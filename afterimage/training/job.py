@@ -254,7 +254,7 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
         state = trainer.resume(store, job.template)
         began = 0 if state is None else int(state["step"])
         # A run with every result is complete, even if its checkpoints were deleted.
-        gone = state is None and not job.lost()
+        gone = state is None and job.lost() is None
         if gone:
             began = total
         run.metrics.start(began)
