@@ -116,6 +116,7 @@ PRESETS: Mapping[str, Preset] = {
             "batch_size": 64,
             "lr": 3e-3,
             **_MASKED,
+            "decoder": "block",
             "augment": "crop-flip",
             "ema": 0.999,
         },

@@ -126,7 +126,7 @@ def test_the_commands(narrow, tmp_path, capsys):
     folder, back = str(tmp_path / "e"), str(tmp_path / "b.safetensors")
     arguments = ["import", str(path), "--model", "resnet18"]
     main([*arguments, "--out", folder, "--image-size", "64"])
-    assert "left out the classification head: fc.bias" in capsys.readouterr().out
+    assert "head was left out: fc.bias" in capsys.readouterr().out
     encoder = load_encoder(folder)
     assert encoder.preprocessing.mean == (0.485, 0.456, 0.406)
     assert encoder.features(pictures(2, (80, 90))).shape == (2, 16)
@@ -154,7 +154,7 @@ def test_every_mismatch_is_listed_and_the_right_model_named(
     for part in (
         "missing bn1.bias",
         "unexpected odd",
-        "conv1.weight is (64, 3, 3, 3), not (8, 3, 7, 7)",
+        "conv1.weight is (64, 3, 3, 3), expected (8, 3, 7, 7)",
     ):
         assert part in str(error.value)
     assert not (tmp_path / "e").exists()

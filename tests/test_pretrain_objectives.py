@@ -261,7 +261,7 @@ def test_settings_that_cannot_work_say_why(objective, changes, says):
     ("objective", "changes", "says"),
     [
         ("masked", {"patch": 8}, "patch=8: images of 8x8 pixels"),
-        ("sparse", {"k": 99}, "has 16 channels"),
+        ("sparse", {"k": 99}, "only 16 channels"),
     ],
 )
 def test_what_the_data_cannot_train_is_refused_before_there_is_a_folder(

@@ -60,7 +60,7 @@ def test_metrics_count_the_silent():
 def test_more_channels_than_there_are_are_a_mistake():
     assert Sparse(k=12).data_problems(MODEL) == []
     (found,) = Sparse(k=13).data_problems(MODEL)
-    assert "k=13: the code has 12 channels" in found
+    assert "k=13: the code has only 12 channels" in found
     assert Sparse().data_problems(MODEL) == []
 
 

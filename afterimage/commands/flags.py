@@ -505,6 +505,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=width, **more)
 
 
+_MOST_NAMES = 25
+"""More names than this would fill a screen of help."""
+
+
 def _columns() -> int:
     try:
         return os.get_terminal_size().columns - 2
@@ -516,7 +520,9 @@ def _add(group: Any, flag: Flag, *, required: bool, visible: bool) -> None:
     text = flag.about
     if flag.names is not None and _metavar(flag) == "NAME":
         names = flag.listed()
-        if not set(names) <= set(re.split(r"[^\w.-]", text)):
+        if len(names) > _MOST_NAMES:
+            text += f" `afterimage methods` lists all {len(names)}."
+        elif not set(names) <= set(re.split(r"[^\w.-]", text)):
             text += f" One of {', '.join(names)}."
     if required:
         text += " (required)"
