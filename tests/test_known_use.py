@@ -75,7 +75,8 @@ def _leaves(path):
 def run(home, tmp_path_factory):
     """The preset's two phases, two steps each."""
     out = tmp_path_factory.mktemp("run") / "run"
-    return finetune(_config(home, out, head_steps=2)).run
+    mode = {"name": "two-phase", "head_lr": 1e-3, "head_steps": 2}
+    return finetune(_config(home, out, mode=mode)).run
 
 
 def test_two_phases_move_every_kernel_and_no_batchnorm(home, run, tmp_path):
@@ -130,7 +131,7 @@ def test_vgg_is_tuned_with_layerwise_rates(home, tmp_path):
 
 
 def test_scratch_on_a_frozen_norm_is_refused(home, tmp_path):
-    settings = {"mode": "scratch", "head_lr": None, "steps": 1}
+    settings = {"mode": "scratch", "steps": 1}
     with pytest.raises(UserError, match=r"norm 'frozen'.*--norm batch"):
         finetune(_config(home, tmp_path / "a", **settings))
     assert not (tmp_path / "a").exists()
@@ -140,7 +141,7 @@ def test_scratch_on_a_frozen_norm_is_refused(home, tmp_path):
 def test_scratch_on_batchnorm_learns_its_moments(home, tmp_path):
     file = home / "resnet50.safetensors"
     import_encoder(file, "resnet50", tmp_path / "e", image_size=32, norm="batch")
-    settings = {"mode": "scratch", "head_lr": None, "from_": str(tmp_path / "e")}
+    settings = {"mode": "scratch", "from_": str(tmp_path / "e")}
     run = finetune(_config(home, tmp_path / "b", **settings, steps=1)).run
     (params, stats), (_, imported) = _leaves(run), _leaves(tmp_path / "e")
     assert "stem/norm/scale" in params
