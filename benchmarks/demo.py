@@ -5,13 +5,12 @@ complete, it only prints the table. `--record` also writes the rows to
 benchmarks/results/demo.json.
 """
 
+import argparse
 import dataclasses
 import pathlib
 import statistics
 import sys
 import time
-
-import tyro
 
 from afterimage import runtime
 from afterimage.commands import exit_code
@@ -107,5 +106,14 @@ def _report(demo, out, accuracy, picture, seconds) -> None:
         write_results("demo", rows, title="The demo: digits, 100 labels")
 
 
+def _parsed() -> Demo:
+    """From argparse: the demo needs nothing that the package does not."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo")
+    parser.add_argument("--out", default=Demo.out, help="folder for the runs")
+    parser.add_argument("--seeds", type=int, default=Demo.seeds, help="how many seeds")
+    parser.add_argument("--record", action="store_true", help="write the table to disk")
+    return Demo(**vars(parser.parse_args()))
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: run(tyro.cli(Demo, prog="python -m benchmarks.demo"))))
+    sys.exit(exit_code(lambda: run(_parsed())))
