@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from afterimage.checkpoints.store import Store
+from afterimage.checkpoints.store import Store, from_main_process
 from afterimage.console import say
 from afterimage.errors import Interrupted
 from afterimage.runs import Run
@@ -254,7 +254,7 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
         state = trainer.resume(store, job.template)
         began = 0 if state is None else int(state["step"])
         # A run with every result is complete, even if its checkpoints were deleted.
-        gone = state is None and job.lost() is None
+        gone = state is None and bool(from_main_process(int(not job.lost())))
         if gone:
             began = total
         run.metrics.start(began)
