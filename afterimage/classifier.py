@@ -183,10 +183,8 @@ class Classifier:
         if name is None and (len(self.tasks) == 1 or HEAD in self.class_names):
             return self.tasks[0]
         if name is None or name not in self.class_names:
-            known = ", ".join(self.tasks)
-            asked = "name one of them" if name is None else f"{name!r} is none of them"
-            hint = did_you_mean(name or "", self.tasks)
-            raise UserError(f"task: this classifier has {known}, and {asked}{hint}")
+            known, hint = ", ".join(self.tasks), did_you_mean(name or "", self.tasks)
+            raise UserError(f"task={name!r}: must be one of {known}{hint}")
         return name
 
     def logits(self, images: Any, **how: Any) -> Float[np.ndarray, "n classes"]:
@@ -205,7 +203,7 @@ class Classifier:
         """Probabilities of the classes, in the order of `classes_`; rows sum to 1.
 
         `views` (one of VIEWS: flip, shift, shift-flip) averages them over 2, 9 or 18
-        views of each image. Raises UserError for input that is no image.
+        views of each image. Raises UserError for input that is not an image.
         """
         how = {"task": task, "views": views, "progress": progress}
         return probabilities(self.logits(images, batch_size=batch_size, **how))
@@ -308,12 +306,13 @@ class Classifier:
         unknown = [name for name in given if name not in names]
         if unknown:
             raise UserError(
-                f"{unknown[0]!r} is no class{did_you_mean(unknown[0], names)} There "
-                f"are: {', '.join(names)}"
+                f"{unknown[0]!r} is not a class of this classifier"
+                f"{did_you_mean(unknown[0], names)} Its classes: {', '.join(names)}"
             )
         if len(given) not in (1, total):
             raise UserError(
-                f"{len(given)} classes for {total} images; give one, or one each"
+                f"{len(given)} classes for {total} images; give one for all, or one "
+                "per image"
             )
         numbers = np.array([names.index(name) for name in given])
         return np.broadcast_to(numbers, (total,))

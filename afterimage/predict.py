@@ -100,7 +100,7 @@ def predict(config: PredictConfig) -> Predictions:
     images = _open(config, classifier)
     mark = _mark(config, classifier, task, images)
     folder = out.parent / f".{out.name}.partial"
-    untouched = " What was written so far is kept; the same command continues"
+    untouched = " What was written so far is kept; run the same command again"
     with disk_errors(f"out={out} was not finished", untouched), RunLock(folder):
         rows = folder / "rows.jsonl"
         done = _begin(rows, mark)
@@ -111,8 +111,8 @@ def predict(config: PredictConfig) -> Predictions:
                 _write_rows(file, classifier, config, images, done)
             except KeyboardInterrupt:
                 raise Interrupted(
-                    f"Stopped. The predictions so far are kept in {folder}; the same "
-                    "command continues"
+                    f"Stopped. The predictions so far are kept in {folder}; run the "
+                    "same command again to continue"
                 ) from None
         found = _finish(rows, out, images.skipped)
         rows.unlink()

@@ -241,7 +241,7 @@ def similar(config: SimilarConfig) -> Similar:
     """Bring the index up to the album; find its nearest images, or duplicates.
 
     Raises UserError for settings that cannot work, DataError for an album without
-    images or a query that is no image.
+    images, or a query that is not an image.
     """
     for out in config.out:
         _check_place(pathlib.Path(out))
@@ -251,7 +251,7 @@ def similar(config: SimilarConfig) -> Similar:
     folder = _folder(config)
     index = Index(folder, encoder)
     then = " What is indexed so far is kept; the same command continues"
-    with disk_errors(f"the index {folder} was not brought up to date", then):
+    with disk_errors(f"the index {folder} was not updated", then):
         index.update(album, config.batch_size)
     if not index.names:
         raise DataError(f"{album.name}: none of {len(album):,} images can be read")

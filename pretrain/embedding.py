@@ -245,9 +245,9 @@ class JointEmbedding(Objective):
         found = at_least_0(self, "reconstruction_gradient")
         if config.augment == "none":
             found.append(
-                "augment='none': both views of an image would be the same. Give what "
-                "the features should ignore: photos, writing or any-way-up, or "
-                "augmentations joined by commas (afterimage methods lists them)"
+                "augment='none': both views of an image would be the same. Choose "
+                "photos, writing or any-way-up, or augmentations joined by commas; "
+                "afterimage methods lists them"
             )
         if config.batch_size // config.accumulate < 2:
             found.append(

@@ -73,10 +73,10 @@ class EvaluationBudget:
         return max(1_000, self.trained // 20)
 
     def due(self, number: int, images: int, before: int) -> bool:
-        """Whether evaluation `number`, from 1 on, computes features of so many images.
+        """Whether evaluation `number`, from 1 on, computes features of `images` images.
 
-        The last always does, and of the others as many, evenly spread, as cost 3 % of
-        the training together with it and with the `before` times at the start.
+        The last one always does. So do as many others, evenly spaced, as keep the cost
+        of all, and of `before` more at the start, at 3 % of training.
         """
         affordable = int(0.18 * self.trained / images) - before
         times, of = min(max(affordable, 1), self.evaluations), self.evaluations

@@ -142,7 +142,7 @@ def recommend(
     if not budget > 0:
         raise UserError(f"minutes={minutes}: must be above 0")
     if (stored := _begun(out)) is not None:
-        say(f"{out} holds a run: it keeps its settings, whatever time is asked for")
+        say(f"{out} contains a run: its settings are used, and --minutes is ignored")
         return _merged(stored, given)
     # For an object, the folder's settings are compared when it is passed to `pretrain`.
     Run(out, kind="pretrain", config=asked).check_settings()
@@ -288,7 +288,7 @@ def reasons(
     if budget is not None:
         clock = f"{budget / 60:g} minutes with all evaluations; --minutes changes it"
         if config.steps == _FEWEST:
-            clock = f"the fewest; they take longer than {budget / 60:g} minutes"
+            clock = f"the minimum; it takes longer than {budget / 60:g} minutes"
         rows.append(("steps", f"{config.steps:,} of {config.batch_size}", clock))
     wide = max((len(value) for _, value, _ in rows), default=0)
     lines += [f"  {name:9}  {value:{wide}}  {why}" for name, value, why in rows]

@@ -115,12 +115,14 @@ def test_a_head_by_the_name_of_its_task(tmp_path):
     x = pictures(5)
     assert set(two.predict(x, task="ink")) <= {"blue", "red"}
     assert two.predict_proba(x).shape == (5, 3)
-    with pytest.raises(UserError, match=r"'inc' is none of them; did you mean 'ink'"):
+    with pytest.raises(
+        UserError, match=r"task='inc': must be one of .*; did you mean 'ink'"
+    ):
         two.predict(x, task="inc")
     heads = {"task-1": ("a", "b"), "task-2": ("c", "d")}
     split = classifier_artefact.write(tmp_path / "split", 0, heads)
     split = afterimage.load_classifier(split)
-    with pytest.raises(UserError, match="task-1, task-2, and name one of them"):
+    with pytest.raises(UserError, match="task=None: must be one of task-1, task-2"):
         split.predict(x)
     assert split.predict(x, task="task-2").shape == (5,)
 
@@ -174,7 +176,7 @@ def test_classes_to_explain_and_the_picture(classifier):
     assert one.overlay.shape == (3, 16, 16, 3)
     row, column = np.unravel_index(one.heat[0].argmax(), (16, 16))
     assert one.overlay[0, row, column, 0] > one.overlay[0, row, column, 2]  # warm
-    with pytest.raises(UserError, match=r"'B' is no class.* There are: a, b, c"):
+    with pytest.raises(UserError, match=r"'B' is not a class.* Its classes: a, b, c"):
         classifier.explain(x, classes="B")
     with pytest.raises(UserError, match="2 classes for 3 images"):
         classifier.explain(x, classes=["a", "b"])

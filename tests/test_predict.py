@@ -135,7 +135,7 @@ def test_a_stopped_command_continues(home, tmp_path, monkeypatch, capsys):
         return real(images, rows)
 
     monkeypatch.setattr(module, "read_or_reason", stops)
-    with pytest.raises(Interrupted, match="same command continues"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         module.predict(config)
     assert not out.exists()
     rows = tmp_path / ".out.csv.partial" / "rows.jsonl"
@@ -175,7 +175,7 @@ def test_rows_of_other_settings_are_not_continued(home, tmp_path, monkeypatch):
     ("data", "out", "more", "said"),
     [
         ("photos", "out.txt", [], "predictions are written as .csv, .jsonl, .parquet"),
-        ("photos", "out.csv", ["--task", "ink"], "'ink' is none of them"),
+        ("photos", "out.csv", ["--task", "ink"], "task='ink': must be one of"),
         ("photos", "out.csv", ["--on-bad-image", "fail"], "07.png: "),
         ("photos/test/deep/07.png", "out.csv", [], "none of 1 files"),
         ("photos/*.gif", "out.csv", [], "no image matches"),

@@ -197,7 +197,7 @@ def _read_once(
 def read_or_reason(
     images: ImageSet, rows: Integer[np.ndarray, " b"]
 ) -> list[np.ndarray | str]:
-    """The images at these positions, each an array, or why it is no image."""
+    """The images at these positions, each an array, or the reason it is not one."""
     own = images.images
     if isinstance(own, Selected) and isinstance(own.source, Once):
         return own.source.read(own.rows[rows])

@@ -191,11 +191,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check(field_problems(self))
-        found = [
-            f"{name}={getattr(self, name)}: must be at least 1"
-            for name in ("top", "batch_size")
-            if getattr(self, name) < 1
-        ]
+        found = at_least_1(self, "top", "batch_size")
         if not self.data:
             found.append("data: name the images")
         if self.threshold is not None and not 0 < self.threshold <= 1:
@@ -243,11 +239,7 @@ class SimilarConfig:
 
     def __post_init__(self) -> None:
         check(field_problems(self))
-        found = [
-            f"{name}={getattr(self, name)}: must be at least 1"
-            for name in ("top", "batch_size")
-            if getattr(self, name) < 1
-        ]
+        found = at_least_1(self, "top", "batch_size")
         if bool(self.query) == self.duplicates:
             found.append("give either query, images to look for, or duplicates")
         if self.cosine is not None and not (self.duplicates and 0 < self.cosine <= 1):

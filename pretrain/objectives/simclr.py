@@ -1,4 +1,4 @@
-"""SimCLR: a view's embedding is told apart from those of all other images.
+"""SimCLR: find the other view of the same image among the views of all images.
 
 NT-Xent: for unit embeddings u of the 2b views of a batch, and u' the other view of the
 same image, loss(u) = -log(e^(u·u'/τ) / Σ_v e^(u·v/τ)) over all v except u itself. Chen

@@ -27,7 +27,7 @@ class AugmentationSet:
     """Base class of a set: a registered name for a spec that suits some images."""
 
     spec: ClassVar[str]
-    """What it stands for, such as `crop:0.3,flip,color`."""
+    """The spec that it is short for, such as `crop:0.3,flip,color`."""
 
 
 @dataclasses.dataclass(frozen=True)

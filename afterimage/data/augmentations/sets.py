@@ -8,7 +8,7 @@ from afterimage.plugins import AUGMENTATIONS
 class Photos(AugmentationSet):
     """For photos of things: place, size, tilt, mirror image and colour do not matter.
 
-    Not for what is told apart by colour, left and right, or fine differences in size.
+    Not for classes that differ only in colour, in left and right, or in size.
     """
 
     spec = (

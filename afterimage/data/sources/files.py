@@ -51,6 +51,6 @@ def _matches(part: str) -> Iterator[str]:
     found = [p for p in glob.iglob(place, recursive=True) if os.path.isfile(p)]
     images = [path for path in found if suffix_of(path) in SUFFIXES]
     if len(images) < len(found):
-        ignored = f"{len(found) - len(images):,} files of other kinds are ignored"
+        ignored = f"{len(found) - len(images):,} other files are ignored"
         say_once(f"files:{spelling(part)}: {ignored}")
     yield from images
