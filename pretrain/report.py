@@ -98,11 +98,10 @@ class PretrainResult:
         relative = ""
         if "relative_loss" in m:
             relative = f" ({m['relative_loss']:.3f} × the mean-image baseline)"
-        lines = [
-            f"validation loss {m['loss']:.4g}{relative}; effective rank "
-            f"{m['effective_rank']:.1f} (centred)"
-        ]
-        lines += probe_lines(self.probes)
+        lines = [f"validation loss {m['loss']:.4g}{relative}"]
+        # Without probes in its manifest, e.g. of an older run, the log has the rank.
+        rank = {"effective_rank": m["effective_rank"]}
+        lines += probe_lines(self.probes or rank)
         lines += [f"encoder  {self.encoder}", f"report   {self.report}"]
         return "\n".join([*lines, *self.advice])
 

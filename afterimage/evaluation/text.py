@@ -88,7 +88,7 @@ def probe_lines(probes: Mapping[str, Any] | None) -> list[str]:
     rank = f"effective rank {probes['effective_rank']:.1f} (centred)"
     accuracy = dict(probes.get("accuracy") or {})
     if not accuracy:
-        return [f"{rank}; without labels there was nothing to compare the features by"]
+        return [f"{rank}; without labels, features cannot be compared"]
     ours = accuracy.pop("this encoder", {})
     lines = []
     for key, name in probe_names(probes.get("per_class", 10)).items():
