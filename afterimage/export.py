@@ -20,10 +20,10 @@ from afterimage.checkpoints.files import alive
 from afterimage.console import ProgressBar, say_once
 from afterimage.data import ImageSet, Preprocessing, Splits, open_data
 from afterimage.encoder import Encoder, load_encoder
-from afterimage.errors import DataError, UserError, disk_errors, require_writable
+from afterimage.errors import DataError, UserError, disk_errors
 from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
 from afterimage.evaluation.spectrum import Moments
-from afterimage.fields import place_problems
+from afterimage.fields import output_file
 from afterimage.models.vector import principal_axes
 from afterimage.training.batches import subsample
 
@@ -90,26 +90,11 @@ def export_features(
     return rows
 
 
-def check_place(out: str | os.PathLike[str]) -> None:
-    """Raises UserError if `export_features` could not write `out`: suffix, folder."""
-    _writer(out)
-    require_writable(f"out={out}", Path(out).parent)
-
-
 def _writer(out: str | os.PathLike[str]) -> Callable[..., "_Rows"]:
+    """What writes files of this suffix; UserError if `out` cannot be written."""
     kinds = {".parquet": ParquetRows, ".npz": NpzRows, ".npy": NpyRows}
     kinds[".csv"] = CsvRows
-    if problems := place_problems("out", out):
-        raise UserError(problems[0])
-    out = Path(out)
-    if out.suffix.lower() not in kinds:
-        raise UserError(
-            f"out={out}: the name must end in {', '.join(kinds)}, not "
-            f"{out.suffix or 'without a suffix'}."
-        )
-    if out.is_dir():
-        raise UserError(f"out={out} is a folder; give the name of a file.")
-    return kinds[out.suffix.lower()]
+    return kinds[output_file(out, kinds).suffix.lower()]
 
 
 @contextlib.contextmanager
@@ -354,7 +339,7 @@ class CsvRows(_Rows):
 
 def features(config: FeaturesConfig) -> int:
     """Write the file that `config` describes; returns its number of rows."""
-    check_place(config.out)  # before hours of work
+    _writer(config.out)  # before hours of work
     encoder = load_encoder(config.from_, dtype=config.dtype)
     splits = open_for(encoder.preprocessing, config)
     chosen = select(splits, config.split, config.data)

@@ -8,11 +8,11 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS
-from afterimage.errors import did_you_mean
+from afterimage.errors import UserError, did_you_mean, require_writable
 from afterimage.plugins import Registry
 
 MOST = 2**31 - 1
@@ -215,6 +215,26 @@ def place_problems(name: str, value: Any) -> list[str]:
             f"most {_PATH}"
         ]
     return _path_problems(name, text)
+
+
+def output_file(out: str | os.PathLike[str], suffixes: Iterable[str]) -> pathlib.Path:
+    """The path of a file to write.
+
+    Raises UserError for a bad path, another suffix or a folder, DiskError for a place
+    that cannot be written.
+    """
+    if problems := place_problems("out", out):
+        raise UserError(problems[0])
+    path = pathlib.Path(out)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(
+            f"out={path}: the name must end in {', '.join(suffixes)}, not "
+            f"{path.suffix or 'without a suffix'}"
+        )
+    if path.is_dir():
+        raise UserError(f"out={path} is a folder; give the name of a file")
+    require_writable(f"out={path}", path.parent)
+    return path
 
 
 def spec_problems(name: str, value: Any) -> list[str]:

@@ -33,11 +33,10 @@ from afterimage.errors import (
     Interrupted,
     UserError,
     disk_errors,
-    require_writable,
 )
 from afterimage.evaluation.configs import PredictConfig
 from afterimage.evaluation.nearest import Reference
-from afterimage.fields import place_problems
+from afterimage.fields import output_file
 from afterimage.reading import ReadingOptions
 
 _FAR = 0.99  # farther than this share of usual images: counted in the summary
@@ -94,7 +93,7 @@ def predict(config: PredictConfig) -> Predictions:
     and, with on_bad_image="fail", for the first broken ones; Interrupted on Ctrl-C.
     """
     out = pathlib.Path(config.out)
-    _check_place(out)
+    output_file(out, _WRITERS)
     classifier = load_classifier(config.from_)
     task = classifier.task(config.task)
     images = _open(config, classifier)
@@ -120,20 +119,6 @@ def predict(config: PredictConfig) -> Predictions:
         with contextlib.suppress(OSError):
             (folder / name).unlink() if name else folder.rmdir()
     return found
-
-
-def _check_place(out: pathlib.Path) -> None:
-    """Raises UserError for another suffix, or a place that cannot be written."""
-    if problems := place_problems("out", out):
-        raise UserError(problems[0])
-    if out.suffix.lower() not in _WRITERS:
-        raise UserError(
-            f"out={out}: predictions are written as {', '.join(_WRITERS)}, not as "
-            f"{out.suffix or 'a file without suffix'}"
-        )
-    if out.is_dir():
-        raise UserError(f"out={out} is a folder; give the name of a file.")
-    require_writable(f"out={out}", out.parent)
 
 
 def _open(config: PredictConfig, classifier: Classifier) -> ImageSet:

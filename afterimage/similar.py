@@ -27,11 +27,11 @@ from afterimage.data import ImageSet, Preprocessing, open_data
 from afterimage.data.images import marks, read_or_reason
 from afterimage.data.pixels import cover_and_crop
 from afterimage.encoder import Encoder, load_encoder
-from afterimage.errors import DataError, UserError, disk_errors, require_writable
+from afterimage.errors import DataError, disk_errors
 from afterimage.evaluation.configs import SimilarConfig
 from afterimage.evaluation.nearest import nearest
 from afterimage.evaluation.probes import unit_rows
-from afterimage.fields import place_problems
+from afterimage.fields import output_file
 from afterimage.pictures import draw_rows
 from afterimage.predict import one_spec, together
 from afterimage.reading import ReadingOptions
@@ -244,7 +244,7 @@ def similar(config: SimilarConfig) -> Similar:
     images, or a query that is not an image.
     """
     for out in config.out:
-        _check_place(pathlib.Path(out))
+        output_file(out, _KINDS)
     encoder = load_encoder(config.from_)
     say_reading(config.data)
     album = _open(config, config.data, encoder.preprocessing)
@@ -333,17 +333,6 @@ def duplicates(index: Index, threshold: float) -> list[Match]:
         if len(rows) > 1
         for row, cosine in rows
     ]
-
-
-def _check_place(out: pathlib.Path) -> None:
-    if problems := place_problems("out", out):
-        raise UserError(problems[0])
-    if out.suffix.lower() not in _KINDS:
-        raise UserError(
-            f"out={out}: results are written as {', '.join(_KINDS)}, not as "
-            f"{out.suffix or 'a file without suffix'}"
-        )
-    require_writable(f"out={out}", out.parent)
 
 
 def _open(config: SimilarConfig, data: str, preprocessing: Preprocessing) -> ImageSet:

@@ -244,9 +244,7 @@ def _steps(config: PretrainConfig, splits: Splits, left: float) -> int:
     return found
 
 
-_LEARNS = {
-    "simclr": "two views of an image get similar features; the decoder learns beside it"
-}
+_LEARNS = "two views of an image get similar features; the decoder learns beside it"
 
 
 def reasons(
@@ -279,7 +277,7 @@ def reasons(
         "right differ"
     )
     known = {
-        "objective": ("objective", config.objective.name, _LEARNS.get("simclr", "")),
+        "objective": ("objective", config.objective.name, _LEARNS),
         "model": ("model", f"{config.model}, norm {config.norm}", "for this machine"),
         "image_size": ("size", pixels, "what it can train on in the time"),
         "augment": ("augment", config.augment, ground),

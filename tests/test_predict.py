@@ -174,7 +174,7 @@ def test_rows_of_other_settings_are_not_continued(home, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("data", "out", "more", "said"),
     [
-        ("photos", "out.txt", [], "predictions are written as .csv, .jsonl, .parquet"),
+        ("photos", "out.txt", [], "must end in .csv, .jsonl, .parquet, not .txt"),
         ("photos", "out.csv", ["--task", "ink"], "task='ink': must be one of"),
         ("photos", "out.csv", ["--on-bad-image", "fail"], "07.png: "),
         ("photos/test/deep/07.png", "out.csv", [], "none of 1 files"),

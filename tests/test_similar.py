@@ -154,7 +154,10 @@ def test_the_index_follows_the_album(run, album, tmp_path):
         ([], "give either query"),
         (["--query", "gone.jpg"], "gone.jpg"),
         (["--query", "{}/broken.jpg"], "broken.jpg: not a JPEG"),
-        (["--duplicates", "--out", "a.txt"], "results are written as"),
+        (
+            ["--duplicates", "--out", "a.txt"],
+            "must end in .csv, .jsonl, .png, .html, not .txt",
+        ),
         (["--query", "{}/val/00.png", "--cosine", "0.9"], "only with duplicates"),
     ],
 )

@@ -22,7 +22,8 @@ from afterimage.commands import exit_code
 from afterimage.data import open_data
 from afterimage.encoder import load_encoder
 from afterimage.errors import AfterimageError, DiskError, UserError
-from afterimage.export import check_place, export_features
+from afterimage.export import export_features
+from afterimage.fields import output_file
 from afterimage.runs import Run, write_json
 from afterimage.training.metrics import MetricsWriter
 from tests import encoder_artefact
@@ -100,7 +101,7 @@ def test_a_place_for_features_that_cannot_be_is_refused_first(tmp_path, out):
     (tmp_path / "file").write_text("")
     place = out if "://" in out else tmp_path / out
     with pytest.raises(UserError, match="out="):
-        check_place(place)
+        output_file(place, (".parquet", ".npz", ".npy", ".csv"))
 
 
 def test_a_write_that_fails_leaves_the_file_and_nothing_else(tmp_path, small_files):
@@ -284,7 +285,7 @@ def test_a_read_only_disk_is_said_by_all_that_write(read_only):
     with pytest.raises(DiskError, match="read-only"):
         opened(read_only / "new" / "run")
     with pytest.raises(DiskError, match="read-only"):
-        check_place(read_only / "x.npy")
+        output_file(read_only / "x.npy", (".npy",))
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO"])
