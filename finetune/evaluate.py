@@ -58,9 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         }
     found |= {"data": images.name, "split": split, "skipped": len(images.skipped)}
     found["views"] = config.views
-    learnt = used["train"].values() if used is not None else ()
-    listed = {name for names in learnt for name in names}
-    found["trained_on"] = len(listed.intersection(images.ids))
+    found["trained_on"] = _trained_on(used, images.ids)
     return found
 
 
@@ -110,6 +108,12 @@ def _labels_file(config: EvaluateConfig) -> dict[str, Any] | None:
             same = same or _place(used["data"]) == _place(config.data)
             return used if same else None
     return None
+
+
+def _trained_on(used: Mapping[str, Any] | None, ids: Sequence[str]) -> int:
+    """How many of the images `ids` the run of this `labels.json` was trained on."""
+    learnt = used["train"].values() if used is not None else ()
+    return len({name for names in learnt for name in names}.intersection(ids))
 
 
 def _held_out(images: ImageSet, used: Mapping[str, Any]) -> tuple[str, ImageSet]:

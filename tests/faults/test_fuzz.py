@@ -32,7 +32,7 @@ from afterimage.checkpoints.weights import (
 from afterimage.encoder import Encoder, stored_model, stored_preprocessing
 from afterimage.errors import AfterimageError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.finetune.evaluate import _trained_on
+from afterimage.finetune.evaluate import _labels_file, _trained_on
 from afterimage.finetune.report import FinetuneResult
 from afterimage.known import read_weights
 from afterimage.models.classifier import HeadConfig
@@ -211,7 +211,7 @@ def _read_metrics(folder):
 
 def _read_labels(folder):
     settings = EvaluateConfig(from_=str(folder), data="digits")
-    assert 0 <= _trained_on(settings, ["1", "2"]) <= 2
+    assert 0 <= _trained_on(_labels_file(settings), ["1", "2"]) <= 2
 
 
 def _read_results(folder):

@@ -14,8 +14,7 @@ from PIL import Image
 
 from afterimage.commands import exit_code, main
 from afterimage.data import open_data
-from tests import encoder_artefact
-from tests.test_select import classifier
+from tests import classifier_artefact, encoder_artefact
 
 # As bytes: not UTF-8, controls, an escape that clears the screen, text turned around.
 FILES = [
@@ -192,7 +191,7 @@ def test_every_command_asks_which_folder_is_what_and_is_told(tmp_path, command, 
     encoder, cls = tmp_path / "encoder", tmp_path / "cls"
     encoder_artefact.write(encoder)
     if command in ("classifier", "select"):
-        classifier(cls, 0, ("a", "b"))
+        classifier_artefact.write(cls, heads={"classes": ("a", "b")})
     argv = {
         "pretrain": ["pretrain", "--out", tmp_path / "run"],
         "finetune": ["finetune", "--from", encoder, "--out", tmp_path / "run"],
@@ -215,7 +214,7 @@ def test_every_command_asks_which_folder_is_what_and_is_told(tmp_path, command, 
 
 
 def test_a_foreign_artefact_cannot_steer_the_terminal(tmp_path, capsys):
-    classifier(tmp_path, 0, ("a\x1b[2J", "b\u202e"))
+    classifier_artefact.write(tmp_path, heads={"classes": ("a\x1b[2J", "b\u202e")})
     run(capsys, "checkpoints", "show", tmp_path / "classifier")
     images = np.stack([noise(i, 0) for i in range(4)])
     names = np.array(["a\x1b[2J", "b\u202e"] * 2)
