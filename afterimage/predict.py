@@ -1,46 +1,25 @@
-"""Predictions of whole data sets, streamed to a file; a stopped one continues.
-
-Rows first go to `.NAME.partial` beside the output, one JSON object a line and in the
-order of the images. A repeated command reads how far it got; at the end the output is
-written from it in one piece.
-"""
+"""Predictions of whole data sets, streamed to a file; a stopped one continues."""
 
 import collections
-import contextlib
-import csv
 import dataclasses
-import hashlib
-import itertools
-import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-import afterimage
-from afterimage.checkpoints.files import RunLock
-from afterimage.checkpoints.names import printable, spelling
+from afterimage.checkpoints.names import spelling
 from afterimage.classifier import Classifier, load_classifier, probabilities
-from afterimage.console import ProgressBar, say_once, say_reading
-from afterimage.data import ImageSet, open_data
-from afterimage.data.images import read_or_reason
-from afterimage.data.sets import BadImage, Joined
-from afterimage.errors import (
-    DataError,
-    Interrupted,
-    UserError,
-    disk_errors,
-)
+from afterimage.console import say_reading
+from afterimage.data import ImageSet
 from afterimage.evaluation.configs import PredictConfig
 from afterimage.evaluation.nearest import Reference
 from afterimage.fields import output_file
 from afterimage.reading import ReadingOptions
+from afterimage.rows import WRITERS, every_image, one_spec, write_rows
 
 _FAR = 0.99  # farther than this share of usual images: counted in the summary
-_ROWS_TOGETHER = 8192  # of a row group of a Parquet file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,161 +72,71 @@ def predict(config: PredictConfig) -> Predictions:
     and, with on_bad_image="fail", for the first broken ones; Interrupted on Ctrl-C.
     """
     out = pathlib.Path(config.out)
-    output_file(out, _WRITERS)
+    output_file(out, WRITERS)
     classifier = load_classifier(config.from_)
     task = classifier.task(config.task)
     images = _open(config, classifier)
-    mark = _mark(config, classifier, task, images)
-    folder = out.parent / f".{out.name}.partial"
-    untouched = " What was written so far is kept; run the same command again"
-    with disk_errors(f"out={out} was not finished", untouched), RunLock(folder):
-        rows = folder / "rows.jsonl"
-        done = _begin(rows, mark)
-        if done:
-            say_once(f"continuing after {done:,} of {len(images):,} images")
-        with rows.open("a", encoding="utf-8") as file:
-            try:
-                _write_rows(file, classifier, config, images, done)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"Stopped. The predictions so far are kept in {folder}; run the "
-                    "same command again to continue"
-                ) from None
-        found = _finish(rows, out, images.skipped)
-        rows.unlink()
-    for name in ("lock", ""):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink() if name else folder.rmdir()
-    return found
+    counts: collections.Counter[str] = collections.Counter()
+    far = unsure = None
+
+    def count(row: Mapping[str, Any]) -> None:
+        nonlocal far, unsure
+        counts[row["class"]] += 1
+        if "farther_than" in row:
+            far = (far or 0) + (row["farther_than"] > _FAR)
+        if "unsure" in row:
+            unsure = (unsure or 0) + row["unsure"]
+
+    written = write_rows(
+        out,
+        images,
+        lambda batches: _rows(classifier, config, batches),
+        mark=_mark(config, classifier, task),
+        batch_size=config.batch_size,
+        on_bad_image=config.on_bad_image,
+        doing="predicting",
+        count=count,
+    )
+    return Predictions(
+        out=out,
+        images=written.images,
+        counts=dict(counts.most_common()),
+        far=far,
+        unsure=unsure,
+        skipped=written.skipped,
+        bad=written.bad,
+    )
 
 
 def _open(config: PredictConfig, classifier: Classifier) -> ImageSet:
     """All images, as one set, at the classifier's size."""
-    data = one_spec(config.data)
-    preprocessing = classifier.preprocessing
-    height, width = preprocessing.image_size
     say_reading(
         config.data[0] if len(config.data) == 1 else f"{len(config.data)} files"
     )
-    splits = open_data(
-        data,
-        image_size=height if height == width else None,
-        channels=preprocessing.channels,
-        value_range=preprocessing.value_range,
+    return every_image(
+        one_spec(config.data),
+        classifier.preprocessing,
         on_bad_image=config.on_bad_image,
         reading=ReadingOptions(outside_images=config.outside_images),
-        once=True,
-    )
-    parts = [splits.train, splits.validation, splits.test]
-    return together([part for part in parts if part is not None])
-
-
-def one_spec(data: Sequence[str]) -> str:
-    """One spec for all of them; UserError for several that are not image files."""
-    if len(data) == 1:
-        return data[0]
-    others = [one for one in data if not one.startswith("files:")]
-    if others:
-        raise UserError(
-            f"data: {others[0]} and {len(data) - 1} more; give one folder, archive or "
-            "table, or any number of image files"
-        )
-    return "files:" + "\n".join(one.removeprefix("files:") for one in data)
-
-
-def together(parts: Sequence[ImageSet]) -> ImageSet:
-    """The images of several splits as one set, without labels."""
-    if len(parts) == 1:
-        return parts[0]
-    text = " ".join(part.fingerprint for part in parts)
-    return dataclasses.replace(
-        parts[0],
-        images=Joined([part.images for part in parts]),
-        labels=None,
-        ids=[name for part in parts for name in part.ids],
-        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
-        skipped=tuple(bad for part in parts for bad in part.skipped),
-        tasks={},
     )
 
 
-def _mark(
-    config: PredictConfig, classifier: Classifier, task: str, images: ImageSet
-) -> str:
-    """A line that is the same only for the same predictions."""
+def _mark(config: PredictConfig, classifier: Classifier, task: str) -> list[Any]:
+    """What decides the predictions, beside the images."""
     settings = [config.top, config.threshold, task, config.views]
-    weights = classifier.manifest.get("files", {})
-    text = [afterimage.__version__, settings, images.fingerprint, weights]
-    mark = hashlib.sha256(json.dumps(text, sort_keys=True).encode())
-    return json.dumps({"predictions": mark.hexdigest()})
+    return [settings, classifier.manifest.get("files", {})]
 
 
-def _begin(rows: pathlib.Path, mark: str) -> int:
-    """Images whose rows are written already; a torn last line is cut off."""
-    good, count = 0, 0
-    with contextlib.suppress(FileNotFoundError), rows.open("rb") as file:
-        for number, line in enumerate(file):
-            whole = line.endswith(b"\n")
-            if not whole or (number == 0 and line.decode().rstrip() != mark):
-                break
-            good, count = good + len(line), number
-    if good:
-        os.truncate(rows, good)
-        return count
-    rows.write_text(mark + "\n", encoding="utf-8")
-    return 0
-
-
-def _write_rows(
-    file: TextIO,
-    classifier: Classifier,
-    config: PredictConfig,
-    images: ImageSet,
-    done: int,
-) -> None:
-    """Appends a line for each image from `done` on, in order, as batches come."""
-    task, size = classifier.task(config.task), config.batch_size
+def _rows(
+    classifier: Classifier, config: PredictConfig, batches: Iterator[np.ndarray]
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows of each batch, as it comes."""
+    task = classifier.task(config.task)
     reference = classifier.references.get(task)
     names = classifier.class_names[task]
-    read: collections.deque[list[Any]] = collections.deque()
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(done, len(images), size):
-            numbers = range(start, min(start + size, len(images)))
-            found = read_or_reason(images, np.array(numbers))
-            bad = {r: one for r, one in zip(numbers, found) if isinstance(one, str)}
-            if bad and config.on_bad_image == "fail":
-                raise DataError(_bad_message(images, bad))
-            good = [one for one in found if not isinstance(one, str)]
-            read.append([(images.ids[r], bad.get(r)) for r in numbers])
-            if good:
-                yield np.stack(good)
-
-    def write(outputs: Iterator[dict[str, Any]]) -> int:
-        part = read.popleft()
-        for name, reason in part:
-            row = {"bad": printable(reason)} if reason is not None else next(outputs)
-            file.write(json.dumps({"file": name, **row}) + "\n")
-        file.flush()
-        return len(part)
-
-    with ProgressBar(len(images) - done, "predicting") as progress:
-        how: Any = {"task": task, "views": config.views, "batch_size": size}
-        for logits, features in classifier.stream(batches(), **how):
-            while all(reason is not None for _, reason in read[0]):
-                progress.add(write(iter(())))
-            outputs = _outputs(logits, features, names, reference, config)
-            progress.add(write(outputs))
-        while read:
-            progress.add(write(iter(())))
-
-
-def _bad_message(images: ImageSet, bad: Mapping[int, str]) -> str:
-    shown = [f"{images.ids[r]}: {printable(why)}" for r, why in list(bad.items())[:10]]
-    return (
-        f"{images.name}: not usable images:\n  " + "\n  ".join(shown) + "\nRemove or "
-        "repair them and repeat the command, or skip them with --on-bad-image skip"
-    )
+    how: Any = {"task": task, "views": config.views, "batch_size": config.batch_size}
+    for logits, features in classifier.stream(batches, **how):
+        yield _outputs(logits, features, names, reference, config)
 
 
 def _outputs(
@@ -278,80 +167,3 @@ def _outputs(
         if config.threshold is not None:
             found["unsure"] = bool(shares[row, 0] < config.threshold)
         yield found
-
-
-def _finish(
-    rows: pathlib.Path, out: pathlib.Path, skipped: Sequence[BadImage]
-) -> Predictions:
-    """Writes the output, and the list of broken images, from the lines."""
-    counts: collections.Counter[str] = collections.Counter()
-    far = unsure = None
-    bad = [f"{one.path}\t{printable(one.reason)}\n" for one in skipped]
-
-    def good() -> Iterator[dict[str, Any]]:
-        nonlocal far, unsure
-        with rows.open(encoding="utf-8") as file:
-            for line in itertools.islice(file, 1, None):
-                row = json.loads(line)
-                if "bad" in row:
-                    bad.append(f"{row['file']}\t{row['bad']}\n")
-                    continue
-                counts[row["class"]] += 1
-                if "farther_than" in row:
-                    far = (far or 0) + (row["farther_than"] > _FAR)
-                if "unsure" in row:
-                    unsure = (unsure or 0) + row["unsure"]
-                yield row
-
-    partial = rows.with_name(out.name)
-    _WRITERS[out.suffix.lower()](partial, good())
-    listed = out.with_name(f"{out.name}.skipped.txt")
-    listed.unlink(missing_ok=True)
-    if bad:
-        listed.write_text("".join(bad), encoding="utf-8")
-    if not counts:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"none of {len(bad):,} files is a usable image, see {listed}")
-    partial.replace(out)
-    return Predictions(
-        out=out,
-        images=counts.total(),
-        counts=dict(counts.most_common()),
-        far=far,
-        unsure=unsure,
-        skipped=listed if bad else None,
-        bad=len(bad),
-    )
-
-
-def _write_csv(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        for number, row in enumerate(rows):
-            if not number:
-                writer.writerow(row)
-            writer.writerow(
-                str(cell).lower() if isinstance(cell, bool) else cell
-                for cell in row.values()
-            )
-
-
-def _write_jsonl(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def _write_parquet(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with contextlib.ExitStack() as stack:
-        writer = None
-        while some := list(itertools.islice(rows, _ROWS_TOGETHER)):
-            table = pa.Table.from_pylist(some)
-            if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
-            writer.write_table(table)
-
-
-_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -282,6 +283,16 @@ class Run:
                 f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
             ]
             replace_file(path, "".join(lines).encode())
+
+
+def beside(run: str, name: str) -> pathlib.Path:
+    """The folder for what is computed from an encoder: in its run, or in the cache."""
+    place = pathlib.Path(run)
+    if (place / "config.json").is_file():
+        return place / name
+    # Other folders are artefacts, whose files are listed with their checksums.
+    mark = hashlib.sha256(os.fsencode(os.path.abspath(place))).hexdigest()[:16]
+    return runtime.cache_dir() / name / mark
 
 
 def _defaults(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from afterimage.checkpoints.files import RunLock, replace_file
 from afterimage.checkpoints.names import printable, spelling
 from afterimage.console import ProgressBar, say_reading
-from afterimage.data import ImageSet, Preprocessing, open_data
+from afterimage.contact_sheet import label_of, write_sheet
+from afterimage.data import ImageSet, Preprocessing
 from afterimage.data.images import marks, read_or_reason
 from afterimage.data.pixels import cover_and_crop
 from afterimage.encoder import Encoder, load_encoder
@@ -32,12 +33,9 @@ from afterimage.evaluation.configs import SimilarConfig
 from afterimage.evaluation.nearest import nearest
 from afterimage.evaluation.probes import unit_rows
 from afterimage.fields import output_file
-from afterimage.pictures import draw_rows
-from afterimage.predict import one_spec, together
 from afterimage.reading import ReadingOptions
-from afterimage.report import write_report
-from afterimage.runs import write_png
-from afterimage.runtime import cache_dir
+from afterimage.rows import every_image, one_spec
+from afterimage.runs import beside
 
 _VECTORS, _IMAGES = "vectors.f32", "images.jsonl"
 _KINDS = (".csv", ".jsonl", ".png", ".html")
@@ -337,18 +335,8 @@ def duplicates(index: Index, threshold: float) -> list[Match]:
 
 def _open(config: SimilarConfig, data: str, preprocessing: Preprocessing) -> ImageSet:
     """All images, as one set, at the size of `preprocessing`."""
-    height, width = preprocessing.image_size
-    splits = open_data(
-        data,
-        image_size=height if height == width else None,
-        channels=preprocessing.channels,
-        value_range=preprocessing.value_range,
-        on_bad_image="skip",
-        reading=ReadingOptions(outside_images=config.outside_images),
-        once=True,
-    )
-    parts = [splits.train, splits.validation, splits.test]
-    return together([part for part in parts if part is not None])
+    reading = ReadingOptions(outside_images=config.outside_images)
+    return every_image(data, preprocessing, reading=reading)
 
 
 def _read(images: ImageSet) -> np.ndarray:
@@ -362,12 +350,7 @@ def _folder(config: SimilarConfig) -> pathlib.Path:
         return pathlib.Path(config.index)
     name = re.sub(r"[^A-Za-z0-9.=-]+", "-", config.data).strip("-.")[:80]
     name += "-" + hashlib.sha256(os.fsencode(config.data)).hexdigest()[:8]
-    run = pathlib.Path(config.from_)
-    if (run / "config.json").is_file():
-        return run / "similar" / name
-    # Other folders are artefacts, whose files are listed with their checksums.
-    place = hashlib.sha256(os.fsencode(os.path.abspath(run))).hexdigest()[:16]
-    return cache_dir() / "similar" / place / name
+    return beside(config.from_, "similar") / name
 
 
 def _write(config: SimilarConfig, found: Similar, preprocessing: Preprocessing) -> None:
@@ -384,16 +367,14 @@ def _write(config: SimilarConfig, found: Similar, preprocessing: Preprocessing) 
             replace_file(out, "".join(lines).encode())
         else:
             sheet = sheet or _sheet(config, found, preprocessing)
-            if out.suffix.lower() == ".png":
-                write_png(sheet[1], out)
-            else:
-                _write_page(out, columns, rows, sheet)
+            title = "Duplicates" if config.duplicates else "Similar images"
+            write_sheet(out, *sheet, title=title, columns=columns, table=rows)
 
 
 def _sheet(
     config: SimilarConfig, found: Similar, preprocessing: Preprocessing
-) -> tuple[str, np.ndarray]:
-    """(caption, contact sheet): a row for each query or group."""
+) -> tuple[str, dict[str, np.ndarray]]:
+    """(caption, images of a contact sheet): a row for each query or group."""
     large = dataclasses.replace(preprocessing, image_size=(_SHOWN, _SHOWN))
     album = _open(config, config.data, large)
     place = {name: row for row, name in enumerate(album.ids)}
@@ -410,35 +391,10 @@ def _sheet(
         files = files[: config.top]
         pixels = album.gather([place[file] for file in files])
         own = first[name][None] if name in first else pixels[:0]
-        label = pathlib.PurePath(name).name
-        label = label if len(label) <= 24 else f"…{label[-23:]}"
-        label = label if label not in rows else f"{label} ({len(rows)})"
-        rows[label] = np.concatenate([own, pixels]).astype(np.float32) / 255
+        both = np.concatenate([own, pixels])
+        rows[label_of(name, rows)] = both.astype(np.float32) / 255
     of = f"{len(shown)} of {len(groups)} groups" if config.duplicates else "query first"
     caption = f"{of}; {found.album:,} images of {config.data}"
     if found.threshold is not None:
         caption += f"; cosine {found.threshold:.3f} or more"
-    if not rows:
-        rows = {"none": np.ones((1, 8, 8, 3), np.float32)}
-    return caption, draw_rows(rows, caption=caption)
-
-
-def _write_page(
-    out: pathlib.Path,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    sheet: tuple[str, np.ndarray],
-) -> None:
-    caption, pixels = sheet
-    picture = out.with_name(f".{out.name}.png")
-    write_png(pixels, picture)
-    try:
-        write_report(
-            out,
-            title="Duplicates" if columns[0] == "group" else "Similar images",
-            lead=caption,
-            pictures={"Images": (caption, picture)},
-            grids={"Table": (columns, [list(row) for row in rows])},
-        )
-    finally:
-        picture.unlink(missing_ok=True)
+    return caption, rows

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 import afterimage
-from afterimage import predict as module
+from afterimage import rows as module
 from afterimage.commands import main
 from afterimage.errors import Interrupted
 from afterimage.evaluation.configs import PredictConfig
+from afterimage.predict import predict as predict_images
 from tests import classifier_artefact
 from tests.encoder_artefact import pictures
 
@@ -136,7 +137,7 @@ def test_a_stopped_command_continues(home, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "read_or_reason", stops)
     with pytest.raises(Interrupted, match="run the same command again"):
-        module.predict(config)
+        predict_images(config)
     assert not out.exists()
     rows = tmp_path / ".out.csv.partial" / "rows.jsonl"
     kept = rows.read_bytes().splitlines()
@@ -148,7 +149,7 @@ def test_a_stopped_command_continues(home, tmp_path, monkeypatch, capsys):
         return real(images, numbers)
 
     monkeypatch.setattr(module, "read_or_reason", counts)
-    assert module.predict(config).images == 19
+    assert predict_images(config).images == 19
     assert out.read_bytes() == whole.read_bytes()
     assert seen == list(range(len(kept) - 1, 20))
     assert "continuing after" in capsys.readouterr().err

@@ -178,15 +178,17 @@ def _read_once(
     value_range = None if request.value_range == "auto" else request.value_range
     shape = (height, width, request.channels or 0)
     images, sets = Once(files, Decoder(shape, request.size, value_range)), {}
+    given_names = {split: names for split, (_, names) in groups.items()}
+    labels, classes = index_names(given_names)
     for split, (given, _) in groups.items():
         rows = np.asarray(given, np.int64)
         ids = [spelling(files.names[row]) for row in given]
         marks = [mark.encode() for mark in images.marks(rows)]
         sets[split] = ImageSet(
             images=Selected(images, rows),
-            labels=None,
+            labels=labels[split],
             ids=ids,
-            class_names=None,
+            class_names=classes,
             name=f"{source} [{split}]",
             fingerprint=content_fingerprint(marks, None, ids, images.shape),
             value_range=value_range,

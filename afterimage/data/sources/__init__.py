@@ -86,8 +86,8 @@ def open_data(
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
     labels to read. `reading` defines what folder names and table cells mean; if not
     `strict`, the folders it names for splits may be missing. `once` is for a single
-    pass: files are read when their images are asked for, as training images without
-    labels, and are not cached; `image_size` and `channels` must be given.
+    pass: files are read when their images are asked for, as training images, and are
+    not cached; folders are not classes; `image_size` and `channels` must be given.
 
     Raises UserError for an unknown spec or object, and DataError for data that does not
     fit.
