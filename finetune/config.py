@@ -38,8 +38,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     encoder/ folder. Its architecture and preprocessing are used unchanged."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The labelled images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
-    tfds:NAME, synthetic:HxWxC."""
+    """The labelled images: characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH,
+    npz:PATH, tfds:NAME, synthetic:HxWxC."""
 
     target: str | None = None
     """Images of the target domain, in the same form as data. Their labels are never

@@ -29,8 +29,8 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     Masked(ratio=0.5), or {"name": "masked", "ratio": 0.5}."""
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The images: digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC, or a path. None if an object is passed to `pretrain`."""
+    """The images: characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
+    tfds:NAME, synthetic:HxWxC, or a path. None if an object is passed to `pretrain`."""
 
     model: Annotated[str, OneOf(ENCODERS)] = "conv"
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""

@@ -66,6 +66,20 @@ def test_digits_are_sklearns():
     )
 
 
+def test_characters_come_with_the_package(no_network):
+    found = open_data("characters")
+    assert found.train.shape == found.test.shape == (28, 28, 1)
+    assert found.train.class_names == found.test.class_names
+    for part, drawings in ((found.train, 15), (found.test, 5)):
+        assert np.bincount(part.labels).tolist() == [drawings] * 136
+    # Dark strokes on white, each drawn once.
+    images = np.concatenate(
+        [p.gather(np.arange(len(p))) for p in (found.train, found.test)]
+    )
+    assert 0.75 < np.mean(images > 200) < 0.95
+    assert len(np.unique(images, axis=0)) == len(images) == 2720
+
+
 def test_damaged_digits_are_written_again():
     wanted = open_data("digits").train.fingerprint
     for file in (cache_dir() / "tfds").rglob("*.array_record*"):

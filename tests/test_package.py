@@ -99,6 +99,14 @@ def test_site_packages_get_one_name(installed):
     assert (installed / "afterimage" / "report" / "page.html").is_file()
 
 
+def test_the_images_are_shipped_with_their_licence(installed):
+    folder = installed / "afterimage" / "data" / "sources"
+    assert 100_000 < (folder / "characters.npz").stat().st_size < 3_000_000
+    assert "Brenden Lake" in (folder / "characters-LICENSE.txt").read_text()
+    licences = next(installed.glob("*.dist-info")) / "licenses"
+    assert [*licences.rglob("characters-LICENSE.txt")]
+
+
 def test_the_wheel_holds_every_source_file_once(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.endswith(".py")]

@@ -20,8 +20,9 @@ class ImagesOptions(ReadingOptions):
     """Which images, and how they are read."""
 
     data: str
-    """The images: a folder, a .zip, .csv or .npz file, or digits, folder:PATH,
-    zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
+    """The images: a folder, a .zip, .csv or .npz file, or characters,
+    digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC."""
 
     batch_size: int = 256
     """Images per forward pass."""

@@ -27,8 +27,9 @@ class DataOptions(ReadingOptions):
     """Which images, at which size."""
 
     data: str
-    """The images: the path of a folder, or of a .zip, .csv or .npz file; or digits,
-    folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME, synthetic:HxWxC."""
+    """The images: the path of a folder, or of a .zip, .csv or .npz file; or
+    characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
+    synthetic:HxWxC."""
 
     image_size: int | None = None
     """Side, in pixels, of the square the images are resized to. Default: the data's own
