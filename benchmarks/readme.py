@@ -22,11 +22,12 @@ from benchmarks.results import figure
 README = pathlib.Path(__file__).parent.parent / "README.md"
 Rows = Sequence[Mapping[str, Any]]
 WHAT_LEARNS = {
-    "probe": "a new head on the frozen encoder",
-    "partial": "the last stage and the head",
-    "two-phase": "the head, then everything",
-    "full": "everything at once",
-    "scratch": "everything, from random weights",
+    "raw pixels": "a linear classifier on the pixels",
+    "random weights": "on the untrained encoder's features",
+    "HOG": "on histograms of gradients",
+    "pretrained": "on the pretrained encoder's features",
+    "scratch": "the whole network, from random weights",
+    "fine-tuned": "the whole network, from the pretrained encoder",
 }
 
 
@@ -64,16 +65,13 @@ def _link(rows: Rows, page: pathlib.Path, name: str) -> str:
 
 
 def demo_table(rows: Rows, source: str = "") -> str:
-    """Test accuracy of each mode."""
-    lines = ["| mode | what is trained | test accuracy, % |", "|---|---|---|"]
+    """Test accuracy of each kind of features, and of the network."""
+    lines = ["| row | what is trained | test accuracy, % |", "|---|---|---|"]
     lines += [
         f"| {entry['row']} | {WHAT_LEARNS[entry['row']]} | {figure(entry, 1)} |"
         for entry in rows
     ]
-    return (
-        "\n".join(lines)
-        + f"\n\nMean ± std of {rows[0]['n']} seeds. {source or _source(rows)}"
-    )
+    return "\n".join(lines) + f"\n\nOne run. {source or _source(rows)}"
 
 
 def speed_table(rows: Rows, source: str = "") -> str:

@@ -69,7 +69,7 @@ def test_a_short_table_links_to_the_commands_of_the_results(tmp_path):
     command = read_results("demo")[0]["command"]
     assert command not in text
     assert command in (tmp_path / link).read_text()
-    assert text.startswith("<!-- demo short table -->\n\n| mode |")
+    assert text.startswith("<!-- demo short table -->\n\n| row |")
 
 
 def test_a_table_of_labels_has_a_column_for_each_number():

@@ -39,7 +39,7 @@ PRESETS: Mapping[str, Preset] = {
             "lr": 3e-3,
         },
         cost="150 steps of 64 = 9,600 images; seconds",
-        results="demo.md",
+        results="digits.md",
     ),
     "mnist-masked": Preset(
         about="after pretrain --preset mnist-masked: MNIST, few labels or all",
