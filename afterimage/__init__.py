@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from afterimage.lazy import exports
 
 if TYPE_CHECKING:
+    from afterimage.anomalies.detector import AnomalyDetector as AnomalyDetector
     from afterimage.classifier import Classifier as Classifier
     from afterimage.classifier import load_classifier as load_classifier
     from afterimage.encoder import Encoder as Encoder

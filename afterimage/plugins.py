@@ -1,4 +1,4 @@
-"""Registries of encoders, objectives, methods, augmentations and data sources.
+"""Registries of encoders, objectives, methods, augmentations, sources and scorers.
 
 Ours have one file each in the package of their kind, or share one module if they are
 short. Other packages add their own through an entry point in the group
@@ -154,6 +154,7 @@ OBJECTIVES: Registry[Any] = Registry("objective", "afterimage.pretrain.objective
 METHODS: Registry[Any] = Registry("method", "afterimage.finetune.methods")
 AUGMENTATIONS: Registry[Any] = Registry("augmentation", "afterimage.data.augmentations")
 SOURCES: Registry[Any] = Registry("data source", "afterimage.data.sources")
+SCORERS: Registry[Any] = Registry("anomaly scorer", "afterimage.anomalies.scorers")
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def predict(config: PredictConfig) -> Predictions:
     counts: collections.Counter[str] = collections.Counter()
     far = unsure = None
 
-    def count(row: Mapping[str, Any]) -> None:
+    def count(_: int, row: Mapping[str, Any]) -> None:
         nonlocal far, unsure
         counts[row["class"]] += 1
         if "farther_than" in row:

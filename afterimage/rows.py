@@ -111,13 +111,13 @@ def write_rows(
     batch_size: int,
     on_bad_image: OnBadImage,
     doing: str,
-    count: Callable[[Row], None],
+    count: Callable[[int, Row], None],
     place: Callable[[int, Row], Row] = lambda _, row: row,
 ) -> Written:
     """Write a row for each image to `out`; a pass that was stopped continues.
 
-    `mark`, JSON, decides with the images whether it is the same pass. `place` gets each
-    new row, with its image's number, before it is written. `count` gets every row at
+    `mark`, JSON, decides with the images whether it is the same pass. `place` gets the
+    number of an image and its new row before that is written; `count` gets every row at
     the end.
 
     Raises DataError if no image is usable and, with on_bad_image="fail", for the first
@@ -234,7 +234,7 @@ def _finish(
     rows: pathlib.Path,
     out: pathlib.Path,
     skipped: Sequence[BadImage],
-    count: Callable[[Row], None],
+    count: Callable[[int, Row], None],
 ) -> Written:
     """Writes the output, and the list of broken images, from the lines."""
     images = 0
@@ -243,13 +243,13 @@ def _finish(
     def good() -> Iterator[Row]:
         nonlocal images
         with rows.open(encoding="utf-8") as file:
-            for line in itertools.islice(file, 1, None):
+            for number, line in enumerate(itertools.islice(file, 1, None)):
                 row = json.loads(line)
                 if "bad" in row:
                     bad.append(f"{row['file']}\t{row['bad']}\n")
                     continue
                 images += 1
-                count(row)
+                count(number, row)
                 yield row
 
     partial = rows.with_name(out.name)

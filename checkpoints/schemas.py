@@ -186,6 +186,23 @@ class ClassifierManifest(EncoderManifest, kw_only=True):
     heads: Annotated[dict[Name, HeadFields], Meta(min_length=1)]
 
 
+class DetectorManifest(Struct, kw_only=True):
+    """`manifest.json` of a detector of anomalies."""
+
+    scorer: Free
+    """Its name and settings."""
+    encoder: Sha256
+    """Of the encoder's parameters."""
+    normal: Free
+    """Where the normal images are from, and how many there were."""
+    fitted: Annotated[int, Meta(ge=1)]
+    """Normal images that it was fitted to, …"""
+    held_out: Annotated[int, Meta(ge=1)]
+    """… and those that its threshold comes from."""
+    false_alarms: Annotated[float, Meta(gt=0, lt=1)]
+    threshold: Number
+
+
 class Leaf(Struct):
     """One array of a checkpoint."""
 
@@ -340,6 +357,7 @@ Baselines = dict[str, BaselineFields]
 MANIFESTS: dict[str, Any] = {
     "encoder": EncoderManifest,
     "classifier": ClassifierManifest,
+    "detector": DetectorManifest,
     "step": StepManifest,
 }
 

@@ -29,7 +29,7 @@ from afterimage.checkpoints.names import shown
 from afterimage.checkpoints.schemas import wrong_shape
 from afterimage.checkpoints.trees import flatten, unflatten
 
-ENCODER, CLASSIFIER = "encoder", "classifier"
+ENCODER, CLASSIFIER, DETECTOR = "encoder", "classifier", "detector"
 """The kind in the manifest, and also the folder's name in a run."""
 WEIGHTS = "weights.safetensors"
 _NAMES = {"params", "stats"}

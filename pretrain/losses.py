@@ -254,6 +254,14 @@ class ReconstructionLoss:
             total = total + self.ssim_weight * (1 - ssim(x, y))
         return total
 
+    def squared_errors(self, output: Images, pixels: Images) -> Float[Array, "b h w"]:
+        """The squared error of each pixel, the mean over channels; ≥ 0.
+
+        In the space of the target, whatever the loss.
+        """
+        said = jax.nn.sigmoid(output) if self.loss == "bce" else output
+        return jnp.mean(jnp.square(said - self.targets(pixels)), axis=-1)
+
     def _loss(self, output: Images, said: Images, target: Images, mask: Mask):
         if self.loss == "ssim":
             x, y = self._pixels(said), self._pixels(target)

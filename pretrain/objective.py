@@ -35,6 +35,9 @@ from afterimage.training.stage import Context, Phase, Stage, Term, TermResult, V
 
 Tree = Mapping[str, Any]
 Rules = Mapping[str, Callable[[Context], Any]]
+PixelErrors = Callable[[Tree, Tree, Array], Float[Array, "b h w"]]
+"""(params, stats, images [b, h, w, c] in [0, 1]) -> squared errors in the space of the
+target, means over channels."""
 
 
 def to_pixels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -167,6 +170,15 @@ class Objective(abc.ABC):
         del setup
         return None
 
+    def pixel_errors(
+        self, model: ModelConfig, preprocessing: Preprocessing
+    ) -> PixelErrors | None:
+        """How well a trained network reconstructs each pixel; None if none is.
+
+        An image's errors do not depend on the other images of a batch.
+        """
+        del model, preprocessing
+
     def facts(self) -> dict[str, Any]:
         """The objective's entry in an encoder's manifest: its name and settings."""
         return {"objective": self.name, **dataclasses.asdict(self)}
@@ -257,6 +269,29 @@ class Reconstruction(Objective):
         return ReconstructionLoss(
             loss="mse", target="data", preprocessing=setup.preprocessing
         )
+
+    def pixel_errors(
+        self, model: ModelConfig, preprocessing: Preprocessing
+    ) -> PixelErrors | None:
+        module = nnx.eval_shape(lambda: self.build(model, nnx.Rngs(0)))
+        network, _, _ = Network.create(module)
+        setup = ModelSetup(model, network, preprocessing)
+        scores = self.scores(setup)
+        if scores.target == "hog":
+            return None
+
+        def errors(params: Tree, stats: Tree, pixels: Array) -> Array:
+            forward = Forward(setup, params, stats, jax.random.key(0))
+            return self.errors(forward, scores, pixels)
+
+        return errors
+
+    def errors(
+        self, forward: Forward, scores: ReconstructionLoss, pixels: Array
+    ) -> Float[Array, "b h w"]:
+        """The errors of one pass of clean images, for `pixel_errors`."""
+        found = self.forward(forward, self.inputs(forward, pixels))
+        return scores.squared_errors(found.output, pixels)
 
     def facts(self) -> dict[str, Any]:
         facts = super().facts()

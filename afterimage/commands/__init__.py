@@ -36,6 +36,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "evaluate": "score a classifier or an encoder on labelled images",
         "features": "write the feature vector of every image to a file",
         "similar": "find the nearest images of an album, or its duplicates",
+        "anomalies": "find images unlike the normal ones",
         "select": "rank several classifiers without labels",
         "compare": "compare several runs in one table and on one page",
     },

@@ -7,9 +7,22 @@ from typing import Any
 from afterimage.commands.flags import Command, parse, settings_of
 from afterimage.console import say
 from afterimage.errors import UserError, did_you_mean
-from afterimage.plugins import AUGMENTATIONS, METHODS, OBJECTIVES, SOURCES, Registry
+from afterimage.plugins import (
+    AUGMENTATIONS,
+    METHODS,
+    OBJECTIVES,
+    SCORERS,
+    SOURCES,
+    Registry,
+)
 
-REGISTRIES: tuple[Registry[Any], ...] = (OBJECTIVES, METHODS, AUGMENTATIONS, SOURCES)
+REGISTRIES: tuple[Registry[Any], ...] = (
+    OBJECTIVES,
+    METHODS,
+    AUGMENTATIONS,
+    SOURCES,
+    SCORERS,
+)
 LISTS: dict[str, tuple[Registry[Any], tuple[str, ...]]] = {
     "objectives of pretrain": (OBJECTIVES, ()),
     "methods of finetune": (METHODS, ("",)),
@@ -18,6 +31,7 @@ LISTS: dict[str, tuple[Registry[Any], tuple[str, ...]]] = {
     "methods of episodes": (METHODS, ("episodes",)),
     "augmentations": (AUGMENTATIONS, ()),
     "sources of data": (SOURCES, ()),
+    "scorers of anomalies": (SCORERS, ()),
 }
 """{title: (registry, the groups listed; empty for all)}."""
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Integer, Num
+import scipy.stats
+from jaxtyping import Bool, Float, Integer, Num
 
 from afterimage.errors import UserError
 from afterimage.evaluation.probes import Array, check_labelled, wilson
@@ -186,3 +187,15 @@ def _calibration_of_resample(
         return float(np.abs(sums).sum() / len(gap))
 
     return resampled
+
+
+def auroc(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
+    """The area under the receiver's curve: how well scores tell positives.
+
+    The probability that a positive has a higher score than a negative, ties counted
+    half (Mann & Whitney 1947); 0.5 is chance. Both kinds are needed.
+    """
+    positive = np.asarray(positive, bool)
+    ranks = scipy.stats.rankdata(scores)
+    count, rest = int(positive.sum()), int((~positive).sum())
+    return float(ranks[positive].sum() - count * (count + 1) / 2) / (count * rest)

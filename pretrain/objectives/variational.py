@@ -21,6 +21,7 @@ from afterimage.models import Autoencoder, ModelConfig, layers
 from afterimage.models.decoders import Encoded
 from afterimage.models.layers import PassInfo
 from afterimage.plugins import OBJECTIVES
+from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import Autoencoding, Forward, Pass, Tree
 
 # Beyond these limits the exponential leaves float32, or the sample is pure noise.
@@ -39,18 +40,21 @@ class VariationalAutoencoder(Autoencoder):
         )
 
     def sampled(
-        self, images: Float[Array, "b h w c"], key: Array, *, train: bool = False
+        self, images: Float[Array, "b h w c"], key: Array | None, *, train: bool = False
     ) -> tuple[Array, Array, Array]:
         """(reconstruction from a sample of the posterior, its mean, its log variance).
 
-        Mean and log variance are [b, d], or [b, h, w, d] if the code is a map.
+        Without a key it is from the mean. Mean and log variance are [b, d], or [b, h,
+        w, d] if the code is a map.
         """
         context = PassInfo(train=train)
         encoded = self.encode(images, context)
         mean, log_variance = jnp.split(self.posterior(encoded.code), 2, axis=-1)
         log_variance = jnp.clip(log_variance, *_LOG_VARIANCE)
-        noise = jax.random.normal(key, mean.shape, mean.dtype)
-        code = mean + jnp.exp(0.5 * log_variance) * noise
+        code = mean
+        if key is not None:
+            noise = jax.random.normal(key, mean.shape, mean.dtype)
+            code = mean + jnp.exp(0.5 * log_variance) * noise
         output = self.decoder(encoded.with_code(code), context)
         return output, mean, log_variance
 
@@ -136,6 +140,14 @@ class Variational(Autoencoding):
             "square": jnp.mean(jnp.square(mean), sites),
         }
         return Pass(output, stats, penalty=penalty, measures=measures)
+
+    def errors(
+        self, forward: Forward, scores: ReconstructionLoss, pixels: Array
+    ) -> Float[Array, "b h w"]:
+        """Of the mean code, so that no noise is in the errors."""
+        inputs = self.inputs(forward, pixels)
+        (output, *_), _ = forward(inputs, None, method="sampled")
+        return scores.squared_errors(output, pixels)
 
     def diagnose(self, means: Tree) -> dict[str, Any]:
         """KL in nats per image, in total and per channel; number of active channels.

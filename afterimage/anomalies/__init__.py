@@ -1,0 +1,1 @@
+"""Images unlike the normal ones: detectors, how they score, the command."""

@@ -1,0 +1,1 @@
+"""Scorers of anomalies, one file each; see `afterimage.anomalies.scorer`."""
