@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from afterimage.classifier import load_classifier as load_classifier
     from afterimage.encoder import Encoder as Encoder
     from afterimage.encoder import load_encoder as load_encoder
+    from afterimage.evaluation.acquisition import images_to_label as images_to_label
+    from afterimage.evaluation.label_issues import LabelIssues as LabelIssues
+    from afterimage.evaluation.label_issues import (
+        find_label_issues as find_label_issues,
+    )
     from afterimage.sklearn import EncoderTransformer as EncoderTransformer
     from afterimage.sklearn import ImageClassifier as ImageClassifier
 

@@ -34,7 +34,7 @@ _LIMITS = {
 }
 """The largest sizes: larger values are mistakes and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
-_SPECS = frozenset({"data", "target", "unlabelled", "sources"})
+_SPECS = frozenset({"data", "target", "unlabelled", "labelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
 """Maximum bytes in one part of a path, on every common file system."""

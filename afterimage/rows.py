@@ -265,24 +265,33 @@ def _finish(
     return Written(images, listed if bad else None, len(bad))
 
 
-def _write_csv(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
+def _write_csv(
+    path: pathlib.Path, rows: Iterator[Row], columns: Sequence[str] = ()
+) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        for number, row in enumerate(rows):
-            if not number:
-                writer.writerow(row)
+        writer, head = csv.writer(file), tuple(columns)
+        if head:
+            writer.writerow(head)
+        for row in rows:
+            if not head:
+                head = tuple(row)
+                writer.writerow(head)
             writer.writerow(
                 str(cell).lower() if isinstance(cell, bool) else cell
                 for cell in row.values()
             )
 
 
-def _write_jsonl(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
+def _write_jsonl(
+    path: pathlib.Path, rows: Iterator[Row], columns: Sequence[str] = ()
+) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _write_parquet(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
+def _write_parquet(
+    path: pathlib.Path, rows: Iterator[Row], columns: Sequence[str] = ()
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -293,6 +302,10 @@ def _write_parquet(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
             writer.write_table(table)
+        if writer is None:
+            pq.write_table(pa.table({name: pa.nulls(0) for name in columns}), path)
 
 
 WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+"""{suffix: what writes (path, rows, columns)}. Columns default to those of the first
+row; a table that may have no rows needs them."""

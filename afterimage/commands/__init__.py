@@ -37,6 +37,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "features": "write the feature vector of every image to a file",
         "similar": "find the nearest images of an album, or its duplicates",
         "anomalies": "find images unlike the normal ones",
+        "label": "suggest images to label next, or find labels that look wrong",
         "select": "rank several classifiers without labels",
         "compare": "compare several runs in one table and on one page",
     },

@@ -39,7 +39,7 @@ from afterimage.training.options import check
 
 Config = TypeVar("Config")
 _LARGEST_FILE = 2**20
-_SPECS = ("data", "target", "unlabelled", "sources", "query")
+_SPECS = ("data", "target", "unlabelled", "labelled", "sources", "query")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

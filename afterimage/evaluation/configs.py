@@ -13,6 +13,7 @@ from afterimage.training.options import check
 
 Split = Literal["all", "train", "validation", "test"]
 Views = Literal["none", "flip", "shift", "shift-flip"]
+Rule = Literal["typical", "k-center", "k-means++", "margin", "badge", "random"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,6 +246,60 @@ class SimilarConfig:
             found.append("give either query, images to look for, or duplicates")
         if self.cosine is not None and not (self.duplicates and 0 < self.cosine <= 1):
             found.append(f"cosine={self.cosine}: in (0, 1], and only with duplicates")
+        check(found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelConfig(ReadingOptions):
+    """Images to label next, or labels that look wrong."""
+
+    data: str
+    """The images: a folder, .zip, .csv or .npz file, a pattern such as "photos/*.jpg",
+    or a spec as for the other commands. suggest takes all of them, whatever their
+    folders are called; those to which a table gives a label are not suggested."""
+
+    from_: str
+    """An encoder or a classifier: a run folder, one of its checkpoints/STEP, an
+    encoder/ or a classifier/ folder."""
+
+    suggest: int | None = None
+    """Suggest this many images to label next."""
+
+    check: bool = False
+    """List the labels in --data that look wrong instead."""
+
+    out: tuple[str, ...] = ()
+    """Files to write, by suffix: .csv, .jsonl or .parquet, a table; .png, a contact
+    sheet; .html, both. Fill in the column label of the table, and it is data for
+    finetune: csv:FILE. Default: only print."""
+
+    labelled: str | None = None
+    """suggest: images that have a label already, e.g. csv:first.csv. What they cover is
+    not suggested again; nor are the same images in --data."""
+
+    rule: Rule | None = None
+    """suggest: how to choose. typical: the most typical image of each of the largest
+    groups without a label. k-center: the farthest from all others chosen. k-means++:
+    the same, drawn at random. margin, badge: where a classifier is unsure; badge also
+    far apart. random. Default: typical, and badge for a classifier once there are 20
+    labels a class."""
+
+    task: str | None = None
+    """The head, if a classifier has several. Default: the main one."""
+
+    batch_size: int = 256
+    """Images per forward pass."""
+
+    seed: int = 0
+    """Seed of k-means, of random choices, and of the fifths that check holds out."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))
+        found = at_least_1(self, "suggest", "batch_size")
+        if (self.suggest is None) != self.check:
+            found.append("give either suggest, a number of images, or check")
+        if self.check and self.labelled is not None:
+            found.append(f"labelled={self.labelled}: only with suggest")
         check(found)
 
 
