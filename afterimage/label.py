@@ -36,7 +36,7 @@ from afterimage.rows import every_image, together
 
 _PRINTED = 20  # rows
 _COLUMNS = ("file", "label", "suggested", "score", "neighbours")
-_ENOUGH = 20  # labels a class: with fewer, uncertainty misleads (benchmarks.suggest)
+_ENOUGH = 10  # labels a class: with fewer, uncertainty misleads (benchmarks.suggest)
 _WEAK = 0.7  # agreement below which a check is doubtful
 
 

@@ -59,9 +59,9 @@ def test_uncertain_images_first_and_by_badge_apart_as_well():
     unsure = np.r_[0:10, 50:60]  # in two of three clusters
     shares[unsure] = [0.5, 0.49, 0.01]
     shares[7] = [0.495, 0.495, 0.01]
-    how = {"probabilities": shares}
-    assert images_to_label(features, 1, rule="margin", **how)[0] == 7
-    chosen = images_to_label(features, 20, rule="margin", **how)
+    chosen = images_to_label(features, 1, rule="margin", probabilities=shares)
+    assert chosen[0] == 7
+    chosen = images_to_label(features, 20, rule="margin", probabilities=shares)
     assert sorted(chosen) == sorted(unsure)
     shares = np.tile([0.5, 0.49, 0.01], (150, 1))
     some = groups < 2

@@ -14,9 +14,9 @@ COMMAND = Command(
     about="""\
 Suggest which images to label next, or find labels that look wrong.
 
-  afterimage label photos --from runs/photos --suggest 20 --out first.csv first.html
+  afterimage label photos --from runs/photos --suggest 20 --out first.csv
   afterimage finetune csv:first.csv --from runs/photos --out runs/cls
-  afterimage label labelled --from runs/photos --check --out wrong.csv wrong.html
+  afterimage label labelled --from runs/photos --check --out wrong.html
 
 Fill in the column label of first.csv between the first two.""",
     common={

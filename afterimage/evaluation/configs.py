@@ -281,7 +281,7 @@ class LabelConfig(ReadingOptions):
     """suggest: how to choose. typical: the most typical image of each of the largest
     groups without a label. k-center: the farthest from all others chosen. k-means++:
     the same, drawn at random. margin, badge: where a classifier is unsure; badge also
-    far apart. random. Default: typical, and badge for a classifier once there are 20
+    far apart. random. Default: typical, and badge for a classifier once there are 10
     labels a class."""
 
     task: str | None = None
