@@ -34,9 +34,10 @@ from afterimage.models import (
     build_encoder,
     pool_features,
 )
+from afterimage.models.dictionary import PatchDictionary
 from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS, mean_over_views
-from afterimage.models.vector import STATS, VectorRecipe, moments_of, pooled_size
+from afterimage.models.vector import STATS, VectorRecipe, moments_of
 from afterimage.runtime import jit
 
 # Batches sent to the device before waiting for the first result: one computes, one is
@@ -137,11 +138,14 @@ class Encoder:
         `images` is uint8 or float in [0, 1], with a size and channels the network
         takes. It is normalised here, but neither resized nor checked. The vector is the
         bottleneck if the model has one, otherwise what `vector` says: pooled feature
-        maps, perhaps standardised or whitened by statistics of the training images.
+        maps, perhaps joined with a dictionary of patches, and standardised or whitened
+        by statistics of the training images.
         """
         if self.vector is None:
             return self._run(params, images, "features")
-        return self.vector(self.apply_maps(params, images))
+        maps = self.apply_maps(params, images)
+        with self._precise():
+            return self.vector(maps, self.preprocessing.normalise(images))
 
     def apply_maps(
         self, params: Mapping[str, Any], images: Num[Array, "n h w c"]
@@ -150,10 +154,14 @@ class Encoder:
         return self._run(params, images, None)
 
     def _run(self, params: Mapping[str, Any], images: Any, method: str | None) -> Any:
-        precision = "highest" if self.network.dtype == "float32" else None
-        with jax.default_matmul_precision(precision):
+        with self._precise():
             images = self.preprocessing.normalise(images)
             return self.network.apply(params, self.stats, images, method=method)[0]
+
+    def _precise(self) -> contextlib.AbstractContextManager[None]:
+        """float32 means full float32, even where a device would round products."""
+        wanted = "highest" if self.network.dtype == "float32" else None
+        return jax.default_matmul_precision(wanted)
 
     def features(
         self,
@@ -262,26 +270,45 @@ class Encoder:
         return Encoder(params, stats, rest, dtype=self.network.dtype)
 
     def with_vector(
-        self, pool: str, transform: str = "none", images: Any = None
+        self,
+        pool: str,
+        transform: str = "none",
+        images: Any = None,
+        *,
+        patches: bool = False,
     ) -> "Encoder":
         """The same encoder with another feature vector.
 
         `pool` is one of POOLS. `transform` is none, standardise or whiten, by the
-        statistics of `images`, which are what `features` takes.
+        statistics of `images`, which are what `features` takes. `patches` joins a
+        dictionary of the patches of these images.
 
         Raises UserError for another name, an encoder with a bottleneck, or a transform
-        without images.
+        or patches without images.
         """
         if self.vector is None:
             raise UserError("the feature vector of this encoder is its bottleneck")
-        moments = None
+        if images is None and (patches or transform != "none"):
+            given = "patches=True" if patches else f"transform={transform!r}"
+            raise UserError(f"{given} needs images to measure")
+        vector, moments = VectorRecipe(pool), None
+        if patches:
+            batches, total = image_batches(images, 256)
+            shown = self._stream(self._normalised, batches, 256, True)
+            dictionary = PatchDictionary.fit(joined(shown, total))
+            vector = VectorRecipe(pool, dictionary=dictionary)
         if transform != "none":
-            if images is None:
-                raise UserError(f"transform={transform!r} needs images to measure")
-            moments = moments_of(self.features(images, pool=pool))
-        vector = VectorRecipe.fit(pool, transform, moments)
+            moments = moments_of(self._with(vector, 0).features(images))
+            vector = VectorRecipe.fit(pool, transform, moments, vector.dictionary)
+        return self._with(vector, moments.count if moments else 0)
+
+    def _normalised(self, params: Any, images: Any) -> Array:
+        del params
+        return self.preprocessing.normalise(images)
+
+    def _with(self, vector: VectorRecipe, images: int) -> "Encoder":
         rest = {k: v for k, v in self.manifest.items() if k != "probes"}
-        rest["vector"] = vector_entry(vector, moments.count if moments else 0)
+        rest["vector"] = vector_entry(vector, images)
         stats = with_statistics(self.stats, vector)
         return Encoder(self.params, stats, rest, dtype=self.network.dtype)
 
@@ -351,13 +378,15 @@ def with_statistics(
     stats: Mapping[str, Any], vector: VectorRecipe | None
 ) -> dict[str, Any]:
     """The statistics of an artefact: the network's, and those of the feature vector."""
-    fitted = vector.fitted if vector is not None else {}
-    return {**stats, **({STATS: dict(fitted)} if fitted else {})}
+    arrays = vector.arrays if vector is not None else {}
+    return {**stats, **({STATS: arrays} if arrays else {})}
 
 
 def vector_entry(vector: VectorRecipe, images: int, **chosen: Any) -> dict[str, Any]:
     """The feature vector in a manifest; `images` gave its statistics."""
     entry = {"pool": vector.pool, "transform": vector.transform, "images": images}
+    if vector.dictionary is not None:
+        entry["filters"] = vector.dictionary.shift.size
     return entry | chosen
 
 
@@ -376,14 +405,22 @@ def _recipe(
     entry = manifest.get("vector") or {}
     with _manifest_of("the artefact"):
         arrays = {name: np.asarray(array) for name, array in fitted.items()}
-        recipe = VectorRecipe(
+        recipe = VectorRecipe.of(
             entry.get("pool", "last"), entry.get("transform", "none"), arrays
         )
-        size = pooled_size(info, config.image_size, recipe.pool)
-        if arrays and len(arrays["mean"]) != size:
+        patches = recipe.dictionary
+        if patches is not None and patches.filters.shape[2] != config.channels:
             raise UserError(
-                f"{len(arrays['mean'])} statistics of the feature vector, and the maps "
-                f"pooled as {recipe.pool!r} have {size} numbers"
+                f"the dictionary of patches has {patches.filters.shape[2]} channels, "
+                f"and the encoder {config.channels}"
+            )
+        size = VectorRecipe(recipe.pool, dictionary=patches).size(
+            info, config.image_size
+        )
+        if recipe.fitted and len(recipe.fitted["mean"]) != size:
+            raise UserError(
+                f"{len(recipe.fitted['mean'])} statistics of the feature vector, and "
+                f"it has {size} numbers before them"
             )
     return recipe
 

@@ -125,6 +125,8 @@ class VectorFields(Struct):
     pool: Name
     transform: Name
     images: Count = 0
+    filters: Count = 0
+    """Filters of the dictionary of patches that is joined to the maps."""
     rule: Name = ""
     scores: Annotated[list[Free], Meta(max_length=64)] = []
 

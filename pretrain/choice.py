@@ -1,13 +1,15 @@
 """The feature vector of a finished run: chosen among candidates by labelled images.
 
 Candidates are three poolings (mean, 2x2 grid, 2x2 grids of all maps), each plain,
-standardised and whitened. The statistics are of training images. The score is the mean
-of three accuracies on held-out images: kNN, and a linear probe (ridge) with ten labels
-a class and with all. The objective's own vector is kept unless the best is ahead of it
-by more than one standard error of their difference, paired over images (Breiman et al.
-1984, the one-standard-error rule).
+standardised and whitened; and the objective's own pooling joined with a dictionary of
+patches, standardised, which is the default. The statistics are of training images. The
+score is the mean of three accuracies on held-out images: kNN, and a linear probe
+(ridge) with ten labels a class and with all. The default is kept unless the best is
+ahead of it by more than one standard error of their difference, paired over images
+(Breiman et al. 1984, the one-standard-error rule).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,27 +19,48 @@ from jaxtyping import Float, Integer
 from afterimage.encoder import vector_entry
 from afterimage.evaluation import fit_ridge, knn_predict
 from afterimage.evaluation.probes import few_labels_right
+from afterimage.models.dictionary import PatchDictionary
 from afterimage.models.vector import TRANSFORMS, VectorRecipe, moments_of
 from afterimage.training.batches import spaced
 
 RULE = (
     "highest mean of kNN and linear probes with ten labels a class and with all, on "
-    "held-out images; the objective's own unless another is ahead by more than one "
-    "standard error"
+    "held-out images; the default unless another is ahead by more than one standard "
+    "error"
 )
-DECLARED = "the objective's own: there were no labels to choose by"
+DECLARED = "the default: there were no labels to choose by"
+_PROBES = ("knn", "ridge_10", "ridge")
 _MOST = 2000
 
 Pooled = Mapping[str, Float[np.ndarray, "_n _d"]]
 Labels = Integer[np.ndarray, " _n"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """A dictionary of patches, and its vectors of training and held-out images."""
+
+    dictionary: PatchDictionary
+    train: Float[np.ndarray, "_n _d"]
+    held: Float[np.ndarray, "_m _d"] | None = None
+
+    def joined(self, pool: str, pooled: Float[np.ndarray, "_n _p"]) -> VectorRecipe:
+        """The default vector: pooled maps of the training images with the patches."""
+        both = np.concatenate([pooled, self.train], axis=1)
+        return VectorRecipe.fit(
+            pool, "standardise", moments_of(both), dictionary=self.dictionary
+        )
+
+
 def declared(
-    own: tuple[str, str], pooled: Pooled
+    own: tuple[str, str], pooled: Pooled, patches: Patches | None
 ) -> tuple[VectorRecipe, dict[str, Any]]:
-    """(the objective's own vector, its manifest entry), fitted to training images."""
+    """(the default vector, its manifest entry), fitted to training images."""
     pool, transform = own
-    vector = VectorRecipe.fit(pool, transform, moments_of(pooled[pool]))
+    if patches is None:
+        vector = VectorRecipe.fit(pool, transform, moments_of(pooled[pool]))
+    else:
+        vector = patches.joined(pool, pooled[pool])
     return vector, vector_entry(vector, len(pooled[pool]), rule=DECLARED)
 
 
@@ -48,36 +71,52 @@ def choose(
     labels: tuple[Labels, Labels],
     *,
     k: int,
+    patches: Patches | None = None,
 ) -> tuple[VectorRecipe, dict[str, Any]]:
     """(the chosen vector, its manifest entry with the scores of all candidates).
 
     `train` and `held` map each candidate pooling to the pooled maps of images with
-    these labels; `own` is the objective's (pool, transform). At most 2,000 images of
-    each are scored; statistics are of all.
+    these labels, and `patches` has those of the same images; `own` is the objective's
+    (pool, transform). At most 2,000 images of each are scored; statistics are of all.
     """
     here, there = (spaced(len(part), _MOST) for part in labels)
     known, truth = labels[0][here], labels[1][there]
-    recipes: dict[tuple[str, str], VectorRecipe] = {}
-    right: dict[tuple[str, str], np.ndarray] = {}
+    right: dict[str, np.ndarray] = {}
+    recipes: dict[str, VectorRecipe] = {}
     scores = []
+
+    def score(vector: VectorRecipe, x: np.ndarray, z: np.ndarray, found: dict) -> None:
+        """Adds a candidate; `found` has what other transforms of it have as well."""
+        x, z = vector.transformed(x[here]), vector.transformed(z[there])
+        found["knn"] = knn_predict(x, known, z, k=k) == truth
+        # Ridge standardises by itself.
+        if vector.transform != "standardise" or not found.keys() - {"knn"}:
+            found["ridge_10"] = few_labels_right(x, known, z, truth)
+            found["ridge"] = fit_ridge(x, known).predict(z) == truth
+        name = str(vector)
+        recipes[name] = vector
+        right[name] = np.mean([found[n] for n in _PROBES], axis=0)
+        accuracy = {probe: float(found[probe].mean()) for probe in _PROBES}
+        kind = vector_entry(vector, len(known))
+        scores.append({n: kind[n] for n in kind if n != "images"} | accuracy)
+
     for pool, pooled in train.items():
-        moments = moments_of(pooled)
-        found: dict[str, np.ndarray] = {}
+        moments, found = moments_of(pooled), {}
         for transform in TRANSFORMS:
             vector = VectorRecipe.fit(pool, transform, moments)
-            x, z = (vector.transformed(p) for p in (pooled[here], held[pool][there]))
-            found["knn"] = knn_predict(x, known, z, k=k) == truth
-            if transform != "standardise":  # ridge standardises by itself
-                found["ridge_10"] = few_labels_right(x, known, z, truth)
-                found["ridge"] = fit_ridge(x, known).predict(z) == truth
-            recipes[pool, transform] = vector
-            right[pool, transform] = np.mean(list(found.values()), axis=0)
-            accuracy = {probe: float(hits.mean()) for probe, hits in found.items()}
-            scores.append({"pool": pool, "transform": transform, **accuracy})
+            score(vector, pooled, held[pool], found)
+    default = next(n for n, v in recipes.items() if (v.pool, v.transform) == own)
+    if patches is not None:
+        assert patches.held is not None
+        pool = own[0]
+        x = np.concatenate([train[pool], patches.train], axis=1)
+        z = np.concatenate([held[pool], patches.held], axis=1)
+        vector = patches.joined(pool, train[pool])
+        default = str(vector)
+        score(vector, x, z, {})
     best = max(right, key=lambda name: float(right[name].mean()))
-    gain = right[best] - right[own]
+    gain = right[best] - right[default]
     if gain.mean() <= gain.std() / np.sqrt(len(gain)):
-        best = own
-    images = len(labels[0])
-    entry = vector_entry(recipes[best], images, rule=RULE, scores=scores)
+        best = default
+    entry = vector_entry(recipes[best], len(labels[0]), rule=RULE, scores=scores)
     return recipes[best], entry

@@ -23,10 +23,11 @@ from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
 from afterimage.evaluation.probes import labels_a_class
 from afterimage.models import FeatureInfo, Network, pool_features
+from afterimage.models.dictionary import PatchDictionary
 from afterimage.models.hog import hog_vectors
 from afterimage.models.vector import VectorRecipe, candidates, moments_of, usual_pool
 from afterimage.pictures import draw_rows
-from afterimage.pretrain.choice import choose, declared
+from afterimage.pretrain.choice import Patches, choose, declared
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
@@ -35,6 +36,7 @@ from afterimage.training.batches import EvaluationRunner, spaced, subsample
 
 # Most images for the mean image and the rank; for the loss without a validation set.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
+_DICTIONARY_IMAGES = 2_000  # for a dictionary of patches
 
 Check = Callable[[], None]
 RAW, HOG, UNTRAINED, TRAINED = "raw pixels", "HOG", "untrained encoder", "this encoder"
@@ -244,35 +246,74 @@ class Evaluation:
         """(the feature vector, `vector` and `probes` of the manifest), after the run.
 
         The vector is chosen by the labelled images of the last call (`choose`); without
-        them it is the objective's own. A bottleneck stays the vector: None. The report
-        then has the probes of this vector, also of the untrained encoder, whose
-        parameters and statistics are `initial`.
+        them it is the default: the objective's own, joined with a dictionary of
+        patches. A bottleneck stays the vector: None. The report then has the probes of
+        this vector, also of the untrained encoder, whose parameters and statistics are
+        `initial`.
         """
         vector, entries = None, {}
         if not self.bottleneck:
             if self.probes is not None and self.last is not None:
                 say_doing("Choosing the feature vector")
                 labels, k = self.probes.labels, self.config.probe_k
-                vector, entry = choose(self.own, *self.last, labels, k=k)
-                if (vector.pool, vector.transform) != self.own:
-                    self._measure_again(self.probes, vector, initial)
+                patches = self._patches(self.probes.train, self.probes.held)
+                vector, entry = choose(
+                    self.own, *self.last, labels, k=k, patches=patches
+                )
+                if str(vector) != str(VectorRecipe.fit(*self.own, None)):
+                    self._measure_again(self.probes, vector, patches, initial)
             else:
                 most = min(_RANK_IMAGES, self.budget.images)
                 some = subsample(self.train, most)
                 pooled = self.features(params, stats, some, lambda: None)
-                vector, entry = declared(self.own, pooled)
+                vector, entry = declared(self.own, pooled, self._patches(some))
             entries["vector"] = entry
         return vector, entries | {"probes": self._passed()}
 
+    def _patches(self, train: ImageSet, held: ImageSet | None = None) -> Patches | None:
+        """A dictionary of patches of training images, and what it gives for both."""
+        if not self.objective.joins_patches:
+            return None
+        normalise = self.setup.preprocessing.normalise
+        fitted = subsample(train, _DICTIONARY_IMAGES)
+        images = jnp.asarray(fitted.gather(np.arange(len(fitted))))
+        dictionary = PatchDictionary.fit(np.asarray(normalise(images)))
+
+        @self.sweep.jit
+        def run(batch: Tree) -> Array:
+            return dictionary(normalise(batch["image"]))
+
+        def vectors(images: ImageSet) -> np.ndarray:
+            found = [
+                np.asarray(run(batch))[mask]
+                for _, batch, mask in self.sweep.batches(images)
+            ]
+            return np.concatenate(found)
+
+        return Patches(dictionary, vectors(train), vectors(held) if held else None)
+
     def _measure_again(
-        self, probes: "Probes", vector: VectorRecipe, initial: tuple[Tree, Tree]
+        self,
+        probes: "Probes",
+        vector: VectorRecipe,
+        patches: Patches | None,
+        initial: tuple[Tree, Tree],
     ) -> None:
-        """The report, with this vector of the encoder and of the untrained one."""
+        """The report, with this vector of the encoder and of the untrained one; the
+        latter without patches, which need no network."""
         assert self.last is not None
         first = self.first or self._pooled(*initial, lambda: None)
-        for name, pooled in ((TRAINED, self.last), (UNTRAINED, first)):
-            pair = self._vectors(*pooled, like=vector)
-            self.report = self.report | probes.score(name, *pair)
+        pair = self._vectors(*first, like=vector)
+        self.report = self.report | probes.score(UNTRAINED, *pair)
+        if vector.dictionary is None or patches is None:
+            pair = self._vectors(*self.last, like=vector)
+        else:
+            parts = (patches.train, patches.held)
+            pair = [
+                vector.transformed(np.concatenate([maps[vector.pool], part], axis=1))
+                for maps, part in zip(self.last, parts, strict=True)
+            ]
+        self.report = self.report | probes.score(TRAINED, *pair)
         self.rank = self.report[TRAINED]["effective_rank"]
 
     def _passed(self) -> dict[str, Any]:

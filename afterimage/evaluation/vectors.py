@@ -98,7 +98,7 @@ def encoder_representation(
 def _own_layer(encoder: Encoder) -> str:
     """The name of the layer that is the encoder's feature vector."""
     info, recipe = encoder.feature_info, encoder.vector
-    if recipe is None or recipe.transform != "none":
+    if recipe is None or recipe.arrays:
         return "features"
     names = {"last": info[-1].name}
     if 4 * info[-1].channels <= WIDEST:

@@ -1,17 +1,20 @@
-"""The feature vector: feature maps pooled, then standardised or whitened if that helps.
+"""The feature vector: feature maps pooled, then standardised or whitened if that helps;
+often joined with a dictionary of image patches.
 
-The statistics are of training images and are stored with the encoder, as
-`stats["vector"]`.
+The statistics and the dictionary are of training images and are stored with the
+encoder, as `stats["vector"]`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from afterimage.errors import UserError
+from afterimage.models.dictionary import PatchDictionary
 from afterimage.models.encoder import FeatureInfo
 from afterimage.models.heads import POOLS, pool_features
 
@@ -36,14 +39,16 @@ _POOLED = {
     "pyramid-grid": "2x2 grids of all maps",
 }
 _FITTED = {"none": (), "standardise": ("mean", "scale"), "whiten": ("mean", "axes")}
+_DICTIONARY = tuple(field.name for field in dataclasses.fields(PatchDictionary))
 
 
 @dataclasses.dataclass(frozen=True)
 class VectorRecipe:
     """How feature maps become a feature vector: a pool, then a linear transform.
 
-    With x the pooled maps of an image, and m, s and C their mean, deviation and
-    covariance over training images:
+    With x the pooled maps of an image, followed by its vector by the dictionary if
+    there is one, and m, s and C their mean, deviation and covariance over training
+    images:
 
         none         x
         standardise  (x - m) / s; a constant number is only centred
@@ -59,6 +64,8 @@ class VectorRecipe:
     """One of TRANSFORMS."""
     fitted: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """`mean` [d], and `scale` [d] or `axes` [d, k]: float32."""
+    dictionary: PatchDictionary | None = None
+    """Patches that are joined to the pooled maps."""
 
     def __post_init__(self) -> None:
         for name, known in (("pool", POOLS), ("transform", TRANSFORMS)):
@@ -82,32 +89,65 @@ class VectorRecipe:
             raise UserError("the scale of the feature vector is not above 0")
 
     @classmethod
+    def of(
+        cls, pool: str, transform: str, arrays: Mapping[str, np.ndarray]
+    ) -> "VectorRecipe":
+        """The recipe with stored `arrays` (see `arrays`)."""
+        patches = {name: arrays[name] for name in _DICTIONARY if name in arrays}
+        if patches and len(patches) < len(_DICTIONARY):
+            raise UserError(f"a dictionary of patches needs {', '.join(_DICTIONARY)}")
+        fitted = {name: a for name, a in arrays.items() if name not in patches}
+        return cls(
+            pool, transform, fitted, PatchDictionary(**patches) if patches else None
+        )
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays, by name: those of the transform and of the dictionary."""
+        patches = self.dictionary
+        parts = {} if patches is None else {n: getattr(patches, n) for n in _DICTIONARY}
+        return {**self.fitted, **parts}
+
+    @classmethod
     def fit(
-        cls, pool: str, transform: str, moments: "Moments | None"
+        cls,
+        pool: str,
+        transform: str,
+        moments: "Moments | None",
+        dictionary: PatchDictionary | None = None,
     ) -> "VectorRecipe":
         """The recipe with the statistics of pooled maps of training images.
 
+        With a dictionary, the moments are of pooled maps joined with its vectors.
         `moments` is not read if the transform is none.
         """
         if transform == "none":
-            return cls(pool)
+            return cls(pool, dictionary=dictionary)
         assert moments is not None
         mean = moments.mean.astype(np.float32)
         if transform == "standardise":
             from afterimage.evaluation.probes import usable_scale
 
             scale = usable_scale(moments.mean, moments.deviation).astype(np.float32)
-            return cls(pool, transform, {"mean": mean, "scale": scale})
+            fitted = {"mean": mean, "scale": scale}
+            return cls(pool, transform, fitted, dictionary)
         energy, axes = principal_axes(moments, min(WHITENED, moments.count // 8))
         energy = np.maximum(energy, 1e-12)
         # Below this, a variance is rounding error beside the largest.
         keep = energy >= 1e-7 * energy[0]
         axes = (axes / np.sqrt(energy)[None])[:, keep].astype(np.float32)
-        return cls(pool, transform, {"mean": mean, "axes": axes})
+        return cls(pool, transform, {"mean": mean, "axes": axes}, dictionary)
 
-    def __call__(self, maps: list[Float[Array, "b _h _w _c"]]) -> Float[Array, "b d"]:
-        """The vectors of feature maps, finest first; traceable."""
-        return self.transformed(pool_features(maps, self.pool))
+    def __call__(
+        self,
+        maps: list[Float[Array, "b _h _w _c"]],
+        images: Float[Array, "b h w c"],
+    ) -> Float[Array, "b d"]:
+        """The vectors of normalised images with these maps, finest first; traceable."""
+        pooled = pool_features(maps, self.pool)
+        if self.dictionary is not None:
+            pooled = jnp.concatenate([pooled, self.dictionary(images)], -1)
+        return self.transformed(pooled)
 
     def transformed(self, pooled: Any) -> Any:
         """The vectors of pooled maps [b, d], of JAX or NumPy."""
@@ -129,14 +169,18 @@ class VectorRecipe:
         """Length of the vector for images of this size."""
         if "axes" in self.fitted:
             return int(self.fitted["axes"].shape[1])
-        return pooled_size(info, image_size, self.pool)
+        joined = 0 if self.dictionary is None else self.dictionary.size
+        return pooled_size(info, image_size, self.pool) + joined
 
     def __str__(self) -> str:
         """`2x2 grid of the last map, standardised`."""
         done = {"standardise": ", standardised"}
         if "axes" in self.fitted:
             done["whiten"] = f", whitened to {self.fitted['axes'].shape[1]} numbers"
-        return _POOLED[self.pool] + done.get(self.transform, "")
+        joined = ""
+        if self.dictionary is not None:
+            joined = f" with {self.dictionary.shift.size} patch filters"
+        return _POOLED[self.pool] + joined + done.get(self.transform, "")
 
 
 def principal_axes(

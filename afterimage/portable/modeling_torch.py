@@ -62,17 +62,37 @@ class Model(Tree):
         maps = list(getattr(self, c["family"])(x))
         outputs = {f"map_{n}": m.permute(0, 2, 3, 1) for n, m in enumerate(maps)}
         if c["vector"]:
-            outputs["features"] = self.features(maps)
+            outputs["features"] = self.features(maps, x)
         for n, head in enumerate(c["heads"]):
             outputs |= self.head(maps, self["heads"][str(n)], head)
         return outputs
 
-    def features(self, maps):
+    def features(self, maps, images):
         x, known = self.pool(maps, self.config["vector"]["pool"]), self.get("vector")
-        if known is not None:
+        if hasattr(known, "filters"):
+            x = torch.cat([x, self.patches(images, known)], 1)
+        if hasattr(known, "mean"):
             x = x - known.mean
             x = x / known.scale if hasattr(known, "scale") else x @ known.axes
         return x
+
+    def patches(self, x, known):
+        """How strongly each filter responds in each quarter, over small patches."""
+        h, w = x.shape[2:]
+        if min(h, w) > 32:
+            side = [round(n * 32 / min(h, w)) for n in (h, w)]
+            x = F.interpolate(x, side, mode="bilinear", antialias=True)
+        k = known.filters.shape[0]
+        x = x - x.mean(
+            (1, 2, 3), keepdim=True
+        )  # less cancellation; filters have mean 0
+        first, second = (
+            F.avg_pool2d(part.mean(1, keepdim=True), k, 1) for part in (x, x.square())
+        )
+        scale = ((second - first.square()).clamp(min=0) + 0.0025).rsqrt()
+        y = F.conv2d(x, known.filters.permute(3, 2, 0, 1)) * scale
+        y = (y + known.shift[:, None, None]).relu()
+        return self.pool([y], "grid")
 
     def pool(self, maps, kind):
         """Means of the last map or all, over the whole or a grid; or the bottleneck."""

@@ -112,7 +112,7 @@ def _encoder(encoder: Encoder, images: Array) -> Outputs:
             encoder.params, encoder.stats, maps[-1], method="vector"
         )
     else:
-        vector = encoder.vector(maps)
+        vector = encoder.vector(maps, encoder.preprocessing.normalise(images))
     return {"features": vector} | _numbered(maps)
 
 

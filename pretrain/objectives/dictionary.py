@@ -97,6 +97,7 @@ class Dictionary(Reconstruction):
     """Rebuild each whitened patch by one filter; for model conv-patches."""
 
     default_vector: ClassVar[tuple[str, str]] = ("grid", "standardise")
+    joins_patches: ClassVar[bool] = False  # its features are of patches already
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)

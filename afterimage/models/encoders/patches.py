@@ -28,9 +28,9 @@ from afterimage.models.layers import PassInfo
 from afterimage.plugins import ENCODERS
 
 # Added to a patch's variance, in standardised pixels: 10 on the scale of 0 to 255.
-_CONTRAST_FLOOR = 0.0025
-_WHITENING_FLOOR = 0.1
-_THRESHOLD = 0.25
+CONTRAST_FLOOR = 0.0025
+WHITENING_FLOOR = 0.1
+THRESHOLD = 0.25
 # Number of batches after which the plain mean becomes a running mean.
 _MEMORY = 100.0
 # Pixels between the sampled patches: neighbours are redundant.
@@ -66,7 +66,7 @@ class WhitenedPatches(nnx.Module):
         if context.train:
             self.follow(x, context)
         kernel = self.whitening[...] @ self.filters
-        shift = -(self.mean[...][None] @ kernel) - _THRESHOLD
+        shift = -(self.mean[...][None] @ kernel) - THRESHOLD
         # Subtract the patch mean here, once, instead of from every patch.
         kernel = kernel - kernel.mean(0, keepdims=True)
         respond = functools.partial(
@@ -119,7 +119,7 @@ class WhitenedPatches(nnx.Module):
         self.mean[...] += share * (mean - self.mean[...])
         self.covariance[...] += share * (covariance - self.covariance[...])
         energy, basis = jnp.linalg.eigh(self.covariance[...])
-        scale = lax.rsqrt(jnp.maximum(energy, 0) + _WHITENING_FLOOR)
+        scale = lax.rsqrt(jnp.maximum(energy, 0) + WHITENING_FLOOR)
         self.whitening[...] = (basis * scale[None]) @ basis.T
 
 
@@ -143,7 +143,7 @@ def inverse_contrast(x: Float[Array, "b h w c"], k: int) -> Float[Array, "b _h _
     sums = _sum([sums[:, :, n : n + w] for n in range(k)])
     means = _sum([sums[:, n : n + h] for n in range(k)]) / k**2
     variance = jnp.maximum(means[..., 1:] - jnp.square(means[..., :1]), 0)
-    return lax.rsqrt(variance + _CONTRAST_FLOOR)
+    return lax.rsqrt(variance + CONTRAST_FLOOR)
 
 
 def _block_means(x: Float[Array, "b h w c"], r: int) -> Float[Array, "b H W c"]:
