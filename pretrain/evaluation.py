@@ -260,7 +260,8 @@ class Evaluation:
                 vector, entry = choose(
                     self.own, *self.last, labels, k=k, patches=patches
                 )
-                if str(vector) != str(VectorRecipe.fit(*self.own, None)):
+                same = (vector.pool, vector.transform) == self.own
+                if not same or vector.dictionary is not None:
                     self._measure_again(self.probes, vector, patches, initial)
             else:
                 most = min(_RANK_IMAGES, self.budget.images)
