@@ -46,9 +46,10 @@ class PatchDictionary:
     side is above 32 px are reduced to it first.
     """
 
-    filters: Float[np.ndarray, "k k c o"]
-    """float32; the mean of each is 0."""
-    shift: Float[np.ndarray, " o"]
+    filters: np.ndarray
+    """float32 [k, k, channels, n]; the mean of each is 0."""
+    shift: np.ndarray
+    """float32 [n]"""
 
     def __post_init__(self) -> None:
         sides, shift = np.shape(self.filters), np.shape(self.shift)
@@ -94,7 +95,7 @@ class PatchDictionary:
 
     def _vectors(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         k = self.filters.shape[0]
-        if min(x.shape[1:3]) <= k:
+        if min(x.shape[1:3]) < k:
             raise UserError(
                 f"images of {x.shape[1]} x {x.shape[2]} px are too small for patches "
                 f"of {k} x {k}; scale them (resize=True)"
@@ -125,14 +126,16 @@ def _random_patches(
     images: Float[np.ndarray, "n h w c"], k: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "m d"]:
     n, h, w, c = images.shape
+    # About fifty of each image, and always several for each filter.
+    count = min(_PATCHES, max(8 * FILTERS, 50 * n))
     rows, tops, lefts = (
-        rng.integers(most, size=_PATCHES) for most in (n, h - k + 1, w - k + 1)
+        rng.integers(most, size=count) for most in (n, h - k + 1, w - k + 1)
     )
-    patches = np.empty((_PATCHES, k, k, c), np.float32)
+    patches = np.empty((count, k, k, c), np.float32)
     for y in range(k):
         for x in range(k):
             patches[:, y, x] = images[rows, tops + y, lefts + x]
-    return patches.reshape(_PATCHES, -1)
+    return patches.reshape(count, -1)
 
 
 def _directions(
