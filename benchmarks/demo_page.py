@@ -16,7 +16,7 @@ from afterimage.report import write_report
 from afterimage.runs import write_png
 
 _QUERIES, _NEIGHBOURS = 6, 8
-_SHOWN, _EXAMPLES, _FARTHEST = 8, 4, 10
+_SHOWN, _EXAMPLES, _HIGHEST = 8, 4, 10
 _TILE = 48
 
 
@@ -105,29 +105,24 @@ def predicted(
     return rows
 
 
-def farthest(
-    encoder: Any, train: ImageSet, test: ImageSet
-) -> tuple[dict[str, np.ndarray], int]:
-    """(a row of a picture: the new images farthest from the training images, how many
-    of them are odd).
+def anomalous(
+    run: pathlib.Path, train: ImageSet, test: ImageSet
+) -> tuple[dict[str, np.ndarray], int, int]:
+    """(a row of a picture: the new images with the highest anomaly scores, how many odd
+    images are above the threshold, how many drawings).
 
-    Distance: between standardised means of the last map, to the fifth nearest.
+    Nothing is labelled; the threshold is for 1 % false alarms.
     """
-    from sklearn.neighbors import NearestNeighbors
-    from sklearn.preprocessing import StandardScaler
+    from afterimage.anomalies.detector import AnomalyDetector
 
+    detector = AnomalyDetector.fit(str(run), train.gather(np.arange(len(train))))
     odd = np.stack([*odd_images(test).values()])[..., None]
     new = np.concatenate([test.gather(np.arange(len(test))), odd])
-    known, others = (
-        encoder.features(images, pool="last")
-        for images in (train.gather(np.arange(len(train))), new)
-    )
-    scale = StandardScaler().fit(known)
-    near = NearestNeighbors(n_neighbors=5).fit(scale.transform(known))
-    distances = near.kneighbors(scale.transform(others))[0][:, -1]
-    rows = np.argsort(-distances)[:_FARTHEST]
-    row = {"farthest first": new[rows].astype(np.float32) / 255}
-    return row, int(np.sum(rows >= len(test)))
+    scores = detector.score(new)
+    rows = np.argsort(-scores)[:_HIGHEST]
+    above = scores > detector.threshold
+    row = {"highest first": new[rows].astype(np.float32) / 255}
+    return row, int(above[len(test) :].sum()), int(above[: len(test)].sum())
 
 
 def write(
@@ -140,7 +135,7 @@ def write(
 ) -> pathlib.Path:
     """The page, `demo.html` in `out`."""
     near, shares = neighbours(encoder, train, test)
-    far, found = farthest(encoder, train, test)
+    far, found, alarms = anomalous(out / "encoder", train, test)
     odd = odd_images(test)
     parts = {
         "Neighbours": (
@@ -154,8 +149,9 @@ def write(
             predicted(train, test, predictions),
         ),
         "Odd images": (
-            f"The farthest from the training images, of {len(test)} new drawings and "
-            f"{len(odd)} images that are no character; {found} of those are here",
+            f"The highest anomaly scores of {len(test)} new drawings and {len(odd)} "
+            f"images that are no character. Above the threshold for 1 % false alarms: "
+            f"{found} of the {len(odd)}, and {alarms} drawings",
             far,
         ),
     }
