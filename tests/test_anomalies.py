@@ -118,6 +118,9 @@ def test_a_loaded_detector_gives_equal_scores(run, detectors, by, tmp_path):
     loaded = AnomalyDetector.load(run, folder=tmp_path / by)
     assert loaded.scorer == detectors[by].scorer
     assert loaded.threshold == detectors[by].threshold
+    rarer = loaded.with_false_alarms(0.02)
+    assert rarer.threshold > loaded.threshold
+    assert rarer.held_out == 100
     np.testing.assert_array_equal(loaded.score(some), detectors[by].score(some))
     # Neither batches nor sizes matter, nor which images stand beside each other.
     one = loaded.score(some[7:8], batch_size=1)

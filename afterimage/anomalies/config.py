@@ -15,6 +15,7 @@ else:  # parsing the command line needs no JAX
 
 DEFAULT = "features"
 """The scorer if none is named; docs/guide/anomalies.md has the measurements."""
+FALSE_ALARMS = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,9 @@ class AnomaliesConfig:
     """How images are scored. In Python: a name, an instance such as
     Patches(memory=500), or {"name": "patches", "memory": 500}."""
 
-    false_alarms: float = 0.01
-    """Share of normal images above the threshold, with normal. Rarer ones need more
-    normal images: 1 in 100 at least 99 held out."""
+    false_alarms: float | None = None
+    """Share of normal images above the threshold. Rarer ones need more normal images: 1
+    in 100 at least 99 held out. Default: 0.01, or that of the kept detector."""
 
     held_out: float = 0.3
     """Share of the normal images that only sets the threshold, with normal."""
@@ -85,10 +86,13 @@ class AnomaliesConfig:
             found.append("data: name the images")
         if not self.normal_class.strip(" ,"):
             found.append("normal_class: name at least one class")
-        check(found, fit_problems(self.false_alarms, self.held_out, self.most))
+        rate = FALSE_ALARMS if self.false_alarms is None else self.false_alarms
+        check(found, fit_problems(rate, self.held_out, self.most))
 
 
-def fit_problems(false_alarms: float, held_out: float, most: int) -> list[str]:
+def fit_problems(
+    false_alarms: float, held_out: float = 0.3, most: int = 2000
+) -> list[str]:
     """Settings of a fit that cannot work, in one list."""
     found = [
         f"{name}={value}: must be a share in (0, 1)"

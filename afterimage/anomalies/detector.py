@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from afterimage.anomalies.config import DEFAULT, fit_problems
+from afterimage.anomalies.config import DEFAULT, FALSE_ALARMS, fit_problems
 from afterimage.anomalies.scorer import Fitted, Scorer, resized
 from afterimage.checkpoints import manifest, weights
 from afterimage.checkpoints.errors import CheckpointError
@@ -56,14 +56,18 @@ class AnomalyDetector:
         run: str | pathlib.Path,
         encoder: Encoder,
         known: Fitted,
+        scores: Float[np.ndarray, " m"],
         facts: Mapping[str, Any],
     ):
-        """`fit` and `load` call it. Raises CheckpointError if `known` does not fit."""
+        """`fit` and `load` call it, with what the scorer knows and the scores of the
+        held-out images. Raises CheckpointError if they do not fit."""
         self.scorer = _scorer(facts["scorer"])
         self.run, self.encoder, self.facts = os.fspath(run), encoder, dict(facts)
-        self.threshold = float(facts["threshold"])
         self.false_alarms = float(facts["false_alarms"])
-        self.fitted, self.held_out = facts["fitted"], facts["held_out"]
+        self.threshold = threshold_of(scores, self.false_alarms)
+        self.facts["threshold"] = self.threshold
+        self.fitted, self.held_out = facts["fitted"], len(scores)
+        self._scores = scores
         self._known = jax.device_put(known)
         heat = self.scorer.heat_of(encoder)
 
@@ -91,7 +95,7 @@ class AnomalyDetector:
         normal: Any,
         *,
         by: Any = DEFAULT,
-        false_alarms: float = 0.01,
+        false_alarms: float = FALSE_ALARMS,
         held_out: float = 0.3,
         most: int = 2000,
         seed: int = 0,
@@ -126,12 +130,19 @@ class AnomalyDetector:
             "fitted": len(images) - held,
             "held_out": held,
             "false_alarms": false_alarms,
-            "threshold": 0.0,
         }
-        unset = cls(run, encoder, known, facts)
+        unset = cls(run, encoder, known, np.zeros(1), facts)
         scores = unset.score(images[:held], batch_size=batch_size)
-        threshold = threshold_of(scores, false_alarms)
-        return cls(run, encoder, known, facts | {"threshold": threshold})
+        return cls(run, encoder, known, scores, facts)
+
+    def with_false_alarms(self, false_alarms: float) -> "AnomalyDetector":
+        """The same with another threshold, from the same held-out images.
+
+        Raises UserError for a share that is not in (0, 1).
+        """
+        check(fit_problems(false_alarms))
+        facts = self.facts | {"false_alarms": false_alarms}
+        return AnomalyDetector(self.run, self.encoder, self._known, self._scores, facts)
 
     def score(self, images: Any, *, batch_size: int = 64) -> Float[np.ndarray, " n"]:
         """How unlike the normal images each image is; ≥ 0, without a unit."""
@@ -163,7 +174,10 @@ class AnomalyDetector:
         """Write it to a folder, by default the scorer's in `RUN/anomalies/`."""
         place = _folder(self.run, self.scorer.name) if folder is None else folder
         place = pathlib.Path(place)
-        weights.write_encoder(place, self._known, {}, self.facts, kind=weights.DETECTOR)
+        stats = {"held_out": self._scores}
+        weights.write_encoder(
+            place, self._known, stats, self.facts, kind=weights.DETECTOR
+        )
         return place
 
     @classmethod
@@ -186,14 +200,19 @@ class AnomalyDetector:
                 f"{place} holds no detector: fit one first (afterimage anomalies "
                 "--normal FOLDER, with images of what is normal)"
             )
-        known, _, facts = weights.read_folder(place, weights.DETECTOR)
+        known, stats, facts = weights.read_folder(place, weights.DETECTOR)
+        scores = stats.get("held_out")
+        if not isinstance(scores, np.ndarray) or scores.shape != (facts["held_out"],):
+            raise CheckpointError(
+                f"{place} has no scores of its {facts['held_out']} held-out images"
+            )
         if facts["encoder"] != _digest(encoder):
             raise CheckpointError(
                 f"{place} was fitted to another encoder than that of {run}; fit it "
                 "again, with normal images (--normal)"
             )
         try:
-            return cls(run, encoder, known, facts)
+            return cls(run, encoder, known, scores, facts)
         except UserError as error:
             raise CheckpointError(f"{place}: its manifest: {error}") from error
 

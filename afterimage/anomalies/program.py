@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float, Int
 
-from afterimage.anomalies.config import AnomaliesConfig
+from afterimage.anomalies.config import FALSE_ALARMS, AnomaliesConfig
 from afterimage.anomalies.detector import AnomalyDetector
 from afterimage.anomalies.drawing import Scored, write_highest
 from afterimage.checkpoints.names import spelling
@@ -132,14 +132,16 @@ def _detector(config: AnomaliesConfig) -> AnomalyDetector:
     """Fitted to the normal images and kept, or the one that was kept."""
     if config.normal is None:
         name = config.by.name
-        return AnomalyDetector.load(config.from_, by=name, folder=config.detector)
+        kept = AnomalyDetector.load(config.from_, by=name, folder=config.detector)
+        rate = config.false_alarms
+        return kept if rate is None else kept.with_false_alarms(rate)
     encoder = load_encoder(config.from_)
     say_reading(config.normal)
     detector = AnomalyDetector.fit(
         config.from_,
         _open(config, encoder, config.normal),
         by=config.by,
-        false_alarms=config.false_alarms,
+        false_alarms=config.false_alarms or FALSE_ALARMS,
         held_out=config.held_out,
         most=config.most,
         seed=config.seed,
