@@ -66,6 +66,26 @@ np.save(sys.argv[3], found[1])
     np.testing.assert_allclose(np.load(features), want, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("form", "suffix", "needs"),
+    [
+        ("stablehlo", ".stablehlo", "jax"),
+        ("onnx", ".onnx", "jax2onnx"),
+        ("safetensors", "", "torch"),
+    ],
+)
+def test_a_vector_joined_with_patches(tiny, tmp_path, form, suffix, needs):
+    """Of images that are reduced for the patches; `export_model` compares."""
+    pytest.importorskip(needs)
+    images = pictures(40, (40, 40))
+    encoder_artefact.write(tmp_path / "plain", image_size=(40, 40))
+    encoder = load_encoder(tmp_path / "plain")
+    encoder = encoder.with_vector("grid", "standardise", images, patches=True)
+    encoder.save(tmp_path / "encoder")
+    text = export_model(tmp_path / "encoder", form, tmp_path / f"out{suffix}")
+    assert "read again" in text or "run in PyTorch" in text
+
+
 def test_stablehlo_of_a_classifier_with_two_tasks(tmp_path):
     heads = {"classes": ("a", "b"), "shape": ("round", "square", "flat")}
     folder = classifier_artefact.write(tmp_path / "classifier", heads=heads)
