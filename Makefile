@@ -1,4 +1,5 @@
-# make env | demo | test | test-all | test-oldest | test-readers | lint | format | bench | clean
+# make env | demo | test | test-all | test-oldest | test-readers | test-browser | lint | format |
+#   bench | clean
 #
 # `make test PYTHON=python3.13` uses that Python; an environment of another
 # version is built anew.
@@ -12,7 +13,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # An environment belongs to one version of Python: the stamps bear its name.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: env demo test test-all test-oldest test-readers lint format bench clean
+.PHONY: env demo test test-all test-oldest test-readers test-browser lint format bench clean
 
 env: $(VENV)/.ready-$(VERSION)
 
@@ -69,6 +70,11 @@ READERS = polars duckdb faiss-cpu
 test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) -e '.[onnx,bench]' $(READERS)
 	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py
+
+# The pages in Chromium; on Debian: apt install chromium. No browser is downloaded.
+test-browser: $(VENV)/.ready-test-$(VERSION)
+	@$(BIN)/python $(PIP) -e '.[browser]'
+	$(BIN)/python -m pytest tests/browser
 
 format: $(VENV)/.ready-test-$(VERSION)
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """Console output: standard streams that cannot fail, notes and progress bars."""
 
+import contextvars
 import functools
 import io
 import os
@@ -10,6 +11,8 @@ from typing import Any
 
 from afterimage.checkpoints.names import printable
 
+COMMAND: contextvars.ContextVar[str] = contextvars.ContextVar("COMMAND", default="")
+"""The command line that is running now; empty if Python called us."""
 _EVERY = 10.0  # seconds between lines; faster work prints none
 
 

@@ -24,6 +24,7 @@ from afterimage.checkpoints.names import printable, shown
 from afterimage.checkpoints.weights import read_folder
 from afterimage.data.sets import BadImage
 from afterimage.errors import UserError, disk_errors, out_of_memory, require_writable
+from afterimage.sessions import Sessions
 from afterimage.settings import choices, default_of, dotted, to_dict
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
@@ -66,6 +67,7 @@ class Run:
         self._defaults = _defaults(config)
         self.is_main_process = jax.process_index() == 0
         self.notes: list[str] = []
+        self.sessions = Sessions(self.path / "sessions.json")
 
     def check_settings(self) -> None:
         """Refuses a folder that is not this run's, without a lock and without writing.
@@ -116,6 +118,7 @@ class Run:
                 opening.enter_context(RunLock(self.path))
             self._refuse_others()
             self._record_config()
+            self.sessions.open()
             wandb = self.is_main_process and self.config.get("wandb")
             writer = MetricsWriter if self.is_main_process else NoMetrics
             self.metrics = writer(
@@ -127,6 +130,7 @@ class Run:
             self._opened = opening.pop_all()
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        self.keep_time(again=True)
         with self._disk():
             try:
                 self.metrics.close()
@@ -145,6 +149,21 @@ class Run:
                 f"{2 * (now['accumulate'] or 1)} (the same result), --remat, or a "
                 f"smaller --batch-size or --image-size. The device reported: {said}"
             ) from error
+
+    def keep_time(self, *, again: bool = False) -> None:
+        """Records how long the run has taken; with `again` only if it has before, so
+        that opening a complete run changes nothing."""
+        if self.is_main_process and (self.sessions.kept or not again):
+            self.sessions.keep()
+
+    @property
+    def settings(self) -> dict[str, tuple[Any, Any]]:
+        """{path: (value, default)} of every setting; MISSING if it has no default."""
+        return {
+            path: (value, self._defaults.get(path, dataclasses.MISSING))
+            for path, value in dotted(self.config).items()
+            if not path.endswith(".package")
+        }
 
     @property
     def pictures(self) -> pathlib.Path:

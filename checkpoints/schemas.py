@@ -251,6 +251,15 @@ class ConfigFile(Struct):
     runtime: Free = {}
 
 
+class SessionsFile(Struct):
+    """`sessions.json` of a run folder: the time it took, and its commands."""
+
+    started: Name
+    seconds: Annotated[float, Meta(ge=0, lt=1e12)]
+    sessions: Count
+    commands: Annotated[list[str], Meta(max_length=64)]
+
+
 class Used(Struct):
     """Names of the images whose labels were used, by class."""
 

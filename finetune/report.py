@@ -1,7 +1,6 @@
 """The output of a fine-tuning run: a result in Python, a report, a short summary."""
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,15 @@ import numpy as np
 from afterimage import runtime
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
-from afterimage.evaluation.text import MACRO_F1, MAX_MATRIX, percent, report_text
+from afterimage.evaluation.text import MACRO_F1, percent, report_text
+from afterimage.finetune.control import control
+from afterimage.finetune.figures import confusions, figure
 from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.selection import Rule
 from afterimage.finetune.setup import RunSetup
 from afterimage.report import logged, run_html, write_report
+from afterimage.report.parts import Part
 from afterimage.runs import Run, write_json, write_png
-from afterimage.settings import to_dict
 from afterimage.training.batches import subsample
 
 _MEASURES = {
@@ -172,43 +173,56 @@ def write_page(
     description: str,
     *,
     pictures: Mapping[str, tuple[str, pathlib.Path]] = {},
+    parts: Mapping[str, Part] = {},
     task: Sections | None = None,
     done: int | None = None,
 ) -> None:
     """Writes report.html and confusion.md after `done` steps (None: all of them).
 
-    Puts "highlights" into `results`. The sections that the `task` adds come first.
+    Puts "highlights" into `results`. The sections that the `task` adds come first;
+    `parts` are examples by heading.
     """
+    run.keep_time()
     name = "test" if results["test"] is not None else "validation"
     scored = results[name]
     sections = [task or Sections()]
     if done is None:
         sections += [method.report(results) for method in setup.config.methods]
-    headline = {k: v for part in sections for k, v in part.headline.items()}
+    headline: dict[str, Any] = {k: v for p in sections for k, v in p.headline.items()}
     if headline:
         results["highlights"] = dict(headline)
-    grids = dict(sections[0].grids)
+    grids, shown = dict(sections[0].grids), {}
+    if (beside := control(run.path, results)) is not None:
+        shown["Pretrained, or from scratch"] = beside
+    shown |= parts
     if scored is not None:
         for key, label in _MEASURES.items():
-            headline[f"{name} {label} (95 % interval)"] = percent(scored[key])
-        grids |= _grids(scored)
+            headline[f"{name} {label} (95 % interval)"] = figure(key, scored)
+        shown |= confusions(scored)
+        grids["Classes"] = _classes(scored)
         for column, reports in results.get("tasks", {}).items():
             if reports[name] is not None:
                 value = percent(reports[name]["accuracy"])
                 headline[f"{name} {column} accuracy (95 % interval)"] = value
-                more = _grids(reports[name])
-                grids |= {f"{column}: {title}": grid for title, grid in more.items()}
+                more = confusions(reports[name])
+                shown |= {f"{column}: {title}": part for title, part in more.items()}
+                grids[f"{column}: Classes"] = _classes(reports[name])
         replace_file(run.path / "confusion.md", report_text(scored).encode())
     grids |= {k: v for part in sections[1:] for k, v in part.grids.items()}
     curves = {k: v for part in sections for k, v in part.curves.items()}
     tables = {k: v for part in sections for k, v in part.tables.items()}
+    first, *others = [*run.sessions.commands, ""]
+    later = {f"{n}": line for n, line in enumerate(filter(None, others), 2)}
     phases = enumerate(description.splitlines(), 1)
     config = setup.config
     write_report(
         run.path / "report.html",
         title=f"{config.mode.name} on {config.data or setup.data.splits.train.name}",
-        lead=_lead(run, setup, results, done),
+        lead="What a classifier has learned from labelled images.",
+        facts=_facts(run, setup, results, done),
+        command=first,
         headline=headline,
+        parts=shown,
         curves={
             name: {kind: points for kind, points in series.items() if points}
             for name, series in {**curves, **_curves(run.metrics.rows)}.items()
@@ -216,12 +230,14 @@ def write_page(
         logarithmic=["Cross-entropy"],
         pictures=pictures,
         grids=grids,
+        settings=run.settings,
         tables={
             "Phases": {f"{number}": line for number, line in phases},
             **tables,
-            "Settings": json.loads(json.dumps(to_dict(config))),
             "Machine": results["runtime"],
+            **({"Commands that continued the run": later} if later else {}),
         },
+        unfinished=None if done is None else (done, results["steps"]),
     )
 
 
@@ -277,42 +293,30 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _lead(
+def _facts(
     run: Run, setup: RunSetup, results: Mapping[str, Any], done: int | None
-) -> str:
+) -> dict[str, Any]:
+    """Where it is, what it was trained and tested on, and when."""
     selection, steps = results["selection"], results["steps"]
-    facts = [
-        str(run.path),
-        f"from {setup.config.from_}",
-        f"{results['training_images']} labelled images",
-    ]
-    if "held_out" in results:
-        facts.append(f"tested on {results['held_out']}")
-    if "target" in results:
-        facts.append(f"tested on the target {results['target']}")
-    if done is not None:
-        facts.append(f"not finished, step {done} of {steps}")
-    facts.append(
-        f"step chosen by: {selection['rule']}"
-        if done is not None
-        else f"step {selection['step']} of {steps}, chosen by: {selection['rule']}"
-    )
-    return " · ".join(facts)
-
-
-def _grids(scored: Mapping[str, Any]) -> dict[str, Any]:
-    classes = scored["classes"]
-    keys = ("precision", "recall", "f1", "support")
-    grids: dict[str, Any] = {
-        "Classes": (
-            ["class", *keys],
-            [[c["name"], *(c[key] for key in keys)] for c in classes],
-        )
+    chosen = f"chosen by: {selection['rule']}"
+    if done is None:
+        chosen = f"{selection['step']:,} of {steps:,}, {chosen}"
+    facts = {
+        "Run": run.path,
+        "Encoder": setup.config.from_,
+        "Labels": f"{results['training_images']:,} images of "
+        f"{len(results['classes']):,} classes",
+        "Step": chosen,
     }
-    if len(classes) <= MAX_MATRIX:
-        names = [c["name"] for c in classes]
-        grids["Confusion: rows are true classes, columns are predicted classes"] = (
-            ["", *names],
-            [[n, *counts] for n, counts in zip(names, scored["confusion"])],
-        )
-    return grids
+    if "held_out" in results:
+        facts["Tested on"] = results["held_out"]
+    if "target" in results:
+        facts["Tested on"] = f"the target {results['target']}"
+    return facts | run.sessions.facts()
+
+
+def _classes(scored: Mapping[str, Any]) -> Any:
+    """(header, rows) of the figures of each class."""
+    keys = ("precision", "recall", "f1", "support")
+    rows = [[c["name"], *(c[key] for key in keys)] for c in scored["classes"]]
+    return ["class", *keys], rows

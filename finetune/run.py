@@ -17,6 +17,7 @@ from afterimage.evaluation.nearest import Reference
 from afterimage.finetune.classifier import head_entry, write_artefacts
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels, of_head, open_all, rows_of_head
+from afterimage.finetune.examples import Scored, examples
 from afterimage.finetune.method import Model
 from afterimage.finetune.report import (
     FinetuneResult,
@@ -96,6 +97,9 @@ def finetune(
 
 class FinetuneJob(Job[FinetuneResult]):
     """A classification run, as a job for the trainer; other tasks override parts."""
+
+    scored: Scored | None = None
+    """The images that the finished classifier was scored on, with its logits."""
 
     def __init__(self, setup: RunSetup, stage: Stage, rule: Rule, run: Run):
         self.setup, self.rule, self.run = setup, rule, run
@@ -316,8 +320,16 @@ class FinetuneJob(Job[FinetuneResult]):
             manifest = setup.manifest(step)
             write_artefacts(run.path, *model, manifest, self._heads(), references)
             run.metrics.flush()
-            description = self.describe()
-            write_page(run, setup, results, description, pictures=pictures, **more)
+            parts = {}
+            if self.scored is not None:
+                parts = examples(
+                    self.scored,
+                    self.class_names()[HEAD],
+                    run.path / "classifier",
+                    trained=setup.steps * self.config.batch_size,
+                )
+            more |= {"pictures": pictures, "parts": parts}
+            write_page(run, setup, results, self.describe(), **more)
             write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
 
@@ -328,8 +340,14 @@ class FinetuneJob(Job[FinetuneResult]):
         if target is not None:
             sets |= {"test": target.test, "source": labels.test}
         images = {name: of_head(part, head) for name, part in sets.items()}
-        scorer = self.setup.scorers[head]
-        return reports(scorer, model, images, names, seed=self.config.seed)
+        scorer, kept = self.setup.scorers[head], {}
+        seed = self.config.seed
+        found = reports(scorer, model, images, names, seed=seed, kept=kept)
+        shown = next((name for name in ("test", "validation") if name in kept), None)
+        part = images[shown] if shown else None
+        if head == HEAD and shown and part is not None:
+            self.scored = Scored(part, kept[shown])
+        return found
 
     def _references(self, model: Model) -> dict[str, Reference]:
         """{head: features of some of its training images}; see `Reference`."""

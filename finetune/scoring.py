@@ -80,13 +80,19 @@ def reports(
     class_names: Sequence[str],
     *,
     seed: int,
+    kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{name: `classification_report` of the set, or None for a missing set}."""
+    """{name: `classification_report` of the set, or None for a missing set}.
+
+    The logits are put into `kept`, by name.
+    """
     found: dict[str, Any] = dict.fromkeys(sets)
     for name, images in sets.items():
         if images is not None:
             assert images.labels is not None
             logits = scorer.logits(*model, images)
+            if kept is not None:
+                kept[name] = logits
             found[name] = classification_report(
                 logits, images.labels, class_names, seed=seed
             )

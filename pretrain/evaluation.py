@@ -29,8 +29,10 @@ from afterimage.models.vector import VectorRecipe, candidates, moments_of, usual
 from afterimage.pictures import draw_rows
 from afterimage.pretrain.choice import Patches, choose, declared
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.gallery import FOLDER, neighbours, write_rows
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.objective import Forward, ModelSetup, Tree, to_pixels
+from afterimage.report.parts import Gallery
 from afterimage.runs import Run, write_json, write_png
 from afterimage.training.batches import EvaluationRunner, spaced, subsample
 
@@ -131,6 +133,10 @@ class Evaluation:
         """The pooled maps of the probes' images at the last call, …"""
         self.first: tuple[Pooled, Pooled] | None = None
         """… and those of the untrained encoder, if they are known."""
+        self.ranked: tuple[ImageSet, Pooled] | None = None
+        """Without probes, some images and their pooled maps."""
+        self.patches: Patches | None = None
+        """Those of the probes' images, or of the images in `ranked`."""
         self.baselines: Report = {}
         self.report: Report = {}
         """The last `probe_report`, with the baselines' rows."""
@@ -209,6 +215,7 @@ class Evaluation:
         if self.probes is None:
             some = self._for_rank
             pooled = self.features(params, stats, some, check)
+            self.ranked = some, pooled
             self.rank = effective_rank(self._vectors(pooled)[0])
             return results | {"effective_rank": self.rank}
         self.last = self._pooled(params, stats, check)
@@ -257,6 +264,7 @@ class Evaluation:
                 say_doing("Choosing the feature vector")
                 labels, k = self.probes.labels, self.config.probe_k
                 patches = self._patches(self.probes.train, self.probes.held)
+                self.patches = patches
                 vector, entry = choose(
                     self.own, *self.last, labels, k=k, patches=patches
                 )
@@ -267,7 +275,8 @@ class Evaluation:
                 most = min(_RANK_IMAGES, self.budget.images)
                 some = subsample(self.train, most)
                 pooled = self.features(params, stats, some, lambda: None)
-                vector, entry = declared(self.own, pooled, self._patches(some))
+                self.ranked, self.patches = (some, pooled), self._patches(some)
+                vector, entry = declared(self.own, pooled, self.patches)
             entries["vector"] = entry
         return vector, entries | {"probes": self._passed()}
 
@@ -293,6 +302,27 @@ class Evaluation:
 
         return Patches(dictionary, vectors(train), vectors(held) if held else None)
 
+    def neighbours(self, vector: VectorRecipe | None) -> Gallery | None:
+        """Images and their nearest images, by `vector` (None: the bottleneck).
+
+        From the features of the last call or of `conclude`, so that it costs a search
+        among few images.
+        """
+        parts = (
+            (self.patches.train, self.patches.held) if self.patches else (None, None)
+        )
+        if self.probes is not None and self.last is not None:
+            vectors, asked = (
+                _finished(vector, pooled, part)
+                for pooled, part in zip(self.last, parts)
+            )
+            return neighbours(self.probes.held, asked, self.probes.train, vectors)
+        if self.ranked is None:
+            return None
+        some, pooled = self.ranked
+        vectors = _finished(vector, pooled, parts[0])
+        return neighbours(some, vectors, some, vectors)
+
     def _measure_again(
         self,
         probes: "Probes",
@@ -311,8 +341,8 @@ class Evaluation:
         else:
             parts = (patches.train, patches.held)
             pair = [
-                vector.transformed(np.concatenate([maps[vector.pool], part], axis=1))
-                for maps, part in zip(self.last, parts, strict=True)
+                _finished(vector, pooled, part)
+                for pooled, part in zip(self.last, parts, strict=True)
             ]
         self.report = self.report | probes.score(TRAINED, *pair)
         self.rank = self.report[TRAINED]["effective_rank"]
@@ -398,6 +428,7 @@ class Evaluation:
         picture = draw_rows(rows)
         if self.run.is_main_process:
             write_png(picture, self.run.pictures / picture_name(step))
+            write_rows(rows, self.run.path / FOLDER / picture_name(step))
         self.run.metrics.picture(step, "reconstruction", picture)
 
     def _mean_image_loss(self, loss: ReconstructionLoss, some: ImageSet) -> float:
@@ -421,6 +452,19 @@ class Evaluation:
         total = sum(float(sums(constant, batch)[1]) for _, batch, _ in batches)
         # The mean predicts identical images perfectly: avoid dividing by zero.
         return max(total / len(self.held), float(np.finfo(np.float32).tiny))
+
+
+def _finished(
+    vector: VectorRecipe | None, pooled: Pooled, part: np.ndarray | None
+) -> np.ndarray:
+    """The finished feature vectors (None: the bottleneck) of pooled maps; `part` has
+    what the dictionary of patches gives for the same images."""
+    if vector is None:
+        return pooled[_BOTTLENECK]
+    maps = pooled[vector.pool]
+    if vector.dictionary is not None and part is not None:
+        maps = np.concatenate([maps, part], axis=1)
+    return vector.transformed(maps)
 
 
 class Probes:

@@ -3,10 +3,9 @@
 import collections
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from afterimage.checkpoints.errors import CheckpointError
@@ -15,18 +14,14 @@ from afterimage.evaluation.text import probe_lines, probe_names
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import HOG, PROBES, RAW, TRAINED, Report
+from afterimage.pretrain.figures import figures, standard_error
+from afterimage.pretrain.gallery import FOLDER, reconstructions
 from afterimage.pretrain.views import PICTURE
 from afterimage.pretrain.views import caption as views_caption
 from afterimage.report import logged, run_html, write_report
+from afterimage.report.parts import Part
 from afterimage.runs import Run
-from afterimage.settings import dotted, to_dict
 
-Row = Mapping[str, Any]
-_HEADLINE = {
-    "loss": ("validation loss", ".4g"),
-    "relative_loss": ("of the mean image's loss", ".3f"),
-    "effective_rank": ("effective rank of the features (centred)", ".1f"),
-}
 _COLUMNS = {
     "ridge_10": "linear probe, ten labels a class",
     "ridge": "linear probe, all labels",
@@ -119,18 +114,13 @@ def advice(probes: Mapping[str, Any], config: PretrainConfig) -> list[str]:
             for key, name in names.items()
             if TRAINED in accuracy and rival in accuracy
             for ours, theirs in [(accuracy[TRAINED][key], accuracy[rival][key])]
-            if theirs - ours > _error(ours, theirs, probes["images"])
+            if theirs - ours > standard_error(ours, theirs, probes["images"])
         ]
         if lost:
             cures = "; ".join(_cures(config))
             where = "; ".join(lost)
             return [f"The features lose to {said}: {where}.", f"Try: {cures}."]
     return []
-
-
-def _error(one: float, other: float, images: int) -> float:
-    """Standard error of the difference of two shares, taken as independent."""
-    return math.sqrt((one * (1 - one) + other * (1 - other)) / max(images, 1))
 
 
 def _cures(config: PretrainConfig) -> list[str]:
@@ -152,9 +142,10 @@ def _cures(config: PretrainConfig) -> list[str]:
 def write_run_report(
     result: PretrainResult,
     *,
+    run: Run,
     config: PretrainConfig,
-    rows: Sequence[Row],
     report: Report,
+    parts: Mapping[str, Part | None],
     probes: Mapping[str, Any],
     held_out: int,
     data: str,
@@ -162,16 +153,12 @@ def write_run_report(
     model: Mapping[str, Any],
     reached: int | None,
 ) -> None:
-    """Write report.html of a run after `reached` steps; None if it is finished."""
-    m = result.metrics
-    headline = {
-        label: f"{m[name]:{spec}}"
-        for name, (label, spec) in _HEADLINE.items()
-        if name in m
-    }
-    for probe in PROBES:
-        if probe in m:
-            headline[_COLUMNS[probe]] = f"{m[probe]:.1%}"
+    """Write report.html of a run after `reached` steps; None if it is finished.
+
+    `parts` are pictures by heading, to show after the reconstructions.
+    """
+    run.keep_time()
+    rows = run.metrics.rows
     table = {
         name: {_COLUMNS[probe]: row[probe]["value"] for probe in PROBES}
         for name, row in report.items()
@@ -179,33 +166,41 @@ def write_run_report(
     rates = [r["time/images_per_second"] for r in rows if "time/images_per_second" in r]
     speed = {"images per second": rates[-1]} if rates else {}
     loss = config.objective.loss_label
-    curves = {
-        loss: {
-            "training": logged(rows, "train/loss"),
-            "validation": logged(rows, "eval/loss"),
-        },
-        "Probe accuracy": {
-            _COLUMNS[probe]: logged(rows, f"eval/{probe}") for probe in PROBES
-        },
-        "Learning rate": {"learning rate": logged(rows, "train/lr")},
-    }
-    steps = f"{result.steps:,} steps of {config.batch_size} images"
-    state = "" if reached is None else f"not finished, step {reached:,} of "
-    pictures = {}
-    if result.picture is not None:
-        step = int(result.picture.stem.removeprefix("step-"))
-        caption = f"Held-out images after step {step:,}"
-        pictures["Reconstructions"] = (caption, result.picture)
-    if (views := result.run / "pictures" / PICTURE).is_file():
-        pictures["Augmented views"] = (views_caption(config), views)
+    first, *others = [*run.sessions.commands, ""]
+    later = {f"{n}": line for n, line in enumerate(filter(None, others), 2)}
     write_report(
         result.report,
         title=f"{config.model} pretrained on {data}",
-        lead=f"{result.run} · {state}{steps}",
-        headline=headline,
-        curves=curves,
+        lead="What an encoder has learned from images without labels.",
+        facts={
+            "Run": result.run,
+            "Images": f"{model['training images']} pixels, from {data}",
+            "Training": f"{result.steps:,} steps of {config.batch_size} images, "
+            f"objective {config.objective.name}",
+            **run.sessions.facts(),
+        },
+        command=first,
+        headline=figures(
+            result.metrics,
+            rows,
+            report,
+            _COLUMNS,
+            held_out,
+            beside=len(config.objective.views) > 1,
+        ),
+        parts=_pictures(result, config, parts, reached),
+        curves={
+            loss: {
+                "training": logged(rows, "train/loss"),
+                "validation": logged(rows, "eval/loss"),
+            },
+            "Probe accuracy": {
+                _COLUMNS[probe]: logged(rows, f"eval/{probe}") for probe in PROBES
+            },
+            "Learning rate": {"learning rate": logged(rows, "train/lr")},
+        },
         logarithmic=[loss],
-        pictures=pictures,
+        pictures=_sheets(result, config),
         probes=table,
         probe_note=" ".join(
             [
@@ -215,8 +210,36 @@ def write_run_report(
                 *advice(probes, config),
             ]
         ),
+        settings=run.settings,
         tables={
             "Model and machine": {**model, **speed},
-            "Settings": dotted(json.loads(json.dumps(to_dict(config)))),
+            **({"Commands that continued the run": later} if later else {}),
         },
+        unfinished=None if reached is None else (reached, result.steps),
     )
+
+
+def _pictures(
+    result: PretrainResult,
+    config: PretrainConfig,
+    parts: Mapping[str, Part | None],
+    reached: int | None,
+) -> dict[str, Part]:
+    found: dict[str, Part | None] = {}
+    if config.objective.rows:
+        steps = result.steps if reached is None else reached
+        output = config.objective.rows[-1]
+        beside = len(config.objective.views) > 1
+        shown = reconstructions(result.run / FOLDER, output, steps, beside=beside)
+        found["Reconstructions over time"] = shown
+    return {name: part for name, part in (found | {**parts}).items() if part}
+
+
+def _sheets(
+    result: PretrainResult, config: PretrainConfig
+) -> dict[str, tuple[str, pathlib.Path]]:
+    """{heading: (caption, PNG)} of pictures in the run folder."""
+    views = result.run / "pictures" / PICTURE
+    if views.is_file():
+        return {"Augmented views": (views_caption(config), views)}
+    return {}

@@ -38,9 +38,11 @@ from afterimage.models import (
 from afterimage.models.vector import VectorRecipe
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
+from afterimage.pretrain.gallery import filters
 from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.pretrain.views import write_page, write_picture
+from afterimage.report.parts import Part
 from afterimage.runs import Run
 from afterimage.settings import to_dict
 from afterimage.training.batches import (
@@ -295,8 +297,13 @@ class _Pretraining(Job[PretrainResult]):
         self.vector, entries = self.evaluation.conclude(*whole, initial)
         manifest |= entries
         # Write the encoder last: a run that has it has its final report.
-        self.report(self.total, finished=True, probes=entries["probes"])
         if run.is_main_process:
+            parts = {
+                "Neighbours in feature space": self.evaluation.neighbours(self.vector),
+                "Filters of the first layer": filters(params, self.model.channels),
+            }
+            probes = entries["probes"]
+            self.report(self.total, finished=True, probes=probes, parts=parts)
             place = self.result(complete=False).encoder
             stats = with_statistics(stats, self.vector)
             write_encoder(place, params, stats, manifest)
@@ -308,6 +315,7 @@ class _Pretraining(Job[PretrainResult]):
         *,
         finished: bool = False,
         probes: Mapping[str, Any] = types.MappingProxyType({}),
+        parts: Mapping[str, Part | None] = types.MappingProxyType({}),
     ) -> None:
         run = self.folder
         if not run.is_main_process:
@@ -315,9 +323,10 @@ class _Pretraining(Job[PretrainResult]):
         run.metrics.flush()
         write_run_report(
             self.result(complete=False),
+            run=run,
             config=self.config,
-            rows=run.metrics.rows,
             report=self.evaluation.report,
+            parts=parts,
             probes=probes,
             held_out=len(self.evaluation.held),
             data=self.source.name,

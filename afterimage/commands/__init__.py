@@ -6,6 +6,7 @@ A command's module has `main(argv)`: it parses, calls the library and prints.
 import contextlib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -126,7 +127,11 @@ def _dispatch(argv: Sequence[str]) -> None:
         from afterimage import runtime
 
         runtime.start()
-    module.main(rest)
+    running = console.COMMAND.set(shlex.join(["afterimage", *argv]))
+    try:
+        module.main(rest)
+    finally:
+        console.COMMAND.reset(running)
 
 
 def check_address_space() -> None:

@@ -83,6 +83,28 @@ def calibration_error(
     return float(np.abs(np.bincount(index, gap, minlength=bins)).sum() / len(gap))
 
 
+def calibration_bins(
+    p: Float[np.ndarray, "n classes"], labels: Integer[Array, " _n"], *, bins: int = 15
+) -> list[dict[str, float | int]]:
+    """The bins of `calibration_error` that are not empty, for a reliability diagram.
+
+    Each has "count" and, in [0, 1], the means "confidence" and "accuracy" of its
+    images; Σ count |accuracy - confidence| / n is the error.
+    """
+    index, gap = _calibration_terms(p, np.asarray(labels), bins)
+    count = np.bincount(index, minlength=bins)
+    sure = np.bincount(index, p.max(axis=1), minlength=bins)
+    right = sure + np.bincount(index, gap, minlength=bins)
+    return [
+        {
+            "count": int(count[b]),
+            "confidence": float(sure[b] / count[b]),
+            "accuracy": float(right[b] / count[b]),
+        }
+        for b in np.flatnonzero(count)
+    ]
+
+
 def bootstrap(
     value: float, resampled: Callable[[np.random.Generator], float], *, draws, seed
 ) -> dict[str, float]:
@@ -115,7 +137,8 @@ def classification_report(
     Wilson interval, macro-F1 and expected calibration error a seeded 95 % bootstrap
     interval, each {"value", "low", "high"}. Also: "examples", "classes" (name,
     precision, recall, f1, support of each), "confusion" (rows true, columns predicted),
-    "absent" (names of classes with no example here).
+    "calibration" (`calibration_bins`), "absent" (names of classes with no example
+    here).
 
     Raises UserError for no examples, different lengths, labels outside the classes, and
     scores that `probabilities` rejects.
@@ -149,6 +172,7 @@ def classification_report(
             calibration, calibration_again, draws=draws, seed=seed
         ),
         "calibration_bins": bins,
+        "calibration": calibration_bins(p, truth, bins=bins),
         "classes": [
             {"name": name, **{k: v.item() for k, v in zip(keys, scores)}}
             for name, *scores in zip(names, *map(np.asarray, each))

@@ -9,7 +9,9 @@ from typing import Any
 
 from afterimage.checkpoints import manifest, schemas
 from afterimage.errors import UserError
-from afterimage.report.page import Grid, Points, logged, notebook, write_report
+from afterimage.report.chart import Points
+from afterimage.report.page import Grid, logged, notebook, write_report
+from afterimage.report.parts import Table
 from afterimage.settings import dotted, spelled
 from afterimage.training.metrics import read_rows
 
@@ -98,27 +100,41 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
 
     Raises UserError for no runs.
     """
-    if not records:
-        raise UserError("no runs to compare: give at least one run folder.")
-    settings = [_spelled(record.settings) for record in records]
-    names = dict.fromkeys(name for one in settings for name in one)
-    differ = [
-        name
-        for name in names
-        if name != "out" and any(s.get(name) != settings[0].get(name) for s in settings)
-    ]
-    shared = [n for n in records[0].figures if all(n in r.figures for r in records)]
-    figures = shared or list(dict.fromkeys(n for r in records for n in r.figures))
+    differ, figures = list(differing(records)), _shared_figures(records)
     rows = [
         [
             str(record.path),
             f"{record.step:,}" + ("" if record.finished else " (not finished)"),
-            *(own.get(name) for name in differ),
+            *(_spelled(record.settings).get(name) for name in differ),
             *(_figure(record, name) for name in figures),
         ]
-        for record, own in zip(records, settings)
+        for record in records
     ]
     return ["run", "step", *differ, *figures], rows
+
+
+def differing(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    """{setting: its value in each run} of the settings that differ, except `out`.
+
+    A run without the setting, such as that of another objective, has None.
+    """
+    every = _settings(records)
+    return {n: v for n, v in every.items() if n != "out" and any(x != v[0] for x in v)}
+
+
+def _settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    """{setting: its value in each run}."""
+    if not records:
+        raise UserError("no runs to compare: give at least one run folder.")
+    settings = [_spelled(record.settings) for record in records]
+    names = dict.fromkeys(name for one in settings for name in one)
+    return {name: [one.get(name) for one in settings] for name in names}
+
+
+def _shared_figures(records: Sequence[RunRecord]) -> list[str]:
+    """The figures that every run has, or all of them if none is shared."""
+    shared = [n for n in records[0].figures if all(n in r.figures for r in records)]
+    return shared or list(dict.fromkeys(n for r in records for n in r.figures))
 
 
 def comparison_text(records: Sequence[RunRecord]) -> str:
@@ -154,31 +170,80 @@ def _figure(record: RunRecord, name: str) -> float | str | None:
 def write_comparison(
     path: str | os.PathLike[str], records: Sequence[RunRecord]
 ) -> pathlib.Path:
-    """Write one page: the table of `comparison`, and charts of all runs together.
+    """Write one page: figures and settings of all runs, and their curves together.
 
     Charts show metrics that at least two runs have logged, evaluations first.
     """
-    grid = comparison(records)
-    counts = collections.Counter(name for r in records for name in r.curves)
-    least = min(2, len(records))
-    names = [n for n in counts if counts[n] >= least and not n.startswith("time/")]
-    names.sort(key=lambda name: not name.startswith("eval/"))
+    differ, every = differing(records), _settings(records)
+    names = _short([str(record.path) for record in records])
+    same = {name: values[0] for name, values in every.items() if name not in differ}
+    unfinished = [name for name, r in zip(names, records) if not r.finished]
+    note = "Settings that are the same in all runs are folded below."
     return write_report(
         pathlib.Path(path),
-        title=f"{len(records)} runs",
-        lead=" · ".join(str(record.path) for record in records),
-        grids={"Runs": grid},
-        curves={
-            name: {str(r.path): r.curves[name] for r in records if name in r.curves}
-            for name in names
+        title=f"{len(records)} runs side by side",
+        lead="What they reached, and in which settings they differ.",
+        facts={name: record.path for name, record in zip(names, records)},
+        parts={
+            "What they reached": _reached(records, names, unfinished),
+            "Settings that differ": Table(
+                ["setting", *names], [[k, *v] for k, v in differ.items()], note, differ
+            )
+            if differ
+            else Table(["setting", *names], [], "All settings are the same."),
         },
-        logarithmic=[name for name in names if name.endswith("loss")],
+        curves=_together(records, names),
+        logarithmic=[n for r in records for n in r.curves if n.endswith("loss")],
         pictures={
-            str(r.path): (f"After step {_step_of(r.picture):,}", r.picture)
-            for r in records
-            if r.picture is not None
+            f"Pictures of {name}": (
+                f"{record.path}, after step {_step_of(record.picture):,}",
+                record.picture,
+            )
+            for name, record in zip(names, records)
+            if record.picture is not None
         },
+        tables={f"The {len(same)} settings that are the same": same} if same else {},
     )
+
+
+def _reached(
+    records: Sequence[RunRecord], names: Sequence[str], unfinished: Sequence[str]
+) -> Table:
+    """A row for each figure, a column for each run."""
+    rows = [["step", *(f"{record.step:,}" for record in records)]]
+    rows += [
+        [figure, *(_figure(record, figure) for record in records)]
+        for figure in _shared_figures(records)
+    ]
+    note = "The last evaluation of each run; in brackets 95 % intervals."
+    if unfinished:
+        note += f" Not finished: {', '.join(unfinished)}."
+    return Table(["", *names], rows, note)
+
+
+def _together(
+    records: Sequence[RunRecord], names: Sequence[str]
+) -> dict[str, dict[str, Points]]:
+    """{metric: {run: its curve}} of what at least two runs have logged."""
+    counts = collections.Counter(name for r in records for name in r.curves)
+    least = min(2, len(records))
+    some = [n for n in counts if counts[n] >= least and not n.startswith("time/")]
+    some.sort(key=lambda name: not name.startswith("eval/"))
+    # A run without the metric keeps its place, so that it has one colour everywhere.
+    return {
+        metric: {name: r.curves.get(metric, ()) for name, r in zip(names, records)}
+        for metric in some
+    }
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """The paths without the folders that all share; as they are if two are the same."""
+    parts = [pathlib.PurePath(path).parts for path in paths]
+    shared = 0
+    while len({one[: shared + 1] for one in parts}) == 1 and shared < len(parts[0]) - 1:
+        shared += 1
+    names = [str(pathlib.PurePath(*one[shared:])) for one in parts]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 _CHARTS = {

@@ -271,6 +271,7 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
                 return job.result(complete=True)
             if lost:
                 tell(f"Recreated from the checkpoint: {', '.join(lost)}")
+        run.keep_time()
         tell(job.introduction())
         if began:
             tell(f"Continuing after step {began:,}")

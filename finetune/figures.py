@@ -1,0 +1,86 @@
+"""The figures of a classifier in plain words, its confusions and its calibration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from afterimage.evaluation.text import MAX_MATRIX, percent
+from afterimage.report import Diagram, Figure, Matrix, calibration_chart
+from afterimage.report.parts import Part, Table
+
+_MOST_CONFUSED = 20
+
+
+def figure(measure: str, scored: Mapping[str, Any]) -> Figure:
+    """A measure of a `classification_report`, with its interval and what it means."""
+    share = scored[measure]
+    value = percent(share)
+    if share["value"] is None:
+        return Figure(value)
+    if measure == "accuracy":
+        meaning = "The share of images that get the right class."
+        return Figure(value, meaning, *_hint(scored))
+    if measure == "macro_f1":
+        meaning = (
+            "Like accuracy, but every class counts the same, however rare: the mean "
+            "over classes of F1, which is high if few are missed and few wrongly named."
+        )
+        gap = scored["accuracy"]["value"] - share["value"]
+        if gap > 0.1:
+            return Figure(value, meaning, "bad", "rare classes fare worse")
+        return Figure(value, meaning)
+    meaning = (
+        "How far its certainty is off on average. If it is 90 % sure, it should be "
+        "right 90 times in 100."
+    )
+    if share["value"] <= 0.05:
+        return Figure(value, meaning, "good", "its probabilities can be trusted")
+    if share["value"] > 0.15:
+        return Figure(value, meaning, "bad", "do not trust its probabilities")
+    return Figure(value, meaning)
+
+
+def _hint(scored: Mapping[str, Any]) -> tuple[Any, str]:
+    """(mark, words): beside always saying the most frequent class."""
+    most = max(scored["classes"], key=lambda one: one["support"])
+    share = most["support"] / scored["examples"]
+    said = f"always saying {most['name']} would give {100 * share:.1f} %"
+    if scored["accuracy"]["low"] > share:
+        return "good", said
+    return "bad", f"no clear gain: {said}"
+
+
+def confusions(scored: Mapping[str, Any]) -> dict[str, Part]:
+    """Confusions and calibration of a `classification_report`, by heading."""
+    names = [one["name"] for one in scored["classes"]]
+    found: dict[str, Part] = {}
+    if len(names) <= MAX_MATRIX:
+        found["Which classes it confuses"] = Matrix(
+            "Each row has the images of one class; the columns say what it took them "
+            "for. Right answers are on the diagonal.",
+            names,
+            scored["confusion"],
+        )
+    elif rows := _confused(names, scored["confusion"]):
+        found["Which classes it confuses"] = Table(
+            ["it is", "it said", "times"], rows, "The most frequent mistakes."
+        )
+    if "calibration" in scored:
+        error = percent(scored["calibration_error"])
+        found["How sure it is, and how often right"] = Diagram(
+            "On the dashed line it is right as often as it says. Below the line it is "
+            "too sure of itself, above it not sure enough. The larger a point, the "
+            f"more images. Expected calibration error {error}.",
+            calibration_chart(scored["calibration"], "Calibration"),
+        )
+    return found
+
+
+def _confused(names: list[str], counts: list[list[int]]) -> list[list[Any]]:
+    pairs = [
+        (count, i, j)
+        for i, row in enumerate(counts)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    return [[names[i], names[j], n] for n, i, j in pairs[:_MOST_CONFUSED]]
