@@ -28,7 +28,7 @@ class Sessions:
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._before: dict[str, Any] = {}
-        self._clock = time.perf_counter()
+        self._clock, self._began = time.perf_counter(), time.strftime(_FORM)
         self.kept = False
 
     def open(self) -> None:
@@ -79,7 +79,7 @@ def readable(moment: str) -> str:
     return moment[:16].replace("T", " ")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """`2 h 5 min`, `40 s`: the two largest units."""
     left, parts = round(max(0.0, seconds)), []
     for size, unit in _UNITS:

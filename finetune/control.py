@@ -36,12 +36,14 @@ def control(folder: pathlib.Path, results: Mapping[str, Any]) -> Table | None:
     if gain is None:
         return None
     pretrained, scratch = gain[::-1] if _is_scratch(mine) else gain
+    header = ["run", "starts from", "accuracy", "macro-F1", "other settings"]
+    differ, other = any(row[-1] for row in rows), ", and what the last column names"
     return Table(
-        header=["run", "starts from", "accuracy", "macro-F1", "other settings"],
-        rows=rows,
+        header=header if differ else header[:-1],
+        rows=rows if differ else [row[:-1] for row in rows],
         note=f"{_gain(pretrained['accuracy'], scratch['accuracy'])} The labels, the "
-        "test images and the network are the same; only the start differs, and what "
-        "the last column names. In brackets: 95 % intervals.",
+        "test images and the network are the same; only the start differs"
+        f"{other if differ else ''}. In brackets: 95 % intervals.",
         marked=["this run"],
     )
 

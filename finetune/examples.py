@@ -51,10 +51,13 @@ def examples(
     pixels, seen = _pictures(scored.images, rows, classifier, trained)
     tiles = []
     for row, image in zip(rows, pixels):
-        said = f"{shortened(names[predicted[row]], _CAPTION)}, {100 * sure[row]:.0f} % sure"
-        hit = predicted[row] == truth[row]
-        real = "" if hit else f"; it is {shortened(names[truth[row]], _CAPTION)}"
-        tiles.append(Tile.of(image, said + real, "good" if hit else "bad"))
+        said, known = (
+            shortened(names[int(label[row])], _CAPTION) for label in (predicted, truth)
+        )
+        hit = bool(predicted[row] == truth[row])
+        caption = f"{said}, {100 * sure[row]:.0f} % sure"
+        caption += "" if hit else f"; it is {known}"
+        tiles.append(Tile.of(image, caption, "good" if hit else "bad"))
     where = (
         " Right half: bright where the network found evidence for the class it said."
         if seen
@@ -101,6 +104,7 @@ def _pictures(
     found = load_classifier(classifier).explain(pixels)
     if np.ptp(found.heat, axis=(1, 2)).max() <= 1e-3 * np.abs(found.heat).max():
         return list(pixels), False  # the last map has one site: everywhere alike
-    plain = displayable(found.images.astype(np.float32) / 255)
+    plain = found.images.astype(np.float32)
+    plain = displayable(plain / 255 if found.images.dtype == np.uint8 else plain)
     plain = np.broadcast_to(plain, found.overlay.shape)
     return list(np.concatenate([plain, found.overlay], axis=2)), True

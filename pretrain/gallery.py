@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from afterimage.data import ImageSet
 from afterimage.evaluation.nearest import nearest
 from afterimage.evaluation.probes import unit_rows
 from afterimage.pictures import displayable
-from afterimage.report.parts import Gallery, Tile, encoded, reduced
+from afterimage.report.parts import Gallery, Tile, encoded, read_picture, reduced
 from afterimage.training.batches import spaced
 
 FOLDER = "reconstructions"
@@ -67,7 +67,7 @@ def reconstructions(
     """
     found: dict[int, dict[str, list[Tile]]] = {}
     for file in sorted(folder.glob("step-*.png")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, ZeroDivisionError):
             step = int(file.stem.removeprefix("step-"))
             if step <= reached and output in (rows := _read_rows(file)):
                 found[step] = rows
@@ -92,12 +92,11 @@ def reconstructions(
 
 def _read_rows(file: pathlib.Path) -> dict[str, list[Tile]]:
     """{row: its images}; ValueError and the like for another picture."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        pixels = np.asarray(image.convert("RGB"))
-        names = json.loads(image.text["rows"])  # pyright: ignore
-        columns = int(image.text["columns"])  # pyright: ignore
+    if (found := read_picture(file)) is None:
+        raise ValueError(f"{file} is damaged")
+    image, text = found
+    names, columns = json.loads(text["rows"]), int(text["columns"])
+    pixels = np.asarray(image)
     tall, wide = pixels.shape[0] // len(names), pixels.shape[1] // columns
     parts = pixels.reshape(len(names), tall, columns, wide, 3).swapaxes(1, 2)
     return {str(n): list(map(Tile.of, row)) for n, row in zip(names, parts)}
@@ -136,7 +135,7 @@ def neighbours(
     return Gallery(note=note, rows=shown, first_apart=True, aligned=True)
 
 
-def _tiles(images: ImageSet, rows: Sequence[int], same: str | None) -> list[Tile]:
+def _tiles(images: ImageSet, rows: Any, same: str | None) -> list[Tile]:
     pixels, found = images.gather(np.asarray(rows)), []
     for row, image in zip(rows, pixels):
         name = _class(images, row)
@@ -145,7 +144,7 @@ def _tiles(images: ImageSet, rows: Sequence[int], same: str | None) -> list[Tile
     return found
 
 
-def _class(images: ImageSet, row: int) -> str | None:
+def _class(images: ImageSet, row: Any) -> str | None:
     if images.labels is None or images.labels[row] < 0:
         return None
     number = int(images.labels[row])

@@ -79,7 +79,7 @@ def calibration_chart(bins: Sequence[Mapping[str, Any]], label: str) -> str:
             _text(left - 7, y + 4, f"{100 * share:.0f}", "end"),
             _text(x, top + size + 18, f"{100 * share:.0f}", "middle"),
         ]
-    marks.append(_segment(at(0, 0), at(1, 1), _INK, "5 4"))
+    marks.append(_segment(at(0.0, 0.0), at(1.0, 1.0), _INK, "5 4"))
     used = [one for one in bins if one["count"]]
     places = [at(one["confidence"], one["accuracy"]) for one in used]
     for one, (x, y) in zip(used, places):

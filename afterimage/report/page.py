@@ -12,14 +12,15 @@ from markupsafe import Markup
 from afterimage.checkpoints.files import replace_file
 from afterimage.checkpoints.names import printable
 from afterimage.report.chart import Points, colour, dashed, line_chart, number
-from afterimage.report.parts import Figure, Part, Setting, image_uri
+from afterimage.report.parts import Figure, Part, Setting, image_uri, read_picture
 from afterimage.settings import spelled
 
 Grid = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """A header, and rows that start with their label."""
 _WIDEST = 1400  # pixels of a picture on a page
 _CELL = 720  # the same in a notebook
-_LARGE = 120_000  # bytes above which a picture is embedded as JPEG
+_NARROWEST = 300
+_PICTURES = 1_000_000  # characters of all pictures of a page
 _SIGNS = {"": "", "good": "✓ ", "bad": "! "}
 
 
@@ -72,14 +73,16 @@ def render(
     `facts`: short facts by name, and `command` a line to copy. `headline`: figures by
     label, shown large. `parts`: galleries, matrices, diagrams and tables by heading.
     `curves`: for each chart its named series of (step, value); charts in `logarithmic`
-    may have a log axis. `pictures`: (caption, PNG file) by heading. `probes`: a row for
-    each kind of features, accuracies in [0, 1] by column. `grids`: tables by heading,
-    (header, rows), whose rows begin with their label. `settings`: those that differ
+    may have a log axis. `pictures`: (caption, PNG file) by heading; a damaged file is
+    left out. `probes`: a row for each kind of features, accuracies in [0, 1] by column.
+    `grids`: tables by heading, (header, rows), whose rows begin with their label.
+    `settings`: those that differ
     from their default are shown first, the others folded. `tables`: two-column tables
     by heading, collapsed unless in `opened`. `unfinished`: (step reached, total steps)
     of an unfinished run. Empty parts are left out.
     """
     columns = list(dict.fromkeys(name for row in probes.values() for name in row))
+    share = _PICTURES // max(1, len(pictures))
     figures = {
         label: value if isinstance(value, Figure) else Figure(value)
         for label, value in headline.items()
@@ -98,8 +101,9 @@ def render(
             if any(series.values())
         ],
         pictures=[
-            (name, caption, _picture(file, _CELL if fragment else _WIDEST))
+            (name, caption, _picture(read[0], _CELL if fragment else _WIDEST, share))
             for name, (caption, file) in pictures.items()
+            if (read := read_picture(file)) is not None
         ],
         probes=probes,
         columns=columns,
@@ -165,11 +169,12 @@ def _plain(value: Any) -> Any:
     return printable(str(value))
 
 
-def _picture(file: pathlib.Path, widest: int) -> str:
-    """A PNG file as a data URI, reduced if it is wider than `widest` pixels."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        width, height = image.size
-        most = round(max(width, height) * min(1, widest / width))
-        return image_uri(image.convert("RGB"), most, _LARGE)
+def _picture(pixels: Any, widest: int, most: int) -> str:
+    """A picture as a data URI, reduced to `widest` pixels and to `most` characters."""
+    width = min(widest, pixels.width)
+    while True:
+        side = round(max(pixels.size) * width / pixels.width)
+        uri = image_uri(pixels, side, large=most // 4)
+        if len(uri) <= most or width < _NARROWEST:
+            return uri
+        width = round(0.7 * width)

@@ -3,6 +3,8 @@
 import base64
 import dataclasses
 import io
+import pathlib
+import struct
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -140,6 +142,20 @@ def image_uri(image: Any, most: int, large: int = _LARGE) -> str:
         if len(smaller) < 0.7 * len(data):
             data, kind = smaller, "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def read_picture(file: pathlib.Path) -> Any:
+    """(a picture file as a Pillow image in RGB, its text); None if it is damaged."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB"), dict(getattr(image, "text", {}))
+    # What Pillow raises for damaged files, by format.
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+        return None
+    except Image.DecompressionBombError:
+        return None
 
 
 def reduced(image: Any, most: int = _SIDE) -> Any:

@@ -183,7 +183,10 @@ def write_comparison(
         pathlib.Path(path),
         title=f"{len(records)} runs side by side",
         lead="What they reached, and in which settings they differ.",
-        facts={name: record.path for name, record in zip(names, records)},
+        facts={
+            name: f"{record.kind} on {record.data or 'images'}, {record.path}"
+            for name, record in zip(names, records)
+        },
         parts={
             "What they reached": _reached(records, names, unfinished),
             "Settings that differ": Table(
@@ -213,12 +216,16 @@ def _reached(
     rows = [["step", *(f"{record.step:,}" for record in records)]]
     rows += [
         [figure, *(_figure(record, figure) for record in records)]
-        for figure in _shared_figures(records)
+        for figure in sorted(_shared_figures(records), key=_not_of_test)
     ]
     note = "The last evaluation of each run; in brackets 95 % intervals."
     if unfinished:
         note += f" Not finished: {', '.join(unfinished)}."
     return Table(["", *names], rows, note)
+
+
+def _not_of_test(figure: str) -> bool:
+    return not figure.startswith("test ")
 
 
 def _together(
