@@ -344,7 +344,7 @@ def test_a_page_of_views_before_the_run_and_a_picture_in_its_report(
     assert capsys.readouterr().out.split()[-1] == "run/augment.html"
     page = (tmp_path / "run" / "augment.html").read_text()
     assert "saturation:0.8" in page
-    assert "<details open>" in page
+    assert '<details open="open">' in page
     with Image.open(tmp_path / "run" / "pictures" / "augment.png") as picture:
         assert picture.width > 10 * 96
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -304,9 +304,9 @@ def test_the_report_is_there_from_the_first_evaluation_on(home, tmp_path):
     settings = config(home, out, mode="probe", eval_every=2)
     result = finetune(settings, callbacks=Callbacks(on_evaluation=read))
     assert list(pages) == [2, 4]
-    assert "not finished, step 2 of 4" in pages[2]
+    assert "Not finished: step 2 of 4." in pages[2]
     assert "<svg" in pages[2]
-    assert "not finished" not in result.report.read_text()
+    assert "Not finished" not in result.report.read_text()
     assert "test accuracy" in result.report.read_text()
 
 

@@ -245,7 +245,7 @@ def test_report_shows_loss_pictures_and_probes(finished):
     page = finished.report.read_text()
     for part in ("<polyline", "data:image/png", "raw pixels", "untrained encoder"):
         assert part in page
-    assert "plain.corruption_strength" in page
+    assert "plain.corruption-strength" in page
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(finished, capsys):
@@ -389,8 +389,8 @@ def test_the_report_is_there_from_the_first_evaluation_on(tmp_path):
     run_program(config(tmp_path / "run", **settings), callbacks=callbacks)
     assert [step for step, _ in pages] == [2, 4]
     for step, page in pages:
-        assert f"not finished, step {step} of 4 steps" in page
-    assert "not finished" not in report.read_text()
+        assert f"Not finished: step {step} of 4." in page
+    assert "Not finished" not in report.read_text()
 
 
 def test_data_may_be_an_object(tmp_path):

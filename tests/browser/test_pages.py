@@ -18,6 +18,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("chromium is not installed", allow_module_level=True)
 
+pytestmark = pytest.mark.timeout(1800)  # for the runs, on a slow machine
 CLASSES = ("<b>bars</b>", '"dots" & more', "rings of a name that is very long " * 3)
 PAGES = ("pretrain", "unlabelled", "finetune", "compare")
 
