@@ -121,7 +121,7 @@ def render(
 def logged(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
     """(step, value) of the lines of metrics.jsonl that have this key."""
     found = ((row["step"], row.get(key)) for row in rows)
-    return [(s, v) for s, v in found if isinstance(v, int | float)]
+    return [(s, float(v)) for s, v in found if isinstance(v, int | float)]
 
 
 def _chart(name: str, series: Mapping[str, Points], logarithmic: bool) -> Any:
