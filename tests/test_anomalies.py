@@ -21,6 +21,7 @@ from afterimage.evaluation.classification import auroc
 from afterimage.models import ModelConfig, Network
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain import PretrainConfig, pretrain
+from benchmarks.anomalies import KINDS, damage
 from tests import encoder_artefact
 
 SCORERS = ("patches", "features", "reconstruction")
@@ -109,6 +110,18 @@ def test_a_coreset_covers_every_cluster():
     kept = coreset(points.astype(np.float32), 12, rng)
     assert sorted(np.repeat(np.arange(12), sizes)[kept]) == list(range(12))
     assert coreset(points, 1000, rng).tolist() == list(range(sizes.sum()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_defects_of_the_benchmark_are_where_their_masks_are(kind):
+    rng = np.random.default_rng(0)
+    images = encoder_artefact.pictures(20, (32, 32))
+    for image in images:
+        changed, mask = damage(image, kind, images, rng)
+        where = (changed != image).any(-1)
+        assert not (where & ~mask).any()
+        assert where[mask].mean() > 0.9
+        assert 0.005 < mask.mean() < 0.2
 
 
 @pytest.mark.parametrize("by", SCORERS)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from afterimage.anomalies.scorer import (
@@ -30,6 +31,8 @@ from afterimage.plugins import SCORERS
 
 _CANDIDATES = 20_000
 """Most patches of normal images that the memory is chosen from."""
+_AT_ONCE = 8
+"""Images whose distances to the memory are in memory together."""
 _PROJECTED = 32
 """Numbers of a patch while the memory is chosen."""
 
@@ -71,13 +74,16 @@ class Patches(Scorer):
         embed = self._embed(encoder)
 
         def heat(params: Mapping[str, Any], fitted: Fitted, images: Array) -> Array:
-            patches, memory = embed(params, images), fitted["memory"]
-            # |x - m|^2, by one product for all places.
-            product = jnp.einsum("bhwc,mc->bhwm", patches, memory)
-            own = jnp.sum(memory**2, 1)[None, None, None]
-            nearest = (own - 2 * product).min(-1)
-            squared = nearest + jnp.sum(patches**2, -1)
-            return jnp.sqrt(jnp.maximum(squared, 0))
+            memory = fitted["memory"]
+            own = jnp.sum(memory**2, 1)[None, None]
+
+            def one(patches: Float[Array, "h w c"]) -> Float[Array, "h w"]:
+                # |x - m|^2, by one product for all places.
+                nearest = (own - 2 * (patches @ memory.T)).min(-1)
+                return jnp.sqrt(jnp.maximum(nearest + jnp.sum(patches**2, -1), 0))
+
+            # A few at once: large maps have many distances.
+            return lax.map(one, embed(params, images), batch_size=_AT_ONCE)
 
         return heat
 
