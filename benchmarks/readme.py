@@ -155,6 +155,10 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "peers": (lambda rows, _: peers_table(rows), "reliability", "peers"),
     "cifar10-patches": (plain_table, "representations", "cifar10-patches"),
     **{
+        f"anomalies-{name}": (plain_table, "anomalies", name)
+        for name in ("mnist", "fashion", "defects")
+    },
+    **{
         name: (plain_table, "transfer", name)
         for name in (
             "mnist-usps",
