@@ -128,7 +128,8 @@ def labels_table(rows: Rows, source: str = "") -> str:
 
 
 def _with_source(lines: list[str], rows: Rows, source: str) -> str:
-    what = f"{rows[0]['metric'].capitalize()}, mean" if rows else "Mean"
+    what = f"{rows[0]['metric']}, mean" if rows else "mean"
+    what = what[0].upper() + what[1:]
     counts = " or ".join(sorted({str(entry["n"]) for entry in rows}))
     said = f"{what} ± std of {counts} seeds. {source or _source(rows)}"
     return "\n".join(lines) + f"\n\n{said}"
