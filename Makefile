@@ -1,4 +1,4 @@
-# make env | demo | test | test-all | test-oldest | test-readers | test-browser | lint | format |
+# make env | demo | docs | test | test-all | test-oldest | test-readers | test-browser | lint | format |
 #   bench | clean
 #
 # `make test PYTHON=python3.13` uses that Python; an environment of another
@@ -13,7 +13,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # An environment belongs to one version of Python: the stamps bear its name.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: env demo test test-all test-oldest test-readers test-browser lint format bench clean
+.PHONY: env demo docs test test-all test-oldest test-readers test-browser lint format bench clean
 
 env: $(VENV)/.ready-$(VERSION)
 
@@ -32,6 +32,13 @@ $(VENV)/.ready-test-$(VERSION): $(VENV)/.ready-$(VERSION)
 
 demo: env
 	@$(BIN)/python -m benchmarks.demo --out $(RUNS)
+
+# Runs the tutorials too: about ten minutes on two cores.
+docs: $(VENV)/.ready-$(VERSION)
+	@$(BIN)/python $(PIP) -e '.[docs]'
+	@rm -rf .cache build/site  # tutorials run anew: the package may have changed
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "The site: build/site/index.html"
 
 lint: $(VENV)/.ready-test-$(VERSION)
 	$(BIN)/ruff check .
