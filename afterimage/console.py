@@ -76,6 +76,14 @@ def say(text: str) -> None:
     print(printable(text, keep="\n\t"), flush=True)
 
 
+def say_result(text: str) -> None:
+    """`say` in the first process alone: the others have only a part of the result."""
+    import jax
+
+    if jax.process_index() == 0:
+        say(text)
+
+
 def say_doing(what: str) -> None:
     """Print to standard error, in the first process, what takes a while now."""
     import jax

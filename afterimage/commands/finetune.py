@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from afterimage.commands.flags import Command, parse
-from afterimage.console import say
+from afterimage.console import say_result
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.presets import PRESETS
 
@@ -47,7 +47,7 @@ def run(command: Command[FinetuneConfig], argv: Sequence[str]) -> None:
     config = parse(command, argv)
     from afterimage.finetune import finetune
 
-    say(finetune(config).summary())
+    say_result(finetune(config).summary())
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.commands.flags import Command, parse
-from afterimage.console import say
+from afterimage.console import say, say_result
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.presets import PRESETS
 
@@ -79,4 +79,4 @@ def main(argv: Sequence[str]) -> None:
     if "--show-augment" in argv:
         say(f"views  {show_augment(config)}")
         return
-    say(pretrain(config).summary())
+    say_result(pretrain(config).summary())

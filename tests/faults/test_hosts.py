@@ -1,5 +1,6 @@
 """Several processes as one job, over loopback: the same run as one process."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -7,10 +8,18 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from afterimage.checkpoints import inspect
-from tests.faults.test_runs import SETTINGS, final, finish, lines, wait_for_step
+from tests.faults.test_runs import final, finish, lines, wait_for_step
 from tests.helpers import environment
+
+# With the usual pictures and probes.
+SETTINGS = [
+    *("--data", "synthetic:8x8x1", "--width", "0.25", "--batch-size", "16"),
+    *("--steps", "30", "--save-every", "3", "--eval-every", "15", "--log-every", "1"),
+    *("--ema", "0.9", "--keep-last", "1", "--no-tensorboard"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +29,8 @@ def caches(tmp_path_factory):
 
 def launch(out, extra, *more):
     command = [sys.executable, "-m", "afterimage", "pretrain", "--out", str(out)]
+    if "--objective" not in more:
+        command += ["--plain.corruption", "gaussian"]
     return subprocess.Popen(
         [*command, *SETTINGS, *more],
         env=environment(**extra),
@@ -66,6 +77,19 @@ def assert_alike(out, alone):
         [row[key] for row in other if key in row],
         rtol=1e-3,
     )
+    for key in ("eval/knn", "eval/ridge_10", "eval/ridge_untrained"):
+        ours, theirs = ([row[key] for row in r if key in row] for r in (one, other))
+        assert ours
+        np.testing.assert_allclose(ours, theirs, atol=0.05)
+    names = sorted(path.name for path in (alone / "pictures").iterdir())
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == names
+    assert "step-0000030.png" in names
+    for name in names:
+        pictures = [
+            np.asarray(Image.open(run / "pictures" / name), np.float32)
+            for run in (out, alone)
+        ]
+        assert np.abs(pictures[0] - pictures[1]).mean() < 1, name
     (step, state), (step_alone, state_alone) = final(out), final(alone)
     assert step == step_alone == 30
     for path, leaf in state.items():
@@ -76,10 +100,22 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path, caches, alone):
     members = job(tmp_path / "run", caches)
     said = [finish(member) for member in members]
     assert "on 2 cpu devices" in said[0]
-    assert "step" not in said[1], "one process speaks"
+    assert "linear probe" in said[0]
+    assert not re.search("step|loss|encoder", said[1]), "one process speaks"
     assert_alike(tmp_path / "run", alone)
     # What two processes saved, one continues or finds complete.
     assert "complete" in finish(launch(tmp_path / "run", caches))
+
+
+def test_two_processes_learn_from_two_views(tmp_path, caches):
+    more = "--objective", "simclr", "--augment", "writing", "--steps", "4"
+    out, every = tmp_path / "run", ("--eval-every", "2")
+    said = [finish(member) for member in job(out, caches, *more, *every)]
+    assert inspect.verify(out) == []
+    assert "linear probe" in said[0]
+    assert {row["step"] for row in lines(out) if "eval/loss" in row} == {2, 4}
+    names = {path.name for path in (out / "pictures").iterdir()}
+    assert names == {"augment.png", "step-0000002.png", "step-0000004.png"}
 
 
 @pytest.mark.slow
