@@ -32,7 +32,7 @@ FEATURES = {
     "raw pixels": "784 grey values",
     "random weights": "the encoder before training",
     "HOG": "gradients, no training",
-    "pretrained": "the encoder after pretraining without labels",
+    "pretrained": "the vector after pretraining, with its dictionary of patches",
 }
 NETWORKS = {"scratch": "from random weights", "fine-tuned": "from the encoder"}
 _SECONDS = {"features": 20, "scratch": 30, "fine-tuned": 30, "new images": 10}
