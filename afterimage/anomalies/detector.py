@@ -85,7 +85,7 @@ class AnomalyDetector:
         return (
             f"AnomalyDetector {self.scorer.name}: {self.fitted:,} normal images, "
             f"threshold {self.threshold:.4g} from {self.held_out:,} more, for "
-            f"{self.false_alarms:.1%} false alarms"
+            f"{100 * self.false_alarms:.3g} % false alarms"
         )
 
     @classmethod
@@ -204,7 +204,8 @@ class AnomalyDetector:
         scores = stats.get("held_out")
         if not isinstance(scores, np.ndarray) or scores.shape != (facts["held_out"],):
             raise CheckpointError(
-                f"{place} has no scores of its {facts['held_out']} held-out images"
+                f"{place} has no scores of its {facts['held_out']} held-out images; "
+                "fit it again, with normal images (--normal)"
             )
         if facts["encoder"] != _digest(encoder):
             raise CheckpointError(

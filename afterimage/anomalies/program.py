@@ -45,17 +45,17 @@ class Anomalies:
     def summary(self) -> str:
         """A few lines for a terminal."""
         found = self.detector
+        rate, held = found.false_alarms, found.held_out
         lines = [
             f"{self.images:,} scores in {spelling(str(self.out))}",
             f"  {self.anomalous:,} anomalous: above {found.threshold:.4g}, set for "
-            f"{found.false_alarms:.3%} false alarms on {found.held_out:,} held-out "
-            "normal images",
+            f"{100 * rate:.3g} % false alarms on {held:,} held-out normal images",
         ]
-        if (least := round(1 / found.false_alarms) - 1) > found.held_out:
+        if (least := round(1 / rate) - 1) > held:
             lines.append(
                 "  too few were held out for that: expect up to "
-                f"{1 / (found.held_out + 1):.1%} false alarms, or give enough normal "
-                f"images to hold out {least:,}"
+                f"{100 / (held + 1):.2g} % false alarms, or give enough normal images "
+                f"to hold out {least:,}"
             )
         if self.auroc is not None:
             lines.append(f"  AUROC {self.auroc:.4f} by the classes of the images")
