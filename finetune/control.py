@@ -37,13 +37,14 @@ def control(folder: pathlib.Path, results: Mapping[str, Any]) -> Table | None:
         return None
     pretrained, scratch = gain[::-1] if _is_scratch(mine) else gain
     header = ["run", "starts from", "accuracy", "macro-F1", "other settings"]
-    differ, other = any(row[-1] for row in rows), ", and what the last column names"
+    differ = any(row[-1] for row in rows)
+    other = ", and so does what the last column names" if differ else ""
     return Table(
         header=header if differ else header[:-1],
         rows=rows if differ else [row[:-1] for row in rows],
         note=f"{_gain(pretrained['accuracy'], scratch['accuracy'])} The labels, the "
-        "test images and the network are the same; only the start differs"
-        f"{other if differ else ''}. In brackets: 95 % intervals.",
+        "test images and the network are the same; the start differs"
+        f"{other}. In brackets: 95 % intervals.",
         marked=["this run"],
     )
 
@@ -86,7 +87,9 @@ def _row(
         for key in one
         if one[key] != other.get(key) and key not in ("out", "mode") and "." not in key
     ]
-    start = "random weights" if _is_scratch(stored) else "the pretrained encoder"
+    start = "random weights"
+    if not _is_scratch(stored):
+        start = f"the pretrained encoder, mode {one['mode']}"
     shares = [percent(test[key]) for key in ("accuracy", "macro_f1")]
     return [name, start, *shares, ", ".join(differ) or None]
 
