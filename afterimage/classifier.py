@@ -35,6 +35,7 @@ from afterimage.models.classifier import (
     Tree,
     over_views,
 )
+from afterimage.outputs import Outputs, outputs_of
 from afterimage.pictures import draw_heat
 from afterimage.runtime import jit
 
@@ -42,6 +43,7 @@ NEIGHBOURS = "neighbours"
 """In `stats`, by head: the features of training images, for `Reference`."""
 _EXPLAINED = 64  # images per pass of `explain`, which also runs backwards
 _NAMED = 8  # classes that `repr` names
+_WORDS = {"classes": "classes", "multi-label": "labels", "regression": "numbers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,10 @@ class Classifier:
     manifest: Mapping[str, Any]
     """The artefact's metadata: model, data, heads, how it was trained."""
     class_names: Mapping[str, tuple[str, ...]]
-    """{task: its classes, in the order of the probabilities}."""
+    """{task: its classes, in the order of the probabilities}; of other heads the names
+    of their labels or numbers."""
+    outputs: Mapping[str, Outputs]
+    """{task: what it predicts: classes, several labels, or numbers}."""
     references: Mapping[str, Reference]
     """{task: features of training images}; empty for a checkpoint of a run that is not
     finished, and for runs older than this."""
@@ -99,6 +104,10 @@ class Classifier:
         # The artefact may be someone else's: keep control characters off the terminal.
         self.class_names = {
             name: tuple(map(printable, entry.pop("class_names")))
+            for name, entry in entries.items()
+        }
+        self.outputs = {
+            name: outputs_of(entry.pop("outputs", None), self.class_names[name])
             for name, entry in entries.items()
         }
         stats = dict(stats)
@@ -147,7 +156,7 @@ class Classifier:
         for task, names in self.class_names.items():
             some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
             of = "" if task == HEAD else f"{task}: "
-            lines.append(f"{of}{len(names)} classes ({some})")
+            lines.append(f"{of}{len(names)} {_WORDS[self.outputs[task].kind]} ({some})")
         how = [f"mode {trained['mode']}"] if "mode" in trained else []
         how += [f"{trained['steps']} steps"] if "steps" in trained else []
         how += [f"{trained['labels']} labels"] if "labels" in trained else []
@@ -187,9 +196,24 @@ class Classifier:
             raise UserError(f"task={name!r}: must be one of {known}{hint}")
         return name
 
+    def require_classes(self, task: str, why: str) -> None:
+        """Raise UserError if this head predicts anything but classes."""
+        kind = self.outputs[task].kind
+        if kind != "classes":
+            raise UserError(f"{why} needs a head of classes, and this is {kind}")
+
     def logits(self, images: Any, **how: Any) -> Float[np.ndarray, "n classes"]:
-        """Unnormalised log-probabilities; arguments as for `predict_proba`."""
+        """The head's outputs; arguments as for `predict_proba`.
+
+        For classes unnormalised log-probabilities, for several labels log-odds, for
+        numbers the predictions in standard deviations from the mean.
+        """
         return self._over(images, **how)[0]
+
+    def values(self, images: Any, **how: Any) -> Float[np.ndarray, "n k"]:
+        """Probabilities, or the predicted numbers in the units of the labels."""
+        outputs = self.outputs[self.task(how.get("task"))]
+        return outputs.values(self.logits(images, **how))
 
     def predict_proba(
         self,
@@ -202,22 +226,30 @@ class Classifier:
     ) -> Float[np.ndarray, "n classes"]:
         """Probabilities of the classes, in the order of `classes_`; rows sum to 1.
 
+        Of several labels each has its own probability. Numbers have none: UserError.
         `views` (one of VIEWS: flip, shift, shift-flip) averages them over 2, 9 or 18
         views of each image. Raises UserError for input that is not an image.
         """
         how = {"task": task, "views": views, "progress": progress}
-        return probabilities(self.logits(images, batch_size=batch_size, **how))
+        if self.outputs[self.task(task)].activation == "identity":
+            raise UserError("predict_proba: this head predicts numbers; use predict")
+        return self.values(images, batch_size=batch_size, **how)
 
     def predict_log_proba(
         self, images: Any, **how: Any
     ) -> Float[np.ndarray, "n classes"]:
         """Logarithms of `predict_proba`, from the logits, so that none is −∞."""
+        self.require_classes(self.task(how.get("task")), "predict_log_proba")
         return log_softmax(self.logits(images, **how).astype(np.float64), axis=1)
 
     def predict(self, images: Any, **how: Any) -> np.ndarray:
-        """The name of the most probable class of each image."""
-        logits = self.logits(images, **how)
-        return self.classes(how.get("task"))[logits.argmax(1)]
+        """The name of the most probable class of each image.
+
+        With several labels, 0 or 1 for each, [n, labels] in the order of `classes_`.
+        With numbers, float64 [n, k] in the units of the labels; [n] if there is one.
+        """
+        outputs = self.outputs[self.task(how.get("task"))]
+        return outputs.predicted(self.logits(images, **how))
 
     def features(self, images: Any, **how: Any) -> Float[np.ndarray, "n d"]:
         """What the head reads: the encoder's features, standardised and selected."""
@@ -249,7 +281,8 @@ class Classifier:
         """Where in each image the evidence for a class is.
 
         `classes` are the names to explain, one for all images or one each; by default
-        the predicted ones. The heat is
+        the predicted ones (of several labels the most probable, of numbers the first).
+        The heat is
 
             e(i, j) = h · w · Σ_c A(i, j, c) ∂z/∂A(i, j, c),    z = z_k − mean_l z_l
 
@@ -258,7 +291,7 @@ class Classifier:
         mean over the pixels is z up to a constant that no image changes, and on means
         over the whole it is the class activation map of Zhou et al. 2016; for other
         heads it is HiResCAM (Draelos and Carin 2020), Grad-CAM without the average over
-        the pixels that would lose a grid's position.
+        the pixels that would lose a grid's position. For labels and numbers z = z_k.
 
         Raises UserError for an unknown class.
         """
@@ -272,6 +305,8 @@ class Classifier:
         for batch in ready:
             if numbers is None:
                 mine = np.asarray(logits(batch)[0]).argmax(1)
+                if self.outputs[name].activation == "identity":
+                    mine = np.zeros_like(mine)
             else:
                 mine = numbers[start : start + len(batch)]
             size = batch_size if total > batch_size else len(batch)
@@ -289,6 +324,8 @@ class Classifier:
         def evidence(maps: list[Array]) -> Array:
             z = self.network.logits(params, stats, maps, task)
             own = jnp.take_along_axis(z, target[:, None], 1)[:, 0]
+            if self.outputs[task].activation != "softmax":
+                return own.sum()
             return (own - z.mean(1)).sum()
 
         heat = jnp.zeros(images.shape[:3])
@@ -342,7 +379,8 @@ class Classifier:
             if views == "none":
                 return self.network.logits(params, stats, maps, task), features
             predict = functools.partial(self.network.predict, head=task)
-            return over_views(predict, views)(params, stats, images), features
+            viewed = over_views(predict, views, self.outputs[task].activation)
+            return viewed(params, stats, images), features
 
         return self._function((task, views), both)
 

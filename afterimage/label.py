@@ -261,6 +261,7 @@ class _Model:
         if is_classifier(config.from_):
             classifier = load_classifier(config.from_)
             task = classifier.task(config.task)
+            classifier.require_classes(task, f"from={config.from_}: label")
             self.classes = classifier.class_names[task]
             self.preprocessing: Preprocessing = classifier.preprocessing
             self._stream: Callable[..., Iterator[Any]] = classifier.stream

@@ -3,19 +3,20 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from afterimage.checkpoints.names import spelling
-from afterimage.classifier import Classifier, load_classifier, probabilities
+from afterimage.classifier import Classifier, load_classifier
 from afterimage.console import say_reading
 from afterimage.data import ImageSet
 from afterimage.evaluation.configs import PredictConfig
 from afterimage.evaluation.nearest import Reference
 from afterimage.fields import output_file
+from afterimage.outputs import Outputs
 from afterimage.reading import ReadingOptions
 from afterimage.rows import WRITERS, every_image, one_spec, write_rows
 
@@ -30,7 +31,9 @@ class Predictions:
     images: int
     """Rows in the file."""
     counts: Mapping[str, int]
-    """{class: images}, the most frequent first."""
+    """{class or label: images}, the most frequent first; empty for numbers."""
+    ranges: Mapping[str, tuple[float, float]]
+    """{column: (lowest, highest)} of predicted numbers."""
     far: int | None
     """Images unlike the training images; None without features to compare with."""
     unsure: int | None
@@ -44,7 +47,9 @@ class Predictions:
         counts = [f"{name} {count:,}" for name, count in self.counts.items()]
         more = [f"and {len(counts) - 8} more classes"] if len(counts) > 8 else []
         lines = [f"{self.images:,} predictions in {spelling(str(self.out))}"]
-        lines.append(f"  {', '.join([*counts[:8], *more])}")
+        lines += [f"  {', '.join([*counts[:8], *more])}"] if counts else []
+        for name, (low, high) in self.ranges.items():
+            lines.append(f"  {name}: {low:.4g} to {high:.4g}")
         if self.unsure is not None:
             lines.append(f"  {self.unsure:,} unsure")
         if self.far:
@@ -66,7 +71,9 @@ def predict(config: PredictConfig) -> Predictions:
     Columns: file; class and probability; class_2, probability_2, … up to `top`; margin,
     the difference of the two highest probabilities; distance and farther_than, see
     `Reference` (absent if the classifier has no features of training images); unsure
-    with a `threshold`. Memory does not grow with the number of images.
+    with a `threshold`. In place of classes, a head of several labels has `labels`, as
+    `a|b` (`|` for none), and probability_NAME of each; a head of numbers predicted_NAME
+    of each. Memory does not grow with the number of images.
 
     Raises UserError for settings that cannot work, DataError for data without images
     and, with on_bad_image="fail", for the first broken ones; Interrupted on Ctrl-C.
@@ -75,13 +82,20 @@ def predict(config: PredictConfig) -> Predictions:
     output_file(out, WRITERS)
     classifier = load_classifier(config.from_)
     task = classifier.task(config.task)
+    kind = classifier.outputs[task]
+    if config.threshold is not None:
+        classifier.require_classes(task, f"threshold={config.threshold}")
     images = _open(config, classifier)
     counts: collections.Counter[str] = collections.Counter()
+    ranges: dict[str, tuple[float, float]] = {}
     far = unsure = None
 
     def count(_: int, row: Mapping[str, Any]) -> None:
         nonlocal far, unsure
-        counts[row["class"]] += 1
+        counts.update(kind.counted(row))
+        for name, value in kind.measured(row).items():
+            low, high = ranges.get(name, (value, value))
+            ranges[name] = min(low, value), max(high, value)
         if "farther_than" in row:
             far = (far or 0) + (row["farther_than"] > _FAR)
         if "unsure" in row:
@@ -101,6 +115,7 @@ def predict(config: PredictConfig) -> Predictions:
         out=out,
         images=written.images,
         counts=dict(counts.most_common()),
+        ranges=ranges,
         far=far,
         unsure=unsure,
         skipped=written.skipped,
@@ -133,37 +148,30 @@ def _rows(
     """The rows of each batch, as it comes."""
     task = classifier.task(config.task)
     reference = classifier.references.get(task)
-    names = classifier.class_names[task]
+    kind = classifier.outputs[task]
     how: Any = {"task": task, "views": config.views, "batch_size": config.batch_size}
     for logits, features in classifier.stream(batches, **how):
-        yield _outputs(logits, features, names, reference, config)
+        yield _outputs(logits, features, kind, reference, config)
 
 
 def _outputs(
     logits: Float[np.ndarray, "b c"],
     features: Float[np.ndarray, "b d"],
-    names: Sequence[str],
+    kind: Outputs,
     reference: Reference | None,
     config: PredictConfig,
 ) -> Iterator[dict[str, Any]]:
     """What is written of each image."""
-    shares = probabilities(logits)
-    order = np.argsort(-shares, axis=1, kind="stable")
-    shares = np.take_along_axis(shares, order, 1)
+    values = kind.values(logits)
     distances = ranks = None
     if reference is not None:
         distances = reference.distance(features)
         ranks = reference.rank(distances)
     for row in range(len(logits)):
-        found: dict[str, Any] = {}
-        for place in range(min(config.top, len(names))):
-            end = f"_{place + 1}" if place else ""
-            found[f"class{end}"] = names[order[row, place]]
-            found[f"probability{end}"] = round(float(shares[row, place]), 6)
-        found["margin"] = round(float(shares[row, 0] - shares[row, 1]), 6)
+        found = kind.columns(values[row], config.top)
         if distances is not None and ranks is not None:
             found["distance"] = round(float(distances[row]), 6)
             found["farther_than"] = round(float(ranks[row]), 4)
         if config.threshold is not None:
-            found["unsure"] = bool(shares[row, 0] < config.threshold)
+            found["unsure"] = bool(values[row].max() < config.threshold)
         yield found

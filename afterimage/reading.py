@@ -1,7 +1,7 @@
 """How to read a data set whose names do not say what they mean."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,3 +45,21 @@ class ReadingOptions:
     def is_missing(self, label: str) -> bool:
         """Whether this text means "no label"."""
         return not label or label in {text.strip() for text in self.missing.split(",")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumberReading:
+    """Labels that are read as numbers: several labels an image, or measurements."""
+
+    kind: Literal["multi-label", "regression"]
+    """multi-label: 0 or 1 for each label; regression: any numbers."""
+
+    columns: tuple[str, ...] = ()
+    """A column for each label or measurement. Default: the column `label`, for
+    multi-label with cells such as `a|b`."""
+
+    empty: Literal["unlabelled", "none"] = "unlabelled"
+    """What an empty cell says: nothing, or that the image has none of the labels."""
+
+    names: tuple[str, ...] | None = None
+    """The labels or measurements of a trained head; others are errors."""

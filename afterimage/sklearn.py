@@ -171,7 +171,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def _classifier(self) -> Classifier:
-        return _loaded(load_classifier, self.path)
+        found = _loaded(load_classifier, self.path)
+        found.require_classes(found.task(self.task), "ImageClassifier")
+        return found
 
     @property
     def classes_(self) -> np.ndarray:

@@ -165,6 +165,26 @@ class EncoderManifest(Struct, kw_only=True):
             )
 
 
+class OutputsFields(Struct, forbid_unknown_fields=True):
+    """`afterimage.outputs.Outputs.entry`: a head that predicts no single class."""
+
+    kind: Annotated[str, Meta(pattern="^(multi-label|regression)$")]
+    columns_read: list[str]
+    threshold: Annotated[float, Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
+    empty: Annotated[str, Meta(pattern="^(unlabelled|none)$")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    mean: list[float] | msgspec.UnsetType = msgspec.UNSET
+    std: list[Annotated[float, Meta(gt=0)]] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        wanted = {"multi-label": {"threshold", "empty"}, "regression": {"mean", "std"}}
+        every = set().union(*wanted.values())
+        given = {name for name in every if getattr(self, name) is not msgspec.UNSET}
+        if given != wanted[self.kind]:
+            raise ValueError(f"expected {' and '.join(sorted(wanted[self.kind]))}")
+
+
 class HeadFields(Struct, forbid_unknown_fields=True):
     """`afterimage.models.classifier.HeadConfig` and the names of its classes."""
 
@@ -174,8 +194,15 @@ class HeadFields(Struct, forbid_unknown_fields=True):
     keep: Annotated[int, Meta(ge=1, le=2**24)] | None
     width: Annotated[int, Meta(ge=1, le=WIDEST)] | None
     class_names: list[str]
+    outputs: OutputsFields | None = None
 
     def __post_init__(self) -> None:
+        given = self.outputs
+        for numbers in (given.mean, given.std) if given is not None else ():
+            if numbers is not msgspec.UNSET and len(numbers) != self.classes:
+                raise ValueError(f"{len(numbers)} statistics of {self.classes} numbers")
+        if given is None and self.classes < 2:
+            raise ValueError("1 class; expected at least 2")
         if len(self.class_names) != self.classes:
             raise ValueError(
                 f"{len(self.class_names)} names for {self.classes} classes"
@@ -286,13 +313,43 @@ class Share(Struct):
     high: Number | None
 
 
+_SHARES = {
+    "classes": ("accuracy", "macro_f1", "calibration_error"),
+    "multi-label": ("mean_average_precision", "micro_f1", "macro_f1"),
+    "regression": (),
+}
+
+
+class NumberFields(Struct):
+    """The figures of one number that is predicted."""
+
+    name: str
+    examples: Count
+    mae: Share
+    rmse: Share
+    r2: Share
+
+
 class ReportFields(Struct):
-    """`afterimage.evaluation.classification_report`."""
+    """`afterimage.outputs.Outputs.report`, of any kind."""
 
     examples: Count
-    accuracy: Share
-    macro_f1: Share
-    calibration_error: Share
+    kind: Annotated[str, Meta(pattern="^(classes|multi-label|regression)$")] = "classes"
+    accuracy: Share | msgspec.UnsetType = msgspec.UNSET
+    macro_f1: Share | msgspec.UnsetType = msgspec.UNSET
+    calibration_error: Share | msgspec.UnsetType = msgspec.UNSET
+    mean_average_precision: Share | msgspec.UnsetType = msgspec.UNSET
+    micro_f1: Share | msgspec.UnsetType = msgspec.UNSET
+    threshold: Number | msgspec.UnsetType = msgspec.UNSET
+    outputs: list[NumberFields] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        needed = list(_SHARES[self.kind])
+        needed += ["threshold"] if self.kind == "multi-label" else []
+        needed += ["outputs"] if self.kind == "regression" else []
+        missing = [n for n in needed if getattr(self, n) is msgspec.UNSET]
+        if missing:
+            raise ValueError(f"missing {', '.join(missing)}")
 
 
 class TaskReports(Struct):

@@ -15,6 +15,7 @@ from afterimage.checkpoints.weights import write_classifier, write_encoder
 from afterimage.classifier import NEIGHBOURS
 from afterimage.evaluation.nearest import Reference
 from afterimage.models.classifier import ClassifierNetwork, HeadConfig, Maps, Tree
+from afterimage.outputs import Outputs
 from afterimage.training.stage import Context
 
 
@@ -143,9 +144,13 @@ def standardise(
     return {**stats, "heads": found}
 
 
-def head_entry(head: HeadConfig, class_names: Sequence[str]) -> dict[str, Any]:
-    """One head in a classifier's manifest."""
-    return {**head.to_dict(), "class_names": list(class_names)}
+def head_entry(
+    head: HeadConfig, class_names: Sequence[str], outputs: Outputs | None = None
+) -> dict[str, Any]:
+    """One head in a classifier's manifest; `outputs` where they are not classes."""
+    entry = outputs.entry() if outputs is not None else None
+    more = {} if entry is None else {"outputs": entry}
+    return {**head.to_dict(), "class_names": list(class_names), **more}
 
 
 def write_artefacts(

@@ -57,8 +57,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     adversary."""
 
     task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
-    """classification: classes of images. continual: groups of classes, one after
-    another. episodes: new classes from a few images each (meta-learning)."""
+    """classification: classes of images. multi-label: any number of labels an image.
+    regression: numbers. continual: groups of classes, one after another. episodes: new
+    classes from a few images each (meta-learning)."""
 
     labels: int | None = None
     """Total number of labels to use, balanced over the classes and chosen by seed.
@@ -217,8 +218,10 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     def _method_problems(self, method: Method) -> list[str]:
         found = []
-        if self.task.name != method.task:
+        if method.task not in self.task.takes_methods_of:
             found.append(f"works only with task {method.task}, not {self.task.name}")
+        elif self.task.name != method.task and method.needs_classes:
+            found.append(f"needs classes, which task {self.task.name} does not have")
         if method.group == "target" and self.target is None:
             found.append("needs images of the target domain: set --target")
         if method.needs_source and not self.mode.loads_source:

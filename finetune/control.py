@@ -11,7 +11,10 @@ from afterimage.evaluation.text import percent
 from afterimage.report import Table
 from afterimage.settings import dotted, spelled
 
-_SAME = ("from_", "labels", "labels_per_class", "seed", "hold_out", "validation")
+_SAME = (
+    *("from_", "task", "labels", "labels_per_class", "seed", "hold_out"),
+    "validation",
+)
 """Settings that decide which labels train and test, and the network."""
 _FOLDERS, _SHOWN = 200, 5
 _SCRATCH = "scratch"
@@ -24,7 +27,7 @@ def control(folder: pathlib.Path, results: Mapping[str, Any]) -> Table | None:
     labels. None if there are none or this run has no test.
     """
     mine, own = _read(folder / "config.json", schemas.ConfigFile), results["test"]
-    if mine is None or own is None:
+    if mine is None or own is None or "accuracy" not in own:
         return None
     rows = [_row("this run", mine, own, mine)]
     gain = None

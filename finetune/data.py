@@ -26,7 +26,6 @@ from afterimage.data import (
     Splits,
     channel_statistics,
     check_classes,
-    choose_labels,
     hold_out,
     open_data,
     stratified,
@@ -58,6 +57,9 @@ class LabelSplit:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """The classes, or the names of the labels or numbers."""
+        if self.train.numbers is not None:
+            return self.train.numbers.names
         return self.train.class_names or ()
 
     def head_names(self, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -183,6 +185,7 @@ class Opener:
             on_bad_image=config.on_bad_image,
             cache=config.cache,
             tasks=config.columns if own else (),
+            numbers=config.task.reading if own else None,
             reading=config,
             strict=own,
         )
@@ -292,7 +295,7 @@ def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
     Raises DataError if there are no labels, only one class, test classes that train
     lacks, or too few labels of a class.
     """
-    check_classes(splits)
+    config.task.check(splits)
     columns = config.columns
     for column in columns:
         _check_column(splits, column)
@@ -300,7 +303,7 @@ def split_labels(config: FinetuneConfig, splits: Splits) -> LabelSplit:
     if columns and not config.limited:
         # Images without the main label may have a label for another task.
         train = splits.train.subset(_with_any_label(splits.train, columns))
-    assert train is not None  # check_classes
+    assert train is not None  # the task's check
     test = splits.test if columns else labelled(splits.test)
     held_out = None
     if test is None and _holds_out(config):
@@ -333,11 +336,13 @@ def _test_images(
         if any(getattr(method, "images", None) == "rest" for method in config.methods):
             text += ", which were read without their labels"
     else:
-        _, others = stratified(train.labels, len(train), config.hold_out, config.seed)
-        text = (
-            f"{len(others):,} of {len(train):,} labelled images, held out by seed "
-            f"{config.seed}, the same share of each class"
-        )
+        strata, seed = config.task.strata(train), config.seed
+        _, others = stratified(strata, len(train), config.hold_out, seed)
+        count = f"{len(others):,} of {len(train):,}"
+        text = f"{count} labelled images, held out by seed {seed}"
+        if strata is not None:
+            each = "class" if train.numbers is None else "combination of labels"
+            text += f", the same share of each {each}"
     if not len(others):
         return train, None, None
     text += " (the data has no test split)"
@@ -348,12 +353,7 @@ def _test_images(
 
 def _chosen(config: FinetuneConfig, train: ImageSet) -> Int[np.ndarray, " n"]:
     """Positions of a limited number of labels."""
-    return choose_labels(
-        train,
-        labels=config.labels,
-        per_class=config.labels_per_class,
-        seed=config.seed,
-    )
+    return config.task.choose(config, train)
 
 
 def _check_column(splits: Splits, task: str) -> None:
@@ -376,11 +376,11 @@ def _with_any_label(images: ImageSet, tasks: Sequence[str]) -> np.ndarray:
     return np.flatnonzero(known)
 
 
-def known_labels(images: ImageSet | None) -> Int32[np.ndarray, " n"]:
-    """The labels of images already checked to have some."""
+def known_labels(images: ImageSet | None) -> Any:
+    """The classes [n] or numbers [n, k] of images already checked to have some."""
     assert images is not None
-    assert images.labels is not None
-    return images.labels
+    assert images.truth is not None
+    return images.truth
 
 
 def of_head(images: ImageSet | None, task: str) -> ImageSet | None:
@@ -398,9 +398,10 @@ def rows_of_head(images: ImageSet, task: str) -> Int[np.ndarray, " n"]:
 
 def labelled(images: ImageSet | None) -> ImageSet | None:
     """The images with a label; None if there are none."""
-    if images is None or images.labels is None:
+    if images is None or images.truth is None:
         return None
-    known = np.flatnonzero(images.labels >= 0)
+    known = images.numbers.known if images.numbers is not None else images.truth >= 0
+    known = np.flatnonzero(known)
     if not len(known):
         return None
     return images if len(known) == len(images) else images.subset(known)
@@ -413,23 +414,27 @@ def _validation(
         return train, None, config.task.kept_step
     if config.select == "last":
         return train, None, "last step (select='last')"
+    measure = config.task.measure(config)
     if given is not None:
-        rule = f"best {config.select_by} on the data's {len(given)} validation images"
+        rule = f"best {measure} on the data's {len(given)} validation images"
         return train, given, rule
     count = round(config.validation * len(train))
     if config.select != "validation" and count < FEWEST_TO_CHOOSE_BY:
         why = f"too few labels to hold out a validation set: {count} of {len(train)}"
         return train, None, f"last step ({why})"
-    kept, held = hold_out(train, config.validation, config.seed)
+    strata = config.task.strata(train)
+    kept, held = hold_out(train, config.validation, config.seed, strata)
     rule = (
-        f"best {config.select_by} on {len(held)} validation images cut from the "
+        f"best {measure} on {len(held)} validation images cut from the "
         f"{len(train)} labelled ones"
     )
     return kept, held, rule
 
 
 def _ids_by_class(images: ImageSet | None) -> dict[str, list[str]]:
-    """{class: ids}."""
+    """{class: ids}; all together if labels are numbers."""
+    if images is not None and images.numbers is not None:
+        return {"labelled": list(images.ids)}
     if images is None or images.labels is None or images.class_names is None:
         return {}
     found: dict[str, list[str]] = {name: [] for name in images.class_names}

@@ -10,18 +10,17 @@ from afterimage.checkpoints.names import spelling
 from afterimage.classifier import Classifier, load_classifier
 from afterimage.data import ImageSet, has_tasks, open_data
 from afterimage.data.sources.zip import archive_paths
-from afterimage.errors import UserError
-from afterimage.evaluation.classification import classification_report
+from afterimage.errors import DataError, UserError
 from afterimage.evaluation.configs import EvaluateConfig
-from afterimage.evaluation.text import report_text
-from afterimage.finetune.data import matched
+from afterimage.finetune.data import known_labels, labelled, matched
 from afterimage.finetune.scoring import Scorer
 from afterimage.models.classifier import HEAD
+from afterimage.outputs import Outputs, outputs_of_report
 from afterimage.training.batches import EvaluationRunner, make_mesh
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The `classification_report` of a classifier on a labelled data set.
+    """The report of a classifier on a labelled data set: see `Outputs.report`.
 
     Also "data", "split", "skipped" (broken images left out), "views" (per image, as
     requested) and "trained_on": how many of these images the classifier was trained
@@ -42,12 +41,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     sweep = sweep_for(config.batch_size)
 
     def report(head: str, images: ImageSet) -> dict[str, Any]:
-        names = loaded.class_names[head]
-        images = matched(images, names)
-        scorer = Scorer(loaded.network, head, sweep, config.views)
+        outputs = loaded.outputs[head]
+        if outputs.reading is None:
+            images = matched(images, outputs.names)
+        else:
+            images = _with_numbers(images, outputs)
+        scorer = Scorer(loaded.network, head, sweep, config.views, outputs.activation)
         logits = scorer.logits(loaded.params, loaded.stats, images)
-        assert images.labels is not None
-        return classification_report(logits, images.labels, names)
+        return outputs.report(logits, known_labels(images))
 
     found = report(HEAD, images)
     if tasks:
@@ -77,6 +78,7 @@ def images_for(
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,
+        numbers=loaded.outputs[HEAD].reading if HEAD in loaded.outputs else None,
         reading=config,
     )
     split, images = _split(config, splits)
@@ -87,6 +89,17 @@ def images_for(
             f"{wanted} (height, width, channels)"
         )
     return split, images
+
+
+def _with_numbers(images: ImageSet, outputs: Outputs) -> ImageSet:
+    """The images with a label; DataError if none has."""
+    found = labelled(images)
+    if found is None:
+        raise DataError(
+            f"{images.name} has no labels to compute a score: they are read from "
+            f"{', '.join(outputs.columns_read) or 'the column label'}"
+        )
+    return found
 
 
 def sweep_for(batch_size: int) -> EvaluationRunner:
@@ -155,7 +168,7 @@ def text(report: Mapping[str, Any]) -> str:
             f"; {report['trained_on']} of them were used for training, so this is not "
             "a test"
         )
-    parts = [head, report_text(report)]
+    parts = [head, outputs_of_report(report).text(report)]
     for task, found in report.get("tasks", {}).items():
-        parts += [f"Task {task}", report_text(found)]
+        parts += [f"Task {task}", outputs_of_report(found).text(found)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

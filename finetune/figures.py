@@ -4,10 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from afterimage.evaluation.text import MAX_MATRIX, percent
+from afterimage.outputs import outputs_of_report
+from afterimage.outputs.classes import FIGURES
 from afterimage.report import Diagram, Figure, Matrix, calibration_chart
 from afterimage.report.parts import Part, Table
 
 _MOST_CONFUSED = 20
+
+
+def figures(scored: Mapping[str, Any]) -> dict[str, Figure | str]:
+    """{name: value} of a report; of classes with what it means."""
+    kind = outputs_of_report(scored)
+    if kind.kind != "classes":
+        return dict(kind.figures(scored))
+    return {label: figure(key, scored) for key, label in FIGURES.items()}
 
 
 def figure(measure: str, scored: Mapping[str, Any]) -> Figure:
@@ -51,6 +61,8 @@ def _hint(scored: Mapping[str, Any]) -> tuple[Any, str]:
 
 def confusions(scored: Mapping[str, Any]) -> dict[str, Part]:
     """Confusions and calibration of a `classification_report`, by heading."""
+    if outputs_of_report(scored).kind != "classes":
+        return {}
     names = [one["name"] for one in scored["classes"]]
     found: dict[str, Part] = {}
     if len(names) <= MAX_MATRIX:

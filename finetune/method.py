@@ -108,6 +108,8 @@ class Method:
     the training images as `source/maps`."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Further label columns of the data, each of them a task with its own head."""
+    needs_classes: ClassVar[bool] = True
+    """It works only with classes, not with several labels or numbers."""
     acts_on_encoder: ClassVar[bool] = False
     """It has no effect if the encoder is frozen."""
 

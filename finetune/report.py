@@ -11,23 +11,21 @@ import numpy as np
 from afterimage import runtime
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
-from afterimage.evaluation.text import MACRO_F1, percent, report_text
+from afterimage.evaluation.text import percent
 from afterimage.finetune.control import control
-from afterimage.finetune.figures import confusions, figure
+from afterimage.finetune.figures import confusions, figures
 from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.selection import Rule
 from afterimage.finetune.setup import RunSetup
+from afterimage.outputs import Outputs, outputs_of_report
 from afterimage.report import logged, run_html, write_report
 from afterimage.report.parts import Part
 from afterimage.runs import Run, write_json, write_png
 from afterimage.training.batches import subsample
 
-_MEASURES = {
-    "accuracy": "accuracy",
-    "macro_f1": MACRO_F1,
-    "calibration_error": "calibration error",
-}
 _RESULTS = "results.json"
+CONFUSION, FIGURES = "confusion.md", "figures.md"
+"""All figures as text: of classes, and of labels or numbers."""
 _EMBEDDED = 400
 """Images of each domain in the picture of both domains."""
 
@@ -82,7 +80,7 @@ class FinetuneResult:
             name = "test" if reports["test"] is not None else "validation"
             report = reports[name]
             if report is not None:
-                figures = f"accuracy {percent(report['accuracy'])}"
+                figures = _first(report)
                 found.append((task, f"{name} ({report['examples']} images): {figures}"))
         return found
 
@@ -96,9 +94,8 @@ class FinetuneResult:
         lines = []
         if self.scored is not None:
             name, report = self.scored
-            figures = ", ".join(
-                f"{label} {percent(report[key])}" for key, label in _MEASURES.items()
-            )
+            each = outputs_of_report(report).figures(report)
+            figures = ", ".join(f"{label} {value}" for label, value in each.items())
             lines.append(f"{name} ({report['examples']} images): {figures}")
         if "held_out" in self.results:
             lines.append(f"tested on {self.results['held_out']}")
@@ -126,7 +123,8 @@ def write_results(run: Run, results: dict[str, Any]) -> None:
 
     Its `files` entry lists the files that belong with it.
     """
-    names = [n for n in ("report.html", "confusion.md") if (run.path / n).is_file()]
+    names = ["report.html", CONFUSION, FIGURES]
+    names = [name for name in names if (run.path / name).is_file()]
     pictures = sorted((run.path / "pictures").glob("*.png"))
     results["files"] = [*names, *(f"pictures/{path.name}" for path in pictures)]
     write_json(run.path / _RESULTS, results)
@@ -177,7 +175,7 @@ def write_page(
     task: Sections | None = None,
     done: int | None = None,
 ) -> None:
-    """Writes report.html and confusion.md after `done` steps (None: all of them).
+    """Writes report.html and the figures as text after `done` steps (None: all).
 
     Puts "highlights" into `results`. The sections that the `task` adds come first;
     `parts` are examples by heading.
@@ -196,18 +194,21 @@ def write_page(
         shown["Pretrained, or from scratch"] = beside
     shown |= parts
     if scored is not None:
-        for key, label in _MEASURES.items():
-            headline[f"{name} {label} (95 % interval)"] = figure(key, scored)
+        kind = outputs_of_report(scored)
+        for label, value in figures(scored).items():
+            headline[f"{name} {label} (95 % interval)"] = value
         shown |= confusions(scored)
-        grids["Classes"] = _classes(scored)
+        grids |= kind.grids(scored)
         for column, reports in results.get("tasks", {}).items():
             if reports[name] is not None:
                 value = percent(reports[name]["accuracy"])
                 headline[f"{name} {column} accuracy (95 % interval)"] = value
                 more = confusions(reports[name])
                 shown |= {f"{column}: {title}": part for title, part in more.items()}
-                grids[f"{column}: Classes"] = _classes(reports[name])
-        replace_file(run.path / "confusion.md", report_text(scored).encode())
+                more = outputs_of_report(reports[name]).grids(reports[name])
+                grids |= {f"{column}: {title}": grid for title, grid in more.items()}
+        file = CONFUSION if kind.kind == "classes" else FIGURES
+        replace_file(run.path / file, kind.text(scored).encode())
     grids |= {k: v for part in sections[1:] for k, v in part.grids.items()}
     curves = {k: v for part in sections for k, v in part.curves.items()}
     tables = {k: v for part in sections for k, v in part.tables.items()}
@@ -225,9 +226,12 @@ def write_page(
         parts=shown,
         curves={
             name: {kind: points for kind, points in series.items() if points}
-            for name, series in {**curves, **_curves(run.metrics.rows)}.items()
+            for name, series in {
+                **curves,
+                **_curves(run.metrics.rows, setup.outputs),
+            }.items()
         },
-        logarithmic=["Cross-entropy"],
+        logarithmic=[setup.outputs.loss[0]],
         pictures=pictures,
         grids=grids,
         settings=run.settings,
@@ -274,23 +278,32 @@ def domain_picture(
     return {"Source and target, as features of the head": (caption, path)}
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Loss, accuracy and learning rate by step, from the lines of metrics.jsonl."""
-    validated = any("eval/accuracy" in row for row in rows)
+def _first(report: Mapping[str, Any]) -> str:
+    """The most important figure of a report: `accuracy 97.2 % (96.1-98.0)`."""
+    label, value = next(iter(outputs_of_report(report).figures(report).items()))
+    return f"{label} {value}"
+
+
+def _curves(
+    rows: Sequence[Mapping[str, Any]], outputs: Outputs
+) -> dict[str, Mapping[str, Any]]:
+    """Loss, figures and learning rate by step, from the lines of metrics.jsonl."""
+    heading, loss = outputs.loss
+    figures = [f"eval/{metric}" for metric in outputs.curves.values()]
+    validated = any(name in row for row in rows for name in figures)
     kind, prefix = (
         ("validation", "") if validated else ("training, evaluated", "train_")
     )
-    return {
-        "Cross-entropy": {
-            "training": logged(rows, "train/cross_entropy"),
-            kind: logged(rows, f"eval/{prefix}loss"),
-        },
-        "Accuracy": {
-            "training": logged(rows, "train/accuracy"),
-            kind: logged(rows, f"eval/{prefix}accuracy"),
-        },
-        "Learning rate": {"learning rate": logged(rows, "train/lr")},
+    pairs = {heading: (loss, "loss")}
+    pairs |= {title: (metric, metric) for title, metric in outputs.curves.items()}
+    curves = {
+        title: {
+            "training": logged(rows, f"train/{trained}"),
+            kind: logged(rows, f"eval/{prefix}{metric}"),
+        }
+        for title, (trained, metric) in pairs.items()
     }
+    return {**curves, "Learning rate": {"learning rate": logged(rows, "train/lr")}}
 
 
 def _facts(
@@ -305,7 +318,7 @@ def _facts(
         "Run": run.path,
         "Encoder": setup.config.from_,
         "Labels": f"{results['training_images']:,} images of "
-        f"{len(results['classes']):,} classes",
+        + setup.config.task.describe(setup.data.labels.train)[0],
         "Step": chosen,
     }
     if "held_out" in results:
@@ -313,10 +326,3 @@ def _facts(
     if "target" in results:
         facts["Tested on"] = f"the target {results['target']}"
     return facts | run.sessions.facts()
-
-
-def _classes(scored: Mapping[str, Any]) -> Any:
-    """(header, rows) of the figures of each class."""
-    keys = ("precision", "recall", "f1", "support")
-    rows = [[c["name"], *(c[key] for key in keys)] for c in scored["classes"]]
-    return ["class", *keys], rows

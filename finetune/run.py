@@ -12,7 +12,8 @@ from afterimage import runtime
 from afterimage.checkpoints.inspect import list_steps
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.data import ImageSet, counted
+from afterimage.data import ImageSet
+from afterimage.evaluation.classification import measures
 from afterimage.evaluation.nearest import Reference
 from afterimage.finetune.classifier import head_entry, write_artefacts
 from afterimage.finetune.config import FinetuneConfig
@@ -27,7 +28,7 @@ from afterimage.finetune.report import (
     write_page,
     write_results,
 )
-from afterimage.finetune.scoring import measures, reports
+from afterimage.finetune.scoring import reports
 from afterimage.finetune.selection import (
     MIXVAL,
     NEIGHBOURS,
@@ -41,6 +42,8 @@ from afterimage.finetune.selection import (
 )
 from afterimage.finetune.setup import RunSetup, begin, build, make_stage
 from afterimage.models.classifier import HEAD
+from afterimage.outputs import Outputs
+from afterimage.outputs.classes import Classes
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, subsample
 from afterimage.training.job import Job, Say, Trainer, execute
@@ -151,18 +154,32 @@ class FinetuneJob(Job[FinetuneResult]):
         """{head: the names of its classes}."""
         return self.setup.data.labels.head_names(self.config.columns)
 
+    @functools.cached_property
+    def outputs(self) -> Mapping[str, Outputs]:
+        """{head: what it predicts}."""
+        found: dict[str, Outputs] = {
+            head: Classes(names=tuple(names))
+            for head, names in self.class_names().items()
+        }
+        if self.config.task.reading is not None:
+            found[HEAD] = self.setup.outputs
+        return found
+
     def _heads(self) -> dict[str, Any]:
         """The heads in a manifest."""
-        names, heads = self.class_names(), self.setup.heads
-        return {name: head_entry(heads[name], names[name]) for name in heads}
+        return {
+            name: head_entry(head, self.class_names()[name], self.outputs[name])
+            for name, head in self.setup.heads.items()
+        }
 
     def introduction(self) -> str:
         labels, target = self.setup.data.labels, self.setup.data.target
         scored = labels.test if target is None else target.test
         test = f"{len(scored):,} test images" if scored else "no test images"
+        what, each = self.config.task.describe(labels.train)
         lines = [
             f"{labels.train.name}: {len(labels.train):,} labelled training images of "
-            f"{len(labels.class_names)} classes, {test}"
+            f"{what}, {test}"
         ]
         for name, stream in self.setup.data.streams.items():
             if name != "target":
@@ -172,7 +189,7 @@ class FinetuneJob(Job[FinetuneResult]):
             count = len(target.images)
             lines.append(f"target {target.name}: {count:,} unlabelled images")
         lines += [
-            f"classes: {counted(labels.train)}",
+            each,
             *([f"tested on {labels.held_out}"] if labels.held_out else []),
             f"step chosen by: {self.rule.text}",
             self.describe(),
@@ -240,7 +257,7 @@ class FinetuneJob(Job[FinetuneResult]):
             some = of_head(images, head)
             if some is not None:
                 scores = logits(some, head)
-                each.append(measures(scores, known_labels(some)))
+                each.append(self.outputs[head].measures(scores, known_labels(some)))
                 if weights is not None:
                     rows = rows_of_head(images, head)
                     each[-1] |= _weighted(scores, some, weights[rows])
@@ -291,8 +308,7 @@ class FinetuneJob(Job[FinetuneResult]):
         if weights is not None and labels.validation is not None and held is not None:
             rows = rows_of_head(labels.validation, HEAD)
             results |= _weighted(logits(held), held, weights[rows])
-        names = self.class_names()
-        found = {head: self._reports(model, head, names[head]) for head in setup.heads}
+        found = {head: self._reports(model, head) for head in setup.heads}
         results |= found.pop(HEAD)
         if found:
             results["tasks"] = found
@@ -333,7 +349,7 @@ class FinetuneJob(Job[FinetuneResult]):
             write_results(run, results)
         return FinetuneResult.of(run, complete=False, results=results)
 
-    def _reports(self, model: Model, head: str, names: Any) -> dict[str, Any]:
+    def _reports(self, model: Model, head: str) -> dict[str, Any]:
         """The reports of one head; with a target domain, `test` is the target's."""
         labels, target = self.setup.data.labels, self.setup.data.target
         sets = {"validation": labels.validation, "test": labels.test}
@@ -341,11 +357,11 @@ class FinetuneJob(Job[FinetuneResult]):
             sets |= {"test": target.test, "source": labels.test}
         images = {name: of_head(part, head) for name, part in sets.items()}
         scorer, kept = self.setup.scorers[head], {}
-        seed = self.config.seed
-        found = reports(scorer, model, images, names, seed=seed, kept=kept)
+        seed, outputs = self.config.seed, self.outputs[head]
+        found = reports(scorer, model, images, outputs, seed=seed, kept=kept)
         shown = next((name for name in ("test", "validation") if name in kept), None)
         part = images[shown] if shown else None
-        if head == HEAD and shown and part is not None:
+        if head == HEAD and shown and part is not None and outputs.reading is None:
             self.scored = Scored(part, kept[shown])
         return found
 

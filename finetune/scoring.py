@@ -1,14 +1,14 @@
 """Logits of whole image sets, and their scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from afterimage.data import ImageSet
-from afterimage.evaluation.classification import classification_report, macro_f1
 from afterimage.models.classifier import ClassifierNetwork, over_views
+from afterimage.outputs import Activation, Outputs
 from afterimage.training.batches import EvaluationRunner
 
 
@@ -24,13 +24,14 @@ class Scorer:
         head: str,
         sweep: EvaluationRunner,
         views: str = "none",
+        activation: Activation = "softmax",
     ):
         self._sweep, self.head = sweep, head
 
         def predict(params, stats, images):
             return classifier.predict(params, stats, images, head)
 
-        self.predict = sweep.jit(over_views(predict, views))
+        self.predict = sweep.jit(over_views(predict, views, activation))
 
         def features(of):
             def run(params, stats, images):
@@ -77,48 +78,24 @@ def reports(
     scorer: Scorer,
     model: tuple[Any, Any],
     sets: Mapping[str, ImageSet | None],
-    class_names: Sequence[str],
+    outputs: Outputs,
     *,
     seed: int,
     kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{name: `classification_report` of the set, or None for a missing set}.
+    """{name: the report of the set by `outputs`, or None for a missing set}.
 
     The logits are put into `kept`, by name.
     """
     found: dict[str, Any] = dict.fromkeys(sets)
     for name, images in sets.items():
         if images is not None:
-            assert images.labels is not None
+            assert images.truth is not None
             logits = scorer.logits(*model, images)
             if kept is not None:
                 kept[name] = logits
-            found[name] = classification_report(
-                logits, images.labels, class_names, seed=seed
-            )
+            found[name] = outputs.report(logits, images.truth, seed=seed)
     return found
-
-
-def measures(
-    logits: Float[np.ndarray, "n classes"],
-    labels: Int[np.ndarray, " n"],
-    weights: Float[np.ndarray, " n"] | None = None,
-) -> dict[str, float]:
-    """Accuracy, macro-F1 and cross-entropy (nats) of labelled examples.
-
-    With `weights`, means are Σ w v / Σ w, and sums of weights replace counts.
-    """
-    logits = logits.astype(np.float64)
-    top = logits.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # a diverged run's logits: the loss shows it
-        log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
-    right = logits[np.arange(len(labels)), labels]
-    predicted = logits.argmax(axis=1)
-    return {
-        "accuracy": float(np.average(predicted == labels, weights=weights)),
-        "macro_f1": macro_f1(labels, predicted, weights),
-        "loss": float(np.average(log_sum - right, weights=weights)),
-    }
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:

@@ -96,6 +96,7 @@ def _neighbours(
 
 def _read(config: SelectConfig, run: str) -> _Read:
     loaded = load_classifier(run)
+    loaded.require_classes(HEAD, f"{run}: to choose between runs")
     own = EvaluateConfig(
         from_=run,
         data=config.data,

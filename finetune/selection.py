@@ -81,9 +81,10 @@ def choose_rule(config: FinetuneConfig, data: RunData) -> Rule:
         return Rule(ORACLE, "max", words)
     if labels.validation is None:
         return Rule(None, "max", labels.rule)
-    direction = "min" if config.select_by == "loss" else "max"
+    measure = config.task.measure(config)
+    direction = "min" if measure == "loss" else "max"
     source = " (source domain)" if target is not None else ""
-    words, measure = labels.rule + source, config.select_by
+    words = labels.rule + source
     for method in config.methods:
         if method.weighs_validation is not None:
             words += f", {method.weighs_validation}"

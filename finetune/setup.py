@@ -6,6 +6,7 @@ what depends on them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from afterimage.finetune.source import (
 )
 from afterimage.models import abstract_encoder
 from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
+from afterimage.outputs import Outputs
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import (
     EvaluationRunner,
@@ -78,6 +80,11 @@ class RunSetup:
     def scorer(self) -> Scorer:
         """The scorer of the main head."""
         return next(iter(self.scorers.values()))
+
+    @functools.cached_property
+    def outputs(self) -> Outputs:
+        """What the main head predicts."""
+        return self.config.task.outputs(self.data.labels)
 
     @property
     def width(self) -> int:
@@ -204,9 +211,9 @@ def _check_statistics(config: FinetuneConfig, stats: Mapping[str, Any]) -> None:
 
 
 def make_stage(setup: RunSetup) -> Stage:
-    """The phases of the mode, with cross-entropy and the methods' terms."""
+    """The phases of the mode, with the task's loss and the methods' terms."""
     config = setup.config
-    terms = _labelled_terms(setup)
+    terms = [config.task.loss(setup)]
     for method in config.methods:
         terms = method.labelled_terms(setup, terms, 0)
     setup.labelled.extend(terms)
@@ -232,17 +239,15 @@ def stage_of(
     return stage
 
 
-def _labelled_terms(setup: RunSetup) -> list[Term]:
+def classification_loss(setup: RunSetup) -> Term:
     """The cross-entropy of the labels."""
     config = setup.config
-    return [
-        cross_entropy(
-            setup.heads[HEAD].classes,
-            class_weights=_class_weights(setup),
-            label_smoothing=config.label_smoothing,
-            examples=example_weights(config),
-        )
-    ]
+    return cross_entropy(
+        setup.heads[HEAD].classes,
+        class_weights=_class_weights(setup),
+        label_smoothing=config.label_smoothing,
+        examples=example_weights(config),
+    )
 
 
 def example_weights(config: FinetuneConfig) -> str | None:
@@ -278,7 +283,10 @@ def _batch_shapes(
         number = jax.ShapeDtypeStruct((count,), jnp.int32)
         pixels = jax.ShapeDtypeStruct((count, *train.shape), jnp.uint8)
         found = {f"{prefix}image": pixels, f"{prefix}index": number}
-        if images.labels is not None:
+        if images.numbers is not None:
+            wide = (count, len(images.numbers.names))
+            found[f"{prefix}label"] = jax.ShapeDtypeStruct(wide, jnp.float32)
+        elif images.labels is not None:
             found[f"{prefix}label"] = number
         return found | {f"{prefix}label.{task}": number for task in images.tasks}
 

@@ -131,6 +131,12 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
             f"{heads}"
         )
     entry = {k: v for k, v in manifest["heads"][HEAD].items() if k != "class_names"}
+    outputs = entry.pop("outputs", None)
+    if outputs is not None:
+        raise UserError(
+            f"from={config.from_} has a classifier for {outputs['kind']}, but "
+            f"{' and '.join(asking)} needs one of classes"
+        )
     try:
         return SourceHead(
             HeadConfig(**entry), params["heads"][HEAD], stats["heads"][HEAD]

@@ -13,10 +13,11 @@ from afterimage.models.classifier import ClassifierNetwork, HeadConfig
 from tests.encoder_artefact import filled, manifest_of
 
 
-def write(folder, seed=0, heads=None, **options):
+def write(folder, seed=0, heads=None, outputs=None, **options):
     """Write a classifier with random heads; returns the folder's path.
 
-    `heads` are {task: its class names}, `options` those of HeadConfig.
+    `heads` are {task: its class names}, `outputs` what those of other kinds predict,
+    `options` those of HeadConfig.
     """
     heads = heads or {"classes": ("a", "b", "c")}
     config = ModelConfig("conv", image_size=(16, 16), channels=3, width=0.25)
@@ -38,6 +39,9 @@ def write(folder, seed=0, heads=None, **options):
         one |= {"mean": drawn(one["mean"]), "std": 1 + abs(drawn(one["std"]))}
         width = one["kept"].size if "kept" in one else one["mean"].size
         known[name] = Reference.measure(rng.normal(size=(30, width)))
-    entries = {name: head_entry(made[name], names) for name, names in heads.items()}
+    entries = {
+        name: head_entry(made[name], names, (outputs or {}).get(name))
+        for name, names in heads.items()
+    }
     write_artefacts(pathlib.Path(folder), params, stats, manifest, entries, known)
     return str(folder)

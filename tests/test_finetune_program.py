@@ -148,7 +148,7 @@ def test_it_learns_and_the_report_holds_the_figures(home, tmp_path):
     report = result.results["test"]
     assert report["accuracy"]["value"] > 0.9
     page = result.report.read_text()
-    assert "Confusion" in page
+    assert "confuses" in page
     assert "rings" in page
     assert "rings" in (result.run / "confusion.md").read_text()
     assert "last step" in result.summary()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afterimage.finetune.scoring import measures
+from afterimage.evaluation.classification import measures
 from afterimage.models.classifier import over_views
 from afterimage.models.heads import VIEWS
 

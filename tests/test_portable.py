@@ -1,6 +1,7 @@
 """Exports: each file gives what the package gives, whatever reads it."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import sys
@@ -13,6 +14,8 @@ from afterimage import load_encoder
 from afterimage.classifier import load_classifier
 from afterimage.commands import main
 from afterimage.errors import UserError
+from afterimage.outputs.multi_label import MultiLabel
+from afterimage.outputs.regression import Regression
 from afterimage.portable import export_model, outputs
 from tests import classifier_artefact, encoder_artefact
 from tests.encoder_artefact import pictures
@@ -97,6 +100,31 @@ def test_stablehlo_of_a_classifier_with_two_tasks(tmp_path):
     for name, task in (("probabilities", None), ("shape_probabilities", "shape")):
         want = ours.predict_proba(pictures(3), task=task)
         np.testing.assert_allclose(found[name], want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        MultiLabel(names=("a", "b", "c")),
+        Regression(names=("x", "y", "z"), mean=(100.0, 0.0, 1.0), std=(10.0, 1.0, 2.0)),
+    ],
+    ids=lambda kind: kind.kind,
+)
+def test_labels_and_numbers(kind, tmp_path):
+    """The program and PyTorch give probabilities of each label, or numbers in units."""
+    path = classifier_artefact.write(tmp_path / "c", outputs={"classes": kind})
+    images, classifier = pictures(2), load_classifier(path)
+    out = tmp_path / "x.stablehlo"
+    assert kind.values_name in export_model(path, "stablehlo", out)
+    found = jax.export.deserialize(bytearray(out.read_bytes())).call(images)
+    want = classifier.predict(images)
+    if kind.kind == "multi-label":
+        want = classifier.predict_proba(images)
+    np.testing.assert_allclose(found[kind.values_name], want, rtol=1e-4, atol=1e-5)
+    pytest.importorskip("safetensors")
+    text = export_model(path, "safetensors", tmp_path / "hub")
+    assert "weights read again" in text
+    assert ("run in PyTorch" in text) == (importlib.util.find_spec("torch") is not None)
 
 
 def test_a_file_that_differs_is_removed(whitened, tmp_path, monkeypatch):

@@ -33,8 +33,8 @@ test it once. The same command again continues an interrupted run.
             "hold_out",
         ),
         "What learns, and from what": (
-            *("mode", "methods", "features", "head", "encoder_lr", "layer_decay"),
-            *("augment", "class_weights", "label_smoothing"),
+            *("task", "mode", "methods", "features", "head", "encoder_lr"),
+            *("layer_decay", "augment", "class_weights", "label_smoothing"),
         ),
         "How long": HOW_LONG,
         "How good": HOW_GOOD,

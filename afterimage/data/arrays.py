@@ -8,6 +8,7 @@ import numpy as np
 from afterimage.checkpoints.names import spelling
 from afterimage.console import say_once
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
+from afterimage.data.numbers import LABEL_NAMES, value_numbers
 from afterimage.data.pixels import (
     NotAnImage,
     change_channels,
@@ -20,7 +21,7 @@ from afterimage.data.pixels import (
 )
 from afterimage.data.sets import UNLABELLED, Range, Request, Splits, array_set
 from afterimage.errors import DataError
-from afterimage.reading import ReadingOptions
+from afterimage.reading import NumberReading, ReadingOptions
 
 _KEYS = {
     "train": [
@@ -60,7 +61,8 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
 
     Or of `images[, labels]`, or of MedMNIST's `train_images, train_labels, …`. Further
     tasks have their labels in `y_train_NAME`, `y_test_NAME`, or `labels_NAME`; -1 or
-    NaN means that an image has no label for that task.
+    NaN means that an image has no label for that task. Labels that are numbers are [N]
+    or [N, K], with NaN where unknown; `label_names` [K] names them.
 
     Images are [N, H, W] or [N, H, W, C], uint8 (or wider integers within 0..255), or
     floats in [0, 1]; with a `value_range`, any integers and floats.
@@ -85,9 +87,15 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
     }
     value_range = _resolved(request.value_range, images["train"], name["train"])
     pixels = {s: as_uint8(x, name[s], value_range) for s, x in images.items()}
-    labels, classes = index_values(
-        {split: arrays.get(k[1]) for split, k in keys.items()}, source, reading
-    )
+    labels, classes, numbers = dict.fromkeys(keys), None, {}
+    if request.numbers is not None:
+        given = _number_arrays(arrays, keys, request.numbers)
+        names = arrays.get(LABEL_NAMES)
+        numbers = value_numbers(given, request.numbers, source, reading, names)
+    else:
+        labels, classes = index_values(
+            {split: arrays.get(k[1]) for split, k in keys.items()}, source, reading
+        )
     say_alike(classes, source)
     more = task_labels(
         {task: _task(task, arrays, keys, source, reading) for task in request.tasks}
@@ -107,6 +115,7 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
             name[split],
             tasks=more.get(split, {}),
             value_range=value_range,
+            numbers=numbers.get(split),
         )
         for split in keys
     }
@@ -121,7 +130,7 @@ def _say_unread(
     """Print a note about arrays that are not read, e.g. a split under another name."""
     labels = [label for _, label in keys.values()]
     further = tuple(f"{label}_" for label in labels)  # of tasks not requested
-    read = {name for pair in keys.values() for name in pair}
+    read = {name for pair in keys.values() for name in pair} | {LABEL_NAMES}
     rest = [n for n in sorted(arrays) if n not in read and not n.startswith(further)]
     if rest:
         shown = ", ".join(spelling(name) for name in rest[:8])
@@ -142,6 +151,24 @@ def _task(
         f"{source}, task {name}",
         reading,
     )
+
+
+def _number_arrays(
+    arrays: Mapping[str, np.ndarray],
+    keys: Mapping[str, tuple[str, str]],
+    wanted: NumberReading,
+) -> dict[str, dict[str, np.ndarray] | np.ndarray | None]:
+    """By split: the labels, or LABELS_NAME for each column."""
+    if not wanted.columns:
+        return {split: arrays.get(pair[1]) for split, pair in keys.items()}
+    return {
+        split: {
+            name: arrays[f"{pair[1]}_{name}"]
+            for name in wanted.columns
+            if f"{pair[1]}_{name}" in arrays
+        }
+        for split, pair in keys.items()
+    }
 
 
 def _missing(values: np.ndarray | None) -> np.ndarray | None:

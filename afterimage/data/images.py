@@ -39,6 +39,7 @@ from afterimage.data.sets import (
     Images,
     ImageSet,
     Labels,
+    Numbers,
     Range,
     Request,
     Selected,
@@ -85,10 +86,12 @@ def image_sets(
     groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
     request: Request,
     tasks: Mapping[str, Sequence[str | None]] | None = None,
+    numbers: Numbers | None = None,
 ) -> Splits:
     """Sets for {split: (rows of `files`, class name of each)}, decoded as requested.
 
-    `tasks` has the class names of further tasks, one per file in `files`.
+    `tasks` has the class names of further tasks, one per file in `files`; `numbers` the
+    labels of these files that are numbers.
 
     Each fingerprint is computed from the digests of the files' bytes, so it does not
     depend on their location or date, or on whether there is a cache.
@@ -127,6 +130,7 @@ def image_sets(
             labels=labels[split],
             classes=classes,
             tasks=more.get(split, {}),
+            numbers=numbers and numbers.rows(np.array([r for r, _ in pairs], np.int64)),
             skipped=tuple(
                 BadImage(spelling(files.names[row]), printable(entry.bad[row]))
                 for row in groups[split][0]
@@ -145,6 +149,7 @@ def _image_set(
     labels: np.ndarray | None,
     classes: tuple[str, ...] | None,
     tasks: Mapping[str, Labels],
+    numbers: Numbers | None,
     skipped: tuple[BadImage, ...],
 ) -> ImageSet:
     """One split of the decoded images."""
@@ -160,8 +165,11 @@ def _image_set(
         ids=ids,
         class_names=classes,
         name=name,
-        fingerprint=content_fingerprint(digests, labels, ids, images.shape, tasks),
+        fingerprint=content_fingerprint(
+            digests, labels, ids, images.shape, tasks, numbers
+        ),
         tasks=tasks,
+        numbers=numbers,
         value_range=entry.value_range,
         skipped=skipped,
     )

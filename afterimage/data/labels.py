@@ -37,6 +37,12 @@ def named(
                 f"{where}: {texts[text]:,} labels are {name}, which is treated as a "
                 f"class. If it means that the label is missing, add --missing {name}"
             )
+    several = [name for name in names.values() if name is not None and "|" in name]
+    if several:
+        say_once(
+            f"{where}: {several[0]} is treated as one class. If | separates labels, "
+            "fine-tune with --task multi-label"
+        )
     return [names[cell] for cell in cells]
 
 
@@ -147,7 +153,8 @@ def _plain(values: np.ndarray) -> np.ndarray:
     if values.ndim != 1:
         raise ValueError(
             f"have shape {values.shape}; expected one label per image, [N] (convert "
-            "one-hot rows with labels.argmax(1))"
+            "one-hot rows with labels.argmax(1); for several labels or numbers per "
+            "image, fine-tune with --task multi-label or --task regression)"
         )
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "surrogateescape")
@@ -158,7 +165,10 @@ def _plain(values: np.ndarray) -> np.ndarray:
     whole = values.astype(np.int64) if np.isfinite(values).all() else None
     if whole is None or not np.array_equal(whole, values):
         bad = [v for v in values.tolist() if v != v or v in (np.inf, -np.inf) or v % 1]
-        raise ValueError(f"contain {bad[0]}; expected whole numbers or strings")
+        raise ValueError(
+            f"contain {bad[0]}; expected whole numbers or strings (to learn numbers, "
+            "fine-tune with --task regression)"
+        )
     negative = sorted(set(whole[whole < UNLABELLED].tolist()))
     if negative:
         raise ValueError(

@@ -28,6 +28,7 @@ from afterimage.data.arrays import array_splits, as_uint8, names_arrays
 from afterimage.data.decode import decode, from_pillow, read_header_of, some_values
 from afterimage.data.labels import Indexed, index_values, say_alike, task_labels
 from afterimage.data.layout import exact
+from afterimage.data.numbers import value_numbers
 from afterimage.data.pixels import (
     NotAnImage,
     change_channels,
@@ -458,9 +459,15 @@ def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Spli
             f"{name}: the splits have different shapes, {shapes}; set image_size and "
             "channels to convert them to one"
         )
-    keys = ("label", *request.tasks)
+    wanted = request.numbers
+    keys = ("label", *request.tasks, *(wanted.columns if wanted else ()))
     read = {s: _sampled(r, keys) or _read(r, keys) for s, r in splits.items()}
-    labels, classes = _indexed("label", splits, read, name)
+    labels, classes, numbers = dict.fromkeys(read), None, {}
+    if wanted is None:
+        labels, classes = _indexed("label", splits, read, name)
+    else:
+        given = {s: _given(part, wanted.columns) for s, part in read.items()}
+        numbers = value_numbers(given, wanted, name, request.reading)
     say_alike(classes, name)
     tasks = {task: _indexed(task, splits, read, name) for task in request.tasks}
     more = task_labels(tasks)
@@ -474,13 +481,27 @@ def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Spli
             class_names=classes,
             name=splits[split].name,
             fingerprint=content_fingerprint(
-                part.digests, labels[split], part.ids, part.images.shape, own
+                part.digests,
+                labels[split],
+                part.ids,
+                part.images.shape,
+                own,
+                numbers.get(split),
             ),
             tasks=own,
             value_range=value_range,
             skipped=part.skipped,
+            numbers=numbers.get(split),
         )
     return Splits(**sets)
+
+
+def _given(part: _Read, columns: Sequence[str]) -> dict[str, list[Any]] | list[Any]:
+    """The records' labels, or by column, for `value_numbers`."""
+    if not columns:
+        return part.values["label"]
+    every = {name: part.values[name] for name in columns}
+    return {k: v for k, v in every.items() if any(one is not None for one in v)}
 
 
 def _measured(records: _Records) -> Range:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, Integer, UInt8
+from jaxtyping import Bool, Float32, Int, Int32, Int64, Integer, UInt8
 
 from afterimage.errors import DataError, UserError
-from afterimage.reading import ReadingOptions
+from afterimage.reading import NumberReading, ReadingOptions
 
 UNLABELLED = -1
 """The label of an image of unknown class."""
@@ -34,6 +34,7 @@ class Request:
     on_bad_image: Literal["fail", "skip"] = "fail"
     cache: bool = True
     tasks: tuple[str, ...] = ()
+    numbers: NumberReading | None = None
     reading: ReadingOptions
     strict: bool = True
     once: bool = False
@@ -138,6 +139,24 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Numbers:
+    """Labels that are numbers: 0 or 1 for each of several labels, or measurements."""
+
+    values: Float32[np.ndarray, "n k"]
+    """NaN where unknown."""
+    names: tuple[str, ...]
+
+    @property
+    def known(self) -> Bool[np.ndarray, " n"]:
+        """Whether an image has a label: any number that is known."""
+        return ~np.isnan(self.values).all(axis=1)
+
+    def rows(self, chosen: np.ndarray) -> "Numbers":
+        """The numbers of these images, in this order."""
+        return dataclasses.replace(self, values=self.values[chosen])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """One split of a data set, with all images of the same shape.
 
@@ -146,7 +165,8 @@ class ImageSet:
     `fingerprint` is a SHA-256 of content, order, labels and shape: two sets with the
     same fingerprint hold the same images, wherever they come from. `skipped` lists the
     skipped files. `tasks` are further labels of the same images, by name. `value_range`
-    holds the values mapped to 0 and 255 in images of more than 8 bits.
+    holds the values mapped to 0 and 255 in images of more than 8 bits. Where labels are
+    `numbers`, the set has no classes.
     """
 
     images: Images
@@ -158,11 +178,13 @@ class ImageSet:
     skipped: tuple[BadImage, ...] = ()
     tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
     value_range: Range | None = None
+    numbers: Numbers | None = None
 
     def __post_init__(self):
         counts = {len(self.images), len(self.ids)}
         counts |= {len(task.values) for task in self.tasks.values()}
         counts |= set() if self.labels is None else {len(self.labels)}
+        counts |= set() if self.numbers is None else {len(self.numbers.values)}
         if len(counts) != 1 or len(self.images.shape) != 4:
             raise DataError(
                 f"{self.name}: {self.images.shape} images, {len(self.ids)} ids and "
@@ -185,6 +207,11 @@ class ImageSet:
         """(height, width, channels) of every image."""
         _, height, width, channels = self.images.shape
         return height, width, channels
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """What is learned: the classes [n], or the numbers [n, k]."""
+        return self.labels if self.numbers is None else self.numbers.values
 
     def gather(
         self,
@@ -223,6 +250,7 @@ class ImageSet:
                 name: dataclasses.replace(task, values=task.values[rows])
                 for name, task in self.tasks.items()
             },
+            numbers=None if self.numbers is None else self.numbers.rows(rows),
         )
 
     def of_task(self, name: str) -> "ImageSet":
@@ -262,10 +290,11 @@ def content_fingerprint(
     ids: Sequence[str],
     shape: tuple[int, ...],
     tasks: Mapping[str, Labels] | None = None,
+    numbers: Numbers | None = None,
 ) -> str:
     """SHA-256 of pixels (an array, or a digest of each file), labels, ids and shape.
 
-    Includes the labels of further tasks.
+    Includes the labels of further tasks, and labels that are numbers.
     """
     digest = hashlib.sha256(repr(tuple(int(n) for n in shape)).encode())
     if isinstance(pixels, np.ndarray):
@@ -279,6 +308,10 @@ def content_fingerprint(
         more = f"{fingerprint} {key} {task.class_names}".encode()
         more += task.values.astype("<i4").tobytes()
         fingerprint = hashlib.sha256(more).hexdigest()
+    if numbers is not None:
+        more = f"{fingerprint} {numbers.names}".encode()
+        more += numbers.values.astype("<f4").tobytes()
+        fingerprint = hashlib.sha256(more).hexdigest()
     return fingerprint
 
 
@@ -290,11 +323,12 @@ def array_set(
     ids: Sequence[str] | None = None,
     tasks: Mapping[str, Labels] | None = None,
     value_range: Range | None = None,
+    numbers: Numbers | None = None,
 ) -> ImageSet:
     """An ImageSet from an array in memory; ids default to positions."""
     ids = [str(i) for i in range(len(images))] if ids is None else ids
     tasks = tasks or {}
-    fingerprint = content_fingerprint(images, labels, ids, images.shape, tasks)
+    fingerprint = content_fingerprint(images, labels, ids, images.shape, tasks, numbers)
     return ImageSet(
         images,
         labels,
@@ -304,6 +338,7 @@ def array_set(
         fingerprint,
         tasks=tasks,
         value_range=value_range,
+        numbers=numbers,
     )
 
 
@@ -332,18 +367,21 @@ def stratified(
     return np.setdiff1d(np.arange(size), chosen), chosen
 
 
-def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+def hold_out(
+    images: ImageSet, fraction: float, seed: int, strata: np.ndarray | None = None
+) -> tuple[ImageSet, ImageSet]:
     """Cut a validation set: (train, validation), stratified where labelled, by seed.
 
-    `fraction` in (0, 1) of each class goes to validation. A set too small to hold out
-    one image raises DataError.
+    `fraction` in (0, 1) of each class goes to validation, or of each of the `strata`.
+    A set too small to hold out one image raises DataError.
     """
     if not 0 < fraction < 1:
         raise UserError(
             f"validation={fraction}: must be between 0 and 1; 0.1 holds out one image "
             "in ten"
         )
-    kept, held = stratified(images.labels, len(images), fraction, seed)
+    strata = images.labels if strata is None else strata
+    kept, held = stratified(strata, len(images), fraction, seed)
     if not len(held):
         raise DataError(
             f"{images.name}: {len(images)} images are too few to hold out "

@@ -105,10 +105,37 @@ def calibration_bins(
     ]
 
 
-def bootstrap(
-    value: float, resampled: Callable[[np.random.Generator], float], *, draws, seed
+def measures(
+    logits: Float[np.ndarray, "n classes"],
+    labels: Integer[np.ndarray, " n"],
+    weights: Float[np.ndarray, " n"] | None = None,
 ) -> dict[str, float]:
-    """95 % bootstrap interval of `value`, a metric in [0, 1].
+    """Accuracy, macro-F1 and cross-entropy (nats) of labelled examples.
+
+    With `weights`, means are Σ w v / Σ w, and sums of weights replace counts.
+    """
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a diverged run's logits: the loss shows it
+        log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+    right = logits[np.arange(len(labels)), labels]
+    predicted = logits.argmax(axis=1)
+    return {
+        "accuracy": float(np.average(predicted == labels, weights=weights)),
+        "macro_f1": macro_f1(labels, predicted, weights),
+        "loss": float(np.average(log_sum - right, weights=weights)),
+    }
+
+
+def bootstrap(
+    value: float,
+    resampled: Callable[[np.random.Generator], float],
+    *,
+    draws,
+    seed,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> dict[str, float]:
+    """95 % bootstrap interval of `value`, a metric within `bounds`.
 
     The 2.5 and 97.5 % quantiles of the metric over resamples with replacement, shifted
     so that the resamples' mean is `value`: resampling repeats a metric's own bias
@@ -116,7 +143,8 @@ def bootstrap(
     """
     rng = np.random.default_rng(seed)
     found = np.array([resampled(rng) for _ in range(draws)])
-    low, high = np.clip(np.percentile(found, [2.5, 97.5]) + value - found.mean(), 0, 1)
+    quantiles = np.percentile(found, [2.5, 97.5]) + value - found.mean()
+    low, high = np.clip(quantiles, *bounds)
     low, high = float(min(low, value)), float(max(high, value))
     return {"value": value, "low": low, "high": high}
 

@@ -161,18 +161,30 @@ class ClassifierNetwork:
         return self.logits(params, stats, maps, head)
 
 
-def over_views(predict: Callable[..., Array], name: str) -> Callable[..., Array]:
-    """Logits with test-time augmentation: the log of the views' mean probability."""
+def over_views(
+    predict: Callable[..., Array], name: str, activation: str = "softmax"
+) -> Callable[..., Array]:
+    """Logits with test-time augmentation: those of the views' mean probability.
+
+    With the activation `identity`, the mean of the views' outputs.
+    """
     if name == "none":
         return predict
 
     def viewed(params: Any, stats: Any, images: Array) -> Array:
         def one(view: Array) -> Array:
-            logits = predict(params, stats, view)
-            return jax.nn.log_softmax(logits.astype(jnp.float32))
+            logits = predict(params, stats, view).astype(jnp.float32)
+            if activation == "softmax":
+                logits = jax.nn.log_softmax(logits)
+            return logits
 
         # One view after another: memory for the maps of only one view.
         every = jax.lax.map(one, VIEWS[name](images))
-        return jax.nn.logsumexp(every, axis=0) - math.log(len(every))
+        if activation == "softmax":
+            return jax.nn.logsumexp(every, axis=0) - math.log(len(every))
+        if activation == "sigmoid":
+            yes, no = jax.nn.log_sigmoid(every), jax.nn.log_sigmoid(-every)
+            return jax.nn.logsumexp(yes, axis=0) - jax.nn.logsumexp(no, axis=0)
+        return every.mean(axis=0)
 
     return viewed

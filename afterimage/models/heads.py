@@ -57,14 +57,14 @@ def _grid(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b d"]:
 
 
 class Head(nnx.Module):
-    """Features to class logits: `linear`, or `mlp` with one hidden layer.
+    """Features to logits: `linear`, or `mlp` with one hidden layer.
 
     The hidden layer has `width` units, by default as many as there are features.
 
     The last layer starts near zero, so a fresh head's loss is log(classes).
 
     Raises:
-        UserError: an unknown kind, or fewer than two classes.
+        UserError: an unknown kind, or no outputs.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Head(nnx.Module):
     ):
         if kind not in HEADS:
             raise UserError(f"head={kind!r} must be one of {', '.join(HEADS)}")
-        if classes < 2:
-            raise UserError(f"classes={classes}: must be at least 2")
+        if classes < 1:
+            raise UserError(f"classes={classes}: must be at least 1")
         if kind == "mlp":
             width = width or in_features
             self.hidden = layers.Dense(in_features, width, rngs=rngs)

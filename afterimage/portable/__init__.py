@@ -14,8 +14,9 @@ from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.classifier import Classifier, load_classifier
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import UserError, disk_errors, require_writable
-from afterimage.evaluation.text import percent, probe_lines
+from afterimage.evaluation.text import probe_lines
 from afterimage.fields import place_problems
+from afterimage.outputs import outputs_of_report
 from afterimage.portable.outputs import Portable
 
 Part = Literal["auto", "encoder", "classifier"]
@@ -92,8 +93,9 @@ def _figures(path: Path, source: Encoder | Classifier) -> tuple[str, ...]:
         results = json.loads((path / "results.json").read_text(encoding="utf-8"))
         for split in ("validation", "test"):
             if (found := results.get(split)) is not None:
-                share, images = percent(found["accuracy"]), found["examples"]
-                lines.append(f"{split} accuracy {share} on {images:,} images")
+                kind, images = outputs_of_report(found), found["examples"]
+                name, value = next(iter(kind.figures(found).items()))
+                lines.append(f"{split} {name} {value} on {images:,} images")
     return tuple(lines)
 
 

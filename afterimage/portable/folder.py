@@ -103,6 +103,7 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
             heads.append(
                 {"task": task, "prefix": prefix(source, task), "classes": names}
                 | {"kind": head.kind, "features": head.features}
+                | {"outputs": source.outputs[task].entry()}
             )
     elif vector is None:
         pool = {"pool": "vector"}
@@ -122,7 +123,8 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
         "vector": pool,
         "heads": heads,
     }
-    if heads:
+    predicts = isinstance(source, Classifier)
+    if predicts and source.outputs[heads[0]["task"]].activation != "identity":
         names = dict(enumerate(heads[0]["classes"]))
         config["id2label"] = {str(n): name for n, name in names.items()}
         config["label2id"] = {name: n for n, name in names.items()}
@@ -210,7 +212,8 @@ def card(model: Portable, licence: str) -> str:
     ]
     if isinstance(source, Classifier):
         for task, names in source.class_names.items():
-            lines.append(f"- Classes ({task}): {', '.join(names)}")
+            what = source.outputs[task].kind.capitalize()
+            lines.append(f"- {what} ({task}): {', '.join(names)}")
     figures = model.figures or ("None were recorded with these weights.",)
     lines += ["", "## Figures", "", *(f"- {figure}" for figure in figures)]
     lines += ["", "## Loading", "", _LOADING]

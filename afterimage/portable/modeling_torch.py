@@ -114,7 +114,14 @@ class Model(Tree):
             hidden = F.linear(y, at["hidden"].weight, at["hidden"].bias)
             y = F.gelu(hidden, approximate="tanh")
         y = F.linear(y, at["linear"].weight, at["linear"].bias)
-        found = {"features": x, "logits": y, "probabilities": y.softmax(1)}
+        found, kind = {"features": x, "logits": y}, head.get("outputs") or {}
+        if kind.get("kind") == "regression":
+            std, mean = y.new_tensor(kind["std"]), y.new_tensor(kind["mean"])
+            found["values"] = y * std + mean
+        elif kind.get("kind") == "multi-label":
+            found["probabilities"] = y.sigmoid()
+        else:
+            found["probabilities"] = y.softmax(1)
         return {head["prefix"] + name: value for name, value in found.items()}
 
     def conv(self, x, at, stride=1):

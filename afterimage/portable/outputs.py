@@ -126,11 +126,12 @@ def _classifier(classifier: Classifier, images: Array) -> Outputs:
     outputs = _numbered(maps)
     for task in classifier.tasks:
         logits = network.logits(params, stats, maps, task)
+        meaning = classifier.outputs[task]
         before = prefix(classifier, task)
         outputs |= {
             f"{before}features": network.head_features(params, stats, maps, task),
             f"{before}logits": logits,
-            f"{before}probabilities": jax.nn.softmax(logits),
+            f"{before}{meaning.values_name}": meaning.traced(logits),
         }
     return outputs
 
@@ -152,7 +153,9 @@ def ours(source: Encoder | Classifier, images: np.ndarray) -> Outputs:
         outputs |= {
             f"{before}features": source.features(images, task=task),
             f"{before}logits": source.logits(images, task=task),
-            f"{before}probabilities": source.predict_proba(images, task=task),
+            f"{before}{source.outputs[task].values_name}": source.values(
+                images, task=task
+            ),
         }
     return outputs
 

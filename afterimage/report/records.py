@@ -9,13 +9,13 @@ from typing import Any
 
 from afterimage.checkpoints import manifest, schemas
 from afterimage.errors import UserError
+from afterimage.outputs import outputs_of_report
 from afterimage.report.chart import Points
 from afterimage.report.page import Grid, logged, notebook, write_report
 from afterimage.report.parts import Table
 from afterimage.settings import dotted, spelled
 from afterimage.training.metrics import read_rows
 
-_MEASURES = ("accuracy", "macro_f1", "calibration_error")
 _WIDEST = 36  # characters of a cell in a terminal's table
 
 
@@ -292,12 +292,14 @@ def _intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _shares(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+def _shares(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
-        f"{split} {measure.replace('_', ' ')}": results[split][measure]
+        f"{split} {name}": share
         for split in ("validation", "test")
         if results[split] is not None
-        for measure in _MEASURES
+        for name, share in outputs_of_report(results[split])
+        .shares(results[split])
+        .items()
     }
 
 

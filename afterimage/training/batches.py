@@ -141,7 +141,7 @@ class Batches:
     """Endless training batches from step `start` on; to resume, start later.
 
     Each is {"step": int, "index": int32 [b], "image": uint8 [b, H, W, C], "label":
-    int32 [b] where the set is labelled, "label.NAME" of its tasks}; b = batch_size /
+    the set's `truth` where it is labelled, "label.NAME" of its tasks}; b = batch_size /
     hosts is this host's share. `resident` leaves the images out, for a set that is
     already on the device. Threads prepare batches ahead of use; the iterator raises
     their errors.
@@ -186,8 +186,8 @@ class Batches:
         batch: dict[str, Any] = {"step": step, "index": index.astype(np.int32)}
         if not self.resident:
             batch["image"] = self.images.gather(index, empty)
-        if self.images.labels is not None:
-            batch["label"] = self.images.labels[index]
+        if self.images.truth is not None:
+            batch["label"] = self.images.truth[index]
         for name, task in self.images.tasks.items():
             batch[f"label.{name}"] = task.values[index]
         return batch
@@ -250,8 +250,8 @@ def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:
         index = np.where(mask, index, start)
         batch = {"index": index.astype(np.int32), "mask": mask}
         batch["image"] = images.gather(index)
-        if images.labels is not None:
-            batch["label"] = images.labels[index]
+        if images.truth is not None:
+            batch["label"] = images.truth[index]
         yield batch
 
 
@@ -331,8 +331,8 @@ class BatchLoader:
             arrays = {}
             for prefix, part in self._sets.items():
                 arrays[f"{prefix}image"] = part.gather(np.arange(len(part)))
-                if part.labels is not None:
-                    arrays[f"{prefix}label"] = np.asarray(part.labels, np.int32)
+                if part.truth is not None:
+                    arrays[f"{prefix}label"] = np.asarray(part.truth)
                 for name, task in part.tasks.items():
                     arrays[f"{prefix}label.{name}"] = task.values
             self.data = replicate(arrays, mesh)

@@ -25,6 +25,7 @@ class Delta(Method):
 
     needs_source: ClassVar[bool] = True
     acts_on_encoder: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = False
 
     weight: float = 0.1
     """Weight of half the mean squared distance of the feature maps."""

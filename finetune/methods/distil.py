@@ -22,11 +22,12 @@ from afterimage.classifier import load_classifier
 from afterimage.console import say_once
 from afterimage.data import ImageSet
 from afterimage.errors import UserError
+from afterimage.evaluation.classification import measures
 from afterimage.fields import above_0, at_least_0
 from afterimage.finetune.losses import soft_kl
 from afterimage.finetune.method import METHODS, Method, Model, Sections
 from afterimage.finetune.methods._discrepancy import square_distances
-from afterimage.finetune.scoring import Scorer, measures
+from afterimage.finetune.scoring import Scorer
 from afterimage.finetune.setup import feature_width
 from afterimage.models.classifier import HEAD, ClassifierNetwork
 from afterimage.training.batches import EvaluationRunner
@@ -283,6 +284,7 @@ def read_teacher(
     preprocessing = loaded.network.preprocessing
     takes = (*preprocessing.image_size, preprocessing.channels)
     head, known = next(iter(loaded.class_names.items()))
+    loaded.require_classes(head, f"teacher={path}: a teacher")
     problems = []
     if takes != shape:
         problems.append(

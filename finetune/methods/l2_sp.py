@@ -38,6 +38,7 @@ class L2SP(Method):
 
     needs_source: ClassVar[bool] = True
     acts_on_encoder: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = False
 
     weight: float = 0.01
     """Weight of half the squared distance of the encoder's parameters from their
@@ -60,6 +61,8 @@ class L2SP(Method):
             found.append(
                 "fisher has no effect, as it scales the distance, whose weight is 0"
             )
+        if self.fisher and config.task.reading is not None:
+            found.append(f"fisher needs classes, which task {config.task.name} lacks")
         return found
 
     def state(self, setup):

@@ -71,7 +71,7 @@ class Sources(Method):
                 setup.scorer,
                 model,
                 {"test": test},
-                labels.class_names,
+                setup.outputs,
                 seed=setup.config.seed,
             )
             train = _of_source(labels.train, number)

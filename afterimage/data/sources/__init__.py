@@ -16,7 +16,7 @@ from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, SizeRule, Splits
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
-from afterimage.reading import ReadingOptions
+from afterimage.reading import NumberReading, ReadingOptions
 
 OnBadImage = Literal["fail", "skip"]
 _SUFFIXES = {
@@ -43,6 +43,8 @@ class Source:
     """The text after the colon, as shown in the help; empty if there is none."""
     tasks: ClassVar[bool] = False
     """Whether an image may have labels for several tasks."""
+    numbers: ClassVar[bool] = False
+    """Whether labels may be numbers: several labels an image, or measurements."""
     named_splits: ClassVar[bool] = False
     """Whether --train, --validation-folder and --test apply."""
 
@@ -65,6 +67,7 @@ def open_data(
     on_bad_image: OnBadImage = "fail",
     cache: bool = True,
     tasks: Sequence[str] = (),
+    numbers: NumberReading | None = None,
     reading: ReadingOptions | None = None,
     strict: bool = True,
     once: bool = False,
@@ -84,7 +87,8 @@ def open_data(
     images; None is the range of their type. It does not affect 8-bit images.
     `on_bad_image` "skip" skips files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
-    labels to read. `reading` defines what folder names and table cells mean; if not
+    labels to read; with `numbers`, labels are numbers instead of classes. `reading`
+    defines what folder names and table cells mean; if not
     `strict`, the folders it names for splits may be missing. `once` is for a single
     pass: files are read when their images are asked for, as training images, and are
     not cached; folders are not classes; `image_size` and `channels` must be given.
@@ -108,6 +112,7 @@ def open_data(
         on_bad_image=on_bad_image,
         cache=cache,
         tasks=tuple(tasks),
+        numbers=numbers,
         reading=reading or ReadingOptions(),
         strict=strict,
         once=once,
@@ -134,6 +139,12 @@ def _require_fit(source: Source, spec: str, rest: str, request: Request) -> None
             f"tasks {', '.join(request.tasks)}: {spec} has only one label per "
             "image. Use a table with a column per task, csv:PATH, or an npz file with "
             "the labels of each, e.g. y_train_NAME beside x_train"
+        )
+    if request.numbers is not None and not source.numbers:
+        raise UserError(
+            f"{spec} has one class per image. For {request.numbers.kind}, list the "
+            "images and their labels in a table, csv:PATH, or use an npz file or an "
+            "object"
         )
     folders = request.reading.split_folders
     if folders and request.strict and not source.named_splits:

@@ -11,6 +11,7 @@ from afterimage.console import say_once
 from afterimage.data.images import image_sets
 from afterimage.data.labels import named
 from afterimage.data.layout import OPTIONS, by_split, exact
+from afterimage.data.numbers import table_numbers
 from afterimage.data.pixels import MAX_BYTES
 from afterimage.data.sets import Request, Splits
 from afterimage.data.sources import Source
@@ -35,6 +36,7 @@ class CsvSource(Source):
 
     form = "PATH"
     tasks = True
+    numbers = True
     named_splits = True
 
     def open(self, rest: str, request: Request) -> Splits:
@@ -42,15 +44,23 @@ class CsvSource(Source):
         where = pathlib.Path(os.path.expanduser(rest))
         json_lines = rest.lower().endswith(".jsonl")
         table = read_table(_content(where, source), source, json_lines=json_lines)
-        column = table.named("image", source, tasks)
+        wanted = request.numbers
+        taken = (*tasks, *(wanted.columns if wanted else ()))
+        column = table.named("image", source, taken)
         if column is None:
             raise DataError(no_columns(source, table.columns))
         splits = ["train"] * len(table.lines)
         if not request.once:
-            table, splits = _chosen(table, source, tasks, reading, request.strict)
-        label = table.named("label", source, tasks)
+            table, splits = _chosen(table, source, taken, reading, request.strict)
+        label = table.named("label", source, taken)
         outside = reading.outside_images
         names = _names(table, column, label, source, where.parent, outside)
+        if wanted is not None:
+            numbers = table_numbers(table, label, wanted, source, reading)
+            rows = by_split(splits, source)
+            unnamed = {split: (own, [None] * len(own)) for split, own in rows.items()}
+            files = OnDisk(where.parent, names)
+            return image_sets(files, source, unnamed, request, numbers=numbers)
         classes = {
             name: named(table.columns[name], f"{source}, column {name}", reading)
             for name in (label, *tasks)

@@ -29,6 +29,7 @@ class NpzSource(Source):
 
     form = "PATH"
     tasks = True
+    numbers = True
 
     def open(self, rest: str, request: Request) -> Splits:
         return array_splits(_load(rest), f"npz:{spelling(rest)}", request)
