@@ -47,7 +47,7 @@ for name, image in [*enumerate(drawings), *odd.items()]:
 
 # %% language="bash"
 # set -o pipefail
-# afterimage pretrain normal.npz --out runs/encoder --steps 100 | tail -3
+# afterimage pretrain normal.npz --out runs/encoder --steps 100 2>&1 | tail -3
 
 # %% [markdown]
 # ## Score

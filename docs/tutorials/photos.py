@@ -56,7 +56,8 @@ for row, (image, label) in enumerate(zip(images, drawings.labels)):
 
 # %% language="bash"
 # set -o pipefail
-# afterimage pretrain photos --out runs/photos --minutes 0.5 | grep -v "^eval\|^step"
+# afterimage pretrain photos --out runs/photos --minutes 0.5 2>&1 |
+#   grep -v "^eval\|^step\|\.\.\.$"
 
 # %% [markdown]
 # `runs/photos/report.html` shows curves and reconstructions, and `runs/photos/encoder`
@@ -68,7 +69,8 @@ for row, (image, label) in enumerate(zip(images, drawings.labels)):
 
 # %% language="bash"
 # set -o pipefail
-# afterimage finetune labelled --from runs/photos --out runs/cls --steps 150 | tail -8
+# afterimage finetune labelled --from runs/photos --out runs/cls --steps 150 2>&1 |
+#   tail -8
 
 # %% [markdown]
 # ## 3. Predict
