@@ -553,4 +553,6 @@ def test_the_schemas_have_the_fields_of_what_they_describe():
         extra = {"package"} if described is ModelConfig else set()
         assert fields | extra == set(schema.__struct_fields__)
     heads = {field.name for field in dataclasses.fields(HeadConfig)}
-    assert heads | {"class_names"} == set(schemas.HeadFields.__struct_fields__)
+    assert heads | {"class_names", "outputs"} == set(
+        schemas.HeadFields.__struct_fields__
+    )

@@ -88,7 +88,7 @@ def test_names_of_any_bytes_through_every_command(tmp_path, folder, capsys, tiny
 
     out = run(
         capsys, "finetune", "--from", pre, *data, "--out", cls, "--steps", 2,
-        "--batch-size", 4, "--mode", "probe",
+        "--batch-size", 4, "--mode", "probe", "--hold-out", 0,
     )  # fmt: skip
     assert all(re.search(rf"{re.escape(name)} \d", out) for name in SAFE)
     manifest = json.loads((cls / "classifier/manifest.json").read_text())
