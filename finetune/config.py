@@ -57,9 +57,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     adversary."""
 
     task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
-    """classification: classes of images. multi-label: any number of labels an image.
-    regression: numbers. continual: groups of classes, one after another. episodes: new
-    classes from a few images each (meta-learning)."""
+    """classification: one class an image. multi-label: any number of labels. regression:
+    numbers. continual: groups of classes, one after another. episodes: new classes from
+    a few images each (meta-learning)."""
 
     labels: int | None = None
     """Total number of labels to use, balanced over the classes and chosen by seed.
@@ -70,9 +70,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     hold_out: float = 0.2
     """Share of the labelled images to test on if the data has no test split: the same
-    of each class, chosen by seed, and not trained on. With a limited number of labels
-    the test images are all others instead. 0: no test. Not for continual, episodes or
-    a target, which have other tests."""
+    of each class, chosen by seed. With a limited number of labels, all others instead.
+    0: no test. Not for continual, episodes or a target, which have other tests."""
 
     head: Literal["linear", "mlp"] = "linear"
     """The classifier on the features. linear: one layer; mlp: with a hidden layer."""
@@ -83,11 +82,10 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     features: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "grid"
     )
-    """The features that the head uses. vector: the encoder's feature vector (its
-    bottleneck if it has one, else the same as last). last: the mean of the last map.
-    pyramid: the means of all maps, concatenated. grid, pyramid-grid: the same with
-    means over a 2x2 grid, which keep some position; grid-3: the last map over a 3x3
-    grid."""
+    """The features that the head uses. vector: the bottleneck if the encoder has one,
+    else the same as last. last: the mean of the last map. pyramid: the means of all
+    maps. grid, pyramid-grid: the same over a 2x2 grid, which keeps some position;
+    grid-3: the last map over a 3x3 grid."""
 
     image_size: int | None = None
     """Side of the square, in pixels, that images are resized to. Default: the
@@ -138,9 +136,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     ] = "auto"
     """Which step to keep: the best on validation, or the last. auto: validation, unless
     it would be cut from the labels and have under 100 images. If the number of labels
-    is limited, the data's own validation split is not used. With a target, these use
-    its predictions, without labels: entropy, infomax, snd, mixval, neighbours; oracle
-    uses its labels and is an upper bound."""
+    is limited, the data's own validation split is not used. With a target: oracle uses
+    its labels and is an upper bound, the others its predictions, without labels."""
 
     select_by: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """The validation metric that select maximises."""
