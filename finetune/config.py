@@ -57,9 +57,9 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     adversary."""
 
     task: Annotated[TaskChoice, TASKS] = Classification()  # noqa: RUF009
-    """classification: one class an image. multi-label: any number of labels. regression:
-    numbers. continual: groups of classes, one after another. episodes: new classes from
-    a few images each (meta-learning)."""
+    """classification: one class an image. multi-label: any number of labels.
+    regression: numbers. continual: groups of classes, one after another. episodes: new
+    classes from a few images each (meta-learning)."""
 
     labels: int | None = None
     """Total number of labels to use, balanced over the classes and chosen by seed.
