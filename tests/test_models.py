@@ -392,8 +392,8 @@ def test_a_fresh_head_guesses(kind):
 def test_a_head_refuses_what_it_cannot_be():
     with pytest.raises(UserError, match="linear, mlp"):
         Head(6, 4, "cosine", rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match="at least 2"):
-        Head(6, 1, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="at least 1"):
+        Head(6, 0, rngs=nnx.Rngs(0))
 
 
 def test_an_mlps_hidden_layer_is_as_wide_as_asked():
