@@ -1,12 +1,12 @@
 """The demo: what an encoder that saw no labels is worth, on one page.
 
 `python -m benchmarks.demo --out runs/demo` (or `make demo`) takes about three minutes
-on two cores. It pretrains on 2,040 handwritten characters without labels, and then has
-five labels for each of 136 characters: for a linear classifier on the features and on
-three baselines, and for training the network, from the encoder and from random weights.
-New drawings, by other people, are classified, searched and compared with the training
-images. Stopped, the same command continues. `--record` also writes the table to
-benchmarks/results/demo.json.
+on two cores. It pretrains on 2,679 letters and digits in 57 handwriting fonts, without
+labels, and then has five labels for each of 47 characters: for a linear classifier on
+the features and on three baselines, and for training the network, from the encoder and
+from random weights. The characters of other fonts are classified, searched and compared
+with the training images. Stopped, the same command continues. `--record` also writes
+the table to benchmarks/results/demo.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FEATURES = {
     "pretrained": "the vector after pretraining, with its dictionary of patches",
 }
 NETWORKS = {"scratch": "from random weights", "fine-tuned": "from the encoder"}
-_SECONDS = {"features": 20, "scratch": 30, "fine-tuned": 30, "new images": 10}
+_SECONDS = {"features": 35, "scratch": 30, "fine-tuned": 30, "new images": 10}
 """About how long each part takes after pretraining, on two cores."""
 
 
@@ -162,7 +162,7 @@ def _finetune(demo: Demo, encoder: pathlib.Path, name: str) -> float:
 
 
 def _predict(demo: Demo, test: ImageSet) -> list[dict[str, str]]:
-    """The rows of `afterimage predict` for the new drawings and the odd images."""
+    """The rows of `afterimage predict` for the test images and the odd ones."""
     from afterimage.evaluation.configs import PredictConfig
     from afterimage.predict import predict
 
@@ -187,17 +187,17 @@ def run(demo: Demo) -> None:
     train, test = splits.train, splits.test
     assert test is not None
     clock = Clock(demo.minutes)
-    count = f"{len(train):,} characters by 15 people of each alphabet"
+    count = f"{len(train):,} letters and digits in 57 fonts"
     clock.next(f"pretraining on {count}, without labels")
     folder = _pretrain(demo, train)
     encoder = load_encoder(folder)
-    what = f"{PER_CLASS} labels for each of 136 characters"
+    what = f"{PER_CLASS} labels for each of 47 characters"
     clock.next(f"{what}: a linear classifier on four kinds of features")
     accuracy = probe_accuracies(demo, encoder, train, test)
     for name in NETWORKS:
         clock.next(f"the same labels: training the network {NETWORKS[name]}")
         accuracy[name] = _finetune(demo, folder, name)
-    clock.next("new drawings by other people, and four odd images")
+    clock.next("characters of 38 other fonts, and four odd images")
     predictions = _predict(demo, test)
     page = demo_page.write(demo.folder, encoder, train, test, accuracy, predictions)
     print(f"\n{table(accuracy)}\n\nDone in {clock.seconds:.0f} s. Open {page}")
@@ -211,7 +211,7 @@ def run(demo: Demo) -> None:
 
 def table(accuracy: dict[str, float]) -> str:
     """The accuracies, for a terminal."""
-    lines = [f"Test accuracy with {PER_CLASS} labels for each of 136 characters:"]
+    lines = [f"Test accuracy with {PER_CLASS} labels for each of 47 characters:"]
     for name, value in accuracy.items():
         kind = "features" if name in FEATURES else "network"
         bar = "█" * round(value / 2.5)

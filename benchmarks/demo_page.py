@@ -24,11 +24,11 @@ def odd_images(test: ImageSet) -> dict[str, np.ndarray]:
     """Images that are no character: {file name: uint8 [28, 28]}.
 
     scikit-learn's photo of a flower, four characters in one image, a negative, and a
-    drawing that was damaged.
+    character that was damaged.
     """
     from sklearn.datasets import load_sample_image
 
-    one, two, three, four = test.gather([3, 211, 402, 590])[..., 0]
+    one, two, three, four = test.gather([397, 700, 1080, 1500])[..., 0]
     halves = [image[::2, ::2] for image in (one, two, three, four)]
     photo = np.asarray(load_sample_image("flower.jpg"))
     photo = cover_and_crop(photo.mean(-1, keepdims=True).astype(np.uint8), one.shape)
@@ -45,7 +45,7 @@ def write_new(folder: pathlib.Path, test: ImageSet) -> None:
     """Write the test images, without their classes, and the odd ones as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     images = test.gather(np.arange(len(test)))[..., 0]
-    new = {f"{row:03d}.png": image for row, image in enumerate(images)}
+    new = {f"{row:04d}.png": image for row, image in enumerate(images)}
     for name, image in {**new, **odd_images(test)}.items():
         write_png(image, folder / name)
 
@@ -53,8 +53,8 @@ def write_new(folder: pathlib.Path, test: ImageSet) -> None:
 def neighbours(
     encoder: Any, train: ImageSet, test: ImageSet
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """(rows of a picture: new drawings and their nearest training images, the share
-    of neighbours of the same character over all new drawings), by features and by
+    """(rows of a picture: new images and their nearest training images, the share of
+    neighbours of the same character over all new images), by features and by
     pixels."""
     assert train.labels is not None
     assert test.labels is not None
@@ -82,7 +82,7 @@ def neighbours(
 def predicted(
     train: ImageSet, test: ImageSet, predictions: Sequence[Mapping[str, str]]
 ) -> dict[str, np.ndarray]:
-    """Rows of a picture: new drawings beside training images of the predicted class.
+    """Rows of a picture: new images beside training images of the predicted class.
 
     Three of four are drawn at random; the last are mistakes.
     """
@@ -109,7 +109,7 @@ def anomalous(
     run: pathlib.Path, train: ImageSet, test: ImageSet
 ) -> tuple[dict[str, np.ndarray], int, int]:
     """(a row of a picture: the new images with the highest anomaly scores, how many odd
-    images are above the threshold, how many drawings).
+    images are above the threshold, how many others).
 
     Nothing is labelled; the threshold is for 1 % false alarms.
     """
@@ -139,19 +139,20 @@ def write(
     odd = odd_images(test)
     parts = {
         "Neighbours": (
-            "A new drawing, and the nearest of 2,040 others, by pretrained features "
-            "and by pixels; the number of neighbours that are the same character",
+            f"An image in a new font, and the nearest of {len(train):,} others, by "
+            "pretrained features and by pixels; the number of neighbours that are the "
+            "same character",
             near,
         ),
         "Predictions": (
-            "A new drawing, and training images of the class that was predicted, with "
-            "its probability",
+            "An image in a new font, and training images of the class that was "
+            "predicted, with its probability",
             predicted(train, test, predictions),
         ),
         "Odd images": (
-            f"The highest anomaly scores of {len(test)} new drawings and {len(odd)} "
-            f"images that are no character. Above the threshold for 1 % false alarms: "
-            f"{found} of the {len(odd)}, and {alarms} drawings",
+            f"The highest anomaly scores of {len(test):,} characters in new fonts and "
+            f"{len(odd)} images that are no character. Above the threshold for 1 % "
+            f"false alarms: {found} of the {len(odd)}, and {alarms} characters",
             far,
         ),
     }
@@ -165,9 +166,10 @@ def write(
     return write_report(
         out / "demo.html",
         title="Afterimage: the demo",
-        lead="136 handwritten characters of Omniglot. The encoder was pretrained on "
-        "2,040 drawings without labels; then there were five labels for each "
-        "character. Test drawings are by other people.",
+        lead="Letters and digits in handwriting fonts, 47 characters. The encoder was "
+        f"pretrained on {len(train):,} images without labels; then there were five "
+        "labels for each character. Test images are of fonts that training had none "
+        "of.",
         headline={
             "fine-tuned from the encoder": f"{accuracy['fine-tuned']:.0f} %",
             "the same network from random weights": f"{accuracy['scratch']:.0f} %",

@@ -175,12 +175,8 @@ def _cifar_other(places: Places) -> Labelled:
 
 
 def _omniglot(places: Places) -> Labelled:
-    return omniglot(places.shared("omniglot/background_small1.zip"))
-
-
-def omniglot(archive: pathlib.Path) -> Labelled:
     """Characters; the test drawings are by five of twenty people."""
-    files, names = _zipped(archive)
+    files, names = _zipped(places.shared("omniglot/background_small1.zip"))
     classes = ["-".join(name.split("/")[-3:-1]) for name in names]
     people = np.array([int(name[-6:-4]) for name in names])
     chosen = np.random.default_rng(_SPLIT_SEED).permutation(np.unique(people))[:5]

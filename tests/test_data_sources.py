@@ -16,6 +16,7 @@ from afterimage.data import open_data
 from afterimage.errors import DataError, UserError
 from afterimage.plugins import SOURCES
 from afterimage.runtime import cache_dir
+from benchmarks import characters as draw
 
 
 def picture(level=100, size=(10, 8), mode="RGB"):
@@ -70,14 +71,26 @@ def test_characters_come_with_the_package(no_network):
     found = open_data("characters")
     assert found.train.shape == found.test.shape == (28, 28, 1)
     assert found.train.class_names == found.test.class_names
-    for part, drawings in ((found.train, 15), (found.test, 5)):
-        assert np.bincount(part.labels).tolist() == [drawings] * 136
-    # Dark strokes on white, each drawn once.
-    images = np.concatenate(
-        [p.gather(np.arange(len(p))) for p in (found.train, found.test)]
-    )
-    assert 0.75 < np.mean(images > 200) < 0.95
-    assert len(np.unique(images, axis=0)) == len(images) == 2720
+    fonts = []
+    for part, count in ((found.train, 57), (found.test, 38)):
+        assert np.bincount(part.labels).tolist() == [count] * 47
+        fonts.append({one.split("/")[-1] for one in part.ids})
+        assert len(fonts[-1]) == count
+        images = part.gather(range(len(part)))
+        # White strokes on black, in the middle.
+        assert images.max((1, 2, 3)).min() > 250
+        assert 0.05 < np.mean(images > 100) < 0.3
+        assert images[:, :2].max() == images[:, :, -2:].max() == 0
+    assert not fonts[0] & fonts[1]
+
+
+def test_fonts_of_another_licence_are_refused(tmp_path):
+    package = tmp_path / "caveat"
+    package.mkdir()
+    (package / "LICENSE").write_text("SIL OPEN FONT LICENSE Version 1.1")
+    (package / "package.json").write_text('{"license": "MIT", "version": "1"}')
+    with pytest.raises(DataError, match="caveat: licence MIT"):
+        draw.read(package)
 
 
 def test_damaged_digits_are_written_again():

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
 import afterimage
@@ -102,7 +103,11 @@ def test_site_packages_get_one_name(installed):
 def test_the_images_are_shipped_with_their_licence(installed):
     folder = installed / "afterimage" / "data" / "sources"
     assert 100_000 < (folder / "characters.npz").stat().st_size < 3_000_000
-    assert "Brenden Lake" in (folder / "characters-LICENSE.txt").read_text()
+    notice = (folder / "characters-LICENSE.txt").read_text(encoding="utf-8")
+    assert "SIL OPEN FONT LICENSE Version 1.1" in notice
+    with np.load(folder / "characters.npz") as stored:
+        for name in [*stored["fonts_train"], *stored["fonts_test"]]:
+            assert f"@fontsource/{name} " in notice
     licences = next(installed.glob("*.dist-info")) / "licenses"
     assert [*licences.rglob("characters-LICENSE.txt")]
 

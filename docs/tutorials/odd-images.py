@@ -26,20 +26,20 @@ os.chdir(tempfile.mkdtemp())
 # %% [markdown]
 # ## Images
 #
-# We train on handwritten characters. The new images are 200 drawings by other people,
-# a photo of a flower, the negative of a drawing, and a damaged one.
+# We train on letters and digits in handwriting fonts. The new images are about 200 in
+# other fonts, a photo of a flower, the negative of a character, and a damaged one.
 
 # %%
 characters = open_data("characters")
 np.savez("normal.npz", images=characters.train.gather(range(len(characters.train))))
 
-drawings = characters.test.gather(range(0, 600, 3))[..., 0]
+new = characters.test.gather(range(0, len(characters.test), 9))[..., 0]
 photo = Image.fromarray(load_sample_image("flower.jpg")).convert("L").resize((28, 28))
-damaged = drawings[10].copy()
+damaged = new[50].copy()
 damaged[8:20] = np.random.default_rng(0).integers(0, 256, (12, 28))
-odd = {"flower": np.asarray(photo), "negative": 255 - drawings[5], "damaged": damaged}
+odd = {"flower": np.asarray(photo), "negative": 255 - new[80], "damaged": damaged}
 pathlib.Path("new").mkdir()
-for name, image in [*enumerate(drawings), *odd.items()]:
+for name, image in [*enumerate(new), *odd.items()]:
     Image.fromarray(image).save(f"new/{name}.png")
 
 # %% [markdown]

@@ -43,13 +43,14 @@ print(jax.tree.map(jnp.shape, encoder.params))
 # %% [markdown]
 # ## A task of our own
 #
-# Where is the ink? The network is to predict the height of the drawing's centre of
+# Where is the ink? The network is to predict the height of the character's centre of
 # gravity: a regression, which the commands do not train on these images.
 
 # %%
-ink = 255.0 - images[..., 0].astype(np.float32)
+ink = images[..., 0].astype(np.float32)
 heights = (ink.sum(2) @ np.arange(28)) / ink.sum((1, 2)) / 28
-train, test = slice(0, 1600), slice(1600, None)
+rows = np.random.default_rng(0).permutation(len(images))
+train, test = rows[:2000], rows[2000:]
 
 
 def predict(params, batch):
@@ -89,7 +90,7 @@ def step(params, state, batch, targets):
 state = optimiser.init(params)
 rng = np.random.default_rng(0)
 for number in range(100):
-    rows = rng.integers(0, 1600, 64)
+    rows = rng.choice(train, 64)
     params, state, value = step(params, state, images[rows], heights[rows])
     if number % 20 == 19:
         print(f"step {number + 1}: loss {value:.5f}")

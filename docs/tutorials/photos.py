@@ -9,10 +9,9 @@
 # You have a folder of images, and labels for a few of them. Four commands give you a
 # class for every image, and a vector for every image.
 #
-# First we need a folder. The package includes drawings of characters by many people;
-# we write those of the Greek alphabet as PNG files: `photos` holds all of them,
-# `labelled` a folder for each letter, with a few drawings in it. With your
-# own images, skip this step.
+# First we need a folder. The package includes letters in many handwriting fonts; we
+# write ten of them, A to J, as PNG files: `photos` holds all of them, `labelled` a
+# folder for each letter, with some of its images. With your own images, skip this step.
 
 # %%
 import os
@@ -24,21 +23,15 @@ from PIL import Image
 from afterimage.data import open_data
 
 os.chdir(tempfile.mkdtemp())
-LETTERS = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron "
-    "pi rho sigma tau upsilon phi chi psi omega"
-)
-
-drawings = open_data("characters").train
-names = drawings.class_names
-images = drawings.gather(range(len(drawings)))[..., 0]
-for row, (image, label) in enumerate(zip(images, drawings.labels)):
-    alphabet, _, number = names[label].partition("-character")
-    if alphabet != "Greek":
+letters = open_data("characters").train
+names = letters.class_names
+images = letters.gather(range(len(letters)))[..., 0]
+for row, (image, label) in enumerate(zip(images, letters.labels)):
+    if names[label] not in "ABCDEFGHIJ":
         continue
     folders = ["photos"]
-    if row % 15 < 8:  # a label for about half of them
-        folders.append(f"labelled/{LETTERS.split()[int(number) - 1]}")
+    if row % 3 == 0:  # a label for a third of them
+        folders.append(f"labelled/{names[label]}")
     for folder in folders:
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(f"{folder}/{row:04d}.png")

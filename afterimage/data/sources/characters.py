@@ -1,12 +1,14 @@
-"""`characters`: 2,720 handwritten characters of five alphabets, 28x28 grey.
+"""`characters`: letters and digits in handwriting and display fonts, 28x28 grey.
 
-They are Omniglot's small background set (Lake, Salakhutdinov and Tenenbaum, Science
-2015; MIT licence, in characters-LICENSE.txt), reduced by `benchmarks.characters`. A
-class is a character, and every image of it is by another person. The test images are by
-five people who drew no training image of that alphabet.
+White on black, one image a font of each of 47 classes: the digits, the capitals, and
+the small letters whose shape differs (those of EMNIST's balanced set; Cohen, Afshar,
+Tapson and van Schaik, 2017). 57 fonts are in the training split, 38 others in the test
+split. `benchmarks.characters` draws them; characters-LICENSE.txt names the fonts, all
+under the SIL Open Font License.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,13 +18,13 @@ from afterimage.data.sources import Source
 from afterimage.plugins import SOURCES
 
 FILE = pathlib.Path(__file__).with_name("characters.npz")
+NOTICE = FILE.with_name("characters-LICENSE.txt")
 SIDE = 28
-SIZES = {"train": 2040, "test": 680}
 
 
 @SOURCES.add("characters")
 class CharactersSource(Source):
-    """136 handwritten characters, 28x28 grey: 2,040 to train, 680 by other people."""
+    """47 letters and digits, 28x28 grey: 2,679 to train, 1,786 in other fonts."""
 
     def open(self, rest: str, request: Request) -> Splits:
         with np.load(FILE, allow_pickle=False) as stored:
@@ -33,8 +35,13 @@ class CharactersSource(Source):
                     stored[f"y_{split}"],
                     names,
                     f"characters [{split}]",
-                    [f"{split}/{row}" for row in range(size)],
+                    _ids(split, names, stored[f"fonts_{split}"]),
                 )
-                for split, size in SIZES.items()
+                for split in ("train", "test")
             }
         return Splits(**sets)
+
+
+def _ids(split: str, names: Sequence[str], fonts: np.ndarray) -> list[str]:
+    """SPLIT/CLASS/FONT: class by class, in each class font by font."""
+    return [f"{split}/{name}/{font}" for name in names for font in fonts]
