@@ -34,7 +34,7 @@ from afterimage.models import (
     build_encoder,
     pool_features,
 )
-from afterimage.models.dictionary import PatchDictionary
+from afterimage.models.dictionary import PatchDictionary, reduced
 from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS, mean_over_views
 from afterimage.models.vector import STATS, VectorRecipe, moments_of
@@ -294,7 +294,7 @@ class Encoder:
         vector, moments = VectorRecipe(pool), None
         if patches:
             batches, total = image_batches(images, 256)
-            shown = self._stream(self._normalised, batches, 256, True)
+            shown = self._stream(self._reduced, batches, 256, True)
             dictionary = PatchDictionary.fit(joined(shown, total))
             vector = VectorRecipe(pool, dictionary=dictionary)
         if transform != "none":
@@ -302,9 +302,10 @@ class Encoder:
             vector = VectorRecipe.fit(pool, transform, moments, vector.dictionary)
         return self._with(vector, moments.count if moments else 0)
 
-    def _normalised(self, params: Any, images: Any) -> Array:
+    def _reduced(self, params: Any, images: Any) -> Array:
+        """Normalised images, as small as a dictionary of patches takes them."""
         del params
-        return self.preprocessing.normalise(images)
+        return reduced(self.preprocessing.normalise(images))
 
     def _with(self, vector: VectorRecipe, images: int) -> "Encoder":
         rest = {k: v for k, v in self.manifest.items() if k != "probes"}

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from afterimage.checkpoints.names import printable, spelling
 from afterimage.classifier import load_classifier, probabilities
 from afterimage.console import ProgressBar, say_reading
-from afterimage.data import WAYS_TO_LABEL, ImageSet, Preprocessing, open_data
+from afterimage.data import WAYS_TO_LABEL, ImageSet, Preprocessing
 from afterimage.data.images import read_or_reason
 from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
@@ -32,7 +32,7 @@ from afterimage.label_files import (
     write_files,
 )
 from afterimage.reading import ReadingOptions
-from afterimage.rows import every_image, together
+from afterimage.rows import every_image, every_split, together
 
 _PRINTED = 20  # rows
 _COLUMNS = ("file", "label", "suggested", "score", "neighbours")
@@ -135,11 +135,7 @@ def suggest_labels(config: LabelConfig) -> Suggestions:
         more = model.read(_labelled(config, config.labelled, model.preprocessing))
         covered.append(more.vectors)
         known.update(more.digests)
-    free, digests = [], set(known)
-    for row, digest in enumerate(own.digests):
-        if digest not in digests:
-            free.append(row)
-        digests.add(digest)
+    free = _first_of_each(own.digests, known)
     if not free:
         raise DataError(f"{images.name}: all images have labels; none is left to label")
     shares = own.shares[free] if own.shares is not None else None
@@ -163,10 +159,6 @@ def suggest_labels(config: LabelConfig) -> Suggestions:
         return row
 
     rows = [row_of(int(place)) for place in chosen]
-    sheet = {}
-    for first in range(0, min(len(rows), ACROSS * MOST_ROWS), ACROSS):
-        part = [row["file"] for row in rows[first : first + ACROSS]]
-        sheet[f"{first + 1} to {first + len(part)}"] = part
     caption = f"{len(rows)} of {len(images):,} images of {config.data} to label"
     found = Suggestions(
         rows=tuple(rows),
@@ -177,10 +169,28 @@ def suggest_labels(config: LabelConfig) -> Suggestions:
         notes=notes_on(config),
         written=tuple(map(pathlib.Path, config.out)),
     )
-    columns = list(rows[0])
+    columns, sheet = list(rows[0]), _in_rows([row["file"] for row in rows])
     what: Any = ("Images to label", caption, rows, columns, sheet)
     write_files(config, model.preprocessing, *what)
     return found
+
+
+def _first_of_each(digests: Sequence[bytes], known: Collection[bytes]) -> list[int]:
+    """Rows of different images, none of them known: the first of each."""
+    first: dict[bytes, int] = {}
+    for row, digest in enumerate(digests):
+        if digest not in known:
+            first.setdefault(digest, row)
+    return list(first.values())
+
+
+def _in_rows(files: Sequence[str]) -> dict[str, list[str]]:
+    """The rows of a contact sheet, by their numbers."""
+    sheet = {}
+    for start in range(0, min(len(files), ACROSS * MOST_ROWS), ACROSS):
+        part = list(files[start : start + ACROSS])
+        sheet[f"{start + 1} to {start + len(part)}"] = part
+    return sheet
 
 
 def check_labels(config: LabelConfig) -> LabelCheck:
@@ -322,22 +332,15 @@ class _Model:
 
 def _labelled(config: LabelConfig, data: str, preprocessing: Preprocessing) -> ImageSet:
     """The labelled images of all splits; DataError without any."""
-    height, width = preprocessing.image_size
-    splits = open_data(
-        data,
-        image_size=height if height == width else None,
-        channels=preprocessing.channels,
-        value_range=preprocessing.value_range,
-        on_bad_image="skip",
-        reading=ReadingOptions(**config.settings()),
-        strict=False,
+    reading = ReadingOptions(**config.settings())
+    splits = every_split(
+        data, preprocessing, on_bad_image="skip", reading=reading, strict=False
     )
-    parts = [splits.train, splits.validation, splits.test]
     parts = [
         part.subset(np.flatnonzero(part.labels >= 0))
-        for part in parts
-        if part is not None and part.labels is not None and (part.labels >= 0).any()
+        for part in splits
+        if part.labels is not None and (part.labels >= 0).any()
     ]
     if not parts:
-        raise DataError(f"{splits.train.name} has no labels. Add them: {WAYS_TO_LABEL}")
+        raise DataError(f"{splits[0].name} has no labels. Add them: {WAYS_TO_LABEL}")
     return together(parts)

@@ -18,7 +18,7 @@ from afterimage.evaluation.nearest import Reference
 from afterimage.fields import output_file
 from afterimage.outputs import Outputs
 from afterimage.reading import ReadingOptions
-from afterimage.rows import WRITERS, every_image, one_spec, write_rows
+from afterimage.rows import WRITERS, every_image, one_spec, skipped_lines, write_rows
 
 _FAR = 0.99  # farther than this share of usual images: counted in the summary
 
@@ -57,12 +57,7 @@ class Predictions:
                 f"  {self.far:,} farther from the training images than 99 % of usual "
                 "ones (farther_than above 0.99): look at these first"
             )
-        if self.skipped is not None:
-            lines.append(
-                f"  {self.bad:,} broken images were skipped, see "
-                f"{spelling(str(self.skipped))}"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *skipped_lines(self.bad, self.skipped)])
 
 
 def predict(config: PredictConfig) -> Predictions:

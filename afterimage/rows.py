@@ -21,7 +21,7 @@ import numpy as np
 
 import afterimage
 from afterimage.checkpoints.files import RunLock
-from afterimage.checkpoints.names import printable
+from afterimage.checkpoints.names import printable, spelling
 from afterimage.console import ProgressBar, say_once
 from afterimage.data import ImageSet, Preprocessing, open_data
 from afterimage.data.images import read_or_reason
@@ -58,18 +58,30 @@ def every_image(
 
     They are read when they are asked for.
     """
+    return together(
+        every_split(
+            data, preprocessing, on_bad_image=on_bad_image, reading=reading, once=True
+        )
+    )
+
+
+def every_split(
+    data: str, preprocessing: Preprocessing, **options: Any
+) -> list[ImageSet]:
+    """The splits that there are, at the size, channels and range of `preprocessing`.
+
+    `options` are those of `open_data`.
+    """
     height, width = preprocessing.image_size
     splits = open_data(
         data,
         image_size=height if height == width else None,
         channels=preprocessing.channels,
         value_range=preprocessing.value_range,
-        on_bad_image=on_bad_image,
-        reading=reading,
-        once=True,
+        **options,
     )
     parts = [splits.train, splits.validation, splits.test]
-    return together([part for part in parts if part is not None])
+    return [part for part in parts if part is not None]
 
 
 def one_spec(data: Sequence[str]) -> str:
@@ -83,6 +95,13 @@ def one_spec(data: Sequence[str]) -> str:
             "table, or any number of image files"
         )
     return "files:" + "\n".join(one.removeprefix("files:") for one in data)
+
+
+def skipped_lines(bad: int, listed: pathlib.Path | None) -> list[str]:
+    """The line of a summary on broken images; none if none are listed."""
+    if listed is None:
+        return []
+    return [f"  {bad:,} broken images were skipped, see {spelling(str(listed))}"]
 
 
 def together(parts: Sequence[ImageSet]) -> ImageSet:

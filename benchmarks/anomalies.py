@@ -1,4 +1,4 @@
-"""How well anomalies are told: AUROC of each scorer beside raw pixels.
+"""How well scorers find anomalies: the AUROC of each, beside raw pixels.
 
 mnist, fashion  one class is normal, the other nine are not; ten problems each
 defects         CIFAR-10 photos: undamaged; with a scratch, a missing or a foreign part

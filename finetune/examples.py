@@ -17,7 +17,7 @@ from afterimage.training.batches import spaced
 
 _RIGHT, _WRONG = 8, 12
 _SHARE = 200
-"""One image is explained for so many that the run trained on, or none are."""
+"""Images trained on for each one explained; a shorter run explains none."""
 _CAPTION = 28  # characters of a class name
 
 

@@ -23,7 +23,7 @@ from afterimage.data import ImageSet
 from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
 from afterimage.evaluation.probes import labels_a_class
 from afterimage.models import FeatureInfo, Network, pool_features
-from afterimage.models.dictionary import PatchDictionary
+from afterimage.models.dictionary import PatchDictionary, reduced
 from afterimage.models.hog import hog_vectors
 from afterimage.models.vector import VectorRecipe, candidates, moments_of, usual_pool
 from afterimage.pictures import draw_rows
@@ -285,20 +285,19 @@ class Evaluation:
         if not self.objective.joins_patches:
             return None
         normalise = self.setup.preprocessing.normalise
-        fitted = subsample(train, _DICTIONARY_IMAGES)
-        images = jnp.asarray(fitted.gather(np.arange(len(fitted))))
-        dictionary = PatchDictionary.fit(np.asarray(normalise(images)))
 
-        @self.sweep.jit
-        def run(batch: Tree) -> Array:
-            return dictionary(normalise(batch["image"]))
+        def over(images: ImageSet, function: Callable[[Array], Array]) -> np.ndarray:
+            """`function` of all normalised images, batch by batch."""
+            run = self.sweep.jit(lambda batch: function(normalise(batch["image"])))
+            batches = self.sweep.batches(images)
+            found = [np.asarray(run(batch))[mask] for _, batch, mask in batches]
+            return np.concatenate(found)
+
+        fitted = subsample(train, _DICTIONARY_IMAGES)
+        dictionary = PatchDictionary.fit(over(fitted, reduced))
 
         def vectors(images: ImageSet) -> np.ndarray:
-            found = [
-                np.asarray(run(batch))[mask]
-                for _, batch, mask in self.sweep.batches(images)
-            ]
-            return np.concatenate(found)
+            return over(images, dictionary)
 
         return Patches(dictionary, vectors(train), vectors(held) if held else None)
 

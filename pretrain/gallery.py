@@ -31,8 +31,8 @@ _LEARNT = (
     "missing in the features too."
 )
 _BESIDE = (
-    "With this objective the drawing is only to look at: it shows what of an image can "
-    "be told from features that learn something else."
+    "With this objective the drawing is only for you to look at: the features learn "
+    "something else, and it shows what they keep of the image."
 )
 
 

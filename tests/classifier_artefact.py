@@ -16,8 +16,8 @@ from tests.encoder_artefact import filled, manifest_of
 def write(folder, seed=0, heads=None, outputs=None, **options):
     """Write a classifier with random heads; returns the folder's path.
 
-    `heads` are {task: its class names}, `outputs` what those of other kinds predict,
-    `options` those of HeadConfig.
+    `heads` maps each task to its class names, `outputs` each task of another kind to
+    its outputs; `options` go to HeadConfig.
     """
     heads = heads or {"classes": ("a", "b", "c")}
     config = ModelConfig("conv", image_size=(16, 16), channels=3, width=0.25)

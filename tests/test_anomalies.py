@@ -135,7 +135,7 @@ def test_a_loaded_detector_gives_equal_scores(run, detectors, by, tmp_path):
     assert rarer.threshold > loaded.threshold
     assert rarer.held_out == 100
     np.testing.assert_array_equal(loaded.score(some), detectors[by].score(some))
-    # Neither batches nor sizes matter, nor which images stand beside each other.
+    # Batches, sizes and the other images of a batch change nothing.
     one = loaded.score(some[7:8], batch_size=1)
     np.testing.assert_allclose(one, loaded.score(some)[7:8], rtol=1e-4)
 

@@ -18,7 +18,14 @@ from afterimage.errors import disk_errors, require_writable
 from afterimage.evaluation.classification import auroc
 from afterimage.fields import output_file
 from afterimage.reading import ReadingOptions
-from afterimage.rows import WRITERS, Row, every_image, one_spec, write_rows
+from afterimage.rows import (
+    WRITERS,
+    Row,
+    every_image,
+    one_spec,
+    skipped_lines,
+    write_rows,
+)
 
 _SHEETS = (".png", ".html")
 _SHOWN = 20  # images of a contact sheet
@@ -61,12 +68,7 @@ class Anomalies:
             lines.append(f"  AUROC {self.auroc:.4f} by the classes of the images")
         for score, _, name in self.highest[:5]:
             lines.append(f"  {score:.4g}  {name}")
-        if self.skipped is not None:
-            lines.append(
-                f"  {self.bad:,} broken images were skipped, see "
-                f"{spelling(str(self.skipped))}"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *skipped_lines(self.bad, self.skipped)])
 
 
 def anomalies(config: AnomaliesConfig) -> Anomalies:

@@ -62,11 +62,14 @@ class PatchDictionary:
 
     @classmethod
     def fit(cls, images: Float[np.ndarray, "n h w c"], seed: int = 0):
-        """The dictionary of normalised images: k-means of the directions of patches."""
+        """The dictionary of normalised images: k-means of the directions of patches.
+
+        To save memory, large images may be given as `reduced` gives them.
+        """
         rng = np.random.default_rng(seed)
-        reduced = np.asarray(_reduce(jnp.asarray(images)))
-        k = min(_SIDE, max(2, min(reduced.shape[1:3]) // 2))
-        patches = _random_patches(reduced, k, rng)
+        small = np.asarray(reduced(jnp.asarray(images)))
+        k = min(_SIDE, max(2, min(small.shape[1:3]) // 2))
+        patches = _random_patches(small, k, rng)
         patches -= patches.mean(1, keepdims=True)
         patches /= np.sqrt(patches.var(1, keepdims=True) + CONTRAST_FLOOR)
         mean = patches.mean(0)
@@ -86,7 +89,7 @@ class PatchDictionary:
         one = jax.checkpoint(lambda image: self._vectors(image[None])[0])
         # On CPU one image at a time stays within the caches.
         by_one = functools.partial(lax.map, one)
-        return ops.by_platform(by_one, self._vectors, _reduce(images))
+        return ops.by_platform(by_one, self._vectors, reduced(images))
 
     @property
     def size(self) -> int:
@@ -113,7 +116,7 @@ class PatchDictionary:
         return pool_features([found], "grid")
 
 
-def _reduce(images: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
+def reduced(images: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
     """Images whose shorter side is at most 32 px; smaller ones as they are.
 
     Linear with antialiasing, like `jax.image.resize`, by products: ONNX has no resize

@@ -35,7 +35,7 @@ class MultiLabel(NumberTask):
     """Probability from which a label is predicted; kept with the classifier."""
 
     positive_weights: str = "none"
-    """Weight of an image that has a label relative to one that has not. none: 1;
+    """How much more an image with a label counts than one without it. none: 1;
     balanced: the number without divided by the number with it, for rare labels; or one
     number per label, in the order of the names: 1,4,2.5."""
 
