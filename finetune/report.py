@@ -19,7 +19,7 @@ from afterimage.finetune.selection import Rule
 from afterimage.finetune.setup import RunSetup
 from afterimage.outputs import Outputs, outputs_of_report
 from afterimage.report import logged, run_html, write_report
-from afterimage.report.parts import Part
+from afterimage.report.parts import Figure, Part
 from afterimage.runs import Run, write_json, write_png
 from afterimage.training.batches import subsample
 
@@ -194,19 +194,15 @@ def write_page(
         shown["Pretrained, or from scratch"] = beside
     shown |= parts
     if scored is not None:
+        reports = {k: found[name] for k, found in results.get("tasks", {}).items()}
+        for column, report in {"": scored, **reports}.items():
+            if report is None:
+                continue
+            before, kind = f"{column}: " if column else "", outputs_of_report(report)
+            shown |= {before + k: v for k, v in confusions(report).items()}
+            grids |= {before + k: v for k, v in kind.grids(report).items()}
+            headline |= _headline(name, column, report)
         kind = outputs_of_report(scored)
-        for label, value in figures(scored).items():
-            headline[f"{name} {label} (95 % interval)"] = value
-        shown |= confusions(scored)
-        grids |= kind.grids(scored)
-        for column, reports in results.get("tasks", {}).items():
-            if reports[name] is not None:
-                value = percent(reports[name]["accuracy"])
-                headline[f"{name} {column} accuracy (95 % interval)"] = value
-                more = confusions(reports[name])
-                shown |= {f"{column}: {title}": part for title, part in more.items()}
-                more = outputs_of_report(reports[name]).grids(reports[name])
-                grids |= {f"{column}: {title}": grid for title, grid in more.items()}
         file = CONFUSION if kind.kind == "classes" else FIGURES
         replace_file(run.path / file, kind.text(scored).encode())
     grids |= {k: v for part in sections[1:] for k, v in part.grids.items()}
@@ -216,9 +212,10 @@ def write_page(
     later = {f"{n}": line for n, line in enumerate(filter(None, others), 2)}
     phases = enumerate(description.splitlines(), 1)
     config = setup.config
+    data = config.data or setup.data.splits.train.name
     write_report(
         run.path / "report.html",
-        title=f"{config.mode.name} on {config.data or setup.data.splits.train.name}",
+        title=f"Classifier of {data} (mode {config.mode.name})",
         lead="What a classifier has learned from labelled images.",
         facts=_facts(run, setup, results, done),
         command=first,
@@ -243,6 +240,17 @@ def write_page(
         },
         unfinished=None if done is None else (done, results["steps"]),
     )
+
+
+def _headline(
+    split: str, column: str, report: Mapping[str, Any]
+) -> dict[str, str | Figure]:
+    """The figures to show large: all of the main task, the accuracy of another."""
+    if not column:
+        found = figures(report).items()
+        return {f"{split} {k} (95 % interval)": value for k, value in found}
+    value = percent(report["accuracy"])
+    return {f"{split} {column} accuracy (95 % interval)": value}
 
 
 def domain_picture(
