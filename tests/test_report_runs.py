@@ -74,7 +74,9 @@ def test_settings_are_called_as_their_flags_are(folder):
 
 
 def test_the_page_draws_the_runs_in_one_chart(folder, tmp_path):
-    runs = [read_run(folder(n, rows=ROWS, picture=True, lr=n)) for n in "ab"]
+    # Two evaluations of the loss; a curve of one `ridge` would be a dot.
+    rows = [*ROWS, {"step": 15, "eval/loss": 0.5, "eval/ridge": 0.9}]
+    runs = [read_run(folder(n, rows=rows, picture=True, lr=n)) for n in "ab"]
     page = write_comparison(tmp_path / "page.html", runs).read_text()
     body = ET.fromstring(page[page.index("<body>") : page.index("</html>")])
     charts = [svg.get("aria-label") for svg in body.iter("svg")]

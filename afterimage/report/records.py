@@ -231,13 +231,14 @@ def _not_of_test(figure: str) -> bool:
 def _together(
     records: Sequence[RunRecord], names: Sequence[str]
 ) -> dict[str, dict[str, Points]]:
-    """{metric: {run: its curve}} of what at least two runs have logged, unless it is 0
-    all the time, such as the number of skipped steps."""
+    """{metric: {run: its curve}} of what at least two runs have logged, unless no run
+    logged it twice, or it is 0 all the time, such as the number of skipped steps."""
     counts = collections.Counter(
         name for r in records for name, c in r.curves.items() if any(v for _, v in c)
     )
     least = min(2, len(records))
     some = [n for n in counts if counts[n] >= least and not n.startswith("time/")]
+    some = [n for n in some if any(len(r.curves.get(n, ())) > 1 for r in records)]
     some.sort(key=lambda name: not name.startswith("eval/"))
     # A run without the metric keeps its place, so that it has one colour everywhere.
     return {
