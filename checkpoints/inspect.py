@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from afterimage.checkpoints import files, manifest, names, weights
+from afterimage.checkpoints import files, manifest, names, schemas, weights
 from afterimage.checkpoints.errors import (
     CheckpointError,
     UsageError,
@@ -59,7 +59,9 @@ class Pruned:
 
 
 def verify(folder: _Path) -> list[Finding]:
-    """All problems in a run, step or encoder folder; reads every byte.
+    """All problems in a run, step, encoder, classifier or detector folder.
+
+    Reads every byte. A run includes the detectors under `anomalies/`.
 
     The folder is good if no finding is `fatal`. Raises UsageError where there is
     nothing to verify.
@@ -71,6 +73,10 @@ def verify(folder: _Path) -> list[Finding]:
     for kind in (weights.ENCODER, weights.CLASSIFIER):
         if (place / kind).is_dir():
             found.append((place / kind, kind))
+    found += [
+        (path.parent, weights.DETECTOR)
+        for path in sorted((place / "anomalies").glob(f"*/{manifest.NAME}"))
+    ]
     if not found:
         raise _nothing(place)
     text = "left by an interrupted save; the next run removes it"
@@ -81,8 +87,8 @@ def verify(folder: _Path) -> list[Finding]:
 
 
 def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
-    """Problems in one step, encoder or classifier folder; kind None accepts any."""
-    kinds = (kind,) if kind else (STEP, weights.ENCODER, weights.CLASSIFIER)
+    """Problems in one folder with a manifest; kind None accepts any."""
+    kinds = (kind,) if kind else tuple(schemas.MANIFESTS)
     if kind and files.leads_out(folder, folder.parent):
         return [Finding(str(folder), "foreign", "is a link to a place outside the run")]
     content, findings = manifest.check_folder(folder, kinds, checksums=False)
@@ -172,7 +178,7 @@ def show(folder: _Path, step: int | None = None) -> Shown:
                 f"{place} has no complete step{'' if step is None else f' {step}'}; "
                 f"it has {found or 'none'}."
             )
-    content = manifest.read(place, (STEP, weights.ENCODER, weights.CLASSIFIER))
+    content = manifest.read(place, tuple(schemas.MANIFESTS))
     leaves = content.pop("leaves", None)
     if leaves is None:
         path = place / weights.WEIGHTS

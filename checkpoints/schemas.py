@@ -328,6 +328,8 @@ class NumberFields(Struct):
     mae: Share
     rmse: Share
     r2: Share
+    points: list[tuple[Number, Number]] = []
+    """(true, predicted) of some of the examples."""
 
 
 class ReportFields(Struct):

@@ -1,4 +1,4 @@
-"""The figures of a classifier in plain words, its confusions and its calibration."""
+"""The figures of a fine-tuned network in plain words, and its diagrams."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 from afterimage.evaluation.text import MAX_MATRIX, percent
 from afterimage.outputs import outputs_of_report
 from afterimage.outputs.classes import FIGURES
-from afterimage.report import Diagram, Figure, Matrix, calibration_chart
+from afterimage.report import (
+    Diagram,
+    Figure,
+    Matrix,
+    calibration_chart,
+    scatter_chart,
+)
 from afterimage.report.parts import Part, Table
 
 _MOST_CONFUSED = 20
@@ -59,10 +65,33 @@ def _hint(scored: Mapping[str, Any]) -> tuple[Any, str]:
     return "bad", f"no clear gain: {said}"
 
 
-def confusions(scored: Mapping[str, Any]) -> dict[str, Part]:
-    """Confusions and calibration of a `classification_report`, by heading."""
-    if outputs_of_report(scored).kind != "classes":
-        return {}
+def diagrams(scored: Mapping[str, Any]) -> dict[str, Part]:
+    """By heading: confusions and calibration of classes, or predicted numbers."""
+    kind = outputs_of_report(scored).kind
+    if kind == "regression":
+        return _predicted(scored)
+    return _confusions(scored) if kind == "classes" else {}
+
+
+def _predicted(scored: Mapping[str, Any]) -> dict[str, Part]:
+    """What was predicted for the test images, over what is true."""
+    each = [one for one in scored["outputs"] if one.get("points")]
+    said = (
+        "On the dashed line a prediction is exact. Points in a flat row mean that the "
+        "network always says about the same."
+    )
+    return {
+        "Predicted and true" + (f": {one['name']}" if len(each) > 1 else ""): Diagram(
+            said,
+            scatter_chart(
+                [(x, y) for x, y in one["points"]], f"Predicted over true {one['name']}"
+            ),
+        )
+        for one in each
+    }
+
+
+def _confusions(scored: Mapping[str, Any]) -> dict[str, Part]:
     names = [one["name"] for one in scored["classes"]]
     found: dict[str, Part] = {}
     if len(names) <= MAX_MATRIX:

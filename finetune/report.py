@@ -13,7 +13,7 @@ from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes, replace_file
 from afterimage.evaluation.text import percent
 from afterimage.finetune.control import control
-from afterimage.finetune.figures import confusions, figures
+from afterimage.finetune.figures import diagrams, figures
 from afterimage.finetune.method import Model, Sections
 from afterimage.finetune.selection import Rule
 from afterimage.finetune.setup import RunSetup
@@ -199,7 +199,7 @@ def write_page(
             if report is None:
                 continue
             before, kind = f"{column}: " if column else "", outputs_of_report(report)
-            shown |= {before + k: v for k, v in confusions(report).items()}
+            shown |= {before + k: v for k, v in diagrams(report).items()}
             grids |= {before + k: v for k, v in kind.grids(report).items()}
             headline |= _headline(name, column, report)
         kind = outputs_of_report(scored)

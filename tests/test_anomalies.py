@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from afterimage import AnomalyDetector
 from afterimage import rows as rows_module
 from afterimage.anomalies.detector import threshold_of
 from afterimage.anomalies.scorers.patches import coreset
+from afterimage.checkpoints import inspect
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.commands import main
 from afterimage.data import Preprocessing
@@ -263,9 +265,22 @@ def test_a_detector_that_does_not_fit(run, detectors, tmp_path):
     encoder_artefact.write(tmp_path / "encoder", image_size=(SIDE, SIDE))
     with pytest.raises(CheckpointError, match="another encoder"):
         AnomalyDetector.load(tmp_path, folder=place)
+    assert inspect.verify(place) == []
     weights = place / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"weights\.safetensors"):
         AnomalyDetector.load(run, folder=place)
+    (finding,) = inspect.verify(place)
+    assert finding.fatal
+    assert "weights.safetensors" in finding.path
+
+
+def test_verify_reads_the_detectors_of_a_run(run, detectors, tmp_path):
+    shutil.copytree(run / "encoder", tmp_path / "encoder")
+    detectors["features"].save(tmp_path / "anomalies" / "features")
+    assert inspect.verify(tmp_path) == []
+    (tmp_path / "anomalies/features/weights.safetensors").unlink()
+    (finding,) = inspect.verify(tmp_path)
+    assert (finding.kind, finding.fatal) == ("missing", True)

@@ -159,6 +159,10 @@ def test_brightness_is_learned_in_its_unit(measured):
     assert results["held_out"].startswith("58 of 290 labelled images")
     (one,) = results["test"]["outputs"]
     assert one["r2"]["value"] > 0.9
+    assert len(one["points"]) == one["examples"] == 58
+    error = np.abs(np.diff(one["points"])).mean()
+    assert error == pytest.approx(one["mae"]["value"], rel=1e-6)
+    assert (run / "report.html").read_text().count(": predicted ") == 58
     x, _, level = draw(4, 60)
     found = load_classifier(run).predict(x)
     assert found.shape == (60,)

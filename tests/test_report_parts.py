@@ -18,6 +18,7 @@ from afterimage.report import (
     Table,
     Tile,
     calibration_chart,
+    scatter_chart,
     write_report,
 )
 from afterimage.runs import write_png
@@ -163,3 +164,15 @@ def test_a_calibration_chart_places_points_by_confidence_and_accuracy():
     np.testing.assert_allclose(y, bottom + (top - bottom) * np.array([0.25, 0.5]), 1e-3)
     assert r[1] > r[0]
     assert "9 images: 75.0 % sure on average, 50.0 % right" in text_of(other)
+
+
+def test_a_scatter_chart_has_exact_predictions_on_the_diagonal():
+    svg = ET.fromstring(scatter_chart([(-3, -3.0), (7, 2.0), (1, float("nan"))], "x"))
+    exact, low = svg.iter("circle")
+    (line,) = (line for line in svg.iter("line") if line.get("stroke-dasharray"))
+    left, bottom, right, top = (float(line.get(k)) for k in ("x1", "y1", "x2", "y2"))
+    x, y = (np.array([float(c.get(k)) for c in (exact, low)]) for k in ("cx", "cy"))
+    across, up = (x - left) / (right - left), (bottom - y) / (bottom - top)
+    np.testing.assert_allclose(across, up + np.array([0, 5 / 11]), atol=2e-3)
+    assert "7: predicted 2" in text_of(low)
+    assert "No value is known" in scatter_chart([], "x")

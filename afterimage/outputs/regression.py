@@ -14,6 +14,7 @@ from afterimage.outputs import Activation, Outputs
 from afterimage.reading import NumberReading
 
 _DRAWS = 1000
+_MOST_POINTS = 400
 _BOUNDS = {"mae": (0.0, np.inf), "rmse": (0.0, np.inf), "r2": (-np.inf, 1.0)}
 _LABELS = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 
@@ -81,7 +82,8 @@ class Regression(Outputs):
             shares = {key: _interval(key, guess, true, seed) for key in figures}
             spread = float(true.std()) if len(true) else None
             more = {"examples": len(true), "deviation": spread}
-            each.append({"name": name, **more, **shares})
+            points = {"points": _points(guess, true)}
+            each.append({"name": name, **more, **shares, **points})
         known = [one["r2"]["value"] for one in each if one["r2"]["value"] is not None]
         return {
             "kind": self.kind,
@@ -146,6 +148,14 @@ def _known(
     truth = truth.astype(np.float64)
     pairs = zip(values.T, truth.T)
     return [(guess[~np.isnan(true)], true[~np.isnan(true)]) for guess, true in pairs]
+
+
+def _points(guess: np.ndarray, true: np.ndarray) -> list[list[float]]:
+    """[true, predicted] of up to 400 examples, evenly from lowest to highest."""
+    order = np.argsort(true, kind="stable")
+    count = min(len(order), _MOST_POINTS)
+    chosen = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
+    return [[float(true[i]), float(guess[i])] for i in chosen]
 
 
 def _figures(guess: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -7,6 +7,7 @@ from afterimage.lazy import exports
 if TYPE_CHECKING:
     from afterimage.report.chart import calibration_chart as calibration_chart
     from afterimage.report.chart import line_chart as line_chart
+    from afterimage.report.chart import scatter_chart as scatter_chart
     from afterimage.report.page import logged as logged
     from afterimage.report.page import notebook as notebook
     from afterimage.report.page import write_report as write_report

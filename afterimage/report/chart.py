@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines over steps, and the calibration of a classifier.
+"""Charts as inline SVG: lines over steps, calibration, predicted over true values.
 
 Colours are the variables of the page (`page.html`), so that they follow its light or
 dark mode; without a page, the values after the comma hold.
@@ -8,7 +8,7 @@ import dataclasses
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from afterimage.checkpoints.names import printable
 
@@ -65,42 +65,93 @@ def calibration_chart(bins: Sequence[Mapping[str, Any]], label: str) -> str:
     `bins` are those of `afterimage.evaluation.calibration_bins`. A point has the area
     of its share of the images; on the diagonal, confidence equals accuracy.
     """
-    size, left, top = 250, 44, 12
+    square = _Square((0.0, 100.0), [0.0, 25.0, 50.0, 75.0, 100.0])
     full = sum(one["count"] for one in bins) or 1
-
-    def at(confidence: float, accuracy: float) -> Place:
-        return left + confidence * size, top + (1 - accuracy) * size
-
-    marks = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = at(share, share)
-        marks += [
-            _segment((left, y), (left + size, y), _GRID),
-            _text(left - 7, y + 4, f"{100 * share:.0f}", "end"),
-            _text(x, top + size + 18, f"{100 * share:.0f}", "middle"),
-        ]
-    marks.append(_segment(at(0.0, 0.0), at(1.0, 1.0), _INK, "5 4"))
-    used = [one for one in bins if one["count"]]
-    places = [at(one["confidence"], one["accuracy"]) for one in used]
-    for one, (x, y) in zip(used, places):
-        marks.append(_segment((x, y), at(one["confidence"], one["confidence"]), "gap"))
-    marks.append(_polyline(places, 0))
-    for one, (x, y) in zip(used, places):
-        radius = 2.5 + 9 * math.sqrt(one["count"] / full)
-        said = (
-            f"{one['count']} images: {100 * one['confidence']:.1f} % sure on average, "
-            f"{100 * one['accuracy']:.1f} % right"
-        )
-        marks.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" '
-            f'style="fill:{colour(0)};fill-opacity:.75"><title>{said}</title></circle>'
-        )
-    marks += [
-        _text(left + size / 2, top + size + 38, "how sure it was, %", "middle"),
-        f'<text transform="translate(13 {top + size / 2}) rotate(-90)" '
-        'text-anchor="middle">how often it was right, %</text>',
+    marks = square.marks("how sure it was, %", "how often it was right, %")
+    used = [
+        (one["count"], 100 * one["confidence"], 100 * one["accuracy"])
+        for one in bins
+        if one["count"]
     ]
-    return _svg(left + size + 16, top + size + 46, label, marks)
+    for _, sure, right in used:
+        marks.append(_segment(square.at(sure, right), square.at(sure, sure), "gap"))
+    marks.append(_polyline([square.at(sure, right) for _, sure, right in used], 0))
+    for count, sure, right in used:
+        said = f"{count} images: {sure:.1f} % sure on average, {right:.1f} % right"
+        radius = 2.5 + 9 * math.sqrt(count / full)
+        marks.append(_dot(square.at(sure, right), radius, said))
+    return square.svg(label, marks)
+
+
+def scatter_chart(points: Points, label: str) -> str:
+    """Predicted over true values, as points (true, predicted) in one unit.
+
+    On the diagonal a prediction is exact. Points that are not finite are left out.
+    """
+    every = [(float(x), float(y)) for x, y in points]
+    finite = [point for point in every if all(map(math.isfinite, point))]
+    if not finite:
+        return '<p class="note">No value is known.</p>'
+    low, high = min(map(min, finite)), max(map(max, finite))
+    margin = 0.05 * (high - low) or 0.5 * (abs(low) or 1)
+    low, high = low - margin, high + margin
+    square = _Square((low, high), _round_ticks(low, high, most=4))
+    marks = square.marks("true", "predicted")
+    for x, y in finite:
+        marks.append(_dot(square.at(x, y), 3.0, f"{number(x)}: predicted {number(y)}"))
+    return square.svg(label, marks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Square:
+    """A square chart with the same range and ticks on both axes."""
+
+    range: tuple[float, float]
+    ticks: Sequence[float]
+
+    _SIZE: ClassVar[int] = 250
+    _TOP: ClassVar[int] = 12
+
+    @property
+    def _left(self) -> int:
+        return 20 + 8 * max([3, *(len(number(tick)) for tick in self.ticks)])
+
+    def at(self, x: float | int, y: float | int) -> Place:
+        low, high = self.range
+        right, up = ((value - low) / (high - low) for value in (x, y))
+        return self._left + right * self._SIZE, self._TOP + (1 - up) * self._SIZE
+
+    def marks(self, across: str, up: str) -> list[str]:
+        """The grid, the dashed diagonal, the numbers and names of both axes."""
+        (low, high), left, bottom = self.range, self._left, self._TOP + self._SIZE
+        found = []
+        for tick in self.ticks:
+            x, y = self.at(tick, tick)
+            found += [
+                _segment((left, y), (left + self._SIZE, y), _GRID),
+                _text(left - 7, y + 4, number(tick), "end"),
+                _text(x, bottom + 18, number(tick), "middle"),
+            ]
+        found.append(_segment(self.at(low, low), self.at(high, high), _INK, "5 4"))
+        middle = self._TOP + self._SIZE / 2
+        return [
+            *found,
+            _text(left + self._SIZE / 2, bottom + 38, across, "middle"),
+            f'<text transform="translate(13 {middle}) rotate(-90)" '
+            f'text-anchor="middle">{up}</text>',
+        ]
+
+    def svg(self, label: str, marks: Sequence[str]) -> str:
+        width, height = self._left + self._SIZE + 16, self._TOP + self._SIZE + 46
+        return _svg(width, height, label, marks)
+
+
+def _dot(place: Place, radius: float, said: str) -> str:
+    x, y = place
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" '
+        f'style="fill:{colour(0)};fill-opacity:.75"><title>{said}</title></circle>'
+    )
 
 
 def _svg(
@@ -225,6 +276,6 @@ def _thin(points: Points, most: int = 400) -> Points:
     ]
 
 
-def number(value: float) -> str:
+def number(value: float | int) -> str:
     """A number with three digits, or with commas between thousands."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
