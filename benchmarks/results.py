@@ -63,11 +63,20 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """This process's command line, as a user would type it."""
+    """This process's command line, as a user would type it.
+
+    Without flags whose value is an absolute path: where things are on this machine.
+    """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = ["-m", spec.name] if spec else [os.path.basename(sys.argv[0])]
-    return shlex.join(["python", *program, *sys.argv[1:]])
+    given: list[str] = []
+    for argument in sys.argv[1:]:
+        if not os.path.isabs(argument):
+            given.append(argument)
+        elif given and given[-1].startswith("--"):
+            given.pop()
+    return shlex.join(["python", *program, *given])
 
 
 def row(

@@ -375,7 +375,7 @@ def _rows(
                     each=each,
                     budget=config.budget,
                     cpu_minutes=round(float(np.mean(cost)), 1),
-                    run=found[0]["command"],
+                    run=found[0]["command"].replace(config.out, "runs/strangers"),
                 )
             )
     return rows
