@@ -1,11 +1,10 @@
 """PyTorch's `torch.save` files (`.pth`, `.pt`, `.bin`), read without running them.
 
 Such a file is an uncompressed zip archive of `data.pkl`, which describes tensors, and
-`data/KEY`, their bytes. Python's own unpickler calls what a pickle names, sets
-attributes, and hashes what it is given. Here a pickle can only make dictionaries,
-lists, tuples, strings, numbers and tensors; any other name is refused before it is
-looked up. Format: torch/serialization.py, `_save` and `_load`; torch/_utils.py,
-`_rebuild_tensor_v2`. Opcodes: `pickletools` in the standard library.
+`data/KEY`, their bytes. Before PyTorch 1.6 it was a sequence of five pickles (a magic
+number, a version, the machine, the tensors, the keys of their storages), followed by
+each storage: its count as int64, and its bytes. Format: torch/serialization.py,
+`_save`, `_load`, `_legacy_save`, `_legacy_load`; torch/_utils.py, `_rebuild_tensor_v2`.
 """
 
 import dataclasses
@@ -13,10 +12,9 @@ import io
 import math
 import os
 import pathlib
-import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -24,6 +22,7 @@ import numpy as np
 
 from afterimage.checkpoints import files, names
 from afterimage.checkpoints.errors import CheckpointError, UsageError
+from afterimage.checkpoints.pickles import MOST_BYTES, Name, load_pickle
 from afterimage.checkpoints.schemas import wrong_shape
 from afterimage.checkpoints.weights import from_bytes
 
@@ -40,6 +39,9 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
+_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The first pickle of a file before PyTorch 1.6: the number 0x1950a86a20f9469cfc6c."""
+_VERSION = 1001
 _MOST_DIRECTORY = 16 * 2**20  # bytes; torch.save takes about 130 per tensor
 
 
@@ -56,18 +58,21 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
     Arrays are read-only and may share memory, as the tensors did: together they take no
     more memory than the file's size.
 
-    Raises UsageError for the format before PyTorch 1.6 and for anything that is not a
-    PyTorch file; CheckpointError for a pickle with anything but tensors and plain
-    values, and for a file that contradicts itself.
+    Raises UsageError for anything that torch.save did not write since PyTorch 0.1.10;
+    CheckpointError for a pickle with anything but tensors and plain values, and for a
+    file that contradicts itself.
     """
     path = pathlib.Path(path)
     try:
         with files.open_regular(path) as file:
+            start = file.read(len(_MAGIC))
+            file.seek(0)
+            if start == _MAGIC:
+                return _read_legacy(file, path)
             if not zipfile.is_zipfile(file):
                 raise UsageError(
-                    f"{path} is not a zip archive, the format of torch.save since "
-                    "PyTorch 1.6. If the file is older and you trust it, load it in "
-                    "PyTorch and save it again, or save it as .safetensors."
+                    f"{path} is not a file of torch.save. If you trust it, load it in "
+                    "PyTorch and save its state_dict, or save it as .safetensors."
                 )
             _require_small_directory(file)
             with zipfile.ZipFile(file) as archive:
@@ -113,27 +118,92 @@ def _read(archive: zipfile.ZipFile, path: pathlib.Path, size: int) -> Any:
             f"{path} was written on a big-endian machine; save it "
             "again on a little-endian one."
         )
-    return _Reader(archive, root, str(path)).load(archive.read(pickled[0]))
+    pickle = archive.read(pickled[0])
+    if len(pickle) > MOST_BYTES:
+        raise ValueError(f"its pickle has {len(pickle)} bytes, more than {MOST_BYTES}")
+
+    def numbers(key: str, kind: str, count: int) -> bytes:
+        return archive.read(f"{root}data/{key}")
+
+    return _Reader(numbers, str(path)).load(io.BytesIO(pickle))
+
+
+def _read_legacy(file: BinaryIO, path: pathlib.Path) -> Any:
+    """A file before PyTorch 1.6."""
+    head = io.BytesIO(file.read(MOST_BYTES))
+    head.seek(len(_MAGIC))
+    # What the storages are is known only once the tensors were read, and where they
+    # are only after that: tensors are read twice, first without numbers.
+    claims = _Reader(lambda key, kind, count: b"", str(path), empty=True)
+    if (version := claims.load(head)) != _VERSION:
+        raise UsageError(
+            f"{path} has version {names.shown(version)} of torch.save's format, not "
+            f"{_VERSION}; load it in PyTorch and save it again."
+        )
+    machine = claims.load(head)
+    if type(machine) is not dict or machine.get("little_endian") is not True:
+        raise UsageError(
+            f"{path} was written on a big-endian machine; save it "
+            "again on a little-endian one."
+        )
+    start = head.tell()
+    claims.load(head)
+    end = head.tell()
+    keys = claims.load(head)
+    if type(keys) is not list or sorted(map(repr, keys)) != sorted(
+        map(repr, claims.storages)
+    ):
+        raise ValueError("it lists other storages than its tensors use")
+    places: dict[str, int] = {}
+    place, size = head.tell(), os.fstat(file.fileno()).st_size
+    for key in keys:
+        kind, count = claims.storages[key]
+        file.seek(place)
+        stored = file.read(8)
+        if stored != struct.pack("<q", count):
+            raise ValueError(f"storage {names.shown(key)} has not {count} numbers")
+        places[key] = place + 8
+        place += 8 + count * _STORAGES[kind].itemsize
+        if place > size:
+            raise ValueError(f"storage {names.shown(key)} ends after the file")
+
+    def numbers(key: str, kind: str, count: int) -> bytes:
+        file.seek(places[key])
+        return file.read(count * _STORAGES[kind].itemsize)
+
+    return _Reader(numbers, str(path)).load(io.BytesIO(head.getvalue()[start:end]))
 
 
 class _Reader:
-    """The functions that a pickle of tensors may call, over one archive."""
+    """The functions that a pickle of tensors may call.
 
-    def __init__(self, archive: zipfile.ZipFile, root: str, what: str):
-        self._archive, self._root, self._what = archive, root, what
-        self._storages: dict[str, tuple[str, _Storage]] = {}
+    `numbers` gives the bytes of a storage, from its key, kind and count. An `empty`
+    reader makes no tensors: it notes what storages there are.
+    """
+
+    def __init__(
+        self,
+        numbers: Callable[[str, str, int], bytes],
+        what: str,
+        *,
+        empty: bool = False,
+    ):
+        self._numbers, self._what, self._empty = numbers, what, empty
+        self.storages: dict[str, tuple[str, int]] = {}
+        self._arrays: dict[str, _Storage] = {}
         self._kinds = {Name(name): name for name in _STORAGES}
 
-    def load(self, data: bytes) -> Any:
-        """The value that the pickle describes."""
+    def load(self, file: io.BytesIO) -> Any:
+        """The value that the next pickle of the file describes."""
         names = {("torch", name): mark for mark, name in self._kinds.items()}
         for module, name, function in (
             ("collections", "OrderedDict", _new_dict),
+            ("torch._utils", "_rebuild_tensor", self._tensor),
             ("torch._utils", "_rebuild_tensor_v2", self._tensor),
             ("torch._utils", "_rebuild_parameter", self._parameter),
         ):
             names[module, name] = Name(name, function)
-        return _load_pickle(data, names, self._storage, self._unknown)
+        return load_pickle(file, names, self._storage, self._unknown)
 
     def _unknown(self, module: str, name: str) -> CheckpointError:
         return CheckpointError(
@@ -144,27 +214,34 @@ class _Reader:
         )
 
     def _storage(self, pid: Any) -> _Storage:
-        if type(pid) is not tuple or len(pid) != 5 or type(pid[2]) is not str:
+        # Before PyTorch 1.6 there is a sixth: a view of a part of the storage.
+        known = type(pid) is tuple and len(pid) in (5, 6) and type(pid[2]) is str
+        if not known or pid[5:] not in ((), (None,)):
             raise ValueError("it does not name a storage as torch.save does")
-        _, mark, key, _, count = pid
+        _, mark, key, _, count = pid[:5]
         kind = self._kinds.get(mark) if type(mark) is Name else None
-        if kind is None or type(count) is not int:
+        if kind is None or type(count) is not int or count < 0:
             raise ValueError(f"storage {names.shown(key)} has no type or no size")
-        if key not in self._storages:
-            data = self._archive.read(f"{self._root}data/{key}")
-            array = from_bytes(data, _STORAGES[kind])
-            self._storages[key] = kind, _Storage(array)
-        known, storage = self._storages[key]
-        if known != kind or storage.array.size != count:
+        if key not in self.storages:
+            data = self._numbers(key, kind, count)
+            self._arrays[key] = _Storage(from_bytes(data, _STORAGES[kind]))
+            self.storages[key] = kind, self._held(key, count)
+        if self.storages[key] != (kind, count):
+            held, of = self.storages[key][::-1]
             raise CheckpointError(
-                f"{self._what}: storage {names.shown(key)} has {storage.array.size} "
-                f"numbers of {known}, not {count} of {kind}."
+                f"{self._what}: storage {names.shown(key)} has {held} "
+                f"numbers of {of}, not {count} of {kind}."
             )
-        return storage
+        return self._arrays[key]
+
+    def _held(self, key: str, count: int) -> int:
+        return count if self._empty else self._arrays[key].array.size
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any):
         if type(storage) is not _Storage:
             raise ValueError("a tensor's storage is not a storage")
+        if self._empty:
+            return storage.array
         if type(size) is not tuple or type(stride) is not tuple:
             raise ValueError("a tensor has no shape or no strides")
         if wrong := wrong_shape(size):
@@ -203,181 +280,3 @@ def _new_dict() -> dict[Any, Any]:
     Not `dict`: it would hash an argument, and a hostile one takes forever to hash.
     """
     return {}
-
-
-MOST_BYTES = 16 * 2**20
-MOST_STEPS = 2_000_000
-"""Maximum number of opcodes; a tensor takes about thirty."""
-
-_Function = Callable[..., Any]
-_MARK = object()
-
-
-class Name:
-    """A placeholder for a global that a pickle may name; it is immutable."""
-
-    __slots__ = ("call", "text")
-    call: _Function | None
-    text: str
-
-    def __init__(self, text: str, call: _Function | None = None):
-        object.__setattr__(self, "text", text)
-        object.__setattr__(self, "call", call)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{self.text} is constant")
-
-
-def _load_pickle(
-    data: bytes,
-    known: Mapping[tuple[str, str], Name],
-    persistent: _Function,
-    unknown: Callable[[str, str], Exception],
-) -> Any:
-    """The value a pickle describes; ValueError says why it is refused.
-
-    `known` are the globals it may name, {(module, name): placeholder}; `unknown(module,
-    name)` is the error for any other. `persistent(id)` returns the object with an id.
-    """
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"its pickle has {len(data)} bytes, more than {MOST_BYTES}")
-    machine = _Machine(known, persistent, unknown)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
-        if count > MOST_STEPS:
-            raise ValueError(f"its pickle has more than {MOST_STEPS} opcodes")
-        if opcode.name == "STOP":
-            return machine.pop()
-        step = _STEPS.get(opcode.name)
-        if step is None:
-            raise ValueError(f"its pickle uses {opcode.name}, which no tensor needs")
-        step(machine, argument)
-    raise ValueError("its pickle has no end")
-
-
-class _Machine:
-    """The stack and the memo."""
-
-    def __init__(self, names: Any, persistent: _Function, unknown: Any):
-        self.names, self.persistent, self.unknown = names, persistent, unknown
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def pop(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("its pickle needs a value that is missing")
-        return self.stack.pop()
-
-    def top(self, kind: type) -> Any:
-        if not self.stack or type(self.stack[-1]) is not kind:
-            raise ValueError(f"its pickle needs a {kind.__name__} that is missing")
-        return self.stack[-1]
-
-    def to_mark(self) -> list[Any]:
-        for place in range(len(self.stack) - 1, -1, -1):
-            if self.stack[place] is _MARK:
-                found = self.stack[place + 1 :]
-                del self.stack[place:]
-                return found
-        raise ValueError("its pickle has no mark where one is needed")
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def name(self, module: Any, name: Any) -> None:
-        if type(module) is not str or type(name) is not str:
-            raise ValueError("its pickle names a global by something other than text")
-        if (module, name) not in self.names:
-            raise self.unknown(module, name)
-        self.push(self.names[module, name])
-
-    def take(self, count: int) -> tuple[Any, ...]:
-        return tuple([self.pop() for _ in range(count)][::-1])
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.top(dict)
-        keys = items[::2]
-        # A key made of nested tuples could take forever to hash.
-        if len(items) % 2 or not all(type(key) in (str, int) for key in keys):
-            raise ValueError("its pickle has a key that is neither text nor an integer")
-        target.update(zip(keys, items[1::2]))
-
-    def reduce(self) -> None:
-        arguments = self.top(tuple)
-        self.pop()
-        function = self.pop()
-        if type(function) is not Name or function.call is None:
-            raise ValueError("its pickle calls something that is not a function")
-        try:
-            self.push(function.call(*arguments))
-        except TypeError:
-            text = f"its pickle calls {function.text} with {len(arguments)} arguments"
-            raise ValueError(text) from None
-
-    def build(self) -> None:
-        self.pop()
-        # PyTorch's OrderedDict has attributes (`_metadata`), which are ignored.
-        self.top(dict)
-
-
-def _remember(machine: _Machine, place: int) -> None:
-    value = machine.pop()
-    machine.memo[place] = value
-    machine.push(value)
-
-
-def _recall(machine: _Machine, place: int) -> None:
-    if place not in machine.memo:
-        raise ValueError("its pickle reads a memo entry that it never stored")
-    machine.push(machine.memo[place])
-
-
-def _integer(machine: _Machine, value: int) -> None:
-    if not -(2**63) <= value < 2**64:
-        raise ValueError("its pickle contains an integer of more than 64 bits")
-    machine.push(value)
-
-
-def _extend(machine: _Machine, values: Iterable[Any]) -> None:
-    machine.top(list).extend(values)
-
-
-def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.push(make())
-
-
-def _tuple(count: int) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.push(machine.take(count))
-
-
-_PLAIN = (
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINFLOAT"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-)
-_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
-    **dict.fromkeys(_PLAIN, _Machine.push),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4"), _integer),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _remember),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), _recall),
-    "MEMOIZE": lambda machine, _: _remember(machine, len(machine.memo)),
-    "MARK": _constant(lambda: _MARK),
-    "NONE": _constant(lambda: None),
-    "NEWTRUE": _constant(lambda: True),
-    "NEWFALSE": _constant(lambda: False),
-    "EMPTY_DICT": _constant(dict),
-    "EMPTY_LIST": _constant(list),
-    "EMPTY_TUPLE": _constant(tuple),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.to_mark())),
-    "TUPLE1": _tuple(1),
-    "TUPLE2": _tuple(2),
-    "TUPLE3": _tuple(3),
-    "SETITEM": lambda machine, _: machine.set_items(list(machine.take(2))),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.to_mark()),
-    "APPEND": lambda machine, _: _extend(machine, machine.take(1)),
-    "APPENDS": lambda machine, _: _extend(machine, machine.to_mark()),
-    "GLOBAL": lambda machine, argument: machine.name(*argument.split(" ", 1)),
-    "STACK_GLOBAL": lambda machine, _: machine.name(*machine.take(2)),
-    "BINPERSID": lambda machine, _: machine.push(machine.persistent(machine.pop())),
-    "REDUCE": lambda machine, _: machine.reduce(),
-    "BUILD": lambda machine, _: machine.build(),
-}

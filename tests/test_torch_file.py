@@ -86,9 +86,74 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
     assert target.exists()
 
 
-def test_the_legacy_format_is_refused():
-    with pytest.raises(UsageError, match=r"PyTorch 1\.6"):
-        read_torch(FILES / "legacy.pth")
+def test_files_before_torch_1_6(tmp_path):
+    assert read_torch(FILES / "legacy.pth") == {}  # PyTorch 2.13.0 wrote it
+    one = pickles.storage(6, "94", more=b"N")
+    other = pickles.storage(2, "95", "LongStorage", b"N")
+    saved = pickles.state_dict(
+        view=pickles.tensor(one, (2, 2), (3, 1), 1),
+        whole=pickles.tensor(one, (6,), (1,)),
+        count=pickles.tensor(other, (), ()),
+    )
+    numbers = {
+        "95": (2, np.array([7, 8]).tobytes()),
+        "94": (6, np.arange(6, dtype="<f4").tobytes()),
+    }
+    found = read_torch(pickles.write_legacy(tmp_path / "x.pth", saved, numbers))
+    assert list(found) == ["view", "whole", "count"]
+    np.testing.assert_array_equal(found["view"], [[1, 2], [4, 5]])
+    np.testing.assert_array_equal(found["whole"], np.arange(6, dtype=np.float32))
+    assert found["count"] == 7
+    assert found["count"].dtype == np.int64
+    assert not found["whole"].flags.writeable
+
+
+def test_torch_writes_what_is_read_of_the_old_format(tmp_path):
+    torch = pytest.importorskip("torch")
+    write_files(tmp_path)
+    saved = torch.load(tmp_path / "tensors.pth")
+    old = tmp_path / "old.pth"
+    torch.save(saved, old, _use_new_zipfile_serialization=False)
+    found = read_torch(old)
+    for name, want in SAVED.items():
+        np.testing.assert_array_equal(found[name].astype(want.dtype), want)
+
+
+LEGACY = pickles.state_dict(w=pickles.tensor(pickles.storage(6), (6,), (1,)))
+SIX = np.arange(6, dtype="<f4").tobytes()
+OLD_LIES = {
+    "fewer numbers than claimed": ({"storages": {"0": (6, SIX[:-1])}}, "ends after"),
+    "another count": ({"storages": {"0": (5, SIX)}}, "has not 6 numbers"),
+    "a huge count": ({"storages": {"0": (2**62, SIX)}}, "has not 6 numbers"),
+    "a missing storage": ({}, "other storages"),
+    "a storage too many": (
+        {"storages": {"0": (6, SIX), "1": (6, SIX)}},
+        "other storages",
+    ),
+    "keys that are no text": ({"storages": {"0": (6, SIX)}, "keys": [[]]}, "other"),
+    "another version": ({"version": 1000}, "has version 1000"),
+    "a big-endian machine": ({"little": False}, "big-endian"),
+}
+
+
+@pytest.mark.parametrize("lie", OLD_LIES)
+def test_an_old_file_that_lies_is_refused(tmp_path, lie):
+    parts, said = OLD_LIES[lie]
+    path = pickles.write_legacy(tmp_path / "x.pth", LEGACY, **parts)
+    with pytest.raises((CheckpointError, UsageError), match=said):
+        read_torch(path)
+
+
+def test_an_old_malicious_pickle_is_refused_and_not_run(tmp_path):
+    target = tmp_path / "executed"
+    attack = pickle.dumps({"w": _Attack(target)}, 2)
+    path = pickles.write_legacy(tmp_path / "bad.pth", attack)
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*not run"):
+        read_torch(path)
+    assert not target.exists()
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_torch(path)
 
 
 def test_a_tensor_larger_than_its_storage_is_refused():

@@ -1,6 +1,7 @@
 """Files as `torch.save` writes them, opcode by opcode: a test can lie in one."""
 
 import io
+import pickle
 import struct
 import zipfile
 
@@ -23,9 +24,12 @@ def named(module: str, name: str) -> bytes:
     return f"c{module}\n{name}\n".encode()
 
 
-def storage(count: int, key: str = "0", kind: str = "FloatStorage") -> bytes:
+def storage(
+    count: int, key: str = "0", kind: str = "FloatStorage", more: bytes = b""
+) -> bytes:
+    """`more` is b"N" before PyTorch 1.6."""
     parts = text("storage"), named("torch", kind), text(key), text("cpu")
-    return b"(" + b"".join(parts) + integer(count) + b"tQ"
+    return b"(" + b"".join(parts) + integer(count) + more + b"tQ"
 
 
 def tensor(of: bytes, size, stride, offset: int = 0) -> bytes:
@@ -57,4 +61,20 @@ def encode(pickled: bytes, storages=None, compression=zipfile.ZIP_STORED) -> byt
 def write(path, *contents):
     """`encode` into a file."""
     path.write_bytes(encode(*contents))
+    return path
+
+
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def write_legacy(path, pickled, storages=(), version=1001, little=True, keys=None):
+    """A file before PyTorch 1.6: storages are {key: (count, bytes)}."""
+    storages = dict(storages)
+    machine = {"protocol_version": version, "little_endian": little}
+    parts = [pickle.dumps(value, 2) for value in (MAGIC, version, machine)]
+    listed = list(storages) if keys is None else keys
+    parts += [pickled, pickle.dumps(listed, 2)]
+    for count, data in storages.values():
+        parts.append(struct.pack("<q", count) + data)
+    path.write_bytes(b"".join(parts))
     return path
