@@ -59,10 +59,26 @@ def export_features(
     Raises UserError for another suffix or no images, DiskError for a place that cannot
     be written.
     """
-    make, out = _writer(out), Path(out)
-    rows = sum(map(len, sets.values()))
     width = encoder.vector_size(pool) if pca is None else pca.axes.shape[1]
-    if not rows:
+    parts = _rows(encoder, sets, pool, views, batch_size)
+    if pca is not None:
+        parts = ({**part, "vector": pca(part["vector"])} for part in parts)
+    return write_features(parts, sets, out, width)
+
+
+def write_features(
+    parts: Iterable[dict[str, Any]],
+    sets: Mapping[str, ImageSet],
+    out: str | os.PathLike[str],
+    width: int,
+) -> int:
+    """Write the rows of `parts` (`rows_of`), vectors of `width` numbers; their number.
+
+    Otherwise as `export_features`, which computes them.
+    """
+    make, out = _writer(out), Path(out)
+    total, rows = sum(map(len, sets.values())), 0
+    if not total:
         raise UserError("there are no images to compute features of.")
     untouched = " An existing file of this name is unchanged"
     labelled = any(
@@ -73,15 +89,14 @@ def export_features(
         disk_errors(f"out={out} was not written", untouched),
         _complete_or_absent(out) as partial,
         partial.open("wb") as file,
-        ProgressBar(rows, "features") as progress,
+        ProgressBar(total, "features") as progress,
     ):
-        writer = make(file, (rows, width), labelled)
+        writer = make(file, (total, width), labelled)
         with contextlib.ExitStack() as failing:
             failing.callback(writer.abandon)
-            for part in _rows(encoder, sets, pool, views, batch_size):
-                if pca is not None:
-                    part["vector"] = pca(part["vector"])
+            for part in parts:
                 writer.add(part)
+                rows += len(part["vector"])
                 progress.add(len(part["vector"]))
             writer.close()
             failing.pop_all()
@@ -126,17 +141,23 @@ def _rows(
         starts = range(0, len(images), batch_size)
         vectors = _vectors(encoder, images, pool, views, batch_size)
         for start, vector in zip(starts, vectors, strict=True):
-            part = slice(start, start + len(vector))
-            known = images.labels
-            labels = [-1] * len(vector) if known is None else known[part].tolist()
-            names = images.class_names or ()
-            yield {
-                "split": [split] * len(vector),
-                "id": list(images.ids[part]),
-                "label": labels,
-                "class": [names[c] if 0 <= c < len(names) else None for c in labels],
-                "vector": vector,
-            }
+            yield rows_of(split, images, range(start, start + len(vector)), vector)
+
+
+def rows_of(
+    split: str, images: ImageSet, numbers: Sequence[int], vector: np.ndarray
+) -> dict[str, Any]:
+    """The columns of the images with these numbers, whose vectors are `vector`."""
+    known = images.labels
+    labels = [-1 if known is None else int(known[number]) for number in numbers]
+    names = images.class_names or ()
+    return {
+        "split": [split] * len(vector),
+        "id": [images.ids[number] for number in numbers],
+        "label": labels,
+        "class": [names[c] if 0 <= c < len(names) else None for c in labels],
+        "vector": vector,
+    }
 
 
 def _vectors(
@@ -340,27 +361,48 @@ class CsvRows(_Rows):
 def features(config: FeaturesConfig) -> int:
     """Write the file that `config` describes; returns its number of rows."""
     _writer(config.out)  # before hours of work
+    if config.ray is not None:
+        # Imported here: it needs the [ray] extra.
+        from afterimage.ray.features import features as on_ray
+
+        return on_ray(config)
     encoder = load_encoder(config.from_, dtype=config.dtype)
     splits = open_for(encoder.preprocessing, config)
     chosen = select(splits, config.split, config.data)
     report_skipped(chosen)
-    how: Any = {n: getattr(config, n) for n in ("pool", "views", "batch_size")}
-    pca = None
-    if config.dim is not None:
-        # Always of the training images: all splits share the axes.
-        pca = PCA.fit(encoder, splits.train, config.dim, **how)
-        say_once(
-            f"{config.dim} principal components of {pca.images:,} images of "
-            f"{splits.train.name}: {pca.share:.1%} of the variance. Other --data has "
-            "other components"
-        )
-    return export_features(encoder, chosen, config.out, pca=pca, **how)
+    pca = fit_pca(config, encoder, splits)
+    return export_features(encoder, chosen, config.out, pca=pca, **how(config))
+
+
+def how(config: FeaturesConfig) -> dict[str, Any]:
+    """The settings that say how a vector is computed."""
+    return {name: getattr(config, name) for name in ("pool", "views", "batch_size")}
+
+
+def fit_pca(config: FeaturesConfig, encoder: Encoder, splits: Splits) -> PCA | None:
+    """The principal components that `config` asks for, if any."""
+    if config.dim is None:
+        return None
+    # Always of the training images: all splits share the axes.
+    pca = PCA.fit(encoder, splits.train, config.dim, **how(config))
+    say_once(
+        f"{config.dim} principal components of {pca.images:,} images of "
+        f"{splits.train.name}: {pca.share:.1%} of the variance. Other --data has "
+        "other components"
+    )
+    return pca
 
 
 def open_for(
-    preprocessing: Preprocessing, config: FeaturesConfig | EvaluateConfig
+    preprocessing: Preprocessing,
+    config: FeaturesConfig | EvaluateConfig,
+    *,
+    lazily: bool = False,
 ) -> Splits:
-    """The data at the encoder's size and channels, if the source can convert them."""
+    """The data at the encoder's size and channels, if the source can convert them.
+
+    `lazily` as in `open_data`.
+    """
     height, width = preprocessing.image_size
     return open_data(
         config.data,
@@ -370,6 +412,7 @@ def open_for(
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         reading=config,
+        lazily=lazily,
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from afterimage import hosts
+
 
 def cache_dir() -> pathlib.Path:
     """The cache folder: $AFTERIMAGE_CACHE, else the user's, else a temporary folder."""
@@ -62,30 +64,6 @@ def enable_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def join_hosts() -> None:
-    """Join several processes into one job, if the environment says so.
-
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name the job; with
-    AFTERIMAGE_HOSTS=auto JAX finds them itself (TPU pods, Slurm, Open MPI, Kubernetes).
-    Call it before anything else touches a device.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if not address and os.environ.get("AFTERIMAGE_HOSTS") != "auto":
-        return
-    if jax.distributed.is_initialized():
-        return
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if not address:
-        jax.distributed.initialize()
-        return
-    jax.distributed.initialize(
-        address,
-        num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-        process_id=int(os.environ["JAX_PROCESS_ID"]),
-    )
-
-
 def start() -> None:
     """The setup that every command runs first."""
     enable_compile_cache()
@@ -94,7 +72,7 @@ def start() -> None:
     warnings.filterwarnings(
         "ignore", "Error (reading|writing) persistent compilation cache"
     )
-    join_hosts()
+    hosts.join()
 
 
 def cores() -> int:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from afterimage import runtime
@@ -48,6 +47,7 @@ from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, subsample
 from afterimage.training.job import Job, Say, Trainer, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
+from afterimage.training.sharding import whole
 from afterimage.training.stage import Stage, describe
 from afterimage.training.step import State, averaged_params, averaged_stats
 
@@ -329,6 +329,7 @@ class FinetuneJob(Job[FinetuneResult]):
         `more` is passed to `write_page`.
         """
         setup, run = self.setup, self.run
+        model = whole(model)
         for method in self.config.methods:
             results |= method.results(setup, model)
         pictures, references = self._pictures(model), self._references(model)
@@ -410,5 +411,5 @@ def _weighted(scores: Any, images: ImageSet, weights: Any) -> dict[str, float]:
 
 def _array(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jnp.zeros(leaf.shape, leaf.dtype)
+        return np.zeros(leaf.shape, leaf.dtype)
     return leaf

@@ -50,12 +50,12 @@ from afterimage.training.batches import (
     EvaluationRunner,
     check_batch,
     make_mesh,
-    replicate,
 )
 from afterimage.training.job import Job, Say, Trainer, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
+from afterimage.training.sharding import initialising, whole
 from afterimage.training.step import (
     State,
     averaged_params,
@@ -181,9 +181,10 @@ class _Pretraining(Job[PretrainResult]):
         # From all training images, including those held out: the same for every seed.
         self.preprocessing = _preprocessing(self.source, config.normalise)
         self.model = _model_config(config, self.train)
-        module = config.objective.build(self.model, nnx.Rngs(config.seed))
-        network, params, stats = Network.create(module, dtype=config.precision)
-        self.initial = params, config.objective.start(params, stats)
+        with initialising(config.shard_parameters):
+            module = config.objective.build(self.model, nnx.Rngs(config.seed))
+            network, params, stats = Network.create(module, dtype=config.precision)
+            self.initial = params, config.objective.start(params, stats)
         augment = make_augment(config.augment, config.view_size)
         setup = ModelSetup(self.model, network, self.preprocessing, augment)
         self.setup = config.objective.prepare(setup, self.train)
@@ -232,7 +233,7 @@ class _Pretraining(Job[PretrainResult]):
             sweep=sweep,
             total=self.total,
         )
-        self.evaluation.measure_baselines(*replicate(self.initial, self.mesh))
+        self.evaluation.measure_baselines(*self.trainer.place(self.initial))
         if not self.evaluation.bottleneck:
             self.vector = VectorRecipe(self.evaluation.own[0])
 
@@ -292,10 +293,11 @@ class _Pretraining(Job[PretrainResult]):
         if self.began[0] >= self.total:  # for the pictures and the report
             self._evaluate(state, self.total)
         params, stats, manifest = self.encoder(state)
-        whole = averaged_params(state, self._partition(state)), averaged_stats(state)
-        initial = replicate(self.initial, self.mesh)
-        self.vector, entries = self.evaluation.conclude(*whole, initial)
+        model = averaged_params(state, self._partition(state)), averaged_stats(state)
+        initial = self.trainer.place(self.initial)
+        self.vector, entries = self.evaluation.conclude(*model, initial)
         manifest |= entries
+        params, stats = whole((params, stats))
         # Write the encoder last: a run that has it has its final report.
         if run.is_main_process:
             parts = {

@@ -19,7 +19,7 @@ Write the feature vector of every image to a file.
     common={
         "What and where": ("data", "from_", "out", "split"),
         "Which features": ("pool", "dim", "views", "dtype"),
-        "How it runs": ("batch_size", "on_bad_image", "cache"),
+        "How it runs": ("batch_size", "on_bad_image", "cache", "ray"),
     },
 )
 

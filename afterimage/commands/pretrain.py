@@ -6,6 +6,7 @@ from typing import Any
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say, say_result
+from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.presets import PRESETS
 
@@ -21,8 +22,16 @@ class Flags(PretrainConfig):
 
 
 def _recommended(flags: Mapping[str, Any]) -> PretrainConfig:
+    import jax
+
     from afterimage.pretrain.recipe import recommend
 
+    if (count := jax.process_count()) > 1:
+        raise UserError(
+            f"{count} processes form this job, and each would choose settings for its "
+            "own machine. Give --preset, or --config FILE with settings that "
+            "--print-config wrote"
+        )
     return recommend(**{"data": None, **flags})
 
 

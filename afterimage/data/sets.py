@@ -38,6 +38,7 @@ class Request:
     reading: ReadingOptions
     strict: bool = True
     once: bool = False
+    lazily: bool = False
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -77,9 +77,31 @@ class FeaturesConfig(ImagesOptions):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; features are stored as float32."""
 
+    ray: str | None = None
+    """Compute on a Ray cluster, one actor per device: its address, auto for the one
+    that this machine belongs to, or local for this machine alone. Every machine must
+    find --data and --from under the same path. Images are read where they are used, and
+    not cached. Needs the [ray] extra."""
+
+    actors: int | None = None
+    """With --ray, the number of actors. Default: one for each accelerator of the
+    cluster, or for each CPU core if it has none."""
+
     def problems(self) -> list[str]:
         """Every setting that cannot work, in one list."""
-        return super().problems() + at_least_1(self, "dim")
+        found = super().problems() + at_least_1(self, "dim", "actors")
+        if self.actors is not None and self.ray is None:
+            found.append(f"actors={self.actors}: only with --ray")
+        if (
+            self.ray
+            and self.on_bad_image == "skip"
+            and self.out.endswith((".npy", ".npz"))
+        ):
+            found.append(
+                f"out={self.out}: with --ray, broken images are found on the way, so "
+                "--on-bad-image skip can only write .parquet or .csv"
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,13 @@ def make_mesh(devices: int | None = None) -> Mesh:
     """A mesh with one axis `data` over all devices, or the first local ones.
 
     Raises:
-      UserError: more devices are requested than exist.
+      UserError: more devices are requested than exist, or some of several processes'.
     """
+    if devices is not None and jax.process_count() > 1:
+        raise UserError(
+            f"devices={devices}: {jax.process_count()} processes form this job, and it "
+            "uses the devices of all of them; leave it out"
+        )
     available = jax.devices() if devices is None else jax.local_devices()
     if devices is not None:
         if devices > len(available):

@@ -4,6 +4,7 @@ and fine-tuning run here.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
@@ -31,6 +32,12 @@ from afterimage.training.optimiser import (
     make_schedule,
     migrate,
 )
+from afterimage.training.sharding import (
+    parts,
+    sharded_loss,
+    sharded_step,
+    spread,
+)
 from afterimage.training.stage import Stage
 from afterimage.training.step import State, Step, abstract, init_state, make_step
 
@@ -55,6 +62,7 @@ class Trainer:
         self, stage: Stage, shapes: Mapping[str, Any], *, mesh: Mesh, images: int
     ):
         self.stage, self.mesh = stage, mesh
+        self.sharded = stage.phases[0].options.shard_parameters
         self.manifest: Mapping[str, Any] = {}
         """The manifest of the checkpoint that the run resumed from."""
         self.phases = [self._ready(i, shapes, images) for i in range(len(stage.phases))]
@@ -64,8 +72,9 @@ class Trainer:
         options, partition = phase.options, phase.partition(shapes)
         warmup = options.warmup(images, phase.steps)
         optimiser = make_optimiser(options, partition)
+        loss = self.stage.loss(index, shapes)
         step = make_step(
-            self.stage.loss(index, shapes),
+            sharded_loss(loss, self.mesh) if self.sharded else loss,
             optimiser=optimiser,
             schedule=make_schedule(
                 options, phase.steps, warmup, self.stage.start(index)
@@ -75,6 +84,8 @@ class Trainer:
             gradient=phase.gradient,
             combine=self.stage.combine,
         )
+        if self.sharded:
+            step = sharded_step(step, self.mesh)
         return Ready(partition, optimiser, step)
 
     def partition(self, step: int) -> Partition:
@@ -82,17 +93,26 @@ class Trainer:
         return self.phases[self.stage.phase_of(step)].partition
 
     def fresh(self, params: Any, stats: Any, *, seed: int, ema: bool) -> State:
-        """The state before the first step, on every device."""
+        """The state before the first step, on the devices."""
         first = self.phases[0]
-        state = init_state(
-            params,
-            stats,
+        make = functools.partial(
+            init_state,
             optimiser=first.optimiser,
             partition=first.partition,
             seed=seed,
             ema=ema,
         )
-        return replicate(state, self.mesh)
+        if not self.sharded:
+            return self.place(make(params, stats))
+        # Each device makes only its part of the moments.
+        shardings = parts(jax.eval_shape(make, params, stats), self.mesh)
+        split = self.place((params, stats))
+        return jax.jit(make, out_shardings=shardings)(*split)
+
+    def place(self, tree: Any) -> Any:
+        """Host arrays, the same on every process, on the devices: in full on each, or
+        split over them if the settings say so."""
+        return (spread if self.sharded else replicate)(tree, self.mesh)
 
     def resume(self, store: Store, make_fresh: Callable[[], State]) -> State | None:
         """The state of the newest good checkpoint; None if there is no checkpoint.
@@ -123,7 +143,7 @@ class Trainer:
         if ema:
             # Copies: the state is donated, and one buffer cannot be donated twice.
             ema = {p: ema.get(p, jnp.copy(leaf)) for p, leaf in trainable.items()}
-        return replicate({**state, "opt": opt, "ema": ema}, self.mesh)
+        return self.place({**state, "opt": opt, "ema": ema})
 
     def train(
         self,

@@ -130,6 +130,11 @@ class TrainingOptions:
     devices: int | None = None
     """Number of local devices to use. Default: all."""
 
+    shard_parameters: bool = False
+    """Split parameters, moments and running means over the devices instead of keeping
+    all of them on each: for an encoder that does not fit one device. The result is the
+    same to rounding; each step sends more between the devices."""
+
     steps_per_dispatch: int | None = None
     """Steps per dispatch to the device. Default: 1 on CPU, up to 32 on accelerators."""
 
@@ -229,7 +234,7 @@ class RunOptions:
 # Settings that do not change what a run computes; they may differ on resume.
 FREE_TO_CHANGE = frozenset(
     {"out", "save_every", "log_every", "keep_last", "keep_best", "tensorboard", "wandb"}
-    | {"devices", "steps_per_dispatch", "resident", "cache"}
+    | {"devices", "shard_parameters", "steps_per_dispatch", "resident", "cache"}
 )
 
 

@@ -71,6 +71,7 @@ def open_data(
     reading: ReadingOptions | None = None,
     strict: bool = True,
     once: bool = False,
+    lazily: bool = False,
 ) -> Splits:
     """The splits of `data`: a spec, a path, or an object that holds images.
 
@@ -92,6 +93,8 @@ def open_data(
     `strict`, the folders it names for splits may be missing. `once` is for a single
     pass: files are read when their images are asked for, as training images, and are
     not cached; folders are not classes; `image_size` and `channels` must be given.
+    `lazily` reads and caches no more than that, but keeps classes and splits: broken
+    files are found when they are read (`read_or_reason`).
 
     Raises UserError for an unknown spec or object, and DataError for data that does not
     fit.
@@ -116,6 +119,7 @@ def open_data(
         reading=reading or ReadingOptions(),
         strict=strict,
         once=once,
+        lazily=lazily,
     )
     if not isinstance(data, str | os.PathLike):
         return _of_object(data, None, request)

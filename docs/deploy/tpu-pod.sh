@@ -1,0 +1,22 @@
+#!/bin/sh
+# Pretrains on every host of a TPU slice, and continues after a preemption:
+#   NAME=my-tpu ZONE=us-central2-b sh tpu-pod.sh photos --preset photos-224 --out /shared/runs/photos
+# The images and the run folder must be on a file system that every host mounts, at the
+# same path (Filestore, or a bucket with gcsfuse). `afterimage` and `jax[tpu]` must be
+# installed on every host.
+set -u
+
+command="AFTERIMAGE_HOSTS=auto afterimage pretrain"
+for word in "$@"; do
+  command="$command '$word'"
+done
+
+until gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all \
+  --command="$command"; do
+  code=$?
+  # 75: stopped by a signal, everything saved. 255: the connection broke.
+  case "$code" in
+    75 | 255) sleep 60 ;;
+    *) exit "$code" ;;
+  esac
+done

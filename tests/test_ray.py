@@ -1,0 +1,193 @@
+"""A real Ray on this machine: features and pretraining; workers are killed."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from afterimage.errors import UserError
+from afterimage.evaluation.configs import FeaturesConfig
+from tests import encoder_artefact
+from tests.faults.test_runs import assert_same_run
+from tests.helpers import environment
+
+WITHOUT_RAY = FeaturesConfig(data="digits", from_="runs/digits", out="f.parquet")
+
+
+def test_actors_need_ray_and_a_file_that_can_have_fewer_rows():
+    with pytest.raises(UserError, match="actors=2: only with --ray"):
+        FeaturesConfig(data="digits", from_="runs/digits", out="f.csv", actors=2)
+    skip = {"ray": "local", "on_bad_image": "skip"}
+    with pytest.raises(UserError, match=r"f.npy: .* \.parquet or \.csv"):
+        FeaturesConfig(data="digits", from_="runs/digits", out="f.npy", **skip)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The environment of commands: Ray keeps a token in the home."""
+    pytest.importorskip("ray")
+    folder = tmp_path_factory.mktemp("home")
+    return environment(HOME=str(folder), AFTERIMAGE_CACHE=str(folder / "cache"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """2,400 images in two splits of three classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = encoder_artefact.pictures(2400)
+    for number, image in enumerate(pixels):
+        place = folder / ("train" if number < 2000 else "test") / "abc"[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    encoder_artefact.write(folder / "encoder")
+    return folder
+
+
+def start(home, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "afterimage", "features", *map(str, words)],
+        env=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def said(process, code=0):
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == code, output
+    return output
+
+
+def descendants(pid, text):
+    """Processes below `pid` whose command line contains `text`."""
+    parents, named = {}, []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                stat, line = entry / "stat", (entry / "cmdline").read_bytes()
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            parents[int(entry.name)] = parent
+            if text in line.decode():
+                named.append(int(entry.name))
+
+    def below(one):
+        while one and one != pid:
+            one = parents.get(one, 0)
+        return one == pid
+
+    return [one for one in named if below(one)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_actor_that_is_killed_costs_no_row_and_doubles_none(
+    tmp_path, home, photos, encoder
+):
+    alone, spread = tmp_path / "alone.csv", tmp_path / "spread.csv"
+    what = (photos, "--from", encoder, "--batch-size", 4)
+    said(start(home, *what, "--out", alone))
+    running = start(home, *what, "--out", spread, "--ray", "local", "--actors", 2)
+    killed, written = [], 0
+    while running.poll() is None and not killed:
+        for partial in tmp_path.glob(".spread.csv.partial-*"):
+            written = partial.read_bytes().count(b"\n")
+        if written > 1:
+            killed = descendants(running.pid, "ray::MapWorker")[:1]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    assert "2400 feature vectors" in said(running)
+    assert killed
+    assert written < 2401
+    assert spread.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_parquet_is_the_same_and_a_broken_image_is_left_out(
+    tmp_path, home, photos, encoder
+):
+    few = tmp_path / "few"
+    for number, path in enumerate(sorted(photos.glob("*/*/*.png"))[:50]):
+        place = (
+            few / ("train" if number < 40 else "test") / "ab"[number % 2] / path.name
+        )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    alone, spread = tmp_path / "alone.parquet", tmp_path / "spread.parquet"
+    what = (few, "--from", encoder, "--batch-size", 16, "--dim", 3)
+    on_ray = ("--ray", "local", "--actors", 1)
+    said(start(home, *what, "--out", alone))
+    said(start(home, *what, "--out", spread, *on_ray))
+    assert spread.read_bytes() == alone.read_bytes()
+    broken = next(few.glob("test/*/*.png"))
+    broken.write_bytes(b"not an image")
+    what = (few, "--from", encoder, "--out", tmp_path / "f.csv", *on_ray)
+    told = said(start(home, *what), code=2)
+    assert broken.name in told
+    told = said(start(home, *what, "--on-bad-image", "skip"))
+    assert "49 feature vectors" in told
+    assert f"skipped test/{broken.parent.name}/{broken.name}" in told
+
+
+TRAIN = """
+import sys
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objectives.plain import Plain
+from afterimage.ray import pretrain
+
+found = pretrain(
+    PretrainConfig(
+        data="synthetic:8x8x1", width=0.25, batch_size=16, steps=30, save_every=3,
+        eval_every=15, log_every=1, pictures=0, probe_images=0, tensorboard=False,
+        out=sys.argv[1], objective=Plain(corruption="gaussian"),
+    ),
+    workers=2, device="cpu", address="local",
+)
+print("RESULT", found.complete, found.steps, found.encoder)
+"""
+
+
+def train(home, out):
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(out)],
+        env=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_pretraining_continues_when_a_worker_is_killed(tmp_path, home):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    told = said(train(home, whole))
+    assert f"RESULT False 30 {whole}/encoder" in told
+    assert "on 2 cpu devices" in told
+    running, metrics, killed = train(home, out), out / "metrics.jsonl", []
+    while running.poll() is None and not killed:
+        if metrics.exists() and '"step": 10,' in metrics.read_text():
+            killed = descendants(running.pid, "ray::RayTrainWorker")[-1:]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    told = said(running)
+    assert killed
+    assert "Continuing after step" in told
+    assert_same_run(out, whole)
+    assert not list(tmp_path.glob(".*.ray"))
