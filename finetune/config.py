@@ -39,7 +39,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The labelled images: characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH,
-    npz:PATH, tfds:NAME, synthetic:HxWxC."""
+    npz:PATH, tar:PATTERN, parquet:PATTERN, tfds:NAME, synthetic:HxWxC."""
 
     target: str | None = None
     """Images of the target domain, in the same form as data. Their labels are never

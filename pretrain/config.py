@@ -30,7 +30,8 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
 
     data: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The images: characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH,
-    tfds:NAME, synthetic:HxWxC, or a path. None if an object is passed to `pretrain`."""
+    tar:PATTERN, parquet:PATTERN, tfds:NAME, synthetic:HxWxC, or a path. None if an
+    object is passed to `pretrain`."""
 
     model: Annotated[str, OneOf(ENCODERS)] = "conv"
     """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""

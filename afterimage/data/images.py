@@ -106,7 +106,7 @@ def image_sets(
     if entry is None:
         entry = _decode_all(files, source, request, learnt, folder)
     if entry.bad and (request.on_bad_image == "fail" or not len(entry.images)):
-        raise DataError(_bad_message(files, entry.bad, source))
+        raise DataError(bad_message(files, entry.bad, source))
     good = [row for row in range(len(files.names)) if row not in entry.bad]
     place = {row: position for position, row in enumerate(good)}
     kept = {
@@ -245,17 +245,17 @@ def _decode_all(
     folder: pathlib.Path | None,
 ) -> Entry:
     """One pass over the headers and one over the pixels, into the cache if any."""
-    good, bad = _headers(files, request.channels)
+    good, bad = headers(files, request.channels)
     if bad and (request.on_bad_image == "fail" or not good):
-        raise DataError(_bad_message(files, bad, source))
+        raise DataError(bad_message(files, bad, source))
     if request.channels != 4:
         _say_alpha(files, good, source)
     _say_pages(files, good, source)
     size = request.size
-    height, width = size or _common_size(files, good, source)
+    height, width = size or common_size(files, good, source)
     value_range = request.value_range
     if value_range == "auto":
-        value_range = _measured(
+        value_range = measured_range(
             files, {r: good[r] for r in learnt if r in good}, source
         )
     channels = request.channels or max(h.channels for h in good.values())
@@ -284,10 +284,14 @@ def _decode_all(
     return Entry(lazy, digests, bad, value_range)
 
 
-def _headers(
-    files: Files, channels: int | None
+def headers(
+    files: Files, channels: int | None, rows: Sequence[int] | None = None
 ) -> tuple[dict[int, Header], dict[int, str]]:
-    """({row: its header}, {row: why it cannot be used as requested})."""
+    """({row: its header}, {row: why it cannot be used as requested}).
+
+    Of these rows; by default of all.
+    """
+    rows = range(len(files.names)) if rows is None else rows
 
     def header(row: int) -> Header:
         with opened(files, row) as file:
@@ -303,16 +307,16 @@ def _headers(
             raise
         return found
 
-    found = dict(windows(or_reason(header), range(len(files.names)), "headers"))
+    found = dict(windows(or_reason(header), rows, "headers"))
     bad = {row: reason for row, reason in found.items() if isinstance(reason, str)}
     return {row: h for row, h in found.items() if row not in bad}, bad
 
 
 def _sizes(files: Files, channels: int | None, source: str) -> Sizes:
     """The sizes of all usable images; DataError if there are none."""
-    good, bad = _headers(files, channels)
+    good, bad = headers(files, channels)
     if not good:
-        raise DataError(_bad_message(files, bad, source))
+        raise DataError(bad_message(files, bad, source))
     return [(header.height, header.width) for header in good.values()]
 
 
@@ -342,9 +346,9 @@ def _say_pages(files: Files, headers: Mapping[int, Header], source: str) -> None
         )
 
 
-def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range:
+def measured_range(files: Files, found: Mapping[int, Header], source: str) -> Range:
     """The value range of the training images of more than 8 bits: see `range_of`."""
-    wide = [row for row, header in headers.items() if header.wide]
+    wide = [row for row, header in found.items() if header.wide]
     if not wide:
         raise DataError(
             f"{source}: value_range='auto' (--value-range auto) applies to images of "
@@ -353,18 +357,19 @@ def _measured(files: Files, headers: Mapping[int, Header], source: str) -> Range
     chosen = wide[:: -(-len(wide) // _MEASURED)]
 
     def values(row: int) -> np.ndarray:
-        with budget.hold(headers[row].cost + files.size(row)):
+        with budget.hold(found[row].cost + files.size(row)):
             return some_values(read(files, row))
 
-    found = (v for _, v in windows(or_reason(values), chosen, "values", 2**20))
-    return range_of([v for v in found if not isinstance(v, str)], source)
+    parts = (v for _, v in windows(or_reason(values), chosen, "values", 2**20))
+    return range_of([v for v in parts if not isinstance(v, str)], source)
 
 
-def _common_size(
-    files: Files, headers: Mapping[int, Header], source: str
+def common_size(
+    files: Files, found: Mapping[int, Header], source: str
 ) -> tuple[int, int]:
+    """The size that all images share; DataError if they have several."""
     sizes = {
-        (h.height, h.width): spelling(files.names[row]) for row, h in headers.items()
+        (h.height, h.width): spelling(files.names[row]) for row, h in found.items()
     }
     if len(sizes) > 1:
         small, large = min(sizes), max(sizes)
@@ -377,7 +382,8 @@ def _common_size(
     return size
 
 
-def _bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
+def bad_message(files: Files, bad: Mapping[int, str], source: str) -> str:
+    """What an error says of files that are no images: the first ten, and the cure."""
     shown = [
         f"{spelling(files.names[row])}: {printable(bad[row])}"
         for row in sorted(bad)[:10]

@@ -29,7 +29,14 @@ def named(
     cells: Sequence[str], where: str, reading: ReadingOptions
 ) -> list[str | None]:
     """The class name for each text; None if it means that there is no label."""
-    texts = collections.Counter(cells)
+    names = class_names(collections.Counter(cells), where, reading)
+    return [names[cell] for cell in cells]
+
+
+def class_names(
+    texts: Mapping[str, int], where: str, reading: ReadingOptions
+) -> dict[str, str | None]:
+    """The same for each text of {text: number of images}."""
     names = {t: None if reading.is_missing(t) else class_name(t) for t in texts}
     for text, name in names.items():
         if name is not None and name.casefold() in _NO_VALUE:
@@ -43,7 +50,7 @@ def named(
             f"{where}: {several[0]} is treated as one class. If | separates labels, "
             "fine-tune with --task multi-label"
         )
-    return [names[cell] for cell in cells]
+    return names
 
 
 def say_alike(classes: Sequence[str] | None, source: str) -> None:

@@ -52,7 +52,7 @@ def table_numbers(
         return None
 
     def where(row: int) -> str:
-        return f"line {table.lines[row]}"
+        return f"{table.unit} {table.lines[row]}"
 
     cells = {name: table.columns[name] for name in columns}
     if wanted.kind == "multi-label" and not wanted.columns:
@@ -64,14 +64,18 @@ def table_numbers(
         names = _columns(wanted, columns)
     if problems:
         raise DataError(listed(problems, source))
-    found = Numbers(values, names)
-    if count := int((~found.known).sum()):
-        none = ". An image with none of the labels has | or --multi-label.empty none"
+    return Numbers(values, names)
+
+
+def say_unknown(numbers: Numbers | None, wanted: NumberReading, source: str) -> None:
+    """Say how many images have no label, if any."""
+    count = 0 if numbers is None else int((~numbers.known).sum())
+    none = ". An image with none of the labels has | or --multi-label.empty none"
+    if count:
         say_once(
             f"{source}: {count:,} images have no label and are left out"
             + (none if wanted.kind == "multi-label" else "")
         )
-    return found
 
 
 def value_numbers(

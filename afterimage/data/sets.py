@@ -100,6 +100,27 @@ class Joined:
         return np.asarray(self[np.arange(len(self))], dtype)
 
 
+class Names(Sequence[str]):
+    """Names that are made when they are asked for: ten million would fill memory."""
+
+    def __init__(self, name: Callable[[int], str], rows: Int[np.ndarray, " n"] | range):
+        self._name, self._rows = name, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        if isinstance(index, slice):
+            return Names(self._name, self._rows[index])
+        return self._name(int(self._rows[index]))
+
+    def take(self, rows: Int[np.ndarray, " n"]) -> "Names":
+        """The names at these positions, in this order."""
+        own = self._rows
+        every = isinstance(own, range) and own == range(len(own))
+        return Names(self._name, rows if every else np.take(own, rows))
+
+
 @dataclasses.dataclass(frozen=True)
 class BadImage:
     """A file that is not the image its name promises, and the reason."""
@@ -245,7 +266,9 @@ class ImageSet:
             self,
             images=Selected(self.images, rows),
             labels=None if self.labels is None else self.labels[rows],
-            ids=[self.ids[row] for row in rows],
+            ids=self.ids.take(rows)
+            if isinstance(self.ids, Names)
+            else [self.ids[row] for row in rows],
             fingerprint=digest.hexdigest(),
             tasks={
                 name: dataclasses.replace(task, values=task.values[rows])

@@ -45,11 +45,13 @@ class Table:
 
     columns: Mapping[str, list[str]]
     lines: Sequence[int]
+    unit: str = "line"
+    """What these numbers count."""
 
     def rows(self, chosen: Sequence[int]) -> "Table":
         """A table with only these rows."""
         columns = {n: [c[row] for row in chosen] for n, c in self.columns.items()}
-        return Table(columns, [self.lines[row] for row in chosen])
+        return Table(columns, [self.lines[row] for row in chosen], self.unit)
 
     def named(self, what: str, source: str, taken: Sequence[str] = ()) -> str | None:
         """The name of the column for `what` (a key of SYNONYMS); None without one.
@@ -185,13 +187,15 @@ def _from_json(text: str, source: str) -> Table:
             raise DataError(f"{source}: line {line} {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{source}: line {line} is not a JSON object, {{…}}")
-        rows.append((line, {class_name(k.strip()): _cell(v) for k, v in row.items()}))
+        rows.append(
+            (line, {class_name(k.strip()): cell_text(v) for k, v in row.items()})
+        )
     head = dict.fromkeys(name for _, row in rows for name in row)
     columns = {name: [row.get(name, "") for _, row in rows] for name in head}
     return Table(columns, [line for line, _ in rows])
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A value as a CSV cell: null is empty, true is 1, nested values stay JSON."""
     if value is None:
         return ""

@@ -288,24 +288,38 @@ class Once:
         flat = np.atleast_1d(rows)
         for row, image in zip(map(int, flat), self.read(flat)):
             if isinstance(image, str):
-                raise DataError(f"{spelling(self._files.names[row])}: {image}")
+                raise DataError(
+                    f"{spelling(self._files.names[row])}: {image}. Remove or repair "
+                    "it, or skip such images with on_bad_image='skip' (--on-bad-image "
+                    "skip)"
+                )
             found.append(image)
         return np.stack(found) if rows.ndim else found[0]
 
     def read(self, rows: np.ndarray) -> list[np.ndarray | str]:
         """Each image, or why it is none; decoded on all cores."""
         with strict():
-            return list(_pool().map(or_reason(self._one), rows.tolist()))
+            return list(_pool().map(or_reason(self.one), rows.tolist()))
 
     def marks(self, rows: np.ndarray) -> list[str]:
         """What changes when a file changes, from its metadata alone."""
         return [json.dumps(self._files.stamp(row)) for row in rows.tolist()]
 
-    def _one(self, row: int) -> np.ndarray:
+    def one(self, row: int) -> np.ndarray:
+        """One image; NotAnImage says why it cannot be read."""
         data = read(self._files, row)
         header = read_header_of(data)
         height, width, channels = self._decoder.shape
         takes_bands(header.channels, header.samples, channels)
+        if self._decoder.size is None and (header.height, header.width) != (
+            height,
+            width,
+        ):
+            raise NotAnImage(
+                f"{header.height}x{header.width} pixels, but others have "
+                f"{height}x{width}; set the size to resize them to, e.g. --image-size "
+                "64"
+            )
         with budget.hold(header.cost + len(data) + height * width * channels):
             return self._decoder(data)
 

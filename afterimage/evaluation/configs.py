@@ -22,8 +22,8 @@ class ImagesOptions(ReadingOptions):
 
     data: str
     """The images: a folder, a .zip, .csv or .npz file, or characters,
-    digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC."""
+    digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tar:PATTERN,
+    parquet:PATTERN, tfds:NAME, synthetic:HxWxC."""
 
     batch_size: int = 256
     """Images per forward pass."""

@@ -241,11 +241,17 @@ class Batches:
         return share * (4 if self.resident else math.prod(self.images.shape))
 
 
-def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:
+_WHOLE = slice(None)
+
+
+def eval_batches(
+    images: ImageSet, batch_size: int, part: slice = _WHOLE
+) -> Iterator[dict[str, Any]]:
     """Every image once, in order, in batches of one size.
 
     Like the items of `Batches`, without "step" and with "mask": bool [batch_size],
-    False where the last batch is padded with repeats of its first image.
+    False where the last batch is padded with repeats of its first image. Of "image",
+    only this part of the batch is read.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: must be at least 1")
@@ -254,7 +260,7 @@ def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, Any]]:
         mask = index < len(images)
         index = np.where(mask, index, start)
         batch = {"index": index.astype(np.int32), "mask": mask}
-        batch["image"] = images.gather(index)
+        batch["image"] = images.gather(index[part])
         if images.truth is not None:
             batch["label"] = images.truth[index]
         yield batch
@@ -437,6 +443,6 @@ class EvaluationRunner:
         """(number, {"image", "mask"} on the devices, the whole mask on the host)."""
         share = self.batch_size // jax.process_count()
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        for number, batch in enumerate(eval_batches(images, self.batch_size)):
-            host = {key: batch[key][mine] for key in ("image", "mask")}
+        for number, batch in enumerate(eval_batches(images, self.batch_size, mine)):
+            host = {"image": batch["image"], "mask": batch["mask"][mine]}
             yield number, place(host, self.mesh), batch["mask"]

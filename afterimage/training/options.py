@@ -28,8 +28,8 @@ class DataOptions(ReadingOptions):
 
     data: str
     """The images: the path of a folder, or of a .zip, .csv or .npz file; or
-    characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tfds:NAME,
-    synthetic:HxWxC."""
+    characters, digits, folder:PATH, zip:PATH[,PATH], csv:PATH, npz:PATH, tar:PATTERN,
+    parquet:PATTERN, tfds:NAME, synthetic:HxWxC."""
 
     image_size: int | None = None
     """Side, in pixels, of the square the images are resized to. Default: the data's own

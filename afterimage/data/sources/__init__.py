@@ -25,8 +25,12 @@ _SUFFIXES = {
     ".tsv": "csv",
     ".jsonl": "csv",
     ".npz": "npz",
+    ".tar": "tar",
+    ".parquet": "parquet",
 }
 """The kind of a file given only by its path."""
+_SHARDS = {".tar": "tar", ".parquet": "parquet", ".tar.gz": "tar", ".tgz": "tar"}
+"""The kind of a pattern by its end; the source explains what it cannot read."""
 
 _OBJECT = "object"
 
@@ -76,8 +80,9 @@ def open_data(
     """The splits of `data`: a spec, a path, or an object that holds images.
 
     A spec is a text such as `digits`, `folder:PATH` or `tfds:NAME`. A path is that of a
-    folder, or of a .zip, .csv, .jsonl or .npz file. An object is an array, a mapping of
-    arrays or of splits, or a sequence of records (`afterimage.data.objects`).
+    folder, or of a .zip, .csv, .jsonl, .npz, .tar or .parquet file. An object is an
+    array, a mapping of arrays or of splits, or a sequence of records
+    (`afterimage.data.objects`).
 
     `image_size` resizes to a square: the short side is scaled, the centre is cropped;
     None keeps the size that all images share; a function chooses one of these from the
@@ -185,6 +190,10 @@ def spec_of(data: str | os.PathLike[str]) -> str:
     suffix = os.path.splitext(text)[1].lower()
     if os.path.exists(place) and suffix in _SUFFIXES:
         return f"{_SUFFIXES[suffix]}:{text}"
+    for end, shards in _SHARDS.items():
+        pattern = glob.has_magic(text) or "{" in text or os.path.isfile(place)
+        if text.lower().endswith(end) and pattern:
+            return f"{shards}:{text}"
     if suffix_of(text) in SUFFIXES and (os.path.isfile(place) or glob.has_magic(text)):
         return f"files:{text}"
     if glob.has_magic(text) and glob.glob(place, recursive=True):

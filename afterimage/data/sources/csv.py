@@ -11,7 +11,7 @@ from afterimage.console import say_once
 from afterimage.data.images import image_sets
 from afterimage.data.labels import named
 from afterimage.data.layout import OPTIONS, by_split, exact
-from afterimage.data.numbers import table_numbers
+from afterimage.data.numbers import say_unknown, table_numbers
 from afterimage.data.pixels import MAX_BYTES
 from afterimage.data.sets import Request, Splits
 from afterimage.data.sources import Source
@@ -57,6 +57,7 @@ class CsvSource(Source):
         names = _names(table, column, label, source, where.parent, outside)
         if wanted is not None:
             numbers = table_numbers(table, label, wanted, source, reading)
+            say_unknown(numbers, wanted, source)
             rows = by_split(splits, source)
             unnamed = {split: (own, [None] * len(own)) for split, own in rows.items()}
             files = OnDisk(where.parent, names)

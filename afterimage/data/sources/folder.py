@@ -139,6 +139,10 @@ def listed_kinds(kinds: Mapping[str, int]) -> str:
 def nothing_found(where: str, others: Mapping[str, int]) -> str:
     """The message for a folder or archive without images; `others` counts suffixes."""
     found = f" (only {listed_kinds(others)})" if others else ""
+    for kind in ("tar", "parquet"):
+        if f".{kind}" in others:
+            place = where.partition(":")[2]
+            found += f". For the .{kind} files, give {kind}:{place}"
     return (
         f"{where} contains no images{found}; expected {' '.join(sorted(SUFFIXES))}, "
         "directly, in one subfolder per class, or in train/, validation/, test/ "
