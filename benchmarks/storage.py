@@ -1,9 +1,9 @@
 """A million small images in tar shards: index, opening, memory and speed.
 
 `python -m benchmarks.storage --mnist mnist.npz` writes benchmarks/results/storage.json
-and storage.md. The images are MNIST's as PNG files, repeated under different names, with
-a .cls each. Every measurement is a process of its own, and counts the pages of its files
-that are in memory as resident. The folder holds fewer of the same images.
+and storage.md. The images are MNIST's as PNG files, repeated under different names,
+with a .cls each. Every measurement is a process of its own, and counts the pages of its
+files that are in memory as resident. The folder holds fewer of the same images.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Shards (tar, Parquet): the same images as a folder, in less memory, on any hosts."""
 
+import csv
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afterimage.commands import main
 from afterimage.data import open_data, shards
 from afterimage.data.ranged import LocalFile, braces
 from afterimage.data.tar import Window, members
@@ -479,3 +481,77 @@ def test_patterns_and_paths(tmp_path, monkeypatch):
         open_data(".")
     with pytest.raises(UserError, match="tar:PATTERN"):
         open_data("tar:")
+
+
+@pytest.fixture
+def bucket():
+    from afterimage.storage.bucket import Bucket
+
+    found = Bucket("memory://shards/data")
+    yield found
+    found.delete(found.entries())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_of_a_bucket(tmp_path, size, kind, bucket):
+    wanted = open_data(KINDS[kind](tmp_path, range(12))).train
+    for file in sorted(tmp_path.glob(f"*.{kind}")):
+        bucket.put(file.name, file.read_bytes())
+    patterns = ["", "/*-00*"]
+    patterns += ["/shard-{000..002}.tar"] if kind == "tar" else []
+    for pattern in patterns:
+        found = open_data(f"{kind}:{bucket.url}{pattern}").train
+        assert list(found.ids) == list(wanted.ids)
+        assert found.fingerprint == wanted.fingerprint
+        np.testing.assert_array_equal(found.gather(range(12)), wanted.gather(range(12)))
+    name = next(iter(bucket.entries()))
+    bucket.put(name, bucket.get(name)[:700])
+    with pytest.raises(DataError, match=f"{kind}:"):
+        open_data(f"{kind}:{bucket.url}")
+    with pytest.raises(DataError, match="does not exist"):
+        open_data(f"{kind}:{bucket.url}/none.{kind}")
+    with pytest.raises(UserError, match="not supported"):
+        open_data(f"{kind}:ftp://a/b.{kind}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_reads_shards(tmp_path, monkeypatch, kind):
+    """On demand, with the same features and predictions as of a folder."""
+    monkeypatch.setattr(shards, "MOST_DECODED", 2)
+    monkeypatch.chdir(tmp_path)
+    spec = KINDS[kind](tmp_path / "shards", range(48))
+    folder = as_folder(tmp_path / "folder", range(48))
+    quick = ["--steps", "4", "--batch-size", "8", "--no-tensorboard"]
+    both = [*quick, "--image-size", "8", "--data", spec]
+    assert main(["pretrain", *both, "--width", "0.25", "--out", "run"]) == 0
+    tune = ["finetune", *quick, "--from", "run", "--data", spec, "--out", "cls"]
+    assert main(tune) == 0
+    assert main(["evaluate", "--from", "cls", "--data", spec]) == 0
+    assert (
+        main(["label", spec, "--from", "cls", "--suggest", "5", "--out", "l.csv"]) == 0
+    )
+    assert (
+        main(["anomalies", spec, "--normal", spec, "--from", "run", "--out", "a.csv"])
+        == 0
+    )
+    assert (
+        main(["similar", spec, "--from", "run", "--duplicates", "--out", "s.csv"]) == 0
+    )
+    found = {}
+    for name, data in (("shards", spec), ("folder", folder)):
+        out = f"{name}.npz"
+        assert main(["features", "--from", "run", "--data", data, "--out", out]) == 0
+        assert main(["predict", data, "--from", "cls", "--out", f"{name}.csv"]) == 0
+        with np.load(out) as arrays:
+            place = np.argsort([key_of(one) for one in arrays["id"].tolist()])
+            features = next(arrays[k] for k in arrays.files if arrays[k].ndim == 2)
+            found[name] = features[place]
+        rows = csv.DictReader((tmp_path / f"{name}.csv").open())
+        found[f"{name} rows"] = sorted(
+            (key_of(r.pop("file")), *r.values()) for r in rows
+        )
+    np.testing.assert_array_equal(found["shards"], found["folder"])
+    assert [row[:2] for row in found["shards rows"]] == [
+        row[:2] for row in found["folder rows"]
+    ]

@@ -49,6 +49,8 @@ class IndexedFiles(Files, Protocol):
     """Files of an index."""
 
     index: Index
+    threads: int
+    """How many should read at once."""
 
 
 def sets_on_demand(
@@ -71,7 +73,7 @@ def sets_on_demand(
     bad: Mapping[int, str] = {}
     if request.on_bad_image == "skip" and not request.once:
         bad = _checked(files, source, groups, decoder)
-    images = Once(files, decoder)
+    images = Once(files, decoder, files.threads)
     names = Names(lambda row: spelling(files.names[row]), range(len(files.names)))
     kept = {s: _without(rows, bad) for s, rows in groups.items()}
     labels, given = _indexed(classes, kept)
@@ -180,7 +182,7 @@ def _checked(
     place = files.index.folder / f"bad-{hashlib.sha256(key).hexdigest()[:16]}.json"
     if (known := _read_bad(place)) is not None:
         return known
-    once, bad = Once(files, decoder), {}
+    once, bad = Once(files, decoder, files.threads), {}
 
     def check(row: int) -> None:
         once.one(row)

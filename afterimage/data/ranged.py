@@ -1,8 +1,11 @@
 """Large files that are read a range at a time, and the patterns that name them.
 
-Everything that shards read goes through `open_ranged`.
+Everything that shards read goes through `open_ranged`: files of a disk, and objects of
+a bucket (`s3://`, `gs://`).
 """
 
+import concurrent.futures
+import fnmatch
 import functools
 import glob
 import io
@@ -14,7 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from afterimage.checkpoints.files import open_regular, reason
 from afterimage.checkpoints.names import spelling
-from afterimage.errors import DataError
+from afterimage.errors import DataError, UserError
+from afterimage.runtime import cores
+from afterimage.storage.bucket import THREADS, Bucket
+from afterimage.storage.urls import is_remote, problem, scheme_of
 
 _OPEN = 64  # files kept open
 _MOST_NAMES = 2**20  # of one pattern
@@ -54,9 +60,23 @@ class LocalFile:
             self._file.close()
 
 
+class RemoteFile:
+    """An object of a bucket."""
+
+    def __init__(self, url: str, size: int):
+        self._bucket, self.size = Bucket(url), size
+
+    def read(self, start: int, length: int) -> bytes:
+        end = min(start + length, self.size)
+        return self._bucket.get("", start, end) if start < end else b""
+
+
 def stamp_of(path: str) -> tuple[Any, ...]:
-    """What changes whenever the file does; DataError if it cannot be read."""
+    """Its size, and what changes whenever it does; DataError if it cannot be read."""
     try:
+        if is_remote(path):
+            entry = Bucket(path).entry()
+            return (entry.size, entry.stamp)
         found = os.stat(path)
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
@@ -71,8 +91,8 @@ def open_ranged(path: str, stamp: tuple[Any, ...]) -> Ranged:
 
     Files are kept open, and closed when nothing uses them any more.
     """
-    del stamp  # a changed file is opened again
-    return LocalFile(path)
+    # A changed file has another stamp, and is opened again.
+    return RemoteFile(path, stamp[0]) if is_remote(path) else LocalFile(path)
 
 
 class RangedFile(io.RawIOBase):
@@ -122,7 +142,10 @@ class Shards:
                 f"{source}: no file matches; expected a {suffix} file, a folder of "
                 f"them, or a pattern such as shard-{{000..099}}{suffix}"
             )
-        self.stamps = [stamp_of(path) for path in self.paths]
+        self.threads = THREADS if any(map(is_remote, self.paths)) else cores()
+        """How many threads should read at once: a request waits long."""
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            self.stamps = list(pool.map(stamp_of, self.paths))
         self.names: Sequence[str] = _short(self.paths)
 
     def open(self, number: int) -> Ranged:
@@ -132,14 +155,20 @@ class Shards:
 
 def _short(paths: Sequence[str]) -> list[str]:
     """The paths below the folder that they share."""
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths])
-    return [
-        os.path.relpath(os.path.abspath(path), folder).replace(os.sep, "/")
+    parts = [
+        (path if is_remote(path) else os.path.abspath(path)).replace(os.sep, "/")
         for path in paths
     ]
+    folders = [part.split("/")[:-1] for part in parts]
+    same = [len(set(level)) == 1 for level in zip(*folders)]
+    shared = same.index(False) if False in same else len(same)
+    return ["/".join(part.split("/")[shared:]) for part in parts]
 
 
 def _matches(part: str, suffix: str) -> Iterator[str]:
+    if scheme_of(part) is not None:
+        yield from _objects(part, suffix)
+        return
     place = os.path.expanduser(part)
     if "\0" in place:
         return
@@ -150,6 +179,23 @@ def _matches(part: str, suffix: str) -> Iterator[str]:
         yield from sorted(filter(os.path.isfile, glob.iglob(place, recursive=True)))
     else:
         yield place
+
+
+def _objects(url: str, suffix: str) -> Iterator[str]:
+    """The objects that a URL names: one, those below it, or those of a pattern."""
+    if not is_remote(url):
+        raise UserError(f"{spelling(url)}: {problem(url)}")
+    url = url.rstrip("/")
+    if url.endswith(suffix) and not glob.has_magic(url):
+        yield url
+        return
+    folder = url
+    while glob.has_magic(folder):
+        folder = folder.rpartition("/")[0]
+    pattern = url[len(folder) + 1 :] or f"*{suffix}"
+    for name in Bucket(folder).entries():
+        if fnmatch.fnmatchcase(name, pattern):
+            yield f"{folder}/{name}"
 
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

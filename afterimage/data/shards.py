@@ -44,8 +44,10 @@ Opener = Callable[[int], Ranged]
 class ShardFiles:
     """The images of an index, as `Files`."""
 
-    def __init__(self, index: Index, names: Sequence[str], opener: Opener):
-        self.index, self._open = index, opener
+    def __init__(
+        self, index: Index, names: Sequence[str], opener: Opener, threads: int
+    ):
+        self.index, self._open, self.threads = index, opener, threads
         self.names: Sequence[str] = names_of(index, names, len(names) > 1)
         self._stamp = index.folder.name  # made of the stamps of all shards
 
@@ -284,7 +286,7 @@ def _numbers(
     for name in names:
         column = index.columns[name]
         used, first = np.unique(column.codes, return_index=True)
-        texts = [column.texts[code] for code in used.tolist()]
+        texts = [column.texts[int(code)] for code in used]
         table = Table({name: texts}, first.tolist(), "image")
         one = wanted
         if wanted.columns:

@@ -216,8 +216,11 @@ budget = Budget()
 
 
 @functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+def _pool(threads: int | None = None) -> concurrent.futures.ThreadPoolExecutor:
+    """Threads for decoding, by default one for each core."""
+    return concurrent.futures.ThreadPoolExecutor(
+        threads or cores(), thread_name_prefix="decode"
+    )
 
 
 def windows(
@@ -272,8 +275,8 @@ class Once:
     For one pass over more images than anyone wants to wait for or to cache.
     """
 
-    def __init__(self, files: Files, decoder: Decoder):
-        self._files, self._decoder = files, decoder
+    def __init__(self, files: Files, decoder: Decoder, threads: int | None = None):
+        self._files, self._decoder, self._threads = files, decoder, threads
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -299,7 +302,8 @@ class Once:
     def read(self, rows: np.ndarray) -> list[np.ndarray | str]:
         """Each image, or why it is none; decoded on all cores."""
         with strict():
-            return list(_pool().map(or_reason(self.one), rows.tolist()))
+            pool = _pool(self._threads)
+            return list(pool.map(or_reason(self.one), rows.tolist()))
 
     def marks(self, rows: np.ndarray) -> list[str]:
         """What changes when a file changes, from its metadata alone."""

@@ -28,8 +28,9 @@ from afterimage.data.shards import (
 from afterimage.data.sources import Source
 from afterimage.data.table import cell_text
 from afterimage.data.workers import inflates_too_much
-from afterimage.errors import DataError
+from afterimage.errors import DataError, UserError
 from afterimage.plugins import SOURCES
+from afterimage.runtime import cores
 
 _TOGETHER_BYTES = 2**25  # read at once
 _MOST_ROWS = 4096
@@ -65,7 +66,7 @@ class ParquetSource(Source):
         key = ["parquet", list(zip(shards.paths, shards.stamps)), columns]
         index = kept(key, build, digest)
         packed: Ranged = LocalFile(str(index.folder / PACKED))
-        files = ShardFiles(index, shards.names, lambda _: packed)
+        files = ShardFiles(index, shards.names, lambda _: packed, cores())
         return open_indexed(files, shards.names, source, request)
 
 
@@ -103,9 +104,9 @@ class _Copy:
                 where = f"parquet:{spelling(name)}"
                 try:
                     self._one(shards.open(number), where, file)
+                except UserError:
+                    raise
                 except (pa.ArrowException, OSError, ValueError) as error:
-                    if isinstance(error, DataError):
-                        raise
                     said = printable(reason(error).partition("\n")[0])
                     raise DataError(
                         f"{where} cannot be read ({said}); expected a Parquet file"

@@ -70,7 +70,7 @@ class TarSource(Source):
 
         key = ["tar", list(zip(shards.paths, shards.stamps)), columns]
         index = kept(key, build, lambda index: sample_digest(index, shards.open))
-        files = ShardFiles(index, shards.names, shards.open)
+        files = ShardFiles(index, shards.names, shards.open, shards.threads)
         return open_indexed(files, shards.names, source, request)
 
 
