@@ -25,9 +25,11 @@ from benchmarks.results import row, write_results
 
 _SHARD = 10_000
 _BATCH = 512
+Encoded = list[tuple[bytes, int]]
+"""PNG files and their digits."""
 
 
-def encoded(path: str) -> list[tuple[bytes, int]]:
+def encoded(path: str) -> Encoded:
     """MNIST's training images as PNG files, with their digits."""
     with np.load(path) as arrays:
         pairs = zip(arrays["x_train"], arrays["y_train"].tolist(), strict=True)
@@ -39,7 +41,7 @@ def encoded(path: str) -> list[tuple[bytes, int]]:
         return found
 
 
-def write_shards(folder: pathlib.Path, images: list[tuple[bytes, int]], count: int):
+def write_shards(folder: pathlib.Path, images: Encoded, count: int) -> None:
     """`count` images in shards of 10,000, as WebDataset packs them."""
     folder.mkdir(parents=True)
     for first in range(0, count, _SHARD):
@@ -57,7 +59,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(info, io.BytesIO(data))
 
 
-def write_folder(folder: pathlib.Path, images: list[tuple[bytes, int]], count: int):
+def write_folder(folder: pathlib.Path, images: Encoded, count: int) -> None:
     """`count` of the same images in a folder per digit."""
     for number in range(count):
         data, digit = images[number % len(images)]
@@ -145,7 +147,7 @@ def compare(scratch: pathlib.Path, mnist: str, sizes: dict[str, int]) -> list[An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Shards against a folder.")
     parser.add_argument("--mnist", help="mnist.npz, with x_train and y_train")
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--folder-images", type=int, default=50_000)

@@ -18,6 +18,7 @@ from afterimage.errors import DataError, UserError
 from afterimage.reading import NumberReading, ReadingOptions
 from afterimage.runtime import cache_dir
 from afterimage.training.batches import Batches, eval_batches
+from tests import classifier_artefact
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -514,44 +515,40 @@ def test_shards_of_a_bucket(tmp_path, size, kind, bucket):
         open_data(f"{kind}:ftp://a/b.{kind}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_command_reads_shards(tmp_path, monkeypatch, kind):
-    """On demand, with the same features and predictions as of a folder."""
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A classifier on disk; images are decoded on demand."""
     monkeypatch.setattr(shards, "MOST_DECODED", 2)
     monkeypatch.chdir(tmp_path)
-    spec = KINDS[kind](tmp_path / "shards", range(48))
-    folder = as_folder(tmp_path / "folder", range(48))
-    quick = ["--steps", "4", "--batch-size", "8", "--no-tensorboard"]
-    both = [*quick, "--image-size", "8", "--data", spec]
-    assert main(["pretrain", *both, "--width", "0.25", "--out", "run"]) == 0
-    tune = ["finetune", *quick, "--from", "run", "--data", spec, "--out", "cls"]
-    assert main(tune) == 0
-    assert main(["evaluate", "--from", "cls", "--data", spec]) == 0
-    assert (
-        main(["label", spec, "--from", "cls", "--suggest", "5", "--out", "l.csv"]) == 0
-    )
-    assert (
-        main(["anomalies", spec, "--normal", spec, "--from", "run", "--out", "a.csv"])
-        == 0
-    )
-    assert (
-        main(["similar", spec, "--from", "run", "--duplicates", "--out", "s.csv"]) == 0
-    )
+    classifier_artefact.write(tmp_path / "cls", heads={"classes": CLASSES})
+    return "cls"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_commands_read_shards_as_a_folder(tmp_path, trained, kind):
+    spec = KINDS[kind](tmp_path / "s", range(12))
     found = {}
-    for name, data in (("shards", spec), ("folder", folder)):
-        out = f"{name}.npz"
-        assert main(["features", "--from", "run", "--data", data, "--out", out]) == 0
-        assert main(["predict", data, "--from", "cls", "--out", f"{name}.csv"]) == 0
-        with np.load(out) as arrays:
-            place = np.argsort([key_of(one) for one in arrays["id"].tolist()])
-            features = next(arrays[k] for k in arrays.files if arrays[k].ndim == 2)
-            found[name] = features[place]
-        rows = csv.DictReader((tmp_path / f"{name}.csv").open())
-        found[f"{name} rows"] = sorted(
-            (key_of(r.pop("file")), *r.values()) for r in rows
-        )
-    np.testing.assert_array_equal(found["shards"], found["folder"])
-    assert [row[:2] for row in found["shards rows"]] == [
-        row[:2] for row in found["folder rows"]
-    ]
+    for data in (spec, as_folder(tmp_path / "f", range(12))):
+        assert main(["predict", data, "--from", trained, "--out", "p.csv"]) == 0
+        with (tmp_path / "p.csv").open() as file:
+            rows = [{**r, "file": key_of(r["file"])} for r in csv.DictReader(file)]
+        found[data] = sorted(rows, key=lambda r: r["file"])
+    one, other = found.values()
+    assert [r["file"].rpartition(".")[2] for r in one] == ["png"] * 12
+    assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_reads_shards(tmp_path, trained, kind):
+    spec = KINDS[kind](tmp_path / "s", range(48))
+    quick = ["--steps", "4", "--batch-size", "8", "--no-tensorboard", "--data", spec]
+    own = ["--image-size", "16", "--width", "0.25", "--out", "run"]
+    assert main(["pretrain", *quick, *own]) == 0
+    assert main(["finetune", *quick, "--from", "run", "--out", "tuned"]) == 0
+    assert main(["evaluate", "--from", trained, "--data", spec]) == 0
+    assert main(["features", "--from", "run", "--data", spec, "--out", "f.npz"]) == 0
+    more = ["--from", "run", "--out"]
+    assert main(["label", spec, "--suggest", "5", *more, "l.csv"]) == 0
+    assert main(["anomalies", spec, "--normal", spec, *more, "a.csv"]) == 0
+    assert main(["similar", spec, "--duplicates", *more, "s.csv"]) == 0
