@@ -161,12 +161,8 @@ def test_the_order_is_the_same_on_any_hosts_and_each_reads_its_rows(
 ):
     monkeypatch.setattr(shards, "MOST_DECODED", 2)
     spec = as_tar(tmp_path, range(24))
-    images = open_data(spec).train
-    read = []
-    own = shards.ShardFiles.open
-    monkeypatch.setattr(
-        shards.ShardFiles, "open", lambda self, row: read.append(row) or own(self, row)
-    )
+    images = open_data(spec, cache=False).train
+    read = reads_of(monkeypatch)
     whole = Batches(images, batch_size=8, seed=3, resident=True)
     for step in range(3):
         parts = []
@@ -271,6 +267,47 @@ def test_moved_shards_have_the_same_fingerprint(tmp_path, size):
     first = open_data(as_tar(tmp_path / "a", range(9))).train.fingerprint
     assert open_data(as_tar(tmp_path / "b", range(9))).train.fingerprint == first
     assert open_data(as_tar(tmp_path / "c", range(8))).train.fingerprint != first
+
+
+def reads_of(monkeypatch):
+    """The rows that are read from the shards from now on."""
+    read, own = [], shards.ShardFiles.open
+    monkeypatch.setattr(
+        shards.ShardFiles, "open", lambda self, row: read.append(row) or own(self, row)
+    )
+    return read
+
+
+def test_images_on_demand_are_decoded_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MOST_DECODED", 2)
+    spec = as_tar(tmp_path, range(9))
+    wanted = open_data(spec, cache=False, image_size=6).train.gather(range(9))
+    read = reads_of(monkeypatch)
+    for _ in range(2):  # the second time as a new process would
+        images = open_data(spec, image_size=6).train
+        read.clear()
+        np.testing.assert_array_equal(images.gather([4, 2]), wanted[[4, 2]])
+        np.testing.assert_array_equal(images.gather([2, 7]), wanted[[2, 7]])
+    assert read == []
+    (place,) = (cache_dir() / "index").glob("*/decoded-*")
+    with (place / "pixels.bin").open("r+b") as file:  # as a crash leaves it
+        file.seek(4 * wanted[0].nbytes)
+        file.write(bytes(9))
+    np.testing.assert_array_equal(images.gather([4, 2]), wanted[[4, 2]])
+    assert read == [4]
+
+
+def test_a_small_disk_keeps_no_decoded_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "MOST_DECODED", 2)
+    monkeypatch.setattr("afterimage.data.decoded._SHARE", 0)
+    spec = as_tar(tmp_path, range(4))
+    read = reads_of(monkeypatch)
+    images = open_data(spec, image_size=6).train
+    read.clear()
+    for _ in range(2):
+        images.gather([1])
+    assert read == [1, 1]
+    assert "decoded in each pass" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.files import read_bytes
 from afterimage.checkpoints.names import printable, spelling
+from afterimage.data.decoded import decoded_in
 from afterimage.data.images import (
     bad_message,
     common_size,
@@ -67,13 +68,19 @@ def sets_on_demand(
     With on_bad_image="skip", and not for a single pass, every image is decoded once, to
     know which cannot be; the answer is kept beside the index.
 
+    Images are kept once they are decoded, if the cache's disk has room for all of them.
+
     Each fingerprint is computed from the index and from a sample of the images' bytes.
     """
     decoder, request = _decoder(files, source, groups, request)
+    decoded = None
+    if request.cache and not request.once:
+        place = files.index.folder / f"decoded-{_key(decoder)}"
+        decoded = decoded_in(place, len(files.names), decoder.shape)
+    images = Once(files, decoder, files.threads, decoded)
     bad: Mapping[int, str] = {}
     if request.on_bad_image == "skip" and not request.once:
-        bad = _checked(files, source, groups, decoder)
-    images = Once(files, decoder, files.threads)
+        bad = _checked(files, source, groups, decoder, images)
     names = Names(lambda row: spelling(files.names[row]), range(len(files.names)))
     kept = {s: _without(rows, bad) for s, rows in groups.items()}
     labels, given = _indexed(classes, kept)
@@ -174,18 +181,18 @@ def _checked(
     source: str,
     groups: Mapping[str, np.ndarray],
     decoder: Decoder,
+    images: Once,
 ) -> dict[int, str]:
     """{row: why it is not an image}, from a pass over all images or the last one."""
     rows = np.sort(np.concatenate(list(groups.values())))
-    asked = [decoder.shape, decoder.size, decoder.value_range]
-    key = json.dumps([asked, hashlib.sha256(rows).hexdigest()]).encode()
-    place = files.index.folder / f"bad-{hashlib.sha256(key).hexdigest()[:16]}.json"
+    chosen = hashlib.sha256(rows).hexdigest()[:16]
+    place = files.index.folder / f"bad-{_key(decoder)}-{chosen}.json"
     if (known := _read_bad(place)) is not None:
         return known
-    once, bad = Once(files, decoder, files.threads), {}
+    bad: dict[int, str] = {}
 
     def check(row: int) -> None:
-        once.one(row)
+        images.one(row)
 
     for row, reason in windows(or_reason(check), rows.tolist(), f"checking {source}"):
         if reason is not None:
@@ -193,6 +200,12 @@ def _checked(
     with contextlib.suppress(OSError):  # without a cache, the next run checks again
         place.write_text(json.dumps(sorted(bad.items())))
     return bad
+
+
+def _key(decoder: Decoder) -> str:
+    """A name for everything that decides the pixels, besides the files."""
+    asked = [decoder.shape, decoder.size, decoder.value_range]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def _read_bad(place: pathlib.Path) -> dict[int, str] | None:

@@ -20,6 +20,7 @@ from afterimage.checkpoints.files import memory, reason
 from afterimage.checkpoints.names import spelling
 from afterimage.console import ProgressBar
 from afterimage.data.decode import decode, read_header_of, strict
+from afterimage.data.decoded import Decoded
 from afterimage.data.pixels import MAX_BYTES, NotAnImage, takes_bands
 from afterimage.data.sets import Range
 from afterimage.errors import DataError
@@ -275,8 +276,15 @@ class Once:
     For one pass over more images than anyone wants to wait for or to cache.
     """
 
-    def __init__(self, files: Files, decoder: Decoder, threads: int | None = None):
-        self._files, self._decoder, self._threads = files, decoder, threads
+    def __init__(
+        self,
+        files: Files,
+        decoder: Decoder,
+        threads: int | None = None,
+        kept: Decoded | None = None,
+    ):
+        self._files, self._decoder = files, decoder
+        self._threads, self._kept = threads, kept
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -311,6 +319,14 @@ class Once:
 
     def one(self, row: int) -> np.ndarray:
         """One image; NotAnImage says why it cannot be read."""
+        found = None if self._kept is None else self._kept.get(row)
+        if found is None:
+            found = self._decoded(row)
+            if self._kept is not None:
+                self._kept.put(row, found)
+        return found
+
+    def _decoded(self, row: int) -> np.ndarray:
         data = read(self._files, row)
         header = read_header_of(data)
         height, width, channels = self._decoder.shape
