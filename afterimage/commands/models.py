@@ -41,4 +41,8 @@ def main(argv: Sequence[str]) -> None:
         width = max(map(len, known))
         say("\n".join(f"{name:{width}}  {about}" for name, about in known.items()))
     else:
-        say(describe(config.name, config.image_size))
+        from afterimage.known import KNOWN
+
+        found = describe(config.name, config.image_size)
+        known = KNOWN.get(config.name)
+        say(found if known is None else f"{found}\n{known}")

@@ -126,10 +126,13 @@ class ModelConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage: the encoder's times `width`, in multiples of 8."""
-        widths = self.encoder.widths
+        return tuple(map(self.scaled, self.encoder.widths))
+
+    def scaled(self, channels: int) -> int:
+        """A number of channels times `width`, as a multiple of 8."""
         if self.width == 1:
-            return widths
-        return tuple(max(8, round(w * self.width / 8) * 8) for w in widths)
+            return channels
+        return max(8, round(channels * self.width / 8) * 8)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` restores an equal config."""

@@ -121,7 +121,7 @@ def identity(size: int, *, like: Array) -> Array:
 
 
 class Conv(nnx.Module):
-    """k x k convolution, padded by k // 2."""
+    """k x k convolution, padded by k // 2; with `same` as TensorFlow pads."""
 
     def __init__(
         self,
@@ -130,11 +130,12 @@ class Conv(nnx.Module):
         k: int = 3,
         *,
         stride: int = 1,
+        same: bool = False,
         bias: bool = True,
         init=he_normal,
         rngs: nnx.Rngs,
     ):
-        self.stride = stride
+        self.stride, self.same = stride, same
         self.kernel = nnx.Param(init(rngs, (k, k, i, o), k * k * i))
         self.bias = nnx.Param(constant(0.0, o)) if bias else None
 
@@ -147,7 +148,10 @@ class Conv(nnx.Module):
         if kernel.shape[0] == 1:
             x = ops.matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
-            x = ops.conv2d(x, kernel, self.stride)
+            pads = None
+            if self.same and self.stride > 1:
+                pads = ops.same_padding(x, kernel.shape[0], self.stride)
+            x = ops.conv2d(x, kernel, self.stride, pads)
         return _add_bias(x, self.bias)
 
 
@@ -190,16 +194,31 @@ class ConvTranspose(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """k x k depthwise convolution."""
+    """k x k depthwise convolution, k odd, padded like `Conv`."""
 
-    def __init__(self, c: int, k: int = 7, *, init=trunc_normal, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        c: int,
+        k: int = 7,
+        *,
+        stride: int = 1,
+        same: bool = False,
+        bias: bool = True,
+        init=trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        self.stride, self.same = stride, same
         self.kernel = nnx.Param(init(rngs, (k, k, 1, c), k * k))
-        self.bias = nnx.Param(constant(0.0, c))
+        self.bias = nnx.Param(constant(0.0, c)) if bias else None
 
     def __call__(
         self, x: Float[Array, "b h w c"], context: PassInfo = DENSE
-    ) -> Float[Array, "b h w c"]:
-        y = ops.depthwise_conv(context.hide(x), self.kernel[...].astype(x.dtype))
+    ) -> Float[Array, "b H W c"]:
+        x, kernel = context.hide(x), self.kernel[...].astype(x.dtype)
+        if self.stride == 1:
+            y = ops.depthwise_conv(x, kernel)
+        else:
+            y = ops.depthwise_conv_strided(x, kernel, self.stride, self.same)
         return _add_bias(y, self.bias)
 
 
@@ -222,6 +241,7 @@ def _add_bias(x: Array, bias: nnx.Param | None) -> Array:
 
 
 EPSILON = 1e-6
+BATCH_EPSILON = 1e-5
 
 
 def _affine(x: Array, scale: Array, bias: Array) -> Array:
@@ -296,7 +316,8 @@ class BatchNorm(nnx.Module):
     They are updated only if `context.train`.
     """
 
-    def __init__(self, c: int, *, scale: float = 1.0):
+    def __init__(self, c: int, *, scale: float = 1.0, epsilon: float = BATCH_EPSILON):
+        self.epsilon = epsilon
         self.scale = nnx.Param(constant(scale, c))
         self.bias = nnx.Param(constant(0.0, c))
         self.mean = nnx.BatchStat(constant(0.0, c))
@@ -322,19 +343,20 @@ class BatchNorm(nnx.Module):
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * lax.stop_gradient(mean)
             unbiased = lax.stop_gradient(var) * correction
             self.var[...] = 0.9 * self.var[...] + 0.1 * unbiased
-        factor = self.scale[...] * lax.rsqrt(var + 1e-5)
+        factor = self.scale[...] * lax.rsqrt(var + self.epsilon)
         shift = self.bias[...] - mean * factor
         return _affine(x.astype(jnp.float32), factor, shift).astype(x.dtype)
 
 
 class FrozenBatchNorm(nnx.Module):
-    """y = scale (x - mean) / sqrt(var + 1e-5) + bias, all four constants.
+    """y = scale (x - mean) / sqrt(var + epsilon) + bias, all four constants.
 
     Like torchvision's FrozenBatchNorm2d: nothing is learned or updated, even in
     training. For imported weights; newly created, it is the identity.
     """
 
-    def __init__(self, c: int, *, scale: float = 1.0):
+    def __init__(self, c: int, *, scale: float = 1.0, epsilon: float = BATCH_EPSILON):
+        self.epsilon = epsilon
         # A constant scale of zero could never be unlearned, so `scale` is ignored.
         del scale
         self.scale = nnx.BatchStat(constant(1.0, c))
@@ -346,7 +368,7 @@ class FrozenBatchNorm(nnx.Module):
         self, x: Float[Array, "*n c"], context: PassInfo
     ) -> Float[Array, "*n c"]:
         del context
-        factor = self.scale[...] * lax.rsqrt(self.var[...] + 1e-5)
+        factor = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
         shift = self.bias[...] - self.mean[...] * factor
         return _affine(x.astype(jnp.float32), factor, shift).astype(x.dtype)
 
@@ -372,6 +394,13 @@ KINDS = {
 }
 
 
-def make_norm(kind: str, c: int, *, scale: float = 1.0) -> nnx.Module:
-    """The layer a config's `norm` names; `scale=0` starts a residual branch at zero."""
+def make_norm(
+    kind: str, c: int, *, scale: float = 1.0, epsilon: float = BATCH_EPSILON
+) -> nnx.Module:
+    """The layer a config's `norm` names; `scale=0` starts a residual branch at zero.
+
+    `epsilon` is that of `batch` and `frozen`.
+    """
+    if kind in ("batch", "frozen"):
+        return KINDS[kind](c, scale=scale, epsilon=epsilon)
     return KINDS[kind](c, scale=scale)

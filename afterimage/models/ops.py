@@ -276,6 +276,39 @@ def depthwise_conv(
     return by_platform(_depthwise_cpu, _depthwise_lax, x, kernel)
 
 
+def depthwise_conv_strided(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int, same: bool
+) -> Float[Array, "b H W c"]:
+    """`depthwise_conv` with a stride, padded by k // 2; with `same` as TensorFlow pads.
+
+    On CPU it takes every stride-th site of `depthwise_conv`, whose gradient is fast.
+    """
+    half = kernel.shape[0] // 2
+    pads = ((half, half), (half, half))
+    if same:
+        pads = same_padding(x, kernel.shape[0], stride)
+    top, left = half - pads[0][0], half - pads[1][0]
+
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        return _depthwise_cpu(x, kernel)[:, top::stride, left::stride]
+
+    def elsewhere(x: Array, kernel: Array) -> Array:
+        return _lax_conv(x, kernel, pads, stride, groups=x.shape[-1])
+
+    return by_platform(on_cpu, elsewhere, x, kernel)
+
+
+def same_padding(x: Float[Array, "b h w c"], k: int, stride: int) -> Padding:
+    """TensorFlow's padding "SAME": as little as gives ceil(h / stride) rows, and the
+    odd pixel at the bottom and right."""
+
+    def of(side: int) -> tuple[int, int]:
+        total = max((-(-side // stride) - 1) * stride + k - side, 0)
+        return total // 2, total - total // 2
+
+    return of(x.shape[1]), of(x.shape[2])
+
+
 def _depthwise_cpu(x: Array, kernel: Array) -> Array:
     return _depthwise_shift(x, kernel, len(kernel))
 
