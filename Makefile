@@ -80,8 +80,9 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 READERS = polars duckdb faiss-cpu
 
 test-readers: $(VENV)/.ready-test-$(VERSION)
-	@$(BIN)/python $(PIP) -e '.[onnx,bench]' $(READERS)
-	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py
+	@$(BIN)/python $(PIP) -e '.[onnx,bench,known]' $(READERS)
+	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py tests/test_known*.py \
+	  tests/test_torch_file.py
 
 # The pages in Chromium; on Debian: apt install chromium. No browser is downloaded.
 test-browser: $(VENV)/.ready-test-$(VERSION)

@@ -9,11 +9,12 @@ from afterimage import known, load_encoder
 from afterimage.checkpoints.weights import decode, encode
 from afterimage.commands import main
 from afterimage.errors import UserError
-from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
+from afterimage.known import export_encoder, import_encoder, read_weights
 from afterimage.models.layers import FrozenBatchNorm, PassInfo
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 from tests.torchvision_models import (
+    MOBILE,
     NARROW,
     SHAPES,
     build,
@@ -72,9 +73,15 @@ def test_the_same_features_both_ways(name, narrow, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_same_features_both_ways_as_published(name, tmp_path):
     _assert_parity_both_ways(name, SHAPES, tmp_path, ((64, 64), (65, 33)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MOBILE)
+def test_the_same_features_both_ways_of_mobile_networks(name, tmp_path):
+    _assert_parity_both_ways(name, {}, tmp_path, ((64, 64), (97, 66)))
 
 
 @pytest.mark.slow
@@ -139,7 +146,8 @@ def test_the_commands(narrow, tmp_path, capsys):
 def test_every_mismatch_is_listed_and_the_right_model_named(
     narrow, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(known, "KNOWN", ("resnet18", "resnet34"))
+    some = {name: known.KNOWN[name] for name in ("resnet18", "resnet34")}
+    monkeypatch.setattr(known, "KNOWN", some)
     state = build("resnet18", 0, NARROW).state_dict()
     weights = {k: v.numpy() for k, v in state.items()}
     path = tmp_path / "x.safetensors"

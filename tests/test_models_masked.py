@@ -157,6 +157,7 @@ def mixers():
         "strided-1x1": layers.Conv(8, 8, 1, stride=2, rngs=rngs),
         "patchify": layers.Patchify(8, 8, 2, rngs=rngs),
         "depthwise": layers.DepthwiseConv(8, rngs=rngs),
+        "depthwise-2": layers.DepthwiseConv(8, 3, stride=2, same=True, rngs=rngs),
         "group": layers.GroupNorm(8),
         "batch": layers.BatchNorm(8),
         "response": blocks.GlobalResponseNorm(8),

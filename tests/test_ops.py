@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 from afterimage import runtime
 from afterimage.models import ops
@@ -57,6 +58,21 @@ def test_conv2d_with_padding_and_stride(padding, stride):
         x,
         kernel,
     )
+
+
+@pytest.mark.parametrize("side", [(7, 6), (1, 2)])
+@pytest.mark.parametrize(("k", "same"), [(3, True), (5, True), (3, False)])
+def test_depthwise_conv_with_a_stride(side, k, same):
+    x, kernel = normal(0, 2, *side, 3), normal(1, k, k, 1, 3)
+
+    def plainly(x, kernel):
+        pads = "SAME" if same else ((k // 2, k // 2),) * 2
+        names = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (2, 2), pads, dimension_numbers=names, feature_group_count=3
+        )
+
+    check(lambda x, y: ops.depthwise_conv_strided(x, y, 2, same), plainly, x, kernel)
 
 
 @pytest.mark.parametrize("side", [(2, 2), (1, 1), (3, 4), (2, 7)])

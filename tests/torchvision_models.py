@@ -1,4 +1,5 @@
-"""torchvision's ResNet (v1.5) and VGG, with its names; random weights and moments."""
+"""torchvision's ResNet (v1.5), VGG and MobileNetV2, and EfficientNet-Lite, with their
+names; random weights and moments."""
 
 import numpy as np
 
@@ -41,7 +42,10 @@ def make_narrow(patch):
 def build(name, seed, shapes=SHAPES):
     """A model in evaluation mode, its running moments drawn at random too."""
     torch.manual_seed(seed)
-    model = (_resnet if name.startswith("resnet") else _vgg)(name, *shapes[name])
+    if name in MOBILE:
+        model = _mobile(name)
+    else:
+        model = (_resnet if name.startswith("resnet") else _vgg)(name, *shapes[name])
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
@@ -52,10 +56,17 @@ def build(name, seed, shapes=SHAPES):
 
 
 def feature_maps(model, images):
-    """Maps of normalised NHWC images: after each ResNet layer or VGG pooling."""
+    """Maps of normalised NHWC images: after each ResNet layer or VGG pooling, or before
+    each stride of the others and at their end."""
     x, maps = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2), []
     with torch.no_grad():
-        if hasattr(model, "features"):
+        if hasattr(model, "units"):
+            for unit in model.units:
+                if unit.stride == 2 and unit is not model.units[0]:
+                    maps.append(x)
+                x = unit(x)
+            maps.append(x)
+        elif hasattr(model, "features"):
             for layer in model.features:
                 x = layer(x)
                 if isinstance(layer, nn.MaxPool2d):
@@ -122,4 +133,87 @@ def _vgg(name, widths, depths):
     model = nn.Module()
     model.features = nn.Sequential(*layers)
     model.classifier = nn.Sequential(nn.Linear(8, 4))
+    return model
+
+
+# Of every block: factor, kernel size, channels, stride.
+_V2 = [(1, 3, 16, 1), (6, 3, 24, 2), (6, 3, 24, 1), (6, 3, 32, 2), (6, 3, 32, 1)]
+_LITE = [(1, 3, 16, 1), (6, 3, 24, 2), (6, 3, 24, 1), (6, 5, 40, 2), (6, 5, 40, 1)]
+MOBILE = {
+    "mobilenet_v2": [
+        *(*_V2, (6, 3, 32, 1), (6, 3, 64, 2), *[(6, 3, 64, 1)] * 3),
+        *([(6, 3, 96, 1)] * 3),
+        *((6, 3, 160, 2), *[(6, 3, 160, 1)] * 2, (6, 3, 320, 1)),
+    ],
+    "efficientnet_lite0": [
+        *(*_LITE, (6, 3, 80, 2), *[(6, 3, 80, 1)] * 2, *[(6, 5, 112, 1)] * 3),
+        *((6, 5, 192, 2), *[(6, 5, 192, 1)] * 3, (6, 3, 320, 1)),
+    ],
+}
+
+
+def _mobile(name):
+    lite = name.startswith("efficientnet")
+    model = nn.Module()
+    model.units = []
+
+    def conv(parent, names, i, o, k, stride=1, groups=1, active=True):
+        """A convolution and its norm, in parent under two names."""
+        pad = 0 if lite and stride == 2 else k // 2
+        layer = nn.Conv2d(i, o, k, stride, pad, groups=groups, bias=False)
+        norm = nn.BatchNorm2d(o, eps=1e-3 if lite else 1e-5)
+        for dotted, module in zip(names, (layer, norm)):
+            *path, last = dotted.split(".")
+            owner = parent
+            for part in path:
+                if part not in dict(owner.named_children()):
+                    owner.add_module(part, nn.Module())
+                owner = getattr(owner, part)
+            owner.add_module(last, module)
+
+        def run(x):
+            if lite and stride == 2:  # TensorFlow's SAME
+                rests = [max((-(-n // 2) - 1) * 2 + k - n, 0) for n in x.shape[:1:-1]]
+                pads = [p for rest in rests for p in (rest // 2, -(-rest // 2))]
+                x = nn.functional.pad(x, pads)
+            x = norm(layer(x))
+            return nn.functional.relu6(x) if active else x
+
+        return run
+
+    class Unit:
+        def __init__(self, steps, stride=1, adds=False):
+            self.steps, self.stride, self.adds = steps, stride, adds
+
+        def __call__(self, x):
+            y = x
+            for step in self.steps:
+                y = step(y)
+            return x + y if self.adds else y
+
+    stem = ("_conv_stem", "_bn0") if lite else ("features.0.0", "features.0.1")
+    model.units.append(Unit([conv(model, stem, 3, 32, 3, 2)], 2))
+    i = 32
+    for n, (factor, k, o, stride) in enumerate(MOBILE[name]):
+        m, steps = i * factor, []
+        if lite:
+            at = f"_blocks.{n}."
+            parts = ["_expand_conv", "_depthwise_conv", "_project_conv"]
+            names = [(at + part, f"{at}_bn{j}") for j, part in enumerate(parts)]
+        else:
+            at = f"features.{n + 1}.conv."
+            inner = ["0.0", "0.1"] if factor == 1 else ["1.0", "1.1"]
+            outer = ["1", "2"] if factor == 1 else ["2", "3"]
+            pairs = (["0.0", "0.1"], inner, outer)
+            names = [tuple(at + part for part in pair) for pair in pairs]
+        if factor > 1:
+            steps.append(conv(model, names[0], i, m, 1))
+        steps.append(conv(model, names[1], m, m, k, stride, groups=m))
+        steps.append(conv(model, names[2], m, o, 1, active=False))
+        model.units.append(Unit(steps, stride, stride == 1 and i == o))
+        i = o
+    end = len(MOBILE[name]) + 1
+    last = f"features.{end}.0", f"features.{end}.1"
+    last = ("_conv_head", "_bn1") if lite else last
+    model.units.append(Unit([conv(model, last, i, 1280, 1)]))
     return model

