@@ -34,12 +34,13 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": 4}
 
 
 @functools.cache
-def compiler_options() -> dict[str, Any] | None:
-    """Options for `jax.jit` on this backend, or None if it does not support them.
+def compiler_options(platform: str | None = None) -> dict[str, Any] | None:
+    """Options for `jax.jit` on a platform, or None if it does not support them.
 
-    A jaxlib that does not know the option raises (an environment flag would abort).
+    `platform` is cpu, gpu or tpu; by default that of this process. A jaxlib that does
+    not know the option raises (an environment flag would abort).
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return None
     try:
         jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS)(1.0)
@@ -48,9 +49,12 @@ def compiler_options() -> dict[str, Any] | None:
     return _CPU_OPTIONS
 
 
-def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
-    """`jax.jit` with this project's compiler options for the backend in use."""
-    return jax.jit(function, compiler_options=compiler_options(), **kwargs)
+def jit(
+    function: Callable[..., Any], *, platform: str | None = None, **kwargs: Any
+) -> Any:
+    """`jax.jit` with this project's compiler options for `platform`: cpu, gpu or tpu;
+    by default that of this process."""
+    return jax.jit(function, compiler_options=compiler_options(platform), **kwargs)
 
 
 def enable_compile_cache() -> None:

@@ -25,8 +25,9 @@ RUN = ["digits", "--image-size", "64", "--channels", "3", "--steps", "400"]
 RUN += ["--batch-size", "64", "--objective", "masked", "--masked.target", "hog"]
 STEPS = "training steps"
 _RUN, _EVALUATION = "afterimage.pretrain.run", "afterimage.pretrain.evaluation"
+_PROGRAM = "afterimage.pretrain.program"
 PARTS = {
-    "reading images": [(_RUN, "open_data"), (_RUN, "_preprocessing")],
+    "reading images": [(_RUN, "open_data"), (_PROGRAM, "preprocessing_of")],
     "building the model": [(_RUN, "_Pretraining.__init__")],
     "baselines": [(_EVALUATION, "Evaluation.measure_baselines")],
     "mean image": [(_EVALUATION, "Evaluation._mean_image_loss")],

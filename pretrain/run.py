@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 
 from afterimage import runtime
 from afterimage.checkpoints.store import Store
@@ -17,16 +16,12 @@ from afterimage.checkpoints.weights import write_encoder
 from afterimage.console import say_reading
 from afterimage.data import (
     ImageSet,
-    Preprocessing,
     Splits,
-    channel_statistics,
     counted,
     hold_out,
-    make_augment,
     object_spec,
     open_data,
 )
-from afterimage.data.preprocessing import Normalisation
 from afterimage.encoder import encoder_manifest, vector_entry, with_statistics
 from afterimage.errors import UserError
 from afterimage.models import (
@@ -39,7 +34,7 @@ from afterimage.models.vector import VectorRecipe
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
 from afterimage.pretrain.gallery import filters
-from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
+from afterimage.pretrain.program import Program, image_problems
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.pretrain.views import write_page, write_picture
 from afterimage.report.parts import Part
@@ -51,7 +46,7 @@ from afterimage.training.batches import (
     check_batch,
     make_mesh,
 )
-from afterimage.training.job import Job, Say, Trainer, execute
+from afterimage.training.job import Job, Say, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
@@ -178,22 +173,10 @@ class _Pretraining(Job[PretrainResult]):
         self.train, self.validation = _held_out(config, splits)
         self.mesh = make_mesh(config.devices)
         self.total = config.total_steps(len(self.train))
-        # From all training images, including those held out: the same for every seed.
-        self.preprocessing = _preprocessing(self.source, config.normalise)
-        self.model = _model_config(config, self.train)
-        with initialising(config.shard_parameters):
-            module = config.objective.build(self.model, nnx.Rngs(config.seed))
-            network, params, stats = Network.create(module, dtype=config.precision)
-            self.initial = params, config.objective.start(params, stats)
-        augment = make_augment(config.augment, config.view_size)
-        setup = ModelSetup(self.model, network, self.preprocessing, augment)
-        self.setup = config.objective.prepare(setup, self.train)
-        self.trainer = Trainer(
-            make_stage(config.objective, self.setup, config, self.total),
-            params,
-            mesh=self.mesh,
-            images=len(self.train),
-        )
+        program = Program.build(config, self.source, self.train, self.mesh)
+        self.model, self.preprocessing = program.model, program.preprocessing
+        self.setup, self.initial = program.setup, program.initial
+        self.trainer = program.trainer
         self.encoder_network, self.info = _encoder_network(self.model, config.precision)
 
     def template(self) -> State:
@@ -379,12 +362,7 @@ def _check_data(config: PretrainConfig, splits: Splits) -> None:
     except UserError as error:
         found.append(str(error))
     try:
-        model = _model_config(config, splits.train)
-        name = config.objective.name
-        problems = config.objective.data_problems(model)
-        if config.view_size is not None:
-            problems += _view_problems(config, model)
-        found += [f"objective {name}: {problem}" for problem in problems]
+        found += image_problems(config, splits.train)
     except UserError as error:
         found.append(str(error))
     check(found)
@@ -399,40 +377,6 @@ def _held_out(
     if not config.validation:
         return splits.train, None
     return hold_out(splits.train, config.validation, config.seed)
-
-
-def _preprocessing(train: ImageSet, normalisation: Normalisation) -> Preprocessing:
-    height, width, channels = train.shape
-    mean, std = channel_statistics(train)
-    return Preprocessing(
-        (height, width), mean, std, channels, train.value_range, normalisation
-    )
-
-
-def _model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
-    height, width, channels = train.shape
-    return ModelConfig(
-        image_size=(height, width), channels=channels, **config.model_settings()
-    )
-
-
-def _view_problems(config: PretrainConfig, model: ModelConfig) -> list[str]:
-    """Problems with views of this size of the images that `model` is for."""
-    size, objective = config.view_size, config.objective
-    assert size is not None
-    height, width = model.image_size
-    if size > min(height, width):
-        return [f"view_size={size}: larger than the images, {height}x{width}"]
-    smaller = dataclasses.replace(model, image_size=(size, size))
-    found = objective.data_problems(smaller)
-    if isinstance(objective, Autoencoding):
-        here, there = (objective.target_patch(one) for one in (smaller, model))
-        if here != there:
-            found.append(
-                f"view_size={size}: patches of {here} pixels in training and {there} "
-                "in evaluation; set patch"
-            )
-    return found
 
 
 def _encoder_network(

@@ -45,6 +45,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Look up": {
         "models": "list encoders, or describe one",
         "presets": "list presets, or describe one",
+        "plan": "what pretraining needs of a GPU or TPU that is not there",
         "methods": "list objectives, methods and their settings",
     },
     "Files": {

@@ -278,8 +278,10 @@ def _first(command: Command[Any]) -> _Parser:
     for flag in ("--help", "--help-all", "--print-config"):
         extra = ["-h"] if flag == "--help" else []
         parser.add_argument(*extra, flag, action="store_true")
-    for flag in ("--preset", "--config"):
-        parser.add_argument(flag, nargs="?", const="")
+    own = {field.name for field in dataclasses.fields(command.config)}  # pyright: ignore[reportArgumentType]
+    parser.set_defaults(preset=None, config=None)
+    for name in {"preset", "config"} - own:
+        parser.add_argument(f"--{name}", nargs="?", const="")
     for name, choice in choices(command.config).items():
         if name in command.fixed and not choice.several:
             continue

@@ -50,6 +50,20 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.array(available), ("data",), axis_types=(AxisType.Auto,))
 
 
+def platform_of(mesh: Mesh) -> str:
+    """The platform of a mesh: cpu, gpu or tpu. Its devices may be absent."""
+    return mesh.devices.flat[0].platform
+
+
+def steps_per_dispatch(options: TrainingOptions, mesh: Mesh, *, resident: bool) -> int:
+    """Steps dispatched together: one on CPU, many on accelerators."""
+    if options.steps_per_dispatch is not None:
+        return options.steps_per_dispatch
+    if platform_of(mesh) == "cpu":
+        return 1
+    return 32 if resident else 4
+
+
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises a `UserError` unless each device gets the same number of images."""
     unit = mesh.size * accumulate
@@ -75,13 +89,18 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def place(batch: Mapping[str, Any], mesh: Mesh, *, stacked: bool = False) -> Any:
-    """This process's rows of a batch -> global arrays split over the devices.
+def split(mesh: Mesh, *, stacked: bool = False) -> NamedSharding:
+    """The sharding of a batch, split over the devices.
 
     `stacked` batches have steps on the first axis and are split along the second.
     """
     spec = PartitionSpec(None, "data") if stacked else PartitionSpec("data")
-    sharding = NamedSharding(mesh, spec)
+    return NamedSharding(mesh, spec)
+
+
+def place(batch: Mapping[str, Any], mesh: Mesh, *, stacked: bool = False) -> Any:
+    """This process's rows of a batch -> global arrays, sharded as `split` says."""
+    sharding = split(mesh, stacked=stacked)
     return {
         k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()
     }
@@ -351,11 +370,7 @@ class BatchLoader:
     @property
     def steps_per_dispatch(self) -> int:
         """Steps dispatched together: one on CPU, many on accelerators."""
-        if self.options.steps_per_dispatch is not None:
-            return self.options.steps_per_dispatch
-        if jax.default_backend() == "cpu":
-            return 1
-        return 32 if self.data else 4
+        return steps_per_dispatch(self.options, self.mesh, resident=bool(self.data))
 
     def host_batches(self, start: int, prefix: str = "") -> Batches:
         """This host's batches of one stream from step `start` on, without end."""

@@ -244,12 +244,13 @@ def make_step(
     return step
 
 
-def compile_step(step: Step) -> Step:
-    """The step under jit; the state is donated."""
-    return runtime.jit(step, donate_argnums=0)
+def compile_step(step: Step, *, platform: str | None = None) -> Any:
+    """The step under jit, a `Step`; the state is donated. By default it is compiled
+    for the platform of this process."""
+    return runtime.jit(step, platform=platform, donate_argnums=0)
 
 
-def compile_steps(step: Step) -> Step:
+def compile_steps(step: Step, *, platform: str | None = None) -> Any:
     """Several steps in one dispatch: batches are stacked along a new first axis.
 
     For accelerators: on CPU a convolution's gradient inside a scan is a measured trap.
@@ -258,4 +259,4 @@ def compile_steps(step: Step) -> Step:
     def several(state: State, batches: Batch, data: Batch):
         return jax.lax.scan(lambda s, b: step(s, b, data), state, batches)
 
-    return runtime.jit(several, donate_argnums=0)
+    return runtime.jit(several, platform=platform, donate_argnums=0)
