@@ -110,10 +110,8 @@ def make_plan(settings: PlanConfig) -> Plan:
         program that the compiler refuses.
     """
     devices = here() if settings.devices is None else find(settings.devices)
-    config = _config(settings, devices)
-    train = _noise(config)
-    check(image_problems(config, train))
-    build = _Builder(devices, train, settings.images)
+    config = config_of(settings, devices)
+    build = builder(settings, devices, config)
     say_doing(
         f"Compiling the step of {config.batch_size} images for {devices.title}; this "
         "takes one to four minutes for a large model"
@@ -139,7 +137,7 @@ def make_plan(settings: PlanConfig) -> Plan:
 
 
 @dataclasses.dataclass
-class _Builder:
+class Builder:
     """Programs for the same devices and images."""
 
     devices: Devices
@@ -147,6 +145,7 @@ class _Builder:
     resident: int
 
     def lowered(self, config: PretrainConfig) -> tuple[Program, Lowered]:
+        """The program with these settings, and what a run dispatches."""
         program = Program.build(
             config,
             self.train,
@@ -158,7 +157,14 @@ class _Builder:
         return program, program.lower(config, resident=self.resident)
 
 
-def _config(settings: PlanConfig, devices: Devices) -> PretrainConfig:
+def builder(settings: PlanConfig, devices: Devices, config: PretrainConfig) -> Builder:
+    """Builds programs for images of noise; UserError if they cannot be trained on."""
+    train = _noise(config)
+    check(image_problems(config, train))
+    return Builder(devices, train, settings.images)
+
+
+def config_of(settings: PlanConfig, devices: Devices) -> PretrainConfig:
     """The run's settings, with a batch that the devices can share."""
     given = {"data": _NOWHERE, "out": _NOWHERE, **settings.changes()}
     if settings.preset is None:
@@ -226,7 +232,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 def _searched(
     settings: PlanConfig,
     config: PretrainConfig,
-    build: _Builder,
+    build: Builder,
     found: Forecast | None,
 ) -> dict[str, Largest]:
     kind = build.devices.kind
@@ -237,13 +243,13 @@ def _searched(
         variants = VARIANTS
     known: dict[str, Largest] = {}
     for name, change in variants.items():
-        changed = dataclasses.replace(config, batch_size=2**20, **change)
-        same = (changed.remat, changed.accumulate) == (config.remat, config.accumulate)
+        same = all(getattr(config, key) == value for key, value in change.items())
         first = [Trial(config.batch_size, found.needs)] if same and found else []
+        accumulate = change.get("accumulate", config.accumulate)
         known[name] = largest(
-            _trial(build, changed),
+            _trial(build, config, change),
             kind.memory,
-            unit=build.devices.mesh.size * changed.accumulate,
+            unit=build.devices.mesh.size * accumulate,
             start=config.batch_size,
             known=first,
             tell=_progress(name),
@@ -251,12 +257,14 @@ def _searched(
     return known
 
 
-def _trial(build: _Builder, config: PretrainConfig) -> Callable[[int], int | None]:
+def _trial(
+    build: Builder, config: PretrainConfig, change: Mapping[str, Any]
+) -> Callable[[int], int | None]:
     """The bytes that a batch needs; None if the compiler only says that it is more
     than there are."""
 
     def needs(batch: int) -> int | None:
-        one = dataclasses.replace(config, batch_size=batch)
+        one = dataclasses.replace(config, batch_size=batch, **change)
         _, lowered = build.lowered(one)
         try:
             return forecast(one, lowered, compile_lowered(lowered.program)).needs

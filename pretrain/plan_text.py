@@ -7,7 +7,7 @@ from afterimage.pretrain.plan import Plan
 from afterimage.training.progress import clock
 
 
-def quantity(value: float, unit: str = "", base: int = 1000) -> str:
+def quantity(value: float | int, unit: str = "", base: int = 1000) -> str:
     """1.5e9 -> "1.50 G"; in powers of 1024 (Ki, Mi, Gi) for a base of 1024."""
     steps = ["", "K", "M", "G", "T", "P"]
     place = 0
@@ -18,7 +18,7 @@ def quantity(value: float, unit: str = "", base: int = 1000) -> str:
     return f"{value:.{digits}f} {prefix}{unit}".rstrip()
 
 
-def gibibytes(value: float) -> str:
+def gibibytes(value: float | int) -> str:
     """Bytes in GiB or MiB."""
     return quantity(value, "B", 1024)
 

@@ -187,13 +187,13 @@ def conv2d(
     stride: int = 1,
     padding: Padding | None = None,
 ) -> Float[Array, "b H W o"]:
-    """Convolution whose gradients stay fast inside `lax.scan` (stride 1).
+    """Convolution whose gradients stay fast inside `lax.scan` on CPU (stride 1).
 
     y[h, w] = sum_ab x[h + a, w + b] K[a, b] over the padded input; by default k // 2 on
     both sides, as PyTorch pads, so maps are ceil(h / stride) high.
 
     When XLA:CPU differentiates a convolution itself, the gradient runs tens of times
-    slower inside a loop than outside. Here dX and dW are written as plain convolutions.
+    slower inside a loop than outside; there dX and dW are written as plain ones.
     On maps of one or two pixels a side, a matmul of patches is several times faster on
     CPU and is used instead.
     """
@@ -202,16 +202,17 @@ def conv2d(
         padding = ((kh // 2, kh // 2), (kw // 2, kw // 2))
         tiny = min(x.shape[1:3]) <= 2 * stride and kh % 2 == kw % 2 == 1
         if tiny:
-            plain = functools.partial(_conv2d, padding=padding, stride=stride)
-            patches = functools.partial(_conv_by_patches, stride=stride)
-            return by_platform(patches, plain, x, kernel)
-    return _conv2d(x, kernel, padding, stride)
-
-
-def _conv2d(x: Array, kernel: Array, padding: Padding, stride: int) -> Array:
+            patches = _with(_conv_by_patches, stride)
+            return by_platform(patches, _with(_lax_conv, padding, stride), x, kernel)
     if stride != 1:
         return _lax_conv(x, kernel, padding, stride)
-    return _conv(x, kernel, padding)
+    return by_platform(_with(_conv, padding), _with(_lax_conv, padding), x, kernel)
+
+
+@functools.cache
+def _with(function: Callable[..., Array], *settings: Any) -> Callable[..., Array]:
+    """f(x, kernel, *settings) as a function of x and the kernel, the same each time."""
+    return lambda x, kernel: function(x, kernel, *settings)
 
 
 def _conv_by_patches(x: Array, kernel: Array, stride: int) -> Array:

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh
 
 from afterimage.errors import UserError, did_you_mean
 
-_GB, _GIB = 10**9, 2**30
+_GB, _GIB = 1e9, 2**30
 _V5E = "https://docs.cloud.google.com/tpu/docs/v5e"
 _V6E = "https://docs.cloud.google.com/tpu/docs/v6e"
 _H100 = "https://www.nvidia.com/en-us/data-center/h100/ (SXM)"
@@ -96,24 +96,24 @@ KINDS: Mapping[str, Kind] = {
     "h100": Kind(
         title="NVIDIA H100 80GB HBM3",
         platform="gpu",
-        memory=int(0.75 * 80 * _GIB),
-        of_memory=f"of 80 GiB, {_THREE_QUARTERS}",
+        memory=int(0.75 * 79.1 * _GIB),
+        of_memory=f"of 79.1 GiB, {_THREE_QUARTERS}",
         bandwidth=3350 * _GB,
         flops={"bfloat16": 989e12, "float32": 494e12},
         link=900 * _GB,
         source=_H100,
-        target=_gpu(9, 0, 132, clock=1.98, cache=50, shared=228, memory=80),
+        target=_gpu(9, 0, 132, clock=1.98, cache=50, shared=228, memory=79.1),
     ),
     "l4": Kind(
         title="NVIDIA L4",
         platform="gpu",
-        memory=int(0.75 * 24 * _GB),
-        of_memory=f"of 24 GB, {_THREE_QUARTERS}",
+        memory=int(0.75 * 22.5 * _GIB),
+        of_memory=f"of 22.5 GiB, {_THREE_QUARTERS}",
         bandwidth=300 * _GB,
         flops={"bfloat16": 121e12, "float32": 60e12},
         link=64 * _GB,
         source=_L4,
-        target=_gpu(8, 9, 58, clock=2.04, cache=48, shared=100, memory=22),
+        target=_gpu(8, 9, 58, clock=2.04, cache=48, shared=100, memory=22.5),
     ),
 }
 
@@ -257,7 +257,7 @@ def _tpu(word: str, kind: Kind, count: int) -> list[Any]:
 
 
 def _cuda(word: str, kind: Kind, count: int) -> list[Any]:
-    _require("jax_plugins.xla_cuda13", "plan-cuda", f"{word}:{count}")
+    _require("jax_cuda13_plugin", "plan-cuda", f"{word}:{count}")
     if not _any(_CARDS):
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     hosts = max(1, count // _PER_HOST)
@@ -294,7 +294,7 @@ def _target(kind: Kind) -> str:
         "memory_bandwidth": int(kind.bandwidth),
         "l2_cache_size": gpu["cache"] * 2**20,
         "clock_rate_ghz": gpu["clock"],
-        "device_memory_size": gpu["memory"] * _GIB,
+        "device_memory_size": int(gpu["memory"] * _GIB),
         "registers_per_core_limit": 2**16,
         "registers_per_block_limit": 2**16,
         "thread_dim_limit_x": 1024,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 MOST = 5
 """Compilations of one search."""
 _CLOSE = 0.04
-"""It ends when the least batch known not to fit is this share above the result."""
+"""It ends when the result leaves at most this share of the memory unused, or the least
+batch known not to fit is at most this share above it."""
 _LARGEST = 2**20
 
 
@@ -78,24 +79,35 @@ def _next(trials: Sequence[Trial], memory: int, unit: int, start: int) -> int | 
     good, bad = _sides(trials, memory)
     low = max((t.batch for t in good), default=0)
     high = min((t.batch for t in bad), default=_LARGEST + unit)
-    if high - low <= max(unit, round(_CLOSE * low)):
+    best = max((t.needs or 0 for t in good), default=0)
+    if best >= (1 - _CLOSE) * memory or high - low <= max(unit, _CLOSE * low):
         return None
-    measured = [t for t in trials if t.needs is not None]
     guess = 2 * low if not bad else (low + high) // 2
-    if len(measured) > 1:
-        first, second = sorted(measured, key=lambda t: t.batch)[-2:]
-        if good:  # the line through the two nearest to the limit
-            near = sorted(measured, key=lambda t: abs((t.needs or 0) - memory))
-            first, second = sorted(near[:2], key=lambda t: t.batch)
-        slope = ((second.needs or 0) - (first.needs or 0)) / (
-            second.batch - first.batch
-        )
-        if slope > 0:
-            guess = int(first.batch + (memory - (first.needs or 0)) / slope)
-    elif measured and not good:
-        # One point, above: as if all of it grew with the batch.
-        guess = int(measured[0].batch * memory / (measured[0].needs or 1))
+    line = _line(good, [t for t in bad if t.needs is not None])
+    if line is not None:
+        guess = line(memory)
     guess = guess // unit * unit
     # Strictly between what fits and what does not.
     guess = min(max(guess, low + unit), high - unit, _LARGEST // unit * unit)
     return guess if low < guess < high else None
+
+
+def _line(good: Sequence[Trial], bad: Sequence[Trial]) -> Callable[[int], int] | None:
+    """The batch that needs so many bytes, by the two points nearest to the limit."""
+
+    def size(trial: Trial) -> int:
+        return trial.batch
+
+    points = sorted(good, key=size)[-1:] + sorted(bad, key=size)[:1]
+    if len(points) < 2:
+        points = sorted(good, key=size)[-2:] or sorted(bad, key=size)[:2]
+    if len(points) == 1 and bad:
+        points = [Trial(0, 0), *points]  # as if all of it grew with the batch
+    if len(points) < 2:
+        return None
+    first, second = points
+    rise = (second.needs or 0) - (first.needs or 0)
+    if rise <= 0:
+        return None
+    run = second.batch - first.batch
+    return lambda memory: first.batch + (memory - (first.needs or 0)) * run // rise

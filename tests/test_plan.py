@@ -1,0 +1,271 @@
+"""Plans: the run's own program, compiled for devices that need not be there."""
+
+import dataclasses
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afterimage.commands import main
+from afterimage.data import open_data
+from afterimage.errors import UserError
+from afterimage.models import ops
+from afterimage.planning.compiled import Collective, collectives, needed, size_of
+from afterimage.planning.devices import KINDS, find
+from afterimage.planning.search import Trial, largest
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.plan import make_plan
+from afterimage.pretrain.plan_config import PlanConfig
+from afterimage.pretrain.plan_text import plan_text
+from afterimage.pretrain.program import Program
+from afterimage.training.batches import BatchLoader, make_mesh
+from afterimage.training.step import compile_step
+from tests.helpers import run_python
+
+TINY = {"model": "conv", "width": 0.25, "image_size": 8, "channels": 1}
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        pytest.param("h10:8", "did you mean 'h100'", id="near"),
+        pytest.param("tpu-v5:4", "did you mean 'tpu-v5e'", id="near TPU"),
+        pytest.param("h100:x", "expected KIND:NUMBER", id="no number"),
+        pytest.param("", "expected KIND:NUMBER", id="empty"),
+        pytest.param("tpu-v5e:3", "1, 4, 8, 16, 32, 64, 128 or 256", id="no slice"),
+        pytest.param("h100:12", "a multiple of 8", id="no whole machine"),
+        pytest.param("h100:0", "group of 0", id="none"),
+        pytest.param("cpu:99", "device_count=99", id="too few CPU devices"),
+    ],
+)
+def test_devices_that_cannot_be_are_named(devices, words):
+    with pytest.raises(UserError) as error:
+        find(devices)
+    assert words in str(error.value)
+    assert repr(devices) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("devices", "extra"), [("tpu-v5e:4", "plan-tpu"), ("l4:1", "plan-cuda")]
+)
+def test_a_missing_extra_is_named(monkeypatch, devices, extra):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"pip install 'afterimage\[{extra}\]'"):
+        find(devices)
+
+
+def test_peak_figures_have_a_source():
+    for kind in KINDS.values():
+        assert kind.source.startswith("https://")
+        assert set(kind.flops) == {"float32", "bfloat16"}
+        # A device that could not read its memory in a minute has a wrong figure.
+        assert kind.memory / kind.bandwidth < 60
+
+
+TEXT = """
+  %all-reduce.35 = (f32[]{:T(128)}, f32[3,3,4]{2,1,0}, bf16[8]{0}) all-reduce(%a, %b)
+  %gte = f32[32]{0} get-tuple-element(%all-reduce.35), index=2
+  ROOT %ag = (f32[4]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
+  %agd = f32[16]{0} all-gather-done(%ag)
+  %ar.1 = pred[5]{0} all-reduce(%c), replica_groups={}
+  %fusion = f32[64]{0} fusion(%all-reduce.35), kind=kLoop
+"""
+
+
+def test_collectives_are_read_from_a_programs_text():
+    assert collectives(TEXT) == {
+        "all-reduce": Collective(2, 4 + 4 * 36 + 2 * 8 + 5),
+        "all-gather": Collective(1, 64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "bytes_"),
+    [
+        ("... Used 24.50G of 15.75G hbm. Exceeded ...", int(24.5 * 2**30)),
+        ("RESOURCE_EXHAUSTED: something else", None),
+    ],
+)
+def test_what_a_refused_program_needs_is_read(message, bytes_):
+    assert needed(message) == bytes_
+
+
+MEMORY = 16_000
+
+
+@pytest.mark.parametrize(
+    ("needs", "unit", "start", "best"),
+    [
+        pytest.param(lambda b: 1000 + 10 * b, 8, 256, 1496, id="line"),
+        pytest.param(lambda b: 1000 + 10 * b, 8, 9000, 1496, id="from above"),
+        pytest.param(lambda b: int(900 + b**1.2), 4, 16, 3036, id="curved"),
+        pytest.param(lambda b: 20_000 + b, 8, 64, 0, id="nothing fits"),
+        pytest.param(
+            lambda b: 10 * b if b < 2000 else None, 16, 32, 1600, id="unknown above"
+        ),
+        pytest.param(lambda b: None if b > 500 else 30 * b, 4, 1024, 440, id="blind"),
+    ],
+)
+def test_the_largest_batch_is_found_with_few_compilations(needs, unit, start, best):
+    calls = []
+
+    def tried(batch):
+        calls.append(batch)
+        return needs(batch)
+
+    found = largest(tried, MEMORY, unit=unit, start=start)
+    assert len(calls) == len(set(calls)) <= 5
+    assert all(batch % unit == 0 for batch in calls)
+    if not found.batch:
+        assert best == 0
+        return
+    assert found.batch in calls
+    assert found.needs == needs(found.batch) <= MEMORY
+    assert 0.85 * best <= found.batch <= best
+    if found.above is not None:
+        assert (needs(found.above) or math.inf) > MEMORY
+
+
+def test_a_search_uses_what_is_known():
+    calls = []
+
+    def needs(batch):
+        calls.append(batch)
+        return 10 * batch
+
+    found = largest(
+        needs, MEMORY, unit=8, start=8, known=[Trial(800, 8000), Trial(1648, 16480)]
+    )
+    assert found.batch == 1600
+    assert calls == [1600]
+
+
+@pytest.fixture(scope="module")
+def plan():
+    settings = PlanConfig(**TINY, devices="cpu:1", batch_size=32, search="none")
+    return make_plan(settings)
+
+
+def test_memory_is_that_of_the_state_the_batch_and_the_activations(plan):
+    memory = plan.forecast.memory
+    assert memory["parameters"] == 4 * plan.parameters
+    # Adam's two, and the counts.
+    assert 0 <= memory["moments"] - 8 * plan.parameters < 100
+    assert memory["running mean"] == 0
+    assert memory["images"] == 32 * (8 * 8 + 4)
+    assert memory["activations"] > 32 * 8 * 8 * 4
+    assert plan.forecast.needs == sum(memory.values())
+    assert plan.forecast.collectives == {}
+    assert plan.measured["images_per_second"] > 0
+
+
+def test_a_plan_is_printed(plan):
+    text = plan_text(plan)
+    assert "32 images of 8 pixels a step, float32, no remat" in text
+    assert f"{plan.parameters:,} parameters" in text
+    assert "no peak figures" in text
+    assert "Measured here" in text
+    h100 = dataclasses.replace(plan.devices, kind=KINDS["h100"])
+    text = plan_text(dataclasses.replace(plan, devices=h100))
+    assert "Fits: a device has" in text
+    assert KINDS["h100"].source in text
+    bounds = dataclasses.replace(plan, devices=h100).bounds()
+    assert bounds["compute"] == pytest.approx(494e12 / plan.forecast.flops)
+    assert f"Bound: {min(bounds.values()):,.0f} images/s" in text
+
+
+def test_a_program_that_does_not_fit_is_told(plan):
+    v5e = dataclasses.replace(plan.devices, kind=KINDS["tpu-v5e"])
+    large = dataclasses.replace(plan, devices=v5e, forecast=None, refused=2**35)
+    assert not large.fits
+    assert "Does not fit: needs 32.0 GiB" in plan_text(large)
+
+
+def test_the_program_is_the_runs_own(tmp_path):
+    config = PretrainConfig(
+        data="digits", out=str(tmp_path), steps=5, batch_size=16, width=0.25, ema=0.9
+    )
+    train, mesh = open_data("digits").train, make_mesh(1)
+    planned = Program.build(config, train, train, mesh, shapes_only=True)
+    lowered = planned.lower(config)
+    real = Program.build(config, train, train, mesh)
+    state = real.trainer.fresh(*real.initial, seed=config.seed, ema=True)
+    options = dataclasses.replace(config, resident=False)
+    blocks = BatchLoader(train, options=options, mesh=mesh).blocks(0, iter([1]))
+    _, _, batch = next(blocks)
+    blocks.close()
+    batch = {name: batch[name] for name in ("index", "image")}
+    run = compile_step(real.trainer.phases[0].step).lower(state, batch, {})
+    assert run.as_text() == lowered.program.as_text()
+    assert size_of(state) == size_of(lowered.state)
+
+
+TWO = """
+from afterimage.pretrain.plan import make_plan
+from afterimage.pretrain.plan_config import PlanConfig
+plan = make_plan(PlanConfig(model="conv", width=0.25, image_size=8, channels=1,
+    devices="cpu:2", batch_size=32, search="none", measure=False))
+print(plan.parameters, plan.forecast.memory["images"],
+      *plan.forecast.collectives["all-reduce"])
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_batch_and_sum_the_gradients():
+    done = run_python(TWO, devices=2)
+    parameters, images, count, size = map(int, done.split()[-4:])
+    assert images == 16 * (8 * 8 + 4)
+    assert count >= 1
+    assert 4 * parameters <= size < 4 * parameters + 200
+
+
+def _for(platform, function, *args):
+    """The program of a platform that need not be here, before the compiler."""
+    traced = jax.jit(lambda *args: function(*args)).trace(*args)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def _network(x, kernel, depthwise):
+    x = ops.conv2d(x, kernel)
+    x = ops.depthwise_conv(x, depthwise)
+    x = x * ops.per_channel(kernel[0, 0, 0], x)
+    x = ops.max_pool(x)
+    return ops.patchify(x, kernel[:2, :2]).sum()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_programs_of_accelerators_have_no_form_of_the_cpu(platform):
+    shapes = (2, 8, 8, 4), (3, 3, 4, 4), (3, 3, 1, 4)
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    gradient = jax.grad(_network, (0, 1, 2))
+    here = _for("cpu", gradient, *args)
+    there = _for(platform, gradient, *args)
+    assert "optimization_barrier" in here
+    assert "optimization_barrier" not in there
+    # Its convolutions are those of the plain form, one for each product.
+    assert there.count("stablehlo.convolution") == 6
+
+
+def test_settings_that_cannot_be_are_named(capsys):
+    assert main(["plan", "--preset", "photo-224", "--devices", "cpu:1"]) == 2
+    assert "did you mean 'photos-224'" in capsys.readouterr().err
+    assert main(["plan", "--preset", "digits", "--devices", "cpu:1"]) == 2
+    assert "give --image-size" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "package"),
+    [("tpu-v5e:4", "libtpu"), ("h100:8", "jax_cuda13_plugin")],
+)
+def test_a_plan_for_devices_that_are_not_there(devices, package):
+    pytest.importorskip(package)
+    code = TWO.replace("cpu:2", devices)
+    done = run_python(code)
+    parameters, images, count, size = map(int, done.split()[-4:])
+    assert count >= 1
+    assert 4 * parameters <= size < 4 * parameters + 200
+    assert np.isfinite(images)
