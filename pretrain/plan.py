@@ -83,10 +83,12 @@ class Plan:
         return kind is None or self.forecast.needs <= kind.memory
 
     def bounds(self) -> dict[str, float]:
-        """Images/s that no run exceeds, by what limits it; empty without figures.
+        """The roofline: images/s by what limits them; empty without peak figures.
 
         FLOPs by the peak of matrix products, bytes by the memory's bandwidth, and a
-        ring all-reduce by the links: arithmetic, not a measurement.
+        ring all-reduce by the links: arithmetic, not a measurement. Values that stay on
+        the chip count as if they went through memory, so that a program as small as the
+        caches can exceed the bound of memory; nothing exceeds that of compute.
         """
         kind, found = self.devices.kind, self.forecast
         if kind is None or found is None:

@@ -95,7 +95,7 @@ def _bounds(plan: Plan) -> Iterator[str]:
     peak, precision = kind.flops[plan.config.precision], plan.config.precision
     figures = {
         "compute": f"{quantity(peak, 'FLOP/s')} in {precision}",
-        "memory": f"{quantity(kind.bandwidth, 'B/s')}, as if nothing stayed in caches",
+        "memory": f"{quantity(kind.bandwidth, 'B/s')}, as if nothing stayed on chip",
         "links": f"{quantity(kind.link, 'B/s')} both ways, ring all-reduce",
     }
     for name, bound in bounds.items():

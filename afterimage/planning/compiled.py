@@ -49,7 +49,7 @@ class Compiled:
     flops: float
     """Of one step: the loop over the steps of a dispatch counts once."""
     bytes: float
-    """Read and written by the operations of one step, caches not considered."""
+    """Read and written by the operations of one step, as if none stayed on the chip."""
     collectives: Mapping[str, Collective]
     seconds: float
     """Time to compile it here."""
