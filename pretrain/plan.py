@@ -35,6 +35,14 @@ _SOME = 8
 """Images of noise, whose statistics stand for those of the data."""
 
 
+_RING: Mapping[str, Callable[[int], float]] = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1.0,
+}
+"""What each of n devices sends in a ring, by the size of the result."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Forecast:
     """One program on one device."""
@@ -85,10 +93,11 @@ class Plan:
     def bounds(self) -> dict[str, float]:
         """The roofline: images/s by what limits them; empty without peak figures.
 
-        FLOPs by the peak of matrix products, bytes by the memory's bandwidth, and a
-        ring all-reduce by the links: arithmetic, not a measurement. Values that stay on
-        the chip count as if they went through memory, so that a program as small as the
-        caches can exceed the bound of memory; nothing exceeds that of compute.
+        FLOPs by the peak of matrix products, bytes by the memory's bandwidth, and the
+        collectives, as rings, by the links: arithmetic, not a measurement. Values that
+        stay on the chip count as if they went through memory, so that a program as
+        small as the caches can exceed the bound of memory; nothing exceeds that of
+        compute.
         """
         kind, found = self.devices.kind, self.forecast
         if kind is None or found is None:
@@ -98,7 +107,10 @@ class Plan:
             "compute": count * kind.flops[self.config.precision] / found.flops,
             "memory": count * kind.bandwidth / found.bytes,
         }
-        moved = 2 * (count - 1) / count * sum(b for _, b in found.collectives.values())
+        moved = sum(
+            _RING.get(name, lambda n: 1.0)(count) * size
+            for name, (_, size) in found.collectives.items()
+        )
         if moved:
             bounds["links"] = self.config.batch_size * kind.link / 2 / moved
         return bounds

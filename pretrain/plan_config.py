@@ -56,6 +56,9 @@ class PlanConfig:
     remat: bool | None = None
     """Recompute activations in the backward pass."""
 
+    shard_parameters: bool | None = None
+    """Each device keeps a part of the parameters and moments instead of all."""
+
     search: Literal["none", "given", "all"] = "given"
     """Search the largest batch that fits: for the given settings, or for all four of
     with and without remat and two micro-batches. Each search compiles up to five
@@ -76,5 +79,6 @@ class PlanConfig:
         """The settings of PretrainConfig that replace those of the preset."""
         names = ("batch_size", "image_size", "channels", "model", "objective")
         names += ("decoder", "width", "precision", "accumulate", "remat")
+        names += ("shard_parameters",)
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}

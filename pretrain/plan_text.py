@@ -96,7 +96,7 @@ def _bounds(plan: Plan) -> Iterator[str]:
     figures = {
         "compute": f"{quantity(peak, 'FLOP/s')} in {precision}",
         "memory": f"{quantity(kind.bandwidth, 'B/s')}, as if nothing stayed on chip",
-        "links": f"{quantity(kind.link, 'B/s')} both ways, ring all-reduce",
+        "links": f"{quantity(kind.link, 'B/s')} both ways, as rings",
     }
     for name, bound in bounds.items():
         yield f"  {name:8}{bound:>14,.0f} images/s  {figures[name]}"

@@ -22,6 +22,7 @@ from afterimage.training.batches import (
     steps_per_dispatch,
 )
 from afterimage.training.job import Trainer
+from afterimage.training.sharding import initialising, parts
 from afterimage.training.step import State, compile_step, compile_steps, init_state
 
 
@@ -59,11 +60,12 @@ class Program:
         def module() -> nnx.Module:
             return config.objective.build(model, nnx.Rngs(config.seed))
 
-        made = nnx.eval_shape(module) if shapes_only else module()
-        network, params, stats = Network.create(made, dtype=config.precision)
-        if shapes_only:
-            params, stats = _zeros(params), _zeros(stats)
-        initial = params, config.objective.start(params, stats)
+        with initialising(config.shard_parameters):
+            made = nnx.eval_shape(module) if shapes_only else module()
+            network, params, stats = Network.create(made, dtype=config.precision)
+            if shapes_only:
+                params, stats = _zeros(params), _zeros(stats)
+            initial = params, config.objective.start(params, stats)
         augment = make_augment(config.augment, config.view_size)
         setup = ModelSetup(model, network, preprocessing, augment)
         setup = config.objective.prepare(setup, train)
@@ -89,7 +91,10 @@ class Program:
 
         shape = (*self.model.image_size, self.model.channels)
         state = jax.eval_shape(lambda: self._state(config))
-        state = jax.tree.map(lambda x: leaf(x.shape, x.dtype), state)
+        places = jax.tree.map(lambda _: here, state)
+        if self.trainer.sharded:
+            places = parts(state, mesh)
+        state = jax.tree.map(lambda x, at: leaf(x.shape, x.dtype, at), state, places)
         over = split(mesh, stacked=together > 1)
         batch, data = {"index": leaf(first, jnp.int32, over)}, {}
         if resident:

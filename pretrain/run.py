@@ -50,7 +50,7 @@ from afterimage.training.job import Job, Say, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Partition, count_parameters
 from afterimage.training.options import check
-from afterimage.training.sharding import initialising, whole
+from afterimage.training.sharding import whole
 from afterimage.training.step import (
     State,
     averaged_params,

@@ -21,7 +21,7 @@ minutes; no data are read. TPUs need the extra [plan-tpu], GPUs [plan-cuda].
         "What and where": ("preset", "devices", "batch_size", "image_size", "channels"),
         "The run": (
             *("model", "objective", "decoder", "width"),
-            *("precision", "accumulate", "remat", "images"),
+            *("precision", "accumulate", "remat", "shard_parameters", "images"),
         ),
         "What to find": ("search", "measure"),
     },
