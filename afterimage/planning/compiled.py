@@ -136,7 +136,8 @@ def _analysis(module: Any) -> Mapping[str, float]:
     from jaxlib import xla_client
 
     client: Any = get_backend("cpu")
-    return xla_client._xla.hlo_module_cost_analysis(client, module)
+    xla: Any = xla_client._xla  # pyright: ignore[reportPrivateImportUsage]
+    return xla.hlo_module_cost_analysis(client, module)
 
 
 def collectives(text: str) -> dict[str, Collective]:
