@@ -128,7 +128,7 @@ def main() -> None:
             print(f"{case} is done")
             continue
         found = compared(case) if given.plain else planned(case, given.search)
-        rows = [r for r in rows if r not in mine] + found
+        rows = [r for r in read_results("plan") if r not in mine] + found
         write_results("plan", rows, title=TITLE, notes=NOTES)
 
 
