@@ -2,9 +2,12 @@
 
 import os
 import pathlib
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -28,11 +31,42 @@ def test_actors_need_ray_and_a_file_that_can_have_fewer_rows():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """The environment of commands: Ray keeps a token in the home."""
+def cluster(tmp_path_factory):
+    """(the environment of commands, the process of a head node with two cores)."""
     pytest.importorskip("ray")
-    folder = tmp_path_factory.mktemp("home")
-    return environment(HOME=str(folder), AFTERIMAGE_CACHE=str(folder / "cache"))
+    folder = tmp_path_factory.mktemp("home")  # where Ray keeps a token
+    short = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # names of sockets are short
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = environment(
+        HOME=str(folder),
+        AFTERIMAGE_CACHE=str(folder / "cache"),
+        RAY_ADDRESS=f"127.0.0.1:{port}",
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_register_timeout_seconds="300",
+    )
+    command = [pathlib.Path(sys.executable).parent / "ray", "start", "--head"]
+    command += ["--block", "--num-cpus=2", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={short}"]
+    log = folder / "log"
+    for _ in range(5):  # Ray gives up if it needs 30 seconds
+        with log.open("w") as file:
+            head = subprocess.Popen(command, env=environ, stdout=file, stderr=file)
+        while head.poll() is None and "Ray runtime started" not in log.read_text():
+            time.sleep(0.2)
+        if head.poll() is None:
+            break
+    assert head.poll() is None, log.read_text()
+    yield environ, head
+    head.terminate()
+    head.wait(60)
+    shutil.rmtree(short, ignore_errors=True)
+
+
+@pytest.fixture
+def home(cluster):
+    return cluster[0]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +99,7 @@ def start(home, *words):
 
 
 def said(process, code=0):
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == code, output
     return output
 
@@ -93,20 +127,21 @@ def descendants(pid, text):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_actor_that_is_killed_costs_no_row_and_doubles_none(
-    tmp_path, home, photos, encoder
+    tmp_path, cluster, photos, encoder
 ):
+    home, head = cluster
     alone, spread = tmp_path / "alone.csv", tmp_path / "spread.csv"
     what = (photos, "--from", encoder, "--batch-size", 4)
     said(start(home, *what, "--out", alone))
-    running = start(home, *what, "--out", spread, "--ray", "local", "--actors", 2)
+    running = start(home, *what, "--out", spread, "--ray", "auto", "--actors", 2)
     killed, written = [], 0
     while running.poll() is None and not killed:
         for partial in tmp_path.glob(".spread.csv.partial-*"):
             written = partial.read_bytes().count(b"\n")
         if written > 1:
-            killed = descendants(running.pid, "ray::MapWorker")[:1]
+            killed = descendants(head.pid, "ray::MapWorker")[:1]
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
@@ -117,7 +152,7 @@ def test_an_actor_that_is_killed_costs_no_row_and_doubles_none(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_parquet_is_the_same_and_a_broken_image_is_left_out(
     tmp_path, home, photos, encoder
 ):
@@ -130,7 +165,7 @@ def test_parquet_is_the_same_and_a_broken_image_is_left_out(
         place.write_bytes(path.read_bytes())
     alone, spread = tmp_path / "alone.parquet", tmp_path / "spread.parquet"
     what = (few, "--from", encoder, "--batch-size", 16, "--dim", 3)
-    on_ray = ("--ray", "local", "--actors", 1)
+    on_ray = ("--ray", "auto", "--actors", 1)
     said(start(home, *what, "--out", alone))
     said(start(home, *what, "--out", spread, *on_ray))
     assert spread.read_bytes() == alone.read_bytes()
@@ -156,7 +191,7 @@ found = pretrain(
         eval_every=15, log_every=1, pictures=0, probe_images=0, tensorboard=False,
         out=sys.argv[1], objective=Plain(corruption="gaussian"),
     ),
-    workers=2, device="cpu", address="local",
+    workers=2, device="cpu",
 )
 print("RESULT", found.complete, found.steps, found.encoder)
 """
@@ -173,8 +208,9 @@ def train(home, out):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_pretraining_continues_when_a_worker_is_killed(tmp_path, home):
+@pytest.mark.timeout(1800)
+def test_pretraining_continues_when_a_worker_is_killed(tmp_path, cluster):
+    home, head = cluster
     whole, out = tmp_path / "whole", tmp_path / "run"
     told = said(train(home, whole))
     assert f"RESULT False 30 {whole}/encoder" in told
@@ -182,7 +218,7 @@ def test_pretraining_continues_when_a_worker_is_killed(tmp_path, home):
     running, metrics, killed = train(home, out), out / "metrics.jsonl", []
     while running.poll() is None and not killed:
         if metrics.exists() and '"step": 10,' in metrics.read_text():
-            killed = descendants(running.pid, "ray::RayTrainWorker")[-1:]
+            killed = descendants(head.pid, "ray::RayTrainWorker")[-1:]
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)

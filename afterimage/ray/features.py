@@ -55,7 +55,7 @@ def features(config: FeaturesConfig) -> int:
         for split, numbers, vectors, reasons in computed(ray, config, sets):
             good = reasons == ""
             for number, reason in zip(numbers[~good].tolist(), reasons[~good].tolist()):
-                bad.append(BadImage(sets[split].ids[number], printable(reason)))
+                bad.append(BadImage(sets[split].ids[int(number)], printable(reason)))
             if bad and config.on_bad_image == "fail":
                 raise DataError(_bad_message(config.data, bad))
             if good.any():
