@@ -1,11 +1,14 @@
 """`python -m benchmarks.cluster`: features of many images with actors of Ray.
 
 Writes JPEGs into a folder and computes their features with one actor on one core, and
-with two, in turns. Start-up is left out: a rate counts from the first block that comes
-back to the last. The hours of a million images are arithmetic from the rate.
+with two, in turns. Start-up is left out: figures count from the first blocks that come
+back to the last. CPU time is that of the actors, which other work on the machine hardly
+changes. The hours of a million images are arithmetic from it.
 """
 
 import argparse
+import contextlib
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -35,15 +38,28 @@ def write_images(folder: Path, count: int, side: int) -> None:
         Image.fromarray(image).save(folder / f"{number:06d}.jpg", quality=90)
 
 
-def rate(ray: Any, config: FeaturesConfig, sets: Any) -> float:
-    """Images/s from the first block to the last."""
+def cpu_seconds() -> float:
+    """CPU time of all actors that run now."""
+    found = 0.0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"ray::MapWorker" in (process / "cmdline").read_bytes():
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def measure(ray: Any, config: FeaturesConfig, sets: Any) -> tuple[float, float]:
+    """(images/s, CPU seconds of 1,000 images), from the first blocks to the last."""
     marks, rows = [], []
     for _, numbers, _, _ in computed(ray, config, sets):
-        marks.append(time.perf_counter())
+        marks.append((time.perf_counter(), cpu_seconds()))
         rows.append(len(numbers))
-    # The batches of the blocks that arrived first: each actor had one when it began.
+    # Without the batches of the first blocks: each actor had one when it began.
     first = 4 * (config.actors or 1)
-    return sum(rows[first:]) / (marks[-1] - marks[first - 1])
+    images = sum(rows[first:])
+    seconds, cpu = (end - began for began, end in zip(marks[first - 1], marks[-1]))
+    return images / seconds, cpu / images * 1000
 
 
 def main() -> None:
@@ -54,36 +70,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     ray = connect("local")
-    found: dict[int, list[float]] = {1: [], 2: []}
+    found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "photos", options.count, options.side)
         encoder = encoder_of("conv", options.side, folder)
         for _ in range(options.rounds):
-            for actors, rates in found.items():
+            for actors, figures in found.items():
                 config = FeaturesConfig(
                     data=str(folder / "photos"),
                     from_=str(folder),
                     out=str(folder / "f.parquet"),
-                    batch_size=64,
+                    batch_size=32,
                     ray="local",
                     actors=actors,
                 )
                 splits = open_for(encoder.preprocessing, config, lazily=True)
-                rates.append(rate(ray, config, select(splits, "all", config.data)))
-                print(f"{actors} actors: {rates[-1]:.0f} images/s", flush=True)
-    label = f"conv, JPEGs of {options.side} px"
-    rows = [
-        row("cluster", f"{label}, {actors} actor(s), a core each", "images/s", rates)
-        for actors, rates in found.items()
-    ]
-    scaling = [two / one for one, two in zip(found[1], found[2])]
-    rows.append(row("cluster", f"{label}, two actors over one", "ratio", scaling))
-    hours = [1e6 / rates / 3600 for rates in found[1]]
-    rows.append(
-        row("cluster", f"{label}, a million images on one core", "hours", hours)
-        | {"note": "arithmetic from images/s of one actor"}
-    )
+                sets = select(splits, "all", config.data)
+                figures.append(measure(ray, config, sets))
+                print(f"{actors}: {figures[-1]}", flush=True)
+    load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
+    rows = []
+    for actors, figures in found.items():
+        label = f"conv, JPEGs of {options.side} px, actors: {actors}"
+        speeds, costs = map(list, zip(*figures))
+        rows.append(row("cluster", label, "images/s", speeds, note=load))
+        rows.append(row("cluster", label, "CPU s per 1,000 images", costs, note=load))
+    hours = [cost * 1000 / 3600 for _, cost in found[1]]
+    note = "arithmetic from the CPU time of one actor"
+    label = f"conv, JPEGs of {options.side} px, a million images"
+    rows.append(row("cluster", label, "core hours", hours, note=note))
     print(write_results("cluster", rows, title="Features by actors of Ray"))
 
 
