@@ -586,6 +586,6 @@ def test_every_command_reads_shards(tmp_path, trained, kind):
     assert main(["evaluate", "--from", trained, "--data", spec]) == 0
     assert main(["features", "--from", "run", "--data", spec, "--out", "f.npz"]) == 0
     more = ["--from", "run", "--out"]
-    assert main(["label", spec, "--suggest", "5", *more, "l.csv"]) == 0
+    assert main(["label", spec, "--check", *more, "l.csv"]) == 0
     assert main(["anomalies", spec, "--normal", spec, *more, "a.csv"]) == 0
     assert main(["similar", spec, "--duplicates", *more, "s.csv"]) == 0
