@@ -38,6 +38,7 @@ from afterimage.models.classifier import (
 from afterimage.outputs import Outputs, outputs_of
 from afterimage.pictures import draw_heat
 from afterimage.runtime import jit
+from afterimage.storage.reading import local
 
 NEIGHBOURS = "neighbours"
 """In `stats`, by head: the features of training images, for `Reference`."""
@@ -413,12 +414,13 @@ def load_classifier(path: str | pathlib.Path, *, dtype: str = "float32") -> Clas
     classifier or a damaged one, or if its arrays do not match its manifest (all
     differences are listed).
     """
-    if not pathlib.Path(path).is_dir():
+    place = local(path, "classifier")
+    if not place.is_dir():
         raise UserError(
             f"there is no folder {path}; give a fine-tuning run, one of its "
             "checkpoints/STEP, or a classifier/ folder"
         )
-    params, stats, manifest = _read(pathlib.Path(path))
+    params, stats, manifest = _read(place)
     try:
         return Classifier(params, stats, manifest, dtype=dtype)
     except CheckpointError as error:

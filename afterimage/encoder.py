@@ -39,6 +39,7 @@ from afterimage.models.encoder import MIN_IMAGE_SIZE
 from afterimage.models.heads import POOLS, mean_over_views
 from afterimage.models.vector import STATS, VectorRecipe, moments_of
 from afterimage.runtime import jit
+from afterimage.storage.reading import local
 
 # Batches sent to the device before waiting for the first result: one computes, one is
 # queued behind it, and meanwhile the host prepares the next.
@@ -367,12 +368,13 @@ def load_encoder(path: str | Path, *, dtype: str = "float32") -> Encoder:
     Raises UserError if there is no such folder, CheckpointError if it holds no encoder
     or only damaged ones, naming each.
     """
-    if not Path(path).is_dir():
+    place = local(path)
+    if not place.is_dir():
         raise UserError(
             f"{path} does not exist; give a run folder, one of its checkpoints/STEP, "
             "or an encoder/ folder."
         )
-    return Encoder(*read_encoder(path), dtype=dtype)
+    return Encoder(*read_encoder(place), dtype=dtype)
 
 
 def with_statistics(

@@ -26,6 +26,7 @@ from afterimage.evaluation import (
 from afterimage.evaluation.configs import EvaluateConfig, write
 from afterimage.evaluation.embedding import import_umap
 from afterimage.export import open_for, report_skipped, select
+from afterimage.storage.urls import is_remote
 from afterimage.training.batches import subsample
 
 _FITTED = 2000
@@ -153,7 +154,7 @@ def _place(config: EvaluateConfig) -> Path | None:
                 "ending in .json."
             )
         return Path(config.out)
-    if not (Path(config.from_) / "config.json").is_file():
+    if is_remote(config.from_) or not (Path(config.from_) / "config.json").is_file():
         return None  # an artefact, whose files are listed with their checksums
     name = re.sub(r"[^A-Za-z0-9.=-]+", "-", config.data).strip("-.")
     return Path(config.from_) / "evaluation" / f"{name}.json"

@@ -14,6 +14,7 @@ from typing import Any
 from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS
 from afterimage.errors import UserError, did_you_mean, require_writable
 from afterimage.plugins import Registry
+from afterimage.storage.urls import is_remote, problem
 
 MOST = 2**31 - 1
 """The largest integer, the limit of counters on a device."""
@@ -34,6 +35,7 @@ _LIMITS = {
 }
 """The largest sizes: larger values are mistakes and would fill any memory."""
 _FOLDERS = frozenset({"out", "from_", "teacher", "against", "encoder", "run", "file"})
+_REMOTE_TOO = frozenset({"from_", "teacher", "against", "encoder", "run"})
 _SPECS = frozenset({"data", "target", "unlabelled", "labelled", "sources"})
 _REMOTE = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]+)://")
 _NAME_BYTES = 255
@@ -94,7 +96,8 @@ def field_problems(config: Any) -> list[str]:
                         f"{shown}={one!r} is unknown{near} There are: {all_of_them}"
                     )
             elif field.name in _FOLDERS:
-                found += place_problems(shown, one)
+                remote = field.name in _REMOTE_TOO or getattr(config, "is_run", False)
+                found += place_problems(shown, one, remote=remote)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)
             elif kinds in ({str}, {bool}) and not isinstance(one, tuple(kinds)):
@@ -195,15 +198,18 @@ def _below(
     return found
 
 
-def place_problems(name: str, value: Any) -> list[str]:
-    """What is wrong with the path of a file or folder, one sentence each."""
+def place_problems(name: str, value: Any, *, remote: bool = False) -> list[str]:
+    """What is wrong with the path of a file or folder, one sentence each.
+
+    With `remote` it may be the URL of a run or an artefact in a bucket.
+    """
     if not isinstance(value, str | os.PathLike):
         return [f"{name}={value!r}: must be the path of a file or folder"]
     text = os.fspath(value)
-    # A Path collapses the two slashes to one.
-    remote = re.match(r"([A-Za-z][\w+.-]+):/", text)
-    if remote:
-        return [_elsewhere(name, text, remote[1])]
+    if wrong := problem(text):
+        return [f"{name}={text}: {wrong}"]
+    if is_remote(text):
+        return [] if remote else [_only_local(name, text)]
     if text.startswith("~"):  # bash leaves it in `--out=~/runs`
         return [
             f"{name}={text}: the shell did not replace ~ with your home folder; give "
@@ -246,9 +252,17 @@ def spec_problems(name: str, value: Any) -> list[str]:
         from afterimage.plugins import SOURCES
 
         if remote[1] not in SOURCES.names():
-            return [_elsewhere(name, value, remote[1])]
+            urls = value[remote.start() :].split(",")
+            return [f"{name}={value}: {wrong}" for u in urls if (wrong := problem(u))]
     kind, _, rest = value.partition(":")
     return _path_problems(name, rest if rest.strip() else kind)
+
+
+def _only_local(name: str, text: str) -> str:
+    return (
+        f"{name}={text}: this file is written here only; give a path on this machine, "
+        "and copy it to the bucket"
+    )
 
 
 def _elsewhere(name: str, text: str, scheme: str) -> str:

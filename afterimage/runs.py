@@ -26,6 +26,8 @@ from afterimage.data.sets import BadImage
 from afterimage.errors import UserError, disk_errors, out_of_memory, require_writable
 from afterimage.sessions import Sessions
 from afterimage.settings import choices, default_of, dotted, to_dict
+from afterimage.storage.urls import is_remote
+from afterimage.storage.working import WorkingCopy
 from afterimage.training.metrics import MetricsWriter, NoMetrics
 from afterimage.training.options import FREE_TO_CHANGE
 
@@ -61,12 +63,16 @@ class Run:
     def __init__(
         self, folder: str | os.PathLike[str], *, kind: str, config: Any
     ) -> None:
-        self.path = pathlib.Path(folder)
+        self.copy = _working_copy(folder)
+        self.path = pathlib.Path(folder) if self.copy is None else self.copy.path
+        self.where = str(folder) if self.copy is None else self.copy.url
+        """The run folder for a message: the path or URL that the user knows."""
         self.kind = kind
         self.config = _as_dict(config)
         self._defaults = _defaults(config)
         self.is_main_process = jax.process_index() == 0
         self.notes: list[str] = []
+        self._ended_by: BaseException | None = None
         self.sessions = Sessions(self.path / "sessions.json")
 
     def check_settings(self) -> None:
@@ -78,6 +84,11 @@ class Run:
             self._main_process_first(self._refuse_unwritable)
             self._main_process_first(self._refuse_others)
 
+    def check(self) -> None:
+        """Raises RunLocked if another process has taken the run over, in a bucket."""
+        if self.copy is not None:
+            self.copy.check()
+
     def __enter__(self) -> "Run":
         with self._disk():
             self._main_process_first(self._open)
@@ -87,13 +98,13 @@ class Run:
         then = (
             " Earlier checkpoints are unchanged; run the same command again to continue"
         )
-        return disk_errors(f"out={self.path}", then)
+        return disk_errors(f"out={self.where}", then)
 
     def _main_process_first(self, action: Callable[[], None]) -> None:
         """Runs `action` on the first process, then on the others."""
         if not self.is_main_process and not store.from_main_process(0):
             raise UserError(
-                f"out={self.path}: refused by the first process; see its output for "
+                f"out={self.where}: refused by the first process; see its output for "
                 "the reason"
             )
         try:
@@ -108,12 +119,16 @@ class Run:
     def _refuse_unwritable(self) -> None:
         """DiskError if the folder cannot be created or written to."""
         if self.is_main_process:
-            require_writable(f"out={self.path}", self.path)
+            require_writable(f"out={self.where}", self.path)
 
     def _open(self) -> None:
         self._refuse_unwritable()
-        self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opening:
+            if self.copy is not None:
+                self._refuse_others()  # before fetching what is not ours
+                self.copy.open()
+                opening.callback(self._close_copy)
+            self.path.mkdir(parents=True, exist_ok=True)
             if self.is_main_process:
                 opening.enter_context(RunLock(self.path))
             self._refuse_others()
@@ -130,6 +145,7 @@ class Run:
             self._opened = opening.pop_all()
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        self._ended_by = error
         self.keep_time(again=True)
         with self._disk():
             try:
@@ -149,6 +165,10 @@ class Run:
                 f"{2 * (now['accumulate'] or 1)} (the same result), --remat, or a "
                 f"smaller --batch-size or --image-size. The device reported: {said}"
             ) from error
+
+    def _close_copy(self) -> None:
+        if self.copy is not None:
+            self.copy.close(self._ended_by)
 
     def keep_time(self, *, again: bool = False) -> None:
         """Records how long the run has taken; with `again` only if it has before, so
@@ -187,35 +207,39 @@ class Run:
         lost = tuple(found) if self.is_main_process else ()
         return lost if store.from_main_process(len(lost)) else None
 
-    def _stored(self) -> dict[str, Any] | None:
-        path = self.path / "config.json"
+    def _stored(self, folder: pathlib.Path | None = None) -> dict[str, Any] | None:
+        path = (folder or self.path) / "config.json"
         if not os.path.lexists(path):
             return None
         return schemas.read(path, schemas.ConfigFile, "restore it, or use a new --out")
 
     def _refuse_others(self) -> None:
-        stored = self._stored()
+        """UserError for another run's folder, or one that is not a run's."""
+        folder = self.path
+        if self.copy is not None and not self.copy.is_open:
+            folder = self.copy.peek()
+        stored = self._stored(folder)
         if stored is None:
-            entries = self.path.iterdir() if self.path.is_dir() else ()
+            entries = folder.iterdir() if folder.is_dir() else ()
             names = {entry.name for entry in entries} - {"lock", ".lock"}
             others = sorted(name for name in names if not is_partial(name))
             if others and self.is_main_process:
                 raise UserError(
-                    f"out={self.path} is not a run folder: it has no config.json and "
+                    f"out={self.where} is not a run folder: it has no config.json and "
                     f"contains other files ({', '.join(others[:5])}). Give a new or "
                     "empty folder"
                 )
             return
         if stored["kind"] != self.kind:
             raise UserError(
-                f"out={self.path} contains a {printable(stored['kind'])} run, not a "
+                f"out={self.where} contains a {printable(stored['kind'])} run, not a "
                 f"{self.kind} run; give another folder"
             )
         changed = self._changed(stored)
-        saved = any((self.path / "checkpoints").glob("*"))
-        if changed and (saved or (self.path / "encoder").exists()):
+        saved = any((folder / "checkpoints").glob("*"))
+        if changed and (saved or (folder / "encoder").exists()):
             raise UserError(
-                f"{self.path} contains a run with other settings:\n  "
+                f"{self.where} contains a run with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nTo continue that run, use its settings; for a new run, give "
                 "another --out"
@@ -302,6 +326,19 @@ class Run:
                 f"{printable(bad.path)}\t{printable(bad.reason)}\n" for bad in skipped
             ]
             replace_file(path, "".join(lines).encode())
+
+
+def _working_copy(folder: str | os.PathLike[str]) -> WorkingCopy | None:
+    """The local folder of a run in a bucket; None if it is not in one."""
+    if not is_remote(folder):
+        return None
+    if jax.process_count() > 1:
+        raise UserError(
+            f"out={folder}: several processes write one run together, which needs a "
+            "folder that all of them share. Give one as --out, and copy it to the "
+            "bucket at the end"
+        )
+    return WorkingCopy(os.fspath(folder))
 
 
 def beside(run: str, name: str) -> pathlib.Path:

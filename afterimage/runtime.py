@@ -2,9 +2,7 @@
 
 import functools
 import os
-import pathlib
 import platform
-import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,19 +11,7 @@ import jax
 import jaxlib.version
 
 from afterimage import hosts
-
-
-def cache_dir() -> pathlib.Path:
-    """The cache folder: $AFTERIMAGE_CACHE, else the user's, else a temporary folder."""
-    if explicit := os.environ.get("AFTERIMAGE_CACHE"):
-        return pathlib.Path(explicit)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return pathlib.Path(base) / "afterimage"
-    try:
-        return pathlib.Path.home() / ".cache" / "afterimage"
-    except RuntimeError:  # a user without a home, as in many containers
-        return pathlib.Path(tempfile.gettempdir()) / f"afterimage-{os.getuid()}"
-
+from afterimage.cache import cache_dir as cache_dir
 
 # XLA:CPU passes convolutions to a library that uses one thread for up to 64 output
 # channels; this option prevents that (4 = "individual dot" only, which leaves

@@ -16,6 +16,8 @@ from afterimage.checkpoints.errors import (
     readable_size,
 )
 from afterimage.checkpoints.manifest import STEP, Finding
+from afterimage.storage.reading import Need, local
+from afterimage.storage.urls import is_remote
 
 _Path = str | os.PathLike[str]
 
@@ -66,7 +68,7 @@ def verify(folder: _Path) -> list[Finding]:
     The folder is good if no finding is `fatal`. Raises UsageError where there is
     nothing to verify.
     """
-    place = _existing(folder)
+    place = _existing(folder, "whole")
     if (place / manifest.NAME).exists() or (place / weights.WEIGHTS).exists():
         return _all_findings(place, None)
     found = [(path, STEP) for _, path in manifest.numbered_steps(place)]
@@ -233,7 +235,22 @@ def prune(
             f"keep_last={keep_last}, keep_best={keep_best}: keep_last must be at "
             "least 1 and keep_best at least 0, so that a good checkpoint remains."
         )
-    place = _existing(folder)
+    if dry_run or not is_remote(folder):
+        return _prune(_existing(folder, "whole"), keep_last, keep_best, dry_run)
+    from afterimage.storage.working import WorkingCopy
+
+    url = os.fspath(folder).rstrip("/").removesuffix(f"/{manifest.STEPS}")
+    copy = WorkingCopy(url)
+    copy.open()
+    try:
+        return _prune(copy.path, keep_last, keep_best, dry_run)
+    finally:
+        copy.close()
+
+
+def _prune(
+    place: pathlib.Path, keep_last: int, keep_best: int, dry_run: bool
+) -> Pruned:
     run = manifest.steps_folder(place).absolute().parent
     free = dry_run or files.holds_lock(run)
     with contextlib.nullcontext() if free else files.RunLock(run):
@@ -289,10 +306,10 @@ def _metric(content: dict[str, Any]) -> float | None:
     return None if value is None else float(value)
 
 
-def _existing(folder: _Path) -> pathlib.Path:
-    place = pathlib.Path(folder)
+def _existing(folder: _Path, need: Need = "names") -> pathlib.Path:
+    place = local(folder, need)
     if not place.is_dir():
-        raise UsageError(f"{place} is not a folder; expected a run folder.")
+        raise UsageError(f"{folder} is not a folder; expected a run folder.")
     return place
 
 

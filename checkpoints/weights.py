@@ -28,6 +28,7 @@ from afterimage.checkpoints.manifest import Finding
 from afterimage.checkpoints.names import shown
 from afterimage.checkpoints.schemas import wrong_shape
 from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.storage.reading import local
 
 ENCODER, CLASSIFIER, DETECTOR = "encoder", "classifier", "detector"
 """The kind in the manifest, and also the folder's name in a run."""
@@ -136,10 +137,10 @@ def read_encoder(
 
     Raises CheckpointError, listing everything that was tried and why it was refused.
     """
-    place = pathlib.Path(path)
+    place = local(path)
     if not place.is_dir():
         raise UsageError(
-            f"{place} is not a folder; expected a run folder, a checkpoints/STEP "
+            f"{path} is not a folder; expected a run folder, a checkpoints/STEP "
             "folder, or an encoder/ folder."
         )
     refused: list[str] = []
@@ -249,11 +250,11 @@ def read_classifier(
     Every byte is compared with its checksum. Raises UsageError where there is no
     classifier, CheckpointError where it is damaged.
     """
-    place = pathlib.Path(path)
+    whole = place = local(path, "classifier")
     if (place / CLASSIFIER).is_dir():
         place = place / CLASSIFIER
     try:
-        if place != pathlib.Path(path):
+        if place != whole:
             require_inside(place)
         return read_folder(place, CLASSIFIER)
     except CheckpointError as error:

@@ -1,7 +1,6 @@
 """`afterimage evaluate`: a fine-tuned classifier on other labelled images."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from afterimage.finetune.data import known_labels, labelled, matched
 from afterimage.finetune.scoring import Scorer
 from afterimage.models.classifier import HEAD
 from afterimage.outputs import Outputs, outputs_of_report
+from afterimage.storage.reading import local
 from afterimage.training.batches import EvaluationRunner, make_mesh
 
 
@@ -110,7 +110,7 @@ def sweep_for(batch_size: int) -> EvaluationRunner:
 
 def _labels_file(config: EvaluateConfig) -> dict[str, Any] | None:
     """`labels.json` of the classifier's run, if it was trained on this data."""
-    place = pathlib.Path(config.from_)
+    place = local(config.from_, "classifier")
     for file in (place / "labels.json", place.parent / "labels.json"):
         if os.path.lexists(file):
             cure = "restore it, or delete it: it only lists the labels that were used"

@@ -323,7 +323,7 @@ def _facts(
     if done is None:
         chosen = f"{selection['step']:,} of {steps:,}, {chosen}"
     facts = {
-        "Run": run.path,
+        "Run": run.where,
         "Encoder": setup.config.from_,
         "Labels": f"{results['training_images']:,} images of "
         + setup.config.task.describe(setup.data.labels.train)[0],

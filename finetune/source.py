@@ -9,7 +9,6 @@ The heads are there only if a method asks for the source's own classifier.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from afterimage.finetune.modes import Mode
 from afterimage.models import ModelConfig
 from afterimage.models.classifier import HEAD, ClassifierNetwork, HeadConfig
 from afterimage.models.vector import STATS
+from afterimage.storage.reading import local
 from afterimage.training.stage import Context
 
 Tree = dict[str, Any]
@@ -46,12 +46,13 @@ class SourceModel:
     @classmethod
     def read(cls, path: str) -> "SourceModel":
         """Raises UserError if the folder is missing, CheckpointError if it is bad."""
-        if not pathlib.Path(path).is_dir():
+        place = local(path)
+        if not place.is_dir():
             raise UserError(
                 f"from={path} does not exist; expected a run folder, one of its "
                 "checkpoints/STEP, or an encoder/ folder"
             )
-        params, stats, manifest = read_encoder(path)
+        params, stats, manifest = read_encoder(place)
         # Heads read the maps as `--features` says, not the encoder's own vector.
         stats.pop(STATS, None)
         manifest.pop("vector", None)
@@ -117,7 +118,7 @@ def read_head(config: FinetuneConfig) -> SourceHead | None:
     try:
         params, stats, manifest = read_classifier(config.from_)
     except CheckpointError as error:
-        if (pathlib.Path(config.from_) / CLASSIFIER).is_dir():
+        if (local(config.from_, "classifier") / CLASSIFIER).is_dir():
             raise  # there is one, but it is damaged
         names = " and ".join(asking)
         raise UserError(

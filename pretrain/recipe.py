@@ -1,7 +1,6 @@
 """The recipe: settings chosen by looking at the images, the machine and the time."""
 
 import dataclasses
-import pathlib
 import statistics
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from afterimage.pretrain.run import NO_DATA, pace
 from afterimage.reading import ReadingOptions
 from afterimage.runs import Run
 from afterimage.settings import from_dict, merge
+from afterimage.storage.reading import look
 from afterimage.training.batches import subsample
 
 MINUTES = 10.0
@@ -166,7 +166,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfi
 
 def _begun(out: str) -> dict[str, Any] | None:
     """The settings of a pretraining run in this folder; None if none has begun."""
-    file = pathlib.Path(out) / "config.json"
+    file = look(out) / "config.json"
     if not file.exists() or not any((file.parent / "checkpoints").glob("*")):
         return None
     stored = schemas.read(file, schemas.ConfigFile, "restore it, or use a new --out")

@@ -347,7 +347,7 @@ class _Pretraining(Job[PretrainResult]):
             f"parameters, decoder {count_parameters(params.get('decoder', {})):,}",
             f"{self.total:,} steps of {self.config.batch_size} images, on "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device"
-            f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.path}",
+            f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.where}",
         ]
         if classes := counted(self.train):
             lines.insert(1, f"classes (used only by the probes): {classes}")

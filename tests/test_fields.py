@@ -98,7 +98,7 @@ def test_numbers_of_another_type_are_refused_by_their_name():
     run_python("from tests.test_fields import other_types; other_types()")
 
 
-PLACES = ["", " ", "a\0b", "x" * 300, "gs://bucket/x", "s3://bucket", "hdfs://h/x"]
+PLACES = ["", " ", "a\0b", "x" * 300, "gs://", "s3:/bucket/x", "hdfs://h/x"]
 
 
 @pytest.mark.parametrize("value", PLACES)
@@ -146,10 +146,22 @@ def test_specs_of_this_machine_are_taken(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["folder:gs://b/x", "zip:a.zip,s3://b/c.zip", "https://x.org/a.zip"]
+    "spec", ["folder:hdfs://b/x", "zip:a.zip,ftp://b/c.zip", "https://x.org/a.zip"]
 )
 def test_specs_of_other_machines_are_refused(spec):
     assert "not supported" in spec_problems("data", spec)[0]
+
+
+@pytest.mark.parametrize(
+    "spec", ["folder:gs://b/x", "zip:a.zip,s3://b/c.zip", "s3://b/x.csv"]
+)
+def test_specs_of_buckets_are_taken(spec):
+    assert spec_problems("data", spec) == []
+
+
+def test_runs_may_be_in_a_bucket_and_files_of_results_not():
+    assert place_problems("from", "s3://b/runs/a", remote=True) == []
+    assert "path on this machine" in place_problems("out", "s3://b/x.csv")[0]
 
 
 def test_epochs_without_an_end_are_refused():
@@ -167,7 +179,7 @@ def test_defaults_have_no_problems():
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_remote_run_folder_is_refused_before_anything_is_made(tmp_path, command):
     more = ["--from", "x"] if command == "finetune" else []
-    settings = ["--data", "folder:none", "--out", "gs://bucket/run", *more]
+    settings = ["--data", "folder:none", "--out", "hdfs://h/run", *more]
     done = subprocess.run(
         [sys.executable, "-m", "afterimage", command, *settings],
         env=environment(),
@@ -176,5 +188,5 @@ def test_a_remote_run_folder_is_refused_before_anything_is_made(tmp_path, comman
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    assert "gs://" in done.stderr
+    assert "hdfs://" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -22,8 +22,8 @@ def _room(module: str) -> str | None:
     if names[0] != "afterimage":
         return None
     stage = names[1] if len(names) > 1 else ""
-    # One line is shared by all: how a package exports names lazily.
-    if module == "afterimage.lazy":
+    # Shared by all: how a package exports names lazily, and how a URL becomes a folder.
+    if module == "afterimage.lazy" or module.startswith("afterimage.storage"):
         return None
     return stage if stage in ALLOWED else "afterimage"
 

@@ -56,6 +56,7 @@ from afterimage.data.workers import (
     opened,
     or_reason,
     read,
+    threads_for,
     windows,
 )
 from afterimage.errors import DataError
@@ -186,7 +187,10 @@ def _read_once(
     height, width = request.size or (0, 0)
     value_range = None if request.value_range == "auto" else request.value_range
     shape = (height, width, request.channels or 0)
-    images, sets = Once(files, Decoder(shape, request.size, value_range)), {}
+    images, sets = (
+        Once(files, Decoder(shape, request.size, value_range), threads_for(files)),
+        {},
+    )
     given_names = {split: names for split, (_, names) in groups.items()}
     labels, classes = index_names(given_names)
     for split, (given, _) in groups.items():
@@ -270,7 +274,11 @@ def _decode_all(
     each = height * width * channels
     costs = {row: header.cost + files.size(row) + each for row, header in good.items()}
     with entry_writer(folder, len(good), decoder.shape) as writer:
-        for row, found in windows(or_reason(pixels), list(good), "decoding", each):
+        threads = threads_for(files)
+        decoded = windows(
+            or_reason(pixels), list(good), "decoding", each, threads=threads
+        )
+        for row, found in decoded:
             if isinstance(found, str):
                 bad[row] = found
                 continue
@@ -307,7 +315,9 @@ def headers(
             raise
         return found
 
-    found = dict(windows(or_reason(header), rows, "headers"))
+    found = dict(
+        windows(or_reason(header), rows, "headers", threads=threads_for(files))
+    )
     bad = {row: reason for row, reason in found.items() if isinstance(reason, str)}
     return {row: h for row, h in found.items() if row not in bad}, bad
 
@@ -360,7 +370,11 @@ def measured_range(files: Files, found: Mapping[int, Header], source: str) -> Ra
         with budget.hold(found[row].cost + files.size(row)):
             return some_values(read(files, row))
 
-    parts = (v for _, v in windows(or_reason(values), chosen, "values", 2**20))
+    threads = threads_for(files)
+    parts = (
+        v
+        for _, v in windows(or_reason(values), chosen, "values", 2**20, threads=threads)
+    )
     return range_of([v for v in parts if not isinstance(v, str)], source)
 
 

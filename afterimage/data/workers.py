@@ -177,7 +177,12 @@ class FileTree(Files, Protocol):
 def opened(files: Files, row: int) -> Iterator[Any]:
     """One image's bytes as a file; NotAnImage if they cannot be read."""
     with reasons(), files.open(row) as file:
-        yield file
+        try:
+            yield file
+        finally:
+            # A store that is away is no bad image, whatever the decoder makes of it.
+            if (fault := getattr(file, "fault", None)) is not None:
+                raise fault
 
 
 @contextlib.contextmanager
@@ -216,6 +221,11 @@ budget = Budget()
 """The bytes that all threads together may use for decoding."""
 
 
+def threads_for(files: Files) -> int:
+    """Threads for reading these files: one a core, or `files.threads` if they wait."""
+    return max(cores(), getattr(files, "threads", 0))
+
+
 @functools.cache
 def _pool(threads: int | None = None) -> concurrent.futures.ThreadPoolExecutor:
     """Threads for decoding, by default one for each core."""
@@ -225,18 +235,23 @@ def _pool(threads: int | None = None) -> concurrent.futures.ThreadPoolExecutor:
 
 
 def windows(
-    function: Callable[[int], Any], rows: Sequence[int], what: str, each: int = 1
+    function: Callable[[int], Any],
+    rows: Sequence[int],
+    what: str,
+    each: int = 1,
+    *,
+    threads: int | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(row, function(row)) in order, computed on all cores, one window at a time.
 
     A result takes `each` bytes; the results of one window take at most a quarter of
     `allowance`.
     """
-    window = max(1, min(_WINDOW, allowance() // 4 // each))
+    window, pool = max(1, min(_WINDOW, allowance() // 4 // each)), _pool(threads)
     with strict(), ProgressBar(len(rows), what) as progress:
         for start in range(0, len(rows), window):
             part = rows[start : start + window]
-            yield from zip(part, _pool().map(function, part), strict=True)
+            yield from zip(part, pool.map(function, part), strict=True)
             progress.add(len(part))
 
 
@@ -367,7 +382,8 @@ class Lazy:
         # All threads share one iterator: cheaper than one future per image.
         numbers = rows.ravel().tolist(), costs.ravel().tolist()
         jobs = iter(list(zip(flat, *numbers, strict=True)))
-        for _ in _pool().map(self._decode_next, [jobs] * cores()):
+        threads = threads_for(self._files)
+        for _ in _pool(threads).map(self._decode_next, [jobs] * threads):
             pass
         return out
 

@@ -9,6 +9,7 @@ from afterimage.checkpoints.files import replace_file
 from afterimage.errors import disk_errors
 from afterimage.fields import at_least_1, field_problems
 from afterimage.reading import ReadingOptions
+from afterimage.storage.reading import local
 from afterimage.training.options import check
 
 Split = Literal["all", "train", "validation", "test"]
@@ -327,7 +328,7 @@ class LabelConfig(ReadingOptions):
 
 def is_classifier(path: str) -> bool:
     """Whether `path` is a finetune run's folder, or its classifier/ folder."""
-    folder = Path(path)
+    folder = local(path, "names")
     if (folder / "classifier").is_dir():
         return True
     try:

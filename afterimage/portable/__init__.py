@@ -18,6 +18,7 @@ from afterimage.evaluation.text import probe_lines
 from afterimage.fields import place_problems
 from afterimage.outputs import outputs_of_report
 from afterimage.portable.outputs import Portable
+from afterimage.storage.reading import local
 
 Part = Literal["auto", "encoder", "classifier"]
 SUFFIXES = {"onnx": ".onnx", "stablehlo": ".stablehlo", "safetensors": ""}
@@ -48,7 +49,7 @@ def export_model(
     out = Path(out)
     _check(to, out)
     source = load_part(path, part)
-    model = Portable.of(source, _figures(Path(path), source))
+    model = Portable.of(source, _figures(_local(path, part), source))
     with disk_errors(f"out={out} was not written"), _complete_or_absent(out) as partial:
         checked = _writer(to)(model, partial, licence)
     return f"wrote {out}: {model}\n{checked}"
@@ -61,7 +62,7 @@ def load_part(
 
     Raises UserError if there is no such part.
     """
-    path = Path(path)
+    path = _local(path, part)
     if part == "encoder" or (part == "auto" and _kind(path) == "encoder"):
         return load_encoder(path)
     try:
@@ -74,6 +75,10 @@ def load_part(
         if not isinstance(error, UsageError):
             raise
     return load_encoder(path)
+
+
+def _local(path: str | os.PathLike[str], part: Part) -> Path:
+    return local(path, "encoder" if part == "encoder" else "classifier")
 
 
 def _kind(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from afterimage.report.chart import Points
 from afterimage.report.page import Grid, logged, notebook, write_report
 from afterimage.report.parts import Table
 from afterimage.settings import dotted, spelled
+from afterimage.storage.reading import local
 from afterimage.training.metrics import read_rows
 
 _WIDEST = 36  # characters of a cell in a terminal's table
@@ -54,7 +55,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     Raises UserError if the folder is not a run folder, CheckpointError if its
     config.json or results.json is damaged.
     """
-    path = pathlib.Path(folder)
+    path = local(folder, "records")
     if not (path / "config.json").is_file():
         raise UserError(
             f"{path} is not a run folder: it has no config.json. Give the folder that "

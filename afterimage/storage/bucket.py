@@ -223,10 +223,11 @@ def _entry(info: Mapping[str, Any]) -> Entry:
 class _Ranges(io.RawIOBase):
     """A file of one object, read range by range."""
 
-    def __init__(self, whole: Bucket):
+    def __init__(self, whole: Bucket, size: int | None):
         super().__init__()
         self._object, self._at = whole, 0
-        self._size = whole.entry().size
+        self.size = whole.entry().size if size is None else size
+        self.fault: RemoteError | None = None
 
     def readable(self) -> bool:
         return True
@@ -238,35 +239,64 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         if base + offset < 0:
             raise ValueError(f"position {base + offset} is before the start")
         self._at = base + offset
         return self._at
 
+    def whole(self) -> bytes:
+        """All bytes, in one request."""
+        return self._object.get("", 0, self.size)
+
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        end = min(self._at + len(view), self._size)
+        end = min(self._at + len(view), self.size)
         if end <= self._at:
             return 0
-        data = self._object.get("", self._at, end)
+        try:
+            data = self._object.get("", self._at, end)
+        except RemoteError as error:
+            self.fault = error
+            raise
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
 
 
+class _Reader(io.BufferedReader):
+    """Buffered ranges; the whole object in one request if all of it is asked for."""
+
+    def __init__(self, ranges: _Ranges, block: int):
+        super().__init__(ranges, block)
+        self._ranges = ranges
+
+    @property
+    def fault(self) -> RemoteError | None:
+        """The error of a read that failed: a decoder may take it for a bad image."""
+        return self._ranges.fault
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        everything = size is None or size < 0 or size >= self._ranges.size
+        if not everything or self.tell():
+            return super().read(size)
+        self.seek(self._ranges.size)
+        return self._ranges.whole()
+
+
 def open_bytes(
-    place: str | os.PathLike[str], *, block: int = _BLOCK
+    place: str | os.PathLike[str], *, block: int = _BLOCK, size: int | None = None
 ) -> io.BufferedReader:
     """A file or an object for reading and seeking, as one interface.
 
     `place` is the path of a regular file, or a URL (`s3://bucket/a.tar`), of which
     ranges are fetched as they are read, at least `block` bytes at a time, each tried
-    again on timeouts and 5xx. The result may be used by several threads, one at a time.
+    again on timeouts and 5xx. `size`, if it is known, saves a request. The result may
+    be used by several threads, one at a time.
 
     Raises OSError as `open` does (FileNotFoundError if there is none), RemoteError if
     the store cannot be reached or refuses, UserError if its package is missing.
     """
     if not is_remote(place):
         return open_regular(place)
-    return io.BufferedReader(_Ranges(Bucket(as_text(place))), block)
+    return _Reader(_Ranges(Bucket(as_text(place)), size), block)

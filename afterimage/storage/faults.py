@@ -5,6 +5,8 @@ ClientError, gcsfs as HttpError, and both pass on those of their network librari
 are sorted by HTTP status and code where there is one, else by the name of their class.
 """
 
+import errno
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +48,7 @@ class RemoteError(UserError):
 
     def __init__(self, message: str, kind: Kind):
         super().__init__(message)
-        self.kind = kind
+        self.kind: Kind = kind
 
 
 class HalfWritten(Exception):
@@ -68,7 +70,9 @@ def retried(action: Callable[[], Result], url: str, doing: str) -> Result:
         except Exception as error:
             kind = kind_of(error)
             if kind == "missing":
-                raise FileNotFoundError(url) from error
+                raise FileNotFoundError(
+                    errno.ENOENT, os.strerror(errno.ENOENT), url
+                ) from error
             if kind == "exists":
                 raise FileExistsError(url) from error
             wait = next(waits, None) if kind == "later" else None

@@ -40,8 +40,6 @@ def problem(text: str) -> str | None:
         return f"names no bucket; expected {scheme}://BUCKET/FOLDER"
     if any(part in ("", ".", "..") for part in rest.rstrip("/").split("/") if rest):
         return "has an empty part, `.` or `..` in its path; object stores have neither"
-    if re.search(r"[?#]", text):
-        return "has ? or #, which have no meaning here; give bucket and folder alone"
     return None
 
 

@@ -285,8 +285,8 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
             if lost is None:
                 deleted = " (its checkpoints were deleted)" if gone else ""
                 tell(
-                    f"{run.path} is complete: {total} of {total} steps{deleted}. For a "
-                    "new run, give another --out"
+                    f"{run.where} is complete: {total} of {total} steps{deleted}. For "
+                    "a new run, give another --out"
                 )
                 return job.result(complete=True)
             if lost:
@@ -309,7 +309,7 @@ def _finish(
     """All steps are saved: a signal from here on skips only the final scoring."""
     left = (
         f"after the last of {job.trainer.stage.steps} steps, before the results were "
-        f"written. Everything is saved in {run.path}; run the same command again to "
+        f"written. Everything is saved in {run.where}; run the same command again to "
         "finish"
     )
     # Processes that wait for each other cannot be stopped one by one.

@@ -377,11 +377,11 @@ def _stopped(
         return Interrupted(
             f"Stopped by {stop.name} after step {step} of {fit.total}, which was not "
             "finite and is not saved. The same command continues after step "
-            f"{steps[-1] if steps else 0} in {fit.run.path}"
+            f"{steps[-1] if steps else 0} in {fit.run.where}"
         )
     return Interrupted(
         f"Stopped by {stop.name} after step {step} of {fit.total}. Everything is "
-        f"saved in {fit.run.path}; run the same command again to continue"
+        f"saved in {fit.run.where}; run the same command again to continue"
     )
 
 
@@ -442,6 +442,7 @@ def _at_boundary(
     if due or stopping:
         pending.flush(everything=save or evaluate or stopping)
         plan.store.check()
+        plan.run.check()
     try:
         if evaluate:
             stop.check()

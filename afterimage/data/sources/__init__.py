@@ -17,6 +17,7 @@ from afterimage.data.sets import Request, SizeRule, Splits
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import NumberReading, ReadingOptions
+from afterimage.storage.urls import SCHEMES, is_remote
 
 OnBadImage = Literal["fail", "skip"]
 _SUFFIXES = {
@@ -49,6 +50,8 @@ class Source:
     """Whether an image may have labels for several tasks."""
     numbers: ClassVar[bool] = False
     """Whether labels may be numbers: several labels an image, or measurements."""
+    remote: ClassVar[bool] = False
+    """Whether the path may be a URL of a bucket, such as s3://BUCKET/photos."""
     named_splits: ClassVar[bool] = False
     """Whether --train, --validation-folder and --test apply."""
 
@@ -143,6 +146,12 @@ def _require_fit(source: Source, spec: str, rest: str, request: Request) -> None
             f"data {spec!r} is not of the form {source.spec_form()}; expected one of "
             f"{', '.join(forms())}"
         )
+    remote = source.form and any(f"{scheme}://" in rest for scheme in SCHEMES)
+    if remote and not source.remote:
+        raise UserError(
+            f"data {spec}: {source.name}: is read from this machine only; copy it "
+            "here, or give a folder, a table or an archive in the bucket"
+        )
     if request.tasks and not source.tasks:
         raise UserError(
             f"tasks {', '.join(request.tasks)}: {spec} has only one label per "
@@ -184,10 +193,17 @@ def spec_of(data: str | os.PathLike[str]) -> str:
             f"data {text!r}: this run was given a Python object; pass it again as "
             "data=…"
         )
+    suffix = os.path.splitext(text)[1].lower()
+    if is_remote(text):
+        if suffix_of(text) in SUFFIXES:
+            raise UserError(f"data {text!r}: give the folder of this image")
+        for end, shards in _SHARDS.items():
+            if text.lower().endswith(end):
+                return f"{shards}:{text}"
+        return f"{_SUFFIXES.get(suffix, 'folder')}:{text}"
     place = os.path.expanduser(text)
     if os.path.isdir(place):
         return f"folder:{text}"
-    suffix = os.path.splitext(text)[1].lower()
     if os.path.exists(place) and suffix in _SUFFIXES:
         return f"{_SUFFIXES[suffix]}:{text}"
     for end, shards in _SHARDS.items():

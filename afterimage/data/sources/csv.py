@@ -13,13 +13,17 @@ from afterimage.data.labels import named
 from afterimage.data.layout import OPTIONS, by_split, exact
 from afterimage.data.numbers import say_unknown, table_numbers
 from afterimage.data.pixels import MAX_BYTES
+from afterimage.data.remote import Objects, small
 from afterimage.data.sets import Request, Splits
 from afterimage.data.sources import Source
 from afterimage.data.sources.folder import OnDisk
 from afterimage.data.table import Table, is_known, listed, no_columns, read_table
+from afterimage.data.workers import Files
 from afterimage.errors import DataError
 from afterimage.plugins import SOURCES
 from afterimage.reading import ReadingOptions
+from afterimage.storage.bucket import Bucket
+from afterimage.storage.urls import is_remote
 
 
 @SOURCES.add("csv")
@@ -35,13 +39,15 @@ class CsvSource(Source):
     """
 
     form = "PATH"
+    remote = True
     tasks = True
     numbers = True
     named_splits = True
 
     def open(self, rest: str, request: Request) -> Splits:
         source, tasks, reading = f"csv:{spelling(rest)}", request.tasks, request.reading
-        where = pathlib.Path(os.path.expanduser(rest))
+        where = rest if is_remote(rest) else os.path.expanduser(rest)
+        folder = os.path.dirname(where)
         json_lines = rest.lower().endswith(".jsonl")
         table = read_table(_content(where, source), source, json_lines=json_lines)
         wanted = request.numbers
@@ -54,13 +60,13 @@ class CsvSource(Source):
             table, splits = _chosen(table, source, taken, reading, request.strict)
         label = table.named("label", source, taken)
         outside = reading.outside_images
-        names = _names(table, column, label, source, where.parent, outside)
+        names = _names(table, column, label, source, folder, outside)
         if wanted is not None:
             numbers = table_numbers(table, label, wanted, source, reading)
             say_unknown(numbers, wanted, source)
             rows = by_split(splits, source)
             unnamed = {split: (own, [None] * len(own)) for split, own in rows.items()}
-            files = OnDisk(where.parent, names)
+            files = _files(folder, names)
             return image_sets(files, source, unnamed, request, numbers=numbers)
         classes = {
             name: named(table.columns[name], f"{source}, column {name}", reading)
@@ -73,14 +79,24 @@ class CsvSource(Source):
             for split, rows in by_split(splits, source).items()
         }
         more = {task: classes[task] for task in tasks if task in classes}
-        return image_sets(OnDisk(where.parent, names), source, groups, request, more)
+        return image_sets(_files(folder, names), source, groups, request, more)
 
 
-def _content(where: pathlib.Path, source: str) -> bytes:
-    if not os.path.exists(where):
-        raise DataError(f"{source} does not exist")
+def _files(folder: str, names: Sequence[str]) -> Files:
+    if is_remote(folder):
+        return Objects(Bucket(folder), names)
+    return OnDisk(pathlib.Path(folder), names)
+
+
+def _content(where: str, source: str) -> bytes:
     try:
+        if is_remote(where):
+            return small(where)
+        if not os.path.exists(where):
+            raise DataError(f"{source} does not exist")
         return files.read_bytes(where, MAX_BYTES)
+    except FileNotFoundError as error:
+        raise DataError(f"{source} does not exist") from error
     except OSError as error:
         raise DataError(f"{source} {files.reason(error)}") from error
 
@@ -90,7 +106,7 @@ def _names(
     column: str,
     label: str | None,
     source: str,
-    folder: pathlib.Path,
+    folder: str,
     outside: bool,
 ) -> list[str]:
     """The images' paths, ready to open; one DataError for the problems of all rows."""
@@ -109,7 +125,7 @@ def _names(
                 f"line {line}: {spelling(cell)} is outside the table's folder; "
                 "--outside-images allows this"
             )
-        elif (path := os.path.abspath(folder / name)) in first:
+        elif (path := os.path.abspath(os.path.join(folder, name))) in first:
             problems.append(_twice(table, first[path], row, name, label))
         else:
             first[path] = row

@@ -20,12 +20,14 @@ from afterimage.data.decode import (
 from afterimage.data.images import image_sets
 from afterimage.data.layout import layout
 from afterimage.data.pixels import MAX_BYTES, NotAnImage
+from afterimage.data.remote import RemoteFolder
 from afterimage.data.sets import Request, Splits
 from afterimage.data.sources import Source
 from afterimage.data.table import listing, near_miss, with_metadata
 from afterimage.data.workers import FileTree, check_size, reasons
 from afterimage.errors import DataError
 from afterimage.plugins import SOURCES
+from afterimage.storage.urls import is_remote
 
 
 class OnDisk:
@@ -158,10 +160,12 @@ class FolderSource(Source):
     """
 
     form = "PATH"
+    remote = True
     named_splits = True
 
     def open(self, rest: str, request: Request) -> Splits:
-        return open_tree(Folder(rest), f"folder:{spelling(rest)}", request)
+        files = RemoteFolder(rest) if is_remote(rest) else Folder(rest)
+        return open_tree(files, f"folder:{spelling(rest)}", request)
 
 
 def open_tree(files: FileTree, source: str, request: Request) -> Splits:

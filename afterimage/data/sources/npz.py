@@ -1,6 +1,7 @@
 """`npz:PATH`: arrays in a NumPy archive, checked before decompression."""
 
 import ast
+import io
 import math
 import os
 import zipfile
@@ -15,6 +16,8 @@ from afterimage.data.sources import Source
 from afterimage.data.workers import allowance, inflates_too_much
 from afterimage.errors import DataError
 from afterimage.plugins import SOURCES
+from afterimage.storage.bucket import open_bytes
+from afterimage.storage.urls import is_remote
 
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 _MOST_AXES = 32
@@ -27,6 +30,7 @@ class NpzSource(Source):
     See `afterimage.data.arrays` for the allowed names and contents.
     """
 
+    remote = True
     form = "PATH"
     tasks = True
     numbers = True
@@ -35,7 +39,7 @@ class NpzSource(Source):
         return array_splits(_load(rest), f"npz:{spelling(rest)}", request)
 
 
-def check_sizes(path: str | os.PathLike[str]) -> None:
+def check_sizes(path: str | os.PathLike[str] | io.BytesIO) -> None:
     """Raise ValueError for arrays that are too large or not of the size they claim."""
     if not zipfile.is_zipfile(path):
         return  # NumPy reports what it is instead
@@ -91,18 +95,32 @@ def _described(header: bytes) -> tuple[list[int], np.dtype]:
 
 def _load(path: str) -> dict[str, np.ndarray]:
     where, shown = os.path.expanduser(path), spelling(path)
-    if not os.path.isfile(where):
-        missing = not os.path.exists(where)
-        there = "does not exist" if missing else "is not a regular file"
-        raise DataError(f"npz:{shown} {there}")
     try:
-        check_sizes(where)
-        if not zipfile.is_zipfile(where):
-            raise ValueError("it is not a zip archive")
-        with np.load(where, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        if is_remote(path):
+            # Every byte is needed, and NumPy reads them in small pieces.
+            with open_bytes(path) as remote:
+                return _arrays(io.BytesIO(remote.read()))
+        if not os.path.isfile(where):
+            missing = not os.path.exists(where)
+            there = "does not exist" if missing else "is not a regular file"
+            raise DataError(f"npz:{shown} {there}")
+        return _arrays(where)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"npz:{shown} does not exist") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise DataError(
             f"npz:{shown} cannot be read ({error}); expected a file written by "
             "numpy.savez, without Python objects"
         ) from error
+
+
+def _arrays(file: str | io.BytesIO) -> dict[str, np.ndarray]:
+    check_sizes(file)
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is not a zip archive")
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}

@@ -47,6 +47,7 @@ class ParquetSource(Source):
     """
 
     form = "PATTERN"
+    remote = True
     tasks = True
     numbers = True
     named_splits = True

@@ -48,6 +48,7 @@ class TarSource(Source):
     """
 
     form = "PATTERN"
+    remote = True
     tasks = True
     numbers = True
     named_splits = True

@@ -16,6 +16,10 @@ from afterimage.data.sources.folder import nothing_found, open_tree, other_kinds
 from afterimage.data.workers import check_size, reasons
 from afterimage.errors import DataError
 from afterimage.plugins import SOURCES
+from afterimage.storage.bucket import open_bytes
+from afterimage.storage.urls import is_remote
+
+_BLOCK = 2**22  # bytes that are read at once from a bucket; members follow each other
 
 
 @SOURCES.add("zip")
@@ -23,6 +27,7 @@ class ZipSource(Source):
     """Like `folder`, inside one or more zip archives read together, not extracted."""
 
     form = "PATH[,PATH...]"
+    remote = True
     named_splits = True
 
     def open(self, rest: str, request: Request) -> Splits:
@@ -71,6 +76,8 @@ class Archives:
     def open(self, row: int) -> io.BufferedIOBase:
         archive, info = self._members[self.names[row]]
         check_size(info.file_size, info.compress_size)
+        if archive.filename is None:  # remote: read here, not inside a decoder
+            return io.BytesIO(archive.read(info))
         return archive.open(info)
 
     def read_metadata(self, name: str) -> bytes:
@@ -94,17 +101,26 @@ def archive_paths(paths: str) -> list[str]:
 
 
 def _is_file(path: str) -> bool:
-    return os.path.isfile(os.path.expanduser(path))
+    return is_remote(path) or os.path.isfile(os.path.expanduser(path))
 
 
 def _open_zip(path: str) -> tuple[str, zipfile.ZipFile]:
     shown = spelling(path)
+    if is_remote(path):
+        return shown, _opened(shown, path)
     if not _is_file(path):
         folder = os.path.isdir(os.path.expanduser(path))
         what = f"it is a folder; use folder:{shown}" if folder else "it does not exist"
         raise DataError(f"zip:{shown}: {what}")
+    return shown, _opened(shown, os.path.expanduser(path))
+
+
+def _opened(shown: str, path: str) -> zipfile.ZipFile:
     try:
-        return shown, zipfile.ZipFile(os.path.expanduser(path))
+        remote = is_remote(path)
+        return zipfile.ZipFile(open_bytes(path, block=_BLOCK) if remote else path)
+    except FileNotFoundError as error:
+        raise DataError(f"zip:{shown}: it does not exist") from error
     # A name marked as UTF-8 that is not raises ValueError.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(
