@@ -265,13 +265,6 @@ def _only_local(name: str, text: str) -> str:
     )
 
 
-def _elsewhere(name: str, text: str, scheme: str) -> str:
-    return (
-        f"{name}={text}: {scheme}:// is not supported; copy the data to this machine "
-        "or mount it, and give the local path"
-    )
-
-
 def _path_problems(name: str, text: str) -> list[str]:
     if not text.strip():
         return [f"{name}={text!r}: empty; give a path"]

@@ -108,6 +108,7 @@ def require_equal(url, result):
     assert bucket.get("encoder/weights.safetensors") == own
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_of_a_folder(machine, local_run, capsys):
     result = pretrain(config())
     require_equal(URL, local_run)
@@ -121,7 +122,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(machine, local_run, capsys):
     assert f"{URL} is complete: 12 of 12 steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", [6, 8])
+@pytest.mark.parametrize("step", [6, pytest.param(8, marks=pytest.mark.slow)])
 def test_another_machine_continues_bit_for_bit(machine, local_run, step, capsys):
     with pytest.raises(Interrupted):
         pretrain(config(), callbacks=stop_after(step))
@@ -131,6 +132,7 @@ def test_another_machine_continues_bit_for_bit(machine, local_run, step, capsys)
     require_equal(URL, local_run)
 
 
+@pytest.mark.slow
 def test_the_first_machine_notices_that_it_is_behind(
     machine, local_run, monkeypatch, capsys
 ):
@@ -150,6 +152,7 @@ def test_the_first_machine_notices_that_it_is_behind(
     assert (aside / "a" / "checkpoints" / "4").is_dir()
 
 
+@pytest.mark.slow
 def test_what_was_not_uploaded_is_kept_and_sent_at_the_next_start(
     machine, local_run, monkeypatch, store, capsys
 ):
@@ -179,6 +182,7 @@ def test_what_was_not_uploaded_is_kept_and_sent_at_the_next_start(
     require_equal(URL, local_run)
 
 
+@pytest.mark.slow
 def test_only_one_machine_writes(machine):
     with pytest.raises(Interrupted):
         pretrain(config(), callbacks=stop_after(6))
@@ -233,6 +237,7 @@ def test_a_store_without_conditions_is_told(machine, monkeypatch, store):
     assert not one.exclusive
 
 
+@pytest.mark.slow
 def test_a_step_without_a_manifest_is_not_there(machine, local_run):
     pretrain(config())
     bucket = Bucket(URL)
@@ -247,6 +252,7 @@ def test_a_step_without_a_manifest_is_not_there(machine, local_run):
     require_equal(URL, local_run)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(machine, local_run, capsys):
     with pytest.raises(Interrupted):
         pretrain(config(), callbacks=stop_after(10))
@@ -294,6 +300,7 @@ def test_a_step_is_replaced_without_a_moment_without_it(machine, tmp_path, monke
     assert not any("replaced" in name for name in bucket.entries())
 
 
+@pytest.mark.slow
 def test_encoders_are_read_from_a_bucket(machine, local_run, capsys, tmp_path):
     pretrain(config())
     machine()

@@ -87,9 +87,9 @@ class BucketLock:
         """Show that the owner is alive, if it is time; raises RunLocked as `check`."""
         if self._name is None or time.monotonic() - self._renewed < RENEW:
             return
+        self._renewed = time.monotonic()  # first: several threads may call
         self.check()
         self.bucket.put(self._name, self._content())
-        self._renewed = time.monotonic()
 
     def release(self) -> None:
         """Give the lock back."""

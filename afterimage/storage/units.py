@@ -70,23 +70,34 @@ def digest(data: bytes) -> str:
 
 
 def publish(
-    bucket: Bucket, place: pathlib.Path, unit: str, check: Callable[[], None]
+    bucket: Bucket,
+    place: pathlib.Path,
+    unit: str,
+    check: Callable[[], None],
+    alive: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Upload a local unit, its manifest last; the digest of the manifest.
 
-    `check` is called right before, and may raise. An older unit of this name is first
-    copied beside it inside the store, so that at any time one of them is complete.
-    None if the unit was deleted here meanwhile.
+    `check` is called before anything is changed and again before the manifest, and
+    `alive` before each file; both may raise. An older unit of this name is first copied
+    beside it inside the store, so that at any time one of them is complete. None if the
+    unit was deleted here meanwhile.
     """
     folder = place / unit
     try:
         sealed = (folder / manifest.NAME).read_bytes()
         names = [n for n in files_under(folder) if n != manifest.NAME]
+        check()
         old = bucket.entries(unit)
         if f"{unit}/{manifest.NAME}" in old:
             _copy(bucket, old, unit, aside(unit))
             bucket.delete([f"{unit}/{manifest.NAME}"])
-        in_parallel(lambda n: bucket.upload(folder / n, f"{unit}/{n}"), names)
+
+        def upload(name: str) -> None:
+            alive()
+            bucket.upload(folder / name, f"{unit}/{name}")
+
+        in_parallel(upload, names)
         if (folder / manifest.NAME).read_bytes() != sealed:
             return None
     except (FileNotFoundError, NotADirectoryError):

@@ -129,6 +129,9 @@ class WorkingCopy:
                 return
             try:
                 self.sync()
+            except RunLocked as taken:
+                self._lost = taken
+                self.check()
             except RemoteError as failure:
                 text = f"Not everything was uploaded: {failure}. {self._kept()}"
                 raise RemoteError(text, failure.kind) from error
@@ -141,6 +144,7 @@ class WorkingCopy:
     def sync(self) -> None:
         """Upload whatever changed, and delete what was deleted here."""
         with self._mutex:
+            self.lock.check()
             found, loose = units.local_units(self.path)
             self._send(loose)
             self._publish(found)
@@ -153,7 +157,10 @@ class WorkingCopy:
                 sealed = (self.path / unit / manifest.NAME).read_bytes()
                 if units.digest(sealed) == self._published.get(unit):
                     continue
-                done = units.publish(self.bucket, self.path, unit, self.lock.check)
+                lock = self.lock
+                done = units.publish(
+                    self.bucket, self.path, unit, lock.check, lock.renew
+                )
                 if done is not None:
                     self._published[unit] = done
         newest = max((n for n, _ in units.steps(self._published)), default=-1)
