@@ -96,7 +96,8 @@ def field_problems(config: Any) -> list[str]:
                         f"{shown}={one!r} is unknown{near} There are: {all_of_them}"
                     )
             elif field.name in _FOLDERS:
-                remote = field.name in _REMOTE_TOO or getattr(config, "is_run", False)
+                # What saves is a run, whose folder may be in a bucket too.
+                remote = field.name in _REMOTE_TOO or hasattr(config, "save_every")
                 found += place_problems(shown, one, remote=remote)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)

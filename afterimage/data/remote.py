@@ -51,7 +51,7 @@ class RemoteFolder(Objects):
         from afterimage.data.sources.folder import nothing_found, other_kinds
 
         names = list(self._entries)
-        self.names = list(filter(is_image_name, names))
+        self.names: Sequence[str] = list(filter(is_image_name, names))
         self.metadata: Sequence[str] = list(filter(is_metadata, names))
         self.others = other_kinds(names)
         if not names:

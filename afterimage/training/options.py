@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
@@ -190,9 +190,6 @@ class TrainingOptions:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Where a run is stored, and how often it reports and saves."""
-
-    is_run: ClassVar[bool] = True
-    """Whether `out` is a run folder, which may be in a bucket."""
 
     out: str
     """The run folder. To continue an interrupted run, give the same command again."""
