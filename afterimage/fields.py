@@ -14,7 +14,7 @@ from typing import Any
 from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS
 from afterimage.errors import UserError, did_you_mean, require_writable
 from afterimage.plugins import Registry
-from afterimage.storage.urls import is_remote, problem
+from afterimage.storage.urls import SCHEMES, is_remote, problem
 
 MOST = 2**31 - 1
 """The largest integer, the limit of counters on a device."""
@@ -256,6 +256,8 @@ def spec_problems(name: str, value: Any) -> list[str]:
             urls = value[remote.start() :].split(",")
             return [f"{name}={value}: {wrong}" for u in urls if (wrong := problem(u))]
     kind, _, rest = value.partition(":")
+    if kind in SCHEMES and (wrong := problem(value)):
+        return [f"{name}={value}: {wrong}"]
     return _path_problems(name, rest if rest.strip() else kind)
 
 
