@@ -30,7 +30,13 @@ def encoder_of(name: str, side: int, folder: Path) -> Encoder:
     config = ModelConfig(name, image_size=(side, side), channels=3)
     _, params, stats = Network.create(build_encoder(config, rngs=nnx.Rngs(0)))
     preprocessing = Preprocessing((side, side), (0.5,) * 3, (0.25,) * 3, 3)
-    manifest = {"model": config.to_dict(), "preprocessing": preprocessing.to_dict()}
+    manifest = {
+        "model": config.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "feature_info": [],
+        "data": {"name": "random", "fingerprint": "0"},
+        "trained": {"steps": 0},
+    }
     write_encoder(folder / "encoder", params, stats, manifest)
     return load_encoder(folder)
 
