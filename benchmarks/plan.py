@@ -32,9 +32,7 @@ NOTES = (
     "bytes those its operations read and write after it, as if nothing stayed on the "
     "chip: a program small enough to stay there can exceed a bound set by them. The "
     "bound on images/s is arithmetic from the vendors' peak figures "
-    "(`afterimage/planning/devices.py` has them and their sources), not a measurement. "
-    "Rows with `ours / plain` compare the program with the same network in Flax's own "
-    "operations (`benchmarks/plain.py`)."
+    "(`afterimage/planning/devices.py` has them and their sources), not a measurement."
 )
 
 
