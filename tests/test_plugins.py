@@ -159,7 +159,8 @@ def test_its_encoder_loads_in_a_fresh_process(trained, site):
     assert "shapes-for-afterimage 0.3" in json.dumps(manifest)
     done = python(LOAD, site, arguments=[run])
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [3, 4 * 32]  # a 2x2 grid
+    # A 2x2 grid of its map and of 256 patch filters.
+    assert json.loads(done.stdout) == [3, 4 * 32 + 4 * 256]
 
 
 @pytest.mark.slow
