@@ -97,8 +97,8 @@ def image_sets(
     Each fingerprint is computed from the digests of the files' bytes, so it does not
     depend on their location or date, or on whether there is a cache.
     """
-    known = request.size is not None and request.channels is not None
-    if (request.once or request.lazily) and known:
+    lazily = request.once or request.lazily  # then the size is never a rule
+    if lazily and request.size is not None and request.channels is not None:
         return _read_once(files, source, groups, request)
     learnt = groups["train"][0]
     request = request.sized(lambda: _sizes(files, request.channels, source))
