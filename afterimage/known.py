@@ -57,8 +57,8 @@ class Published:
 
 
 def _lite(number: int, image_size: int) -> Published:
-    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    return Published(_LITE.format(number), image_size, mean, std)
+    m, s = 127 / 255, 128 / 255
+    return Published(_LITE.format(number), image_size, (m, m, m), (s, s, s))
 
 
 KNOWN: Mapping[str, Published] = {

@@ -1,6 +1,7 @@
 """Pretraining by Ray Train: workers form one JAX job, and start again if one dies."""
 
 import dataclasses
+import importlib
 import pathlib
 import shutil
 from typing import Any, Literal
@@ -51,9 +52,9 @@ def pretrain(
             f"workers={workers}, failures={failures}: must be at least 1 and 0"
         )
     connect(address, show=True)
-    from ray import train
     from ray.train.v2.jax import JaxConfig, JaxTrainer
 
+    train: Any = importlib.import_module("ray.train")
     out = pathlib.Path(config.out).absolute()
     # Ray's own notes, without checkpoints; it would continue what it finds there.
     notes = out.with_name(f".{out.name}.ray")

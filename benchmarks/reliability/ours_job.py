@@ -18,7 +18,7 @@ import numpy as np
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.commands import main as afterimage
-from afterimage.pretrain import run as pretraining
+from afterimage.pretrain import program as pretraining
 from benchmarks.reliability.words import arguments, nan_step, report, report_final
 
 
