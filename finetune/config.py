@@ -108,8 +108,8 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     """Share of each label that is spread evenly over all classes; 0.1 is common."""
 
     class_weights: str = "none"
-    """none; balanced: every class has the same total weight, whatever its number of
-    images; or one number per class, in the order of the class names: 1,1,2.5."""
+    """none; balanced: every class has the same total weight; or one number per class,
+    in the order of the class names: 1,1,2.5."""
 
     augment: Augmentation = "shift"
     """Random augmentation of the training images: one, or several joined by commas and

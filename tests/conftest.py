@@ -86,7 +86,7 @@ def shrink(monkeypatch):
     from afterimage.plugins import ENCODERS
 
     options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(runtime, "compiler_options", lambda: options)
+    monkeypatch.setattr(runtime, "compiler_options", lambda *_: options)
     encoders = {name: ENCODERS.get(name) for name in ENCODERS.names()}
     sizes = {n: (e.widths[:2], e.depths[:2]) for n, e in encoders.items()}
     for name, (widths, depths) in sizes.items():

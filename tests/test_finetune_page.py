@@ -10,7 +10,7 @@ import pytest
 from afterimage.evaluation.classification import calibration_bins, calibration_error
 from afterimage.finetune.control import control
 from afterimage.finetune.examples import chosen
-from afterimage.finetune.figures import confusions, figure
+from afterimage.finetune.figures import diagrams, figure
 from afterimage.finetune.run import finetune
 from tests.test_finetune_program import config, home
 
@@ -143,7 +143,7 @@ def test_many_classes_have_a_list_of_confusions():
     counts = np.eye(25, dtype=int) * 3
     counts[3, 7], counts[8, 2] = 2, 5
     classes = [{"name": f"c{i}", "support": 3} for i in range(25)]
-    found = confusions({"classes": classes, "confusion": counts.tolist()})
+    found = diagrams({"classes": classes, "confusion": counts.tolist()})
     assert list(found) == ["Which classes it confuses"]
     (table,) = found.values()
     assert table.rows == [["c8", "c2", 5], ["c3", "c7", 2]]

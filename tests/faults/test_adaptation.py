@@ -89,7 +89,7 @@ from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.modes import TwoPhase
 from afterimage.finetune.run import FinetuneJob, finetune
 
-runtime.compiler_options = lambda: {"xla_backend_optimization_level": 0}
+runtime.compiler_options = lambda *_: {"xla_backend_optimization_level": 0}
 found = []
 for devices in (1, 2):
     given = json.loads(sys.argv[1])
