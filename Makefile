@@ -64,7 +64,7 @@ OTHERS = $(addprefix --ignore=tests/,test_docs.py test_house.py test_package.py 
   test_representations.py test_transfer_tables.py test_chart.py test_progress.py \
   test_flags.py test_commands.py faults/test_hosts.py faults/test_names.py \
   faults/test_processes.py faults/test_run_files.py faults/test_runs.py \
-  faults/test_phases_killed.py)
+  faults/test_phases_killed.py test_remote_runs.py)
 
 test-oldest: $(OLDEST)/.ready-$(VERSION)
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(OTHERS)

@@ -107,6 +107,7 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path, caches, alone):
     assert "complete" in finish(launch(tmp_path / "run", caches))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_two_views(tmp_path, caches):
     more = "--objective", "simclr", "--augment", "writing", "--steps", "4"
     out, every = tmp_path / "run", ("--eval-every", "2")
