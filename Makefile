@@ -57,14 +57,15 @@ test-all: lint
 	$(BIN)/python -m pytest -m speed $(GUARDS)
 
 # With the oldest version of each dependency that pyproject.toml allows. Left out is what
-# no version changes: words, help, pages and tables, and what signals and several
-# processes do to a run, which takes longest.
+# no version changes: words, help, pages and tables, whole commands one after another, and
+# what signals and several processes do to a run, which takes longest.
 OTHERS = $(addprefix --ignore=tests/,test_docs.py test_house.py test_package.py \
   test_reference.py test_seeded.py test_site.py test_strangers.py test_results.py \
   test_representations.py test_transfer_tables.py test_chart.py test_progress.py \
   test_flags.py test_commands.py faults/test_hosts.py faults/test_names.py \
   faults/test_processes.py faults/test_run_files.py faults/test_runs.py \
-  faults/test_phases_killed.py test_remote_runs.py)
+  faults/test_phases_killed.py test_remote_runs.py e2e test_pretrain_recipe.py \
+  test_anomalies.py test_similar.py test_finetune_page.py test_report_parts.py)
 
 test-oldest: $(OLDEST)/.ready-$(VERSION)
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(OTHERS)
