@@ -35,6 +35,9 @@ class FinetuneResult:
     """The files and figures of a fine-tuning run."""
 
     run: pathlib.Path
+    """The run folder; of a run in a bucket, its copy on this machine."""
+    where: str
+    """The run folder as it was given: a path or a URL."""
     classifier: pathlib.Path
     """Encoder and head, for `afterimage evaluate --from` (which also takes the run)."""
     encoder: pathlib.Path
@@ -58,6 +61,7 @@ class FinetuneResult:
             stored = results
         return cls(
             run=run.path,
+            where=run.where.rstrip("/"),
             classifier=run.path / "classifier",
             encoder=run.path / "encoder",
             report=run.path / "report.html",
@@ -111,9 +115,9 @@ class FinetuneResult:
         lines += [
             f"step {selection['step']} of {self.results['steps']}, chosen by: "
             f"{selection['rule']}",
-            f"classifier  {self.classifier}",
-            f"encoder     {self.encoder}",
-            f"report      {self.report}",
+            f"classifier  {self.where}/classifier",
+            f"encoder     {self.where}/encoder",
+            f"report      {self.where}/report.html",
         ]
         return "\n".join(lines)
 

@@ -34,6 +34,9 @@ class PretrainResult:
     """The files of a pretraining run, and its last metrics."""
 
     run: pathlib.Path
+    """The run folder; of a run in a bucket, its copy on this machine."""
+    where: str
+    """The run folder as it was given: a path or a URL."""
     encoder: pathlib.Path
     """The encoder alone; `afterimage.load_encoder` accepts this or the run folder."""
     report: pathlib.Path
@@ -72,6 +75,7 @@ class PretrainResult:
         pictures = sorted((run.path / "pictures").glob("step-*.png"))
         return cls(
             run=run.path,
+            where=run.where.rstrip("/"),
             encoder=run.path / "encoder",
             report=run.path / "report.html",
             picture=pictures[-1] if pictures else None,
@@ -97,7 +101,10 @@ class PretrainResult:
         # Without probes in its manifest, e.g. of an older run, the log has the rank.
         rank = {"effective_rank": m["effective_rank"]}
         lines += probe_lines(self.probes or rank)
-        lines += [f"encoder  {self.encoder}", f"report   {self.report}"]
+        lines += [
+            f"encoder  {self.where}/encoder",
+            f"report   {self.where}/report.html",
+        ]
         return "\n".join([*lines, *self.advice])
 
 

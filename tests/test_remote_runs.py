@@ -17,6 +17,7 @@ from afterimage.checkpoints.trees import flatten
 from afterimage.errors import Interrupted, UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.run import pretrain
+from afterimage.report import comparison, read_run
 from afterimage.storage import Bucket, RemoteError, faults, lock, units, working
 from afterimage.storage.lock import BucketLock
 from afterimage.training.loop import Callbacks
@@ -120,6 +121,10 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(machine, local_run, capsys):
     again = pretrain(config())
     assert again.complete
     assert f"{URL} is complete: 12 of 12 steps" in capsys.readouterr().out
+    # What is shown is the URL that was given, not the copy on this machine.
+    assert f"encoder  {URL}/encoder" in again.summary().splitlines()
+    header, (row,) = comparison([read_run(URL)])
+    assert row[header.index("run")] == URL
 
 
 @pytest.mark.parametrize("step", [6, pytest.param(8, marks=pytest.mark.slow)])

@@ -15,6 +15,7 @@ from afterimage.report.page import Grid, logged, notebook, write_report
 from afterimage.report.parts import Table
 from afterimage.settings import dotted, spelled
 from afterimage.storage.reading import local
+from afterimage.storage.urls import as_text, is_remote
 from afterimage.training.metrics import read_rows
 
 _WIDEST = 36  # characters of a cell in a terminal's table
@@ -25,6 +26,8 @@ class RunRecord:
     """A run of either stage, read from its folder; it may still be in progress."""
 
     path: pathlib.Path
+    where: str
+    """The path or URL that it was read from."""
     kind: str
     """The stage: "pretrain" or "finetune"."""
     settings: Mapping[str, Any]
@@ -56,9 +59,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     config.json or results.json is damaged.
     """
     path = local(folder, "records")
+    where = as_text(folder) if is_remote(folder) else str(path)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"{path} is not a run folder: it has no config.json. Give the folder that "
+            f"{where} is not a run folder: it has no config.json. Give the folder that "
             "was --out of pretrain or finetune."
         )
     stored = schemas.read(path / "config.json", schemas.ConfigFile, "restore it")
@@ -80,6 +84,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     logged_steps = [row["step"] for row in rows]
     return RunRecord(
         path=path,
+        where=where,
         kind=stored["kind"],
         settings=stored["config"],
         data=(stored.get("data") or {}).get("name", ""),
@@ -104,7 +109,7 @@ def comparison(records: Sequence[RunRecord]) -> Grid:
     differ, figures = list(differing(records)), _shared_figures(records)
     rows = [
         [
-            str(record.path),
+            record.where,
             f"{record.step:,}" + ("" if record.finished else " (not finished)"),
             *(_spelled(record.settings).get(name) for name in differ),
             *(_figure(record, name) for name in figures),
@@ -176,7 +181,7 @@ def write_comparison(
     Charts show metrics that at least two runs have logged, evaluations first.
     """
     differ, every = differing(records), _settings(records)
-    names = _short([str(record.path) for record in records])
+    names = _short([record.where for record in records])
     same = {name: values[0] for name, values in every.items() if name not in differ}
     unfinished = [name for name, r in zip(names, records) if not r.finished]
     note = "Settings that are the same in all runs are folded below."
@@ -185,7 +190,7 @@ def write_comparison(
         title=f"{len(records)} runs side by side",
         lead="What they reached, and in which settings they differ.",
         facts={
-            name: f"{record.kind} on {record.data or 'images'}, {record.path}"
+            name: f"{record.kind} on {record.data or 'images'}, {record.where}"
             for name, record in zip(names, records)
         },
         parts={
@@ -200,7 +205,7 @@ def write_comparison(
         logarithmic=[n for r in records for n in r.curves if n.endswith("loss")],
         pictures={
             f"Pictures of {name}": (
-                f"{record.path}, after step {_step_of(record.picture):,}",
+                f"{record.where}, after step {_step_of(record.picture):,}",
                 record.picture,
             )
             for name, record in zip(names, records)
@@ -250,11 +255,11 @@ def _together(
 
 def _short(paths: Sequence[str]) -> list[str]:
     """The paths without the folders that all share; as they are if two are the same."""
-    parts = [pathlib.PurePath(path).parts for path in paths]
+    parts = [tuple(path.split("/")) for path in paths]
     shared = 0
     while len({one[: shared + 1] for one in parts}) == 1 and shared < len(parts[0]) - 1:
         shared += 1
-    names = [str(pathlib.PurePath(*one[shared:])) for one in parts]
+    names = ["/".join(one[shared:]) for one in parts]
     return names if len(set(names)) == len(names) else list(paths)
 
 
@@ -271,7 +276,7 @@ def run_html(folder: str | os.PathLike[str]) -> str:
     picture = record.picture
     return notebook(
         title=f"{record.kind} on {record.data}",
-        lead=str(record.path),
+        lead=record.where,
         picture=picture and (f"After step {_step_of(picture):,}", picture),
         curves={
             chart: {label: record.curves.get(key, ()) for label, key in series.items()}
