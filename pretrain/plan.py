@@ -32,7 +32,7 @@ from afterimage.training.progress import clock
 
 _NOWHERE = "plan"  # neither data nor a folder is opened
 _SOME = 8
-"""Images of noise, whose statistics stand for those of the data."""
+"""Noise images. Statistics are taken from them, as no data are read."""
 
 
 _RING: Mapping[str, Callable[[int], float]] = {

@@ -172,3 +172,13 @@ def make_bucket(port: int) -> str:
     assert direct.getresponse().status == 200
     direct.close()
     return name
+
+
+@contextlib.contextmanager
+def served(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """`s3://` means moto's server behind the proxy; with a new bucket in it."""
+    with proxied(port) as server:
+        use(server, monkeypatch)
+        server.bucket = make_bucket(port)
+        yield server
+    bucket.filesystem.cache_clear()

@@ -14,7 +14,6 @@ import pytest
 from afterimage.checkpoints import inspect
 from afterimage.pretrain.run import pretrain
 from afterimage.storage import Bucket
-from afterimage.storage import bucket as buckets_module
 from tests import buckets
 from tests.helpers import environment
 from tests.test_remote_runs import config, require_equal
@@ -38,11 +37,8 @@ def port():
 
 @pytest.fixture
 def server(port, monkeypatch):
-    with buckets.proxied(port) as server:
-        buckets.use(server, monkeypatch)
-        server.bucket = buckets.make_bucket(port)
+    with buckets.served(port, monkeypatch) as server:
         yield server
-    buckets_module.filesystem.cache_clear()
 
 
 @pytest.mark.timeout(900)

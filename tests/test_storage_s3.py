@@ -9,7 +9,6 @@ import zipfile
 import pytest
 
 from afterimage.storage import Bucket, RemoteError, open_bytes
-from afterimage.storage import bucket as buckets_module
 from tests import buckets
 
 pytestmark = pytest.mark.slow
@@ -24,11 +23,8 @@ def port():
 @pytest.fixture
 def server(port, monkeypatch):
     """An S3 server with the bucket `b`, empty."""
-    with buckets.proxied(port) as server:
-        buckets.use(server, monkeypatch)
-        server.bucket = buckets.make_bucket(port)
+    with buckets.served(port, monkeypatch) as server:
         yield server
-    buckets_module.filesystem.cache_clear()
 
 
 def test_ranges_over_s3(server, tmp_path):

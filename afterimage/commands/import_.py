@@ -45,7 +45,7 @@ COMMAND = Command(
     about="""\
 Read published weights, torchvision's and timm's for most, into an encoder folder, which
 finetune and features take. No code in the file is run, and its classification head is
-left out. `afterimage models NAME` says where weights can be had.
+left out. `afterimage models NAME` says where to get weights.
 
   afterimage import resnet18.pth --model resnet18 --out encoders/resnet18""",
     common={"Settings": tuple(f.name for f in dataclasses.fields(Import))},

@@ -1,7 +1,7 @@
 """Image sets whose images are decoded when they are asked for.
 
-For data of which no pass can be waited for, and that no cache can hold. A sample of the
-headers stands for all: an image that differs is an error when it is read.
+For data too large to decode before training, or to keep in a cache. Size and channels
+come from a sample of the headers; an image that differs is an error when it is read.
 """
 
 import contextlib

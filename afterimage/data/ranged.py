@@ -135,6 +135,7 @@ class Shards:
     """
 
     def __init__(self, pattern: str, suffix: str, source: str):
+        self.source = source
         found = {p: None for part in braces(pattern) for p in _matches(part, suffix)}
         self.paths: Sequence[str] = list(found)
         if not self.paths:

@@ -11,6 +11,7 @@ import io
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -23,8 +24,9 @@ from afterimage.data.labels import class_names
 from afterimage.data.layout import OPTIONS, exact, layout
 from afterimage.data.numbers import say_unknown, table_numbers
 from afterimage.data.ondemand import sets_on_demand
-from afterimage.data.ranged import Ranged
+from afterimage.data.ranged import Ranged, Shards
 from afterimage.data.sets import Numbers, Request, Splits
+from afterimage.data.sources import Source
 from afterimage.data.sources.folder import listed_kinds
 from afterimage.data.table import SYNONYMS, Table
 from afterimage.data.workers import check_size
@@ -64,6 +66,29 @@ class ShardFiles:
         if len(data) < size:
             raise OSError(f"only {len(data):,} of {size:,} bytes are there")
         return io.BytesIO(data)
+
+
+class ShardSource(Source):
+    """Images in shards, by an index of them."""
+
+    form = "PATTERN"
+    remote = True
+    tasks = True
+    numbers = True
+    named_splits = True
+    suffix: ClassVar[str]
+    """Of the shards in a folder."""
+
+    def open(self, rest: str, request: Request) -> Splits:
+        source = f"{self.name}:{spelling(rest)}"
+        shards = Shards(rest, self.suffix, source)
+        wanted = () if request.numbers is None else request.numbers.columns
+        files = self.files(shards, sorted({*request.tasks, *wanted}))
+        return open_indexed(files, shards.names, source, request)
+
+    def files(self, shards: Shards, columns: list[str]) -> ShardFiles:
+        """The images of the shards; the index has these columns besides the usual."""
+        raise NotImplementedError
 
 
 def sample_digest(index: Index, opener: Opener) -> bytes:
@@ -248,7 +273,7 @@ def _by_folders(
     if folders is None or not any(folders.texts):
         return groups, None
     used = np.flatnonzero(folders.counts()).tolist()
-    # One image stands for all of its folder: their names do not matter.
+    # Split and class depend on the folder alone, so one name for each is enough.
     names = [posixpath.join(folders.texts[code], "x") for code in used]
     found = layout(names, source)
     means = np.zeros(len(folders.texts), np.int64)

@@ -93,7 +93,8 @@ def _next(trials: Sequence[Trial], memory: int, unit: int, start: int) -> int | 
 
 
 def _line(good: Sequence[Trial], bad: Sequence[Trial]) -> Callable[[int], int] | None:
-    """The batch that needs so many bytes, by the two points nearest to the limit."""
+    """The batch size for a number of bytes, by a line through the two trials nearest to
+    the limit."""
 
     def size(trial: Trial) -> int:
         return trial.batch

@@ -18,7 +18,7 @@ import uuid
 from typing import Any
 
 from afterimage.checkpoints.errors import RunLocked
-from afterimage.checkpoints.files import alive
+from afterimage.checkpoints.files import alive, in_use
 from afterimage.storage.bucket import Bucket
 
 FOLDER = "lock"
@@ -130,15 +130,10 @@ class BucketLock:
             self.bucket.delete([probe])
 
     def _refusal(self, name: str, owner: dict[str, Any]) -> RunLocked:
-        who = "another process"
-        if owner:
-            pid, host, start = (owner.get(key) for key in ("pid", "host", "start"))
-            who = f"process {pid} on {host} since {start}"
         return RunLocked(
-            f"{self.bucket.url} is being written by {who}. Wait for it or stop it, or "
-            "choose another folder. If that machine is gone, its lock expires within "
-            f"{EXPIRES / 60:.0f} minutes; {self.bucket.path(name)} may then be deleted "
-            "by hand too."
+            f"{in_use(self.bucket.url, owner)} If that machine is gone, its lock "
+            f"expires within {EXPIRES / 60:.0f} minutes; you can then also delete "
+            f"{self.bucket.path(name)} yourself."
         )
 
 

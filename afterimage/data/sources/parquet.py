@@ -18,14 +18,12 @@ from afterimage.console import ProgressBar
 from afterimage.data.index import MISSING, PACKED, Index, IndexWriter, kept
 from afterimage.data.pixels import MAX_BYTES
 from afterimage.data.ranged import LocalFile, Ranged, RangedFile, Shards
-from afterimage.data.sets import Request, Splits
 from afterimage.data.shards import (
     ShardFiles,
+    ShardSource,
     column_for,
-    open_indexed,
     sample_digest,
 )
-from afterimage.data.sources import Source
 from afterimage.data.table import cell_text
 from afterimage.data.workers import inflates_too_much
 from afterimage.errors import DataError, UserError
@@ -38,7 +36,7 @@ _SEPARATOR = "|"
 
 
 @SOURCES.add("parquet")
-class ParquetSource(Source):
+class ParquetSource(ShardSource):
     """Images in Parquet files, such as a data set's from Hugging Face.
 
     A file, a folder of them, or a pattern such as `data/train-*.parquet`. A column has
@@ -46,20 +44,11 @@ class ParquetSource(Source):
     columns are those of a table.
     """
 
-    form = "PATTERN"
-    remote = True
-    tasks = True
-    numbers = True
-    named_splits = True
+    suffix = ".parquet"
 
-    def open(self, rest: str, request: Request) -> Splits:
-        source = f"parquet:{spelling(rest)}"
-        shards = Shards(rest, ".parquet", source)
-        wanted = () if request.numbers is None else request.numbers.columns
-        columns = sorted({*request.tasks, *wanted})
-
+    def files(self, shards: Shards, columns: list[str]) -> ShardFiles:
         def build(writer: IndexWriter) -> None:
-            _Copy(writer, source, columns).every(shards)
+            _Copy(writer, shards.source, columns).every(shards)
 
         def digest(index: Index) -> bytes:
             return sample_digest(index, lambda _: LocalFile(str(index.folder / PACKED)))
@@ -67,8 +56,7 @@ class ParquetSource(Source):
         key = ["parquet", list(zip(shards.paths, shards.stamps)), columns]
         index = kept(key, build, digest)
         packed: Ranged = LocalFile(str(index.folder / PACKED))
-        files = ShardFiles(index, shards.names, lambda _: packed, cores())
-        return open_indexed(files, shards.names, source, request)
+        return ShardFiles(index, shards.names, lambda _: packed, cores())
 
 
 @dataclasses.dataclass(frozen=True)

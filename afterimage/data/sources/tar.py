@@ -20,15 +20,13 @@ from afterimage.console import ProgressBar
 from afterimage.data.decode import SUFFIXES, is_hidden, suffix_of
 from afterimage.data.index import IndexWriter, kept
 from afterimage.data.ranged import Shards
-from afterimage.data.sets import Request, Splits
 from afterimage.data.shards import (
     FOLDER,
     ShardFiles,
+    ShardSource,
     column_for,
-    open_indexed,
     sample_digest,
 )
-from afterimage.data.sources import Source
 from afterimage.data.table import cell_text
 from afterimage.data.tar import BadTar, Member, Window, members
 from afterimage.errors import DataError
@@ -40,27 +38,19 @@ _LONGEST = {_LABEL: 2**12, _FIELDS: 2**20}
 
 
 @SOURCES.add("tar")
-class TarSource(Source):
+class TarSource(ShardSource):
     """Images in tar files, such as WebDataset's shards, read in place.
 
     A file, a folder of them, or a pattern such as `shard-{000..099}.tar`. Labels are
     the members .cls or .json (field `label`) beside each image, otherwise its folder.
     """
 
-    form = "PATTERN"
-    remote = True
-    tasks = True
-    numbers = True
-    named_splits = True
+    suffix = ".tar"
 
-    def open(self, rest: str, request: Request) -> Splits:
-        source = f"tar:{spelling(rest)}"
-        shards = Shards(rest, ".tar", source)
-        wanted = () if request.numbers is None else request.numbers.columns
-        columns = sorted({*request.tasks, *wanted})
-
+    def files(self, shards: Shards, columns: list[str]) -> ShardFiles:
         def build(writer: IndexWriter) -> None:
-            with ProgressBar(len(shards.paths), f"indexing {source}", "files") as bar:
+            doing = f"indexing {shards.source}"
+            with ProgressBar(len(shards.paths), doing, "files") as bar:
                 for number, name in enumerate(shards.names):
                     try:
                         _add_shard(writer, Window(shards.open(number)), columns)
@@ -71,8 +61,7 @@ class TarSource(Source):
 
         key = ["tar", list(zip(shards.paths, shards.stamps)), columns]
         index = kept(key, build, lambda index: sample_digest(index, shards.open))
-        files = ShardFiles(index, shards.names, shards.open, shards.threads)
-        return open_indexed(files, shards.names, source, request)
+        return ShardFiles(index, shards.names, shards.open, shards.threads)
 
 
 class _Part(NamedTuple):

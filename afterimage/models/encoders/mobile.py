@@ -5,6 +5,7 @@ is EfficientNet (Tan & Le 2019) without squeeze-and-excitation, with ReLU6.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -142,18 +143,24 @@ class Mobile(StagedEncoder):
         self.feature_info = make_feature_info(config, config.stem_stride, config.widths)
 
 
+def _stages(
+    kernels: Sequence[int], channels: Sequence[int], blocks: Sequence[int]
+) -> tuple[tuple[Group, ...], ...]:
+    """Seven groups of blocks in five stages: one, one, one, two, two."""
+    every = zip((1, 6, 6, 6, 6, 6, 6), kernels, channels, blocks, strict=True)
+    first, second, third, *rest = every
+    return (first,), (second,), (third,), tuple(rest[:2]), tuple(rest[2:])
+
+
 @ENCODERS.add("mobilenet_v2")
 class MobileNetV2(Mobile):
     """MobileNetV2"""
 
     widths, depths = (16, 24, 32, 96, 1280), (1, 2, 3, 7, 4)
-    groups = (
-        ((1, 3, 16, 1),),
-        ((6, 3, 24, 2),),
-        ((6, 3, 32, 3),),
-        ((6, 3, 64, 4), (6, 3, 96, 3)),
-        ((6, 3, 160, 3), (6, 3, 320, 1)),
-    )
+    groups = _stages((3,) * 7, (16, 24, 32, 64, 96, 160, 320), (1, 2, 3, 4, 3, 3, 1))
+
+
+_KERNELS = (3, 3, 5, 3, 5, 5, 3)
 
 
 @ENCODERS.add("efficientnet_lite0")
@@ -162,13 +169,7 @@ class EfficientNetLite0(Mobile):
 
     widths, depths = (16, 24, 40, 112, 1280), (1, 2, 2, 6, 5)
     same, epsilon = True, 1e-3
-    groups = (
-        ((1, 3, 16, 1),),
-        ((6, 3, 24, 2),),
-        ((6, 5, 40, 2),),
-        ((6, 3, 80, 3), (6, 5, 112, 3)),
-        ((6, 5, 192, 4), (6, 3, 320, 1)),
-    )
+    groups = _stages(_KERNELS, (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1))
 
 
 @ENCODERS.add("efficientnet_lite1")
@@ -176,13 +177,7 @@ class EfficientNetLite1(EfficientNetLite0):
     """EfficientNet-Lite1"""
 
     depths = (1, 3, 3, 8, 6)
-    groups = (
-        ((1, 3, 16, 1),),
-        ((6, 3, 24, 3),),
-        ((6, 5, 40, 3),),
-        ((6, 3, 80, 4), (6, 5, 112, 4)),
-        ((6, 5, 192, 5), (6, 3, 320, 1)),
-    )
+    groups = _stages(_KERNELS, (16, 24, 40, 80, 112, 192, 320), (1, 3, 3, 4, 4, 5, 1))
 
 
 @ENCODERS.add("efficientnet_lite2")
@@ -190,10 +185,4 @@ class EfficientNetLite2(EfficientNetLite0):
     """EfficientNet-Lite2"""
 
     widths, depths = (16, 24, 48, 120, 1280), (1, 3, 3, 8, 6)
-    groups = (
-        ((1, 3, 16, 1),),
-        ((6, 3, 24, 3),),
-        ((6, 5, 48, 3),),
-        ((6, 3, 88, 4), (6, 5, 120, 4)),
-        ((6, 5, 208, 5), (6, 3, 352, 1)),
-    )
+    groups = _stages(_KERNELS, (16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1))
