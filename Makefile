@@ -50,10 +50,12 @@ GUARDS = $(shell grep -l on_cpu tests/test_*.py)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not speed"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not speed" modalities
 	$(BIN)/python -m pytest -m "speed and not slow" $(GUARDS)
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 -m "not speed"
+	$(BIN)/python -m pytest -n 2 -m "not speed" modalities
 	$(BIN)/python -m pytest -m speed $(GUARDS)
 
 # With the oldest version of each dependency that pyproject.toml allows. Left out is what

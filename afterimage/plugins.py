@@ -17,6 +17,9 @@ short. Other packages add their own through an entry point in the group
 
 The commands list these additions and show their settings in the help. Manifests store
 them, and they load again in any process that has the package.
+
+A package adds a command of its own by the group `afterimage.commands`, whose value is a
+module with `main(argv)` and `COMMAND`, as ours in `afterimage.commands` have.
 """
 
 import functools
@@ -32,6 +35,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from afterimage.errors import UserError, did_you_mean
 
 GROUP = "afterimage.plugins"
+COMMANDS = "afterimage.commands"
+"""The group of a package's own commands: a name, and a module like ours."""
 Thing = TypeVar("Thing")
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 _ADDED = r'^@\w+\.add\("([^"]+)"(?:, group="([^"]+)")?\)'
@@ -177,3 +182,10 @@ def load_plugins() -> None:
             )
         finally:
             _loading.pop()
+
+
+@functools.cache
+def plugin_commands() -> Mapping[str, importlib.metadata.EntryPoint]:
+    """The commands that other packages add, by name; nothing is imported."""
+    found = importlib.metadata.entry_points(group=COMMANDS)
+    return {entry.name: entry for entry in sorted(found, key=lambda one: one.name)}

@@ -72,8 +72,8 @@ def verify(folder: _Path) -> list[Finding]:
     if (place / manifest.NAME).exists() or (place / weights.WEIGHTS).exists():
         return _all_findings(place, None)
     found = [(path, STEP) for _, path in manifest.numbered_steps(place)]
-    for kind in (weights.ENCODER, weights.CLASSIFIER):
-        if (place / kind).is_dir():
+    for kind in schemas.MANIFESTS:
+        if kind not in (STEP, weights.DETECTOR) and (place / kind).is_dir():
             found.append((place / kind, kind))
     found += [
         (path.parent, weights.DETECTOR)

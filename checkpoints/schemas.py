@@ -430,6 +430,8 @@ MANIFESTS: dict[str, Any] = {
     "detector": DetectorManifest,
     "step": StepManifest,
 }
+"""The schema of each kind of artefact. A package adds its own kind, e.g. `segmenter`, a
+Struct with fields it needs, before it writes or reads one."""
 
 
 def wrong_shape(shape: Any) -> str | None:

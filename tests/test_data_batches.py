@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.data import array_set
+from afterimage.data.sets import Columns
 from afterimage.errors import DataError, UserError
-from afterimage.training.batches import Batches, Buffers, batch_indices, eval_batches
+from afterimage.training.batches import (
+    Batches,
+    BatchLoader,
+    Buffers,
+    EvaluationRunner,
+    batch_indices,
+    eval_batches,
+    make_mesh,
+)
+from afterimage.training.options import TrainingOptions
 
 
 def image_set(count=20, labels=True):
@@ -200,6 +210,43 @@ def test_eval_batches_pad_and_mask():
     kept = np.concatenate([b["index"][b["mask"]] for b in batches])
     np.testing.assert_array_equal(kept, np.arange(20))
     assert batches[-1]["mask"].tolist() == [True] * 4 + [False] * 4
+
+
+TOKENS = Columns(
+    "reviews",
+    {
+        "tokens": np.arange(40, dtype=np.int32).reshape(20, 2),
+        "label": np.arange(20, dtype=np.int32),
+    },
+    [f"row {row}" for row in range(20)],
+)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_rows_of_any_kind_make_batches(resident):
+    options = TrainingOptions(batch_size=6, resident=resident)
+    loader = BatchLoader(TOKENS, options=options, mesh=make_mesh(1))
+    feed = loader.blocks(2, itertools.repeat(1))
+    _, index, batch = next(feed)
+    feed.close()
+    rows = batch | {n: a[index[0]] for n, a in loader.data.items()}
+    np.testing.assert_array_equal(index[0], batch_indices(20, 6, 0, 2))
+    np.testing.assert_array_equal(rows["label"], index[0])
+    np.testing.assert_array_equal(rows["tokens"][:, 0], 2 * index[0])
+    assert ("tokens" in batch) != resident
+
+
+def test_evaluation_of_rows_of_any_kind():
+    runner = EvaluationRunner(make_mesh(1), 8)
+    batches = [(batch, mask) for _, batch, mask in runner.batches(TOKENS)]
+    assert all(set(batch) == {"tokens", "mask"} for batch, _ in batches)
+    kept = np.concatenate([np.asarray(b["tokens"])[mask] for b, mask in batches])
+    np.testing.assert_array_equal(kept, TOKENS.arrays["tokens"])
+
+
+def test_columns_of_different_lengths():
+    with pytest.raises(DataError, match="'ids': 3"):
+        Columns("reviews", {"tokens": np.zeros((4, 2))}, ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(

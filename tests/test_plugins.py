@@ -201,3 +201,60 @@ def test_the_guide_shows_it_in_at_most_40_lines(name, code):
 
 def test_the_guide_shows_the_entry_point():
     assert (PLUGIN / "pyproject.toml").read_text().strip() in GUIDE
+
+
+GREET = """
+import dataclasses
+from afterimage.commands.flags import Command, parse
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Greeting:
+    whom: str
+    '''Who is greeted.'''
+
+COMMAND = Command(
+    name="greet", config=Greeting, positional="whom", about="Say hello.",
+    common={"Settings": ("whom",)},
+)
+
+def main(argv):
+    print(f"Hello {parse(COMMAND, argv).whom}")
+"""
+AFTERIMAGE = """
+import sys
+from afterimage.commands import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def greeting(tmp_path):
+    """A package with a command, installed."""
+    (tmp_path / "greeting.py").write_text(GREET)
+    info = tmp_path / "greetings-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: greetings\nVersion: 1.2\n"
+    )
+    (info / "entry_points.txt").write_text(
+        "[afterimage.commands]\ngreet = greeting\nbroken = not_there\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["greet", "you"], 0, "Hello you"),
+        (["greet", "--help"], 0, "Who is greeted."),
+        (["--help"], 0, "greet        greetings 1.2"),
+        (["completion", "words", "gre"], 0, "greet"),
+        (["completion", "words", "greet", "--wh"], 0, "--whom"),
+        (["broken"], 2, "'broken' of greetings 1.2 cannot be loaded"),
+        (["gret"], 2, "'greet'"),
+    ],
+)
+def test_a_package_adds_a_command(greeting, words, code, said):
+    done = python(AFTERIMAGE, greeting, arguments=words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr

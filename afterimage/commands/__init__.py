@@ -5,11 +5,12 @@ A command's module has `main(argv)`: it parses, calls the library and prints.
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from afterimage import console
 from afterimage.checkpoints.errors import CheckpointError
@@ -22,6 +23,7 @@ from afterimage.errors import (
     did_you_mean,
     out_of_memory,
 )
+from afterimage.plugins import plugin_commands
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Train": {
@@ -69,8 +71,9 @@ def usage() -> str:
         "",
         "Pretrain an encoder-decoder on images, keep the encoder, and reuse it.",
     ]
-    width = max(map(len, COMMANDS))
-    for heading, commands in GROUPS.items():
+    groups = {**GROUPS, **_added()}
+    width = max(len(name) for commands in groups.values() for name in commands)
+    for heading, commands in groups.items():
         lines += ["", f"{heading}:"]
         lines += [f"  {name:{width}}  {about}" for name, about in commands.items()]
     return "\n".join(
@@ -104,6 +107,37 @@ def module_of(name: str) -> str:
     return f"afterimage.commands.{name}{'_' * (name == 'import')}"
 
 
+def load(name: str) -> Any:
+    """The imported module of a command, ours or another package's.
+
+    Raises UserError for an unknown name, and for a package that cannot be imported.
+    """
+    if name in COMMANDS:
+        return importlib.import_module(module_of(name))
+    added = plugin_commands()
+    if name not in added:
+        hint = did_you_mean(name, [*COMMANDS, *added])
+        raise UserError(
+            f"afterimage has no command {printable(name)!r}{hint}\n\n{usage()}"
+        )
+    try:
+        return added[name].load()
+    except ImportError as error:
+        raise UserError(
+            f"The command {name!r} of {_package(added[name])} cannot be loaded: {error}"
+        ) from error
+
+
+def _added() -> dict[str, dict[str, str]]:
+    """{heading: {command: its package}} of the commands that other packages add."""
+    added = {name: _package(entry) for name, entry in plugin_commands().items()}
+    return {"From other packages": added} if added else {}
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+
+
 def _dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in {"-h", "--help", "--help-all", "help"}:
         print(usage())
@@ -114,16 +148,11 @@ def _dispatch(argv: Sequence[str]) -> None:
         print(f"afterimage {__version__}")
         return
     name, *rest = argv
-    if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS)
-        raise UserError(
-            f"afterimage has no command {printable(name)!r}{hint}\n\n{usage()}"
-        )
     only_help = bool({"-h", "--help", "--help-all"} & set(rest))
     works = not only_help and name not in _WITHOUT_JAX
     if works:
         check_address_space()
-    module = importlib.import_module(module_of(name))
+    module = load(name)
     if works:
         from afterimage import runtime
 

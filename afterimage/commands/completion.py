@@ -1,14 +1,14 @@
 """`afterimage completion bash|zsh|fish`, and the candidates the scripts request."""
 
 import dataclasses
-import importlib
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_origin
 
-from afterimage.commands import COMMANDS, module_of
+from afterimage.commands import COMMANDS, load
 from afterimage.commands.flags import Command, flags_for, parse
 from afterimage.console import say
 from afterimage.fields import joined_of
+from afterimage.plugins import plugin_commands
 
 # Each script calls `afterimage completion words WORD...` for the completions of the
 # last word; if there are none, the shell completes file names.
@@ -73,7 +73,8 @@ def candidates(words: Sequence[str]) -> list[str]:
     """
     *before, last = words or [""]
     if not before:
-        return _starting([*COMMANDS, "--help", "--version"], last)
+        every = [*COMMANDS, *plugin_commands(), "--help", "--version"]
+        return _starting(every, last)
     command = _command(before)
     if command is None:
         from afterimage.commands.checkpoints import COMMANDS as SUBCOMMANDS
@@ -103,9 +104,9 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _command(before: Sequence[str]) -> Command | None:
-    if before[0] not in COMMANDS:
+    if before[0] not in {*COMMANDS, *plugin_commands()}:
         return None
-    module = importlib.import_module(module_of(before[0]))
+    module = load(before[0])
     if before[0] == "checkpoints":
         return module.COMMANDS.get(before[1]) if len(before) > 1 else None
     return module.COMMAND

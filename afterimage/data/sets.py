@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, Integer, UInt8
@@ -67,6 +68,41 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What batches are made of: an `ImageSet`, a `Columns`, or a package's own set."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The name of each row, for messages."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading rows costs no disk access."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's inputs, which may stay on the devices."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def inputs(
+        self, rows: Int[np.ndarray, " b"], empty: Empty | None = None
+    ) -> dict[str, np.ndarray]:
+        """{name: array [b, …]} of these rows' inputs, e.g. `image`."""
+        ...
+
+    def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """{name: array [b, …]} of what is known about them, e.g. `label`."""
+        ...
 
 
 class Joined:
@@ -235,6 +271,23 @@ class ImageSet:
         """What is learned: the classes [n], or the numbers [n, k]."""
         return self.labels if self.numbers is None else self.numbers.values
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image."""
+        return math.prod(self.shape)
+
+    def inputs(
+        self, rows: Int[np.ndarray, " b"], empty: Empty | None = None
+    ) -> dict[str, np.ndarray]:
+        """{"image": uint8 [b, H, W, C]}."""
+        return {"image": self.gather(rows, empty)}
+
+    def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """{"label": the set's `truth` where it is labelled, "label.NAME" of tasks}."""
+        found = {} if self.truth is None else {"label": self.truth[rows]}
+        tasks = {f"label.{name}": t.values[rows] for name, t in self.tasks.items()}
+        return found | tasks
+
     def gather(
         self,
         indices: Integer[np.ndarray, " b"] | Sequence[int],
@@ -287,6 +340,49 @@ class ImageSet:
             name=f"{self.name}, task {name}",
             tasks={},
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
+    """Rows of any kind: named arrays in memory of equal length, e.g. `tokens` [N, L].
+
+    `label`, and names that start with `label.`, are targets; the others are inputs.
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+    ids: Sequence[str]
+    in_memory: ClassVar[bool] = True
+
+    def __post_init__(self):
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        lengths["ids"] = len(self.ids)
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"{self.name}: columns of different lengths: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's inputs."""
+        inputs = [a for name, a in self.arrays.items() if not _is_target(name)]
+        return sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in inputs)
+
+    def inputs(
+        self, rows: Int[np.ndarray, " b"], empty: Empty | None = None
+    ) -> dict[str, np.ndarray]:
+        """The arrays that are not targets, at these rows."""
+        del empty
+        return {n: a[rows] for n, a in self.arrays.items() if not _is_target(n)}
+
+    def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """The targets, at these rows."""
+        return {n: a[rows] for n, a in self.arrays.items() if _is_target(n)}
+
+
+def _is_target(name: str) -> bool:
+    return name == "label" or name.startswith("label.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ images/s on two cores, against 30-55 k record by record).
 
 import contextlib
 import functools
-import math
 import sys
 import threading
 import zlib
@@ -21,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from afterimage import runtime
-from afterimage.data.sets import Empty, ImageSet
+from afterimage.data.sets import Empty, ImageSet, Rows
 from afterimage.errors import DataError, UserError
 from afterimage.runtime import cores
 from afterimage.training.options import TrainingOptions
@@ -164,16 +163,15 @@ class _Steps:
 class Batches:
     """Endless training batches from step `start` on; to resume, start later.
 
-    Each is {"step": int, "index": int32 [b], "image": uint8 [b, H, W, C], "label":
-    the set's `truth` where it is labelled, "label.NAME" of its tasks}; b = batch_size /
-    hosts is this host's share. `resident` leaves the images out, for a set that is
-    already on the device. Threads prepare batches ahead of use; the iterator raises
-    their errors.
+    Each is {"step": int, "index": int32 [b]} and the set's inputs and targets, of
+    images "image": uint8 [b, H, W, C], "label" and "label.NAME"; b = batch_size / hosts
+    is this host's share. `resident` leaves the inputs out, for a set that is already on
+    the device. Threads prepare batches ahead of use; the iterator raises their errors.
     """
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Rows,
         *,
         batch_size: int,
         seed: int,
@@ -183,7 +181,7 @@ class Batches:
         resident: bool = False,
     ):
         if not len(images):
-            raise DataError(f"{images.name} has no images to train on")
+            raise DataError(f"{images.name} has nothing to train on")
         if batch_size < 1 or hosts < 1 or batch_size % hosts:
             raise UserError(
                 f"batch_size={batch_size} cannot be divided over {hosts} hosts; try "
@@ -203,18 +201,14 @@ class Batches:
         return self.batch(step)
 
     def batch(self, step: int, empty: Empty | None = None) -> dict[str, Any]:
-        """The same, with the images in memory allocated by `empty`, e.g. np.empty."""
+        """The same, with the inputs in memory allocated by `empty`, e.g. np.empty."""
         share = self.batch_size // self.hosts
         index = batch_indices(len(self.images), self.batch_size, self.seed, step)
         index = index[self.host * share : (self.host + 1) * share]
         batch: dict[str, Any] = {"step": step, "index": index.astype(np.int32)}
         if not self.resident:
-            batch["image"] = self.images.gather(index, empty)
-        if self.images.truth is not None:
-            batch["label"] = self.images.truth[index]
-        for name, task in self.images.tasks.items():
-            batch[f"label.{name}"] = task.values[index]
-        return batch
+            batch |= self.images.inputs(index, empty)
+        return batch | self.images.targets(index)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         import grain
@@ -255,21 +249,21 @@ class Batches:
         return min(max(1, _TOGETHER_BYTES // self._bytes()), _TOGETHER)
 
     def _bytes(self) -> int:
-        """Bytes of one batch's images, or of their indices."""
+        """Bytes of one batch's inputs, or of their indices."""
         share = self.batch_size // self.hosts
-        return share * (4 if self.resident else math.prod(self.images.shape))
+        return share * (4 if self.resident else self.images.row_bytes)
 
 
 _WHOLE = slice(None)
 
 
 def eval_batches(
-    images: ImageSet, batch_size: int, part: slice = _WHOLE
+    images: Rows, batch_size: int, part: slice = _WHOLE
 ) -> Iterator[dict[str, Any]]:
-    """Every image once, in order, in batches of one size.
+    """Every row once, in order, in batches of one size.
 
     Like the items of `Batches`, without "step" and with "mask": bool [batch_size],
-    False where the last batch is padded with repeats of its first image. Of "image",
+    False where the last batch is padded with repeats of its first row. Of the inputs,
     only this part of the batch is read.
     """
     if batch_size < 1:
@@ -279,10 +273,7 @@ def eval_batches(
         mask = index < len(images)
         index = np.where(mask, index, start)
         batch = {"index": index.astype(np.int32), "mask": mask}
-        batch["image"] = images.gather(index[part])
-        if images.truth is not None:
-            batch["label"] = images.truth[index]
-        yield batch
+        yield batch | images.inputs(index[part]) | images.targets(index)
 
 
 def _references(kept: list[np.ndarray], place: int) -> int:
@@ -320,9 +311,9 @@ class Buffers:
         return made
 
 
-def _fits(sets: Iterable[ImageSet]) -> bool:
-    """Whether the images fit in their share of device memory."""
-    size = sum(len(images) * int(np.prod(images.shape)) for images in sets)
+def _fits(sets: Iterable[Rows]) -> bool:
+    """Whether the inputs fit in their share of device memory."""
+    size = sum(len(images) * images.row_bytes for images in sets)
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return size <= _CPU_RESIDENT_BYTES
@@ -335,18 +326,18 @@ class BatchLoader:
 
     Further `streams`, by name, give the same number of images per step, or `times` as
     many, each in its own order; their entries are `NAME/image`, `NAME/index`, and
-    `NAME/label` if labelled. `data` is what stays on the devices: `{"image", "label"}`
-    of each stream, or empty. A step takes (state, batch, data) and reads images from
-    whichever has them.
+    `NAME/label` if labelled. `data` is what stays on the devices: the inputs and
+    targets of each stream, or empty. A step takes (state, batch, data) and reads each
+    from whichever has it.
     """
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Rows,
         *,
         options: TrainingOptions,
         mesh: Mesh,
-        streams: Mapping[str, ImageSet] | None = None,
+        streams: Mapping[str, Rows] | None = None,
         times: Mapping[str, int] | None = None,
     ):
         check_batch(options.batch_size, options.accumulate, mesh)
@@ -360,11 +351,9 @@ class BatchLoader:
         if resident:
             arrays = {}
             for prefix, part in self._sets.items():
-                arrays[f"{prefix}image"] = part.gather(np.arange(len(part)))
-                if part.truth is not None:
-                    arrays[f"{prefix}label"] = np.asarray(part.truth)
-                for name, task in part.tasks.items():
-                    arrays[f"{prefix}label.{name}"] = task.values
+                every = np.arange(len(part))
+                whole = part.inputs(every) | part.targets(every)
+                arrays |= {f"{prefix}{name}": array for name, array in whole.items()}
             self.data = replicate(arrays, mesh)
 
     @property
@@ -454,10 +443,12 @@ class EvaluationRunner:
         """Jit a function so that every process can read its results."""
         return runtime.jit(function, out_shardings=replicated(self.mesh))
 
-    def batches(self, images: ImageSet) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """(number, {"image", "mask"} on the devices, the whole mask on the host)."""
+    def batches(self, images: Rows) -> Iterator[tuple[int, Any, np.ndarray]]:
+        """(number, {inputs, "mask"} on the devices, the whole mask on the host)."""
         share = self.batch_size // jax.process_count()
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        whole = {"index", *images.targets(np.arange(0))}
         for number, batch in enumerate(eval_batches(images, self.batch_size, mine)):
-            host = {"image": batch["image"], "mask": batch["mask"][mine]}
-            yield number, place(host, self.mesh), batch["mask"]
+            mask = batch.pop("mask")
+            host = {n: v for n, v in batch.items() if n not in whole}
+            yield number, place({**host, "mask": mask[mine]}, self.mesh), mask

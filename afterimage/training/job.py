@@ -238,9 +238,10 @@ class Job(abc.ABC, Generic[Result]):
         """Rewrites the report of an unfinished run, after each evaluation."""
         del step
 
-    @abc.abstractmethod
-    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]]:
-        """(params, stats, manifest) of the encoder saved with a checkpoint."""
+    def encoder(self, state: State) -> tuple[Any, Any, dict[str, Any]] | None:
+        """(params, stats, manifest) of the image encoder saved with a checkpoint; None
+        if this stage trains none."""
+        del state
 
     @abc.abstractmethod
     def finish(self, state: State, store: Store) -> Result:

@@ -190,8 +190,9 @@ class Fit:
     """The settings of TrainingOptions and of RunOptions."""
     total: int
     evaluate: Evaluate
-    artefact: Callable[[State], tuple[Any, Any, dict[str, Any]]] | None = None
-    """state -> (encoder parameters, statistics, manifest) for each checkpoint."""
+    artefact: Callable[[State], tuple[Any, Any, dict[str, Any]] | None] | None = None
+    """state -> (encoder parameters, statistics, manifest) for each checkpoint, or None
+    to save none."""
     best: str | None = None
     """The evaluation metric that ranks checkpoints."""
     manifest: Callable[[State], Mapping[str, Any]] = lambda state: {}

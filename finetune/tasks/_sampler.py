@@ -106,7 +106,7 @@ class EpisodeBatches(Batches):
         batch: dict[str, Any] = {"step": step, "index": index.astype(np.int32)}
         batch["label"] = np.tile(self.sampler.shape.labels, share)
         if not self.resident:
-            batch["image"] = self.images.gather(index, empty)
+            batch |= self.images.inputs(index, empty)
         return batch
 
 
