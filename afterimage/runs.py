@@ -289,7 +289,9 @@ class Run:
                 "differ in the last bits"
             )
 
-    def _write_config(self, data: Mapping[str, Any] | None) -> None:
+    def _write_config(
+        self, data: Mapping[str, Any] | None, origin: Mapping[str, Any] | None = None
+    ) -> None:
         write_json(
             self.path / "config.json",
             {
@@ -298,17 +300,33 @@ class Run:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
                 "config": self.config,
                 "data": data,
+                **({} if origin is None else {"from": origin}),
                 "runtime": runtime.fingerprint(),
             },
         )
 
-    def check_data(self, name: str, fingerprint: str) -> None:
-        """Records the data on first use; later, refuses to continue on other data."""
-        known = (self._stored() or {}).get("data")
+    def check_data(
+        self, name: str, fingerprint: str, *, origin: Mapping[str, Any] | None = None
+    ) -> None:
+        """Records the data on first use; later, refuses to continue on other data.
+
+        The same with the encoder that the run began from: its `path` and `checksum`.
+        """
+        stored = self._stored() or {}
+        known, begun = stored.get("data"), stored.get("from")
         if known is None:
             if self.is_main_process:
-                self._write_config(data={"name": name, "fingerprint": fingerprint})
-        elif known["fingerprint"] != fingerprint:
+                data = {"name": name, "fingerprint": fingerprint}
+                self._write_config(data, origin)
+            return
+        if origin and begun and begun["checksum"] != origin["checksum"]:
+            raise UserError(
+                f"The encoder in from={origin['path']} has changed since this run "
+                f"began (checksum {origin['checksum'][:12]}, was "
+                f"{shown(begun['checksum'])}). Restore it, or start a new run with "
+                "another --out"
+            )
+        if known["fingerprint"] != fingerprint:
             raise UserError(
                 f"The images of {name} have changed since this run began (fingerprint "
                 f"{fingerprint[:12]}, was {known['fingerprint'][:12]}). Restore them, "

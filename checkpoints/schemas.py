@@ -269,12 +269,20 @@ class StepManifest(Struct):
             raise ValueError("; ".join(wrong[:10]))
 
 
+class OriginFields(Struct):
+    """The encoder that a pretraining run began from."""
+
+    path: str
+    checksum: Name
+
+
 class ConfigFile(Struct):
     """`config.json` of a run folder."""
 
     kind: Name
     config: Free
     data: DataFields | None = None
+    origin: OriginFields | None = msgspec.field(name="from", default=None)
     runtime: Free = {}
 
 

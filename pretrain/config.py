@@ -1,9 +1,10 @@
 """Settings of a pretraining run, checked when made."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from afterimage.fields import OneOf, at_least_0, at_least_1
+from afterimage.fields import OneOf, above_0, at_least_0, at_least_1
 from afterimage.plugins import ENCODERS, OBJECTIVES
 from afterimage.settings import given_problems, resolve
 from afterimage.training.options import (
@@ -15,9 +16,16 @@ from afterimage.training.options import (
 )
 
 if TYPE_CHECKING:
+    from afterimage.models.encoder import ModelConfig
     from afterimage.pretrain.objective import Objective
 else:  # parsing the command line needs no JAX
     Objective = Any
+
+
+_USUAL: Mapping[str, Any] = {"model": "conv", "width": 1.0, "normalise": "data"}
+"""Of a new encoder; one that is continued has its own."""
+CONTINUED_LR = 0.1
+"""`encoder_lr` of an encoder that is continued."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +41,15 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     tar:PATTERN, parquet:PATTERN, tfds:NAME, synthetic:HxWxC, or a path. None if an
     object is passed to `pretrain`."""
 
-    model: Annotated[str, OneOf(ENCODERS)] = "conv"
-    """The encoder, e.g. conv or resnet18; `afterimage models` lists all."""
+    from_: str | None = None
+    """Continue a pretrained encoder on these images: a run folder, one of its
+    checkpoints/STEP, or an encoder/ folder, such as one with published weights. Model,
+    image size, channels and preprocessing are the encoder's; a decoder or projector
+    starts fresh. Default: a new encoder."""
+
+    model: Annotated[str, OneOf(ENCODERS)] | None = None
+    """The encoder, e.g. conv or resnet18; `afterimage models` lists all. Default:
+    conv."""
 
     norm: Literal["rms", "layer", "group", "batch"] | None = None
     """Normalisation inside the network. Default: batch for objectives that compare
@@ -61,8 +76,12 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     """Length of a single vector through which all information passes; it becomes the
     feature vector. Default: no bottleneck; the decoder reads the last feature map."""
 
-    width: float = 1.0
-    """Multiplies the channels of every layer."""
+    width: float | None = None
+    """Multiplies the channels of every layer. Default: 1."""
+
+    encoder_lr: float | None = None
+    """The encoder's learning rate, as a multiple of lr. Default: 1, or 0.1 for an
+    encoder that is continued."""
 
     augment: Augmentation = "none"
     """Random augmentation of the training images: one, or several joined by commas and
@@ -75,10 +94,11 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     images for training; smaller views are faster. Evaluation uses whole images of
     image_size. Default: image_size."""
 
-    normalise: Literal["data", "image"] = "data"
+    normalise: Literal["data", "image"] | None = None
     """How the encoder's images are normalised. data: by the mean and deviation of each
     channel in the training images. image: then each image by its own channel means and
-    its own contrast, so that brightness and tint hardly matter."""
+    its own contrast, so that brightness and tint hardly matter. Default: data, or as
+    the encoder that is continued."""
 
     probe_images: int = 5000
     """Most training images for the kNN and ridge probes, if there are labels; 0 turns
@@ -96,6 +116,10 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         resolve(self)
         # First, because the other checks compare these values with numbers.
         check(given_problems(self))
+        if self.from_ is None:
+            for name, usual in _USUAL.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, usual)
         check(
             DataOptions.problems(self),
             TrainingOptions.problems(self),
@@ -107,6 +131,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         """Every setting of this stage that cannot work, in one list."""
         found = at_least_0(self, "probe_images", "pictures")
         found += at_least_1(self, "probe_k")
+        found += above_0(self, "encoder_lr")
         return found + self._view_problems() + self._model_problems()
 
     def _view_problems(self) -> list[str]:
@@ -135,16 +160,22 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         from afterimage.errors import UserError
         from afterimage.models.encoder import ModelConfig
 
+        if self.from_ is not None:
+            return []  # the encoder is read first: `afterimage.pretrain.origin`
         try:
             # Size and channels come from the data and are not known yet.
             model = ModelConfig(**self.model_settings())
         except UserError as error:
             return [str(error)]
+        return self.objective_problems(model)
+
+    def objective_problems(self, model: "ModelConfig") -> list[str]:
+        """Problems of the objective with these settings and this model."""
         found = self.objective.problems(self, model)
         return [f"objective {self.objective.name}: {problem}" for problem in found]
 
     def model_settings(self) -> dict[str, Any]:
-        """The `ModelConfig` fields these settings define, without size and channels."""
+        """The `ModelConfig` fields of a new encoder, without size and channels."""
         return {
             "name": self.model,
             "norm": self.norm or self.objective.default_norm,

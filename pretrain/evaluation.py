@@ -1,7 +1,7 @@
 """Evaluation during a run: loss, pictures and probes, computed the same each time.
 
-The probes (kNN and ridge) compare the encoder with raw pixels, HOG and the untrained
-encoder.
+The probes (kNN and ridge) compare the encoder with raw pixels, HOG and the encoder
+before the run: untrained, or the one that is continued.
 """
 
 import contextlib
@@ -42,6 +42,8 @@ _DICTIONARY_IMAGES = 2_000  # for a dictionary of patches
 
 Check = Callable[[], None]
 RAW, HOG, UNTRAINED, TRAINED = "raw pixels", "HOG", "untrained encoder", "this encoder"
+CONTINUED = "encoder before this run"
+"""In place of the untrained one, if the run continues another."""
 PROBES = ("ridge_10", "ridge", "knn")
 Report = dict[str, dict[str, Any]]
 Pooled = dict[str, np.ndarray]
@@ -132,7 +134,8 @@ class Evaluation:
         self.last: tuple[Pooled, Pooled] | None = None
         """The pooled maps of the probes' images at the last call, …"""
         self.first: tuple[Pooled, Pooled] | None = None
-        """… and those of the untrained encoder, if they are known."""
+        """… and those of the encoder before the run, if they are known."""
+        self.before = UNTRAINED if config.from_ is None else CONTINUED
         self.ranked: tuple[ImageSet, Pooled] | None = None
         """Without probes, some images and their pooled maps."""
         self.patches: Patches | None = None
@@ -173,19 +176,19 @@ class Evaluation:
             self.mean_image_loss = self._mean_image_loss(scores, some)
 
     def measure_baselines(self, params: Tree, stats: Tree) -> None:
-        """Probe raw pixels, HOG and the untrained encoder, before the first call.
+        """Probe raw pixels, HOG and the encoder before the run, before the first call.
 
-        `params` and `stats` are those of the freshly initialised autoencoder.
+        `params` and `stats` are those of the network before the first step.
         """
         if self.probes is None:
             return
 
-        def untrained() -> Sequence[np.ndarray]:
+        def before() -> Sequence[np.ndarray]:
             self.first = self._pooled(params, stats, lambda: None)
             return self._vectors(*self.first)
 
         file = self.run.path / "baselines.json"
-        self.baselines = self.probes.baselines(file, untrained)
+        self.baselines = self.probes.baselines(file, self.before, before)
 
     def _pooled(self, params: Tree, stats: Tree, check: Check) -> tuple[Pooled, Pooled]:
         assert self.probes is not None
@@ -200,8 +203,9 @@ class Evaluation:
         `loss` and `relative_loss` of the held-out images, corrupted or masked as in
         training with the same draws every time, and the objective's own metrics;
         `effective_rank` of their features; with labels also `knn`, `ridge_10` and
-        `ridge`, each with its baselines `_raw_pixels`, `_hog` and `_untrained`. If the
-        loss is not finite, or features are not due, the losses are returned alone.
+        `ridge`, each with its baselines `_raw_pixels`, `_hog` and `_untrained` (or
+        `_before`, if the run continues another). If the loss is not finite, or features
+        are not due, the losses are returned alone.
         Features are the objective's own vector.
         """
         self.last = None
@@ -255,8 +259,8 @@ class Evaluation:
         The vector is chosen by the labelled images of the last call (`choose`); without
         them it is the default: the objective's own, joined with a dictionary of
         patches. A bottleneck stays the vector: None. The report then has the probes of
-        this vector, also of the untrained encoder, whose parameters and statistics are
-        `initial`.
+        this vector, also of the encoder before the run, whose parameters and statistics
+        are `initial`.
         """
         vector, entries = None, {}
         if not self.bottleneck:
@@ -329,12 +333,12 @@ class Evaluation:
         patches: Patches | None,
         initial: tuple[Tree, Tree],
     ) -> None:
-        """The report, with this vector of the encoder and of the untrained one; the
+        """The report, with this vector of the encoder and of that before the run; the
         latter without patches, which need no network."""
         assert self.last is not None
         first = self.first or self._pooled(*initial, lambda: None)
         pair = self._vectors(*first, like=vector)
-        self.report = self.report | probes.score(UNTRAINED, *pair)
+        self.report = self.report | probes.score(self.before, *pair)
         if vector.dictionary is None or patches is None:
             pair = self._vectors(*self.last, like=vector)
         else:
@@ -518,18 +522,19 @@ class Probes:
     def baselines(
         self,
         file: pathlib.Path,
-        untrained: Callable[[], Sequence[np.ndarray]],
+        before: str,
+        vectors: Callable[[], Sequence[np.ndarray]],
     ) -> Report:
-        """Scores of raw pixels, HOG and the untrained encoder; measured once, then kept
-        in `file`."""
+        """Scores of raw pixels, HOG and, named `before`, the `vectors` of the encoder
+        before the run; measured once, then kept in `file`."""
         # Several processes must take the same path: all compute, only the first writes.
         if jax.process_count() == 1:
             with contextlib.suppress(CheckpointError):  # if absent or damaged, measure
                 stored = schemas.read(file, schemas.Baselines, "delete it")
-                if set(stored) == {RAW, HOG, UNTRAINED}:
+                if set(stored) == {RAW, HOG, before}:
                     return stored
-        say_doing("Measuring raw pixels, HOG and the untrained encoder")
-        report = self.measured() | self.score(UNTRAINED, *untrained())
+        say_doing(f"Measuring raw pixels, HOG and the {before}")
+        report = self.measured() | self.score(before, *vectors())
         if jax.process_index() == 0:
             write_json(file, report)
         return report
@@ -538,11 +543,13 @@ class Probes:
 def probe_metrics(report: Report) -> dict[str, float]:
     """{"knn": …, "knn_raw_pixels": …, "knn_hog": …, "knn_untrained": …, and the same
     for "ridge" and "ridge_10"}."""
-    suffixes = {TRAINED: "", RAW: "_raw_pixels", HOG: "_hog", UNTRAINED: "_untrained"}
+    suffixes = {TRAINED: "", RAW: "_raw_pixels", HOG: "_hog"}
+    suffixes |= {UNTRAINED: "_untrained", CONTINUED: "_before"}
     return {
         probe + suffix: report[name][probe]["value"]
         for probe in PROBES
         for name, suffix in suffixes.items()
+        if name in report
     }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.pretrain.evaluation import HOG, RAW, TRAINED, UNTRAINED
+from afterimage.pretrain.evaluation import CONTINUED, HOG, RAW, TRAINED, UNTRAINED
 from afterimage.report import Figure, logged
 
 _MEANINGS = {
@@ -50,14 +50,15 @@ def figures(
 def compared(
     report: Mapping[str, Mapping[str, Any]], key: str, images: int
 ) -> tuple[Any, str]:
-    """(mark, hint): this encoder's probe beside what needs no training.
+    """(mark, hint): this encoder's probe beside what needs no training, or no further
+    training.
 
     A difference counts if it is more than one standard error.
     """
     ours = report[TRAINED][key]["value"]
     others = {
         name: report[name][key]["value"]
-        for name in (RAW, HOG, UNTRAINED)
+        for name in (RAW, HOG, UNTRAINED, CONTINUED)
         if name in report
     }
     if not others:
@@ -65,10 +66,11 @@ def compared(
     best = max(others, key=lambda name: others[name])
     theirs = others[best]
     by = f"{best} {100 * theirs:.1f} %"
+    without = "this run" if CONTINUED in others else "training"
     if ours - theirs > standard_error(ours, theirs, images):
-        return "good", f"better than without training (at best {by})"
+        return "good", f"better than without {without} (at best {by})"
     if theirs - ours > standard_error(ours, theirs, images):
-        return "bad", f"{by} without training is better"
+        return "bad", f"{by} without {without} is better"
     return "", f"no clear gain over {by}"
 
 

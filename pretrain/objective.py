@@ -30,7 +30,7 @@ from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network
 from afterimage.models.encoder import MASKED_DECODERS
 from afterimage.pretrain.losses import ReconstructionLoss
-from afterimage.training.optimiser import EVERYTHING
+from afterimage.training.optimiser import EVERYTHING, Group
 from afterimage.training.stage import Context, Phase, Stage, Term, TermResult, View
 
 Tree = Mapping[str, Any]
@@ -192,7 +192,11 @@ class Objective(abc.ABC):
 
 
 def make_stage(
-    objective: Objective, setup: ModelSetup, config: Any, steps: int
+    objective: Objective,
+    setup: ModelSetup,
+    config: Any,
+    steps: int,
+    groups: tuple[Group, ...] = EVERYTHING,
 ) -> Stage:
     """One phase in which all parameters learn from the objective's terms."""
 
@@ -212,7 +216,7 @@ def make_stage(
     phase = Phase(
         name="pretrain",
         terms=objective.terms(setup),
-        groups=EVERYTHING,
+        groups=groups,
         steps=steps,
         options=config,
     )

@@ -23,6 +23,7 @@ from afterimage.planning.compiled import (
 from afterimage.planning.devices import Devices, find, here
 from afterimage.planning.search import Largest, Trial, largest
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.origin import Origin, reading_of
 from afterimage.pretrain.plan_config import PlanConfig
 from afterimage.pretrain.presets import preset_config
 from afterimage.pretrain.program import Lowered, Program, image_problems
@@ -157,6 +158,7 @@ class Builder:
     devices: Devices
     train: ImageSet
     resident: int
+    origin: Origin | None = None
 
     def lowered(self, config: PretrainConfig) -> tuple[Program, Lowered]:
         """The program with these settings, and what a run dispatches."""
@@ -165,6 +167,7 @@ class Builder:
             self.train,
             self.train,
             self.devices.mesh,
+            origin=self.origin,
             images=max(self.resident, config.batch_size),
             shapes_only=True,
         )
@@ -173,9 +176,10 @@ class Builder:
 
 def builder(settings: PlanConfig, devices: Devices, config: PretrainConfig) -> Builder:
     """Builds programs for images of noise; UserError if they cannot be trained on."""
+    origin = Origin.of(config)
     train = _noise(config)
-    check(image_problems(config, train))
-    return Builder(devices, train, settings.images)
+    check(image_problems(config, train, origin))
+    return Builder(devices, train, settings.images, origin)
 
 
 def config_of(settings: PlanConfig, devices: Devices) -> PretrainConfig:
@@ -185,6 +189,9 @@ def config_of(settings: PlanConfig, devices: Devices) -> PretrainConfig:
         config = PretrainConfig(**given)
     else:
         config = preset_config(settings.preset, **given)
+    shape = reading_of(config, Origin.of(config))
+    names = "image_size", "channels"
+    config = dataclasses.replace(config, **{name: shape[name] for name in names})
     if config.image_size is None:
         raise UserError(
             "image_size is not set, and there are no images to take it from; give "

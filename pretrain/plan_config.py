@@ -35,6 +35,9 @@ class PlanConfig:
     """Number of training images to keep on every device. Default: none; they come with
     each batch."""
 
+    from_: str | None = None
+    """The encoder that is continued: a run, a checkpoint or an encoder folder."""
+
     model: Annotated[str, OneOf(ENCODERS)] | None = None
     """The encoder."""
 
@@ -77,7 +80,7 @@ class PlanConfig:
 
     def changes(self) -> dict[str, object]:
         """The settings of PretrainConfig that replace those of the preset."""
-        names = ("batch_size", "image_size", "channels", "model", "objective")
+        names = ("batch_size", "image_size", "channels", "from_", "model", "objective")
         names += ("decoder", "width", "precision", "accumulate", "remat")
         names += ("shard_parameters",)
         given = {name: getattr(self, name) for name in names}

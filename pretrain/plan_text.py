@@ -30,7 +30,8 @@ def plan_text(plan: Plan) -> str:
     options += [config.precision, "remat" if config.remat else "no remat"]
     if config.accumulate > 1:
         options.append(f"{config.accumulate} micro-batches")
-    lines.append(f"{config.model}, {config.objective.name}, on {plan.devices.title}")
+    model = config.model or config.from_
+    lines.append(f"{model}, {config.objective.name}, on {plan.devices.title}")
     lines.append(f"  {', '.join(options)}; {plan.parameters:,} parameters")
     lines += ["", *_memory(plan), *_largest(plan), *_work(plan), *_bounds(plan)]
     lines += _measured(plan)

@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from afterimage.data import ImageSet, Preprocessing, channel_statistics, make_augment
-from afterimage.data.preprocessing import Normalisation
 from afterimage.models import ModelConfig, Network
-from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.config import CONTINUED_LR, PretrainConfig
 from afterimage.pretrain.objective import Autoencoding, ModelSetup, make_stage
+from afterimage.pretrain.origin import Origin
 from afterimage.training.batches import (
     platform_of,
     replicated,
@@ -22,6 +22,7 @@ from afterimage.training.batches import (
     steps_per_dispatch,
 )
 from afterimage.training.job import Trainer
+from afterimage.training.optimiser import EVERYTHING, Group
 from afterimage.training.sharding import initialising, parts
 from afterimage.training.step import State, compile_step, compile_steps, init_state
 
@@ -45,17 +46,18 @@ class Program:
         train: ImageSet,
         mesh: Mesh,
         *,
+        origin: Origin | None = None,
         images: int | None = None,
         shapes_only: bool = False,
     ) -> "Program":
-        """The program that trains on `train`, a part of `source`.
+        """The program that trains on `train`, a part of `source`, from `origin`.
 
         The preprocessing is from all of `source`: the same for every seed. `images`
         replaces the number of training images. With `shapes_only` all parameters are
         zero, which is faster than drawing them.
         """
-        preprocessing = preprocessing_of(source, config.normalise)
-        model = model_config(config, train)
+        preprocessing = preprocessing_of(config, source, origin)
+        model = model_config(config, train, origin)
 
         def module() -> nnx.Module:
             return config.objective.build(model, nnx.Rngs(config.seed))
@@ -65,12 +67,15 @@ class Program:
             network, params, stats = Network.create(made, dtype=config.precision)
             if shapes_only:
                 params, stats = _zeros(params), _zeros(stats)
+            elif origin is not None:
+                params, stats = origin.load(params, stats, preprocessing)
             initial = params, config.objective.start(params, stats)
         augment = make_augment(config.augment, config.view_size)
         setup = ModelSetup(model, network, preprocessing, augment)
         setup = config.objective.prepare(setup, train)
         images = len(train) if images is None else images
-        stage = make_stage(config.objective, setup, config, config.total_steps(images))
+        steps, groups = config.total_steps(images), _groups(config, params)
+        stage = make_stage(config.objective, setup, config, steps, groups)
         trainer = Trainer(stage, params, mesh=mesh, images=images)
         return cls(model, preprocessing, setup, initial, trainer)
 
@@ -127,26 +132,51 @@ class Lowered:
     program: jax.stages.Lowered
 
 
-def preprocessing_of(train: ImageSet, normalisation: Normalisation) -> Preprocessing:
-    """The preprocessing of a run, measured on its images."""
+def _groups(config: PretrainConfig, params: Mapping[str, Any]) -> tuple[Group, ...]:
+    """The encoder at its own rate, and what learns beside it."""
+    usual = 1.0 if config.from_ is None else CONTINUED_LR
+    rate = usual if config.encoder_lr is None else config.encoder_lr
+    if rate == 1:
+        return EVERYTHING
+    rest = (Group("rest", ".*"),) if set(params) - {"encoder"} else ()
+    return (Group("encoder", "^encoder/", lr=rate), *rest)
+
+
+def preprocessing_of(
+    config: PretrainConfig, train: ImageSet, origin: Origin | None = None
+) -> Preprocessing:
+    """The preprocessing of a run: measured on its images, or that of `origin`."""
+    if origin is not None:
+        return origin.preprocessing(train, config.normalise)
     height, width, channels = train.shape
     mean, std = channel_statistics(train)
     return Preprocessing(
-        (height, width), mean, std, channels, train.value_range, normalisation
+        (height, width),
+        mean,
+        std,
+        channels,
+        train.value_range,
+        config.normalise or "data",
     )
 
 
-def model_config(config: PretrainConfig, train: ImageSet) -> ModelConfig:
+def model_config(
+    config: PretrainConfig, train: ImageSet, origin: Origin | None = None
+) -> ModelConfig:
     """The model for images of this size."""
     height, width, channels = train.shape
+    if origin is not None:
+        return origin.model(config, (height, width), channels)
     return ModelConfig(
         image_size=(height, width), channels=channels, **config.model_settings()
     )
 
 
-def image_problems(config: PretrainConfig, train: ImageSet) -> list[str]:
+def image_problems(
+    config: PretrainConfig, train: ImageSet, origin: Origin | None = None
+) -> list[str]:
     """Problems of the objective and the views with images of this size."""
-    model = model_config(config, train)
+    model = model_config(config, train, origin)
     problems = config.objective.data_problems(model)
     if config.view_size is not None:
         problems += _view_problems(config, model)

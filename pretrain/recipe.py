@@ -17,6 +17,7 @@ from afterimage.data import ImageSet, Splits, object_spec, open_data
 from afterimage.data.sets import Sizes
 from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.origin import Origin, reading_of
 from afterimage.pretrain.run import NO_DATA, pace
 from afterimage.reading import ReadingOptions
 from afterimage.runs import Run
@@ -135,7 +136,7 @@ def recommend(
     spec = data if isinstance(data, str) else None
     given = {**settings, "data": spec, "out": out}
     # Every mistake at once, before reading: the images change none of these.
-    asked = _merged({**RECIPE, "augment": PHOTOS}, given)
+    asked = _merged({**_fixed(settings), "augment": PHOTOS}, given)
     if minutes is not None and (asked.steps or asked.epochs):
         raise UserError(f"minutes={minutes:g} and steps or epochs: give only one")
     budget = 60.0 * (MINUTES if minutes is None else minutes)
@@ -144,19 +145,22 @@ def recommend(
     if (stored := _begun(out)) is not None:
         say(f"{out} contains a run: its settings are used, and --minutes is ignored")
         return _merged(stored, given)
+    origin = Origin.of(asked)
     # For an object, the folder's settings are compared when it is passed to `pretrain`.
     Run(out, kind="pretrain", config=asked).check_settings()
     say_reading(asked.data)
-    splits, sizes = _opened(data, asked, budget)
+    splits, sizes = _opened(data, asked, budget, origin)
     images = ImageFacts.of(splits.train, sizes)
     chosen = choose(images, settings)
     config = _merged(chosen, given)
     steps = None
     if config.steps is None and config.epochs is None:
         named = dataclasses.replace(config, data=object_spec(data))
-        steps = _steps(named, splits, budget - (time.perf_counter() - began))
+        left = budget - (time.perf_counter() - began)
+        steps = _steps(named, splits, origin, left)
         config = dataclasses.replace(config, steps=steps)
-    say("\n".join(reasons(images, config, settings, budget if steps else None)))
+    shown = reasons(images, config, settings, budget if steps else None, origin)
+    say("\n".join(shown))
     return config
 
 
@@ -174,7 +178,9 @@ def _begun(out: str) -> dict[str, Any] | None:
     return stored["config"] if stored["kind"] == "pretrain" else None
 
 
-def _opened(data: Any, asked: PretrainConfig, budget: float) -> tuple[Splits, Sizes]:
+def _opened(
+    data: Any, asked: PretrainConfig, budget: float, origin: Origin | None
+) -> tuple[Splits, Sizes]:
     """The images at the size to train on, and their sizes before that."""
     sizes: list[tuple[int, int]] = []
 
@@ -182,14 +188,15 @@ def _opened(data: Any, asked: PretrainConfig, budget: float) -> tuple[Splits, Si
         sizes.extend(found)
         return stored_side(found, budget, at_least=asked.view_size or 0)
 
+    how = reading_of(asked, origin)
+    if how["image_size"] is None and origin is None:
+        how["image_size"] = rule
     splits = open_data(
         data,
-        image_size=rule if asked.image_size is None else asked.image_size,
-        channels=asked.channels,
-        value_range=asked.value_range,
         on_bad_image=asked.on_bad_image,
         cache=asked.cache,
         reading=ReadingOptions(**asked.settings()),
+        **how,
     )
     return splits, sizes
 
@@ -215,11 +222,13 @@ def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
     while batch > 8 and batch > images.count // 2:
         batch //= 2
     chosen: dict[str, Any] = {
-        **RECIPE,
-        "model": "resnet18" if accelerator else "conv",
+        **_fixed(settings),
         "augment": WRITING if images.writing else PHOTOS,
         "batch_size": max(1, batch // jax.device_count()) * jax.device_count(),
     }
+    if "from_" in settings:
+        return chosen
+    chosen["model"] = "resnet18" if accelerator else "conv"
     side = min(images.height, images.width)
     if images.height == images.width and images.sides != (side,) * 3:
         chosen["image_size"] = side
@@ -228,10 +237,18 @@ def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _steps(config: PretrainConfig, splits: Splits, left: float) -> int:
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without what an encoder that is continued brings."""
+    brought = {"norm", "normalise"} if "from_" in settings else set()
+    return {name: value for name, value in RECIPE.items() if name not in brought}
+
+
+def _steps(
+    config: PretrainConfig, splits: Splits, origin: Origin | None, left: float
+) -> int:
     """Steps that fit into `left` seconds of this machine."""
     clock = time.perf_counter()
-    compile_, step = pace(dataclasses.replace(config, steps=1_000), splits)
+    compile_, step = pace(dataclasses.replace(config, steps=1_000), splits, origin)
     left -= time.perf_counter() - clock
     # The run compiles its own step: the length is part of the program.
     steps = ((1 - _INSTRUMENTS) * left - compile_) / (_CARE * step)
@@ -252,6 +269,7 @@ def reasons(
     config: PretrainConfig,
     settings: Mapping[str, Any],
     budget: float | None,
+    origin: Origin | None = None,
 ) -> list[str]:
     """What was chosen, and why, a few lines; only what `settings` do not say."""
     low, usual, high = images.sides
@@ -282,6 +300,11 @@ def reasons(
         "image_size": ("size", pixels, "what it can train on in the time"),
         "augment": ("augment", config.augment, ground),
     }
+    if origin is not None:
+        own = origin.encoder.config
+        known["model"] = ("model", f"{own.name}, norm {own.norm}", f"of {origin.path}")
+        size = "the encoder's; a smaller --image-size is faster"
+        known["image_size"] = ("size", pixels, size)
     rows = [row for name, row in known.items() if name not in settings]
     if budget is not None:
         clock = f"{budget / 60:g} minutes with all evaluations; --minutes changes it"

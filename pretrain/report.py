@@ -16,6 +16,7 @@ from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import HOG, PROBES, RAW, TRAINED, Report
 from afterimage.pretrain.figures import figures, standard_error
 from afterimage.pretrain.gallery import FOLDER, reconstructions
+from afterimage.pretrain.origin import Origin
 from afterimage.pretrain.views import PICTURE
 from afterimage.pretrain.views import caption as views_caption
 from afterimage.report import logged, run_html, write_report
@@ -135,6 +136,8 @@ def _cures(config: PretrainConfig) -> list[str]:
     found = []
     if len(config.objective.views) < 2 and "simclr" in OBJECTIVES.names():
         found.append("--objective simclr, which learns what two views have in common")
+    if config.from_ is not None:  # its model and preprocessing are given
+        return [*found, "a longer run (--steps)"]
     if config.normalise == "data":
         found.append("--normalise image, so that brightness and contrast do not count")
     if config.augment == "none":
@@ -158,6 +161,7 @@ def write_run_report(
     data: str,
     vector: str,
     model: Mapping[str, Any],
+    origin: Origin | None,
     reached: int | None,
 ) -> None:
     """Write report.html of a run after `reached` steps; None if it is finished.
@@ -177,13 +181,15 @@ def write_run_report(
     later = {f"{n}": line for n, line in enumerate(filter(None, others), 2)}
     write_report(
         result.report,
-        title=f"{config.model} pretrained on {data}",
+        title=f"{origin.encoder.config.name if origin else config.model} pretrained on "
+        f"{data}",
         lead="What an encoder has learned from images without labels.",
         facts={
             "Run": result.run,
             "Images": f"{model['training images']} pixels, from {data}",
             "Training": f"{result.steps:,} steps of {config.batch_size} images, "
             f"objective {config.objective.name}",
+            **({} if origin is None else {"Continued from": origin}),
             **run.sessions.facts(),
         },
         command=first,
@@ -211,7 +217,7 @@ def write_run_report(
         probes=table,
         probe_note=" ".join(
             [
-                f"Accuracy on {held_out} held-out images. The encoder saw no labels; "
+                f"Accuracy on {held_out} held-out images. This run saw no labels; "
                 "the probes are fitted to those of the training images, without "
                 f"fine-tuning. The feature vector is the {vector}.",
                 *advice(probes, config),

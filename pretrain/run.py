@@ -34,6 +34,7 @@ from afterimage.models.vector import VectorRecipe
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.evaluation import Evaluation, picture_name
 from afterimage.pretrain.gallery import filters
+from afterimage.pretrain.origin import Origin, reading_of
 from afterimage.pretrain.program import Program, image_problems
 from afterimage.pretrain.report import PretrainResult, write_run_report
 from afterimage.pretrain.views import write_page, write_picture
@@ -81,10 +82,11 @@ def pretrain(
         process writes to the folder.
       Diverged, Interrupted: as in the loop; the progress so far is saved.
     """
-    config, run, splits = _opened(config, data)
+    config, run, splits, origin = _opened(config, data)
     with run:
-        _record(run, splits)
-        return execute(_Pretraining(config, run, splits), run, callbacks)
+        _record(run, splits, origin)
+        job = _Pretraining(config, run, splits, origin)
+        return execute(job, run, callbacks)
 
 
 def show_augment(config: PretrainConfig, *, data: Any = None) -> pathlib.Path:
@@ -93,14 +95,17 @@ def show_augment(config: PretrainConfig, *, data: Any = None) -> pathlib.Path:
     Returns the page in the run folder; the run can still begin there. Raises what
     `pretrain` raises before its first step.
     """
-    config, run, splits = _opened(config, data)
+    config, run, splits, origin = _opened(config, data)
     with run:
-        _record(run, splits)
+        _record(run, splits, origin)
         return write_page(config, _held_out(config, splits)[0], run)
 
 
-def _opened(config: PretrainConfig, data: Any) -> tuple[PretrainConfig, Run, Splits]:
-    """The settings with the data's name, the run folder (unlocked) and the images."""
+def _opened(
+    config: PretrainConfig, data: Any
+) -> tuple[PretrainConfig, Run, Splits, Origin | None]:
+    """The settings with the data's name, the run folder (unlocked), the images and the
+    encoder that is continued."""
     if (data is None) == (config.data is None):
         raise UserError(
             NO_DATA
@@ -112,42 +117,49 @@ def _opened(config: PretrainConfig, data: Any) -> tuple[PretrainConfig, Run, Spl
         config = dataclasses.replace(config, data=object_spec(data))
     run = Run(config.out, kind="pretrain", config=config)
     run.check_settings()
+    origin = Origin.of(config)
     say_reading(config.data)
     splits = open_data(
         config.data if data is None else data,
-        image_size=config.image_size,
-        channels=config.channels,
-        value_range=config.value_range,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         reading=config,
+        **reading_of(config, origin),
     )
-    _check_data(config, splits)
-    return config, run, splits
+    _check_data(config, splits, origin)
+    return config, run, splits, origin
 
 
-def _record(run: Run, splits: Splits) -> None:
-    run.check_data(splits.train.name, splits.train.fingerprint)
+def _record(run: Run, splits: Splits, origin: Origin | None) -> None:
+    images = splits.train
+    begins = None if origin is None else origin.describe()
+    run.check_data(images.name, images.fingerprint, origin=begins)
     run.write_skipped(splits.skipped)
 
 
 def pace(
-    config: PretrainConfig, splits: Splits, *, seconds: float = 3.0, steps: int = 30
+    config: PretrainConfig,
+    splits: Splits,
+    origin: Origin | None = None,
+    *,
+    seconds: float = 3.0,
+    steps: int = 30,
 ) -> tuple[float, float]:
     """(seconds to compile, seconds of a step) of training with `config` here.
 
     Runs the real step on real batches, after compiling at least three of them, until
     `seconds` or `steps` are over; nothing is written.
     """
-    job = _Pretraining(config, Run(config.out, kind="pretrain", config=config), splits)
+    run = Run(config.out, kind="pretrain", config=config)
+    job = _Pretraining(config, run, splits, origin)
     feed, state, step = job.feed(0), job.template(), job.trainer.phases[0].step
     length = feed.steps_per_dispatch
-    run = compile_step(step) if length == 1 else compile_steps(step)
+    compiled = compile_step(step) if length == 1 else compile_steps(step)
     blocks = feed.blocks(0, itertools.repeat(length))
     marks, done = [time.perf_counter()], 0
     try:
         for _, _, batch in blocks:
-            state, metrics = run(state, batch, feed.data)
+            state, metrics = compiled(state, batch, feed.data)
             jax.block_until_ready(metrics["loss"])
             marks.append(time.perf_counter())
             done = len(marks) - 2  # the first compiles
@@ -167,13 +179,17 @@ class _Pretraining(Job[PretrainResult]):
     vector: VectorRecipe | None = None
     """The feature vector; None if it is a bottleneck."""
 
-    def __init__(self, config: PretrainConfig, run: Run, splits: Splits):
-        self.config, self.folder = config, run
+    def __init__(
+        self, config: PretrainConfig, run: Run, splits: Splits, origin: Origin | None
+    ):
+        self.config, self.folder, self.origin = config, run, origin
         self.source = splits.train
         self.train, self.validation = _held_out(config, splits)
         self.mesh = make_mesh(config.devices)
         self.total = config.total_steps(len(self.train))
-        program = Program.build(config, self.source, self.train, self.mesh)
+        program = Program.build(
+            config, self.source, self.train, self.mesh, origin=origin
+        )
         self.model, self.preprocessing = program.model, program.preprocessing
         self.setup, self.initial = program.setup, program.initial
         self.trainer = program.trainer
@@ -256,6 +272,8 @@ class _Pretraining(Job[PretrainResult]):
             "seed": config.seed,
             "precision": config.precision,
         }
+        if self.origin is not None:
+            trained["from"] = self.origin.describe()
         manifest = encoder_manifest(
             self.model, self.info, self.preprocessing, self.source, trained
         )
@@ -317,6 +335,7 @@ class _Pretraining(Job[PretrainResult]):
             data=self.source.name,
             vector=str(self.vector or "bottleneck"),
             model=self._facts(step),
+            origin=self.origin,
             reached=None if finished else step,
         )
 
@@ -349,12 +368,14 @@ class _Pretraining(Job[PretrainResult]):
             f"{self.mesh.size} {jax.devices()[0].device_kind} device"
             f"{'s' if self.mesh.size > 1 else ''}; results in {self.folder.where}",
         ]
+        if self.origin is not None:
+            lines.insert(2, f"continued from {self.origin}")
         if classes := counted(self.train):
             lines.insert(1, f"classes (used only by the probes): {classes}")
         return "\n".join(lines)
 
 
-def _check_data(config: PretrainConfig, splits: Splits) -> None:
+def _check_data(config: PretrainConfig, splits: Splits, origin: Origin | None) -> None:
     """Raises UserError, before creating a folder, if this data cannot be trained on."""
     found = []
     try:
@@ -362,7 +383,7 @@ def _check_data(config: PretrainConfig, splits: Splits) -> None:
     except UserError as error:
         found.append(str(error))
     try:
-        found += image_problems(config, splits.train)
+        found += image_problems(config, splits.train, origin)
     except UserError as error:
         found.append(str(error))
     check(found)

@@ -127,7 +127,7 @@ def test_small_and_few_images_are_kept_and_batches_shrink():
 @pytest.fixture
 def paced(monkeypatch):
     """A machine that takes half a second a step, and ten to compile."""
-    monkeypatch.setattr(recipe, "pace", lambda config, splits: (10.0, 0.5))
+    monkeypatch.setattr(recipe, "pace", lambda config, splits, origin: (10.0, 0.5))
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_the_same_command_continues_with_the_run_s_settings(
     run = tmp_path / "run"
     command = ["pretrain", photos, "--out", str(run), *FAST, "--minutes", "1"]
     monkeypatch.setattr(recipe, "_FEWEST", 2)
-    monkeypatch.setattr(recipe, "pace", lambda config, splits: (0.0, 1e9))
+    monkeypatch.setattr(recipe, "pace", lambda config, splits, origin: (0.0, 1e9))
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "2 of 8 " in said  # at least eight a batch
@@ -212,7 +212,7 @@ def test_the_same_command_continues_with_the_run_s_settings(
     stored = json.loads((run / "config.json").read_text())["config"]
     assert stored["steps"] == 2
     assert "minutes" not in stored
-    monkeypatch.setattr(recipe, "pace", lambda config, splits: (0.0, 1e-3))
+    monkeypatch.setattr(recipe, "pace", lambda config, splits, origin: (0.0, 1e-3))
     assert main(command) == 0
     assert "is complete: 2 of 2" in capsys.readouterr().out
     assert main([*command, "--lr", "0.5"]) == 2

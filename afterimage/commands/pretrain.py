@@ -54,6 +54,7 @@ The same command again continues an interrupted run.
 
   afterimage pretrain photos --out runs/photos
   afterimage pretrain photos --out runs/photos --minutes 60
+  afterimage pretrain photos --from encoders/resnet50 --out runs/photos
 
 What you leave out is chosen for your images, your machine and the time, and printed
 before the first step. With --preset, --config or --objective (without --minutes) the
@@ -61,7 +62,7 @@ defaults below hold instead.""",
     common={
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
         "Which encoder, and what it learns": (
-            *("model", "width", "bottleneck", "decoder", "objective"),
+            *("from_", "model", "width", "bottleneck", "decoder", "objective"),
             *("augment", "view_size"),
         ),
         "How long": (
