@@ -320,6 +320,31 @@ def test_second_order_through_our_convolutions():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("platform", "vectorised"), [("cpu", False), ("tpu", True)])
+def test_episodes_run_in_parallel_where_the_program_is_for_an_accelerator(
+    platform, vectorised
+):
+    shape, adaptation = Shape(2, 1, 1), Adaptation(steps=1, lr=0.1)
+    batch = {
+        "x": jnp.ones((3 * shape.rows, 4)),
+        "label": jnp.tile(jnp.asarray(shape.labels), 3),
+    }
+
+    def loss(leaves, stats, batch, key):
+        del key
+        return jnp.square(batch["x"] @ leaves["w"]).mean(), ({}, stats)
+
+    def products(vectorised):
+        estimator = adapted_gradient(shape, adaptation, vectorised=vectorised)
+        step = jax.jit(lambda leaves: estimator(loss)(leaves, {}, batch, KEY))
+        traced = step.trace({"w": jnp.ones((4, 5))})
+        lowered = traced.lower(lowering_platforms=(platform,))
+        return lowered.as_text().count("stablehlo.dot_general")
+
+    assert products(False) == 3 * products(True)
+    assert products(None) == products(vectorised)
+
+
 def draw(seed, each, classes=8, bright=150):
     """uint8 [n, 8, 8, 1]: a bright bar in one of eight rows, noisy."""
     rng = np.random.default_rng(seed)
