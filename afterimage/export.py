@@ -409,6 +409,7 @@ def open_for(
         image_size=height if height == width else None,
         channels=preprocessing.channels,
         value_range=preprocessing.value_range,
+        rendering=preprocessing.rendering,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         reading=config,

@@ -78,6 +78,7 @@ def every_split(
         image_size=height if height == width else None,
         channels=preprocessing.channels,
         value_range=preprocessing.value_range,
+        rendering=preprocessing.rendering,
         **options,
     )
     parts = [splits.train, splits.validation, splits.test]

@@ -91,6 +91,7 @@ class PreprocessingFields(Struct):
     channels: Channels
     value_range: tuple[Number, Number] | None = None
     normalisation: Literal["data", "image"] = "data"
+    rendering: Annotated[str, Meta(max_length=1000)] = ""
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:

@@ -182,6 +182,7 @@ class Opener:
             image_size=size,
             channels=channels,
             value_range=value_range,
+            rendering=stored.rendering,
             on_bad_image=config.on_bad_image,
             cache=config.cache,
             tasks=config.columns if own else (),
@@ -264,7 +265,13 @@ def _at_shape(
         mean, std = channel_statistics(splits.train)
     value_range = splits.train.value_range or stored.value_range
     return model, Preprocessing(
-        (height, width), mean, std, channels, value_range, stored.normalisation
+        (height, width),
+        mean,
+        std,
+        channels,
+        value_range,
+        stored.normalisation,
+        splits.train.rendering or stored.rendering,
     )
 
 

@@ -75,6 +75,7 @@ def images_for(
         image_size=height if height == width else None,
         channels=channels,
         value_range=preprocessing.value_range,
+        rendering=preprocessing.rendering,
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         tasks=tasks,

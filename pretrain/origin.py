@@ -158,6 +158,7 @@ class Origin:
             channels,
             images.value_range or stored.value_range,
             stored.normalisation if normalise is None else normalise,  # pyright: ignore[reportArgumentType]
+            images.rendering or stored.rendering,
         )
 
     def _keeps_statistics(self, channels: int) -> bool:
@@ -206,14 +207,17 @@ class Origin:
 
 
 def reading_of(config: PretrainConfig, origin: Origin | None) -> dict[str, Any]:
-    """Size, channels and value range that images are read with: as set, else those of
-    the encoder that is continued."""
+    """Size, channels, value range and rendering that images are read with: as set, else
+    those of the encoder that is continued."""
     names = "image_size", "channels", "value_range"
     usual: tuple[Any, ...] = (None, None, None)
+    rendering = ""
     if origin is not None:
         stored = origin.encoder.preprocessing
         usual = origin.side, stored.channels, stored.value_range
-    return {name: getattr(config, name) or own for name, own in zip(names, usual)}
+        rendering = stored.rendering
+    found = {name: getattr(config, name) or own for name, own in zip(names, usual)}
+    return {**found, "rendering": rendering}
 
 
 def _as_one(

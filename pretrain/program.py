@@ -157,6 +157,7 @@ def preprocessing_of(
         channels,
         train.value_range,
         config.normalise or "data",
+        train.rendering,
     )
 
 

@@ -15,6 +15,7 @@ from afterimage.checkpoints import schemas
 from afterimage.console import say, say_reading
 from afterimage.data import ImageSet, Splits, object_spec, open_data
 from afterimage.data.sets import Sizes
+from afterimage.data.sources import source_of
 from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.origin import Origin, reading_of
@@ -68,9 +69,11 @@ class ImageFacts:
     """Least, median and largest of the short sides, before resizing."""
     writing: bool
     """Whether they look like strokes on a plain ground."""
+    augment: str = ""
+    """What their source names for them; empty for pictures."""
 
     @classmethod
-    def of(cls, train: ImageSet, sizes: Sizes) -> "ImageFacts":
+    def of(cls, train: ImageSet, sizes: Sizes, augment: str = "") -> "ImageFacts":
         """From the images at their stored size, and their sizes before that."""
         height, width, channels = train.shape
         short = [min(size) for size in sizes] or [min(height, width)]
@@ -85,6 +88,7 @@ class ImageFacts:
             classes=known,
             sides=(min(short), int(statistics.median(short)), max(short)),
             writing=is_writing(some.gather(np.arange(len(some)))),
+            augment=augment,
         )
 
 
@@ -150,7 +154,8 @@ def recommend(
     Run(out, kind="pretrain", config=asked).check_settings()
     say_reading(asked.data)
     splits, sizes = _opened(data, asked, budget, origin)
-    images = ImageFacts.of(splits.train, sizes)
+    augment = "" if spec is None else source_of(spec).augment
+    images = ImageFacts.of(splits.train, sizes, augment)
     chosen = choose(images, settings)
     config = _merged(chosen, given)
     steps = None
@@ -223,7 +228,7 @@ def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
         batch //= 2
     chosen: dict[str, Any] = {
         **_fixed(settings),
-        "augment": WRITING if images.writing else PHOTOS,
+        "augment": images.augment or (WRITING if images.writing else PHOTOS),
         "batch_size": max(1, batch // jax.device_count()) * jax.device_count(),
     }
     if "from_" in settings:
@@ -232,7 +237,7 @@ def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
     side = min(images.height, images.width)
     if images.height == images.width and images.sides != (side,) * 3:
         chosen["image_size"] = side
-    if side > _SMALL and not images.writing and "augment" not in settings:
+    if side > _SMALL and chosen["augment"] == PHOTOS and "augment" not in settings:
         chosen["view_size"] = max(32, 8 * round(_VIEW * side / 8))
     return chosen
 
@@ -288,12 +293,12 @@ def reasons(
     ]
     side, view = min(images.height, images.width), config.view_size
     pixels = f"{side} pixels" + (f", views of {view}" if view else "")
-    ground = (
-        "strokes on a plain ground: never mirrored"
-        if images.writing
-        else "mirrored, turned a little, recoloured: --augment writing if left and "
-        "right differ"
-    )
+    grounds = {
+        WRITING: "strokes on a plain ground: never mirrored",
+        PHOTOS: "mirrored, turned a little, recoloured: --augment writing if left and "
+        "right differ",
+    }
+    ground = grounds.get(config.augment, "what this kind of data is made for")
     known = {
         "objective": ("objective", config.objective.name, _LEARNS),
         "model": ("model", f"{config.model}, norm {config.norm}", "for this machine"),

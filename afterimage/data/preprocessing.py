@@ -36,7 +36,8 @@ class Preprocessing:
     `mean` and `std` are per channel, for images in [0, 1]. `value_range` holds the
     values mapped to 0 and 1 in images of more than 8 bits: wide integers and floats.
     `normalisation` says whether the encoder's images are normalised by the statistics
-    of the data alone, or then each by its own.
+    of the data alone, or then each by its own. `rendering` is that of the training
+    images (`ImageSet`).
     """
 
     image_size: tuple[int, int]
@@ -45,6 +46,7 @@ class Preprocessing:
     channels: int
     value_range: tuple[float, float] | None = None
     normalisation: Normalisation = "data"
+    rendering: str = ""
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.channels:
@@ -143,6 +145,7 @@ class Preprocessing:
             "channels": self.channels,
             "value_range": self.value_range and list(self.value_range),
             "normalisation": self.normalisation,
+            "rendering": self.rendering,
         }
 
     @classmethod
@@ -157,6 +160,7 @@ class Preprocessing:
             int(values["channels"]),
             value_range and (float(value_range[0]), float(value_range[1])),
             values.get("normalisation", "data"),
+            values.get("rendering", ""),
         )
 
 

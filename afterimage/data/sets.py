@@ -32,6 +32,7 @@ class Request:
     image_size: int | SizeRule | None = None
     channels: int | None = None
     value_range: Range | Literal["auto"] | None = None
+    rendering: str = ""
     on_bad_image: Literal["fail", "skip"] = "fail"
     cache: bool = True
     tasks: tuple[str, ...] = ()
@@ -223,8 +224,9 @@ class ImageSet:
     `fingerprint` is a SHA-256 of content, order, labels and shape: two sets with the
     same fingerprint hold the same images, wherever they come from. `skipped` lists the
     skipped files. `tasks` are further labels of the same images, by name. `value_range`
-    holds the values mapped to 0 and 255 in images of more than 8 bits. Where labels are
-    `numbers`, the set has no classes.
+    holds the values mapped to 0 and 255 in images of more than 8 bits. `rendering` says
+    how the images were made from something else, such as sound; empty for pictures.
+    Where labels are `numbers`, the set has no classes.
     """
 
     images: Images
@@ -236,6 +238,7 @@ class ImageSet:
     skipped: tuple[BadImage, ...] = ()
     tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
     value_range: Range | None = None
+    rendering: str = ""
     numbers: Numbers | None = None
 
     def __post_init__(self):

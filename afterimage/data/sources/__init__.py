@@ -54,6 +54,9 @@ class Source:
     """Whether the path may be a URL of a bucket, such as s3://BUCKET/photos."""
     named_splits: ClassVar[bool] = False
     """Whether --train, --validation-folder and --test apply."""
+    augment: ClassVar[str] = ""
+    """The augmentations that the recipe of `pretrain` uses for these images; empty: it
+    looks at the images."""
 
     def open(self, rest: str, request: Request) -> Any:
         """Open the data that the spec names; `rest` is the text after the colon."""
@@ -71,6 +74,7 @@ def open_data(
     image_size: int | SizeRule | None = None,
     channels: int | None = None,
     value_range: str | tuple[float, float] | None = None,
+    rendering: str = "",
     on_bad_image: OnBadImage = "fail",
     cache: bool = True,
     tasks: Sequence[str] = (),
@@ -94,6 +98,8 @@ def open_data(
     `value_range` gives the values of black and white in images of more than 8 bits:
     (LOW, HIGH), "LOW,HIGH", or "auto", the 0.1 and 99.9 % quantiles of the training
     images; None is the range of their type. It does not affect 8-bit images.
+    `rendering` is that of an encoder's images: a source that makes images from
+    something else makes them in the same way, or raises DataError.
     `on_bad_image` "skip" skips files that are not images and lists them in
     `ImageSet.skipped`. `cache` keeps decoded files on disk. `tasks` names further
     labels to read; with `numbers`, labels are numbers instead of classes. `reading`
@@ -120,6 +126,7 @@ def open_data(
         image_size=image_size,
         channels=channels,
         value_range=parse_range(value_range),
+        rendering=rendering,
         on_bad_image=on_bad_image,
         cache=cache,
         tasks=tuple(tasks),
@@ -235,11 +242,16 @@ def object_spec(data: Any) -> str:
     return f"{_OBJECT}:{type(data).__name__}"
 
 
+def source_of(data: str | os.PathLike[str]) -> type[Source]:
+    """The kind of a spec or a path; UserError if it is neither."""
+    return SOURCES.get(spec_of(data).partition(":")[0])
+
+
 def has_tasks(data: Any) -> bool:
     """Whether data of this kind may have labels for several tasks."""
     if not isinstance(data, str | os.PathLike):
         return True
-    return SOURCES.get(spec_of(data).partition(":")[0]).tasks
+    return source_of(data).tasks
 
 
 def forms() -> list[str]:

@@ -10,11 +10,11 @@ from afterimage.checkpoints.names import spelling
 from afterimage.console import say_once
 from afterimage.data.images import image_sets
 from afterimage.data.labels import named
-from afterimage.data.layout import OPTIONS, by_split, exact
+from afterimage.data.layout import OPTIONS, Groups, by_split, exact
 from afterimage.data.numbers import say_unknown, table_numbers
 from afterimage.data.pixels import MAX_BYTES
 from afterimage.data.remote import Objects, small
-from afterimage.data.sets import Request, Splits
+from afterimage.data.sets import Numbers, Request, Splits
 from afterimage.data.sources import Source
 from afterimage.data.sources.folder import OnDisk
 from afterimage.data.table import Table, is_known, listed, no_columns, read_table
@@ -45,7 +45,8 @@ class CsvSource(Source):
     named_splits = True
 
     def open(self, rest: str, request: Request) -> Splits:
-        source, tasks, reading = f"csv:{spelling(rest)}", request.tasks, request.reading
+        source = f"{self.name}:{spelling(rest)}"
+        tasks, reading = request.tasks, request.reading
         where = rest if is_remote(rest) else os.path.expanduser(rest)
         folder = os.path.dirname(where)
         json_lines = rest.lower().endswith(".jsonl")
@@ -66,8 +67,7 @@ class CsvSource(Source):
             say_unknown(numbers, wanted, source)
             rows = by_split(splits, source)
             unnamed = {split: (own, [None] * len(own)) for split, own in rows.items()}
-            files = _files(folder, names)
-            return image_sets(files, source, unnamed, request, numbers=numbers)
+            return self.sets(folder, names, source, unnamed, request, numbers=numbers)
         classes = {
             name: named(table.columns[name], f"{source}, column {name}", reading)
             for name in (label, *tasks)
@@ -79,7 +79,24 @@ class CsvSource(Source):
             for split, rows in by_split(splits, source).items()
         }
         more = {task: classes[task] for task in tasks if task in classes}
-        return image_sets(_files(folder, names), source, groups, request, more)
+        return self.sets(folder, names, source, groups, request, more)
+
+    def sets(
+        self,
+        folder: str,
+        names: Sequence[str],
+        source: str,
+        groups: Groups,
+        request: Request,
+        tasks: Mapping[str, Sequence[str | None]] | None = None,
+        numbers: Numbers | None = None,
+    ) -> Splits:
+        """The images of the files listed, as `image_sets`; `names` are below `folder`.
+
+        A source that lists other files in tables overrides it.
+        """
+        files = _files(folder, names)
+        return image_sets(files, source, groups, request, tasks, numbers)
 
 
 def _files(folder: str, names: Sequence[str]) -> Files:

@@ -83,7 +83,7 @@ class Folder(OnDisk):
                 f"folder:{spelling(path)} is not a folder"
                 + ("; it is a file" if os.path.exists(root) else "; it does not exist")
             )
-        everything = sorted(_walk(root))
+        everything = sorted(walk(root))
         super().__init__(root, list(filter(is_image_name, everything)))
         self.metadata: Sequence[str] = list(filter(is_metadata, everything))
         self.others = other_kinds(everything)
@@ -96,7 +96,7 @@ class Folder(OnDisk):
             return read_bytes(os.path.join(self._root, name), MAX_BYTES)
 
 
-def _walk(root: pathlib.Path) -> Iterator[str]:
+def walk(root: pathlib.Path) -> Iterator[str]:
     """Every file below, by its relative path; DataError for an unreadable folder."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
