@@ -10,7 +10,7 @@ from afterimage.checkpoints.names import spelling
 from afterimage.console import say_once
 from afterimage.data.images import image_sets
 from afterimage.data.labels import named
-from afterimage.data.layout import OPTIONS, Groups, by_split, exact
+from afterimage.data.layout import OPTIONS, by_split, exact
 from afterimage.data.numbers import say_unknown, table_numbers
 from afterimage.data.pixels import MAX_BYTES
 from afterimage.data.remote import Objects, small
@@ -86,7 +86,7 @@ class CsvSource(Source):
         folder: str,
         names: Sequence[str],
         source: str,
-        groups: Groups,
+        groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
         request: Request,
         tasks: Mapping[str, Sequence[str | None]] | None = None,
         numbers: Numbers | None = None,

@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from afterimage.checkpoints.files import open_regular
-from afterimage.checkpoints.names import spelling
 from afterimage.data.pixels import NotAnImage
 from afterimage.data.sources.folder import OnDisk
 from afterimage.data.workers import or_reason, reasons, windows
@@ -26,8 +25,9 @@ from afterimage_sound.rendering import Rendering
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 SUFFIXES |= {".aif", ".aiff"}
-_MOST_CLIPS = 2**20  # of a recording: a header may claim any length
-_MOST_VALUES = 2**28  # samples of all channels of a clip: 1 GiB
+_LONGEST = 1_000_000  # seconds of a recording: a header may claim any length
+_MOST_VALUES = 2**26  # samples of all channels of a clip: 256 MiB
+_HEADER = 14 + 40 + 4 * 256  # bytes of a grey bitmap before its pixels
 _PARTS = 20  # the loudest clip begins at a multiple of its length / 20
 _FORMAT = 1  # of the pictures, which are cached
 _PIECE = re.compile(r"(.+)#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", re.S)
@@ -42,75 +42,57 @@ class Clip:
     """Seconds."""
 
 
-class Clips(OnDisk):
-    """Clips of recordings below `root`, each as a bitmap: `Files`."""
+class Clips:
+    """Clips of recordings below `root`, by name, each as a bitmap: a `FileTree`."""
 
     def __init__(self, root: str, clips: Mapping[str, Clip], rendering: Rendering):
-        super().__init__(pathlib.Path(root), list(clips))
-        self._folder, self._clips, self._rendering = root, clips, rendering
+        self._root, self._clips, self._rendering = root, clips, rendering
         self._empty = _bitmap(np.zeros((rendering.mels, rendering.frames), np.uint8))
+        self.names: Sequence[str] = list(clips)
         self.metadata: Sequence[str] = ()
         self.others: Mapping[str, int] = {}
 
     def stamp(self, row: int) -> Sequence[int | str]:
         """The recording's size and times, and how it becomes a picture."""
         clip = self._clips[self.names[row]]
-        how = f"{_FORMAT} {self._rendering} {clip.start}"
-        return (*_stamp(os.path.join(self._folder, clip.path)), how)
+        file = OnDisk(pathlib.Path(self._root), [clip.path])
+        return (*file.stamp(0), f"{_FORMAT} {self._rendering} {clip.start}")
 
     def size(self, row: int) -> int:
+        """Bytes of its bitmap."""
         return len(self._empty)
 
     def open(self, row: int) -> io.BufferedIOBase:
-        clip = self._clips[self.names[row]]
-        start = len(self._empty) - self._rendering.mels * _line(self._rendering.frames)
-        path = os.path.join(self._folder, clip.path)
-        return _Later(self._empty[:start], lambda: self._drawn(path, clip))  # pyright: ignore[reportReturnType]
+        """Its bitmap."""
+        return _Later(self._empty, lambda: self._drawn(self._clips[self.names[row]]))
 
     def read_metadata(self, name: str) -> bytes:
+        """NotAnImage: labels are those of folders, or of a table that is given."""
         raise NotAnImage(f"{name} is not read")
 
-    def _drawn(self, path: str, clip: Clip) -> bytes:
+    def _drawn(self, clip: Clip) -> bytes:
         from afterimage_sound.spectrogram import picture
 
+        path = os.path.join(self._root, clip.path)
         samples = read_clip(path, clip.start, self._rendering)
         return _bitmap(picture(samples, self._rendering))
 
 
-class _Later(io.RawIOBase):
-    """A file whose bytes after `head` are made when one of them is read."""
+class _Later(io.BytesIO):
+    """An empty bitmap that is drawn when more than its header is read."""
 
-    def __init__(self, head: bytes, make: Callable[[], bytes]):
-        self._data, self._make, self._at = head, make, 0
-        self._whole = False
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def _complete(self) -> None:
-        if not self._whole:
-            self._data, self._whole = self._make(), True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        if whence == io.SEEK_END:
-            self._complete()
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}
-        self._at = start[whence] + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+    def __init__(self, empty: bytes, draw: Callable[[], bytes]):
+        super().__init__(empty)
+        self._draw, self._drawn = draw, False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        every = size is None or size < 0
-        if every or self._at + size > len(self._data):
-            self._complete()
-        found = self._data[self._at :] if every else self._data[self._at :][:size]
-        self._at += len(found)
-        return found
+        here = self.tell()
+        if not self._drawn and (size is None or not 0 <= size <= _HEADER - here):
+            self._drawn = True
+            self.seek(0)
+            self.write(self._draw())
+            self.seek(here)
+        return super().read(size)
 
 
 def _bitmap(pixels: np.ndarray) -> bytes:
@@ -119,19 +101,6 @@ def _bitmap(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "BMP")
     return file.getvalue()
-
-
-def _line(width: int) -> int:
-    """Bytes of a line of a bitmap."""
-    return -(-width // 4) * 4
-
-
-def _stamp(path: str) -> Sequence[int | str]:
-    try:
-        found = os.stat(path)
-    except OSError as error:  # reading it will report it
-        return (str(error.errno),)
-    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @contextlib.contextmanager
@@ -144,6 +113,8 @@ def _opened(path: str) -> Iterator[Any]:
             with soundfile.SoundFile(file) as sound:
                 if sound.frames < 1 or sound.samplerate < 1:
                     raise NotAnImage("contains no sound")
+                if sound.frames / sound.samplerate > _LONGEST:
+                    raise NotAnImage(f"claims to last more than {_LONGEST:,} seconds")
                 yield sound
         except soundfile.SoundFileError as error:
             said = str(error).rpartition(": ")[2].strip(" .") or "cannot be read"
@@ -206,10 +177,7 @@ def cut(
         if clips == "loudest" or _PIECE.fullmatch(names[row]):
             return 0.0
         with _opened(path) as sound:
-            seconds = sound.frames / sound.samplerate
-            if seconds / rendering.seconds > _MOST_CLIPS:
-                raise NotAnImage(f"claims to last {seconds / 3600:,.0f} hours")
-            return seconds
+            return sound.frames / sound.samplerate
 
     found = windows(or_reason(lengths), range(len(names)), "recordings")
     return [_clips(names[row], long, rendering, clips) for row, long in found]
@@ -234,8 +202,3 @@ def _clips(
 def is_recording(name: str) -> bool:
     """Whether a path has the suffix of a recording."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def shown(names: Sequence[str]) -> str:
-    """A few names for a message."""
-    return ", ".join(map(spelling, names[:3])) + (" …" if len(names) > 3 else "")

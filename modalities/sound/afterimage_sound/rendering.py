@@ -26,10 +26,10 @@ _RANGES = {
 class Rendering:
     """A clip of `seconds` -> a uint8 image [mels, frames, 1], high tones above.
 
-    The picture's values are the decibels of the mel spectrogram, 10 log10 max(p, 1e-10),
-    from `top - range` (0) to `top` (255). p is librosa's `melspectrogram`: Hann window,
-    frames centred on multiples of `hop`, silence beyond the ends, Slaney's mel scale
-    and norm. A sine of full scale reaches about 25 dB.
+    Its values are decibels, 10 log10 max(p, 1e-10), from `top - range` (0) to `top`
+    (255). p is the power in mel bands, as librosa's `melspectrogram` defines it: Hann
+    window, frames centred on multiples of `hop`, silence beyond the ends, Slaney's mel
+    scale and norm. A sine of full scale reaches about 25 dB.
 
     Raises UserError for values that cannot be, all at once.
     """
@@ -72,8 +72,8 @@ class Rendering:
             )
         elif not 8 <= self.frames <= _MOST_SIDE:
             yield (
-                f"seconds={self.seconds:g}, rate={self.rate}, hop={self.hop} give a "
-                f"picture {self.frames} wide; must be from 8 to {_MOST_SIDE}: change hop"
+                f"seconds={self.seconds:g}, rate={self.rate}, hop={self.hop}: a width of "
+                f"{self.frames}; must be from 8 to {_MOST_SIDE}, e.g. by another hop"
             )
         else:
             from afterimage_sound.spectrogram import mel_filters

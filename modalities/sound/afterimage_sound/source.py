@@ -1,18 +1,18 @@
 """`sound:PATH[,NAME=VALUE…]`: recordings, each clip as a log-mel spectrogram."""
 
+import collections
 import dataclasses
 import glob
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from afterimage.checkpoints.names import spelling
 from afterimage.console import say_once
-from afterimage.data.decode import is_hidden, is_metadata
+from afterimage.data.decode import is_hidden, is_metadata, suffix_of
 from afterimage.data.images import image_sets
-from afterimage.data.layout import Groups
 from afterimage.data.sets import Numbers, Request, Splits
 from afterimage.data.sources import Source
 from afterimage.data.sources.csv import CsvSource
@@ -24,6 +24,7 @@ from afterimage_sound.rendering import Rendering, chosen, split_spec
 
 _TABLES = (".csv", ".tsv", ".jsonl")
 _CLIPS = ("all", "loudest")
+_KINDS = " ".join(sorted(SUFFIXES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Table(CsvSource):
         folder: str,
         names: Sequence[str],
         source: str,
-        groups: Groups,
+        groups: Mapping[str, tuple[Sequence[int], Sequence[str | None]]],
         request: Request,
         tasks: Mapping[str, Sequence[str | None]] | None = None,
         numbers: Numbers | None = None,
@@ -68,9 +69,9 @@ class Table(CsvSource):
             )
             for split, (rows, classes) in groups.items()
         }
-        each = {k: [values[row] for row in owner] for k, values in (tasks or {}).items()}
+        more = {k: [names[row] for row in owner] for k, names in (tasks or {}).items()}
         numbers = None if numbers is None else numbers.rows(owner)
-        return image_sets(files, source, spread, request, each, numbers)
+        return image_sets(files, source, spread, request, more, numbers)
 
 
 @SOURCES.add("sound")
@@ -138,8 +139,7 @@ def _tree(path: str, source: str, cutting: Cutting, request: Request) -> Splits:
         folder, names = "", sorted(filter(is_recording, found))
         if not names:
             raise DataError(
-                f"{source} is not a folder, a table or a recording; expected files "
-                f"ending in {' '.join(sorted(SUFFIXES))}"
+                f"{source} is not a folder, a table or a recording; expected {_KINDS}"
             )
     files, _ = cutting.files(folder, names)
     if not folder:
@@ -149,25 +149,24 @@ def _tree(path: str, source: str, cutting: Cutting, request: Request) -> Splits:
 
 
 def _recordings(folder: str, source: str) -> list[str]:
-    everything = sorted(walk(folder))  # pyright: ignore[reportArgumentType]
-    seen = [n for n in everything if not any(map(is_hidden, n.split("/")))]
-    names = list(filter(is_recording, seen))
-    if tables := list(filter(is_metadata, seen)):
-        say_once(
-            f"{source}: the labels in {tables[0]} are not read. To use them, give "
-            f"sound:PATH/{tables[0]}"
-        )
-    others: dict[str, int] = {}
-    for name in {*seen} - {*names, *tables}:
-        suffix = os.path.splitext(name)[1].lower() or "without suffix"
-        others[suffix] = others.get(suffix, 0) + 1
-    only = f" (only {listed_kinds(others)})" if others else ""
+    """All recordings below a folder; DataError if there are none."""
+    everything = sorted(walk(pathlib.Path(folder)))
+    seen = [name for name in everything if not any(map(is_hidden, name.split("/")))]
+    names, tables = (list(filter(kind, seen)) for kind in (is_recording, is_metadata))
+    ours = {*names, *tables}
+    kinds = (suffix_of(name) or "without suffix" for name in seen if name not in ours)
+    others = listed_kinds(dict(collections.Counter(kinds).most_common()))
     if not names:
         raise DataError(
-            f"{source} contains no recordings{only}; expected files ending in "
-            f"{' '.join(sorted(SUFFIXES))}, directly, in one subfolder per class, or "
-            "in train/, validation/, test/ above those"
+            f"{source} contains no recordings{f' (only {others})' if others else ''}; "
+            f"expected {_KINDS}, directly, in one subfolder per class, or in train/, "
+            "validation/, test/ above those"
+        )
+    if tables:
+        say_once(
+            f"{source}: the labels in {tables[0]} are not used; to use them, give "
+            f"sound:PATH/{tables[0]}"
         )
     if others:
-        say_once(f"{source}: other files are ignored: {listed_kinds(others)}")
+        say_once(f"{source}: other files are ignored: {others}")
     return names

@@ -31,8 +31,8 @@ def mel_filters(rendering: Rendering) -> Float64[np.ndarray, "mels bins"]:
     Each has the area 1 Hz (Slaney's norm): equal to `librosa.filters.mel`.
     """
     bins = np.fft.rfftfreq(rendering.window, 1 / rendering.rate)
-    ends = _to_mel(np.array([rendering.low, rendering.highest], np.float64))
-    edges = _to_hertz(np.linspace(*ends, rendering.mels + 2))
+    low, high = _to_mel(np.array([rendering.low, rendering.highest], np.float64))
+    edges = _to_hertz(np.linspace(low, high, rendering.mels + 2))
     low, middle, high = (edges[i : i + rendering.mels, None] for i in range(3))
     rise, fall = (bins - low) / (middle - low), (high - bins) / (high - middle)
     return np.maximum(0, np.minimum(rise, fall)) * 2 / (high - low)
