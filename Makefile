@@ -80,12 +80,13 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@touch $@
 
 # What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.
-READERS = polars duckdb faiss-cpu
+READERS = polars duckdb faiss-cpu librosa
 
 test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) -e '.[onnx,bench,known]' $(READERS)
 	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py tests/test_known*.py \
 	  tests/test_torch_file.py
+	$(BIN)/python -m pytest modalities/sound -k librosa
 
 # The pages in Chromium; on Debian: apt install chromium. No browser is downloaded.
 test-browser: $(VENV)/.ready-test-$(VERSION)

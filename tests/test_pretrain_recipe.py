@@ -1,5 +1,6 @@
 """The recipe: what is chosen for images of several kinds, and what never changes."""
 
+import dataclasses
 import itertools
 import json
 import tomllib
@@ -122,6 +123,10 @@ def test_small_and_few_images_are_kept_and_batches_shrink():
     }
     # Views belong to an augmentation that cuts them.
     assert "view_size" not in choose(photos, {"augment": "shift"})
+    # A source of other things than pictures knows what may change in its images.
+    sounds = choose(dataclasses.replace(photos, augment="shear"), {})
+    assert sounds["augment"] == "shear"
+    assert "view_size" not in sounds
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ class Rendering:
     range: float | int = 80.0
     """Decibels between black and white."""
     top: float | int | None = None
-    """The decibels of white. Default: the loudest value of each clip, at least -40, so
-    that hiss in a silent clip stays dark."""
+    """The decibels of white. Default: the loudest value of each clip, but at least
+    `range - 100`, so that silence is black."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -72,8 +72,8 @@ class Rendering:
             )
         elif not 8 <= self.frames <= _MOST_SIDE:
             yield (
-                f"seconds={self.seconds:g}, rate={self.rate}, hop={self.hop}: a width of "
-                f"{self.frames}; must be from 8 to {_MOST_SIDE}, e.g. by another hop"
+                f"seconds={self.seconds:g}, rate={self.rate}, hop={self.hop}: a width "
+                f"of {self.frames}; must be from 8 to {_MOST_SIDE}: change hop"
             )
         else:
             from afterimage_sound.spectrogram import mel_filters

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Float64, UInt8
 
 from afterimage_sound.rendering import Rendering
 
-_LEAST = 1e-10  # power: -100 dB, as in librosa's power_to_db
-_QUIET = -40.0  # dB that are white at least, where the loudest value is
+_SILENCE = -100.0  # dB, as in librosa's power_to_db
 # Slaney's mel scale (Auditory Toolbox, 1998): linear to 1 kHz, then logarithmic.
 _STEP, _KNEE, _LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
 
@@ -57,7 +56,7 @@ def log_mel(
     filters = mel_filters(rendering).astype(np.float32)
     # Accelerators multiply matrices in a few bits unless told otherwise.
     mel = jnp.matmul(filters, power.T, precision="highest")
-    return 10 * jnp.log10(jnp.maximum(mel, _LEAST))
+    return 10 * jnp.log10(jnp.maximum(mel, 10 ** (_SILENCE / 10)))
 
 
 @functools.partial(jax.jit, static_argnames="rendering")
@@ -67,7 +66,7 @@ def _scaled(
     decibels = log_mel(samples, rendering)
     top = rendering.top
     if top is None:
-        top = jnp.maximum(decibels.max(), _QUIET)
+        top = jnp.maximum(decibels.max(), _SILENCE + rendering.range)
     share = jnp.clip((decibels - top) / rendering.range + 1, 0, 1)
     return jnp.round(255 * share[::-1]).astype(jnp.uint8)
 

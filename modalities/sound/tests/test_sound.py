@@ -277,12 +277,11 @@ def test_from_recordings_to_predictions(pitches, tmp_path):
     """Not square, so that height and width cannot be confused."""
     short = ("--batch-size", 8, "--no-tensorboard")
     data = f"sound:{pitches},{SMALL},hop=60"
-    own = "rendering"
     run, cls, out = tmp_path / "run", tmp_path / "cls", tmp_path / "p.csv"
     masked = ("--objective", "masked", "--augment", "sounds", "--steps", 4)
     afterimage("pretrain", data, "--out", run, *masked, *short, "--pictures", 2)
     stored = json.loads((run / "encoder" / "manifest.json").read_text())
-    assert stored["preprocessing"][own] == str(
+    assert stored["preprocessing"]["rendering"] == str(
         Rendering(seconds=0.25, mels=16, rate=8000, window=256, hop=60)
     )
     afterimage(
@@ -293,13 +292,12 @@ def test_from_recordings_to_predictions(pitches, tmp_path):
     write(new / "a.flac", np.concatenate([tone(300, 0.25), tone(3000, 0.25)]))
     (new / "b.wav").write_text("not a sound")
     afterimage("predict", f"sound:{new}", "--from", cls, "--out", out)
-    found = {row["file"]: row["class"] for row in csv.DictReader(out.open())}
+    rows = csv.DictReader(out.read_text().splitlines())
+    found = {row["file"]: row["class"] for row in rows}
     assert found == {"a.flac#t=0,0.25": "low", "a.flac#t=0.25,0.5": "high"}
     assert "b.wav\t" in (tmp_path / "p.csv.skipped.txt").read_text()
-    for command in ("features", "predict"):
-        other = (f"sound:{new},mels=32", "--from", cls, "--out", tmp_path / "o.csv")
-        said = afterimage(command, *other, code=2)
-        assert "mels=32: the encoder was trained on" in said
+    other = (f"sound:{new},mels=32", "--from", cls, "--out", tmp_path / "f.npz")
+    assert "mels=32: the encoder was" in afterimage("features", *other, code=2)
 
 
 @pytest.mark.slow
