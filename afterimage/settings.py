@@ -14,6 +14,7 @@ a mapping with `name` and settings, as in TOML and JSON:
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -224,8 +225,12 @@ def default_of(config_class: Any, name: str) -> Any:
     return field.default
 
 
-def field_documents(config_class: type) -> dict[str, str]:
-    """{field: the string below it, as one line}, including all base classes."""
+@functools.cache
+def field_documents(config_class: type) -> Mapping[str, str]:
+    """{field: the string below it, as one line}, including all base classes.
+
+    Kept, because reading the source takes milliseconds.
+    """
     documents: dict[str, str] = {}
     for base in reversed(config_class.__mro__[:-1]):
         try:
