@@ -102,9 +102,9 @@ class Bert(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "b n w"]:
         del train  # nothing differs
-        places = self.positions(jnp.arange(tokens.shape[1]))
-        x = self.words(tokens) + (places + self.types(jnp.zeros((), jnp.int32)))
-        x = self.norm(x)
+        places = self.positions(jnp.arange(tokens.shape[1])[None])
+        first = self.types(jnp.zeros((1, 1), jnp.int32))
+        x = self.norm(self.words(tokens) + places + first)
         run = nnx.remat(Block.__call__) if self.remat else Block.__call__
         for block in self.blocks:
             x = run(block, x, attention)
@@ -121,14 +121,14 @@ class MaskedHead(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*n w"],
+        x: Float[Array, "b k w"],
         words: Float[Array, "v w"],
         *,
         train: bool = False,
-    ) -> Float[Array, "*n v"]:
+    ) -> Float[Array, "b k v"]:
         del train
         x = self.norm(jax.nn.gelu(self.dense(x), approximate=False))
-        return x @ words.T + self.bias[...]
+        return x @ words.T + self.bias[...][None, None]
 
 
 def abstract(

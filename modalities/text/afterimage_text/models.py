@@ -41,7 +41,7 @@ def scores(
 ) -> Float[Array, "b c"]:
     """Logits of a linear head. The vectors are scaled to numbers of variance one."""
     scaled = vectors * jnp.sqrt(float(vectors.shape[-1]))
-    return scaled @ head["kernel"] + head["bias"]
+    return scaled @ head["kernel"] + head["bias"][None]
 
 
 def over(

@@ -60,7 +60,7 @@ def mask_tokens(
     _, places = jax.lax.top_k(order, most)
     count = free.sum(1, keepdims=True)
     wanted = jnp.minimum(count, jnp.maximum(1, jnp.round(SHARE * count)))
-    chosen = jnp.arange(most) < wanted
+    chosen = jnp.arange(most)[None] < wanted
     targets = jnp.take_along_axis(tokens, places, 1)
     draw = jax.random.uniform(second, places.shape)
     anything = jax.random.randint(third, places.shape, 0, vocabulary)
