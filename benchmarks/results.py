@@ -24,6 +24,8 @@ _PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "pillow",
+    "scikit-learn",
+    "tokenizers",
     "torch",
 )
 
