@@ -34,13 +34,13 @@ class Entry:
 
 
 def _pretrain(config: PretrainConfig) -> None:
-    from afterimage_text.pretrain import pretrain
+    from afterimage_text.pretraining import pretrain
 
     say_result(pretrain(config).text)
 
 
 def _finetune(config: FinetuneConfig) -> None:
-    from afterimage_text.finetune import finetune
+    from afterimage_text.finetuning import finetune
 
     say_result(finetune(config).text)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from afterimage_text.pretrain import mask_tokens
+from afterimage_text.pretraining import mask_tokens
 
 MASK, VOCABULARY = 4, 1000
 
@@ -35,7 +35,7 @@ def test_fifteen_percent_of_each_text(many):
 
 
 def test_eighty_ten_ten(many):
-    tokens, _, found = many
+    _, _, found = many
     new = np.take_along_axis(found.tokens, found.places, 1)[found.chosen]
     old = found.targets[found.chosen]
     # 18,000 draws: five standard deviations are 0.015.
