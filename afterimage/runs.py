@@ -328,7 +328,7 @@ class Run:
             )
         if known["fingerprint"] != fingerprint:
             raise UserError(
-                f"The images of {name} have changed since this run began (fingerprint "
+                f"The data of {name} have changed since this run began (fingerprint "
                 f"{fingerprint[:12]}, was {known['fingerprint'][:12]}). Restore them, "
                 "or start a new run with another --out"
             )

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
     sys.path.append(str(given.packages))
-    texts, found = fortunes(given.packages), defaultdict(list)
+    texts, found, rows = fortunes(given.packages), defaultdict(list), []
     for seed in range(given.seeds):
         measure(texts, seed, found)
         rows = [

@@ -1,4 +1,4 @@
-"""Progress with images/s and time left: a bar on a terminal, plain lines elsewhere."""
+"""Progress with examples/s and time left: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -26,7 +26,7 @@ def clock(seconds: float) -> str:
 
 class Progress:
     """Counts finished steps and time; evaluation, saving and the first step's
-    compilation do not count towards images/s. Reads no values from the device.
+    compilation do not count towards examples/s. Reads no values from the device.
 
     `every` maps each kind of pause to the steps between pauses: {"evaluating": 100,
     "saving": 100}. The time left includes these.
@@ -157,7 +157,7 @@ class Progress:
 
     def _speed(self) -> str:
         rate = self.rate()
-        return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+        return f"{rate:,.0f} examples/s" if rate >= 10 else f"{rate:.2g} examples/s"
 
     def timing(self) -> dict[str, float]:
         """For the metrics line: rate, and share of time spent waiting for input."""

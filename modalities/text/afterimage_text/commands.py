@@ -6,24 +6,14 @@ from typing import Any
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say, say_result
+from afterimage.errors import disk_errors
 from afterimage.fields import output_file
-from afterimage_text.config import (
-    FeaturesConfig,
-    FinetuneConfig,
-    PredictConfig,
-    PretrainConfig,
-)
-
-_SUFFIXES = (".csv", ".jsonl", ".parquet")
-_WHERE = ("table", "text_column", "from_", "out", "length")
-_NEW = {"A new network": ("width", "depth", "vocabulary")}
-_HOW_LONG = {"How long": ("steps", "epochs", "batch_size", "eval_every", "save_every")}
-_HOW_GOOD = ("lr", "weight_decay", "ema", "seed")
+from afterimage_text.config import FinetuneConfig, PretrainConfig, UseConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What an entry point of a command has."""
+    """What the entry point of a command has."""
 
     COMMAND: Command[Any]
     work: Callable[[Any], None]
@@ -31,6 +21,28 @@ class Entry:
     def main(self, argv: Sequence[str]) -> None:
         """The command."""
         self.work(parse(self.COMMAND, argv))
+
+
+def _stage(
+    work: Callable[[Any], None], name: str, config: type, about: str, **own: Any
+) -> Entry:
+    """A command that trains; `own` are its settings by heading."""
+    common = {
+        "What and where": ("table", "text_column", *own.pop("where"), "from_", "out"),
+        **{heading.replace("_", " "): names for heading, names in own.items()},
+        "A new network": ("width", "depth", "vocabulary"),
+        "How long": ("length", "steps", "epochs", "batch_size", "eval_every"),
+        "How good": ("lr", "weight_decay", "ema", "seed"),
+    }
+    more: Any = {"positional": "table", "about": about, "common": common}
+    return Entry(Command(name=name, kind=name, config=config, **more), work)
+
+
+def _use(work: Callable[[Any], None], name: str, about: str) -> Entry:
+    """A command that writes a row for each text."""
+    common = {"Settings": ("table", "text_column", "from_", "out", "batch_size")}
+    more: Any = {"positional": "table", "about": about, "common": common}
+    return Entry(Command(name=name, config=UseConfig, **more), work)
 
 
 def _pretrain(config: PretrainConfig) -> None:
@@ -45,109 +57,83 @@ def _finetune(config: FinetuneConfig) -> None:
     say_result(finetune(config).text)
 
 
-def _predict(config: PredictConfig) -> None:
+def _predict(config: UseConfig) -> None:
     from afterimage_text.models import load_text_classifier
 
-    def rows(model: Any, texts: Any) -> Iterator[dict[str, Any]]:
-        found = model.predict_proba(texts.texts, batch_size=config.batch_size)
-        for where, values in zip(texts.ids, found):
-            yield {"row": where, **model.outputs.columns(values, 3)}
+    def rows(model: Any, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for values in model.predict_proba(texts, batch_size=config.batch_size):
+            yield model.outputs.columns(values, 3)
 
     _write(config, load_text_classifier, rows)
 
 
-def _features(config: FeaturesConfig) -> None:
+def _features(config: UseConfig) -> None:
     from afterimage_text.models import load_text_encoder
 
-    def rows(model: Any, texts: Any) -> Iterator[dict[str, Any]]:
-        found = model.features(texts.texts, batch_size=config.batch_size)
-        for where, vector in zip(texts.ids, found.tolist()):
-            yield {"row": where, "vector": vector}
+    def rows(model: Any, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for vector in model.features(texts, batch_size=config.batch_size):
+            values = vector.tolist()
+            yield dict(enumerate(values)) if csv else {"vector": values}
 
+    csv = config.out.lower().endswith(".csv")
     _write(config, load_text_encoder, rows)
 
 
-def _write(config: PredictConfig, load: Any, rows: Any) -> None:
-    """Loads a model, and writes its rows for the texts of a table."""
+def _write(config: UseConfig, load: Any, rows: Any) -> None:
+    """Loads a model, and writes what `rows` says of each text of a table."""
     from afterimage.rows import WRITERS
     from afterimage_text.texts import read_texts
 
-    out = output_file(config.out, _SUFFIXES)
+    out = output_file(config.out, WRITERS)
     texts = read_texts(config.table, config.text_column)
-    found = rows(load(config.from_), texts)
+    model = load(config.from_)
+    found = ({"row": i} | r for i, r in zip(texts.ids, rows(model, texts.texts)))
     partial = out.with_name(f".{out.name}.partial")
     try:
-        WRITERS[out.suffix.lower()](partial, found)
-        partial.replace(out)
+        with disk_errors(f"out={out}"):
+            WRITERS[out.suffix.lower()](partial, found)
+            partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
     say(f"wrote {len(texts.texts):,} rows to {config.out}")
 
 
-PRETRAIN = Entry(
-    Command(
-        name="text-pretrain",
-        config=PretrainConfig,
-        kind="text-pretrain",
-        positional="table",
-        about="""\
+PRETRAIN = _stage(
+    _pretrain,
+    "text-pretrain",
+    PretrainConfig,
+    """\
 Pretrain an encoder of texts by predicting masked tokens, from published weights or from
 scratch. The same command again continues an interrupted run.
 
   afterimage text-pretrain reviews.csv --from minilm --out runs/reviews""",
-        common={
-            "What and where": (*_WHERE, "validation"),
-            **_NEW,
-            **_HOW_LONG,
-            "How good": _HOW_GOOD,
-        },
-    ),
-    _pretrain,
+    where=("validation",),
 )
-FINETUNE = Entry(
-    Command(
-        name="text-finetune",
-        config=FinetuneConfig,
-        kind="text-finetune",
-        positional="table",
-        about="""\
+FINETUNE = _stage(
+    _finetune,
+    "text-finetune",
+    FinetuneConfig,
+    """\
 Train a classifier of texts on a pretrained encoder, and test it once. The same command
 again continues an interrupted run.
 
   afterimage text-finetune train.csv --from minilm --mode probe --out runs/topics""",
-        common={
-            "What and where": (*_WHERE, "label_column", "test"),
-            "What learns": ("mode", "encoder_lr", "layer_decay", "l2_sp"),
-            **_NEW,
-            **_HOW_LONG,
-            "How good": _HOW_GOOD,
-        },
-    ),
-    _finetune,
+    where=("label_column", "test"),
+    What_learns=("mode", "encoder_lr", "layer_decay", "l2_sp"),
 )
-PREDICT = Entry(
-    Command(
-        name="text-predict",
-        config=PredictConfig,
-        positional="table",
-        about="""\
+PREDICT = _use(
+    _predict,
+    "text-predict",
+    """\
 Write the class of every text of a table to a file.
 
   afterimage text-predict new.csv --from runs/topics --out predictions.csv""",
-        common={"Settings": ("table", "text_column", "from_", "out", "batch_size")},
-    ),
-    _predict,
 )
-FEATURES = Entry(
-    Command(
-        name="text-features",
-        config=FeaturesConfig,
-        positional="table",
-        about="""\
+FEATURES = _use(
+    _features,
+    "text-features",
+    """\
 Write a vector for every text of a table to a file.
 
   afterimage text-features new.csv --from minilm --out vectors.parquet""",
-        common={"Settings": ("table", "text_column", "from_", "out", "batch_size")},
-    ),
-    _features,
 )

@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Literal
 
-from afterimage.fields import above_0, at_least_0
+from afterimage.fields import above_0, at_least_0, at_least_1
 from afterimage.settings import given_problems
 from afterimage.training.options import RunOptions, TrainingOptions, check
 
 _SMALL = {"width": 128, "depth": 4, "vocabulary": 8000}
 _HEAD_WIDTH = 32
+LENGTH, POSITIONS = 128, 512
+"""The usual length of texts, and the most tokens that a network can read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,9 @@ class TextOptions(TrainingOptions, RunOptions):
     a finished run of text-pretrain or text-finetune. Default: a small new network and a
     new WordPiece vocabulary of the training texts."""
 
-    length: int = 128
-    """Tokens of a text, at most; the rest is cut off, and such texts are counted."""
+    length: int | None = None
+    """Tokens of a text, at most; the rest is cut off, and such texts are counted.
+    Default: 128, or what the weights allow."""
 
     width: int | None = None
     """Width of a new network, in multiples of 32. Default: 128."""
@@ -38,9 +41,6 @@ class TextOptions(TrainingOptions, RunOptions):
 
     vocabulary: int | None = None
     """Tokens of a new vocabulary, at most. Default: 8000."""
-
-    steps: int | None = None
-    """Optimiser steps. Give either steps or epochs."""
 
     epochs: float | None = None
     """Passes over the training texts, instead of steps. Default: 10; 100 for a probe,
@@ -52,9 +52,6 @@ class TextOptions(TrainingOptions, RunOptions):
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; not applied to norms and biases."""
 
-    resident: bool | None = None
-    """Keep the training texts on the device. Default: if they fit."""
-
     def __post_init__(self) -> None:
         check(given_problems(self))
         parts = (TrainingOptions.problems(self), RunOptions.problems(self))
@@ -63,7 +60,7 @@ class TextOptions(TrainingOptions, RunOptions):
     def problems(self) -> list[str]:
         """Every setting of this package that cannot work, in one list."""
         found = []
-        if not 3 <= self.length <= 2**16:
+        if self.length is not None and not 3 <= self.length <= 2**16:
             found.append(f"length={self.length}: must be from 3 to {2**16}")
         for name, most in {"width": 2**14, "depth": 256, "vocabulary": 2**20}.items():
             value = getattr(self, name)
@@ -85,7 +82,7 @@ class TextOptions(TrainingOptions, RunOptions):
             "depth": self.depth or _SMALL["depth"],
             "heads": width // _HEAD_WIDTH,
             "hidden": 4 * width,
-            "positions": self.length,
+            "positions": max(POSITIONS, self.length or 0),
         }
 
     @property
@@ -97,9 +94,6 @@ class TextOptions(TrainingOptions, RunOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TextOptions):
     """Predict masked tokens of own texts."""
-
-    out: str
-    """The run folder. To continue an interrupted run, give the same command again."""
 
     lr: float = 1e-4
     """Peak learning rate, reached after the warm-up."""
@@ -172,14 +166,14 @@ class FinetuneConfig(TextOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Texts to predictions or vectors, into a file."""
+class UseConfig:
+    """Texts to classes or vectors, into a file."""
 
     table: str
     """The texts: a CSV file or JSON lines (.jsonl), with a column for the text."""
 
     from_: str
-    """The run."""
+    """A finished run; for vectors also minilm, or a folder of Hugging Face's files."""
 
     out: str
     """The file to write: .csv, .jsonl or .parquet, a row for each text."""
@@ -191,12 +185,4 @@ class PredictConfig:
     """Texts computed together."""
 
     def __post_init__(self) -> None:
-        check(given_problems(self))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(PredictConfig):
-    """Texts to vectors, into a file."""
-
-    from_: str
-    """The encoder: minilm, a folder of Hugging Face's files, or a finished run."""
+        check(given_problems(self), at_least_1(self, "batch_size"))

@@ -216,7 +216,8 @@ class _Finetuning(TextJob):
             }
         self.page(
             step,
-            {"Loss": f"{before}loss", "Accuracy": f"{before}accuracy"},
+            before,
+            "accuracy",
             title=f"Classifier of {self.texts.name} (mode {self.config.mode})",
             lead=f"What a classifier of texts has learned. Tested on {self.tested}.",
             **shown,

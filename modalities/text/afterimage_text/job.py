@@ -23,7 +23,7 @@ from afterimage.training.sharding import whole
 from afterimage.training.stage import Stage, describe
 from afterimage.training.step import State, averaged_params
 from afterimage_text.bert import BertConfig, fresh
-from afterimage_text.config import TextOptions
+from afterimage_text.config import LENGTH, TextOptions
 from afterimage_text.files import Stored, read_start
 from afterimage_text.texts import (
     Texts,
@@ -49,11 +49,10 @@ def begun(config: TextOptions, run: Run, texts: list[str]) -> Stored:
     """The weights that `config.from_` names; without it random ones, with a vocabulary
     of these texts."""
     if config.from_ is not None:
-        stored = read_start(config.from_)
-        if config.length > stored.config.positions:
+        stored, wanted = read_start(config.from_), config.length or 0
+        if wanted > (most := stored.config.positions):
             raise UserError(
-                f"length={config.length}: {stored.where} has positions for "
-                f"{stored.config.positions} tokens"
+                f"length={wanted}: {stored.where} reads at most {most} tokens"
             )
         return stored
     # Kept: another machine's training might break ties in another way.
@@ -100,7 +99,8 @@ class TextJob(Job[TextResult]):
         self.tokenizer = read_tokenizer(
             stored.tokenizer, stored.config.vocabulary, stored.where
         )
-        self.arrays, self.cut = encode(self.tokenizer, texts.texts, config.length)
+        self.length = config.length or min(LENGTH, stored.config.positions)
+        self.arrays, self.cut = encode(self.tokenizer, texts.texts, self.length)
 
     def ready(self, stage: Stage) -> None:
         """Checks the phases, and makes the trainer."""
@@ -130,7 +130,7 @@ class TextJob(Job[TextResult]):
         return averaged_params(state, self.trainer.partition(int(state["step"])))
 
     def introduction(self) -> str:
-        cut = f", {self.cut:,} of them cut to {self.config.length} tokens"
+        cut = f", {self.cut:,} of them cut to {self.length} tokens"
         return (
             f"{self.texts.name}: {len(self.texts.texts):,} texts"
             f"{cut if self.cut else ''}; {len(self.train):,} to train on\n"
@@ -142,7 +142,7 @@ class TextJob(Job[TextResult]):
         content = {
             "model": msgspec.to_builtins(self.stored.config),
             "tokenizer": self.stored.tokenizer,
-            "length": self.config.length,
+            "length": self.length,
             "data": {
                 "name": self.texts.name,
                 "fingerprint": self.texts.fingerprint,
@@ -162,9 +162,9 @@ class TextJob(Job[TextResult]):
             place = self.run.path / self.kind
             write_encoder(place, params, {}, content, kind=self.kind)
 
-    def page(self, done: int | None, charts: Mapping[str, str], **content: Any) -> None:
-        """Writes report.html after `done` steps (None: all); `charts` names a metric
-        for each heading."""
+    def page(self, done: int | None, before: str, metric: str, **content: Any) -> None:
+        """Writes report.html after `done` steps (None: all), with the curves of the
+        loss and of `metric`. `before` begins the names of evaluated metrics."""
         run = self.run
         if not run.is_main_process:
             return
@@ -172,8 +172,11 @@ class TextJob(Job[TextResult]):
         run.keep_time()
         rows, first = run.metrics.rows, [*run.sessions.commands, ""][0]
         curves = {
-            name: {part: logged(rows, f"{part}/{metric}") for part in ("train", "eval")}
-            for name, metric in charts.items()
+            name: {
+                "training": logged(rows, f"train/{key}"),
+                "evaluated": logged(rows, f"eval/{before}{key}"),
+            }
+            for name, key in {"Loss": "loss", "Accuracy": metric}.items()
         }
         curves["Learning rate"] = {"learning rate": logged(rows, "train/lr")}
         total = self.trainer.stage.steps
@@ -182,7 +185,7 @@ class TextJob(Job[TextResult]):
             "Run": run.where,
             "Started from": self.config.from_ or "random weights",
             "Texts": f"{len(self.texts.texts):,}, {len(self.train):,} to train on",
-            "Cut to the length": f"{self.cut:,}, at {self.config.length} tokens",
+            "Cut to the length": f"{self.cut:,}, at {self.length} tokens",
         }
         write_report(
             run.path / "report.html",

@@ -15,10 +15,10 @@ from afterimage.models.encoder import Network
 from afterimage.outputs.classes import Classes
 from afterimage.training.batches import EvaluationRunner, make_mesh
 from afterimage_text.bert import abstract, text_vector
+from afterimage_text.config import LENGTH
 from afterimage_text.files import CLASSIFIER, Stored, read_run, read_start
 from afterimage_text.texts import encode, read_tokenizer
 
-_LENGTH = 128
 _STEP = 16
 """Texts are padded to a multiple of this many tokens: fewer programs to compile."""
 
@@ -59,7 +59,7 @@ class TextEncoder:
 
     def __init__(self, stored: Stored):
         self.config, self.where = stored.config, stored.where
-        self.length = stored.manifest.get("length", min(_LENGTH, self.config.positions))
+        self.length = stored.manifest.get("length", min(LENGTH, self.config.positions))
         """Tokens of a text; the rest is cut off."""
         self.params = stored.params
         self.tokenizer = read_tokenizer(
@@ -91,9 +91,9 @@ class TextEncoder:
         if empty or not len(texts):
             raise DataError(f"texts: {', '.join(empty[:10]) or 'all'} are empty")
         arrays, _ = encode(self.tokenizer, texts, self.length)
-        more = min(-arrays["tokens"].shape[1] % _STEP, self.length)
-        width = min(arrays["tokens"].shape[1] + more, self.length)
-        pad = ((0, 0), (0, width - arrays["tokens"].shape[1]))
+        longest = arrays["tokens"].shape[1]
+        width = min(-(-longest // _STEP) * _STEP, self.length)
+        pad = ((0, 0), (0, width - longest))
         arrays = {name: np.pad(array, pad) for name, array in arrays.items()}
         rows = Columns("texts", arrays, [str(i) for i in range(len(texts))])
         runner = EvaluationRunner(make_mesh(1), min(batch_size, len(texts)))

@@ -105,7 +105,6 @@ class _Pretraining(TextJob):
             **self.stored.params,
             "head": fresh(sizes, config.seed + 1, head=True),
         }
-        self.params.pop("classes", None)
         self.encoder_network, _ = abstract(sizes, remat=config.remat)
         self.head_network, _ = abstract(sizes, head=True)
         ends = ("[CLS]", "[SEP]", "[PAD]")
@@ -188,7 +187,8 @@ class _Pretraining(TextJob):
         last = self.last()
         self.page(
             step,
-            {"Loss": "loss", "Accuracy of masked tokens": "masked_accuracy"},
+            "",
+            "masked_accuracy",
             title=f"Pretraining on {self.texts.name}",
             lead="An encoder of texts that learns to predict masked tokens.",
             headline={name.replace("_", " "): f"{v:.3f}" for name, v in last.items()},

@@ -36,7 +36,7 @@ def table(tmp_path):
     [
         ('text,label\n"one, two",a\nthree,b\n', "t.csv"),
         ("text\tlabel\none, two\ta\nthree\tb\n", "t.tsv"),
-        ('{"text": "one, two", "label": "a"}\n{"text": "three", "label": "b"}', "t.jsonl"),
+        ('{"text": "one, two", "label": "a"}\n{"text": "three", "label": "b"}', "t.jsonl"),  # noqa: E501
         ("text,label\n\"one, two\",a\nthree,b\n".encode("utf-16"), "t.csv"),
     ],
 )  # fmt: skip
