@@ -1,4 +1,4 @@
-"""Progress with examples/s and time left: a bar on a terminal, plain lines elsewhere."""
+"""Progress, examples/s and time left: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
