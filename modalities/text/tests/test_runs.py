@@ -14,6 +14,7 @@ from afterimage_text import (
     load_text_encoder,
     pretrain,
 )
+from afterimage_text.finetuning import groups
 
 from afterimage.checkpoints import CheckpointError
 from afterimage.checkpoints.weights import read_folder
@@ -149,6 +150,33 @@ def _leaves(tree):
     import jax
 
     return jax.tree.leaves(tree)
+
+
+def test_lower_blocks_learn_more_slowly():
+    found = {group.name: group.lr for group in groups(3, 0.1, 0.5)}
+    assert found == pytest.approx(
+        {"head": 1, "embeddings": 0.0125}
+        | {"block 2": 0.1, "block 1": 0.05, "block 0": 0.025}
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_l2_sp_keeps_the_encoder_near_its_start(table, pretrained, tmp_path):
+    small = {k: v for k, v in SMALL.items() if k not in ("width", "depth")}
+    start, _, _ = read_folder(pretrained / "text-encoder", "text-encoder")
+    far = {}
+    for weight in (0.0, 100.0):
+        out = tmp_path / str(weight)
+        finetune(
+            FinetuneConfig(
+                table=str(table), from_=str(pretrained), out=str(out), steps=20,
+                encoder_lr=1.0, weight_decay=0.0, l2_sp=weight, **small,
+            )
+        )  # fmt: skip
+        after, _, _ = read_folder(out / "text-classifier", "text-classifier")
+        both = zip(_leaves(start["encoder"]), _leaves(after["encoder"]))
+        far[weight] = sum(float(np.square(a - b).sum()) for a, b in both)
+    assert 0 < far[100.0] < 0.5 * far[0.0]
 
 
 def test_a_changed_byte_is_found(pretrained, tmp_path):
