@@ -80,7 +80,7 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@touch $@
 
 # What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.
-READERS = polars duckdb faiss-cpu librosa
+READERS = polars duckdb faiss-cpu timm librosa
 
 test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) -e '.[onnx,bench,known]' $(READERS)

@@ -73,7 +73,8 @@ class Encoder:
     feature_info: tuple[FeatureInfo, ...]
     """Name, channels and stride of each feature map, finest first."""
     vector: VectorRecipe | None
-    """How the maps become the feature vector; None if a bottleneck is the vector."""
+    """How the maps become the feature vector; None if the network itself says so, by a
+    bottleneck or a norm of its own."""
     num_features: int
     """Length D of a feature vector."""
 
@@ -123,7 +124,7 @@ class Encoder:
         lines = [
             f"Encoder {self.config.name}: {count:,} parameters",
             f"{height} x {width} px, {self.preprocessing.channels} channels -> "
-            f"{self.num_features} features ({self.vector or 'the bottleneck'}), "
+            f"{self.num_features} features ({self.vector or self._own}), "
             f"{len(self.feature_info)} maps",
             f"trained on {data or 'unknown images'}"
             + (f" ({', '.join(how)})" if how else ""),
@@ -131,16 +132,22 @@ class Encoder:
         ]
         return printable("\n  ".join(lines), keep="\n")
 
+    @property
+    def _own(self) -> str:
+        """What the network's own vector is."""
+        bottleneck = self.config.bottleneck is not None
+        return "the bottleneck" if bottleneck else "normed mean of the last map"
+
     def apply(
         self, params: Mapping[str, Any], images: Num[Array, "n h w c"]
     ) -> Float[Array, "n d"]:
         """Feature vectors: pure and traceable, for use inside jit, grad, vmap or scan.
 
         `images` is uint8 or float in [0, 1], with a size and channels the network
-        takes. It is normalised here, but neither resized nor checked. The vector is the
-        bottleneck if the model has one, otherwise what `vector` says: pooled feature
-        maps, perhaps joined with a dictionary of patches, and standardised or whitened
-        by statistics of the training images.
+        takes. It is normalised here, but neither resized nor checked. The vector is
+        what `vector` says: pooled feature maps, perhaps joined with a dictionary of
+        patches, and standardised or whitened by statistics of the training images. If
+        it is None, the vector is the network's own.
         """
         if self.vector is None:
             return self._run(params, images, "features")
@@ -287,7 +294,7 @@ class Encoder:
         Raises UserError for another name, an encoder with a bottleneck, or a transform
         or patches without images.
         """
-        if self.vector is None:
+        if self.config.bottleneck is not None:
             raise UserError("the feature vector of this encoder is its bottleneck")
         if images is None and (patches or transform != "none"):
             given = "patches=True" if patches else f"transform={transform!r}"
@@ -401,11 +408,11 @@ def _recipe(
 ) -> VectorRecipe | None:
     """The feature vector that an artefact has; CheckpointError if it cannot be one.
 
-    An artefact without an entry has the mean of the last map.
+    An artefact without an entry has the mean of the last map, or that of its norm.
     """
-    if config.bottleneck is not None:
-        return None
     entry = manifest.get("vector") or {}
+    if config.bottleneck is not None or (config.encoder.pooled_norm and not entry):
+        return None
     with _manifest_of("the artefact"):
         arrays = {name: np.asarray(array) for name, array in fitted.items()}
         recipe = VectorRecipe.of(

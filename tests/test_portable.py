@@ -21,7 +21,10 @@ from tests import classifier_artefact, encoder_artefact
 from tests.encoder_artefact import pictures
 from tests.helpers import run_python
 
-TOY = {"conv": 16, "resnet18": 16, "vgg11_bn": 32, "convnext-atto": 16}
+TOY = {
+    **{"conv": 16, "resnet18": 16, "vgg11_bn": 32},
+    **dict.fromkeys(("convnext-atto", "convnext_atto", "convnextv2_atto"), 16),
+}
 
 
 @pytest.fixture(scope="module")

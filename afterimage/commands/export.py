@@ -18,8 +18,9 @@ class Export:
     to: Literal["onnx", "stablehlo", "safetensors", "torchvision"]
     """What to write. onnx: a program for onnxruntime (needs afterimage[onnx]);
     stablehlo: a program for JAX on CPU, CUDA and TPU; safetensors: a folder for Hugging
-    Face, with a card and a loader for PyTorch; torchvision: the weights of a ResNet or
-    VGG encoder under torchvision's names, without a head."""
+    Face, with a card and a loader for PyTorch; torchvision: the weights of a known
+    encoder under the names they were published with, torchvision's or timm's, without a
+    head."""
 
     out: str
     """The file to write, which ends in .onnx, .stablehlo or .safetensors
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         from afterimage.known import export_encoder
 
         model = export_encoder(config.from_, config.out)
-        say(f"wrote {config.out}: {model.name} under torchvision's names, no head")
+        say(f"wrote {config.out}: {model.name} under its published names, no head")
         return
     from afterimage.portable import export_model
 

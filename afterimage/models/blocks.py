@@ -97,21 +97,30 @@ class GlobalResponseNorm(nnx.Module):
 
 
 class ConvNeXtBlock(nnx.Module):
-    """x + project(GRN(gelu(expand(norm(depthwise(x)))))) (ConvNeXt V2, Figure 5)."""
+    """x + project(GRN(gelu(expand(norm(depthwise(x)))))) (ConvNeXt V2, Figure 5).
 
-    def __init__(self, c: int, norm: str, *, rngs: nnx.Rngs):
+    With `layer_scale` as in V1 (Liu et al. 2022): no GRN, and what is added to x is
+    multiplied by a learned number a channel, 1e-6 at the start.
+    """
+
+    def __init__(self, c: int, norm: str, *, layer_scale: bool = False, rngs: nnx.Rngs):
         init = layers.trunc_normal
         self.depthwise = layers.DepthwiseConv(c, 7, rngs=rngs)
         self.norm = make_norm(norm, c)
         self.expand = layers.Dense(c, 4 * c, init=init, rngs=rngs)
-        self.response = GlobalResponseNorm(4 * c)
+        self.response = None if layer_scale else GlobalResponseNorm(4 * c)
         self.project = layers.Dense(4 * c, c, init=init, rngs=rngs)
+        self.scale = nnx.Param(constant(1e-6, c)) if layer_scale else None
 
     def __call__(self, x: Float[Array, "b h w c"], context: PassInfo) -> Array:
         y = self.norm(self.depthwise(x, context), context)
         y = jax.nn.gelu(self.expand(y), approximate=False)
-        y = self.response(y, context)
-        return x + self.project(y)
+        if self.response is not None:
+            y = self.response(y, context)
+        y = self.project(y)
+        if self.scale is not None:
+            y = y * ops.per_channel(self.scale[...].astype(y.dtype), y)
+        return x + y
 
 
 class BlockStage(nnx.Module):

@@ -185,6 +185,8 @@ class EncoderNetwork(nnx.Module):
     default_decoder: ClassVar[str] = "light"
     gives_switches: ClassVar[bool] = False
     """Whether `encode` returns the switches that the decoder `unpool` needs."""
+    pooled_norm: ClassVar[bool] = False
+    """Whether the feature vector is a LayerNorm of the mean of the last map."""
     feature_info: tuple[FeatureInfo, ...]
     stages: Any
     """The layers or blocks of each map, finest first."""
@@ -210,6 +212,8 @@ class EncoderNetwork(nnx.Module):
         self.config = config
         self.build(config, rngs)
         last = self.feature_info[-1]
+        normed = config.bottleneck is None and self.pooled_norm
+        self.norm = layers.LayerNorm(last.channels) if normed else None
         if config.bottleneck is None:
             self.bottleneck = None
         else:
@@ -250,7 +254,8 @@ class EncoderNetwork(nnx.Module):
     def features(
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b d"]:
-        """The feature vector: the bottleneck, if any, else the mean of the last map."""
+        """The feature vector: the bottleneck, if any, else the mean of the last map,
+        which a few encoders normalise (`pooled_norm`)."""
         return self.vector(self(images, train=train)[-1])
 
     def vector(
@@ -263,7 +268,8 @@ class EncoderNetwork(nnx.Module):
         """
         del train  # a bottleneck has no batch statistics
         if self.bottleneck is None:
-            return last.mean((1, 2))
+            mean = last.mean((1, 2))
+            return mean if self.norm is None else self.norm(mean, layers.DENSE)
         flat = last.reshape(last.shape[0], -1)
         if flat.shape[1] != self.bottleneck.kernel.shape[0]:
             raise UserError(

@@ -95,7 +95,8 @@ class Model(Tree):
         return self.pool([y], "grid")
 
     def pool(self, maps, kind):
-        """Means of the last map or all, over the whole or a grid; or the bottleneck."""
+        """Means of the last map or all, over the whole or a grid; or the network's own
+        vector: its bottleneck, or the mean of the last map, with its norm if any."""
         if kind == "vector" and "bottleneck" in self:
             flat = maps[-1].permute(0, 2, 3, 1).flatten(1)
             return F.linear(flat, self["bottleneck"].weight, self["bottleneck"].bias)
@@ -104,7 +105,10 @@ class Model(Tree):
         for m in maps if kind.startswith("pyramid") else maps[-1:]:
             m = F.adaptive_avg_pool2d(m, tuple(min(cells, n) for n in m.shape[2:]))
             parts.append(m.permute(0, 2, 3, 1).flatten(1))
-        return torch.cat(parts, 1)
+        x = torch.cat(parts, 1)
+        if kind == "vector" and (norm := self.get("norm")) is not None:
+            x = F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, 1e-6)
+        return x
 
     def head(self, maps, at, head):
         x = (self.pool(maps, head["features"]) - at.mean) / at.std
@@ -160,10 +164,12 @@ class Model(Tree):
         y = F.conv2d(x, deep.weight, deep.bias, padding="same", groups=n)
         y = self.norm(y, at).permute(0, 2, 3, 1)
         y = F.gelu(F.linear(y, at["expand"].weight, at["expand"].bias))
-        energy = (y.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()
-        response = energy / (energy.mean(-1, keepdim=True) + 1e-6)
-        y = y * (1 + at["response"].weight * response) + at["response"].bias
+        if (norm := at.get("response")) is not None:
+            energy = (y.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()
+            response = energy / (energy.mean(-1, keepdim=True) + 1e-6)
+            y = y * (1 + norm.weight * response) + norm.bias
         y = F.linear(y, at["project"].weight, at["project"].bias)
+        y = y * at.weight if hasattr(at, "weight") else y  # V1's layer scale
         return x + y.permute(0, 3, 1, 2)
 
     def plain(self, x):

@@ -1,4 +1,11 @@
-"""ConvNeXt V2: Woo et al. 2023, sizes from its appendix."""
+"""ConvNeXt V2: Woo et al. 2023, sizes from its appendix; V1: Liu et al. 2022.
+
+`convnext-SIZE` is ours to train from images. `convnextv2_SIZE` and `convnext_SIZE`, V2
+and V1, take published weights: they have timm's names, and its norm of the feature
+vector.
+"""
+
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array
@@ -40,9 +47,11 @@ class ConvNeXtDown(nnx.Module):
 
 
 class ConvNeXt(StagedEncoder):
-    """ConvNeXt V2."""
+    """ConvNeXt, V2 unless it scales its layers."""
 
     default_norm = "layer"
+    layer_scale: ClassVar[bool] = False
+    """Whether blocks have V1's layer scale in place of GRN."""
 
     @classmethod
     def default_stem(cls, image_size: tuple[int, int]) -> int:
@@ -50,14 +59,14 @@ class ConvNeXt(StagedEncoder):
 
     @classmethod
     def block(cls, c: int, norm: str, *, rngs: nnx.Rngs) -> nnx.Module:
-        return ConvNeXtBlock(c, norm, rngs=rngs)
+        return ConvNeXtBlock(c, norm, layer_scale=cls.layer_scale, rngs=rngs)
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.stem = ConvNeXtStem(config, rngs)
         stages, i = [], config.widths[0]
         for n, (o, depth) in enumerate(zip(config.widths, self.depths, strict=True)):
             down = ConvNeXtDown(i, o, config.norm, rngs) if n > 0 else None
-            blocks = [ConvNeXtBlock(o, config.norm, rngs=rngs) for _ in range(depth)]
+            blocks = [self.block(o, config.norm, rngs=rngs) for _ in range(depth)]
             stages.append(BlockStage(blocks, down))
             i = o
         self.stages = nnx.List(stages)
@@ -97,3 +106,73 @@ class Tiny(ConvNeXt):
     """ConvNeXt V2 tiny"""
 
     widths, depths = (96, 192, 384, 768), (3, 3, 9, 3)
+
+
+@ENCODERS.add("convnextv2_atto")
+class AttoV2(Atto):
+    """ConvNeXt V2 atto, with timm's norm of the feature vector"""
+
+    pooled_norm = True
+
+
+@ENCODERS.add("convnext_atto")
+class AttoV1(Atto):
+    """ConvNeXt V1 atto, with timm's norm of the feature vector"""
+
+    layer_scale, pooled_norm = True, True
+
+
+@ENCODERS.add("convnextv2_femto")
+class FemtoV2(Femto):
+    """ConvNeXt V2 femto, with timm's norm of the feature vector"""
+
+    pooled_norm = True
+
+
+@ENCODERS.add("convnext_femto")
+class FemtoV1(Femto):
+    """ConvNeXt V1 femto, with timm's norm of the feature vector"""
+
+    layer_scale, pooled_norm = True, True
+
+
+@ENCODERS.add("convnextv2_pico")
+class PicoV2(Pico):
+    """ConvNeXt V2 pico, with timm's norm of the feature vector"""
+
+    pooled_norm = True
+
+
+@ENCODERS.add("convnext_pico")
+class PicoV1(Pico):
+    """ConvNeXt V1 pico, with timm's norm of the feature vector"""
+
+    layer_scale, pooled_norm = True, True
+
+
+@ENCODERS.add("convnextv2_nano")
+class NanoV2(Nano):
+    """ConvNeXt V2 nano, with timm's norm of the feature vector"""
+
+    pooled_norm = True
+
+
+@ENCODERS.add("convnext_nano")
+class NanoV1(Nano):
+    """ConvNeXt V1 nano, with timm's norm of the feature vector"""
+
+    layer_scale, pooled_norm = True, True
+
+
+@ENCODERS.add("convnextv2_tiny")
+class TinyV2(Tiny):
+    """ConvNeXt V2 tiny, with timm's norm of the feature vector"""
+
+    pooled_norm = True
+
+
+@ENCODERS.add("convnext_tiny")
+class TinyV1(Tiny):
+    """ConvNeXt V1 tiny, with timm's norm of the feature vector"""
+
+    layer_scale, pooled_norm = True, True
