@@ -58,7 +58,11 @@ def _models(*slow):
 
 _LARGE = (
     "resnet34",
-    *(f"convnext-{size}" for size in ("femto", "pico", "nano", "tiny")),
+    *(
+        f"convnext{kind}{size}"
+        for kind in ("-", "_", "v2_")
+        for size in ("femto", "pico", "nano", "tiny")
+    ),
     *(f"efficientnet_lite{number}" for number in range(3)),
 )
 _ATTO = pytest.param("convnext-atto", marks=pytest.mark.slow)
