@@ -22,7 +22,9 @@ from tests.encoder_artefact import pictures
 from tests.helpers import run_python
 
 TOY = {
-    **{"conv": 16, "resnet18": 16, "vgg11_bn": 32},
+    "conv": 16,
+    "resnet18": 16,
+    "vgg11_bn": 32,
     **dict.fromkeys(("convnext-atto", "convnext_atto", "convnextv2_atto"), 16),
 }
 
