@@ -80,6 +80,7 @@ KNOWN: Mapping[str, Published] = {
     "efficientnet_lite0": _lite(0, 224),
     "efficientnet_lite1": _lite(1, 240),
     "efficientnet_lite2": _lite(2, 260),
+    "inception_v3": Published(_TORCHVISION, 299, (0.5,) * 3, (0.5,) * 3),
     **{
         f"convnext_{file.partition('.')[0]}": Published(_V1.format(file))
         for file in (*_V1_FILES, "tiny.fb_in1k")
@@ -91,7 +92,7 @@ KNOWN: Mapping[str, Published] = {
 }
 Norm = Literal["frozen", "batch"]
 
-_HEAD = re.compile(r"^(?:_?fc|classifier|head(?!\.norm\.)|pre_logits)\.")
+_HEAD = re.compile(r"^(?:_?fc|AuxLogits|classifier|head(?!\.norm\.)|pre_logits)\.")
 _PICKLED = (".pth", ".pt", ".bin")
 
 

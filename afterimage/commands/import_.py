@@ -17,8 +17,8 @@ class Import:
 
     model: str
     """resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg16, vgg16_bn, mobilenet_v2,
-    efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, or convnext_SIZE (V1) or
-    convnextv2_SIZE, where SIZE is atto, femto, pico, nano or tiny."""
+    efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, inception_v3, or
+    convnext_SIZE (V1) or convnextv2_SIZE, with atto, femto, pico, nano or tiny."""
 
     out: str
     """The encoder folder to write."""

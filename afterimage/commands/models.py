@@ -14,8 +14,9 @@ class Models:
     name: str | None = None
     """Name to describe. Default: list all, one line each."""
 
-    image_size: int = 64
-    """Image side, in pixels, for the sizes of maps and the number of parameters."""
+    image_size: int | None = None
+    """Image side, in pixels, for the sizes of maps and the number of parameters.
+    Default: 64, or what published weights expect."""
 
 
 COMMAND = Command(
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         from afterimage.known import KNOWN
 
-        found = describe(config.name, config.image_size)
         known = KNOWN.get(config.name)
+        usual = 64 if known is None else known.image_size
+        found = describe(config.name, config.image_size or usual)
         say(found if known is None else f"{found}\n{known}")

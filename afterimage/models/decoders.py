@@ -42,6 +42,11 @@ class Encoded:
         return dataclasses.replace(self, code=code)
 
 
+def _on_grid(x: Array, stride: int, size: tuple[int, int]) -> Array:
+    """A map with all sites of its stride: zeros where the encoder did not pad."""
+    return ops.pad_around(x, (-(-size[0] // stride), -(-size[1] // stride)))
+
+
 class NearestConv(nnx.Module):
     """Nearest up-sampling by r, then a 3x3 convolution."""
 
@@ -115,7 +120,7 @@ class DecoderNetwork(nnx.Module):
 
     def __init__(self, encoder: EncoderNetwork, *, rngs: nnx.Rngs):
         self.config = encoder.config
-        self.last = encoder.feature_info[-1]
+        self.info, self.last = encoder.feature_info, encoder.feature_info[-1]
         self.build(self.config, encoder.feature_info, rngs)
         if encoder.bottleneck is None:
             self.expand = None
@@ -137,9 +142,14 @@ class DecoderNetwork(nnx.Module):
         """From the last map, or the vector if there is a bottleneck, to an image."""
         x = encoded.code
         if self.expand is not None:
-            rows, cols = (-(-n // self.last.stride) for n in encoded.size)
+            rows, cols = map(self.last.sites, encoded.size)
             x = self.expand(x).reshape(-1, rows, cols, self.last.channels)
-        return self.grow(x, encoded, context)
+        maps = [
+            _on_grid(each, info.stride, encoded.size)
+            for each, info in zip(encoded.maps, self.info)
+        ]
+        x = _on_grid(x, self.last.stride, encoded.size)
+        return self.grow(x, dataclasses.replace(encoded, maps=maps), context)
 
 
 class UpDecoder(DecoderNetwork):
@@ -367,12 +377,12 @@ class Autoencoder(nnx.Module):
         """The code, and anything else a decoder may use."""
         maps, switches = self.encoder.encode(images, context)
         code = maps[-1]
-        stride = self.encoder.feature_info[-1].stride
-        if code.shape[1:3] != tuple(-(-n // stride) for n in images.shape[1:3]):
+        last = self.encoder.feature_info[-1]
+        if code.shape[1:3] != tuple(map(last.sites, images.shape[1:3])):
             raise UserError(
                 f"images of {images.shape[1:3]} px cannot be reconstructed: "
                 f"{self.encoder.config.name} drops the pixels beyond multiples of "
-                f"{stride}. Resize the images"
+                f"{last.stride}. Resize the images"
             )
         if self.encoder.bottleneck is not None:
             code = self.encoder.vector(code)

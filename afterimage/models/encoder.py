@@ -37,12 +37,17 @@ Switches = list[UInt8[Array, "b _h _w _c"]]
 class FeatureInfo:
     """One feature map: its name, its channels, and input pixels per map pixel.
 
-    A map of stride s over H x W pixels is ceil(H / s) x ceil(W / s).
+    A map of stride s over H x W pixels is ceil(H / s) x ceil(W / s), with few
+    exceptions (`sites`).
     """
 
     name: str
     channels: int
     stride: int
+
+    def sites(self, side: int) -> int:
+        """Rows of the map for so many rows of pixels; columns likewise."""
+        return -(-side // self.stride)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +222,7 @@ class EncoderNetwork(nnx.Module):
         if config.bottleneck is None:
             self.bottleneck = None
         else:
-            h, w = (-(-n // last.stride) for n in config.image_size)
+            h, w = map(last.sites, config.image_size)
             flat = h * w * last.channels
             self.bottleneck = layers.Dense(flat, config.bottleneck, rngs=rngs)
 
@@ -239,7 +244,7 @@ class EncoderNetwork(nnx.Module):
         mask: Bool[Array, "b h w"] | None = None,
         train: bool = False,
     ) -> Maps:
-        """Feature maps, finest first, each ceil(h / stride) x ceil(w / stride).
+        """Feature maps, finest first, of the sizes that `feature_info` gives.
 
         Pixels where `mask` is true do not affect the result, bit for bit; maps are zero
         at sites whose pixels are all masked.
@@ -331,7 +336,7 @@ def describe(name: str, side: int) -> str:
         f"maps of a {side} x {side} image:",
     ]
     for info in encoder.feature_info:
-        sites = -(-side // info.stride)
+        sites = info.sites(side)
         lines.append(f"  {info.name}: {sites} x {sites} x {info.channels}")
     return "\n".join(lines)
 

@@ -41,14 +41,17 @@ class PassInfo:
         """True at the sites of map `x` with a visible pixel; None without a mask."""
         if self.mask is None:
             return None
-        size, sides = x.shape[1:3], self.mask.shape[1:]
-        # For a side of one site several strides fit, with the same result.
-        stride = next(
-            2**n for n in range(32) if size == tuple(-(-k >> n) for k in sides)
-        )
+        (h, w), sides = x.shape[1:3], self.mask.shape[1:]
+        grids = {2**n: [-(-k >> n) for k in sides] for n in range(32)}
+        # The coarsest grid that the map fits into; of equal ones any gives the same. A
+        # map of layers without padding is smaller, and lies in its middle.
+        fits = {s: (a, b) for s, (a, b) in grids.items() if a >= h and b >= w}
+        stride = min(fits, key=lambda s: math.prod(fits[s]))
+        rows, columns = fits[stride]
         shown = ops.pad_to_multiple(~self.mask[..., None], stride)
-        blocks = shown.reshape(-1, size[0], stride, size[1], stride)
-        return blocks.any((2, 4))[..., None]
+        blocks = shown.reshape(-1, rows, stride, columns, stride).any((2, 4))
+        top, left = (rows - h) // 2, (columns - w) // 2
+        return blocks[:, top : top + h, left : left + w, None]
 
     def hide(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Zeros at masked sites, whatever the values there (even NaN)."""
@@ -121,36 +124,42 @@ def identity(size: int, *, like: Array) -> Array:
 
 
 class Conv(nnx.Module):
-    """k x k convolution, padded by k // 2; with `same` as TensorFlow pads."""
+    """k x k convolution, padded by k // 2; with `same` as TensorFlow pads.
+
+    `k` may be (rows, columns). Not `padded`, sides of n give (n - k) // stride + 1.
+    """
 
     def __init__(
         self,
         i: int,
         o: int,
-        k: int = 3,
+        k: int | tuple[int, int] = 3,
         *,
         stride: int = 1,
         same: bool = False,
+        padded: bool = True,
         bias: bool = True,
         init=he_normal,
         rngs: nnx.Rngs,
     ):
-        self.stride, self.same = stride, same
-        self.kernel = nnx.Param(init(rngs, (k, k, i, o), k * k * i))
+        self.stride, self.same, self.padded = stride, same, padded
+        kh, kw = (k, k) if isinstance(k, int) else k
+        self.kernel = nnx.Param(init(rngs, (kh, kw, i, o), kh * kw * i))
         self.bias = nnx.Param(constant(0.0, o)) if bias else None
 
     def __call__(
         self, x: Float[Array, "b h w i"], context: PassInfo = DENSE
     ) -> Float[Array, "b H W o"]:
         kernel = self.kernel[...].astype(x.dtype)
-        if kernel.shape[0] > 1 or self.stride > 1:
+        side = max(kernel.shape[:2])
+        if side > 1 or self.stride > 1:
             x = context.hide(x)
-        if kernel.shape[0] == 1:
+        if side == 1:
             x = ops.matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
-            pads = None
+            pads = None if self.padded else ((0, 0), (0, 0))
             if self.same and self.stride > 1:
-                pads = ops.same_padding(x, kernel.shape[0], self.stride)
+                pads = ops.same_padding(x, side, self.stride)
             x = ops.conv2d(x, kernel, self.stride, pads)
         return _add_bias(x, self.bias)
 

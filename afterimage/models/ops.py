@@ -92,6 +92,17 @@ def pad_to_multiple(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W
     return jnp.pad(x, ((0, 0), (0, -h % r), (0, -w % r), (0, 0)))
 
 
+def pad_around(
+    x: Shaped[Array, "b h w c"], size: tuple[int, int]
+) -> Shaped[Array, "b H W c"]:
+    """Zeros around a map, which then is in the middle of one of this size."""
+    if x.shape[1:3] == size:
+        return x
+    lacks = [after - before for before, after in zip(x.shape[1:3], size, strict=True)]
+    pads = [(n // 2, n - n // 2) for n in lacks]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
 def space_to_depth(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W C"]:
     """Blocks of r x r pixels become r*r*c channels, rows first; r divides the sides."""
     b, h, w, c = x.shape
@@ -460,20 +471,42 @@ def max_unpool(
     return spread.reshape(b, 2 * h, 2 * w, c)[:, : size[0], : size[1]]
 
 
-def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
+def mean_pool_3x3(
+    x: Float[Array, "b h w c"], counts_padding: bool = True
+) -> Float[Array, "b h w c"]:
+    """Mean over 3 x 3 windows, stride 1, padded with zeros.
+
+    With `counts_padding` the zeros count, as in PyTorch; otherwise a mean is over the
+    pixels that there are, as in TensorFlow.
+    """
+    for axis in (1, 2):
+        n, pads = x.shape[axis], [(0, 0)] * 4
+        pads[axis] = (1, 1)
+        padded = jnp.pad(x, pads)
+        taps = [lax.slice_in_dim(padded, t, t + n, axis=axis) for t in range(3)]
+        places = np.arange(n)
+        count = 3 - (0 if counts_padding else 1) * ((places == 0) + (places == n - 1))
+        shape = [n if a == axis else 1 for a in range(4)]
+        x = (taps[0] + taps[1] + taps[2]) / count.reshape(shape).astype(x.dtype)
+    return x
+
+
+def max_pool_3x3(
+    x: Float[Array, "b h w c"], padded: bool = True
+) -> Float[Array, "b H W c"]:
     """Maximum over 3 x 3 windows, stride 2, padded by one: the stem pool of ResNet.
 
     Rows, then columns, each as the maximum of three strided slices; avoids
-    `reduce_window`.
+    `reduce_window`. Not `padded`, sides of n give (n - 1) // 2.
     """
     for axis in (1, 2):
         n = x.shape[axis]
-        pads = [(0, 0)] * 4
-        pads[axis] = (1, 1 + n % 2)
-        padded = jnp.pad(x, pads, constant_values=-math.inf)
-        out = -(-n // 2)
+        pads, out = [(0, 0)] * 4, (n - 1) // 2
+        if padded:
+            pads[axis], out = (1, 1 + n % 2), -(-n // 2)
+        padded_x = jnp.pad(x, pads, constant_values=-math.inf)
         taps = [
-            lax.slice_in_dim(padded, t, t + 2 * out - 1, stride=2, axis=axis)
+            lax.slice_in_dim(padded_x, t, t + 2 * out - 1, stride=2, axis=axis)
             for t in range(3)
         ]
         x = jnp.maximum(jnp.maximum(taps[0], taps[1]), taps[2])

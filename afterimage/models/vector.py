@@ -207,7 +207,7 @@ def pooled_size(
     cells = (3 if pool == "grid-3" else 2) if "grid" in pool else 1
 
     def size(level: FeatureInfo) -> int:
-        down, across = (min(cells, -(-n // level.stride)) for n in image_size)
+        down, across = (min(cells, level.sites(n)) for n in image_size)
         return down * across * level.channels
 
     chosen = info if pool.startswith("pyramid") else info[-1:]

@@ -63,7 +63,7 @@ class VariationalAutoencoder(Autoencoder):
     ) -> Float[Array, "b h w c"]:
         """`count` images decoded from standard normal codes."""
         config, last = self.encoder.config, self.encoder.feature_info[-1]
-        sides = tuple(-(-n // last.stride) for n in config.image_size)
+        sides = tuple(map(last.sites, config.image_size))
         shape = (config.bottleneck,) if config.bottleneck else (*sides, last.channels)
         code = jax.random.normal(key, (count, *shape))
         encoded = Encoded(code, [], [], config.image_size)
