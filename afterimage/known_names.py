@@ -87,7 +87,7 @@ NORM = {"head.norm.weight": 1.0, "head.norm.bias": 0.0}
 def _convnext_name(first: str, *parts: str) -> str:
     """`stages.S.blocks.B.…` of timm's ConvNeXt."""
     *inside, leaf = parts
-    if first == "norm":
+    if first == "vector_norm":
         return f"head.norm.{_LEAVES[leaf]}"
     if first == "stem":
         return f"stem.{int(inside[0] == 'norm')}.{_LEAVES[leaf]}"

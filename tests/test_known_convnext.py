@@ -198,6 +198,6 @@ def test_fine_tuning_trains_the_norm_of_the_vector(narrow, tmp_path):
         tensorboard=False,
     )
     before, after = _leaves(tmp_path / "e"), _leaves(finetune(config).run)
-    for leaf in ("norm/scale", "norm/bias", "stages/0/blocks/0/scale"):
+    for leaf in ("vector_norm/scale", "vector_norm/bias", "stages/0/blocks/0/scale"):
         assert not np.array_equal(before[leaf], after[leaf]), leaf
     assert "normed mean" in repr(load_encoder(tmp_path / "run"))

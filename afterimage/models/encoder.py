@@ -218,7 +218,7 @@ class EncoderNetwork(nnx.Module):
         self.build(config, rngs)
         last = self.feature_info[-1]
         normed = config.bottleneck is None and self.pooled_norm
-        self.norm = layers.LayerNorm(last.channels) if normed else None
+        self.vector_norm = layers.LayerNorm(last.channels) if normed else None
         if config.bottleneck is None:
             self.bottleneck = None
         else:
@@ -274,7 +274,8 @@ class EncoderNetwork(nnx.Module):
         del train  # a bottleneck has no batch statistics
         if self.bottleneck is None:
             mean = last.mean((1, 2))
-            return mean if self.norm is None else self.norm(mean, layers.DENSE)
+            norm = self.vector_norm
+            return mean if norm is None else norm(mean, layers.DENSE)
         flat = last.reshape(last.shape[0], -1)
         if flat.shape[1] != self.bottleneck.kernel.shape[0]:
             raise UserError(

@@ -106,7 +106,7 @@ class Model(Tree):
             m = F.adaptive_avg_pool2d(m, tuple(min(cells, n) for n in m.shape[2:]))
             parts.append(m.permute(0, 2, 3, 1).flatten(1))
         x = torch.cat(parts, 1)
-        if kind == "vector" and (norm := self.get("norm")) is not None:
+        if kind == "vector" and (norm := self.get("vector_norm")) is not None:
             x = F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, 1e-6)
         return x
 
