@@ -82,10 +82,10 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     features: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "grid"
     )
-    """The features that the head uses. vector: the bottleneck if the encoder has one,
-    else the same as last. last: the mean of the last map. pyramid: the means of all
-    maps. grid, pyramid-grid: the same over a 2x2 grid, which keeps some position;
-    grid-3: the last map over a 3x3 grid."""
+    """The features that the head uses. vector: the network's own, a bottleneck or a
+    norm of the mean of the last map, else the same as last. last: the mean of the last
+    map. pyramid: the means of all maps. grid, pyramid-grid: the same over a 2x2 grid,
+    which keeps some position; grid-3: the last map over a 3x3 grid."""
 
     image_size: int | None = None
     """Side of the square, in pixels, that images are resized to. Default: the

@@ -193,6 +193,7 @@ def test_fine_tuning_trains_the_norm_of_the_vector(narrow, tmp_path):
         data=data,
         out=str(tmp_path / "run"),
         mode="full",
+        features="vector",
         steps=2,
         batch_size=6,
         tensorboard=False,
