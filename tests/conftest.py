@@ -18,6 +18,10 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# No test cuts the power: waiting for the disk would only take time. Child processes do
+# wait, among them those that are killed.
+os.fsync = lambda _: None
+
 _FLAGS = "AFTERIMAGE_TEST_XLA_FLAGS"
 
 
