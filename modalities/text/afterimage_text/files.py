@@ -170,7 +170,9 @@ def read_hugging_face(folder: pathlib.Path) -> Stored:
         if given.get(name, value) != value
     ]
     sizes = {ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given}
-    wrong += schemas.mistakes(sizes, BertConfig)
+    theirs = {ours: name for name, ours in _FIELDS.items()}
+    parts = [mistake.partition(":") for mistake in schemas.mistakes(sizes, BertConfig)]
+    wrong += [f"{theirs.get(name, name)}{colon}{why}" for name, colon, why in parts]
     if wrong:
         raise CheckpointError(f"{folder / 'config.json'}: {schemas.listed(wrong)}")
     config = msgspec.convert(sizes, BertConfig)

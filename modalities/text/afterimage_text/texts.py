@@ -51,6 +51,8 @@ def read_texts(place: str, column: str, label: str | None = None) -> Texts:
         content = files.read_bytes(path, MOST_BYTES)
     except (OSError, ValueError) as error:  # a path with a NUL
         raise DataError(f"{printable(place)} {files.reason(error)}") from error
+    if not content.strip():
+        raise DataError(f"{place} is empty; expected a table with a column {column!r}")
     json_lines = path.suffix.lower() in (".jsonl", ".ndjson")
     _require_text(content, place)
     table = read_table(content, place, json_lines=json_lines)

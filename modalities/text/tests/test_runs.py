@@ -235,7 +235,7 @@ def test_a_hugging_face_folder_is_read_leaf_for_leaf(tmp_path):
         ({"model_type": "roberta"}, "model_type is 'roberta'"),
         ({"num_attention_heads": 3}, "no multiple of 3 heads"),
         ({"num_hidden_layers": 2}, "blocks/1/.* missing"),
-        ({"hidden_size": "8"}, "width"),
+        ({"hidden_size": "8"}, "hidden_size: Expected int"),
         ({"intermediate_size": 9}, r"\(8, 8\)"),
     ],
 )

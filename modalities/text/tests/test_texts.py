@@ -55,6 +55,7 @@ def test_tables_in_several_forms(table, content, name):
         (b"text,label\nx,a\ncaf\xe9,b\n", "line 3 is not UTF-8.*save .* as UTF-8"),
         ("text,label,split\nx,a,train\ny,b,tets\n", "line 3: the split 'tets'"),
         ("text,label\n", "no texts"),
+        ("\n \n", "is empty; expected a table with a column 'text'"),
         ("text,label\nx\n", "line 2 has 1 cells"),
     ],
 )  # fmt: skip
