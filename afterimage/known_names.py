@@ -163,6 +163,41 @@ def renamed(weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     return found
 
 
+_KERAS = re.compile(r"^(conv2d|batch_normalization)(?:_(\d+))?/(\w+)$")
+_KERAS_LEAVES = {
+    "kernel": "conv.weight",
+    "gamma": "bn.weight",
+    "beta": "bn.bias",
+    "moving_mean": "bn.running_mean",
+    "moving_variance": "bn.running_var",
+}
+
+
+def from_keras(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keras' InceptionV3 by torchvision's names; {} if the weights are not of one.
+
+    Keras numbers layers in the order in which they were made, from any number. It has
+    no scale in BatchNorm. What else there is belongs to the head.
+    """
+    units, found = inception.convolutions(), {}
+    places = {name: m for name in weights if (m := _KERAS.match(name))}
+    for kind in ("conv2d", "batch_normalization"):
+        of_kind = {n: int(m[2] or 0) for n, m in places.items() if m[1] == kind}
+        order = {number: i for i, number in enumerate(sorted(set(of_kind.values())))}
+        if len(order) != len(units):
+            return {}
+        for name, number in of_kind.items():
+            leaf = _KERAS_LEAVES.get(places[name][3], places[name][3])
+            array, unit = weights[name], units[order[number]]
+            wide = array.ndim == 4
+            found[f"{unit}.{leaf}"] = array.transpose(3, 2, 0, 1) if wide else array
+    for unit in units:
+        if (bias := found.get(f"{unit}.bn.bias")) is not None:
+            found.setdefault(f"{unit}.bn.weight", np.ones_like(bias))
+    rest = weights.keys() - places.keys()
+    return found | {f"fc.{name}": weights[name] for name in rest}
+
+
 def _renamed_mobilenet(weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     old = {name: match for name in weights if (match := _OLDER.match(name))}
     if not any(match[2] in "467" for match in old.values()):

@@ -13,12 +13,13 @@ class Import:
     """Published weights as an encoder folder."""
 
     file: str
-    """A .safetensors, .pth, .pt or .bin file."""
+    """A .safetensors, .pth, .pt, .bin or .h5 file, or a model.json of TensorFlow.js."""
 
     model: str
     """resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg16, vgg16_bn, mobilenet_v2,
-    efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, inception_v3, or
-    convnext_SIZE (V1) or convnextv2_SIZE, with atto, femto, pico, nano or tiny."""
+    efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, inception_v3,
+    inception_v3_keras, or convnext_SIZE (V1) or convnextv2_SIZE, with atto, femto,
+    pico, nano or tiny."""
 
     out: str
     """The encoder folder to write."""

@@ -126,7 +126,18 @@ STAGES: tuple[dict[str, tuple[Branch, ...]], ...] = (
     },
     {"Mixed_7a": _D, "Mixed_7b": _E, "Mixed_7c": _E},
 )
-"""The blocks of each stage by torchvision's names; each adds up its branches."""
+"""The blocks of each stage, by torchvision's names."""
+
+
+def convolutions() -> list[str]:
+    """Torchvision's names of all convolutions, in the order of Keras' numbers."""
+    found = []
+    for at, branches in (block for stage in STAGES for block in stage.items()):
+        steps = [step for branch in branches for step in branch]
+        for step in (s for s in steps if not isinstance(s, str)):
+            convs = (step,) if isinstance(step, Conv) else step
+            found += [f"{at}.{conv.name}".removeprefix(".") for conv in convs]
+    return found
 
 
 class ConvUnit(nnx.Module):
@@ -244,3 +255,10 @@ class InceptionV3(EncoderNetwork):
             x = stage(x, context, self.config.remat)
             maps.append(context.hide(x))
         return maps, []
+
+
+@ENCODERS.add("inception_v3_keras")
+class InceptionV3Keras(InceptionV3):
+    """InceptionV3, as in Keras: means at the border leave the padding out"""
+
+    counts_padding = False
