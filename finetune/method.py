@@ -20,6 +20,7 @@ the return value of `open` (`setup.opened[name]`, on the host) or its state
 
 import dataclasses
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,7 +71,15 @@ class Now:
     """The model's statistics, and the state of each method by its name."""
     batch: Mapping[str, Any]
     key: Any
-    """The random key of the step; fold in a constant of your own before use."""
+    """The random key of the step; `key_of` makes one of your own."""
+    trainable: frozenset[str] = frozenset()
+    """The parts that learn in this phase, such as `encoder`."""
+
+    def key_of(self, method: "Method") -> Any:
+        """A key for the method's own draws."""
+        import jax
+
+        return jax.random.fold_in(self.key, zlib.crc32(method.name.encode()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -332,7 +332,7 @@ def _make_providers(
             found["train/weight"] = lambda _: jnp.take(weights, batch["index"])
         if "source" in stats:
             found |= source_rules(classifier, stats["source"])
-        now = Now(params, stats, batch, key)
+        now = Now(params, stats, batch, key, trainable)
         for method in config.methods:
             found |= method.providers(setup, found, now)
         return found

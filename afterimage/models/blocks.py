@@ -11,7 +11,11 @@ from afterimage.models import layers, ops
 from afterimage.models.layers import PassInfo, constant, make_norm
 
 
-class BasicBlock(nnx.Module):
+class Residual(nnx.Module):
+    """A block that adds `context.branch` of something to its input."""
+
+
+class BasicBlock(Residual):
     """relu(x + norm(conv(relu(norm(conv(x)))))), 3x3 both (He et al. 2015, Figure 2).
 
     The last norm's scale starts at zero, so the block starts as the identity.
@@ -27,10 +31,10 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b h w i"], context: PassInfo) -> Array:
         y = jax.nn.relu(self.norm1(self.conv1(x, context), context))
         y = self.norm2(self.conv2(y, context), context)
-        return jax.nn.relu(y + _skip(self.shortcut, x, context))
+        return jax.nn.relu(context.branch(y) + _skip(self.shortcut, x, context))
 
 
-class BottleneckBlock(nnx.Module):
+class BottleneckBlock(Residual):
     """1x1 to o / 4 channels, 3x3 with the stride (as in torchvision), 1x1 to o.
 
     The last norm's scale starts at zero.
@@ -50,7 +54,7 @@ class BottleneckBlock(nnx.Module):
         y = jax.nn.relu(self.norm1(self.conv1(x, context), context))
         y = jax.nn.relu(self.norm2(self.conv2(y, context), context))
         y = self.norm3(self.conv3(y, context), context)
-        return jax.nn.relu(y + _skip(self.shortcut, x, context))
+        return jax.nn.relu(context.branch(y) + _skip(self.shortcut, x, context))
 
 
 class Shortcut(nnx.Module):
@@ -96,7 +100,7 @@ class GlobalResponseNorm(nnx.Module):
         return x * factor.astype(x.dtype) + bias
 
 
-class ConvNeXtBlock(nnx.Module):
+class ConvNeXtBlock(Residual):
     """x + project(GRN(gelu(expand(norm(depthwise(x)))))) (ConvNeXt V2, Figure 5).
 
     With `layer_scale` as in V1 (Liu et al. 2022): no GRN, and what is added to x is
@@ -120,7 +124,7 @@ class ConvNeXtBlock(nnx.Module):
         y = self.project(y)
         if self.scale is not None:
             y = y * ops.per_channel(self.scale[...].astype(y.dtype), y)
-        return x + y
+        return x + context.branch(y)
 
 
 class BlockStage(nnx.Module):
@@ -140,8 +144,9 @@ def run_blocks(
     blocks: Iterable[nnx.Module], x: Array, context: PassInfo, remat: bool
 ) -> Array:
     """Run the blocks in order; with `remat` each is recomputed in the backward pass."""
-    for block in blocks:
-        x = _rematerialise(block, x, context) if remat else block(x, context)
+    for number, block in enumerate(blocks):
+        here = context.after(number)
+        x = _rematerialise(block, x, here) if remat else block(x, here)
     return x
 
 

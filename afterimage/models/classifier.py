@@ -119,11 +119,20 @@ class ClassifierNetwork:
         return jax.eval_shape(run, params, stats, images).shape[-1]
 
     def maps(
-        self, params: Tree, stats: Tree, images: Array, *, train: bool = False
+        self,
+        params: Tree,
+        stats: Tree,
+        images: Array,
+        *,
+        train: bool = False,
+        **how: Any,
     ) -> tuple[Maps, Tree]:
-        """(feature maps of normalised images, the encoder's new statistics)."""
+        """(feature maps of normalised images, the encoder's new statistics).
+
+        `how` is passed to the encoder's `__call__`.
+        """
         return self.encoder.apply(
-            params["encoder"], stats["encoder"], images, train=train
+            params["encoder"], stats["encoder"], images, train=train, **how
         )
 
     def features(

@@ -19,8 +19,8 @@ from afterimage.checkpoints.schemas import LARGEST_SIDE, MOST_CHANNELS, WIDEST
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.errors import UserError
 from afterimage.models import layers
-from afterimage.models.blocks import BasicBlock
-from afterimage.models.layers import PassInfo
+from afterimage.models.blocks import BasicBlock, Residual
+from afterimage.models.layers import PassInfo, StochasticDepth
 from afterimage.plugins import ENCODERS
 
 MIN_IMAGE_SIZE = 8
@@ -243,13 +243,23 @@ class EncoderNetwork(nnx.Module):
         *,
         mask: Bool[Array, "b h w"] | None = None,
         train: bool = False,
+        depth: StochasticDepth | None = None,
     ) -> Maps:
         """Feature maps, finest first, of the sizes that `feature_info` gives.
 
         Pixels where `mask` is true do not affect the result, bit for bit; maps are zero
-        at sites whose pixels are all masked.
+        at sites whose pixels are all masked. `depth` skips residual branches at random;
+        the number of blocks is filled in.
         """
-        return self.encode(images, PassInfo(train=train, mask=mask))[0]
+        if depth is not None:
+            depth = dataclasses.replace(depth, blocks=self.residual_blocks)
+        return self.encode(images, PassInfo(train=train, mask=mask, depth=depth))[0]
+
+    @property
+    def residual_blocks(self) -> int:
+        """Number of blocks that stochastic depth counts; 0 if none is residual."""
+        blocks = [b for stage in self.stages for b in getattr(stage, "blocks", ())]
+        return len(blocks) if any(isinstance(b, Residual) for b in blocks) else 0
 
     @property
     def num_features(self) -> int:
@@ -295,6 +305,7 @@ class StagedEncoder(EncoderNetwork):
         maps, x = [], self.stem(images, context)
         for stage in self.stages:
             x = stage(x, context, self.config.remat)
+            context = context.after(len(stage.blocks))
             maps.append(context.hide(x))
         return maps, []
 

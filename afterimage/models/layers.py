@@ -25,17 +25,54 @@ from afterimage.models import ops
 
 
 @dataclasses.dataclass(frozen=True)
+class StochasticDepth:
+    """Skips residual branches of single images, deeper ones more often.
+
+    Branch l of L is left out with probability r·l/L, and otherwise divided by the
+    probability that it is kept, so that its mean stays the same (Huang et al. 2016,
+    "Deep Networks with Stochastic Depth", section 3, equation 4).
+    """
+
+    rate: float
+    """r, of the last block."""
+    key: Array
+    blocks: int = 1
+    """L."""
+    done: int = 0
+    """Blocks before this one."""
+
+    def __call__(self, branch: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        kept = 1 - self.rate * (self.done + 1) / self.blocks
+        key = jax.random.fold_in(self.key, self.done)
+        keep = jax.random.bernoulli(key, kept, (len(branch), 1, 1, 1))
+        return jnp.where(keep, branch / kept, 0).astype(branch.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class PassInfo:
     """What a forward pass passes to every block; never a property of the model.
 
     `train` lets batch statistics update. `mask` is true at the pixels that the encoder
     must not see. A site of a map represents a square of pixels and is masked if all of
     them are, so no visible pixel is lost, whatever the size of the masked patches.
-    Masked pixels are hidden before the first layer, so none is seen.
+    Masked pixels are hidden before the first layer, so none is seen. `depth` skips
+    residual branches at random.
     """
 
     train: bool = False
     mask: Bool[Array, "b h w"] | None = None
+    depth: StochasticDepth | None = None
+
+    def branch(self, y: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """The residual branch of a block, without that of skipped images."""
+        return y if self.depth is None else self.depth(y)
+
+    def after(self, blocks: int) -> "PassInfo":
+        """The same pass so many blocks later."""
+        if self.depth is None:
+            return self
+        depth = dataclasses.replace(self.depth, done=self.depth.done + blocks)
+        return dataclasses.replace(self, depth=depth)
 
     def visible(self, x: Float[Array, "b h w c"]) -> Bool[Array, "b h w 1"] | None:
         """True at the sites of map `x` with a visible pixel; None without a mask."""

@@ -152,6 +152,28 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="30 epochs; for 50,000 images 5,859 steps of 256 = 1.5 million images",
     ),
+    "photos": Preset(
+        about="photos, tens of labels per class or more: the usual regularisation",
+        command=(
+            "afterimage finetune --preset photos --from runs/photos "
+            "--data folder:labelled --out runs/cls"
+        ),
+        # As is usual for ImageNet; not tuned here.
+        settings={
+            "mode": "full",
+            "methods": (
+                {"name": "stochastic-depth", "rate": 0.1},
+                {"name": "dropout", "rate": 0.2},
+                {"name": "mixup", "alpha": 0.2, "cutmix": 0.5},
+            ),
+            "augment": "crop:0.35,flip,randaugment",
+            "label_smoothing": 0.1,
+            "layer_decay": 0.75,
+            "ema": 0.99,
+        },
+        cost="100 epochs, at least 300 steps of 64",
+        results="photos.md",
+    ),
     "probe": Preset(
         about="a linear classifier on the frozen encoder",
         command=(

@@ -28,8 +28,8 @@ def brightness(key: Array, images: Images, amount: float = 0.4) -> Images:
 @takes(amount=(0, 1))
 def contrast(key: Array, images: Images, amount: float = 0.4) -> Images:
     """Scale each image's contrast around its mean grey by 1 ± AMOUNT (0.4)."""
-    middle = _mean_grey(images)
-    return _blend(images, middle, _factor(key, images, amount))
+    middle = mean_grey(images)
+    return blend(images, middle, _factor(key, images, amount))
 
 
 @AUGMENTATIONS.add("saturation")
@@ -41,7 +41,7 @@ def saturation(key: Array, images: Images, amount: float = 0.4) -> Images:
     """
     if images.shape[-1] != 3:
         return images
-    return _blend(images, _grey(images), _factor(key, images, amount))
+    return blend(images, to_grey(images), _factor(key, images, amount))
 
 
 @AUGMENTATIONS.add("hue")
@@ -82,10 +82,10 @@ def color(
     for place in range(kinds):
         kind = order[place]
         factor = jnp.take_along_axis(factors, kind[None], 0)[0]
-        grey, middle = _grey(found), _mean_grey(found)
+        grey, middle = to_grey(found), mean_grey(found)
         # Of kind 0: brightness, 1: contrast, 2: saturation.
         other = jnp.where(kind == 0, 0, jnp.where(kind == 1, middle, grey))
-        blended = _blend(found, other, factor)
+        blended = blend(found, other, factor)
         if kinds == 4:
             blended = jnp.where(kind == 3, _turned(found, turn), blended)
         # Computed once: XLA would repeat each change for every use of it on CPU.
@@ -116,7 +116,7 @@ def grey(key: Array, images: Images, probability: float = 0.2) -> Images:
     """
     if images.shape[-1] != 3:
         return images
-    return jnp.where(_chosen(key, images, probability), _grey(images), images)
+    return jnp.where(_chosen(key, images, probability), to_grey(images), images)
 
 
 @AUGMENTATIONS.add("solarise")
@@ -202,12 +202,12 @@ def _factor(key: Array, images: Images, amount: float) -> Array:
     return jax.random.uniform(key, one_each, None, 1 - amount, 1 + amount)
 
 
-def _blend(images: Images, other: Array, share: Array) -> Images:
+def blend(images: Images, other: Array, share: Array) -> Images:
     """`share` of the images and the rest of the other; beyond 1 it extrapolates."""
     return jnp.clip(share * images + (1 - share) * other, 0, 1)
 
 
-def _grey(images: Images) -> Float[Array, "b h w 1"]:
+def to_grey(images: Images) -> Float[Array, "b h w 1"]:
     """Grey of RGB; of other numbers of channels their mean."""
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
@@ -215,8 +215,8 @@ def _grey(images: Images) -> Float[Array, "b h w 1"]:
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
-def _mean_grey(images: Images) -> Float[Array, "b 1 1 1"]:
-    """The mean of `_grey`, as a product: XLA's sums are slow on CPU."""
+def mean_grey(images: Images) -> Float[Array, "b 1 1 1"]:
+    """The mean of `to_grey`, as a product: XLA's sums are slow on CPU."""
     count, height, width, channels = images.shape
     luma = jnp.array(_LUMA if channels == 3 else [1 / channels] * channels)
     weights = jnp.tile(luma / (height * width), height * width)

@@ -51,5 +51,6 @@ class ConvEncoder(EncoderNetwork):
         maps, x = [], images
         for stage in self.stages:
             x = stage(x, context, self.config.remat)
+            context = context.after(len(stage.blocks))
             maps.append(context.hide(x))
         return maps, []

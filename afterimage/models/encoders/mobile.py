@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from afterimage.models import layers
-from afterimage.models.blocks import BlockStage
+from afterimage.models.blocks import BlockStage, Residual
 from afterimage.models.encoder import ModelConfig, StagedEncoder, make_feature_info
 from afterimage.models.layers import PassInfo, make_norm
 from afterimage.plugins import ENCODERS
@@ -42,7 +42,7 @@ class ConvUnit(nnx.Module):
         return jax.nn.relu6(self.norm(self.conv(x, context), context))
 
 
-class InvertedResidual(nnx.Module):
+class InvertedResidual(Residual):
     """1x1 to `factor` times the channels, k x k depthwise, 1x1 to o; a norm after each.
 
     relu6 follows the first two. x is added where channels and size stay the same. With
@@ -88,7 +88,7 @@ class InvertedResidual(nnx.Module):
             y = jax.nn.relu6(self.expand_norm(self.expand(y, context), context))
         y = jax.nn.relu6(self.depthwise_norm(self.depthwise(y, context), context))
         y = self.project_norm(self.project(y, context), context)
-        return x + y if self.adds else y
+        return x + context.branch(y) if self.adds else y
 
 
 Group = tuple[int, int, int, int]
