@@ -172,7 +172,6 @@ PRESETS: Mapping[str, Preset] = {
             "ema": 0.99,
         },
         cost="100 epochs, at least 300 steps of 64",
-        results="photos.md",
     ),
     "probe": Preset(
         about="a linear classifier on the frozen encoder",
