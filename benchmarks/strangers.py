@@ -221,7 +221,7 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _vectors(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Any:
+def vectors_of(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Any:
     """What `representation_report` scores, from a function of a batch of images."""
     from afterimage.evaluation.vectors import Representation
 
@@ -243,7 +243,7 @@ def representations(cell: Cell, names: tuple[str, ...]) -> list[Any]:
         "HOG": lambda: hog_vectors,
         "random weights": lambda: encoder.untrained(cell.seed).features,
     }
-    return [_vectors(name, made[name]()) for name in names]
+    return [vectors_of(name, made[name]()) for name in names]
 
 
 def probe_scores(cell: Cell, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
