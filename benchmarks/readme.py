@@ -159,6 +159,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
         f"anomalies-{name}": (plain_table, "anomalies", name)
         for name in ("mnist", "fashion", "defects")
     },
+    "sound-letters": (plain_table, "sound", "letters"),
     **{
         name: (plain_table, "transfer", name)
         for name in (

@@ -1,11 +1,12 @@
 """`python -m benchmarks.sound --packages FOLDER`: spoken letters of unheard speakers.
 
 Twenty letters, each spoken once in twelve languages, by other speakers in each
-(Debian's klettres-data; not English, where most of their names are others). For each seed, four languages are for testing. An encoder is
-pretrained on all letters and syllables of the other languages, without labels, by
-`afterimage pretrain sound:TABLE`. Its features, MFCC, raw log-mel spectrograms and the
-features of random weights are scored by logistic regression with 1, 3 and all labels a
-letter (one a language); and the network is fine-tuned, beside the same from scratch.
+(Debian's klettres-data; not English, where most of their names are others). For each
+seed, four languages are for testing. An encoder is pretrained on all letters and
+syllables of the other languages, without labels, by `afterimage pretrain sound:TABLE`.
+Its features, MFCC, raw log-mel spectrograms and the features of random weights are
+scored by logistic regression with 1, 3 and all labels a letter (one a language); and
+the network is fine-tuned, beside the same from scratch.
 
 Needs the package afterimage-sound: pip install ./modalities/sound
 """
@@ -48,7 +49,7 @@ NOTES = (
     "encoder and the labels; chance is 5. Logistic regression: the mean of three draws "
     "of the labels, its penalty chosen on training labels. MFCC: the first 20 "
     "coefficients of each of the 32 frames. Nothing is chosen on test speakers. A "
-    "letter's names differ between languages."
+    "letter's name differs between languages."
 )
 
 
