@@ -30,16 +30,16 @@ _MOST_VALUES = 2**26  # samples of all channels of a clip: 256 MiB
 _HEADER = 14 + 40 + 4 * 256  # bytes of a grey bitmap before its pixels
 _PARTS = 20  # the loudest clip begins at a multiple of its length / 20
 _FORMAT = 1  # of the pictures, which are cached
-_PIECE = re.compile(r"(.+)#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", re.S)
+_PART = re.compile(r"(.+)#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", re.S)
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A piece of a recording; the loudest one if it has no start."""
+    """A piece of a recording, in seconds; the loudest one if it has no start."""
 
     path: str
     start: float | None
-    """Seconds."""
+    length: float | int
 
 
 class Clips:
@@ -55,8 +55,9 @@ class Clips:
     def stamp(self, row: int) -> Sequence[int | str]:
         """The recording's size and times, and how it becomes a picture."""
         clip = self._clips[self.names[row]]
+        how = f"{_FORMAT} {self._rendering} {clip.start} {clip.length}"
         file = OnDisk(pathlib.Path(self._root), [clip.path])
-        return (*file.stamp(0), f"{_FORMAT} {self._rendering} {clip.start}")
+        return (*file.stamp(0), how)
 
     def size(self, row: int) -> int:
         """Bytes of its bitmap."""
@@ -73,8 +74,7 @@ class Clips:
     def _drawn(self, clip: Clip) -> bytes:
         from afterimage_sound.spectrogram import picture
 
-        path = os.path.join(self._root, clip.path)
-        samples = read_clip(path, clip.start, self._rendering)
+        samples = read_clip(self._root, clip, self._rendering.rate)
         return _bitmap(picture(samples, self._rendering))
 
 
@@ -121,35 +121,35 @@ def _opened(path: str) -> Iterator[Any]:
             raise NotAnImage(f"not a recording that can be read: {said}") from error
 
 
-def read_clip(
-    path: str, start: float | None, rendering: Rendering
-) -> Float32[np.ndarray, " n"]:
-    """The samples of a clip, at most `rendering.samples`: the mean of the channels.
+def read_clip(root: str, clip: Clip, rate: int) -> Float32[np.ndarray, " n"]:
+    """The samples of a clip: the mean of the channels, resampled to `rate` by SoXR.
 
-    `start` in seconds; None finds the loudest clip. Resampled by SoXR. Raises
-    NotAnImage for a file that cannot be read, or not up to there.
+    Fewer if the recording ends. Raises NotAnImage for a file that cannot be read, or
+    not up to there.
     """
     import soxr
 
-    with _opened(path) as sound:
-        wanted = round(rendering.seconds * sound.samplerate)
+    with _opened(os.path.join(root, clip.path)) as sound:
+        wanted = max(1, round(clip.length * sound.samplerate))
         if wanted * sound.channels > _MOST_VALUES:
             raise NotAnImage(
                 f"{sound.channels} channels of {sound.samplerate:,} Hz: a clip of "
-                f"{rendering.seconds:g} s does not fit in memory"
+                f"{clip.length:g} s does not fit in memory"
             )
-        first = _loudest(sound, wanted) if start is None else start * sound.samplerate
-        first = round(first)
+        if clip.start is None:
+            first = _loudest(sound, wanted)
+        else:
+            first = round(clip.start * sound.samplerate)
         left = sound.frames - first
         if left < 1:
-            raise NotAnImage(f"ends before {start:g} s")
+            raise NotAnImage(f"ends before {clip.start:g} s")
         sound.seek(first)
         mono = sound.read(wanted, "float32", always_2d=True).mean(1)
         if len(mono) < min(wanted, left):
             raise NotAnImage("damaged: ends before the length that it states")
         if not np.isfinite(mono).all():
             raise NotAnImage("contains samples that are not numbers")
-        return soxr.resample(mono, sound.samplerate, rendering.rate)
+        return soxr.resample(mono, sound.samplerate, rate)
 
 
 def _loudest(sound: Any, length: int) -> int:
@@ -168,13 +168,13 @@ def cut(
     """For each recording, its clips by their names.
 
     A recording of several clips names them `talk.wav#t=2,3`, in seconds; such a name
-    among `names` is that clip alone. The last clip is dropped if less than half of it
+    among `names` is that part alone. The last clip is dropped if less than half of it
     is sound, unless it is the only one.
     """
 
     def lengths(row: int) -> float:
         path = os.path.join(root, names[row])
-        if clips == "loudest" or _PIECE.fullmatch(names[row]):
+        if clips == "loudest" or _PART.fullmatch(names[row]):
             return 0.0
         with _opened(path) as sound:
             return sound.frames / sound.samplerate
@@ -186,17 +186,19 @@ def cut(
 def _clips(
     name: str, seconds: float | str, rendering: Rendering, clips: str
 ) -> dict[str, Clip]:
-    if piece := _PIECE.fullmatch(name):
-        return {name: Clip(piece[1], float(piece[2]))}
-    if clips == "loudest":
-        return {name: Clip(name, None)}
+    """`seconds` is a recording's length, or why it cannot be read, which reading it
+    will say."""
     each = rendering.seconds
-    # One that cannot be read is named when it is.
-    count = 1 if isinstance(seconds, str) else max(1, math.floor(seconds / each + 0.5))
-    if count == 1:
-        return {name: Clip(name, 0.0)}
-    starts = [round(number * each, 6) for number in range(count)]
-    return {f"{name}#t={t:.10g},{t + each:.10g}": Clip(name, t) for t in starts}
+    path, start, end = name, 0.0, each if isinstance(seconds, str) else seconds
+    if part := _PART.fullmatch(name):
+        path, start, end = part[1], float(part[2]), float(part[3])
+    elif clips == "loudest":
+        return {name: Clip(name, None, each)}
+    count = math.floor((end - start) / each + 0.5)
+    if count < 2:
+        return {name: Clip(path, start, min(each, end - start))}
+    starts = [round(start + number * each, 6) for number in range(count)]
+    return {f"{path}#t={t:.10g},{t + each:.10g}": Clip(path, t, each) for t in starts}
 
 
 def is_recording(name: str) -> bool:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import glob
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from afterimage.data.sources.csv import CsvSource
 from afterimage.data.sources.folder import listed_kinds, open_tree, walk
 from afterimage.errors import DataError, UserError
 from afterimage.plugins import SOURCES
-from afterimage_sound.recordings import SUFFIXES, Clips, cut, is_recording
+from afterimage_sound.recordings import SUFFIXES, Clip, Clips, cut, is_recording
 from afterimage_sound.rendering import Rendering, chosen, split_spec
 
 _TABLES = (".csv", ".tsv", ".jsonl")
@@ -37,8 +38,14 @@ class Cutting:
     def files(self, folder: str, names: Sequence[str]) -> tuple[Clips, np.ndarray]:
         """The clips of recordings, and the position of each one's recording."""
         parts = cut(folder, names, self.rendering, self.clips)
-        every = {name: clip for part in parts for name, clip in part.items()}
         owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        every: dict[str, Clip] = {}
+        for name, clip in (pair for part in parts for pair in part.items()):
+            if name in every:
+                raise DataError(
+                    f"{spelling(name)} is listed twice, once as a part of another row"
+                )
+            every[name] = clip
         return Clips(folder, every, self.rendering), owner
 
 
@@ -61,7 +68,8 @@ class Table(CsvSource):
         numbers: Numbers | None = None,
     ) -> Splits:
         files, owner = self._cutting.files(folder, names)
-        mine = [np.flatnonzero(owner == row).tolist() for row in range(len(names))]
+        ends = np.searchsorted(owner, np.arange(len(names) + 1)).tolist()
+        mine = [range(*pair) for pair in itertools.pairwise(ends)]
         spread = {
             split: (
                 [clip for row in rows for clip in mine[row]],

@@ -13,7 +13,7 @@ import soundfile
 from afterimage.data import open_data
 from afterimage.errors import DataError, UserError
 from afterimage_sound import Rendering, log_mel, mel_filters, picture
-from afterimage_sound.recordings import read_clip
+from afterimage_sound.recordings import Clip, read_clip
 
 RATE = 16_000
 
@@ -114,7 +114,7 @@ def test_recordings_are_read_resampled_and_mixed(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     left, right = tone(440, 1.5, 44_100), tone(880, 1.5, 44_100)
     write(path, np.stack([left, right], 1), 44_100)
-    found = read_clip(str(path), 0.25, Rendering(seconds=0.5))
+    found = read_clip(str(tmp_path), Clip(path.name, 0.25, 0.5), RATE)
     start = slice(4000, 12_000)
     wanted = (tone(440, 1.5)[start] + tone(880, 1.5)[start]) / 2
     middle = slice(500, -500)  # a resampler knows nothing beyond the ends
@@ -126,7 +126,7 @@ def test_the_loudest_clip_is_found(tmp_path):
     quiet = 0.001 * noise(5 * RATE)
     quiet[round(2.5 * RATE) : round(3.5 * RATE)] += tone(500)
     write(tmp_path / "a.flac", quiet)
-    found = read_clip(str(tmp_path / "a.flac"), None, Rendering())
+    found = read_clip(str(tmp_path), Clip("a.flac", None, 1.0), RATE)
     assert np.square(found).mean() > 0.9 * np.square(tone(500)).mean()
     data = open_data(f"sound:{tmp_path},clips=loudest")
     assert data.train.ids == ["a.flac"]
@@ -186,15 +186,28 @@ def test_a_table_gives_labels_splits_and_clips(tmp_path):
         ["file", "label", "split", "speaker"],
         ["a.wav", "deep", "train", "ann"],
         ["b.wav#t=1,2", "high", "test", "bo"],
+        ["b.wav#t=0,0.4", "deep", "test", "bo"],
     ]
     with (tmp_path / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     data = open_data(f"sound:{tmp_path / 't.csv'}", tasks=("speaker",))
     assert data.train.ids == ["a.wav#t=0,1", "a.wav#t=1,2"]
-    assert data.test.ids == ["b.wav#t=1,2"]
+    assert data.test.ids == ["b.wav#t=1,2", "b.wav#t=0,0.4"]
+    assert data.test.labels.tolist() == [1, 0]
+    loud = data.test.gather([0, 1])[:, :, :, 0].max(1) > 128
+    assert loud[0, :60].all()
+    assert loud[1, :25].all()
+    assert not loud[1, 28:].any()
     assert data.test.class_names == ("deep", "high")
     speakers = data.test.tasks["speaker"]
     assert speakers.class_names[int(speakers.values[0])] == "bo"
+
+
+def test_a_part_that_is_listed_twice_is_refused(tmp_path):
+    write(tmp_path / "a.wav", tone(300, 2.0))
+    (tmp_path / "t.csv").write_text('file,label\na.wav,x\n"a.wav#t=1,2",y\n')
+    with pytest.raises(DataError, match=r"a\.wav#t=1,2 is listed twice"):
+        open_data(f"sound:{tmp_path / 't.csv'}")
 
 
 def damaged(folder):
