@@ -124,8 +124,8 @@ def mfcc(images: np.ndarray) -> np.ndarray:
     import scipy.fft
 
     spectra = images[:, ::-1, :, 0].astype(np.float32) / 255
-    found = scipy.fft.dct(spectra, axis=1, norm="ortho")[:, :_COEFFICIENTS]
-    return np.asarray(found).reshape(len(images), -1)
+    found = np.asarray(scipy.fft.dct(spectra, axis=1, norm="ortho"))
+    return found[:, :_COEFFICIENTS].reshape(len(images), -1)
 
 
 def probe_scores(run: str, data: str, seed: int) -> dict[str, dict[str, float]]:
