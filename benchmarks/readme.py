@@ -154,6 +154,7 @@ TABLES: dict[str, tuple[Make, str, str | None]] = {
     "gains": (lambda *_: gains_table(), "transfer", None),
     "published": (lambda *_: published_table(), "representations", None),
     "peers": (lambda rows, _: peers_table(rows), "reliability", "peers"),
+    "continued": (plain_table, "continued", None),
     "cifar10-patches": (plain_table, "representations", "cifar10-patches"),
     **{
         f"anomalies-{name}": (plain_table, "anomalies", name)
