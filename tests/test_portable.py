@@ -214,6 +214,8 @@ def test_the_card_of_a_run_has_its_accuracy(tmp_path):
         ("resnet18", {"norm": "frozen", "stem_stride": 4}),
         ("resnet50", {"norm": "group"}),
         ("vgg16", {"bottleneck": 6}),
+        ("mobilenet_v2", {"norm": "frozen", "stem_stride": 2}),
+        ("efficientnet_lite0", {"norm": "batch", "stem_stride": 2}),
     ],
 )
 def test_pytorch_gives_the_same(tiny, name, options, tmp_path):

@@ -19,13 +19,21 @@ from afterimage.errors import UserError
 from afterimage.models import ModelConfig
 from afterimage.models.encoders.conv import ConvEncoder
 from afterimage.models.encoders.convnext import ConvNeXt
+from afterimage.models.encoders.mobile import Mobile
 from afterimage.models.encoders.resnet import ResNet
 from afterimage.models.encoders.vgg import VGG
+from afterimage.models.layers import BATCH_EPSILON
 from afterimage.portable.outputs import Portable, ours, prefix
 
 WEIGHTS, CONFIG, LOADER = "model.safetensors", "config.json", "modeling_torch.py"
 TORCH_TOLERANCE = 1e-4
-_FAMILIES = {"plain": ConvEncoder, "resnet": ResNet, "vgg": VGG, "convnext": ConvNeXt}
+_FAMILIES = {
+    "plain": ConvEncoder,
+    "resnet": ResNet,
+    "vgg": VGG,
+    "convnext": ConvNeXt,
+    "mobile": Mobile,
+}
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -86,8 +94,9 @@ def _family(config: ModelConfig) -> str:
         if issubclass(config.encoder, base):
             return family
     raise UserError(
-        f"--to safetensors has conv, ResNet, VGG and ConvNeXt, and this encoder is "
-        f"{config.name}; --to onnx and --to stablehlo take every encoder"
+        f"--to safetensors has conv, ResNet, VGG, ConvNeXt, MobileNetV2 and "
+        f"EfficientNet-Lite, and this encoder is {config.name}; --to onnx and --to "
+        "stablehlo take every encoder"
     )
 
 
@@ -120,6 +129,8 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
         "normalisation": known.normalisation,
         "norm": model.norm,
         "stem_stride": model.stem_stride,
+        "epsilon": getattr(model.encoder, "epsilon", BATCH_EPSILON),
+        "same": getattr(model.encoder, "same", False),
         "vector": pool,
         "heads": heads,
     }

@@ -129,8 +129,16 @@ class Model(Tree):
         return {head["prefix"] + name: value for name, value in found.items()}
 
     def conv(self, x, at, stride=1):
-        side = at.weight.shape[-1]
-        return F.conv2d(x, at.weight, getattr(at, "bias", None), stride, side // 2)
+        side, groups = at.weight.shape[-1], x.shape[1] // at.weight.shape[1]
+        pad, bias = side // 2, getattr(at, "bias", None)
+        if self.config.get("same") and stride > 1:  # as TensorFlow pads
+            lacks = [
+                max((-(-n // stride) - 1) * stride + side - n, 0)
+                for n in (x.shape[3], x.shape[2])
+            ]
+            x = F.pad(x, [p for n in lacks for p in (n // 2, n - n // 2)])
+            pad = 0
+        return F.conv2d(x, at.weight, bias, stride, pad, groups=groups)
 
     def patchify(self, x, at):
         r, (h, w) = at.weight.shape[-1], x.shape[2:]
@@ -141,7 +149,8 @@ class Model(Tree):
         if at is None:
             return x
         if kind in ("batch", "frozen"):
-            return F.batch_norm(x, at.running_mean, at.running_var, at.weight, at.bias)
+            moments, epsilon = (at.running_mean, at.running_var), self.config["epsilon"]
+            return F.batch_norm(x, *moments, at.weight, at.bias, eps=epsilon)
         if kind == "group":
             return F.group_norm(x, math.gcd(8, x.shape[1]), at.weight, at.bias, 1e-6)
         x = x - x.mean(1, keepdim=True) if kind == "layer" else x
@@ -195,6 +204,28 @@ class Model(Tree):
                 x = self.norm(self.conv(x, conv), stage.get("norms"), str(n)).relu()
             x = F.max_pool2d(x, 2)
             yield x
+
+    def mobile(self, x):
+        """MobileNetV2 and EfficientNet-Lite."""
+        stem = self["stem"]
+        x = self.conv(x, stem["conv"], self.config["stem_stride"])
+        x = self.norm(x, stem).clamp(0, 6)
+        for n, stage in enumerate(each(self["stages"])):
+            for m, block in enumerate(each(stage["blocks"])):
+                x = self.mobile_block(x, block, 2 if n and not m else 1)
+            yield x
+
+    def mobile_block(self, x, at, stride):
+        """An inverted residual; at the end of the network only a convolution."""
+        if "conv" in at:
+            return self.norm(self.conv(x, at["conv"]), at).clamp(0, 6)
+        y = x
+        if "expand" in at:
+            y = self.norm(self.conv(y, at["expand"]), at, "expand_norm").clamp(0, 6)
+        y = self.conv(y, at["depthwise"], stride)
+        y = self.norm(y, at, "depthwise_norm").clamp(0, 6)
+        y = self.norm(self.conv(y, at["project"]), at, "project_norm")
+        return x + y if stride == 1 and x.shape == y.shape else y
 
     def convnext(self, x):
         x = self.norm(self.patchify(x, self["stem"]["conv"]), self["stem"])
