@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
@@ -93,19 +93,50 @@ def moved(
     def augment(
         key: Array, images: Float[Array, "b h w c"]
     ) -> Float[Array, "b _h _w c"]:
-        now = _size(images)
-        view = now if size is None else (size, size)
-        whole = _unmoved(len(images))
-        for number, (move, values) in enumerate(moves):
-            own = jax.random.fold_in(key, number) if len(moves) > 1 else key
-            drawn = move.draw(own, Canvas(len(images), now, view), *values)
-            whole = whole.after(drawn)
-            now = view if move.cuts else now
+        whole, now = composed(key, moves, len(images), _size(images), size)
         if straight:
             return straightly(images, whole, now)
         return resample(images, whole, now, continues=continues)
 
     return augment
+
+
+def composed(
+    key: Array,
+    moves: Sequence[tuple[Movement, tuple[float, ...]]],
+    images: int,
+    now: Size,
+    size: int | None,
+) -> tuple[Affine, Size]:
+    """These movements, drawn for images of the size `now`, as one; and its result's
+    size: `size` if they cut."""
+    view = now if size is None else (size, size)
+    whole = _unmoved(images)
+    for number, (move, values) in enumerate(moves):
+        own = jax.random.fold_in(key, number) if len(moves) > 1 else key
+        whole = whole.after(move.draw(own, Canvas(images, now, view), *values))
+        now = view if move.cuts else now
+    return whole, now
+
+
+def nearest(
+    marks: Integer[Array, "b h w"], move: Affine, size: Size, *, continues: bool = False
+) -> Integer[Array, "b _h _w"]:
+    """A mark of each pixel, such as its class, under a movement: that of the nearest
+    pixel, where `resample` shows the image."""
+    count, *sides = marks.shape
+    x, y = _places(size[1])[None, None], _places(size[0])[None, :, None]
+    beyond, flat = _continued if continues else _mirrored, 0
+    for axis in (1, 0):
+        a, b = (move.linear[:, axis, i][:, None, None] for i in (0, 1))
+        place = a * x + b * y + move.offset[:, axis][:, None, None]
+        # Half a pixel further is the next one, as for numbers that are rounded.
+        index = jnp.floor(_pixels(place, sides[1 - axis]) + 0.5).astype(jnp.int32)
+        flat = flat * sides[1 - axis] + beyond(index, sides[1 - axis])
+    found = jnp.take_along_axis(
+        marks.reshape(count, -1), flat.reshape(count, -1), 1, mode="clip"
+    )
+    return found.reshape(count, *size)
 
 
 def straightly(

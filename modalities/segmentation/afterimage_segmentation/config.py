@@ -1,0 +1,154 @@
+"""Settings of both commands: frozen, documented, checked on construction."""
+
+import dataclasses
+from typing import Literal
+
+from afterimage.fields import above_0, at_least_0, field_problems, spec_problems
+from afterimage.training.options import (
+    Augmentation,
+    RunOptions,
+    TrainingOptions,
+    check,
+)
+
+_FEWEST_STEPS, _MOST_STEPS = 300, 20_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentConfig(TrainingOptions, RunOptions):
+    """Train a segmenter on a pretrained encoder, with few or many masks."""
+
+    images: str
+    """The images: a folder, or csv:PATH, a table with the columns image and mask. A
+    folder train/ beside test/ (and validation/), or a column split, sets images
+    apart."""
+
+    masks: str | None = None
+    """The folder of the masks, PNGs with the names of the images. Their pixels are
+    numbers of classes, or colours. Left out for a table."""
+
+    from_: str
+    """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
+    encoder/ folder."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers or, for masks of colours, of
+    the colours. Default: the numbers or colours that are in the masks."""
+
+    ignore: str = "255"
+    """Pixels of unknown class, which do not count: a number or a colour such as
+    #e0e0c0; none if every pixel counts."""
+
+    image_size: int | None = None
+    """Side of the square, in pixels, that images and masks are scaled and cropped to.
+    Default: the encoder's."""
+
+    validation: float = 0.1
+    """Share of the training images that chooses the step, drawn by seed, if the data
+    have no validation images."""
+
+    hold_out: float = 0.2
+    """Share of the images to test on, drawn by seed, if the data have no test images.
+    0: no test."""
+
+    outside_images: bool = False
+    """Allow a table to list files outside its own folder."""
+
+    mode: Literal["full", "frozen", "scratch"] = "full"
+    """full: encoder and decoder learn. frozen: only the decoder. scratch: both, from
+    random weights, as a control."""
+
+    encoder_lr: float = 0.1
+    """Mode full: the encoder's learning rate, as a multiple of lr."""
+
+    dice: float = 1.0
+    """Weight of the Dice loss, beside the cross-entropy with weight 1; 0: none."""
+
+    augment: Augmentation = "crop:0.5,flip"
+    """How training images are changed, joined by commas: movements such as crop, flip,
+    rotate and zoom, which move the mask along, and changes of colour."""
+
+    batch_size: int = 16
+    """Images per step, over all devices."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))  # first: the others compare these with numbers
+        check(
+            TrainingOptions.problems(self), RunOptions.problems(self), self._problems()
+        )
+
+    def _problems(self) -> list[str]:
+        found = spec_problems("images", self.images)
+        if self.table is None and self.masks is None:
+            found.append("masks: give the folder of the masks, or a table as images")
+        elif self.table is not None and self.masks is not None:
+            found.append("masks: a table has a column mask; leave --masks out")
+        for name in ("validation", "hold_out"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)}: must be in [0, 1)")
+        if self.image_size is not None and self.image_size < 8:
+            found.append(f"image_size={self.image_size}: must be at least 8")
+        if len(set(self.classes)) < len(self.classes) or len(self.classes) == 1:
+            found.append(f"classes={self.classes}: must be two or more different names")
+        try:
+            parse_value(self.ignore)
+        except ValueError:
+            found.append(
+                f"ignore={self.ignore}: must be a number, a colour such as #e0e0c0, "
+                "or none"
+            )
+        return found + above_0(self, "encoder_lr") + at_least_0(self, "dice")
+
+    @property
+    def table(self) -> str | None:
+        """The path of the table of images and masks, if that is what is given."""
+        path = self.images.removeprefix("csv:")
+        return path if path != self.images or path.endswith(".csv") else None
+
+    def total_steps(self, images: int, *, default_epochs: float = 100.0) -> int:
+        """Steps of the run; by default 100 epochs, but at least 300 and at most 20,000
+        steps."""
+        total = TrainingOptions.total_steps(self, images, default_epochs=default_epochs)
+        if self.steps is None and self.epochs is None:
+            return min(max(total, _FEWEST_STEPS), _MOST_STEPS)
+        return total
+
+
+def parse_value(text: str) -> tuple[bool, int] | None:
+    """(is a colour, its number) of a value in a mask; None for `none`.
+
+    A colour's number is 65536 red + 256 green + blue. ValueError for other texts.
+    """
+    if text == "none":
+        return None
+    if text.startswith("#") and len(text) == 7:
+        return True, int(text[1:], 16)
+    return False, int(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentPredictConfig:
+    """Masks of images, into a folder."""
+
+    images: str
+    """The folder of the images."""
+
+    from_: str
+    """The segmenter: a finished run of `afterimage segment`, or its segmenter/."""
+
+    out: str
+    """The folder to write: masks/ and overlays/, with the names of the images."""
+
+    overlay: float = 0.5
+    """How much of the colour of a class is over the image, from 0 to 1; 0: no
+    overlays are written."""
+
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do with a damaged image: stop and name it, or skip and count it."""
+
+    def __post_init__(self) -> None:
+        check(field_problems(self))
+        wrong = spec_problems("images", self.images)
+        if not 0 <= self.overlay <= 1:
+            wrong.append(f"overlay={self.overlay}: must be in [0, 1]")
+        check(wrong)
