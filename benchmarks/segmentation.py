@@ -1,25 +1,20 @@
 """Segmentation from few masks: a pretrained encoder beside the same one from scratch.
 
-Scenes of 48 x 48 px: one to four objects, a digit, a disc, a square or a triangle, on a
-part of one of scikit-learn's two sample photos. The script pastes them, so every mask is
-exact. Fonts of digits and parts of photos differ between training and test scenes.
+Scenes of 48 x 48 px: one to four objects, a digit, a disc, a square or a triangle, on
+a part of one of scikit-learn's two sample photos. The script pastes them, so every mask
+is exact. Fonts of digits and parts of photos differ between training and test scenes.
 
     python -m benchmarks.segmentation --record
 
-pretrains encoders on scenes without masks by `afterimage pretrain`, trains segmenters on
-20, 100 and 1,000 of other scenes in the modes full, frozen and scratch, and writes
+pretrains encoders on scenes without masks by `afterimage pretrain`, trains segmenters
+on 20, 100 and 1,000 of other scenes in the modes full, frozen and scratch, and writes
 `benchmarks/results/segmentation.md`. A stopped command continues.
 """
 
-import argparse
 import pathlib
-import time
 
 import numpy as np
 from PIL import Image
-
-from benchmarks.programs import quietly
-from benchmarks.results import row, write_results
 
 NAMES = ("background", "digit", "disc", "square", "triangle")
 SIZES = (20, 100, 1000)
@@ -87,7 +82,7 @@ class Scenes:
             corners = 4 if NAMES[kind] == "square" else 3
             turn = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(corners) / corners
             points = np.stack([np.cos(turn), np.sin(turn)], 1) * size / 2 + size / 2
-            points = np.round(points + [left, top]).astype(np.int32)
+            points = np.round(points + np.array((left, top))).astype(np.int32)
             cv2.fillConvexPoly(cover, points, 1)
         return cover > 0
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from afterimage.fields import above_0, at_least_0, field_problems, spec_problems
+from afterimage.reading import ReadingOptions
 from afterimage.training.options import (
     Augmentation,
     RunOptions,
@@ -15,7 +16,7 @@ _FEWEST_STEPS, _MOST_STEPS = 300, 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentConfig(TrainingOptions, RunOptions):
+class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
     """Train a segmenter on a pretrained encoder, with few or many masks."""
 
     images: str
@@ -51,9 +52,6 @@ class SegmentConfig(TrainingOptions, RunOptions):
     """Share of the images to test on, drawn by seed, if the data have no test images.
     0: no test."""
 
-    outside_images: bool = False
-    """Allow a table to list files outside its own folder."""
-
     mode: Literal["full", "frozen", "scratch"] = "full"
     """full: encoder and decoder learn. frozen: only the decoder. scratch: both, from
     random weights, as a control."""
@@ -79,10 +77,6 @@ class SegmentConfig(TrainingOptions, RunOptions):
 
     def _problems(self) -> list[str]:
         found = spec_problems("images", self.images)
-        if self.table is None and self.masks is None:
-            found.append("masks: give the folder of the masks, or a table as images")
-        elif self.table is not None and self.masks is not None:
-            found.append("masks: a table has a column mask; leave --masks out")
         for name in ("validation", "hold_out"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: must be in [0, 1)")
@@ -98,12 +92,6 @@ class SegmentConfig(TrainingOptions, RunOptions):
                 "or none"
             )
         return found + above_0(self, "encoder_lr") + at_least_0(self, "dice")
-
-    @property
-    def table(self) -> str | None:
-        """The path of the table of images and masks, if that is what is given."""
-        path = self.images.removeprefix("csv:")
-        return path if path != self.images or path.endswith(".csv") else None
 
     def total_steps(self, images: int, *, default_epochs: float = 100.0) -> int:
         """Steps of the run; by default 100 epochs, but at least 300 and at most 20,000

@@ -3,47 +3,47 @@
 import dataclasses
 import hashlib
 import io
+import os
 import pathlib
 import posixpath
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from afterimage.checkpoints import files
 from afterimage.checkpoints.names import spelling
 from afterimage.console import say_reading
-from afterimage.data import ImageSet, stratified
+from afterimage.data import ImageSet, Splits, open_data, stratified
 from afterimage.data.decode import read_header
-from afterimage.data.images import image_sets
-from afterimage.data.layout import by_split, exact, layout
-from afterimage.data.pixels import MAX_BYTES, NotAnImage, check_extent, cover_box
-from afterimage.data.sets import Empty, Range, Request
+from afterimage.data.pixels import NotAnImage, check_extent, cover_box
+from afterimage.data.sets import Empty, Range
+from afterimage.data.sources import spec_of
 from afterimage.data.sources.folder import Folder, OnDisk
-from afterimage.data.table import read_table
 from afterimage.data.workers import opened, or_reason, read, windows
-from afterimage.errors import DataError
-from afterimage.reading import ReadingOptions
+from afterimage.errors import DataError, UserError
+from afterimage.storage.urls import is_remote
 from afterimage_segmentation.config import SegmentConfig, parse_value
 
 IGNORED = 255
 """The class of pixels that do not count."""
+MOST_CLASSES = 254
+_MASK = "mask"
+"""The column of a table that names the masks."""
 _LISTED = 5  # problems in one message
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What the numbers or colours in masks mean."""
+    """What the values in masks mean."""
 
     names: tuple[str, ...]
     values: tuple[int, ...]
-    """The value of each class in a mask: a number, or a colour as in `parse_value`."""
+    """The value of each class: a number or, of a colour, as in `parse_value`."""
     colours: tuple[tuple[int, int, int], ...]
     """How each class is shown."""
     coloured: bool
-    """Whether masks hold colours."""
+    """Whether values are colours."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,49 +112,58 @@ def open_pairs(
     that are not what their names say, and values that are no class.
     """
     say_reading(config.images)
-    images, masks, groups = _listed(config)
-    request = Request(
+    kind, _, place = spec_of(config.images).partition(":")
+    if kind not in ("folder", "csv") or is_remote(place):
+        raise UserError(f"images={config.images}: give a folder or a table, csv:PATH")
+    if (kind == "csv") == (config.masks is not None):
+        raise UserError(
+            f"masks={config.masks}: a table names the masks in its column mask; leave "
+            "--masks out"
+            if kind == "csv"
+            else "masks: give the folder of the masks, or a table as images"
+        )
+    splits = open_data(
+        config.images,
         image_size=side,
         channels=channels,
         value_range=value_range,
-        reading=ReadingOptions(),
+        tasks=(_MASK,) if kind == "csv" else (),
+        reading=config,
     )
-    unnamed = {split: (rows, [None] * len(rows)) for split, rows in groups.items()}
-    sets = image_sets(images, config.images, unnamed, request)
-    codes, found, palette = _read_masks(images, masks, sets.train.shape[:2])
-    coloured = any(colour for colour, _ in found)
-    seen = np.unique(codes[groups["train"] + groups.get("validation", [])])
-    classes, of = _classes(config, found, seen, palette, coloured)
-    truth = np.array(of, np.uint8)[codes]
-    held = groups.get("test", [])
-    unknown = [v for code, v in enumerate(found) if of[code] == _UNKNOWN]
-    if unknown:
-        row = next(r for r in held if (truth[r] == _UNKNOWN).any())
+    parts = [(n, s) for n in _SPLITS if (s := getattr(splits, n)) is not None]
+    root = pathlib.Path(os.path.dirname(place) if kind == "csv" else place).expanduser()
+    names = [name for _, part in parts for name in part.ids]
+    images = OnDisk(root, names)
+    if kind == "csv":
+        masks = OnDisk(root, _of_column(names, splits, config))
+    else:
+        masks = _of_folder(config, names)
+    codes, values, palette = _read_masks(images, masks, splits.train.shape[:2])
+    given = len(names) - (len(splits.test) if splits.test is not None else 0)
+    classes, of = _classes(config, values, np.unique(codes[:given]), palette)
+    if wrong := [code for code, number in enumerate(of) if number is None]:
+        row = int(np.argmax((codes == wrong[0]).any((1, 2))))
         raise DataError(
-            f"{spelling(masks.names[row])} has the value {_shown(*unknown[0])}, which "
-            f"no training mask has; the classes are {', '.join(classes.names)}. Name "
-            "all with --classes, or leave these pixels out with --ignore"
+            f"{spelling(masks.names[row])} has the value {_text(values[wrong[0]])}, "
+            f"which no training mask has: the classes are {', '.join(classes.names)}. "
+            "Name all with --classes, or leave these pixels out with --ignore"
         )
-    pairs = {
-        split: Pairs(part, truth[groups[split]])
-        for split in groups
-        if (part := getattr(sets, split)) is not None
-    }
-    mark = hashlib.sha256(
-        "".join(p.images.fingerprint for p in pairs.values()).encode()
-    )
-    mark.update(truth.tobytes())
-    mark.update(repr(classes).encode())
-    return _held_out(config, pairs, classes, mark.hexdigest())
+    truth, pairs, start = np.array(of, np.uint8)[codes], {}, 0
+    for name, part in parts:
+        plain = dataclasses.replace(part, labels=None, class_names=None, tasks={})
+        pairs[name] = Pairs(plain, truth[start : start + len(part)])
+        start += len(part)
+    marks = [part.images.fingerprint for part in pairs.values()]
+    mark = hashlib.sha256(repr([marks, classes]).encode() + truth.tobytes())
+    return Data(*_held_out(config, pairs), classes, mark.hexdigest())
 
 
-_UNKNOWN = 254
-"""Of a value that no training mask has: at most 254 classes, so it is never one."""
+_SPLITS = ("train", "validation", "test")  # the training masks before those of the test
 
 
 def _held_out(
-    config: SegmentConfig, pairs: Mapping[str, Pairs], classes: Classes, mark: str
-) -> Data:
+    config: SegmentConfig, pairs: Mapping[str, Pairs]
+) -> tuple[Pairs, Pairs | None, Pairs | None]:
     """The sets, with a test and then a validation set drawn by seed if not given."""
     parts = dict(pairs)
     for name, share in (("test", config.hold_out), ("validation", config.validation)):
@@ -168,44 +177,29 @@ def _held_out(
                 f" for {name}; add images, or set this share to 0"
             )
         parts["train"], parts[name] = train.subset(kept), train.subset(held)
-    if not (np.unique(parts["train"].truth) != IGNORED).any():
-        raise DataError(f"{parts['train'].name}: every pixel of the masks is ignored")
-    return Data(
-        parts["train"], parts.get("validation"), parts.get("test"), classes, mark
-    )
+    return parts["train"], parts.get("validation"), parts.get("test")
 
 
-# Which files belong together.
+# Which mask belongs to an image.
 
 
-def _listed(config: SegmentConfig) -> tuple[OnDisk, OnDisk, dict[str, list[int]]]:
-    """(images, masks in the same order, rows of each split)."""
-    if config.table is not None:
-        return _of_table(config.table, config.outside_images)
-    assert config.masks is not None
-    images = Folder(config.images.removeprefix("folder:"))
-    masks = Folder(config.masks.removeprefix("folder:"))
-    of_masks = by_stem(masks.names, config.masks)
-    own = by_stem(images.names, config.images)
-    problems = [
-        f"{spelling(own[stem])} has no mask" for stem in own if stem not in of_masks
-    ]
+def _of_folder(config: SegmentConfig, names: Sequence[str]) -> OnDisk:
+    """The masks of these images, in their order: the same path but for the ending."""
+    masks = Folder(str(config.masks).removeprefix("folder:"))
+    images, found = by_stem(names, config.images), by_stem(masks.names, "masks")
+    problems = [f"{images[stem]} has no mask" for stem in images if stem not in found]
     problems += [
-        f"the mask {spelling(of_masks[stem])} has no image"
-        for stem in of_masks
-        if stem not in own
+        f"the mask {spelling(found[stem])} has no image"
+        for stem in found
+        if stem not in images
     ]
-    _raise(
-        problems,
-        config.images,
-        "An image and its mask have the same path but for the ending: a.jpg and a.png",
-    )
-    masks.names = [of_masks[posixpath.splitext(name)[0]] for name in images.names]
-    rows = layout(images.names, config.images)
-    return images, masks, {split: list(found) for split, (found, _) in rows.items()}
+    cure = "An image and its mask have the same path but for the ending: a.jpg, a.png"
+    _raise(problems, config.images, cure)
+    masks.names = [found[stem] for stem in images]
+    return masks
 
 
-def by_stem(names: Iterable[str], where: str) -> dict[str, str]:
+def by_stem(names: Sequence[str], where: str) -> dict[str, str]:
     """{path without the ending: path}; DataError if two are the same."""
     found: dict[str, str] = {}
     for name in names:
@@ -218,65 +212,42 @@ def by_stem(names: Iterable[str], where: str) -> dict[str, str]:
     return found
 
 
-def _of_table(path: str, outside: bool) -> tuple[OnDisk, OnDisk, dict[str, list[int]]]:
-    source = f"csv:{spelling(path)}"
-    try:
-        content = files.read_bytes(pathlib.Path(path).expanduser(), MAX_BYTES)
-    except OSError as error:
-        raise DataError(f"{source} {files.reason(error)}") from error
-    table = read_table(content, source, json_lines=False)
-    names = {
-        "image": table.named("image", source),
-        "mask": next((n for n in table.columns if n.casefold() == "mask"), None),
-    }
-    if None in names.values():
-        raise DataError(
-            f"{source} has the columns {', '.join(table.columns)}; expected image and "
-            "mask, and optionally split"
-        )
-    problems, lists = [], []
-    for what, name in names.items():
-        cells = [posixpath.normpath(cell) for cell in table.columns[str(name)]]
-        lists.append(cells)
-        for line, cell in zip(table.lines, cells):
-            if cell == ".":
-                problems.append(f"line {line} names no {what}")
-            elif not outside and (cell.startswith(("/", "../")) or cell == ".."):
-                problems.append(
-                    f"line {line}: {spelling(cell)} is outside the table's folder; "
-                    "--outside-images allows this"
-                )
-    twice = [cell for cell, count in Counter(lists[0]).items() if count > 1]
-    problems += [f"{spelling(cell)} is listed twice" for cell in twice]
-    column = table.named("split", source)
-    given = ["train"] * len(table.lines) if column is None else table.columns[column]
-    splits = [exact(cell) for cell in given]
-    problems += [
-        f"line {line}: split {spelling(cell)!r} is none of train, validation, test"
-        for line, cell, split in zip(table.lines, given, splits)
-        if split is None
-    ]
-    _raise(problems or ([] if splits else ["it lists no images"]), source)
-    folder = pathlib.Path(path).expanduser().parent
-    images, masks = (OnDisk(folder, cells) for cells in lists)
-    return images, masks, by_split([str(split) for split in splits], source)
+def _of_column(
+    images: Sequence[str], splits: Splits, config: SegmentConfig
+) -> list[str]:
+    """The masks that a table names for these images."""
+    names: list[str | None] = []
+    for part in filter(None, (getattr(splits, split) for split in _SPLITS)):
+        if (column := part.tasks.get(_MASK)) is None:
+            raise DataError(f"{config.images} has no column {_MASK}")
+        known = (*column.class_names, None)  # -1: an empty cell
+        names += [known[value] for value in column.values]
+    problems = []
+    for image, name in zip(images, names):
+        if name is None:
+            problems.append(f"{image} has no mask")
+        elif not config.outside_images and (
+            os.path.isabs(name) or ".." in name.split("/")
+        ):
+            problems.append(
+                f"{name} is outside the table's folder; --outside-images allows this"
+            )
+    _raise(problems, config.images)
+    return [str(name) for name in names]
 
 
 def _raise(problems: Sequence[str], where: str, cure: str = "") -> None:
+    """A DataError with the first problems, if there are any."""
     if problems:
         more = len(problems) - _LISTED
         lines = [*problems[:_LISTED], *([f"and {more:,} more"] if more > 0 else [])]
-        raise DataError(
-            f"{where}: {len(problems):,} problems:\n  "
-            + "\n  ".join(lines)
-            + (f"\n{cure}" if cure else "")
-        )
+        raise DataError(f"{where}:" + "\n  ".join(["", *lines]) + f"\n{cure}".rstrip())
 
 
 # What is in the masks.
 
-Found = list[tuple[bool, int]]
-"""(is a colour, its number) of every value, by code."""
+Value = tuple[bool, int]
+"""(is a colour, its number)."""
 Palette = dict[int, tuple[int, int, int]]
 
 
@@ -307,17 +278,18 @@ def decode_mask(data: bytes) -> tuple[Int32[np.ndarray, "h w"], bool, Palette]:
     return values, False, {n: (r, g, b) for n, (r, g, b) in enumerate(colours)}
 
 
-def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def nearest(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Covered and cropped as images are (`cover_box`), each pixel the nearest one."""
-    top, left, height, width = cover_box(*values.shape, size)
-    rows = top + ((np.arange(size[0]) + 0.5) * height / size[0]).astype(int)
-    columns = left + ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
-    return values[rows[:, None], columns]
+    (h, w), (rows, columns) = values.shape, size
+    top, left, height, width = cover_box(h, w, (rows, columns))
+    down = top + ((np.arange(rows) + 0.5) * height / rows).astype(int)
+    across = left + ((np.arange(columns) + 0.5) * width / columns).astype(int)
+    return values[down[:, None], across]
 
 
 def _read_masks(
-    images: OnDisk, masks: OnDisk, size: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "n h w"], Found, Palette]:
+    images: OnDisk, masks: OnDisk, size: tuple[int, ...]
+) -> tuple[UInt8[np.ndarray, "n h w"], list[Value], Palette]:
     """(a code for every pixel, the value of each code, the first palette)."""
 
     def one(row: int) -> tuple[np.ndarray, bool, Palette]:
@@ -341,11 +313,11 @@ def _read_masks(
         first = first or palette
         own, places = np.unique(values, return_inverse=True)
         own = [codes.setdefault((coloured, int(v)), len(codes)) for v in own]
-        if len(codes) > _UNKNOWN:
+        if len(codes) > MOST_CLASSES:
             raise DataError(
-                f"{spelling(masks.names[row])}: the masks have more than {_UNKNOWN} "
-                "different values. Numbers of objects are no classes, and smoothed "
-                "edges give colours of their own; save masks without smoothing"
+                f"the masks up to {spelling(masks.names[row])} have more than "
+                f"{MOST_CLASSES} different values. Numbers of objects are no classes, "
+                "and smoothed edges give colours of their own"
             )
         out[row] = np.array(own, np.uint8)[places.reshape(size)]
     if len({colour for colour, _ in codes}) > 1:
@@ -355,52 +327,43 @@ def _read_masks(
 
 
 def _classes(
-    config: SegmentConfig,
-    found: Found,
-    seen: np.ndarray,
-    palette: Palette,
-    coloured: bool,
-) -> tuple[Classes, list[int]]:
+    config: SegmentConfig, found: list[Value], seen: np.ndarray, palette: Palette
+) -> tuple[Classes, list[int | None]]:
     """(the classes, the class of each code), from the codes `seen` in training."""
-    ignored = parse_value(config.ignore)
+    ignored, coloured = parse_value(config.ignore), found[0][0]
     values = sorted(found[code][1] for code in seen if found[code] != ignored)
     names = config.classes
     if names and not coloured and all(value < len(names) for value in values):
         values = list(range(len(names)))
-    elif names and len(names) != len(values):
-        raise DataError(
-            f"classes: {len(names)} names, but the masks have the {len(values)} values "
-            f"{', '.join(_shown(coloured, v) for v in values[:8])}"
-        )
+    texts = tuple(_text((coloured, value)) for value in values)
     if len(values) < 2:
-        one = _shown(coloured, values[0]) if values else "nothing"
-        text = f"the masks have only one class, {one}, besides what is ignored"
+        text = f"the masks have only one class, {''.join(texts) or 'none'}"
         if ignored in found:
-            text += f" ({config.ignore}). If that is a class too, add --ignore none"
-        raise DataError(f"{text}; at least two are needed")
+            text += f", beside {config.ignore}; if that is one too, add --ignore none"
+        raise DataError(f"{text}. A segmenter needs at least two")
+    if names and len(names) != len(values):
+        raise DataError(
+            f"classes: {len(names)} names, but the masks have {len(values)} values, "
+            f"{', '.join(texts[:8])}"
+        )
     colours = [
         (v >> 16, v >> 8 & 255, v & 255) if coloured else palette.get(v) or colour(v)
         for v in values
     ]
-    shown = tuple(_shown(coloured, value) for value in values)
-    number = {value: n for n, value in enumerate(values)}
-    of = [
-        IGNORED if value == ignored else number.get(value[1], _UNKNOWN)
-        for value in found
-    ]
-    return Classes(names or shown, tuple(values), tuple(colours), coloured), of
+    number = {(coloured, value): n for n, value in enumerate(values)}
+    of = [IGNORED if value == ignored else number.get(value) for value in found]
+    return Classes(names or texts, tuple(values), tuple(colours), coloured), of
 
 
-def _shown(coloured: bool, value: int) -> str:
-    return f"#{value:06x}" if coloured else str(value)
+def _text(value: Value) -> str:
+    return f"#{value[1]:06x}" if value[0] else str(value[1])
 
 
 def colour(number: int) -> tuple[int, int, int]:
     """The colour of a class without one: black, then hues a golden angle apart."""
     import colorsys
 
-    if number == 0:
-        return 0, 0, 0
-    parts = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.95)
+    bright = 0.95 * (number > 0)
+    parts = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, bright)
     red, green, blue = (round(255 * part) for part in parts)
     return red, green, blue

@@ -104,8 +104,9 @@ def paired_augment(spec: str) -> Paired:
     def augment(key: Array, images: Array, truth: Array) -> tuple[Array, Array]:
         first, *keys = jax.random.split(key, 1 + len(others))
         if moves:
-            size = images.shape[1:3]
-            whole, now = resampling.composed(first, moves, len(images), size, None)
+            count, height, width, _ = images.shape
+            size = height, width
+            whole, now = resampling.composed(first, moves, count, size, None)
             beyond: Mapping[str, Any] = {} if straight else {"continues": continues}
             move = resampling.straightly if straight else resampling.resample
             images = move(images, whole, now, **beyond)

@@ -148,7 +148,7 @@ def _parts(
             Tile.of(painted(truth[n], colours), "truth"),
             Tile.of(painted(predicted[n], colours), "prediction"),
         ]
-        rows.append((pairs.ids[row], tiles))
+        rows.append((str(pairs.ids[int(row)]), tiles))
     note = "Pixels of unknown class are white in the truth."
     parts: dict[str, Any] = {f"Images of {name}": Gallery(note, rows, aligned=True)}
     if scored:

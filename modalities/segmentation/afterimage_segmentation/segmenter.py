@@ -176,7 +176,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
     Every file is compared with its checksum. Raises UserError if there is none,
     CheckpointError if it is damaged.
     """
-    whole = place = local(path, SEGMENTER)
+    whole = place = local(path, "whole")
     if (place / SEGMENTER).is_dir():
         place = place / SEGMENTER
     if not (place / WEIGHTS).is_file():

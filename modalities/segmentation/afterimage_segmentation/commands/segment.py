@@ -21,7 +21,7 @@ again continues an interrupted run.
     common={
         "What and where": (
             *("images", "masks", "from_", "out", "classes", "ignore"),
-            *("image_size", "validation", "hold_out", "outside_images"),
+            *("image_size", "validation", "hold_out"),
         ),
         "What learns, and from what": ("mode", "encoder_lr", "dice", "augment"),
         "How long": ("steps", "epochs", "batch_size", "eval_every", "save_every"),
