@@ -69,6 +69,9 @@ class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
     batch_size: int = 16
     """Images per step, over all devices."""
 
+    lr: float = 3e-3
+    """Peak learning rate of the decoder, reached after the warm-up."""
+
     def __post_init__(self) -> None:
         check(field_problems(self))  # first: the others compare these with numbers
         check(

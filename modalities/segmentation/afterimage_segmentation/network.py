@@ -77,9 +77,8 @@ class UNetDecoder(nnx.Module):
                 for each, width, deeper in zip(maps, widths, below)
             ]
         )
-        self.scores = layers.Conv(
-            widths[0], classes, 1, init=layers.trunc_normal, rngs=rngs
-        )
+        # Not near zero: classes whose scores start alike are told apart late.
+        self.scores = layers.Conv(widths[0], classes, 1, rngs=rngs)
 
     def __call__(
         self,

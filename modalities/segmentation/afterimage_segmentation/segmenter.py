@@ -1,6 +1,5 @@
 """A trained segmenter: images in, a class for every pixel out."""
 
-import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +93,7 @@ class Segmenter:
         self, images: Any, *, batch_size: int = _BATCH
     ) -> Float[np.ndarray, "n h w k"] | list[Float[np.ndarray, "h w k"]]:
         """The probabilities of the classes at every pixel; they sum to 1."""
-        found = map(functools.partial(_softmax), self.stream(images, batch_size))
+        found = map(_softmax, self.stream(images, batch_size))
         return self._joined(images, found)
 
     def _joined(self, images: Any, found: Iterator[np.ndarray]) -> Any:

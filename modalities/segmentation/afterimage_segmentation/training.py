@@ -284,10 +284,8 @@ class SegmentJob(Job[SegmentResult]):
         }
         params, stats = whole((params, stats))
         if self.run.is_main_process:
-            own = self.manifest(step)
-            classes = dataclasses.asdict(self.data.classes)
-            kept = {**own, **classes, "classes": list(classes.pop("names"))}
-            kept = {k: v for k, v in kept.items() if k != "names"}
+            own, classes = self.manifest(step), dataclasses.asdict(self.data.classes)
+            kept = {"classes": classes.pop("names"), **classes, **own}
             folder = self.run.path
             write_encoder(folder / SEGMENTER, params, stats, kept, kind=SEGMENTER)
             write_encoder(folder / "encoder", params["encoder"], stats["encoder"], own)

@@ -1,6 +1,8 @@
 """A run from the command line on files: trained, resumed, used, and refused."""
 
 import json
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -13,11 +15,12 @@ from PIL import Image
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, read_folder
-from afterimage.commands import main
+from afterimage.commands import load, main
+from afterimage.commands.flags import parse
 from afterimage.encoder import load_encoder
 from afterimage.errors import UserError
 from tests import encoder_artefact
-from tests.helpers import cut_back
+from tests.helpers import ROOT, cut_back
 
 STEPS = 60
 
@@ -215,3 +218,28 @@ def test_damaged_and_missing_artefacts(run, place, tmp_path):
         load_segmenter(place)
     with pytest.raises(CheckpointError, match="encoder"):
         load_segmenter(place / "encoder")
+
+
+PAGES = [
+    ROOT / "docs/guide/segmentation.md",
+    ROOT / "modalities/segmentation/README.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_exist(page):
+    found = re.findall(
+        r"^afterimage (segment\S*) (.+)$", page.read_text(), re.MULTILINE
+    )
+    assert {name for name, _ in found} == {"segment", "segment-predict"}
+    for name, words in found:
+        parse(load(name).COMMAND, shlex.split(words))
+
+
+@pytest.mark.parametrize("name", ["segment", "segment-predict"])
+def test_the_help_fits(name, capsys):
+    assert main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 88
+    assert sum(line.startswith("  --") for line in lines) <= 40
