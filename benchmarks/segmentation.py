@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from afterimage.pictures import draw_rows
+from afterimage.runs import write_png
 from benchmarks.programs import quietly
 from benchmarks.results import markdown, row, write_results
 
@@ -35,6 +37,7 @@ PARTS = (
     ("test", "test", TEST, 2),
 )
 """(folder, split, scenes, seed)."""
+PICTURE = pathlib.Path(__file__).parent.parent / "docs/pictures/segmentation.png"
 METRIC, TITLE = "mean IoU, %", "Segmentation"
 
 
@@ -153,6 +156,25 @@ def _run(words: Sequence[str]) -> None:
         raise SystemExit(f"afterimage {' '.join(words)}: exit code {code}")
 
 
+def picture(given: argparse.Namespace) -> np.ndarray:
+    """Test scenes, their masks, and predictions of the one with the most masks."""
+    from afterimage_segmentation import load_segmenter
+    from afterimage_segmentation.segmenter import painted
+
+    segmenter = load_segmenter(given.out / f"full-{max(given.sizes)}-0")
+    rows: dict[str, list[np.ndarray]] = {"scene": [], "mask": [], "prediction": []}
+    for number in range(10):  # the first ones, not the best
+        image, mask = (
+            np.asarray(Image.open(given.out / "test" / part / f"{number:05}.png"))
+            for part in ("images", "masks")
+        )
+        classes = np.asarray(segmenter.predict(image))[0]
+        shown = [image, *(painted(c, segmenter.colours) for c in (mask, classes))]
+        for row_of, one in zip(rows.values(), shown):
+            row_of.append(one / np.float32(255))
+    return draw_rows(rows)
+
+
 def notes(given: argparse.Namespace) -> str:
     """What was measured, for the page."""
     return (
@@ -161,7 +183,8 @@ def notes(given: argparse.Namespace) -> str:
         f"`afterimage pretrain` with its defaults, width {WIDTH}, "
         f"{given.pretrain_steps} steps, on {UNLABELLED:,} scenes without masks. "
         f"Segmenters: `afterimage segment` with its defaults, {given.steps} steps of "
-        "16 images; a tenth of the labelled scenes chooses the step. Each seed has its "
+        "16 images, evaluated every 50; a tenth of the labelled scenes chooses the "
+        "step. Each seed has its "
         "own labelled scenes, order and decoder, and in mode scratch its own encoder."
     )
 
@@ -193,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown(rows, TITLE, notes(given)))
     if given.record:
         write_results("segmentation", rows, title=TITLE, notes=notes(given))
+        write_png(picture(given), PICTURE)
 
 
 if __name__ == "__main__":

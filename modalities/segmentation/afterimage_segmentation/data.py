@@ -13,7 +13,7 @@ from jaxtyping import Int32, UInt8
 
 from afterimage.checkpoints.names import spelling
 from afterimage.console import say_reading
-from afterimage.data import ImageSet, Splits, open_data, stratified
+from afterimage.data import ImageSet, open_data, stratified
 from afterimage.data.decode import read_header
 from afterimage.data.pixels import NotAnImage, check_extent, cover_box
 from afterimage.data.sets import Empty, Range
@@ -112,16 +112,7 @@ def open_pairs(
     that are not what their names say, and values that are no class.
     """
     say_reading(config.images)
-    kind, _, place = spec_of(config.images).partition(":")
-    if kind not in ("folder", "csv") or is_remote(place):
-        raise UserError(f"images={config.images}: give a folder or a table, csv:PATH")
-    if (kind == "csv") == (config.masks is not None):
-        raise UserError(
-            f"masks={config.masks}: a table names the masks in its column mask; leave "
-            "--masks out"
-            if kind == "csv"
-            else "masks: give the folder of the masks, or a table as images"
-        )
+    kind, root = _place(config)
     splits = open_data(
         config.images,
         image_size=side,
@@ -130,26 +121,19 @@ def open_pairs(
         tasks=(_MASK,) if kind == "csv" else (),
         reading=config,
     )
-    parts = [(n, s) for n in _SPLITS if (s := getattr(splits, n)) is not None]
-    root = pathlib.Path(os.path.dirname(place) if kind == "csv" else place).expanduser()
-    names = [name for _, part in parts for name in part.ids]
-    images = OnDisk(root, names)
+    parts = {n: s for n in _SPLITS if (s := getattr(splits, n)) is not None}
+    names = [name for part in parts.values() for name in part.ids]
     if kind == "csv":
-        masks = OnDisk(root, _of_column(names, splits, config))
+        masks = OnDisk(root, _of_column(names, list(parts.values()), config))
     else:
         masks = _of_folder(config, names)
-    codes, values, palette = _read_masks(images, masks, splits.train.shape[:2])
-    given = len(names) - (len(splits.test) if splits.test is not None else 0)
+    size = splits.train.shape[:2]
+    codes, values, palette = _read_masks(OnDisk(root, names), masks, size)
+    given = len(names) - len(parts.get("test", ()))
     classes, of = _classes(config, values, np.unique(codes[:given]), palette)
-    if wrong := [code for code, number in enumerate(of) if number is None]:
-        row = int(np.argmax((codes == wrong[0]).any((1, 2))))
-        raise DataError(
-            f"{spelling(masks.names[row])} has the value {_text(values[wrong[0]])}, "
-            f"which no training mask has: the classes are {', '.join(classes.names)}. "
-            "Name all with --classes, or leave these pixels out with --ignore"
-        )
+    _check_known(codes, values, of, masks.names, classes)
     truth, pairs, start = np.array(of, np.uint8)[codes], {}, 0
-    for name, part in parts:
+    for name, part in parts.items():
         plain = dataclasses.replace(part, labels=None, class_names=None, tasks={})
         pairs[name] = Pairs(plain, truth[start : start + len(part)])
         start += len(part)
@@ -158,7 +142,23 @@ def open_pairs(
     return Data(*_held_out(config, pairs), classes, mark.hexdigest())
 
 
-_SPLITS = ("train", "validation", "test")  # the training masks before those of the test
+_SPLITS = ("train", "validation", "test")  # the test's masks come last
+
+
+def _place(config: SegmentConfig) -> tuple[str, pathlib.Path]:
+    """("folder" or "csv", the folder that names of images are relative to)."""
+    kind, _, place = spec_of(config.images).partition(":")
+    if kind not in ("folder", "csv") or is_remote(place):
+        raise UserError(f"images={config.images}: give a folder or a table, csv:PATH")
+    if kind == "csv" and config.masks is not None:
+        raise UserError(
+            f"masks={config.masks}: a table names its masks in the column {_MASK}; "
+            "leave --masks out"
+        )
+    if kind == "folder" and config.masks is None:
+        raise UserError("masks: give the folder of the masks, or a table as images")
+    path = pathlib.Path(place).expanduser()
+    return kind, path.parent if kind == "csv" else path
 
 
 def _held_out(
@@ -191,7 +191,7 @@ def _of_folder(config: SegmentConfig, names: Sequence[str]) -> OnDisk:
     problems += [
         f"the mask {spelling(found[stem])} has no image"
         for stem in found
-        if stem not in images
+        if stem not in images and not config.split_folders  # which may leave some out
     ]
     cure = "An image and its mask have the same path but for the ending: a.jpg, a.png"
     _raise(problems, config.images, cure)
@@ -213,11 +213,11 @@ def by_stem(names: Sequence[str], where: str) -> dict[str, str]:
 
 
 def _of_column(
-    images: Sequence[str], splits: Splits, config: SegmentConfig
+    images: Sequence[str], parts: Sequence[ImageSet], config: SegmentConfig
 ) -> list[str]:
-    """The masks that a table names for these images."""
+    """The masks that a table names for these images, those of `parts` in order."""
     names: list[str | None] = []
-    for part in filter(None, (getattr(splits, split) for split in _SPLITS)):
+    for part in parts:
         if (column := part.tasks.get(_MASK)) is None:
             raise DataError(f"{config.images} has no column {_MASK}")
         known = (*column.class_names, None)  # -1: an empty cell
@@ -353,6 +353,23 @@ def _classes(
     number = {(coloured, value): n for n, value in enumerate(values)}
     of = [IGNORED if value == ignored else number.get(value) for value in found]
     return Classes(names or texts, tuple(values), tuple(colours), coloured), of
+
+
+def _check_known(
+    codes: np.ndarray,
+    values: list[Value],
+    of: list[int | None],
+    names: Sequence[str],
+    classes: Classes,
+) -> None:
+    """DataError for a value in the test masks that is no class."""
+    if wrong := [code for code, number in enumerate(of) if number is None]:
+        row = int(np.argmax((codes == wrong[0]).any((1, 2))))
+        raise DataError(
+            f"{spelling(names[row])} has the value {_text(values[wrong[0]])}, which no "
+            f"training mask has: the classes are {', '.join(classes.names)}. Name all "
+            "with --classes, or leave these pixels out with --ignore"
+        )
 
 
 def _text(value: Value) -> str:

@@ -108,11 +108,13 @@ def _mask(classes: np.ndarray, segmenter: Segmenter) -> Any:
 def _overlay(
     image: np.ndarray, classes: np.ndarray, segmenter: Segmenter, share: float
 ) -> Any:
-    """The classes in colour over the image, as a Pillow image."""
+    """The classes in colour over the image; one that is black leaves it as it is."""
     from PIL import Image
 
     shown = displayable(image[None].astype(np.float32) / 255)[0].astype(np.float32)
-    mixed = (1 - share) * shown + share * painted(classes, segmenter.colours)
+    colours = painted(classes, segmenter.colours)
+    weight = share * colours.any(-1, keepdims=True)
+    mixed = (1 - weight) * shown + weight * colours
     return Image.fromarray(np.round(mixed).astype(np.uint8))
 
 
