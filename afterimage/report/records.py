@@ -75,12 +75,13 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         if name.startswith("eval/")
     }
     results, intervals = path / "results.json", {}
-    if results.is_file():
+    ours = stored["kind"] == "finetune"  # results of other kinds are theirs
+    if ours and results.is_file():
         stored_results = schemas.read(results, schemas.ResultsFile, "delete it")
         figures |= _final(stored_results)
         intervals = _intervals(stored_results)
     final = results.is_file()
-    if stored["kind"] != "finetune":  # its encoder, of whatever kind
+    if not ours:  # its encoder, of whatever kind
         final = any(path.glob(f"*/{manifest.NAME}"))
     pictures = sorted((path / "pictures").glob("step-*.png"))
     logged_steps = [row["step"] for row in rows]

@@ -157,6 +157,12 @@ def test_a_complete_run_is_left_alone_and_repaired(run, place, tmp_path):
     assert json.loads((copy / "results.json").read_text())["test"]["images"] == 6
 
 
+def test_other_commands_read_its_run(run, capsys):
+    assert main(["compare", str(run), str(run)]) == 0
+    assert "miou" in capsys.readouterr().out
+    assert main(["checkpoints", "verify", str(run)]) == 0
+
+
 @pytest.mark.parametrize(
     "mode",
     ["frozen", *(pytest.param(m, marks=pytest.mark.slow) for m in ("full", "scratch"))],
