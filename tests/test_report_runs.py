@@ -28,6 +28,7 @@ def folder(tmp_path):
             write_png(image, path / "pictures" / "step-0000010.png")
         if finished:
             (path / "encoder").mkdir()
+            (path / "encoder" / "manifest.json").write_text("{}")
         return path
 
     return make
