@@ -148,5 +148,10 @@ class SegmentationNetwork:
         maps, after = self.encoder.apply(
             params["encoder"], stats["encoder"], x, train=train
         )
+        if maps[-1].shape[1] * self.stride != x.shape[1]:
+            raise UserError(
+                "this encoder drops the pixels at the borders of its maps, so they do "
+                "not lie on each other; segmentation needs another one"
+            )
         scores, _ = self.decoder.apply(params["decoder"], {}, x, maps)
         return scores[:, :height, :width], {**stats, "encoder": after}
