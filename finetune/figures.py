@@ -33,7 +33,7 @@ def figure(measure: str, scored: Mapping[str, Any]) -> Figure:
     if share["value"] is None:
         return Figure(value)
     if measure == "accuracy":
-        meaning = "The share of images that get the right class."
+        meaning = "The share that gets the right class."
         return Figure(value, meaning, *_hint(scored))
     if measure == "macro_f1":
         meaning = (
@@ -96,7 +96,7 @@ def _confusions(scored: Mapping[str, Any]) -> dict[str, Part]:
     found: dict[str, Part] = {}
     if len(names) <= MAX_MATRIX:
         found["Which classes it confuses"] = Matrix(
-            "Each row has the images of one class; the columns say what it took them "
+            "Each row is one true class; the columns say what its examples were taken "
             "for. Right answers are on the diagonal.",
             names,
             scored["confusion"],
@@ -110,7 +110,7 @@ def _confusions(scored: Mapping[str, Any]) -> dict[str, Part]:
         found["How sure it is, and how often right"] = Diagram(
             "On the dashed line it is right as often as it says. Below the line it is "
             "too sure of itself, above it not sure enough. The larger a point, the "
-            f"more images. Expected calibration error {error}.",
+            f"more examples. Expected calibration error {error}.",
             calibration_chart(scored["calibration"], "Calibration"),
         )
     return found

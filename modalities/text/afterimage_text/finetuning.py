@@ -14,8 +14,8 @@ from afterimage.checkpoints import schemas
 from afterimage.checkpoints.store import Store
 from afterimage.data.sets import Columns
 from afterimage.errors import DataError
+from afterimage.finetune.figures import diagrams, figures
 from afterimage.finetune.methods.l2_sp import l2_sp
-from afterimage.finetune.report import diagrams
 from afterimage.outputs.classes import Classes
 from afterimage.runs import Run, write_json
 from afterimage.training.batches import spaced
@@ -203,9 +203,9 @@ class _Finetuning(TextJob):
         before = "" if len(self.rows["validation"]) else "train_"
         shown = {}
         if scored is not None:
-            figures = self.outputs.figures(scored).items()
+            each = figures(scored).items()
             shown = {
-                "headline": {f"test {k} (95 % interval)": v for k, v in figures},
+                "headline": {f"test {k} (95 % interval)": v for k, v in each},
                 "parts": diagrams(scored),
                 "grids": self.outputs.grids(scored),
             }
