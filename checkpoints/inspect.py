@@ -72,7 +72,7 @@ def verify(folder: _Path) -> list[Finding]:
     if (place / manifest.NAME).exists() or (place / weights.WEIGHTS).exists():
         return _all_findings(place, None)
     found = [(path, STEP) for _, path in manifest.numbered_steps(place)]
-    for kind in schemas.MANIFESTS:
+    for kind in schemas.kinds():
         if kind not in (STEP, weights.DETECTOR) and (place / kind).is_dir():
             found.append((place / kind, kind))
     found += [
@@ -90,7 +90,7 @@ def verify(folder: _Path) -> list[Finding]:
 
 def _all_findings(folder: pathlib.Path, kind: str | None) -> list[Finding]:
     """Problems in one folder with a manifest; kind None accepts any."""
-    kinds = (kind,) if kind else tuple(schemas.MANIFESTS)
+    kinds = (kind,) if kind else schemas.kinds()
     if kind and files.leads_out(folder, folder.parent):
         return [Finding(str(folder), "foreign", "is a link to a place outside the run")]
     content, findings = manifest.check_folder(folder, kinds, checksums=False)
@@ -180,7 +180,7 @@ def show(folder: _Path, step: int | None = None) -> Shown:
                 f"{place} has no complete step{'' if step is None else f' {step}'}; "
                 f"it has {found or 'none'}."
             )
-    content = manifest.read(place, tuple(schemas.MANIFESTS))
+    content = manifest.read(place, schemas.kinds())
     leaves = content.pop("leaves", None)
     if leaves is None:
         path = place / weights.WEIGHTS

@@ -84,7 +84,7 @@ def require_json(content: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def require_valid(content: Mapping[str, Any], kind: str) -> None:
     """Raise UsageError, listing all problems, if `read` would refuse this manifest."""
-    if wrong := schemas.mistakes(content, schemas.MANIFESTS[kind]):
+    if wrong := schemas.mistakes(content, schemas.schema_of(kind)):
         raise UsageError(
             f"This is not a valid manifest of a {kind}: {schemas.listed(wrong)}."
         )
@@ -197,7 +197,7 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         text = f"is a {names.shown(kind)}, not a {' or '.join(kinds)}"
         raise unusable("foreign", text)
     _require_files(content.get("files"), unusable)
-    if wrong := schemas.mistakes(content, schemas.MANIFESTS[kind]):
+    if wrong := schemas.mistakes(content, schemas.schema_of(kind)):
         raise unusable("damaged", schemas.listed(wrong))
     return content
 

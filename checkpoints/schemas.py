@@ -8,6 +8,8 @@ line: `afterimage.training.metrics`.)
 """
 
 import collections
+import functools
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -439,8 +441,31 @@ MANIFESTS: dict[str, Any] = {
     "detector": DetectorManifest,
     "step": StepManifest,
 }
-"""The schema of each kind of artefact. A package adds its own kind, e.g. `segmenter`, a
-Struct with fields it needs, before it writes or reads one."""
+"""The schema of each kind of manifest that is ours."""
+GROUP = "afterimage.artefacts"
+"""Entry points by which a package adds kinds: the kind, and its schema, a Struct."""
+
+
+@functools.cache
+def _added() -> dict[str, importlib.metadata.EntryPoint]:
+    return {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
+
+
+def kinds() -> tuple[str, ...]:
+    """Every kind of manifest, ours and those of other packages; imports nothing."""
+    return (*MANIFESTS, *(kind for kind in _added() if kind not in MANIFESTS))
+
+
+def schema_of(kind: str) -> Any:
+    """The schema of one of `kinds`; CheckpointError if its package is broken."""
+    if kind in MANIFESTS:
+        return MANIFESTS[kind]
+    try:
+        return _added()[kind].load()
+    except ImportError as error:
+        raise CheckpointError(
+            f"A {kind} needs {_added()[kind].value}, which cannot be imported: {error}"
+        ) from error
 
 
 def wrong_shape(shape: Any) -> str | None:

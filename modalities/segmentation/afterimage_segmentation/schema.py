@@ -1,4 +1,4 @@
-"""The manifest of a segmenter; importing this module registers its kind."""
+"""The manifest of a segmenter."""
 
 from typing import Annotated
 
@@ -26,6 +26,3 @@ class SegmenterManifest(schemas.EncoderManifest, kw_only=True):
                 f"{len(self.classes)} classes, {len(self.values)} values and "
                 f"{len(self.colours)} colours"
             )
-
-
-schemas.MANIFESTS[SEGMENTER] = SegmenterManifest

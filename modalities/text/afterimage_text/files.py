@@ -46,9 +46,6 @@ class ClassifierManifest(EncoderManifest, kw_only=True):
     classes: Annotated[list[schemas.Name], Meta(min_length=2)]
 
 
-schemas.MANIFESTS |= {ENCODER: EncoderManifest, CLASSIFIER: ClassifierManifest}
-
-
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """An encoder read from disk, with the tokenizer's JSON."""

@@ -191,6 +191,8 @@ def test_a_changed_byte_is_found(pretrained, tmp_path):
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match="bytes have changed"):
         load_text_encoder(str(copy))
+    for run, code in ((pretrained, 0), (copy, CheckpointError.exit_code)):
+        assert main(["checkpoints", "verify", str(run)]) == code
 
 
 def hugging_face(folder, **changes):
