@@ -66,7 +66,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     Default: all labels."""
 
     labels_per_class: int | None = None
-    """Number of labels to use per class, instead of labels."""
+    """Labels of each class, instead of labels."""
 
     hold_out: float = 0.2
     """Share of the labelled images to test on if the data has no test split: the same
@@ -82,10 +82,10 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
     features: Literal["vector", "last", "pyramid", "grid", "grid-3", "pyramid-grid"] = (
         "grid"
     )
-    """The features that the head uses. vector: the network's own, a bottleneck or a
-    norm of the mean of the last map, else the same as last. last: the mean of the last
-    map. pyramid: the means of all maps. grid, pyramid-grid: the same over a 2x2 grid,
-    which keeps some position; grid-3: the last map over a 3x3 grid."""
+    """The features that the head uses. last: the mean of the last map. vector: the
+    network's own, its bottleneck or its norm of last; otherwise last. pyramid: the
+    means of all maps. grid, pyramid-grid: the same over a 2x2 grid, which keeps some
+    position; grid-3: the last map over a 3x3 grid."""
 
     image_size: int | None = None
     """Side of the square, in pixels, that images are resized to. Default: the
@@ -113,8 +113,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
 
     augment: Augmentation = "shift"
     """Random augmentation of the training images: one, or several joined by commas and
-    applied in order, such as shift or crop:0.5,flip,color; `afterimage methods`
-    describes each."""
+    applied in order, such as shift or crop:0.5,flip,color."""
 
     domain_statistics: Literal["source", "target", "joint", "frozen"] | None = None
     """For an encoder with BatchNorm: which normalisation statistics it keeps if there

@@ -97,7 +97,7 @@ def test_one_name_draws_from_the_key_itself():
 
 def test_several_are_applied_in_order():
     found = augmented("grey:1,solarise:1:0.4", IMAGES)
-    grey = colours._grey(IMAGES)
+    grey = colours.to_grey(IMAGES)
     wanted = jnp.where(grey >= 0.4, 1 - grey, grey).repeat(3, -1)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     other = augmented("solarise:1:0.4,grey:1", IMAGES)

@@ -444,7 +444,7 @@ def test_a_model_larger_than_any_memory_is_refused_by_its_shapes(tmp_path):
 def foreign(path, **changes):
     """A VGG-11 of torchvision's names, of ones, with some arrays changed."""
     wanted = known._expected(known._config("vgg11", 32, "frozen"))
-    weights = {name: np.ones(shape) for name, (_, shape) in wanted.items()}
+    weights = {name: np.ones(leaf.shape) for name, leaf in wanted.items()}
     for name, value in changes.items():
         weights[f"features.0.{name}"].flat[2] = value
     path.write_bytes(encode(weights))

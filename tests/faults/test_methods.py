@@ -66,6 +66,9 @@ METHODS: dict[str, dict] = {
     },
     "kl": {"from_": "{}/teacher", **method("kl-to-source")},
     "delta": method("delta"),
+    "mixup": method("mixup", cutmix=0.5),
+    "stochastic-depth": method("stochastic-depth", rate=0.5),
+    "dropout": method("dropout", rate=0.5),
     **{
         name: {**TARGET, **method(name)}
         for name in ("dann", "cdan", "mmd", "jmmd", "coral", "jdot")

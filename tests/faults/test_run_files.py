@@ -266,7 +266,8 @@ def test_damaged_baselines_are_measured_again(tmp_path, text):
 
     path = tmp_path / "baselines.json"
     path.write_text(text)
-    found = Fixed().baselines(path, lambda: (np.zeros((1, 1)), np.zeros((1, 1))))
+    vectors = np.zeros((1, 1)), np.zeros((1, 1))
+    found = Fixed().baselines(path, "untrained encoder", lambda: vectors)
     assert found["raw pixels"]["knn"]["value"] == 0.5
     assert json.loads(path.read_text()) == found
 
