@@ -128,10 +128,12 @@ def labels_table(rows: Rows, source: str = "") -> str:
 
 
 def _with_source(lines: list[str], rows: Rows, source: str) -> str:
-    what = f"{rows[0]['metric']}, mean" if rows else "mean"
+    metrics = {entry["metric"] for entry in rows}
+    what = f"{metrics.pop()}, mean" if len(metrics) == 1 else "mean"
     what = what[0].upper() + what[1:]
     counts = " or ".join(sorted({str(entry["n"]) for entry in rows}))
-    said = f"{what} ± std of {counts} seeds. {source or _source(rows)}"
+    seeds = "1 seed" if counts == "1" else f"{counts} seeds"
+    said = f"{what} ± std of {seeds}. {source or _source(rows)}"
     return "\n".join(lines) + f"\n\n{said}"
 
 
