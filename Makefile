@@ -67,10 +67,12 @@ OTHERS = $(addprefix --ignore=tests/,test_docs.py test_house.py test_package.py 
   test_flags.py test_commands.py faults/test_hosts.py faults/test_names.py \
   faults/test_processes.py faults/test_run_files.py faults/test_runs.py \
   faults/test_phases_killed.py test_remote_runs.py e2e test_pretrain_recipe.py \
-  test_anomalies.py test_similar.py test_finetune_page.py test_report_parts.py)
+  test_anomalies.py test_similar.py test_finetune_page.py test_report_parts.py \
+  test_finetune_unlabelled.py faults/test_adaptation.py)
 
 test-oldest: $(OLDEST)/.ready-$(VERSION)
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(OTHERS)
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" modalities
 
 $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@echo "Building $(OLDEST) with Python $(VERSION) and the oldest dependencies ..."

@@ -100,7 +100,7 @@ def _mask(classes: np.ndarray, segmenter: Segmenter) -> Any:
     palette = np.zeros((256, 3), np.uint8)
     few = [value for value in segmenter.values if value < 256]
     palette[few] = segmenter.colours[: len(few)]
-    image = Image.fromarray(values.astype(np.uint8), "P")
+    image = Image.fromarray(values.astype(np.uint8))
     image.putpalette(palette.ravel().tolist())
     return image
 
