@@ -121,8 +121,9 @@ def test_a_probe_leaves_the_encoder_bit_for_bit(home, tmp_path):
 
 @pytest.mark.slow
 def test_vgg_is_tuned_with_layerwise_rates(home, tmp_path):
-    settings = {"steps": 2, "head_steps": 1, "layer_decay": 0.5, "encoder": "vgg16_bn"}
-    run = finetune(_config(home, tmp_path / "run", **settings)).run
+    mode = {"name": "two-phase", "head_steps": 1}
+    settings = {"steps": 2, "layer_decay": 0.5, "encoder": "vgg16_bn"}
+    run = finetune(_config(home, tmp_path / "run", mode=mode, **settings)).run
     (before, still), (after, stats) = _leaves(home / "vgg16_bn"), _leaves(run)
     moved = {p for p, leaf in after.items() if not np.array_equal(leaf, before[p])}
     assert {p for p in after if p.endswith("kernel")} <= moved
