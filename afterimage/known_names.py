@@ -67,7 +67,7 @@ def to_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def from_torch(array: np.ndarray, dimensions: int) -> np.ndarray:
-    """The inverse: a leaf of ours, which has so many dimensions."""
+    """The inverse: a leaf of ours with this number of dimensions."""
     if dimensions == 4:
         return array.transpose(2, 3, 1, 0)
     return array.reshape(array.shape[:2]).T if dimensions == 2 else array

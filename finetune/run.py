@@ -8,9 +8,7 @@ import jax
 import numpy as np
 
 from afterimage import runtime
-from afterimage.checkpoints.inspect import list_steps
 from afterimage.checkpoints.store import Store
-from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.data import ImageSet
 from afterimage.evaluation.classification import measures
 from afterimage.evaluation.nearest import Reference
@@ -45,7 +43,7 @@ from afterimage.outputs import Outputs
 from afterimage.outputs.classes import Classes
 from afterimage.runs import Run
 from afterimage.training.batches import BatchLoader, subsample
-from afterimage.training.job import Job, Say, Trainer, execute
+from afterimage.training.job import Job, Say, Trainer, best_saved, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.sharding import whole
 from afterimage.training.stage import Stage, describe
@@ -393,14 +391,11 @@ class FinetuneJob(Job[FinetuneResult]):
         """(params, stats, step) of the step that the rule chooses."""
         if self.rule.metric is None:
             return self.weights(state)
-        best = next((row for row in list_steps(self.run.path) if row.best), None)
-        if best is None or best.step == int(state["step"]):
+        saved = best_saved(self.run, store, int(state["step"]))
+        if saved is None:
             return self.weights(state)
-        step, tree, _ = store.restore(step=best.step)
-        averaged = flatten(tree["params"]) | flatten(tree.get("ema", {}))
-        known = averaged_stats({"ema_stats": {}, **tree})
-        stats = {"encoder": {}, "heads": {}, **known}
-        return unflatten(averaged), stats, step
+        params, stats, step = saved
+        return params, {"encoder": {}, "heads": {}, **stats}, step
 
 
 def _weighted(scores: Any, images: ImageSet, weights: Any) -> dict[str, float]:

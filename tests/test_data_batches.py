@@ -244,6 +244,11 @@ def test_evaluation_of_rows_of_any_kind():
     np.testing.assert_array_equal(kept, TOKENS.arrays["tokens"])
 
 
+def test_names_that_a_batch_has_are_refused():
+    with pytest.raises(DataError, match="its own mask"):
+        Columns("cells", {"mask": np.zeros((3, 2))}, ["a", "b", "c"])
+
+
 def test_columns_of_different_lengths():
     with pytest.raises(DataError, match="'ids': 3"):
         Columns("reviews", {"tokens": np.zeros((4, 2))}, ["a", "b", "c"])

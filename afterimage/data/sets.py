@@ -360,6 +360,11 @@ class Columns:
     def __post_init__(self):
         lengths = {name: len(array) for name, array in self.arrays.items()}
         lengths["ids"] = len(self.ids)
+        if taken := {"index", "mask", "step"} & set(self.arrays):
+            raise DataError(
+                f"{self.name}: a batch has its own {', '.join(sorted(taken))}; name the "
+                "column otherwise"
+            )
         if len(set(lengths.values())) != 1:
             raise DataError(f"{self.name}: columns of different lengths: {lengths}")
 

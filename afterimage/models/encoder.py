@@ -46,7 +46,7 @@ class FeatureInfo:
     stride: int
 
     def sites(self, side: int) -> int:
-        """Rows of the map for so many rows of pixels; columns likewise."""
+        """Rows of the map for this number of rows of pixels; the same for columns."""
         return -(-side // self.stride)
 
 

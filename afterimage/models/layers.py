@@ -68,7 +68,7 @@ class PassInfo:
         return y if self.depth is None else self.depth(y)
 
     def after(self, blocks: int) -> "PassInfo":
-        """The same pass so many blocks later."""
+        """The same pass, this number of blocks later."""
         if self.depth is None:
             return self
         depth = dataclasses.replace(self.depth, done=self.depth.done + blocks)

@@ -75,7 +75,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         if name.startswith("eval/")
     }
     results, intervals = path / "results.json", {}
-    ours = stored["kind"] == "finetune"  # results of other kinds are theirs
+    ours = stored["kind"] == "finetune"  # other kinds have their own form
     if ours and results.is_file():
         stored_results = schemas.read(results, schemas.ResultsFile, "delete it")
         figures |= _final(stored_results)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from afterimage.checkpoints.inspect import list_steps
 from afterimage.checkpoints.store import Store, from_main_process
+from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.console import say
 from afterimage.errors import Interrupted
 from afterimage.runs import Run
@@ -39,7 +41,14 @@ from afterimage.training.sharding import (
     spread,
 )
 from afterimage.training.stage import Stage
-from afterimage.training.step import State, Step, abstract, init_state, make_step
+from afterimage.training.step import (
+    State,
+    Step,
+    abstract,
+    averaged_stats,
+    init_state,
+    make_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +179,19 @@ class Trainer:
             state = self.cross(between(state, index), index)
             index += 1
             jax.block_until_ready(state)
+
+
+def best_saved(run: Run, store: Store, now: int) -> tuple[Any, Any, int] | None:
+    """(params, stats, step) of the best checkpoint, their running means if kept.
+
+    None if that is step `now`, or no checkpoint is ranked.
+    """
+    best = next((row.step for row in list_steps(run.path) if row.best), now)
+    if best == now:
+        return None
+    _, tree, _ = store.restore(step=best)
+    params = unflatten(flatten(tree["params"]) | flatten(tree.get("ema", {})))
+    return params, averaged_stats({"stats": {}, "ema_stats": {}, **tree}), best
 
 
 Say = Callable[[str], None]

@@ -207,7 +207,7 @@ def by_stem(names: Sequence[str], where: str) -> dict[str, str]:
         if other != name:
             raise DataError(
                 f"{where}: {spelling(other)} and {spelling(name)} differ only in their "
-                "ending, so masks cannot be told apart; rename one"
+                "ending, so both would have the same mask; rename one"
             )
     return found
 

@@ -77,7 +77,7 @@ class UNetDecoder(nnx.Module):
                 for each, width, deeper in zip(maps, widths, below)
             ]
         )
-        # Not near zero: classes whose scores start alike are told apart late.
+        # Not near zero: classes that start with equal scores take long to separate.
         self.scores = layers.Conv(widths[0], classes, 1, rngs=rngs)
 
     def __call__(

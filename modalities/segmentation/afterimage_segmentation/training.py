@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from afterimage import runtime
-from afterimage.checkpoints.inspect import list_steps
 from afterimage.checkpoints.store import Store
-from afterimage.checkpoints.trees import flatten, transfer, unflatten
+from afterimage.checkpoints.trees import transfer
 from afterimage.checkpoints.weights import write_encoder
 from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
@@ -24,7 +23,7 @@ from afterimage.training.batches import (
     check_batch,
     make_mesh,
 )
-from afterimage.training.job import Job, Say, Trainer, execute
+from afterimage.training.job import Job, Say, Trainer, best_saved, execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import Group
 from afterimage.training.sharding import whole
@@ -295,14 +294,11 @@ class SegmentJob(Job[SegmentResult]):
     def _selected(self, state: State, store: Store) -> tuple[tuple[Any, Any], int]:
         """(weights, step): of the best validation mIoU, else the last."""
         now = int(state["step"])
-        rows = list_steps(self.run.path) if self.best else []
-        best = next((row.step for row in rows if row.best), now)
-        if best == now:
+        saved = best_saved(self.run, store, now) if self.best else None
+        if saved is None:
             return self.weights(state), now
-        _, tree, _ = store.restore(step=best)
-        params = unflatten(flatten(tree["params"]) | flatten(tree.get("ema", {})))
-        stats = averaged_stats({"stats": {}, "ema_stats": {}, **tree})
-        return (params, {"encoder": {}, **stats}), best
+        params, stats, step = saved
+        return (params, {"encoder": {}, **stats}), step
 
 
 def _array(leaf: Any) -> Any:

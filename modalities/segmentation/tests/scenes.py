@@ -19,7 +19,7 @@ def scene(rng: np.random.Generator, side: int = 16) -> tuple[np.ndarray, np.ndar
 
 
 def write(folder: pathlib.Path, count: int = 20, seed: int = 0, side: int = 16) -> None:
-    """images/ and masks/ of so many scenes."""
+    """Writes `count` scenes to images/ and masks/."""
     rng = np.random.default_rng(seed)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
