@@ -362,8 +362,8 @@ class Columns:
         lengths["ids"] = len(self.ids)
         if taken := {"index", "mask", "step"} & set(self.arrays):
             raise DataError(
-                f"{self.name}: a batch has its own {', '.join(sorted(taken))}; name the "
-                "column otherwise"
+                f"{self.name}: a batch has its own {', '.join(sorted(taken))}; give "
+                "the column another name"
             )
         if len(set(lengths.values())) != 1:
             raise DataError(f"{self.name}: columns of different lengths: {lengths}")

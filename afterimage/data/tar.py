@@ -112,8 +112,8 @@ def _check_start(window: Window) -> None:
         if head.startswith(magic):
             raise BadTar(
                 f"it is compressed ({kind}), so images cannot be read out of order. "
-                "Uncompress it once, as gunzip does, and give the .tar; images hardly get "
-                "smaller by compression"
+                "Uncompress it once, as gunzip does, and give the .tar; images hardly "
+                "get smaller by compression"
                 if kind != "zip"
                 else "it is a zip archive; use zip:PATH"
             )
