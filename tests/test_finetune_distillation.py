@@ -173,7 +173,7 @@ def test_the_gain_is_reported_where_an_earlier_step_is_kept(
     home, tmp_path, monkeypatch
 ):
     first = types.SimpleNamespace(step=1, best=True)
-    monkeypatch.setattr("afterimage.finetune.run.list_steps", lambda _: [first])
+    monkeypatch.setattr("afterimage.training.job.list_steps", lambda _: [first])
     settings = {"steps": 2, "save_every": 1, "keep_last": 9, "select": "validation"}
     found = finetune(distilled(home, tmp_path / "run", **settings)).results
     assert found["selection"]["step"] == 1
