@@ -50,8 +50,8 @@ def main() -> None:
         found.append(row("search", name, "wall, fastest, ms", min(times[0])))
     notes = (
         "The 10 nearest by cosine, exact: one product of matrices in float32 by NumPy. "
-        f"The load average was {os.getloadavg()[0]:.1f}: above the number of cores, "
-        "other programs took part of them, and the wall's times are too long."
+        f"The load average was {os.getloadavg()[0]:.1f}. Where it is above the number "
+        "of cores, other programs took part of them, and wall times are too long."
     )
     title = "Search in an index"
     print(markdown(found, title, notes))
