@@ -46,8 +46,8 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     without labelled images to score; UserError for a place that cannot be written.
     """
     place = _place(config)
-    if place is not None:  # before hours of work
-        require_writable(f"out={place}", place.parent)
+    if place is not None and not is_remote(place):  # before hours of work
+        require_writable(f"out={place}", Path(place).parent)
     if config.embedding == "umap":
         import_umap()  # before hours of work
     encoder = load_encoder(config.from_)
@@ -85,15 +85,16 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
             "results, add --out FILE.json."
         )
         return figures, f"{text}\n\n{said}"
+    stem = place.removesuffix(".json")
     files = {
         place: (json.dumps(figures, indent=1) + "\n").encode(),
-        place.with_suffix(".md"): printable(f"{text}\n", keep="\n").encode(),
+        f"{stem}.md": printable(f"{text}\n", keep="\n").encode(),
     }
     if config.embedding != "none":
-        files[place.with_suffix(".png")] = _picture(encoder, test, config)
+        files[f"{stem}.png"] = _picture(encoder, test, config)
     for file, content in files.items():
         write(file, content)
-    return figures, f"{text}\n\nWritten: {', '.join(map(str, files))}"
+    return figures, f"{text}\n\nWritten: {', '.join(files)}"
 
 
 def _untrained(encoder: Encoder, train: ImageSet, config: EvaluateConfig) -> Encoder:
@@ -144,7 +145,7 @@ def _labelled(images: ImageSet) -> ImageSet:
     return images if len(rows) == len(images) else images.subset(rows)
 
 
-def _place(config: EvaluateConfig) -> Path | None:
+def _place(config: EvaluateConfig) -> str | None:
     """The JSON file; the others share its stem. None if nothing should be written."""
     if config.out is not None:
         if not config.out.endswith(".json"):
@@ -153,11 +154,11 @@ def _place(config: EvaluateConfig) -> Path | None:
                 "with tables and a picture of the same name beside it; give a name "
                 "ending in .json."
             )
-        return Path(config.out)
+        return config.out
     if is_remote(config.from_) or not (Path(config.from_) / "config.json").is_file():
         return None  # an artefact, whose files are listed with their checksums
     name = re.sub(r"[^A-Za-z0-9.=-]+", "-", config.data).strip("-.")
-    return Path(config.from_) / "evaluation" / f"{name}.json"
+    return str(Path(config.from_) / "evaluation" / f"{name}.json")
 
 
 def _short(name: str) -> str:

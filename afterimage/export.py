@@ -25,6 +25,7 @@ from afterimage.evaluation.configs import EvaluateConfig, FeaturesConfig, Split
 from afterimage.evaluation.spectrum import Moments
 from afterimage.fields import output_file
 from afterimage.models.vector import principal_axes
+from afterimage.storage.outputs import uploads
 from afterimage.training.batches import subsample
 
 _MOST_FITTED, _WIDEST_PCA = 20_000, 4096
@@ -358,6 +359,7 @@ class CsvRows(_Rows):
         self._file.write(text.getvalue().encode())
 
 
+@uploads
 def features(config: FeaturesConfig) -> int:
     """Write the file that `config` describes; returns its number of rows."""
     _writer(config.out)  # before hours of work

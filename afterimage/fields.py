@@ -97,7 +97,8 @@ def field_problems(config: Any) -> list[str]:
                     )
             elif field.name in _FOLDERS:
                 # What saves is a run, whose folder may be in a bucket too.
-                remote = field.name in _REMOTE_TOO or hasattr(config, "save_every")
+                either = {*_REMOTE_TOO, *getattr(config, "UPLOADED", ())}
+                remote = field.name in either or hasattr(config, "save_every")
                 found += place_problems(shown, one, remote=remote)
             elif field.name in _SPECS:
                 found += spec_problems(shown, one)

@@ -41,6 +41,7 @@ from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.models.encoders.mobile import Mobile
 from afterimage.models.vector import STATS
 from afterimage.plugins import ENCODERS
+from afterimage.storage.outputs import here
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -185,7 +186,8 @@ def import_encoder(
         config.image_size, mean or usual.mean, std or usual.std, config.channels
     )
     content = _manifest(config, preprocessing, pathlib.Path(path).name)
-    write_encoder(out, trees["params"], trees["stats"], content)
+    with here(out) as place:
+        write_encoder(place, trees["params"], trees["stats"], content)
     return Imported(config, len(wanted), head, without)
 
 
@@ -237,8 +239,8 @@ def export_encoder(
     for name in [name for name in weights if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         weights[counter] = np.zeros((), np.int64)
-    with disk_errors(f"out={out} was not written"):
-        files.replace_file(pathlib.Path(out), encode(weights))
+    with disk_errors(f"out={out} was not written"), here(out) as place:
+        files.replace_file(place, encode(weights))
     return config
 
 

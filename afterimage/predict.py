@@ -19,6 +19,7 @@ from afterimage.fields import output_file
 from afterimage.outputs import Outputs
 from afterimage.reading import ReadingOptions
 from afterimage.rows import WRITERS, every_image, one_spec, skipped_lines, write_rows
+from afterimage.storage.outputs import uploads
 
 _FAR = 0.99  # farther than this share of usual images: counted in the summary
 
@@ -27,7 +28,8 @@ _FAR = 0.99  # farther than this share of usual images: counted in the summary
 class Predictions:
     """The file of predictions, and what is in it."""
 
-    out: pathlib.Path
+    out: pathlib.Path | str
+    """The file; the URL of one in a bucket."""
     images: int
     """Rows in the file."""
     counts: Mapping[str, int]
@@ -38,7 +40,7 @@ class Predictions:
     """Images unlike the training images; None without features to compare with."""
     unsure: int | None
     """Images below the threshold; None without one."""
-    skipped: pathlib.Path | None
+    skipped: pathlib.Path | str | None
     """The list of broken images."""
     bad: int
 
@@ -60,6 +62,7 @@ class Predictions:
         return "\n".join([*lines, *skipped_lines(self.bad, self.skipped)])
 
 
+@uploads
 def predict(config: PredictConfig) -> Predictions:
     """Write a row for each image of `config.data`; one that was stopped continues.
 

@@ -28,6 +28,7 @@ from afterimage.data.images import read_or_reason
 from afterimage.data.sets import BadImage, Joined
 from afterimage.errors import DataError, Interrupted, UserError, disk_errors
 from afterimage.reading import ReadingOptions
+from afterimage.storage.outputs import SKIPPED
 
 _ROWS_TOGETHER = 8192  # of a row group of a Parquet file
 Row = dict[str, Any]
@@ -98,7 +99,7 @@ def one_spec(data: Sequence[str]) -> str:
     return "files:" + "\n".join(one.removeprefix("files:") for one in data)
 
 
-def skipped_lines(bad: int, listed: pathlib.Path | None) -> list[str]:
+def skipped_lines(bad: int, listed: pathlib.Path | str | None) -> list[str]:
     """The line of a summary on broken images; none if none are listed."""
     if listed is None:
         return []
@@ -274,7 +275,7 @@ def _finish(
 
     partial = rows.with_name(out.name)
     WRITERS[out.suffix.lower()](partial, good())
-    listed = out.with_name(f"{out.name}.skipped.txt")
+    listed = out.with_name(f"{out.name}{SKIPPED}")
     listed.unlink(missing_ok=True)
     if bad:
         listed.write_text("".join(bad), encoding="utf-8")

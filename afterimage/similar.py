@@ -36,6 +36,7 @@ from afterimage.fields import output_file
 from afterimage.reading import ReadingOptions
 from afterimage.rows import every_image, one_spec
 from afterimage.runs import beside
+from afterimage.storage.outputs import uploads
 
 _VECTORS, _IMAGES = "vectors.f32", "images.jsonl"
 _KINDS = (".csv", ".jsonl", ".png", ".html")
@@ -213,7 +214,8 @@ class Similar:
     """{image: why it could not be read}."""
     threshold: float | None
     """The cosine from which on images are duplicates."""
-    written: tuple[pathlib.Path, ...]
+    written: tuple[pathlib.Path | str, ...]
+    """The files; URLs of those in a bucket."""
 
     def summary(self) -> str:
         """A few lines for a terminal."""
@@ -235,6 +237,7 @@ class Similar:
         return "\n".join([*lines, *(spelling(str(path)) for path in self.written)])
 
 
+@uploads
 def similar(config: SimilarConfig) -> Similar:
     """Bring the index up to the album; find its nearest images, or duplicates.
 
@@ -357,7 +360,7 @@ def _write(config: SimilarConfig, found: Similar, preprocessing: Preprocessing) 
     columns = ["group" if config.duplicates else "query", "file", "cosine"]
     rows = [(match.image, match.file, match.cosine) for match in found.matches]
     sheet = None
-    for out in found.written:
+    for out in map(pathlib.Path, found.written):
         if out.suffix.lower() == ".csv":
             text = io.StringIO(newline="")
             csv.writer(text).writerows([columns, *rows])

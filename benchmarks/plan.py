@@ -21,6 +21,7 @@ CASES = (
     *("small-images@l4:1", "small-images@tpu-v6e:4"),
     *("photos-64@h100:1", "photos-64@tpu-v5e:4"),
     *("photos-64@l4:1", "photos-64@tpu-v6e:4"),
+    *("cifar-contrastive@h100:1", "cifar-contrastive@tpu-v5e:4"),
     *("photos-224@h100:8", "photos-224@tpu-v5e:16"),
     *("photos-224@l4:1", "photos-224@tpu-v6e:256"),
 )

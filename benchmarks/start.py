@@ -31,7 +31,7 @@ RUN = [
 RUN += ["--pictures", "0"]
 
 
-def _images(folder: pathlib.Path, count: int = 2000) -> None:
+def write_images(folder: pathlib.Path, count: int = 2000) -> None:
     """PNG files of 32 x 32 x 3 noise, so that none is easy to decode."""
     from PIL import Image
 
@@ -79,7 +79,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         home = pathlib.Path(name)
-        _images(home / "images")
+        write_images(home / "images")
         data = f"folder:{home / 'images'}"
         cold, warm, stalls, streamed = [], [], [], []
         for i in range(REPEATS):

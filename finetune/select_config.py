@@ -1,7 +1,7 @@
 """Settings of a comparison of finished runs."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from afterimage.evaluation.configs import ImagesOptions
 
@@ -11,6 +11,8 @@ FEWEST = 3
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectConfig(ImagesOptions):
     """Compare finished runs on images without labels."""
+
+    UPLOADED: ClassVar = ("out",)
 
     from_: tuple[str, ...]
     """Fine-tuning runs, or their classifier/ folders, with the same classes: at least

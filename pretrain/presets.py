@@ -104,6 +104,22 @@ PRESETS: Mapping[str, Preset] = {
         },
         cost="40,000 steps of 256 = 10.2 million images; needs an accelerator",
     ),
+    "cifar-contrastive": Preset(
+        about="32 pixels: SimCLR with a ResNet-18 in bfloat16, on an accelerator",
+        command=(
+            "afterimage pretrain --preset cifar-contrastive --data tfds:cifar10 "
+            "--out runs/cifar-contrastive"
+        ),
+        settings={
+            "model": "resnet18",
+            "epochs": 200.0,
+            "batch_size": 512,
+            "objective": "simclr",
+            "augment": "crop:0.2,flip,color,grey",
+            "precision": "bfloat16",
+        },
+        cost="200 epochs; for CIFAR-10 19,500 steps of 512 = 10 million images",
+    ),
     "small-photos": Preset(
         about="32 pixels on a CPU, in minutes; predicts histograms of masked patches",
         command=(

@@ -1,7 +1,7 @@
 """Settings of `afterimage anomalies`, checked when made. Needs no JAX."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from afterimage.fields import at_least_1
 from afterimage.plugins import SCORERS
@@ -21,6 +21,8 @@ FALSE_ALARMS = 0.01
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnomaliesConfig:
     """Images unlike the normal ones, into a file."""
+
+    UPLOADED: ClassVar = ("out", "maps", "sheet")
 
     data: tuple[str, ...]
     """The images to score: a folder, .zip, .csv or .npz file, any number of image files

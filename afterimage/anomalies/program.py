@@ -26,6 +26,7 @@ from afterimage.rows import (
     skipped_lines,
     write_rows,
 )
+from afterimage.storage.outputs import uploads
 
 _SHEETS = (".png", ".html")
 _SHOWN = 20  # images of a contact sheet
@@ -35,7 +36,8 @@ _SHOWN = 20  # images of a contact sheet
 class Anomalies:
     """The file of scores, and what is in it."""
 
-    out: pathlib.Path
+    out: pathlib.Path | str
+    """The file; the URL of one in a bucket."""
     images: int
     """Rows in the file."""
     anomalous: int
@@ -45,7 +47,7 @@ class Anomalies:
     """(score, number, file) of the images with the highest scores, highest first."""
     auroc: float | None
     """Of the scores, by the classes of the data; None without such classes."""
-    skipped: pathlib.Path | None
+    skipped: pathlib.Path | str | None
     """The list of broken images."""
     bad: int
 
@@ -71,6 +73,7 @@ class Anomalies:
         return "\n".join([*lines, *skipped_lines(self.bad, self.skipped)])
 
 
+@uploads
 def anomalies(config: AnomaliesConfig) -> Anomalies:
     """Score each image of `config.data`; a command that was stopped continues.
 

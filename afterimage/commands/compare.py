@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
 from afterimage.errors import UserError
+from afterimage.storage.outputs import here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare:
     """Several runs side by side."""
+
+    UPLOADED: ClassVar = ("out",)
 
     runs: tuple[str, ...]
     """Two or more run folders, of pretrain or finetune."""
@@ -42,4 +46,6 @@ def main(argv: Sequence[str]) -> None:
     records = [read_run(folder) for folder in config.runs]
     say(comparison_text(records))
     if config.out is not None:
-        say(f"\nreport  {write_comparison(config.out, records)}")
+        with here(config.out) as place:
+            write_comparison(place, records)
+        say(f"\nreport  {config.out}")

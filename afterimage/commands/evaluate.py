@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         figures = evaluate(config)
         say(text(figures).rstrip())
         if config.out is not None:
-            write(Path(config.out), (json.dumps(figures, indent=1) + "\n").encode())
+            write(config.out, (json.dumps(figures, indent=1) + "\n").encode())
     else:
         from afterimage.evaluate_encoder import evaluate_encoder
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
@@ -11,6 +11,8 @@ from afterimage.console import say
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """An encoder or a classifier as a file for other programs."""
+
+    UPLOADED: ClassVar = ("out",)
 
     from_: str
     """A run folder, a checkpoints/STEP folder, an encoder/ or a classifier/ folder."""

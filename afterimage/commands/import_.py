@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
@@ -11,6 +11,8 @@ from afterimage.console import say
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Import:
     """Published weights as an encoder folder."""
+
+    UPLOADED: ClassVar = ("out",)
 
     file: str
     """A .safetensors, .pth, .pt, .bin or .h5 file, or a model.json of TensorFlow.js."""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from afterimage.commands.flags import Command, parse
 from afterimage.console import say
@@ -36,4 +35,4 @@ def main(argv: Sequence[str]) -> None:
     found = select(config)
     say(text(found))
     if config.out is not None:
-        write(Path(config.out), (json.dumps(found, indent=1) + "\n").encode())
+        write(config.out, (json.dumps(found, indent=1) + "\n").encode())

@@ -1,14 +1,14 @@
 """Settings of commands on finished runs: evaluate, features, select. Needs no JAX."""
 
 import dataclasses
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.files import replace_file
 from afterimage.errors import disk_errors
 from afterimage.fields import at_least_1, field_problems
 from afterimage.reading import ReadingOptions
+from afterimage.storage.outputs import here
 from afterimage.storage.reading import local
 from afterimage.training.options import check
 
@@ -47,6 +47,8 @@ class ImagesOptions(ReadingOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(ImagesOptions):
     """Images to vectors, into a file."""
+
+    UPLOADED: ClassVar = ("out",)
 
     from_: str
     """The encoder: a run folder, one of its checkpoints/STEP, or an encoder/ folder."""
@@ -108,6 +110,8 @@ class FeaturesConfig(ImagesOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ImagesOptions):
     """Score a run on labelled images."""
+
+    UPLOADED: ClassVar = ("out",)
 
     from_: str
     """What to score: the folder of a finetune or pretrain run, one of a run's
@@ -177,6 +181,8 @@ class EvaluateConfig(ImagesOptions):
 class PredictConfig:
     """Images to classes, into a file."""
 
+    UPLOADED: ClassVar = ("out",)
+
     data: tuple[str, ...]
     """The images: a folder, .zip, .csv or .npz file, any number of image files or
     patterns such as "photos/*.jpg", or a spec as for the other commands. All of them
@@ -227,6 +233,8 @@ class PredictConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimilarConfig:
     """The images of an album that are near others."""
+
+    UPLOADED: ClassVar = ("out",)
 
     data: str
     """The album: a folder, .zip, .csv or .npz file, a pattern such as "photos/*.jpg",
@@ -340,8 +348,11 @@ def is_classifier(path: str) -> bool:
     return isinstance(content, dict) and content.get("kind") == "classifier"
 
 
-def write(file: Path, content: bytes) -> None:
-    """Write a file, creating folders; DiskError if that fails."""
-    with disk_errors(f"out={file} was not written"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, content)
+def write(file: str, content: bytes) -> None:
+    """Write a file, or an object of a bucket; DiskError or RemoteError if that fails.
+
+    Folders are made.
+    """
+    with disk_errors(f"out={file} was not written"), here(file) as place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, content)

@@ -22,6 +22,7 @@ _GB, _GIB = 1e9, 2**30
 _V5E = "https://docs.cloud.google.com/tpu/docs/v5e"
 _V6E = "https://docs.cloud.google.com/tpu/docs/v6e"
 _H100 = "https://www.nvidia.com/en-us/data-center/h100/ (SXM)"
+_H200 = "https://www.nvidia.com/en-us/data-center/h200/ (SXM)"
 _L4 = "https://www.nvidia.com/en-us/data-center/l4/ (half of the rates with sparsity)"
 
 
@@ -103,6 +104,17 @@ KINDS: Mapping[str, Kind] = {
         link=900 * _GB,
         source=_H100,
         target=_gpu(9, 0, 132, clock=1.98, cache=50, shared=228, memory=79.1),
+    ),
+    "h200": Kind(
+        title="NVIDIA H200",
+        platform="gpu",
+        memory=int(0.75 * 139.8 * _GIB),
+        of_memory=f"of 139.8 GiB, {_THREE_QUARTERS}",
+        bandwidth=4800 * _GB,
+        flops={"bfloat16": 989e12, "float32": 494e12},
+        link=900 * _GB,
+        source=_H200,
+        target=_gpu(9, 0, 132, clock=1.98, cache=50, shared=228, memory=139.8),
     ),
     "l4": Kind(
         title="NVIDIA L4",

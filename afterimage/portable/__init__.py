@@ -18,6 +18,7 @@ from afterimage.evaluation.text import probe_lines
 from afterimage.fields import place_problems
 from afterimage.outputs import outputs_of_report
 from afterimage.portable.outputs import Portable
+from afterimage.storage.outputs import here
 from afterimage.storage.reading import local
 
 Part = Literal["auto", "encoder", "classifier"]
@@ -46,12 +47,13 @@ def export_model(
     removed, and UserError raised; also for an unknown format, a missing package, a name
     of the wrong form, and `path` without such a part.
     """
-    out = Path(out)
-    _check(to, out)
-    source = load_part(path, part)
-    model = Portable.of(source, _figures(_local(path, part), source))
-    with disk_errors(f"out={out} was not written"), _complete_or_absent(out) as partial:
-        checked = _writer(to)(model, partial, licence)
+    with here(out) as place:
+        _check(to, place)
+        source = load_part(path, part)
+        model = Portable.of(source, _figures(_local(path, part), source))
+        failed = f"out={out} was not written"
+        with disk_errors(failed), _complete_or_absent(place) as partial:
+            checked = _writer(to)(model, partial, licence)
     return f"wrote {out}: {model}\n{checked}"
 
 
