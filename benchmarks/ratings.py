@@ -107,44 +107,39 @@ def trained(seed: int, out: str, **settings: Any) -> Any:
     return quietly(train, config).results["test"]
 
 
+def liked(ratings: Any, users: np.ndarray) -> Matrix:
+    """1 where a user likes an item, else 0, float64 [users, items]."""
+    dense = ratings.rows(users).inputs(np.arange(len(users)))["ratings"]
+    return (dense >= LIKE).astype(np.float64)
+
+
 class Split:
     """The users of a table, as the program splits and scores them."""
 
     def __init__(self, table: pathlib.Path, seed: int):
         from afterimage_ratings import RatingsConfig
-        from afterimage_ratings.table import (
-            UserRows,
-            held_out,
-            read_ratings,
-            split_users,
-        )
+        from afterimage_ratings.table import read_ratings, split_users
 
         config = RatingsConfig(
             table=str(table), out="unused", validation=VALIDATION, seed=seed
         )
         self.ratings = read_ratings(config)
         self.users = split_users(self.ratings, config)
-        self.train = self._liked(UserRows(self.ratings, self.users["train"]))
-        self.held = {}
-        for name in ("validation", "test"):
-            marks = held_out(self.ratings, self.users[name], seed)
-            self.held[name] = UserRows(self.ratings, self.users[name], marks)
-
-    def _liked(self, rows: Any) -> Matrix:
-        dense = rows.inputs(np.arange(len(rows)))["ratings"]
-        return (dense >= LIKE).astype(np.float64)
+        self.train = liked(self.ratings, self.users["train"])
+        self.held = {
+            name: self.ratings.folded(self.users[name], seed)
+            for name in ("validation", "test")
+        }
 
     def score(self, scores: Scores, name: str) -> dict[str, float]:
         """The means over the users of this split who like a held-out item."""
+        import jax.numpy as jnp
         from afterimage_ratings.scores import ranking
 
         rows = self.held[name].inputs(np.arange(len(self.held[name])))
         known, relevant = rows["ratings"], rows["held"] >= LIKE
-        found = ranking(
-            scores((known >= LIKE).astype(np.float64)).astype(np.float32),
-            relevant,
-            ~np.isnan(known),
-        )
+        found = scores((known >= LIKE).astype(np.float64)).astype(np.float32)
+        found = ranking(*map(jnp.asarray, (found, relevant, ~np.isnan(known))))
         users = relevant.any(1)
         return {key: float(np.asarray(v)[users].mean()) for key, v in found.items()}
 
@@ -193,16 +188,15 @@ def als(train: Matrix, seed: int) -> Iterable[Scores]:
 def gram_of_source(split: Split, source: pathlib.Path) -> Matrix:
     """XᵀX of the source's users over the items of the target."""
     from afterimage_ratings.config import TableOptions
-    from afterimage_ratings.table import UserRows, read_ratings
+    from afterimage_ratings.table import read_ratings
 
     ratings = read_ratings(TableOptions(table=str(source)))
-    dense = UserRows(ratings, np.arange(len(ratings.users)))
-    liked = dense.inputs(np.arange(len(dense)))["ratings"] >= LIKE
+    theirs = liked(ratings, np.arange(len(ratings.users)))
     place = {name: n for n, name in enumerate(ratings.items)}
-    found = np.zeros((len(liked), len(split.ratings.items)))
+    found = np.zeros((len(theirs), len(split.ratings.items)))
     for column, name in enumerate(split.ratings.items):
         if name in place:
-            found[:, column] = liked[:, place[name]]
+            found[:, column] = theirs[:, place[name]]
     return found.T @ found
 
 

@@ -86,10 +86,6 @@ class RatingsConfig(TrainingOptions, RunOptions, TableOptions):
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; not applied to biases."""
 
-    resident: bool | None = None
-    """Keep the training users on the device, a row of all items for each. Default: if
-    they fit."""
-
     def __post_init__(self) -> None:
         check(field_problems(self))  # first: the others compare these with numbers
         parts = (TrainingOptions.problems(self), RunOptions.problems(self))

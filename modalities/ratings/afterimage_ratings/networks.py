@@ -94,17 +94,17 @@ class Model:
         """(log-probabilities, KL); without a key the code is its mean."""
         x = self.liked(ratings).astype(jnp.float32)
         x = x / jnp.sqrt(jnp.maximum(x.sum(1, keepdims=True), 1))
-        if key is not None:
-            first, second = jax.random.split(key)
-            keep = jax.random.bernoulli(first, 1 - dropout, x.shape)
+        keys = None if key is None else jax.random.split(key)
+        if keys is not None:
+            keep = jax.random.bernoulli(keys[0], 1 - dropout, x.shape)
             x = jnp.where(keep, x / (1 - dropout), 0)
         inner = params["inner"]
         hidden = jnp.tanh(_input(params, x))
         mean, log_variance = jnp.split(_dense(inner["code"], hidden), 2, 1)
         kl = (jnp.exp(log_variance) + jnp.square(mean) - 1 - log_variance).sum(1) / 2
         code = mean
-        if key is not None:
-            noise = jax.random.normal(second, mean.shape)
+        if keys is not None:
+            noise = jax.random.normal(keys[1], mean.shape)
             code = mean + jnp.exp(log_variance / 2) * noise
         hidden = jnp.tanh(_dense(inner["decoder"], code))
         return jax.nn.log_softmax(_output(params, hidden)), kl

@@ -1,6 +1,7 @@
 """Finished recommenders: the artefact, and its use in Python and from the command."""
 
 import functools
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 from msgspec import Meta
+from scipy.sparse import csr_array
 
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
@@ -18,6 +20,7 @@ from afterimage.checkpoints.weights import read_folder, write_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.runtime import jit
 from afterimage.storage.reading import local
+from afterimage.training.batches import eval_batches
 from afterimage_ratings.networks import Model, Params
 from afterimage_ratings.table import Ratings, UserRows
 
@@ -108,38 +111,50 @@ class Recommender:
         if n < 1:
             raise UserError(f"n={n}: must be at least 1")
         if not isinstance(history, Mapping):
-            best = 1.0 if self.model.like is None else self.model.like
-            history = dict.fromkeys(history, best)
-        row = np.full((1, len(self.items)), np.nan, np.float32)
-        for item, rating in history.items():
-            if not isinstance(rating, int | float) or not np.isfinite(rating):
-                raise DataError(
-                    f"history: the rating {rating!r} of {item!r} is no number"
-                )
-            if item in self._place:
-                row[0, self._place[item]] = rating
-        return self._best(row, n)[0]
+            model = self.model
+            good = model.mean + model.std if model.like is None else model.like
+            history = dict.fromkeys(history, good)
+        wrong = [
+            item
+            for item, rating in history.items()
+            if not isinstance(rating, numbers.Real) or not np.isfinite(rating)
+        ]
+        if wrong:
+            raise DataError(f"history: the rating of {wrong[0]!r} is no number")
+        known = {
+            self._place[item]: rating
+            for item, rating in history.items()
+            if item in self._place
+        }
+        row = np.zeros(len(known), np.int32), np.array(list(known), np.int32)
+        value = np.array(list(known.values()), np.float32)
+        matrix = csr_array((value, row), (1, len(self.items)))
+        return next(self._best(matrix, n, 1))
 
     def recommend_all(
         self, ratings: Ratings, n: int = 10, *, batch_size: int = 256
     ) -> Iterator[list[tuple[str, float]]]:
         """The same for every user of a table, in the order of its users."""
         place = np.array([self._place.get(name, -1) for name in ratings.items])
-        for first in range(0, len(ratings.users), batch_size):
-            users = np.arange(first, min(first + batch_size, len(ratings.users)))
-            theirs = UserRows(ratings, users).inputs(np.arange(len(users)))["ratings"]
-            # One shape, so one program; repeated rows are cut off below.
-            theirs = theirs[np.arange(batch_size) % len(users)]
-            rows = np.full((batch_size, len(self.items)), np.nan, np.float32)
-            rows[:, place[place >= 0]] = theirs[:, place >= 0]
-            yield from self._best(rows, n)[: len(users)]
+        cells = ratings.matrix.tocoo()
+        column = place[cells.col]
+        known = column >= 0
+        where = (cells.row[known], column[known])
+        shape = (len(ratings.users), len(self.items))
+        matrix = csr_array((cells.data[known], where), shape)
+        yield from self._best(matrix, n, batch_size)
 
-    def _best(self, rows: np.ndarray, n: int) -> list[list[tuple[str, float]]]:
-        scores, order = map(np.asarray, self._top(self.params, rows, n=n))
-        return [
-            [(self.items[i], float(s)) for i, s in zip(own, each) if s > -np.inf]
-            for own, each in zip(order, scores)
-        ]
+    def _best(
+        self, matrix: csr_array, n: int, batch_size: int
+    ) -> Iterator[list[tuple[str, float]]]:
+        rows = UserRows("users", [""] * np.shape(matrix)[0], {"ratings": matrix})
+        for batch in eval_batches(rows, batch_size):
+            found = self._top(self.params, batch["ratings"], n=n)
+            scores, order = (np.asarray(part)[batch["mask"]] for part in found)
+            for own, each in zip(order, scores):
+                yield [
+                    (self.items[i], float(s)) for i, s in zip(own, each) if s > -np.inf
+                ]
 
     @functools.cached_property
     def _top(self) -> Any:

@@ -5,13 +5,14 @@ import hashlib
 import json
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from jaxtyping import Bool, Float32, Int, Int8, Int32, Int64
+from jaxtyping import Float32, Int, Int8, Int64
+from scipy.sparse import csr_array
 
 from afterimage.checkpoints import files
 from afterimage.checkpoints.names import printable
@@ -28,16 +29,55 @@ _LONGEST = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class UserRows:
+    """Users as rows of a batch, sparse in memory: only those of a batch are dense.
+
+    `ratings` is what the model sees; of users that are scored, `held` is what it is
+    scored by. Both have a row for each user, and no entry where there is no rating.
+    """
+
+    name: str
+    ids: Sequence[str]
+    parts: Mapping[str, csr_array]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether rows are read without the disk."""
+        return True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one dense row."""
+        return 4 * sum(np.shape(part)[1] for part in self.parts.values())
+
+    def inputs(
+        self, rows: Int[np.ndarray, " b"], empty: Empty | None = None
+    ) -> dict[str, Float32[np.ndarray, "b n"]]:
+        """{name of the part: ratings, NaN where there is none}."""
+        found = {}
+        for name, part in self.parts.items():
+            cells = part[rows].tocoo()
+            found[name] = np.full(np.shape(cells), np.nan, np.float32)
+            found[name][cells.row, cells.col] = cells.data
+        return found
+
+    def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """None: a row is its own target."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ratings:
-    """Ratings by user: those of user u are `item[start[u] : start[u + 1]]`, sorted by
-    item, with their `value`. Users and items are sorted by id."""
+    """Ratings of one table. Users and items are sorted by id."""
 
     name: str
     users: list[str]
     items: list[str]
-    start: Int64[np.ndarray, " u+1"]
-    item: Int32[np.ndarray, " n"]
-    value: Float32[np.ndarray, " n"]
+    matrix: csr_array
+    """float32 [users, items], no entry where there is no rating."""
     split: Int8[np.ndarray, " u"] | None = None
     """The place in SPLITS of each user, if the table says it."""
     repeated: int = 0
@@ -47,16 +87,37 @@ class Ratings:
     def fingerprint(self) -> str:
         """SHA-256 of everything that a run depends on."""
         digest = hashlib.sha256(json.dumps([self.users, self.items]).encode())
-        for part in (self.start, self.item, self.value, self.split):
-            digest.update(b"-" if part is None else part.tobytes())
+        for part in (self.matrix.indptr, self.matrix.indices):
+            digest.update(part.astype(np.int64).tobytes())
+        digest.update(self.matrix.data.tobytes())
+        digest.update(b"" if self.split is None else self.split.tobytes())
         return digest.hexdigest()
 
-    def places(self, users: Int[np.ndarray, " k"]) -> Int64[np.ndarray, " n"]:
-        """Where the ratings of these users are, user by user."""
-        counts = self.start[users + 1] - self.start[users]
-        ends = np.cumsum(counts)
-        first = np.repeat(self.start[users] - ends + counts, counts)
-        return first + np.arange(len(first))
+    def rows(self, users: Int[np.ndarray, " k"]) -> UserRows:
+        """All ratings of these users."""
+        ids = [self.users[user] for user in users]
+        return UserRows(self.name, ids, {"ratings": self.matrix[users]})
+
+    def folded(self, users: Int[np.ndarray, " k"], seed: int) -> UserRows:
+        """These users with a fifth of their ratings, rounded down, held out.
+
+        As Liang et al. (2018): none of users with fewer than 5. Drawn by the seed and a
+        user's id, so that it does not depend on the other users of a table.
+        """
+        whole = self.rows(users)
+        cells = whole.parts["ratings"].tocoo()
+        held = [np.zeros(0, bool)]
+        for name, count in zip(whole.ids, np.diff(self.matrix[users].indptr)):
+            draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            held.append(draw.permutation(count).argsort() < count // _FOLD)
+        marks = np.concatenate(held)
+        parts = {
+            part: csr_array(
+                (cells.data[here], (cells.row[here], cells.col[here])), cells.shape
+            )
+            for part, here in (("ratings", ~marks), ("held", marks))
+        }
+        return UserRows(self.name, whole.ids, parts)
 
 
 def read_ratings(options: TableOptions) -> Ratings:
@@ -84,18 +145,12 @@ def read_ratings(options: TableOptions) -> Ratings:
     order = np.argsort(key, kind="stable")
     order = order[np.append(np.diff(key[order]) > 0, True)]
     start = np.searchsorted(user[order], np.arange(len(users) + 1))
-    return Ratings(
-        place,
-        users,
-        items,
-        start.astype(np.int64),
-        item[order].astype(np.int32),
-        value[order],
-        _splits(table, user, len(users), place)
-        if "split" in table.column_names
-        else None,
-        len(table) - len(order),
-    )
+    shape = (len(users), len(items))
+    matrix = csr_array((value[order], item[order], start), shape)
+    split = None
+    if "split" in table.column_names:
+        split = _splits(table, user, len(users), place)
+    return Ratings(place, users, items, matrix, split, len(table) - len(order))
 
 
 def _read(place: str, named: list[str]) -> pa.Table:
@@ -187,78 +242,3 @@ def split_users(
             "--validation or --test"
         )
     return {name: np.sort(found[name]) for name in SPLITS}
-
-
-def held_out(
-    ratings: Ratings, users: Int[np.ndarray, " k"], seed: int
-) -> Bool[np.ndarray, " n"]:
-    """Of all ratings, those of these users that are not folded in.
-
-    A fifth of each user's ratings, rounded down; none of users with fewer than 5 (Liang
-    et al. 2018). Drawn by the seed and the user's id, so that they do not depend on the
-    other users of a table.
-    """
-    held = np.zeros(len(ratings.item), bool)
-    for user in users:
-        first, count = ratings.start[user], np.diff(ratings.start[user : user + 2])[0]
-        mark = zlib.crc32(ratings.users[user].encode())
-        drawn = np.random.default_rng([seed, mark]).permutation(count)
-        held[first + drawn[: count // _FOLD]] = True
-    return held
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UserRows:
-    """Users as rows of a batch: `ratings` float32 [b, items], NaN where there is none.
-
-    Sparse in memory; only the rows of a batch are dense. With `held`, a mark of each
-    rating, the marked ones are missing in `ratings`, and are in `held`.
-    """
-
-    ratings: Ratings
-    users: Int64[np.ndarray, " k"]
-    held: Bool[np.ndarray, " n"] | None = None
-    in_memory = True
-
-    @property
-    def name(self) -> str:
-        return self.ratings.name
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return [self.ratings.users[user] for user in self.users]
-
-    @property
-    def row_bytes(self) -> int:
-        return 4 * len(self.ratings.items) * (1 if self.held is None else 2)
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def inputs(
-        self, rows: Int[np.ndarray, " b"], empty: Empty | None = None
-    ) -> dict[str, np.ndarray]:
-        """{"ratings"}, and with marks {"held"}: float32 [b, items]."""
-        del empty
-        users, table = self.users[rows], self.ratings
-        places = table.places(users)
-        row = np.repeat(
-            np.arange(len(users)), table.start[users + 1] - table.start[users]
-        )
-        if self.held is None:
-            return {"ratings": self._dense(row, places, len(users))}
-        held = self.held[places]
-        return {
-            "ratings": self._dense(row[~held], places[~held], len(users)),
-            "held": self._dense(row[held], places[held], len(users)),
-        }
-
-    def _dense(self, row: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
-        made = np.full((rows, len(self.ratings.items)), np.nan, np.float32)
-        made[row, self.ratings.item[places]] = self.ratings.value[places]
-        return made
-
-    def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
-        """None: a row is its own target."""
-        del rows
-        return {}

@@ -34,7 +34,6 @@ from afterimage_ratings.scores import NAMES, ranking
 from afterimage_ratings.table import (
     Ratings,
     UserRows,
-    held_out,
     read_ratings,
     split_users,
 )
@@ -89,7 +88,7 @@ class _Job(Job[Result]):
     ):
         self.config, self.run, self.ratings = config, run, ratings
         self.users = split_users(ratings, config)
-        self.train = UserRows(ratings, self.users["train"])
+        self.train = ratings.rows(self.users["train"])
         self.model = self._model(source)
         self.params, self.known = self._start(source)
         self.held = {split: self._held(split) for split in ("validation", "test")}
@@ -114,7 +113,7 @@ class _Job(Job[Result]):
                 )
             if config.like is not None:
                 model = dataclasses.replace(model, like=config.like)
-        values = self.ratings.value[self.ratings.places(self.users["train"])]
+        values = self.train.parts["ratings"].data
         if model.like is not None and values.max() < model.like:
             raise DataError(
                 f"like={model.like:g}: no training user has a rating of at least that; "
@@ -141,16 +140,15 @@ class _Job(Job[Result]):
 
     def _held(self, split: str) -> UserRows:
         """The users of a split, and what is scored."""
-        users, table = self.users[split], self.ratings
-        marks = held_out(table, users, self.config.seed)
-        scored = table.value[marks]
+        rows = self.ratings.folded(self.users[split], self.config.seed)
+        scored = rows.parts["held"].data
         if not len(scored) or scored.max() < (self.model.like or -np.inf):
             raise DataError(
-                f"{table.name}: none of {len(users):,} {split} users can be scored. A "
+                f"{rows.name}: none of {len(rows):,} {split} users can be scored. A "
                 "user needs at least 5 ratings, and to like one of the fifth that is "
                 "held out; give more users, or lower --like"
             )
-        return UserRows(table, users, marks)
+        return rows
 
     def _phases(self) -> tuple[Phase, ...]:
         """All layers; from another category first those of the items, then all."""
@@ -211,10 +209,12 @@ class _Job(Job[Result]):
 
     def lost(self) -> tuple[str, ...] | None:
         lost = self.run.missing([RECOMMENDER], [_PAGE, _RESULTS])
-        try:
-            return lost if lost is not None else self._read() and None
-        except (OSError, ValueError):
-            return (_RESULTS,)
+        if lost is None:
+            try:
+                self.result(complete=True)
+            except (OSError, ValueError, KeyError, TypeError):
+                return (_RESULTS,)
+        return lost
 
     def feed(self, phase: int) -> BatchLoader:
         return BatchLoader(self.train, options=self.config, mesh=self.mesh)
@@ -223,7 +223,7 @@ class _Job(Job[Result]):
         """What the run is about, for the terminal and the page."""
         table, like, start = self.ratings, self.model.like, self.config.from_
         return {
-            "Ratings": f"{len(table.value):,} of {len(table.items):,} items in "
+            "Ratings": f"{table.matrix.nnz:,} of {len(table.items):,} items in "
             f"{table.name}; {table.repeated:,} others were replaced by later ones",
             "Users": ", ".join(f"{len(u):,} {name}" for name, u in self.users.items()),
             "Liking": "every rating"
@@ -346,11 +346,9 @@ class _Job(Job[Result]):
             tables={"Machine": runtime.fingerprint()},
         )
 
-    def _read(self) -> Any:
-        return schemas.parse(files.read_bytes(self.run.path / _RESULTS, schemas.MOST))
-
     def result(self, *, complete: bool) -> Result:
-        results, where = self._read(), self.run.where.rstrip("/")
+        content = files.read_bytes(self.run.path / _RESULTS, schemas.MOST)
+        results, where = schemas.parse(content), self.run.where.rstrip("/")
         test = results["test"]
         figures = [f"{title} {test[name]:.3f}" for name, title in NAMES.items()]
         figures += [f"RMSE {test['rmse']:.3f}"] if "rmse" in test else []

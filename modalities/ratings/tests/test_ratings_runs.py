@@ -85,6 +85,9 @@ def test_recommendations_fit_the_taste_and_leave_out_what_is_known(run):
     disliked = model.recommend({**dict.fromkeys(even, 5), "i8": 1.0}, n=30)
     assert len(disliked) == 24 - 5
     assert "i8" not in dict(disliked)
+    popular = model.recommend([])  # of nothing known: what users like
+    assert len(popular) == 10
+    assert model.recommend({"x": np.float32(5)}) == popular
     for history, n in (("i0", 1), ({"i0": np.nan}, 1), (even, 0)):
         with pytest.raises(UserError, match=r"history|n=0"):
             model.recommend(history, n)
@@ -142,7 +145,7 @@ def test_a_complete_run_is_left_alone_and_repaired(run, tables, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     assert train(settings(tables / "a.csv", copy, **NEW)).complete
-    (copy / "results.json").write_text("{")
+    (copy / "results.json").write_text('{"step": 3}')
     assert not train(settings(tables / "a.csv", copy, **NEW)).complete
     assert json.loads((copy / "results.json").read_text())["step"] > 0
 
@@ -178,7 +181,7 @@ def test_runs_that_cannot_work(run, tables, tmp_path):
         train(settings(tables / "a.csv", out, like=9.0))
     short = [(f"u{n}", f"i{n % 3}", 5) for n in range(40)]
     table = tastes.write(tmp_path / "short.csv", short)
-    with pytest.raises(DataError, match="none of .* users can be scored"):
+    with pytest.raises(DataError, match=r"none of .* users can be scored"):
         train(settings(table, tmp_path / "b"))
     with pytest.raises(UserError, match="is of mult-vae; leave out --model"):
         train(settings(tables / "b.csv", out, from_=str(run), model="autorec"))
