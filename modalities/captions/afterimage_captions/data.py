@@ -66,8 +66,8 @@ class Pairs(ImageSet):
     def seen(self) -> list[str]:
         """The classes of these images; their texts if they have no classes."""
         if self.labels is None or self.class_names is None:
-            return [self.texts[number] for number in np.unique(self.text)]
-        known = np.unique(self.labels[self.labels >= 0])
+            return [self.texts[number] for number in np.unique(self.text).tolist()]
+        known = np.unique(self.labels[self.labels >= 0]).tolist()
         return [self.class_names[number] for number in known]
 
 

@@ -5,10 +5,12 @@ import json
 import re
 import shlex
 import shutil
+import types
 
 import numpy as np
 import pytest
 from afterimage_captions import AlignConfig, align, load_aligner
+from afterimage_captions import data as caption_data
 from PIL import Image
 
 from afterimage.checkpoints.errors import CheckpointError
@@ -215,7 +217,7 @@ def test_tables_and_vectors_that_do_not_fit(place, tmp_path):
     refused("without a text", pairs=changed(place, "blank.csv", [head, *blank]))
     one = [[r[0], NAMES[0], r[2]] for r in rows]
     refused("one text", pairs=changed(place, "one.csv", [head, *one]))
-    few = [r[:2] for r in rows if r[1] != NAMES[0]][:3]
+    few = [r[:2] for r in rows[::12]][:3]
     refused("too few", pairs=changed(place, "few.csv", [head[:2], *few]))
     vectors = vectors_of(NAMES)
     wrong = {
@@ -259,6 +261,23 @@ def test_a_file_of_vectors_may_be_parquet(run, place, tmp_path):
     np.savez(tmp_path / "narrow.npz", text=["a red sky"], vector=np.ones((1, 3)))
     with pytest.raises(UserError, match="vectors of 3 numbers"):
         aligner.embed_texts(["a red sky"], text=str(tmp_path / "narrow.npz"))
+
+
+def test_a_text_encoder_must_be_that_of_the_training(place, tmp_path, monkeypatch):
+    def become(function):
+        encoder = types.SimpleNamespace(features=function)
+        monkeypatch.setattr(caption_data, "_encoder", lambda _: encoder)
+
+    become(vectors_of)
+    out = tmp_path / "run"
+    align(settings(place, out, text="bert", mode="frozen", steps=2, eval_every=2))
+    aligner = load_aligner(out)
+    found = aligner.embed_texts(["a red sky"])
+    wanted = vectors_of(["a red sky"])
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), rtol=1e-5)
+    become(lambda texts: vectors_of(texts)[:, ::-1])
+    with pytest.raises(UserError, match="other vectors"):
+        aligner.embed_texts(["a red sky"])
 
 
 @pytest.mark.parametrize("given", [("red",), ("red", "red"), ("none.txt",)])
