@@ -88,18 +88,29 @@ class Block(nnx.Module):
     def __init__(self, c: int, *, rngs: nnx.Rngs):
         self.norm, self.conv = RMSNorm(c), Conv3(c, c, rngs=rngs)
 
-    def __call__(self, x: Array, mask: Mask | None = None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "b d h w c"],
+        sites: Bool[Array, "b d h w"] | None = None,
+    ) -> Float[Array, "b d h w c"]:
         y = jax.nn.gelu(self.norm(x, DENSE))
-        return hide(x + self.conv(hide(y, mask)), mask)
+        return hide(x + self.conv(hide(y, sites)), sites)
 
 
-def hide(x: Array, mask: Mask | None, fill: Array | float = 0.0) -> Array:
-    """A map or volume with `fill` at its hidden sites."""
+def at(mask: Mask | None, side: int) -> Bool[Array, "b s s s"] | None:
+    """The mask at the sites of a map with this many along each axis."""
     if mask is None:
-        return x
-    for axis in (1, 2, 3):
-        mask = jnp.repeat(mask, x.shape[axis] // mask.shape[axis], axis)
-    return jnp.where(mask[..., None], fill, x)
+        return None
+    b, p = mask.shape[:2]
+    wide = mask[:, :, None, :, None, :, None]
+    return jnp.broadcast_to(wide, (b, *[p, side // p] * 3)).reshape(b, side, side, side)
+
+
+def hide(
+    x: Array, sites: Bool[Array, "b d h w"] | None, fill: Array | float = 0.0
+) -> Array:
+    """A map with `fill` at its hidden sites."""
+    return x if sites is None else jnp.where(sites[..., None], fill, x)
 
 
 class Encoder(nnx.Module):
@@ -128,12 +139,13 @@ class Encoder(nnx.Module):
     ) -> Maps:
         del train  # nothing differs
         run: Any = nnx.remat(Block.__call__) if self.remat else Block.__call__
-        maps, x = [], hide(2 * x[..., None] - 1, mask)
+        maps, x = [], hide(2 * x[..., None] - 1, at(mask, x.shape[1]))
         for halve, blocks, norm in zip(self.halves, self.blocks, self.norms):
-            x = hide(halve(x), mask)
+            sites = at(mask, x.shape[1] // 2)
+            x = hide(halve(x), sites)
             for block in blocks:
-                x = run(block, x, mask)
-            maps.append(hide(norm(x, DENSE), mask))
+                x = run(block, x, sites)
+            maps.append(hide(norm(x, DENSE), sites))
         return maps
 
 
@@ -155,8 +167,9 @@ class Decoder(nnx.Module):
         del train
         x: Any = 0.0
         for n in reversed(range(STAGES)):
-            token = self.tokens[n][...].astype(maps[n].dtype)
-            x = self.blocks[n](x + hide(maps[n], mask, token[None, None, None, None]))
+            token = self.tokens[n][...].astype(maps[n].dtype)[None, None, None, None]
+            x = x + hide(maps[n], at(mask, maps[n].shape[1]), token)
+            x = self.blocks[n](x)
             x = self.doubles[n](x)
         return x[..., 0]
 

@@ -29,9 +29,9 @@ from afterimage_volumes.network import (
     Encoder,
     Mask,
     VolumeModel,
+    at,
     augment,
     fresh,
-    hide,
     network,
 )
 from afterimage_volumes.volumes import Found, find
@@ -74,7 +74,7 @@ def counted(x: Float[Array, "b s s s"], mask: Mask) -> Float[Array, "b s s s"]:
     n = side // BLOCK
     blocks = x.reshape(b, n, BLOCK, n, BLOCK, n, BLOCK)
     counts = mask & (blocks.std((2, 4, 6)) > FLAT)
-    return hide(jnp.zeros((*x.shape, 1)), counts, 1.0)[..., 0]
+    return jnp.where(at(counts, side), 1.0, jnp.zeros_like(x))
 
 
 class _Pretraining(VolumeJob):
@@ -201,7 +201,7 @@ class _Pretraining(VolumeJob):
         def run(params: Any, volumes: Any) -> Any:
             x = volumes.astype(jnp.float32) / 255
             hidden = self._hidden(0, x)
-            seen = hide(x[..., None], hidden, 0.5)[..., 0]
+            seen = jnp.where(at(hidden, x.shape[1]), 0.5, x)
             rows = x, seen, self.rebuilt(params, x, hidden)
             return [jnp.rot90(row[..., x.shape[-1] // 2], axes=(1, 2)) for row in rows]
 
