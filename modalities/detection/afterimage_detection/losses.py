@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from afterimage.data.augmentations import resampling, spec_pieces
 from afterimage.errors import UserError
+from afterimage.runtime import jit
 from afterimage_detection.data import PADDING
 
 _SHARE = 0.54
@@ -177,9 +178,11 @@ def boxed_augment(spec: str) -> Augment:
 
 def _turns(move: resampling.Movement, values: tuple[float, ...]) -> bool:
     """Whether a movement rotates or slants."""
+    if move.straight:
+        return False
     canvas = resampling.Canvas(4, (8, 8), (8, 8))
-    linear = np.asarray(move.draw(jax.random.key(0), canvas, *values).linear)
-    return bool(np.any(linear * (1 - np.eye(2))))
+    linear = jit(lambda key: move.draw(key, canvas, *values).linear)(jax.random.key(0))
+    return bool(np.any(np.asarray(linear) * (1 - np.eye(2))))
 
 
 def moved(
