@@ -222,9 +222,10 @@ class _Job(Job[Result]):
     def facts(self) -> dict[str, str]:
         """What the run is about, for the terminal and the page."""
         table, like, start = self.ratings, self.model.like, self.config.from_
+        later = f"; later ones replaced {table.repeated:,}" if table.repeated else ""
         return {
             "Ratings": f"{table.matrix.nnz:,} of {len(table.items):,} items in "
-            f"{table.name}; {table.repeated:,} others were replaced by later ones",
+            f"{table.name}" + later,
             "Users": ", ".join(f"{len(u):,} {name}" for name, u in self.users.items()),
             "Liking": "every rating"
             if like is None
