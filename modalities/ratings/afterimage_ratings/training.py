@@ -142,7 +142,8 @@ class _Job(Job[Result]):
         """The users of a split, and what is scored."""
         rows = self.ratings.folded(self.users[split], self.config.seed)
         scored = rows.parts["held"].data
-        if not len(scored) or scored.max() < (self.model.like or -np.inf):
+        like = -np.inf if self.model.like is None else self.model.like
+        if not (scored >= like).any():
             raise DataError(
                 f"{rows.name}: none of {len(rows):,} {split} users can be scored. A "
                 "user needs at least 5 ratings, and to like one of the fifth that is "

@@ -129,13 +129,12 @@ def test_a_moved_run_resumes_bit_for_bit_across_the_phases(run, tables, tmp_path
     more = {"from_": str(run), "freeze": 0.5, "keep_last": 9}
     whole, table = tmp_path / "whole", shutil.copy(tables / "b.csv", tmp_path)
     train(settings(table, whole, **more))
-    for step in (10, 20):  # in the first phase, and at its end
-        copy = cut_back(whole, tmp_path / f"from-{step}", step)
-        shutil.rmtree(copy / "recommender")
-        train(settings(table, copy, **more))
-        assert same(weights(whole), weights(copy))
-        one, two = (json.loads((r / "results.json").read_text()) for r in (whole, copy))
-        assert one["test"] == two["test"]
+    copy = cut_back(whole, tmp_path / "copy", 10)  # in the first phase
+    shutil.rmtree(copy / "recommender")
+    train(settings(table, copy, **more))
+    assert same(weights(whole), weights(copy))
+    one, two = (json.loads((r / "results.json").read_text()) for r in (whole, copy))
+    assert one["test"] == two["test"]
     tastes.write(table, tastes.rows(40, seed=2, first=12))
     with pytest.raises(UserError, match="changed since this run began"):
         train(settings(table, whole, **more))
