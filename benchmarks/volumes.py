@@ -86,7 +86,7 @@ class Crops:
         )
         turn = Rotation.from_rotvec(rng.normal(0, 0.15, 3)).as_matrix()
         turn = turn * rng.uniform(0.85, 1.15, 3)
-        bend = zoom(rng.normal(0, 1, (3, 5, 5, 5)), (1, *[SIDE / 5] * 3), order=1)
+        bend: Any = zoom(rng.normal(0, 1, (3, 5, 5, 5)), (1, *[SIDE / 5] * 3), order=1)
         bend *= 1.5 / bend.std()
         middle = self.middles[rng.integers(len(self.middles))]
         places = np.tensordot(turn, offset + bend, 1) + middle[:, None, None, None]
@@ -200,36 +200,34 @@ def vectors(out: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
 
     from afterimage import load_encoder
 
-    found: dict[str, dict[str, np.ndarray]] = {SLICES: {}, MAPS: {}}
-    flat, deep = (
-        load_encoder(out / "encoder-2d"),
-        load_volume_encoder(str(out / "encoder")),
-    )
-    for part in ("labelled", "test"):
-        slices = np.moveaxis(crop_volumes(out, part), -1, 1).reshape(-1, SIDE, SIDE, 1)
-        each = np.asarray(flat.features(slices)).reshape(-1, SIDE, flat.num_features)
-        found[SLICES][part] = np.concatenate([each.mean(1), each.max(1)], 1)
-        found[MAPS][part] = deep(sorted((out / part).glob("*.nii")))
-    return found
+    known = out / "features.npz"
+    if not known.exists():
+        flat, found = load_encoder(out / "encoder-2d"), {}
+        deep = load_volume_encoder(str(out / "encoder"))
+        for part in ("labelled", "test"):
+            slices = np.moveaxis(crop_volumes(out, part), -1, 1)
+            each = flat.features(slices.reshape(-1, SIDE, SIDE, 1))
+            each = np.asarray(each).reshape(-1, SIDE, flat.num_features)
+            found[f"{part}/flat"] = np.concatenate([each.mean(1), each.max(1)], 1)
+            found[f"{part}/deep"] = deep(sorted((out / part).glob("*.nii")))
+        np.savez(known, allow_pickle=False, **found)
+    with np.load(known, allow_pickle=False) as stored:
+        return {
+            name: {part: stored[f"{part}/{kind}"] for part in ("labelled", "test")}
+            for name, kind in {SLICES: "flat", MAPS: "deep"}.items()
+        }
 
 
 def logistic(features: dict[str, np.ndarray], labels: int, seed: int) -> float:
     """Test accuracy of logistic regression, its penalty chosen by cross-validation."""
-    from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from afterimage.evaluation import fit_logistic
 
-    rows = np.array(chosen(labels, seed))
-    search = LogisticRegressionCV(
-        Cs=np.logspace(-5, 1, 7),
-        cv=5,
-        max_iter=2000,
-        l1_ratios=(0,),
-        use_legacy_attributes=False,
-    )
-    model = make_pipeline(StandardScaler(), search)
-    model.fit(features["labelled"][rows], rows % 2)
-    return model.score(features["test"], np.arange(len(features["test"])) % 2)
+    rows, folds = np.array(chosen(labels, seed)), np.arange(labels) // 2 % 5
+    order = np.argsort(rows % 2, kind="stable").reshape(2, -1).T.ravel()
+    known = features["labelled"][rows[order]]
+    probe = fit_logistic(known, rows[order] % 2, folds=folds)
+    found = probe.predict(features["test"])
+    return float(np.mean(found == np.arange(len(found)) % 2))
 
 
 def tuned(given: argparse.Namespace, mode: str, labels: int, seed: int) -> float:
@@ -298,8 +296,10 @@ def training(given: argparse.Namespace, scans: pathlib.Path) -> list[dict[str, A
             "--no-tensorboard"
         )
         if not (out / "peak.txt").exists():
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            child = subprocess.Popen([sys.executable, *command.split()], **quiet)
+            null = subprocess.DEVNULL
+            child = subprocess.Popen(
+                [sys.executable, *command.split()], stdout=null, stderr=null
+            )
             _, code, used = os.wait4(child.pid, 0)
             if code:
                 raise SystemExit(f"python {command}: exit code {code}")
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--packages", type=pathlib.Path, default="../packages")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--pretrain-steps", type=int, default=250)
     parser.add_argument("--slice-steps", type=int, default=100)
     parser.add_argument("--out", type=pathlib.Path, default="runs/volumes")

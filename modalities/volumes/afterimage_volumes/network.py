@@ -97,10 +97,8 @@ class Block(nnx.Module):
         return hide(x + self.conv(hide(y, sites)), sites)
 
 
-def at(mask: Mask | None, side: int) -> Bool[Array, "b s s s"] | None:
+def at(mask: Mask, side: int) -> Bool[Array, "b s s s"]:
     """The mask at the sites of a map with this many along each axis."""
-    if mask is None:
-        return None
     b, p = mask.shape[:2]
     wide = mask[:, :, None, :, None, :, None]
     return jnp.broadcast_to(wide, (b, *[p, side // p] * 3)).reshape(b, side, side, side)
@@ -139,9 +137,10 @@ class Encoder(nnx.Module):
     ) -> Maps:
         del train  # nothing differs
         run: Any = nnx.remat(Block.__call__) if self.remat else Block.__call__
-        maps, x = [], hide(2 * x[..., None] - 1, at(mask, x.shape[1]))
+        sites = None if mask is None else at(mask, x.shape[1])
+        maps, x = [], hide(2 * x[..., None] - 1, sites)
         for halve, blocks, norm in zip(self.halves, self.blocks, self.norms):
-            sites = at(mask, x.shape[1] // 2)
+            sites = None if mask is None else at(mask, x.shape[1] // 2)
             x = hide(halve(x), sites)
             for block in blocks:
                 x = run(block, x, sites)
