@@ -17,7 +17,6 @@ PRESETS = {
         command="afterimage volume-pretrain scans --preset two-cores --out runs/scans",
         settings={"size": 48, "spacing": 4.0, "width": 8, "steps": 300},
         cost="300 steps of 8 volumes of 48 x 48 x 48 voxels",
-        results="volumes.md",
     )
 }
 _LONG = ("steps", "epochs", "batch_size", "eval_every", "lr", "weight_decay", "seed")

@@ -105,7 +105,8 @@ def test_from_a_table_to_predictions(pretrained, table, tmp_path, capsys):
     assert "test (4 volumes): accuracy 100" in capsys.readouterr().out
     words = f"{table.parent / 'scans'} --from {out} --out {predictions}"
     assert main(["volume-predict", *words.split()]) == 0
-    rows = list(csv.DictReader(predictions.open()))
+    with predictions.open() as file:
+        rows = list(csv.DictReader(file))
     assert [row["volume"] for row in rows] == [f"{n:02}.nii.gz" for n in range(16)]
     assert [row["class"] for row in rows] == ["none", "cube"] * 8
     model = load_volume_classifier(str(out))
