@@ -39,7 +39,7 @@ def place(tmp_path_factory, tiny_module):
 
 def settings(place, out, **more):
     given = {
-        "data": str(place / "images"),
+        "data": f"folder:{place}/images",  # as the command writes it
         "boxes": str(place / "boxes.json"),
         "from_": str(place / "encoder"),
         "out": str(out),
@@ -200,7 +200,11 @@ PAGES = [ROOT / "docs/guide/detection.md", ROOT / "modalities/detection/README.m
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_a_page_exist(page):
+def test_the_commands_of_a_page_exist(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "new"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "a.png")
     found = re.findall(r"^afterimage (detect\S*) (.+)$", page.read_text(), re.MULTILINE)
     assert {name for name, _ in found} == {"detect", "detect-predict"}
     for name, words in found:
