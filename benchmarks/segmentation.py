@@ -42,14 +42,23 @@ METRIC, TITLE = "mean IoU, %", "Segmentation"
 
 
 class Scenes:
-    """Scenes of one split: `scene(rng)` gives (image, mask)."""
+    """Scenes of one split: `scene(rng)` gives (image, mask).
 
-    def __init__(self, split: str, side: int = SIDE):
+    Of one to `most` objects, each of `sizes` pixels.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        side: int = SIDE,
+        most: int = 3,
+        sizes: tuple[int, int] = (10, 18),
+    ):
         from sklearn.datasets import load_sample_images
 
         from afterimage.data.sources.characters import FILE
 
-        self.side = side
+        self.side, self.most, self.sizes = side, most, sizes
         with np.load(FILE, allow_pickle=False) as stored:
             known = stored["classes"][stored[f"y_{split}"]]
             self.digits = stored[f"x_{split}"][np.char.isdigit(known.astype(str))]
@@ -59,17 +68,26 @@ class Scenes:
 
     def __call__(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A scene, uint8 [h, w, 3], and its mask, uint8 [h, w]."""
-        image = self._part(rng).astype(np.float32)
+        image, covers = self.pasted(rng)
         mask = np.zeros((self.side, self.side), np.uint8)
-        for _ in range(rng.integers(1, 4)):
+        for kind, cover in covers:
+            mask[cover] = kind
+        return image, mask
+
+    def pasted(
+        self, rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+        """A scene, and (class, where it is) of its objects, the lowest first."""
+        image, covers = self._part(rng).astype(np.float32), []
+        for _ in range(rng.integers(1, self.most + 1)):
             kind = int(rng.integers(1, len(NAMES)))
             cover = self._object(kind, rng)
             # A part of a photo, tinted: neither colour nor texture tells a class.
             paint = self._part(rng) * 0.5 + 0.5 * rng.integers(0, 256, 3)
             image = np.where(cover[..., None], paint, image)
-            mask[cover] = kind
+            covers.append((kind, cover))
         noisy = image + rng.normal(0, 6, image.shape)
-        return np.clip(noisy, 0, 255).astype(np.uint8), mask
+        return np.clip(noisy, 0, 255).astype(np.uint8), covers
 
     def _part(self, rng: np.random.Generator) -> np.ndarray:
         """A part of a photo, 32 to 160 pixels wide, perhaps mirrored."""
@@ -83,10 +101,10 @@ class Scenes:
         return part[:, :: rng.choice((-1, 1))]
 
     def _object(self, kind: int, rng: np.random.Generator) -> np.ndarray:
-        """Where an object of 10 to 18 pixels is, bool [h, w]."""
+        """Where an object is, bool [h, w]."""
         import cv2
 
-        size = int(rng.integers(10, 19))
+        size = int(rng.integers(self.sizes[0], self.sizes[1] + 1))
         cover = np.zeros((self.side, self.side), np.uint8)
         top, left = rng.integers(0, self.side - size + 1, 2).tolist()
         corners = int(rng.choice((0, 3, 4)))

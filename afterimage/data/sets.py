@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, Integer, UInt8
@@ -355,7 +355,6 @@ class Columns:
     name: str
     arrays: Mapping[str, np.ndarray]
     ids: Sequence[str]
-    in_memory: ClassVar[bool] = True
 
     def __post_init__(self):
         lengths = {name: len(array) for name, array in self.arrays.items()}
@@ -370,6 +369,11 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def in_memory(self) -> bool:
+        """Always: no file is read for a row."""
+        return True
 
     @property
     def row_bytes(self) -> int:
