@@ -9,17 +9,19 @@ Unicode names, from npm's emoji-datasource-google (data MIT, pictures Apache-2.0
     python -m benchmarks.captions --record \
         --emoji packages/node_modules/emoji-datasource-google
 
-pretrains an encoder for each seed on the training images alone, aligns it by
-`afterimage align` in three modes, and writes `benchmarks/results/captions.md`. A
+pretrains an encoder for each seed on its training scenes alone, aligns it by
+`afterimage align`, and writes `benchmarks/results/captions.md`. A
 stopped command continues.
 """
 
 import argparse
 import csv
+import dataclasses
+import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,14 +121,8 @@ def write_scenes(folder: pathlib.Path, seed: int) -> pathlib.Path:
                 image = f"{split}/{number:02}-{n:02}.png"
                 Image.fromarray(scenes.draw(rng, combination)).save(folder / image)
                 rows.append((image, name, name, split))
-    (folder / "unseen.txt").write_text(_lines(unseen))
-    (folder / "all.txt").write_text(_lines(set(range(len(CLASSES))) - chosen))
     _write(place, ("image", "text", "class", "split"), rows)
     return place
-
-
-def _lines(numbers: Iterable[int]) -> str:
-    return "\n".join(name_of(CLASSES[n]) for n in sorted(numbers)) + "\n"
 
 
 def _write(
@@ -165,18 +161,21 @@ def write_emoji(folder: pathlib.Path, package: pathlib.Path, seed: int) -> pathl
     return place
 
 
+def encoder_of(given: argparse.Namespace, seed: int) -> str:
+    """The encoder of a seed, pretrained on its training scenes."""
+    folder = write_scenes(given.out / "scenes" / str(seed), seed).parent
+    images, steps = str(folder / "train"), given.pretrain_steps
+    settings = {"steps": steps, "batch_size": 64, "width": WIDTH, "model": "conv"}
+    return pretrained(images, folder / "encoder", seed, **settings)
+
+
 def aligned(
     given: argparse.Namespace, place: pathlib.Path, mode: str, seed: int
 ) -> Any:
     """The result of `afterimage align` on one table."""
     from afterimage_captions import AlignConfig, align
 
-    folder = place.parent
-    images = str(folder / "train")
-    encoder = pretrained(
-        images, folder / "encoder", seed, steps=given.pretrain_steps, batch_size=64,
-        width=WIDTH, model="conv",
-    )  # fmt: skip
+    folder, encoder = place.parent, encoder_of(given, seed)
     config = AlignConfig(
         pairs=str(place),
         from_=encoder,
@@ -193,21 +192,57 @@ def aligned(
     return quietly(align, config)
 
 
-def accuracies(folder: pathlib.Path, mode: str) -> dict[str, float]:
-    """Zero-shot accuracy of a run: among unseen classes, and among all."""
-    from afterimage_captions import ZeroShotConfig, zero_shot
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is in one folder of scenes."""
 
-    found = {}
-    for classes in ("unseen", "all"):
-        config = ZeroShotConfig(
-            images=str(folder / "pairs.csv"),
-            classes=(str(folder / f"{classes}.txt"),),
-            from_=str(folder / mode),
-            out=str(folder / f"{mode}-{classes}.csv"),
-            split="test",
+    folder: pathlib.Path
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, str]]:
+        """The lines of the table."""
+        with (self.folder / "pairs.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """All images, uint8 [n, h, w, 3]."""
+        files = [self.folder / each["image"] for each in self.rows]
+        return np.stack([np.asarray(Image.open(file)) for file in files])
+
+    @functools.cached_property
+    def truth(self) -> np.ndarray:
+        """The number of the class of each image."""
+        number = {name_of(one): n for n, one in enumerate(CLASSES)}
+        return np.array([number[each["class"]] for each in self.rows])
+
+    def of(self, split: str) -> np.ndarray:
+        """Which images are in this split."""
+        return np.array([each["split"] == split for each in self.rows])
+
+    def figures(self, scores: np.ndarray) -> dict[str, float]:
+        """Mean accuracies of test classes by scores [n, classes]."""
+        test, train = (np.unique(self.truth[self.of(s)]) for s in ("test", "train"))
+        unseen = np.setdiff1d(test, train)
+
+        def accuracy(classes: np.ndarray, among: np.ndarray) -> float:
+            hits = among[scores[:, among].argmax(1)] == self.truth
+            chosen = [hits[(self.truth == c) & self.of("test")] for c in classes]
+            return float(np.mean([each.mean() for each in chosen]))
+
+        seen = np.setdiff1d(test, unseen)
+        return _named(
+            accuracy(unseen, unseen), accuracy(seen, test), accuracy(unseen, test)
         )
-        found[classes] = quietly(zero_shot, config).accuracy
-    return _named(found["unseen"]["all"], found["all"]["seen"], found["all"]["unseen"])
+
+
+def accuracies(scene: Scene, mode: str) -> dict[str, float]:
+    """Zero-shot accuracy of a run: among unseen classes, and among all."""
+    from afterimage_captions import load_aligner
+
+    aligner = load_aligner(scene.folder / mode)
+    texts = aligner.embed_texts([name_of(one) for one in CLASSES])
+    return scene.figures(aligner.embed_images(scene.images) @ texts.T)
 
 
 def _named(alone: float, seen: float, unseen: float) -> dict[str, float]:
@@ -216,7 +251,7 @@ def _named(alone: float, seen: float, unseen: float) -> dict[str, float]:
     return dict(zip(FIGURES, values, strict=True))
 
 
-def by_attributes(folder: pathlib.Path) -> dict[str, float]:
+def by_attributes(scene: Scene) -> dict[str, float]:
     """Direct attribute prediction (Lampert et al. 2009) on the pretrained features.
 
     A logistic regression for pattern, colour and shape each; the score of a class is
@@ -227,41 +262,19 @@ def by_attributes(folder: pathlib.Path) -> dict[str, float]:
 
     from afterimage.encoder import load_encoder
 
-    with (folder / "pairs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    number = {name_of(one): n for n, one in enumerate(CLASSES)}
-    truth = np.array([number[each["class"]] for each in rows])
-    split = np.array([each["split"] for each in rows])
-    encoder = load_encoder(folder / "encoder")
-    images = np.stack([np.asarray(Image.open(folder / r["image"])) for r in rows])
-    features = encoder.features(images, pool="pyramid-grid")
-    features = StandardScaler().fit(features[split == "train"]).transform(features)
-    scores = np.zeros((len(rows), len(CLASSES)))
+    train = scene.of("train")
+    encoder = load_encoder(scene.folder / "encoder")
+    features = encoder.features(scene.images, pool="pyramid-grid")
+    features = StandardScaler().fit(features[train]).transform(features)
+    scores = np.zeros((len(train), len(CLASSES)))
     for place in range(3):
         values = np.array([one[place] for one in CLASSES])
         probe = LogisticRegression(max_iter=300, C=0.1)
-        probe.fit(features[split == "train"], values[truth[split == "train"]])
+        probe.fit(features[train], values[scene.truth[train]])
         known = {name: n for n, name in enumerate(probe.classes_)}
         each = probe.predict_log_proba(features)
         scores += each[:, [known[value] for value in values]]
-    sets = {
-        name: np.array(
-            [number[t] for t in (folder / f"{name}.txt").read_text().splitlines()]
-        )
-        for name in ("unseen", "all")
-    }
-
-    def accuracy(classes: np.ndarray, among: np.ndarray) -> float:
-        hits = among[scores[:, among].argmax(1)] == truth
-        return float(
-            np.mean([hits[(truth == c) & (split == "test")].mean() for c in classes])
-        )
-
-    seen = np.setdiff1d(sets["all"], sets["unseen"])
-    alone = accuracy(sets["unseen"], sets["unseen"])
-    return _named(
-        alone, *(accuracy(part, sets["all"]) for part in (seen, sets["unseen"]))
-    )
+    return scene.figures(scores)
 
 
 FIGURES = (
@@ -284,12 +297,12 @@ def scenes_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
     }
     for seed in range(given.seeds):
         place = write_scenes(given.out / "scenes" / str(seed), seed)
+        scene = Scene(place.parent)
         for mode in given.modes:
             aligned(given, place, mode, seed)
-            found.setdefault(label(mode), []).append(accuracies(place.parent, mode))
-        found.setdefault("attributes, frozen features", []).append(
-            by_attributes(place.parent)
-        )
+            found.setdefault(label(mode), []).append(accuracies(scene, mode))
+        name = "attributes, frozen features"
+        found.setdefault(name, []).append(by_attributes(scene))
         print(seed, {name: values[-1] for name, values in found.items()}, flush=True)
     return _rows("scenes", found)
 
@@ -330,13 +343,12 @@ def notes(given: argparse.Namespace) -> str:
         f"Scenes: test images of 81 combinations of pattern, colour and shape, "
         f"{TESTED} of each, on other parts of the photos. 63 were trained with {EACH} "
         "images each, 18 were not; 9 others and further images of the 63 choose the "
-        "step. "
-        "Accuracy is the mean over classes. The attribute baseline (Lampert et al. "
-        "2009) is given the three attributes of each class, and learns a probe for "
+        "step. Accuracy is the mean over classes. The attribute baseline (Lampert et "
+        "al. 2009) is given the three attributes of each class, and learns a probe for "
         "each on the features that the frozen mode reads. Emoji: 1,636 of Noto's, all "
         "but flags and skin tones, and their Unicode names; a fifth is the test, whose "
         "names were not trained. Texts: MiniLM. For each seed: its own split, "
-        f"an encoder of its training images by `afterimage pretrain` ({SIDE} px, width "
+        f"an encoder of its training scenes by `afterimage pretrain` ({SIDE} px, width "
         f"{WIDTH}, {given.pretrain_steps} steps of 64), and `afterimage align` ("
         f"{given.steps} steps of 128, lr 0.003, encoder-lr 1). Chance is that of equal "
         "scores."

@@ -133,6 +133,8 @@ class Aligner:
         Raises UserError for texts without a vector, or an encoder that is not the one
         of the training.
         """
+        if isinstance(texts, str):
+            raise UserError(f"texts={texts!r}: give a list of texts, not one")
         place = self.manifest["text"] if text is None else text
         sample, wanted = self.manifest["example"]
         checked = not is_file(place)
@@ -158,6 +160,8 @@ class Aligner:
 
         {} in the prompt stands for the name of the class.
         """
+        if isinstance(classes, str):
+            raise UserError(f"classes={classes!r}: give a list of names, not one")
         texts = self.embed_texts([prompt.replace("{}", name) for name in classes])
         return self.probabilities(self.embed_images(images), texts)
 

@@ -56,6 +56,9 @@ class AlignConfig(TrainingOptions, RunOptions, ReadingOptions):
     """How training images are changed, joined by commas. Texts stay as they are: do not
     flip or recolour what they describe."""
 
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do with a damaged image: stop and name it, or skip and list it."""
+
     batch_size: int = 128
     """Pairs per step, over all devices. Every other text in it is a wrong answer."""
 

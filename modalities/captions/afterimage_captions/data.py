@@ -90,6 +90,7 @@ def open_pairs(
         image_size=side,
         channels=channels,
         value_range=value_range,
+        on_bad_image=config.on_bad_image,
         tasks=(config.text_column,),
         reading=config,
     )
@@ -101,10 +102,16 @@ def open_pairs(
         digest.update(_bytes(config.text))
     task = splits.train.tasks[config.text_column]
     vectors = text_vectors(config.text, task.class_names)
-    more = {"column": config.text_column, "vectors": vectors}
-    return {name: Pairs(**vars(s), **more) for name, s in sets.items()}, (
-        digest.hexdigest()
-    )
+    fields = [field.name for field in dataclasses.fields(ImageSet)]
+    pairs = {
+        name: Pairs(
+            **{field: getattr(part, field) for field in fields},
+            column=config.text_column,
+            vectors=vectors,
+        )
+        for name, part in sets.items()
+    }
+    return pairs, digest.hexdigest()
 
 
 def _require_texts(sets: Mapping[str, ImageSet], column: str) -> None:

@@ -1,7 +1,6 @@
 """The loss of pairs, and how well images find their texts and texts their images."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -87,21 +86,16 @@ def _counts(
 
     `wanted` and `found` are the numbers of the texts of queries and answers.
     """
-    return np.concatenate(list(_blocks(queries, among, wanted, found)), 1)
-
-
-def _blocks(
-    queries: np.ndarray, among: np.ndarray, wanted: np.ndarray, found: np.ndarray
-) -> Iterator[np.ndarray]:
-    rows = max(1, _BLOCK // len(among))
+    parts, rows = [], max(1, _BLOCK // len(among))
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
         cosines = np.round(queries[part] @ among.T, _DIGITS)
         right = wanted[part][:, None] == found[None]
         best = np.where(right, cosines, -np.inf).max(1, keepdims=True)
         equal = cosines == best
-        above = (cosines > best) & ~right
-        yield np.stack([each.sum(1) for each in (above, equal & ~right, equal & right)])
+        every = ((cosines > best) & ~right, equal & ~right, equal & right)
+        parts.append(np.stack([each.sum(1) for each in every]))
+    return np.concatenate(parts, 1)
 
 
 def _summary(
