@@ -48,7 +48,7 @@ MODES = ("full", "frozen", "scratch")
 TITLE = "Image and text"
 ATTRIBUTES = {
     "attributes, the maps that frozen reads": "pyramid-grid",
-    "attributes, the encoder's vector": None,
+    "attributes, the encoder's vector": "vector",
 }
 """{row of the attribute baseline: its features}."""
 
@@ -256,10 +256,10 @@ def _named(alone: float, seen: float, unseen: float) -> dict[str, float]:
     return dict(zip(FIGURES, values, strict=True))
 
 
-def by_attributes(scene: Scene, pool: str | None) -> dict[str, float]:
+def by_attributes(scene: Scene, pool: str) -> dict[str, float]:
     """Direct attribute prediction (Lampert et al. 2009) on the pretrained features.
 
-    `pool` as for `Encoder.features`; None is the encoder's own vector.
+    `pool` is that of `Encoder.features`.
 
     A logistic regression for pattern, colour and shape each; the score of a class is
     the sum of the log-probabilities of its attributes.
@@ -347,18 +347,18 @@ def _rows(
 def notes(given: argparse.Namespace) -> str:
     """What was measured, for the page."""
     return (
-        f"Scenes: test images of 81 combinations of pattern, colour and shape, "
-        f"{TESTED} of each, on other parts of the photos. 63 were trained with {EACH} "
-        "images each, 18 were not; 9 others and further images of the 63 choose the "
-        "step. Accuracy is the mean over classes. The attribute baseline (Lampert et "
-        "al. 2009) is given the three attributes of each class, and learns a probe for "
-        "each, on the maps that the frozen mode reads, and on the encoder's own "
-        "feature vector, which has a dictionary of patches too. Emoji: 1,636 of Noto's, all "
-        "but flags and skin tones, and their Unicode names; a fifth is the test, whose "
-        "names were not trained. Texts: MiniLM. For each seed: its own split, "
-        f"an encoder of its training scenes by `afterimage pretrain` ({SIDE} px, width "
-        f"{WIDTH}, {given.pretrain_steps} steps of 64), and `afterimage align` ("
-        f"{given.steps} steps of 128, lr 0.003, encoder-lr 1). Chance is that of equal "
+        f"Scenes: test images of 81 combinations of pattern, colour and shape, {TESTED} "
+        "of each, on other parts of the photos. 63 were trained with "
+        f"{EACH} images each, 18 were not; 9 others and further images of the 63 choose "
+        "the step. Accuracy is the mean over classes. The attribute baseline (Lampert "
+        "et al. 2009) is given the three attributes of each class, and learns a probe "
+        "for each, on the maps that the frozen mode reads, and on the encoder's own "
+        "feature vector, which has a dictionary of patches too. Emoji: 1,636 of Noto's, "
+        "all but flags and skin tones, and their Unicode names; a fifth is the test, "
+        "whose names were not trained. Texts: MiniLM. For each seed: its own split, an "
+        f"encoder of its training scenes by `afterimage pretrain` ({SIDE} px, width "
+        f"{WIDTH}, {given.pretrain_steps} steps of 64), and `afterimage align` "
+        f"({given.steps} steps of 128, lr 0.003, encoder-lr 1). Chance is that of equal "
         "scores."
     )
 

@@ -122,7 +122,7 @@ def _require_texts(sets: Mapping[str, ImageSet], column: str) -> None:
                 f"{part.name}: no image has a text in the column {column!r}; name the "
                 "column of the texts with --text-column"
             )
-        missing += [part.ids[row] for row in np.flatnonzero(task.values < 0)]
+        missing += [part.ids[int(row)] for row in np.flatnonzero(task.values < 0)]
         if part is sets["train"] and task.values.max() == task.values.min():
             raise DataError(
                 f"{part.name}: all images have one text; at least two are needed, to "

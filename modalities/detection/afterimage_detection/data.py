@@ -92,7 +92,7 @@ def letterboxed(
 
     out = np.empty((side, side, image.shape[2]), np.uint8)
     out[:] = fill
-    height, width = scaled_size(*image.shape[:2], side)
+    height, width = scaled_size(image.shape[0], image.shape[1], side)
     how = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
     for i in range(0, image.shape[2], 4):  # OpenCV takes up to four channels
         part = np.ascontiguousarray(image[..., i : i + 4])
@@ -189,7 +189,7 @@ def _read(
         classes[n, : len(own)] = own[:, 4]
     _raise(problems, source, "Repair these images, or leave them out")
     arrays = {"image": images, "boxes": boxes, "classes": classes}
-    return Columns(source, arrays, [files.names[row] for row in rows])
+    return Columns(source, arrays, [files.names[int(row)] for row in rows])
 
 
 def _raise(problems: Sequence[str], where: str, cure: str = "") -> None:

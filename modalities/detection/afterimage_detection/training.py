@@ -346,7 +346,8 @@ class DetectJob(Job[DetectResult]):
         run.metrics.flush()
         name = "test" if results["test"] else "validation"
         rows, kind = run.metrics.rows, "" if data.validation else "train_"
-        headline, parts = {}, {f"Images of {name}": self._gallery(name)}
+        headline: dict[str, Figure] = {}
+        parts: dict[str, Any] = {f"Images of {name}": self._gallery(name)}
         if scored := results[name]:
             meaning = (
                 "Average precision over classes and IoU of 0.5 to 0.95, as COCO's."
@@ -391,7 +392,9 @@ class DetectJob(Job[DetectResult]):
         some = spaced(len(part), _SHOWN)
         images, rows = part.arrays["image"][some], []
         every = load_detector(self.run.path).rows(images)
-        truths = _truth(Columns("", part.inputs(some), [part.ids[n] for n in some]))
+        truths = _truth(
+            Columns("", part.inputs(some), [part.ids[int(n)] for n in some])
+        )
         for n, image, truth, found in zip(some, images, truths, every):
             truth = truth[truth[:, 4] >= 0]
             truth[:, 2:4] -= truth[:, :2]
