@@ -347,8 +347,8 @@ def _rows(
 def notes(given: argparse.Namespace) -> str:
     """What was measured, for the page."""
     return (
-        f"Scenes: test images of 81 combinations of pattern, colour and shape, {TESTED} "
-        "of each, on other parts of the photos. 63 were trained with "
+        f"Scenes: {TESTED} test images of each of 81 combinations of pattern, colour "
+        "and shape, on other parts of the photos. 63 were trained with "
         f"{EACH} images each, 18 were not; 9 others and further images of the 63 choose "
         "the step. Accuracy is the mean over classes. The attribute baseline (Lampert "
         "et al. 2009) is given the three attributes of each class, and learns a probe "
