@@ -72,7 +72,8 @@ OTHERS = $(addprefix --ignore=tests/,test_docs.py test_house.py test_package.py 
 
 test-oldest: $(OLDEST)/.ready-$(VERSION)
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(OTHERS)
-	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" modalities
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" modalities \
+	  --ignore=modalities/volumes/tests/test_volume_runs.py
 
 $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@echo "Building $(OLDEST) with Python $(VERSION) and the oldest dependencies ..."

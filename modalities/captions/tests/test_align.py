@@ -186,6 +186,7 @@ def test_a_complete_run_is_left_alone_and_other_data_refused(run, place, tmp_pat
     assert main(["checkpoints", "verify", str(run)]) == 0
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_and_others_move(place, tmp_path):
     before = flatten(read_encoder(place / "encoder")[0])
     for mode in ("frozen", "full"):
