@@ -17,7 +17,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +28,7 @@ from afterimage.checkpoints.manifest import Finding
 from afterimage.checkpoints.names import shown
 from afterimage.checkpoints.schemas import wrong_shape
 from afterimage.checkpoints.trees import flatten, unflatten
+from afterimage.errors import UserError
 from afterimage.storage.reading import local
 
 ENCODER, CLASSIFIER, DETECTOR = "encoder", "classifier", "detector"
@@ -264,6 +265,41 @@ def read_classifier(
             f"{path} contains no classifier; expected a finished fine-tuning run. To "
             f"make one: afterimage finetune --from {path} --data ... --out ..."
         ) from error
+
+
+class ReadArtefact(NamedTuple):
+    """What is in an artefact's folder; every byte was compared with its checksum."""
+
+    folder: pathlib.Path
+    kind: str
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def read_artefact(
+    path: str | os.PathLike[str], kinds: Mapping[str, str]
+) -> ReadArtefact:
+    """The artefact of a finished run, or in its own folder.
+
+    `kinds` maps what is looked for, in order, to the command that makes it; each is the
+    name of its folder in a run. Raises UserError where there is none, CheckpointError
+    where it is damaged.
+    """
+    whole = local(path, "whole")
+    found = [kind for kind in kinds if (whole / kind).is_dir()]
+    if found:
+        folder, kind = whole / found[0], found[0]
+        require_inside(folder)
+    elif (whole / WEIGHTS).is_file() or (whole / manifest.NAME).is_file():
+        folder = whole
+        kind = whole.name if whole.name in kinds else next(iter(kinds))
+    else:
+        makers = " or ".join(dict.fromkeys(kinds.values()))
+        raise UserError(
+            f"{path} has no {' or '.join(kinds)}; expected a finished run of {makers}"
+        )
+    return ReadArtefact(folder, kind, *read_folder(folder, kind))
 
 
 def encode(tensors: Mapping[str, np.ndarray]) -> bytes:

@@ -19,7 +19,14 @@ from hypothesis.extra import numpy as hnp
 
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.store import Store
-from afterimage.checkpoints.weights import decode, encode, read_encoder, write_encoder
+from afterimage.checkpoints.weights import (
+    decode,
+    encode,
+    read_artefact,
+    read_encoder,
+    write_encoder,
+)
+from afterimage.errors import UserError
 from tests.manifests import encoder_manifest
 
 PARAMS = {"stem": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
@@ -242,3 +249,26 @@ def test_loading_needs_neither_jax_nor_orbax(tmp_path):
         "assert not {'jax', 'orbax', 'pickle5'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_artefact_of_a_run_or_in_its_own_folder(tmp_path):
+    write_encoder(tmp_path / "run" / "encoder", PARAMS, STATS, MANIFEST)
+    kinds = {"classifier": "finetune", "encoder": "pretrain"}
+    for place in (tmp_path / "run", tmp_path / "run" / "encoder"):
+        found = read_artefact(place, kinds)
+        assert (found.folder, found.kind) == (tmp_path / "run" / "encoder", "encoder")
+        assert found.manifest["trained"] == {"steps": 3}
+        kernel = found.params["stem"]["kernel"]
+        np.testing.assert_array_equal(kernel, PARAMS["stem"]["kernel"])
+    with pytest.raises(UserError, match="no classifier; expected a finished run of it"):
+        read_artefact(tmp_path / "run", {"classifier": "it"})
+    with pytest.raises(CheckpointError, match="not a classifier"):
+        read_artefact(tmp_path / "run" / "encoder", {"classifier": "it"})
+
+
+def test_an_artefact_that_links_out_of_its_run_is_refused(tmp_path):
+    write_encoder(tmp_path / "elsewhere", PARAMS, STATS, MANIFEST)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "encoder").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a link to a place outside"):
+        read_artefact(tmp_path / "run", {"encoder": "pretrain"})

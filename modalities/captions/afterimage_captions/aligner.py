@@ -16,7 +16,7 @@ from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
 from afterimage.checkpoints.trees import transfer
-from afterimage.checkpoints.weights import WEIGHTS, read_folder, require_inside
+from afterimage.checkpoints.weights import read_artefact
 from afterimage.data import Preprocessing
 from afterimage.data.preprocessing import image_batches
 from afterimage.encoder import joined, stored_model, stored_preprocessing, stream
@@ -26,7 +26,6 @@ from afterimage.evaluation.probes import unit_rows
 from afterimage.models import ModelConfig
 from afterimage.models.classifier import ClassifierNetwork, HeadConfig
 from afterimage.runtime import jit
-from afterimage.storage.reading import local
 from afterimage_captions.data import is_file, text_vectors
 from afterimage_captions.scores import LARGEST_SCALE, unit
 
@@ -191,13 +190,5 @@ def load_aligner(path: str | os.PathLike[str]) -> Aligner:
     Every file is compared with its checksum. Raises UserError if there is none,
     CheckpointError if it is damaged.
     """
-    whole = place = local(path, "whole")
-    if (place / ALIGNER).is_dir():
-        place = place / ALIGNER
-    if not (place / WEIGHTS).is_file():
-        raise UserError(
-            f"{path} has no aligner; expected a finished run of afterimage align"
-        )
-    if place != whole:
-        require_inside(place)
-    return Aligner(*read_folder(place, ALIGNER))
+    found = read_artefact(path, {ALIGNER: "afterimage align"})
+    return Aligner(found.params, found.stats, found.manifest)

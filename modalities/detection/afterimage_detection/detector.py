@@ -19,7 +19,7 @@ from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.files import replace_file
 from afterimage.checkpoints.names import printable, spelling
 from afterimage.checkpoints.trees import transfer
-from afterimage.checkpoints.weights import WEIGHTS, read_folder, require_inside
+from afterimage.checkpoints.weights import read_artefact
 from afterimage.console import say_reading
 from afterimage.data import Preprocessing
 from afterimage.data.decode import decode
@@ -32,7 +32,6 @@ from afterimage.models import Network
 from afterimage.pictures import displayable
 from afterimage.report.parts import encoded
 from afterimage.runtime import jit
-from afterimage.storage.reading import local
 from afterimage_detection.config import PredictConfig
 from afterimage_detection.data import letterboxed, restored
 from afterimage_detection.losses import peaks
@@ -154,16 +153,8 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
     Every file is compared with its checksum. Raises UserError if there is none,
     CheckpointError if it is damaged.
     """
-    whole = place = local(path, "whole")
-    if (place / DETECTOR).is_dir():
-        place = place / DETECTOR
-    if not (place / WEIGHTS).is_file():
-        raise UserError(
-            f"{path} has no detector; expected a finished run of afterimage detect"
-        )
-    if place != whole:
-        require_inside(place)
-    return Detector(*read_folder(place, DETECTOR))
+    found = read_artefact(path, {DETECTOR: "afterimage detect"})
+    return Detector(found.params, found.stats, found.manifest)
 
 
 def drawn(image: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> Any:

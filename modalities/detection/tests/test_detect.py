@@ -190,7 +190,7 @@ def test_damaged_missing_and_other_artefacts(run, place, tmp_path):
     damaged(tmp_path / KIND)
     with pytest.raises(CheckpointError, match="weights"):
         load_detector(tmp_path / KIND)
-    with pytest.raises(UserError, match="no detector"):
+    with pytest.raises(UserError, match="no object-detector"):
         load_detector(place)
     with pytest.raises(CheckpointError, match="encoder"):
         load_detector(place / "encoder")

@@ -16,10 +16,9 @@ from scipy.sparse import csr_array
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.trees import flatten
-from afterimage.checkpoints.weights import read_folder, write_encoder
+from afterimage.checkpoints.weights import read_artefact, write_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.runtime import jit
-from afterimage.storage.reading import local
 from afterimage.training.batches import eval_batches
 from afterimage_ratings.networks import Model, Params
 from afterimage_ratings.table import Ratings, UserRows
@@ -172,15 +171,8 @@ def load_recommender(place: str | os.PathLike[str]) -> Recommender:
 
     Raises UserError where there is none, CheckpointError where it is damaged.
     """
-    folder = local(place, "whole")
-    if (folder / RECOMMENDER).is_dir():
-        folder = folder / RECOMMENDER
-    elif not (folder / "manifest.json").is_file():
-        raise UserError(
-            f"{place} has no {RECOMMENDER}; expected a finished run of afterimage "
-            f"ratings, or its {RECOMMENDER}/ folder"
-        )
+    found = read_artefact(place, {RECOMMENDER: "afterimage ratings"})
     try:
-        return Recommender(*read_folder(folder, RECOMMENDER))
+        return Recommender(found.params, found.stats, found.manifest)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(f"{found.folder}: {error}") from error

@@ -12,14 +12,13 @@ from jaxtyping import Float, Int, Integer, UInt8
 from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
 from afterimage.checkpoints.trees import transfer
-from afterimage.checkpoints.weights import WEIGHTS, read_folder, require_inside
+from afterimage.checkpoints.weights import read_artefact
 from afterimage.data import Preprocessing
 from afterimage.data.pixels import cover_and_crop
 from afterimage.data.preprocessing import image_batches
 from afterimage.encoder import stored_model, stored_preprocessing, stream
 from afterimage.errors import UserError
 from afterimage.runtime import jit
-from afterimage.storage.reading import local
 from afterimage_segmentation.data import IGNORED
 from afterimage_segmentation.network import SegmentationNetwork
 from afterimage_segmentation.schema import SEGMENTER
@@ -175,13 +174,5 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
     Every file is compared with its checksum. Raises UserError if there is none,
     CheckpointError if it is damaged.
     """
-    whole = place = local(path, "whole")
-    if (place / SEGMENTER).is_dir():
-        place = place / SEGMENTER
-    if not (place / WEIGHTS).is_file():
-        raise UserError(
-            f"{path} has no segmenter; expected a finished run of afterimage segment"
-        )
-    if place != whole:
-        require_inside(place)
-    return Segmenter(*read_folder(place, SEGMENTER))
+    found = read_artefact(path, {SEGMENTER: "afterimage segment"})
+    return Segmenter(found.params, found.stats, found.manifest)

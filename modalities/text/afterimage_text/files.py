@@ -14,9 +14,8 @@ from msgspec import Meta
 from afterimage.checkpoints import files, schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.checkpoints.weights import decode, read_folder, require_finite
+from afterimage.checkpoints.weights import decode, read_artefact, require_finite
 from afterimage.errors import UserError
-from afterimage.storage.reading import local
 from afterimage_text.bert import BertConfig, abstract
 
 ENCODER, CLASSIFIER = "text-encoder", "text-classifier"
@@ -81,15 +80,8 @@ def read_start(place: str) -> Stored:
 
 def read_run(place: str, kinds: Sequence[str]) -> Stored:
     """The encoder or classifier of a finished run, every byte and shape checked."""
-    run = local(place, "whole")
-    folders = [(run / kind, kind) for kind in kinds if (run / kind).is_dir()]
-    if not folders:
-        stages = " or ".join(_STAGES[kind] for kind in kinds)
-        raise UserError(
-            f"{place} has no {' or '.join(kinds)}; expected a finished run of {stages}"
-        )
-    folder, kind = folders[0]
-    params, _, manifest = read_folder(folder, kind)
+    found = read_artefact(place, {kind: _STAGES[kind] for kind in kinds})
+    folder, kind, params, _, manifest = found
     config = msgspec.convert(manifest["model"], BertConfig)
     shapes: dict[str, Any] = {"encoder": abstract(config)[1]}
     if kind == CLASSIFIER:

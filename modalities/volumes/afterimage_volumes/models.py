@@ -14,11 +14,10 @@ from jaxtyping import Float, UInt8
 from msgspec import Meta
 
 from afterimage.checkpoints import schemas
-from afterimage.checkpoints.weights import read_folder
+from afterimage.checkpoints.weights import read_artefact
 from afterimage.data.pixels import NotAnImage
-from afterimage.errors import DataError, UserError
+from afterimage.errors import DataError
 from afterimage.outputs.classes import Classes
-from afterimage.storage.reading import local
 from afterimage_volumes.files import Geometry, prepared, read_volume
 from afterimage_volumes.network import Encoder, VolumeModel, network, vectors
 from afterimage_volumes.network import scores as head_scores
@@ -49,16 +48,9 @@ class VolumeEncoder:
     """Volumes to vectors; from `load_volume_encoder`."""
 
     def __init__(self, place: str, kinds: Sequence[str]):
-        run = local(place, "whole")
-        found = [kind for kind in kinds if (run / kind).is_dir()]
-        if not found:
-            stages = " or ".join(_STAGES[kind] for kind in kinds)
-            raise UserError(
-                f"{place} has no {' or '.join(kinds)}; expected a finished run of "
-                f"{stages}"
-            )
-        kind, self.where = found[0], str(run / found[0])
-        self.params, self.stats, self.manifest = read_folder(run / kind, kind)
+        found = read_artefact(place, {kind: _STAGES[kind] for kind in kinds})
+        folder, kind, self.params, self.stats, self.manifest = found
+        self.where = str(folder)
         self.model = VolumeModel(self.manifest["width"])
         window = self.manifest["window"]
         self.geometry = Geometry(
