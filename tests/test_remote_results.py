@@ -137,3 +137,6 @@ def test_what_only_this_machine_takes_is_said(encoder, photos, capsys):
     words = ["label", str(photos), "--from", str(encoder), "--suggest", "2"]
     assert main([*words, "--out", f"{URL}/label.csv"]) == 2
     assert "written here only" in capsys.readouterr().err
+    words = ["features", str(photos), "--from", str(encoder), "--out", "memory://a.npy"]
+    assert main(words) == 2
+    assert "this is a bucket; give the name of a file" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from afterimage.cache import cache_dir
 from afterimage.checkpoints import manifest
 from afterimage.console import say_doing
+from afterimage.errors import UserError
 from afterimage.storage.bucket import Bucket
 from afterimage.storage.faults import RemoteError
 from afterimage.storage.urls import as_text, is_remote, name_of, parent_of
@@ -29,12 +30,15 @@ def here(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     A path stays what it is. For a URL it is in the cache folder; on leaving without an
     error, it and what was written beside it are uploaded, a manifest last, and deleted
     here. Otherwise they stay, so that a command that continues finds them. Raises
-    RemoteError, before anything is done if the bucket cannot be listed.
+    RemoteError, before anything is done if the bucket cannot be listed, and UserError
+    for a bucket without a name in it.
     """
     if not is_remote(out):
         yield pathlib.Path(out)
         return
     url = as_text(out)
+    if url.count("/") < 3:
+        raise UserError(f"out={url}: this is a bucket; give the name of a file in it")
     bucket, name = Bucket(parent_of(url)), name_of(url)
     bucket.entries(name)
     mark = hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -85,6 +89,8 @@ def uploads(function: Callable[[Any], Result]) -> Callable[[Any], Result]:
                 return str(path)
 
             changed = {name: local(getattr(config, name)) for name in config.UPLOADED}
+            if not urls:
+                return function(config)
             result = function(dataclasses.replace(config, **changed))
         return _named(result, urls)
 
@@ -100,10 +106,8 @@ def _named(result: Any, urls: dict[pathlib.Path, str]) -> Any:
         url = urls.get(value.parent) if isinstance(value, pathlib.Path) else None
         return value if url is None else f"{url}/{value.name}"
 
-    if not urls or not dataclasses.is_dataclass(result) or isinstance(result, type):
+    if not dataclasses.is_dataclass(result) or isinstance(result, type):
         return result
-    fields = (field.name for field in dataclasses.fields(result) if field.init)
-    found = {key: getattr(result, key) for key in fields}
-    changed = {k: new for k, v in found.items() if (new := name(v)) is not v}
-    changed = {k: v for k, v in changed.items() if v != found[k]}
-    return dataclasses.replace(result, **changed)
+    found = {one.name: getattr(result, one.name) for one in dataclasses.fields(result)}
+    paths = {k: v for k, v in found.items() if isinstance(v, pathlib.Path | tuple)}
+    return dataclasses.replace(result, **{k: name(v) for k, v in paths.items()})

@@ -157,7 +157,7 @@ class Aligner:
     ) -> Float[np.ndarray, "n k"]:
         """The probabilities of classes that are given as words; rows sum to 1.
 
-        {} in the prompt stands for the name of the class.
+        The name of the class replaces {} in the prompt.
         """
         if isinstance(classes, str):
             raise UserError(f"classes={classes!r}: give a list of names, not one")

@@ -105,7 +105,7 @@ class ZeroShotConfig(ReadingOptions):
     """The file to write: .csv, .jsonl or .parquet, a row for each image."""
 
     prompt: str = "{}"
-    """What a class is called in a text; {} stands for its name: "a photo of a {}"."""
+    """The text of a class, with {} where its name goes: "a photo of a {}"."""
 
     text: str | None = None
     """What gives the vectors of the prompts, as in align. Default: what gave those of

@@ -13,7 +13,7 @@ LARGEST_SCALE = 100.0
 FIRST_SCALE = math.log(1 / 0.07)
 """The logarithm of the first scale of the cosines, and the largest scale: CLIP's."""
 _DIGITS = 6
-"""Cosines that agree to so many decimals are ties."""
+"""Decimals of a cosine; cosines equal to this precision are ties."""
 _BLOCK = 2**24
 """Cosines held at once."""
 

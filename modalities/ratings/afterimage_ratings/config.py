@@ -116,7 +116,7 @@ class RatingsConfig(TrainingOptions, RunOptions, TableOptions):
         return {name: getattr(self, name) or size for name, size in _SIZES.items()}
 
     def total_steps(self, images: int, *, default_epochs: float = 100.0) -> int:
-        """Steps of the run over so many training users."""
+        """Steps of the run for this number of training users."""
         total = TrainingOptions.total_steps(self, images, default_epochs=default_epochs)
         if self.steps is None and self.epochs is None:
             return min(max(total, _FEWEST_STEPS), _MOST_STEPS)

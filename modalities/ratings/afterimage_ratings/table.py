@@ -23,7 +23,8 @@ from afterimage_ratings.config import RatingsConfig, TableOptions
 
 SPLITS = ("train", "validation", "test")
 _FOLD = 5
-"""One of so many ratings of a held-out user is scored; the model sees the others."""
+"""A held-out user's ratings are cut into this many parts: one is scored, the model sees
+the others."""
 _LONGEST = 1024
 """Characters of an id."""
 

@@ -9,7 +9,7 @@ ITEMS = 24
 
 
 def rows(users: int, seed: int, prefix: str = "", first: int = 0):
-    """(user, item, rating) of so many users; even users like even items."""
+    """Ratings (user, item, rating); even users like even items."""
     rng, found = np.random.default_rng(seed), []
     for user in range(users):
         own = first + 2 * rng.permutation(ITEMS // 2)[:8] + user % 2
