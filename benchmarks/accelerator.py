@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=12.0, help="for all parts")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--folder", default="../shared/data", help="with cifar10/")
-    parser.add_argument("--data", help="labelled images instead, with a test split")
+    parser.add_argument("--data", help="other labelled images for the recipe")
     parser.add_argument("--toy", action="store_true", help="tiny sizes; not recorded")
     parser.add_argument("--out", help="a folder for the results instead")
     given = parser.parse_args(argv)
