@@ -28,7 +28,6 @@ from afterimage.checkpoints.manifest import Finding
 from afterimage.checkpoints.names import shown
 from afterimage.checkpoints.schemas import wrong_shape
 from afterimage.checkpoints.trees import flatten, unflatten
-from afterimage.errors import UserError
 from afterimage.storage.reading import local
 
 ENCODER, CLASSIFIER, DETECTOR = "encoder", "classifier", "detector"
@@ -283,7 +282,7 @@ def read_artefact(
     """The artefact of a finished run, or in its own folder.
 
     `kinds` maps what is looked for, in order, to the command that makes it; each is the
-    name of its folder in a run. Raises UserError where there is none, CheckpointError
+    name of its folder in a run. Raises UsageError where there is none, CheckpointError
     where it is damaged.
     """
     whole = local(path, "whole")
@@ -296,7 +295,7 @@ def read_artefact(
         kind = whole.name if whole.name in kinds else next(iter(kinds))
     else:
         makers = " or ".join(dict.fromkeys(kinds.values()))
-        raise UserError(
+        raise UsageError(
             f"{path} has no {' or '.join(kinds)}; expected a finished run of {makers}"
         )
     return ReadArtefact(folder, kind, *read_folder(folder, kind))

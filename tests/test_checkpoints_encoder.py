@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.weights import (
     decode,
@@ -26,7 +26,6 @@ from afterimage.checkpoints.weights import (
     read_encoder,
     write_encoder,
 )
-from afterimage.errors import UserError
 from tests.manifests import encoder_manifest
 
 PARAMS = {"stem": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
@@ -260,7 +259,7 @@ def test_an_artefact_of_a_run_or_in_its_own_folder(tmp_path):
         assert found.manifest["trained"] == {"steps": 3}
         kernel = found.params["stem"]["kernel"]
         np.testing.assert_array_equal(kernel, PARAMS["stem"]["kernel"])
-    with pytest.raises(UserError, match="no classifier; expected a finished run of it"):
+    with pytest.raises(UsageError, match="no classifier; expected a finished"):
         read_artefact(tmp_path / "run", {"classifier": "it"})
     with pytest.raises(CheckpointError, match="not a classifier"):
         read_artefact(tmp_path / "run" / "encoder", {"classifier": "it"})

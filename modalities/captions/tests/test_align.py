@@ -13,7 +13,7 @@ from afterimage_captions import AlignConfig, align, load_aligner
 from afterimage_captions import data as caption_data
 from PIL import Image
 
-from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, read_folder
 from afterimage.commands import load, main
@@ -236,7 +236,7 @@ def test_tables_and_vectors_that_do_not_fit(place, tmp_path):
 
 
 def test_damaged_and_other_artefacts(run, place, tmp_path):
-    with pytest.raises(UserError, match="no aligner"):
+    with pytest.raises(UsageError, match="no aligner"):
         load_aligner(place)
     with pytest.raises(CheckpointError, match="encoder"):
         load_aligner(run / "encoder")

@@ -12,7 +12,7 @@ from afterimage_detection import DetectConfig, detect, load_detector
 from afterimage_detection.data import Letterbox, open_boxes
 from PIL import Image
 
-from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, read_folder
 from afterimage.commands import load, main
@@ -190,7 +190,7 @@ def test_damaged_missing_and_other_artefacts(run, place, tmp_path):
     damaged(tmp_path / KIND)
     with pytest.raises(CheckpointError, match="weights"):
         load_detector(tmp_path / KIND)
-    with pytest.raises(UserError, match="no object-detector"):
+    with pytest.raises(UsageError, match="no object-detector"):
         load_detector(place)
     with pytest.raises(CheckpointError, match="encoder"):
         load_detector(place / "encoder")

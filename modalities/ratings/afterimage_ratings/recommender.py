@@ -169,7 +169,7 @@ class Recommender:
 def load_recommender(place: str | os.PathLike[str]) -> Recommender:
     """The recommender of a finished run of `afterimage ratings`.
 
-    Raises UserError where there is none, CheckpointError where it is damaged.
+    Raises UsageError where there is none, CheckpointError where it is damaged.
     """
     found = read_artefact(place, {RECOMMENDER: "afterimage ratings"})
     try:

@@ -12,6 +12,7 @@ import tastes
 from afterimage_ratings import RatingsConfig, load_recommender, train
 
 from afterimage.checkpoints import CheckpointError
+from afterimage.checkpoints.errors import UsageError
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_folder
 from afterimage.commands import load, main
@@ -189,7 +190,7 @@ def test_runs_that_cannot_work(run, tables, tmp_path):
 
 
 def test_artefacts_that_are_missing_damaged_or_of_another_kind(run, tables, tmp_path):
-    with pytest.raises(UserError, match="has no recommender"):
+    with pytest.raises(UsageError, match="has no recommender"):
         load_recommender(tables)
     encoder_artefact.write(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="recommender"):

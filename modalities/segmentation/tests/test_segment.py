@@ -12,7 +12,7 @@ from afterimage_segmentation import SegmentConfig, load_segmenter, segment
 from afterimage_segmentation.data import decode_mask
 from PIL import Image
 
-from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError, UsageError
 from afterimage.checkpoints.trees import flatten
 from afterimage.checkpoints.weights import read_encoder, read_folder
 from afterimage.commands import load, main
@@ -220,7 +220,7 @@ def test_damaged_and_missing_artefacts(run, place, tmp_path):
     damaged(tmp_path / "segmenter")
     with pytest.raises(CheckpointError, match="weights"):
         load_segmenter(tmp_path / "segmenter")
-    with pytest.raises(UserError, match="no segmenter"):
+    with pytest.raises(UsageError, match="no segmenter"):
         load_segmenter(place)
     with pytest.raises(CheckpointError, match="encoder"):
         load_segmenter(place / "encoder")

@@ -61,7 +61,7 @@ class Stored:
 def read_start(place: str) -> Stored:
     """What `--from` names: minilm, a folder of Hugging Face's files, or a run.
 
-    Raises UserError where there is none, CheckpointError where it is damaged.
+    Raises UsageError where there is none, CheckpointError where it is damaged.
     """
     if place == MINILM:
         found = importlib.util.find_spec(_PACKAGE)

@@ -139,7 +139,7 @@ class TextClassifier(TextEncoder):
 def load_text_encoder(place: str) -> TextEncoder:
     """The encoder of a finished run, of a folder of Hugging Face's files, or minilm.
 
-    Raises UserError where there is none, CheckpointError where it is damaged.
+    Raises UsageError where there is none, CheckpointError where it is damaged.
     """
     return TextEncoder(read_start(place))
 
@@ -147,6 +147,6 @@ def load_text_encoder(place: str) -> TextEncoder:
 def load_text_classifier(run: str) -> TextClassifier:
     """The classifier of a finished run of text-finetune.
 
-    Raises UserError where there is none, CheckpointError where it is damaged.
+    Raises UsageError where there is none, CheckpointError where it is damaged.
     """
     return TextClassifier(read_run(run, (CLASSIFIER,)))

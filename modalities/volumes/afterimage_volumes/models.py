@@ -144,7 +144,7 @@ class VolumeClassifier(VolumeEncoder):
 def load_volume_encoder(run: str) -> VolumeEncoder:
     """The encoder of a finished run of volume-pretrain or volume-finetune.
 
-    Raises UserError where there is none, CheckpointError where it is damaged.
+    Raises UsageError where there is none, CheckpointError where it is damaged.
     """
     return VolumeEncoder(run, (ENCODER, CLASSIFIER))
 
