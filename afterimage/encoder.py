@@ -16,13 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 import afterimage
-from afterimage.checkpoints.errors import CheckpointError
+from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable, shortened
 from afterimage.checkpoints.schemas import in_lines
-from afterimage.checkpoints.trees import flatten
+from afterimage.checkpoints.trees import flatten, transfer
 from afterimage.checkpoints.weights import read_encoder, write_encoder
 from afterimage.console import ProgressBar
-from afterimage.data import ImageSet, Preprocessing
+from afterimage.data import Preprocessing
 from afterimage.data.preprocessing import Batch, image_batches, prepare
 from afterimage.errors import UserError
 from afterimage.evaluation.text import probe_lines
@@ -482,15 +482,18 @@ def encoder_manifest(
     model: ModelConfig,
     feature_info: Sequence[FeatureInfo],
     preprocessing: Preprocessing,
-    data: ImageSet,
+    data: Mapping[str, str],
     trained: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The JSON-ready manifest of an encoder artefact; the stage supplies `trained`."""
+    """The JSON-ready manifest of an encoder artefact.
+
+    `data` is `ImageSet.identity` of the training images; the stage supplies `trained`.
+    """
     return {
         "model": model.to_dict(),
         "preprocessing": preprocessing.to_dict(),
         "feature_info": [dataclasses.asdict(info) for info in feature_info],
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "data": dict(data),
         "trained": {**trained, "afterimage": afterimage.__version__},
     }
 
@@ -509,6 +512,25 @@ def stored_preprocessing(
     """The preprocessing of the artefact in `path`; CheckpointError if invalid."""
     with _manifest_of(path):
         return Preprocessing.from_dict(manifest["preprocessing"])
+
+
+def placed(
+    make: Callable[[], tuple[Any, Any, Any]], params: Any, stats: Any
+) -> tuple[Any, Any, Any]:
+    """(network, params, stats on the device) of an artefact that was read.
+
+    `make` gives the network with the shapes of its params and stats. Raises
+    CheckpointError if it cannot be built, or does not fit.
+    """
+    try:
+        network, *wanted = make()
+        params, _ = transfer(params, wanted[0])
+        # Empty parts are not in a file.
+        empty = {name: {} for name, part in wanted[1].items() if not part}
+        stats, _ = transfer({**empty, **stats}, wanted[1])
+    except (TransferError, UserError) as error:
+        raise CheckpointError(f"it does not match its manifest. {error}") from error
+    return network, *jax.device_put((params, stats))
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ import contextlib
 import difflib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from afterimage.checkpoints.errors import disk_fault
 from afterimage.checkpoints.files import cannot_hold
+
+_LISTED = 5  # problems in one message
 
 
 class AfterimageError(Exception):
@@ -36,6 +38,14 @@ class DiskError(UserError):
 
     Raised by `disk_errors` and `require_writable`.
     """
+
+
+def refuse(problems: Sequence[str], where: str, cure: str = "") -> None:
+    """Raises a DataError with the first problems, if there are any, and their cure."""
+    if problems:
+        more = len(problems) - _LISTED
+        lines = [*problems[:_LISTED], *([f"and {more:,} more"] if more > 0 else [])]
+        raise DataError(f"{where}:" + "\n  ".join(["", *lines]) + f"\n{cure}".rstrip())
 
 
 class Diverged(AfterimageError):

@@ -27,6 +27,7 @@ from afterimage.data import ImageSet, Preprocessing, open_data
 from afterimage.data.images import read_or_reason
 from afterimage.data.sets import BadImage, Joined
 from afterimage.errors import DataError, Interrupted, UserError, disk_errors
+from afterimage.fields import output_file
 from afterimage.reading import ReadingOptions
 from afterimage.storage.outputs import SKIPPED
 
@@ -325,6 +326,26 @@ def _write_parquet(
             writer.write_table(table)
         if writer is None:
             pq.write_table(pa.table({name: pa.nulls(0) for name in columns}), path)
+
+
+def write_table(
+    out: str | os.PathLike[str],
+    rows: Iterator[Row],
+    columns: Sequence[str] = (),
+) -> None:
+    """Writes rows to a file, which is there only when all are written.
+
+    Raises UserError for another ending than those of WRITERS, DiskError where it cannot
+    be written.
+    """
+    path = output_file(out, WRITERS)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with disk_errors(f"out={path}"):
+            WRITERS[path.suffix.lower()](partial, rows, *([columns] if columns else []))
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

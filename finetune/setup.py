@@ -106,7 +106,7 @@ class RunSetup:
             self.data.model,
             abstract_encoder(self.data.model).feature_info,
             self.classifier.preprocessing,
-            self.data.labels.train,
+            self.data.labels.train.identity,
             trained,
         )
 

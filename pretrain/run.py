@@ -275,7 +275,7 @@ class _Pretraining(Job[PretrainResult]):
         if self.origin is not None:
             trained["from"] = self.origin.describe()
         manifest = encoder_manifest(
-            self.model, self.info, self.preprocessing, self.source, trained
+            self.model, self.info, self.preprocessing, self.source.identity, trained
         )
         if self.vector is not None:  # without statistics until the run is over
             manifest["vector"] = vector_entry(VectorRecipe(self.vector.pool), 0)

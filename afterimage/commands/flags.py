@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 from afterimage.checkpoints.names import printable
+from afterimage.console import say_result
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.fields import joined_of, names_of
 from afterimage.presets import Preset, find_preset
@@ -78,6 +79,23 @@ class Command(Generic[Config]):
     def prog(self) -> str:
         """The command as typed."""
         return f"afterimage {self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PackageCommand:
+    """A command of another package: what its entry point in afterimage.commands names.
+
+    `work` takes the settings, and returns a few lines for the terminal. It imports what
+    it needs itself, so that `--help` is quick.
+    """
+
+    COMMAND: Command[Any]
+    work: Callable[[Any], str]
+
+    def main(self, argv: Sequence[str]) -> None:
+        """Parses, works, prints what was done."""
+        config = parse(self.COMMAND, argv)
+        say_result(self.work(config))
 
 
 @dataclasses.dataclass(frozen=True)

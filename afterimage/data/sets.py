@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, Integer, UInt8
@@ -15,6 +15,7 @@ from afterimage.reading import NumberReading, ReadingOptions
 UNLABELLED = -1
 """The label of an image of unknown class."""
 
+Part = TypeVar("Part")
 Range = tuple[float, float]
 """(low, high): the values mapped to 0 and 255."""
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
@@ -270,6 +271,11 @@ class ImageSet:
         return height, width, channels
 
     @property
+    def identity(self) -> dict[str, str]:
+        """`name` and `fingerprint`, for manifests."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+    @property
     def truth(self) -> np.ndarray | None:
         """What is learned: the classes [n], or the numbers [n, k]."""
         return self.labels if self.numbers is None else self.numbers.values
@@ -497,6 +503,38 @@ def stratified(
     ]
     chosen = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(size), chosen), chosen
+
+
+def with_held_out(
+    parts: Mapping[str, Part],
+    shares: Mapping[str, float],
+    seed: int,
+    take: Callable[[Part, Int64[np.ndarray, " n"]], Part],
+    *,
+    source: str,
+    what: str = "images",
+    fewest: int = 1,
+) -> dict[str, Part]:
+    """The parts {train, …}, and those of `shares` drawn by seed that are not given.
+
+    `take(part, rows)` gives some rows of a part. A share of 0 is left out. Raises
+    DataError where fewer than `fewest` rows would be held out.
+    """
+    found = dict(parts)
+    for name, share in shares.items():
+        if name in found or not share:
+            continue
+        train = found["train"]
+        size = len(train)  # pyright: ignore[reportArgumentType]
+        kept, held = stratified(None, size, share, seed)
+        if len(held) < fewest:
+            raise DataError(
+                f"{source}: {size:,} {what} are too few to hold out {share:.0%} for "
+                f"{name}: that gives {len(held)}, and at least {fewest} must be; add "
+                f"{what}" + ("" if fewest > 1 else ", or set this share to 0")
+            )
+        found["train"], found[name] = take(train, kept), take(train, held)
+    return found
 
 
 def hold_out(

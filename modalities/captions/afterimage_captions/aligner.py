@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,13 +12,17 @@ from msgspec import Meta
 from scipy.special import softmax
 
 from afterimage.checkpoints import schemas
-from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.names import printable
-from afterimage.checkpoints.trees import transfer
 from afterimage.checkpoints.weights import read_artefact
 from afterimage.data import Preprocessing
 from afterimage.data.preprocessing import image_batches
-from afterimage.encoder import joined, stored_model, stored_preprocessing, stream
+from afterimage.encoder import (
+    joined,
+    placed,
+    stored_model,
+    stored_preprocessing,
+    stream,
+)
 from afterimage.errors import UserError
 from afterimage.evaluation.nearest import nearest
 from afterimage.evaluation.probes import unit_rows
@@ -87,19 +90,17 @@ class Aligner:
         """Raises CheckpointError if the arrays do not fit the manifest."""
         self.manifest, self.seen = manifest, tuple(map(printable, manifest["seen"]))
         self.preprocessing = stored_preprocessing(manifest)
-        try:
-            network, *wanted = make_network(
+        network, self.params, self.stats = placed(
+            lambda: make_network(
                 stored_model(manifest),
                 self.preprocessing,
                 manifest["width"],
                 fresh=False,
-            )
-            params, _ = transfer(params, wanted[0])
-            stats, _ = transfer({"encoder": {}, **stats}, wanted[1])
-        except (TransferError, UserError) as error:
-            raise CheckpointError(f"it does not match its manifest. {error}") from error
-        self.params, self.stats = jax.device_put((params, stats))
-        self.scale = float(scale_of(params))
+            ),
+            params,
+            stats,
+        )
+        self.scale = float(scale_of(self.params))
         self._embed = jit(lambda p, s, x: unit(network.predict(p, s, x, HEAD)))
 
     def __repr__(self) -> str:

@@ -1,25 +1,22 @@
 """The commands `afterimage align` and `afterimage zero-shot`."""
 
-from afterimage_text.commands import Entry
-
-from afterimage.commands.flags import Command
-from afterimage.console import say, say_result
+from afterimage.commands.flags import Command, PackageCommand
 from afterimage_captions.config import AlignConfig, ZeroShotConfig
 
 
-def _align(config: AlignConfig) -> None:
+def _align(config: AlignConfig) -> str:
     from afterimage_captions.training import align
 
-    say_result(align(config).text)
+    return align(config).text
 
 
-def _zero_shot(config: ZeroShotConfig) -> None:
+def _zero_shot(config: ZeroShotConfig) -> str:
     from afterimage_captions.predict import zero_shot
 
-    say(zero_shot(config).text)
+    return zero_shot(config).text
 
 
-ALIGN = Entry(
+ALIGN = PackageCommand(
     Command(
         name="align",
         kind="align",
@@ -43,7 +40,7 @@ its text, and each text its images. The same command again continues an interrup
     ),
     _align,
 )
-ZERO_SHOT = Entry(
+ZERO_SHOT = PackageCommand(
     Command(
         name="zero-shot",
         config=ZeroShotConfig,

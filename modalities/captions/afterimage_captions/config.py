@@ -3,27 +3,19 @@
 import dataclasses
 from typing import Literal
 
-from afterimage.fields import above_0, at_least_1, field_problems, spec_problems
+from afterimage.fields import at_least_1, field_problems, spec_problems
+from afterimage.finetune.own_options import EncoderOptions
 from afterimage.reading import ReadingOptions
-from afterimage.training.options import (
-    Augmentation,
-    RunOptions,
-    TrainingOptions,
-    check,
-)
+from afterimage.training.options import Augmentation, check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AlignConfig(TrainingOptions, RunOptions, ReadingOptions):
+class AlignConfig(EncoderOptions):
     """Align a pretrained image encoder with frozen vectors of texts."""
 
     pairs: str
     """A table (pairs.csv, .jsonl, or parquet:PATTERN) with the columns image and text
     and, if you like, class and split (train, validation, test)."""
-
-    from_: str
-    """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
-    encoder/ folder."""
 
     text: str = "minilm"
     """What gives the vectors of the texts, which never change: minilm, a folder with a
@@ -32,25 +24,6 @@ class AlignConfig(TrainingOptions, RunOptions, ReadingOptions):
 
     text_column: str = "text"
     """The column that holds the text."""
-
-    image_size: int | None = None
-    """Side of the square, in pixels, that images are scaled and cropped to. Default:
-    the encoder's."""
-
-    validation: float = 0.1
-    """Share of the training pairs that chooses the step, drawn by seed, if the table
-    has no validation pairs."""
-
-    hold_out: float = 0.2
-    """Share of the pairs to test on, drawn by seed, if the table has no test pairs. 0:
-    no test."""
-
-    mode: Literal["full", "frozen", "scratch"] = "full"
-    """What learns beside the projection. full: the encoder. frozen: nothing. scratch:
-    the encoder, from random weights, as a control."""
-
-    encoder_lr: float = 0.1
-    """Mode full: the encoder's learning rate, as a multiple of lr."""
 
     augment: Augmentation = "crop:0.5"
     """How training images are changed, joined by commas. Texts stay as they are: do not
@@ -65,20 +38,11 @@ class AlignConfig(TrainingOptions, RunOptions, ReadingOptions):
     lr: float = 1e-3
     """Peak learning rate of the projection, reached after the warm-up."""
 
-    def __post_init__(self) -> None:
-        check(field_problems(self))  # first: the others compare these with numbers
-        check(
-            TrainingOptions.problems(self), RunOptions.problems(self), self._problems()
-        )
-
-    def _problems(self) -> list[str]:
-        found = spec_problems("pairs", self.pairs) + above_0(self, "encoder_lr")
-        if not 0 < self.validation < 1:
-            found.append(f"validation={self.validation}: must be in (0, 1)")
-        if not 0 <= self.hold_out < 1:
-            found.append(f"hold_out={self.hold_out}: must be in [0, 1)")
-        if self.image_size is not None and self.image_size < 8:
-            found.append(f"image_size={self.image_size}: must be at least 8")
+    def problems(self) -> list[str]:
+        """Every setting of this stage that cannot work, in one list."""
+        found = spec_problems("pairs", self.pairs) + super().problems()
+        if not self.validation:
+            found.append("validation=0.0: must be in (0, 1)")
         if self.batch_size // max(self.accumulate, 1) < 2:
             found.append(
                 f"batch_size={self.batch_size} with accumulate={self.accumulate}: needs"

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from afterimage.checkpoints.files import read_bytes, reason
 from afterimage.checkpoints.names import class_name, spelling
 from afterimage.console import say_reading
-from afterimage.data import ImageSet, open_data, stratified
-from afterimage.data.sets import Empty, Range
+from afterimage.data import ImageSet, open_data
+from afterimage.data.sets import Empty, Range, with_held_out
 from afterimage.data.sources import source_of
 from afterimage.data.sources.npz import check_sizes
 from afterimage.errors import DataError, UserError
@@ -96,7 +96,15 @@ def open_pairs(
     )
     sets = {name: s for name in _SPLITS if (s := getattr(splits, name)) is not None}
     _require_texts(sets, config.text_column)
-    sets = _held_out(config, sets)
+    sets = with_held_out(
+        sets,
+        {"test": config.hold_out, "validation": config.validation},
+        config.seed,
+        ImageSet.subset,
+        source=f"pairs={config.pairs}",
+        what="pairs",
+        fewest=2,
+    )
     digest = hashlib.sha256(repr([s.fingerprint for s in sets.values()]).encode())
     if is_file(config.text):
         digest.update(_bytes(config.text))
@@ -135,23 +143,6 @@ def _require_texts(sets: Mapping[str, ImageSet], column: str) -> None:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(map(spelling, names[:_SHOWN])) + more
-
-
-def _held_out(config: AlignConfig, sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
-    """The sets, with a test and then a validation set drawn by seed if not given."""
-    parts = dict(sets)
-    for name, share in (("test", config.hold_out), ("validation", config.validation)):
-        train = parts["train"]
-        if name in parts or not share:
-            continue
-        kept, held = stratified(None, len(train), share, config.seed)
-        if len(held) < 2:
-            raise DataError(
-                f"{train.name}: {len(train)} pairs are too few to hold out {share:.0%} "
-                f"for {name}: that gives {len(held)}, and at least 2 are compared"
-            )
-        parts["train"], parts[name] = train.subset(kept), train.subset(held)
-    return parts
 
 
 def is_file(place: str) -> bool:

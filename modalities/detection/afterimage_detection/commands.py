@@ -1,30 +1,13 @@
 """The commands `afterimage detect` and `afterimage detect-predict`."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from afterimage.commands.flags import Command, parse
-from afterimage.console import say_result
+from afterimage.commands.flags import Command, PackageCommand
 from afterimage_detection.config import DetectConfig, PredictConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What the entry point of a command has."""
-
-    COMMAND: Command[Any]
-    work: Callable[[Any], str]
-
-    def main(self, argv: Sequence[str]) -> None:
-        """Parses, works, prints a summary."""
-        say_result(self.work(parse(self.COMMAND, argv)))
 
 
 def _detect(config: DetectConfig) -> str:
     from afterimage_detection.training import detect
 
-    return detect(config).summary()
+    return detect(config).text
 
 
 def _predict(config: PredictConfig) -> str:
@@ -33,7 +16,7 @@ def _predict(config: PredictConfig) -> str:
     return predict(config)
 
 
-DETECT = Entry(
+DETECT = PackageCommand(
     Command(
         name="detect",
         kind="detect",
@@ -58,7 +41,7 @@ once. The same command again continues an interrupted run.
     ),
     _detect,
 )
-PREDICT = Entry(
+PREDICT = PackageCommand(
     Command(
         name="detect-predict",
         config=PredictConfig,

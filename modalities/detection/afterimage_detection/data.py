@@ -18,11 +18,10 @@ from jaxtyping import Float32, UInt8
 from afterimage.checkpoints.files import read_bytes, reason
 from afterimage.checkpoints.names import spelling
 from afterimage.console import say_once, say_reading
-from afterimage.data import stratified
 from afterimage.data.decode import decode, read_header_of
 from afterimage.data.layout import layout
 from afterimage.data.pixels import NotAnImage, takes_bands
-from afterimage.data.sets import Columns
+from afterimage.data.sets import Columns, with_held_out
 from afterimage.data.sources.folder import Folder, OnDisk, walk
 from afterimage.data.workers import (
     Decoder,
@@ -32,13 +31,12 @@ from afterimage.data.workers import (
     read,
     windows,
 )
-from afterimage.errors import DataError, UserError
+from afterimage.errors import DataError, UserError, refuse
 from afterimage.runtime import cache_dir
 from afterimage_detection.config import DetectConfig
 
 PADDING = -1
 """The class of a place without a box. A crowd of class k has the class -2 - k."""
-_LISTED = 5  # problems in one message
 
 
 class Annotations(NamedTuple):
@@ -59,9 +57,8 @@ class Data(NamedTuple):
     """The sets of a run: `image` uint8 [n, s, s, c], `boxes` float32 [n, m, 4] (x1, y1,
     x2, y2 in pixels of the squares), `classes` int32 [n, m]."""
 
-    train: Columns
-    validation: Columns | None
-    test: Columns | None
+    sets: Mapping[str, Columns]
+    """`train`, and `validation` and `test` if there are any."""
     classes: tuple[str, ...]
     numbers: tuple[int, ...]
     fingerprint: str
@@ -116,8 +113,12 @@ def open_boxes(config: DetectConfig, decoder: Letterbox) -> Data:
     if not any(map(len, found.boxes)):
         raise DataError(f"boxes={config.boxes}: no image has a box")
     parts = layout(found.names, config.data, config.split_folders)
-    rows = _held_out(
-        config, {name: np.array(part) for name, (part, _) in parts.items()}
+    rows = with_held_out(
+        {name: np.array(part) for name, (part, _) in parts.items()},
+        {"test": config.hold_out, "validation": config.validation},
+        config.seed,
+        np.take,
+        source=f"data={config.data}",
     )
     files, sets = OnDisk(pathlib.Path(place), found.names), {}
     digest = hashlib.sha256(repr((found.names, found.classes)).encode())
@@ -125,26 +126,7 @@ def open_boxes(config: DetectConfig, decoder: Letterbox) -> Data:
         sets[name] = one = _read(files, part, found, decoder, config.data)
         for array in one.arrays.values():
             digest.update(np.ascontiguousarray(array).data)
-    given = (sets["train"], sets.get("validation"), sets.get("test"))
-    return Data(*given, found.classes, found.numbers, digest.hexdigest())
-
-
-def _held_out(
-    config: DetectConfig, parts: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The rows of each set; a test and then a validation set by seed if not given."""
-    for name, share in (("test", config.hold_out), ("validation", config.validation)):
-        rows = parts["train"]
-        if name in parts or not share:
-            continue
-        kept, held = stratified(None, len(rows), share, config.seed)
-        if not len(held):
-            raise DataError(
-                f"{config.data}: {len(rows)} images are too few to hold out {share:.0%}"
-                f" for {name}; add images, or set this share to 0"
-            )
-        parts["train"], parts[name] = rows[kept], rows[held]
-    return parts
+    return Data(sets, found.classes, found.numbers, digest.hexdigest())
 
 
 def _read(
@@ -187,17 +169,9 @@ def _read(
         images[n], (height, width) = got
         boxes[n, : len(own)] = own[:, :4] * [width, height, width, height]
         classes[n, : len(own)] = own[:, 4]
-    _raise(problems, source, "Repair these images, or leave them out")
+    refuse(problems, source, "Repair these images, or leave them out")
     arrays = {"image": images, "boxes": boxes, "classes": classes}
     return Columns(source, arrays, [files.names[int(row)] for row in rows])
-
-
-def _raise(problems: Sequence[str], where: str, cure: str = "") -> None:
-    """A DataError with the first problems, if there are any."""
-    if problems:
-        more = len(problems) - _LISTED
-        lines = [*problems[:_LISTED], *([f"and {more:,} more"] if more > 0 else [])]
-        raise DataError(f"{where}:" + "\n  ".join(["", *lines]) + f"\n{cure}".rstrip())
 
 
 # The formats of annotations.
@@ -246,7 +220,7 @@ def _coco(config: DetectConfig) -> Annotations:
     names = [image.file_name for image in found.images]
     images = {image.id: row for row, image in enumerate(found.images)}
     kinds = {category.id: k for k, category in enumerate(found.categories)}
-    _raise([*_coco_problems(found, images, kinds, config)], where)
+    refuse([*_coco_problems(found, images, kinds, config)], where)
     rows = [images[one.image_id] for one in found.annotations]
     boxes = np.array([one.bbox for one in found.annotations]).reshape(-1, 4)
     sides = np.array([(i.width, i.height) for i in found.images])[rows].reshape(-1, 2)
@@ -323,7 +297,7 @@ def _yolo(config: DetectConfig, place: str) -> Annotations:
             wrong = [line for line in lines if line.strip()][rows.index(None)]
             problems.append(f"{stem}.txt: {wrong.strip()[:60]}")
         boxes.append(np.array([row for row in rows if row]).reshape(-1, 5))
-    _raise(
+    refuse(
         problems,
         config.boxes,
         "An image and its labels have the same path but for the ending. A line has a "

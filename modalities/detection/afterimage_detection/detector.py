@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Int32
@@ -15,19 +14,14 @@ from msgspec import Meta
 from PIL import Image, ImageDraw
 
 from afterimage.checkpoints import schemas
-from afterimage.checkpoints.errors import CheckpointError, TransferError
 from afterimage.checkpoints.files import replace_file
 from afterimage.checkpoints.names import printable, spelling
-from afterimage.checkpoints.trees import transfer
 from afterimage.checkpoints.weights import read_artefact
-from afterimage.console import say_reading
 from afterimage.data import Preprocessing
-from afterimage.data.decode import decode
+from afterimage.data.each import EachImage
 from afterimage.data.preprocessing import image_batches, prepare
-from afterimage.data.sources.folder import Folder
-from afterimage.data.workers import or_reason, read, windows
-from afterimage.encoder import stored_model, stored_preprocessing, stream
-from afterimage.errors import DataError, UserError, disk_errors
+from afterimage.encoder import placed, stored_model, stored_preprocessing, stream
+from afterimage.errors import disk_errors
 from afterimage.models import Network
 from afterimage.pictures import displayable
 from afterimage.report.parts import encoded
@@ -40,8 +34,6 @@ from afterimage_detection.network import DetectionModel
 DETECTOR = "object-detector"
 """The kind in the manifest, and the folder's name in a run."""
 _BATCH = 32
-_EACH = 2**24
-"""Bytes of an image, about: how many are read ahead."""
 
 
 class DetectorManifest(schemas.EncoderManifest, kw_only=True):
@@ -97,14 +89,12 @@ class Detector:
         self.class_names = tuple(map(printable, manifest["classes"]))
         self.preprocessing = prep = stored_preprocessing(manifest)
         model, classes = stored_model(manifest), len(self.numbers)
-        side, more = prep.image_size[0], {"rngs": nnx.Rngs(0), "fresh": False}
-        try:
-            module = DetectionModel(model, side, classes, **more)
-            network, *wanted = Network.create(module)
-            weights = [transfer(a, b)[0] for a, b in zip((params, stats), wanted)]
-        except (TransferError, UserError) as error:
-            raise CheckpointError(f"it does not match its manifest. {error}") from error
-        params, stats = jax.device_put(weights)
+        side, how = prep.image_size[0], {"rngs": nnx.Rngs(0), "fresh": False}
+        network, params, stats = placed(
+            lambda: Network.create(DetectionModel(model, side, classes, **how)),
+            params,
+            stats,
+        )
 
         def found(params: Any, stats: Any, images: Any) -> Any:
             return peaks(*network.apply(params, stats, prep.normalise(images))[0])
@@ -184,24 +174,11 @@ def predict(config: PredictConfig) -> str:
     DataError for a folder without images and, with on_bad_image="fail", for the first
     broken one.
     """
-    detector, skipped = load_detector(config.from_), []
-    say_reading(config.data)
-    files = Folder(config.data.removeprefix("folder:"))
-    out, prep = pathlib.Path(config.out), detector.preprocessing
+    detector, out = load_detector(config.from_), pathlib.Path(config.out)
+    every = EachImage(config.data, detector.preprocessing, config.on_bad_image)
     images, boxes = [], []
-
-    def one(row: int) -> np.ndarray:
-        return decode(read(files, row), None, prep.channels, prep.value_range)
-
     with disk_errors(f"out={config.out}"):
-        rows = range(len(files.names))
-        for row, image in windows(or_reason(one), rows, "images", _EACH):
-            name = files.names[row]
-            if isinstance(image, str):
-                skipped.append(f"{spelling(name)}: {image}")
-                if config.on_bad_image == "fail":
-                    raise DataError(f"{skipped[0]}; add --on-bad-image skip to go on")
-                continue
+        for row, name, image in every:
             (found,) = detector.rows(image)
             found, (height, width) = found[found[:, 5] >= config.score], image.shape[:2]
             size = {"height": height, "width": width}
@@ -230,7 +207,7 @@ def predict(config: PredictConfig) -> str:
             f"{len(boxes):,} boxes in {len(images):,} images",
             f"boxes     {spelling(str(out / 'boxes.json'))}",
             f"pictures  {spelling(str(out / 'pictures'))}",
-            *(f"  skipped {text}" for text in skipped[:8]),
+            *every.skipped_lines(),
         ]
     )
 

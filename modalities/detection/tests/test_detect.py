@@ -118,7 +118,7 @@ def test_predictions_are_a_coco_file(run, place, tmp_path):
     again = {"data": str(tmp_path / "in"), "boxes": str(tmp_path / "out/boxes.json")}
     data = open_boxes(settings(place, "unused", **again), SQUARE)
     assert data.numbers == (10, 11)
-    assert len(data.test) == 8
+    assert len(data.sets["test"]) == 8
     (tmp_path / "in/odd.jpg").write_bytes(b"broken")
     assert main(["detect-predict", *words]) == 2
 

@@ -45,14 +45,18 @@ def test_both_formats_give_the_same_boxes(place):
     assert one.classes == two.classes == scenes.NAMES
     assert (one.numbers, two.numbers) == ((10, 11), (0, 1))
     for part in ("train", "validation", "test"):
-        first, second = getattr(one, part), getattr(two, part)
+        first, second = one.sets[part], two.sets[part]
         assert first.ids == second.ids
         for name, array in first.arrays.items():
             np.testing.assert_allclose(array, second.arrays[name], atol=1e-4)
-    assert [len(one.train), len(one.validation), len(one.test)] == [9, 1, 2]
-    assert len({*one.train.ids, *one.validation.ids, *one.test.ids}) == 12
+    sizes = {name: len(part) for name, part in one.sets.items()}
+    assert sizes == {"train": 9, "validation": 1, "test": 2}
+    assert len({name for part in one.sets.values() for name in part.ids}) == 12
     # The pixels in a bright box are bright.
-    image, boxes = one.train.arrays["image"][0], one.train.arrays["boxes"][0]
+    image, boxes = (
+        one.sets["train"].arrays["image"][0],
+        one.sets["train"].arrays["boxes"][0],
+    )
     x1, y1, x2, y2 = boxes[0].astype(int)
     assert (image[y1:y2, x1:x2] > 200).mean() > 0.5
 
@@ -73,7 +77,7 @@ def test_boxes_of_other_sizes_go_there_and_back(place):
 
     changed(place, change)
     data = opened(place, hold_out=0.0, validation=0.0)
-    arrays = data.train.arrays
+    arrays = data.sets["train"].arrays
     assert (arrays["classes"][:2] == [[0], [-3]]).all()
     assert (arrays["classes"][2:] == -1).all()
     rows = np.concatenate([arrays["boxes"], np.zeros((12, 1, 2))], -1)
@@ -101,8 +105,8 @@ def test_folders_set_images_apart(place):
 
     changed(place, change)
     data = opened(place)
-    assert list(data.test.ids) == [f"test/{n:02}.png" for n in range(8, 12)]
-    assert len(data.train) + len(data.validation) == 8
+    assert list(data.sets["test"].ids) == [f"test/{n:02}.png" for n in range(8, 12)]
+    assert len(data.sets["train"]) + len(data.sets["validation"]) == 8
 
 
 def no_categories(content):

@@ -1,42 +1,27 @@
 """The commands `afterimage ratings` and `afterimage recommend-items`."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from afterimage.commands.flags import Command, parse
-from afterimage.console import say, say_result
-from afterimage.errors import disk_errors
+from afterimage.commands.flags import Command, PackageCommand
 from afterimage.fields import output_file
 from afterimage_ratings.config import RatingsConfig, RecommendConfig
 
 _COLUMNS = ("user_column", "item_column", "rating_column")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What the entry point of a command has."""
-
-    COMMAND: Command[Any]
-    work: Callable[[Any], None]
-
-    def main(self, argv: Sequence[str]) -> None:
-        """The command."""
-        self.work(parse(self.COMMAND, argv))
-
-
-def _train(config: RatingsConfig) -> None:
+def _train(config: RatingsConfig) -> str:
     from afterimage_ratings.training import train
 
-    say_result(train(config).text)
+    return train(config).text
 
 
-def _recommend(config: RecommendConfig) -> None:
-    from afterimage.rows import WRITERS
+def _recommend(config: RecommendConfig) -> str:
+    from afterimage.rows import WRITERS, write_table
     from afterimage_ratings.recommender import load_recommender
     from afterimage_ratings.table import read_ratings
 
-    out = output_file(config.out, WRITERS)
+    output_file(config.out, WRITERS)  # before reading
     model, ratings = load_recommender(config.from_), read_ratings(config)
     known, written = len(set(ratings.items) & set(model.items)), 0
 
@@ -48,21 +33,14 @@ def _recommend(config: RecommendConfig) -> None:
                 written += 1
                 yield {"user": user, "rank": rank, "item": item, "score": score}
 
-    partial = out.with_name(f".{out.name}.partial")
-    columns = ("user", "rank", "item", "score")
-    try:
-        with disk_errors(f"out={out}"):
-            WRITERS[out.suffix.lower()](partial, rows(), columns)
-            partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    say(
+    write_table(config.out, rows(), ("user", "rank", "item", "score"))
+    return (
         f"wrote {written:,} rows for {len(ratings.users):,} users to {config.out}; the "
         f"model knows {known:,} of their {len(ratings.items):,} items"
     )
 
 
-RATINGS = Entry(
+RATINGS = PackageCommand(
     Command(
         name="ratings",
         kind="ratings",
@@ -86,7 +64,7 @@ command again continues an interrupted run.
     ),
     _train,
 )
-RECOMMEND = Entry(
+RECOMMEND = PackageCommand(
     Command(
         name="recommend-items",
         config=RecommendConfig,

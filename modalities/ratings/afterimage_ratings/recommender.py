@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.trees import flatten
-from afterimage.checkpoints.weights import read_artefact, write_encoder
+from afterimage.checkpoints.weights import read_artefact
 from afterimage.errors import DataError, UserError
 from afterimage.runtime import jit
 from afterimage.training.batches import eval_batches
@@ -47,18 +47,9 @@ class RecommenderManifest(msgspec.Struct, kw_only=True):
     trained: schemas.Free
 
 
-def write_recommender(
-    folder: Any,
-    params: Params,
-    items: list[str],
-    model: Model,
-    content: Mapping[str, Any],
-) -> None:
-    """Writes weights and items; the ids are bytes beside the weights, as a manifest
-    would be too small for millions."""
-    ids = np.frombuffer("\0".join(items).encode(), np.uint8)
-    manifest = {"model": vars(model), **content}
-    write_encoder(folder, params, {"items": ids}, manifest, kind=RECOMMENDER)
+def stored_items(items: list[str]) -> dict[str, np.ndarray]:
+    """The ids as bytes beside the weights: a manifest is too small for millions."""
+    return {"items": np.frombuffer("\0".join(items).encode(), np.uint8)}
 
 
 class Recommender:

@@ -1,34 +1,28 @@
 """A run on ratings: from scratch, or from a recommender of another category."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from afterimage import runtime
-from afterimage.checkpoints import files, schemas
-from afterimage.checkpoints.store import Store
 from afterimage.console import say_doing
 from afterimage.errors import DataError, UserError
-from afterimage.report import logged, write_report
-from afterimage.runs import Run, write_json
-from afterimage.training.batches import BatchLoader, EvaluationRunner, make_mesh
-from afterimage.training.job import Job, Say, Trainer, best_saved, execute
+from afterimage.runs import Run
+from afterimage.stages import OwnStage, StageResult, open_run
+from afterimage.training.job import execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import EVERYTHING, Group
-from afterimage.training.sharding import whole
-from afterimage.training.stage import Phase, Stage, Term, describe
-from afterimage.training.step import State, averaged_params
+from afterimage.training.stage import Phase, Term
+from afterimage.training.step import State
 from afterimage_ratings.config import RatingsConfig
 from afterimage_ratings.networks import Model, Params, moved
 from afterimage_ratings.recommender import (
     RECOMMENDER,
     Recommender,
     load_recommender,
-    write_recommender,
+    stored_items,
 )
 from afterimage_ratings.scores import NAMES, ranking
 from afterimage_ratings.table import (
@@ -38,10 +32,8 @@ from afterimage_ratings.table import (
     split_users,
 )
 
-_RESULTS, _PAGE = "results.json", "report.html"
 
-
-def train(config: RatingsConfig, *, callbacks: Callbacks = NO_CALLBACKS) -> "Result":
+def train(config: RatingsConfig, *, callbacks: Callbacks = NO_CALLBACKS) -> StageResult:
     """Train as `config` says, or continue the run in its folder.
 
     Raises:
@@ -49,9 +41,7 @@ def train(config: RatingsConfig, *, callbacks: Callbacks = NO_CALLBACKS) -> "Res
       CheckpointError: the recommender to start from or every checkpoint is damaged.
       Diverged, Interrupted: as in the training loop; progress is saved.
     """
-    runtime.enable_compile_cache()
-    run = Run(config.out, kind="ratings", config=config)
-    run.check_settings()
+    run = open_run(config, "ratings")
     source = origin = None
     if config.from_ is not None:
         source = load_recommender(config.from_)
@@ -59,25 +49,14 @@ def train(config: RatingsConfig, *, callbacks: Callbacks = NO_CALLBACKS) -> "Res
     say_doing(f"Reading {config.table}")
     ratings = read_ratings(config)
     with run:
-        run.check_data(ratings.name, ratings.fingerprint, origin=origin)
-        return execute(_Job(config, run, ratings, source), run, callbacks)
+        return execute(_Ratings(config, run, ratings, source, origin), run, callbacks)
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished run."""
-
-    run: pathlib.Path
-    results: Mapping[str, Any]
-    """results.json: the step, and the scores of `validation` and `test`."""
-    complete: bool
-    """True if the run was already complete, so that nothing was trained."""
-    text: str
-    """A few lines for a terminal."""
-
-
-class _Job(Job[Result]):
-    best, direction = "ndcg100", "max"
+class _Ratings(OwnStage):
+    artefact, best, direction = RECOMMENDER, "ndcg100", "max"
+    chosen_by = "NDCG@100 of the validation users"
+    lead = "Which items a user may like, learned from the ratings of others."
+    config: RatingsConfig
 
     def __init__(
         self,
@@ -85,19 +64,17 @@ class _Job(Job[Result]):
         run: Run,
         ratings: Ratings,
         source: Recommender | None,
+        origin: Mapping[str, Any] | None,
     ):
-        self.config, self.run, self.ratings = config, run, ratings
-        self.users = split_users(ratings, config)
-        self.train = ratings.rows(self.users["train"])
+        super().__init__(config, run, ratings.name, ratings.fingerprint, origin)
+        self.ratings, self.users = ratings, split_users(ratings, config)
+        self.sets = {"train": ratings.rows(self.users["train"])}
         self.model = self._model(source)
+        self.title = f"Recommender of {ratings.name} ({self.model.name})"
         self.params, self.known = self._start(source)
-        self.held = {split: self._held(split) for split in ("validation", "test")}
-        self.mesh = make_mesh(config.devices)
-        stage = Stage(phases=self._phases(), providers=self._rules)
-        stage.check(self.params, {}, self.train.inputs(np.zeros(1, np.int64)))
-        count = len(self.train)
-        self.trainer = Trainer(stage, self.params, mesh=self.mesh, images=count)
-        self.runner = EvaluationRunner(self.mesh, config.batch_size)
+        held = {split: self._held(split) for split in ("validation", "test")}
+        self.sets |= held
+        self.ready(*self._phases())
         self._measured = self.runner.jit(self._measure)
 
     def _model(self, source: Recommender | None) -> Model:
@@ -192,7 +169,9 @@ class _Job(Job[Result]):
             ).items()
         )
 
-    def _rules(self, params, stats, batch, key, step, trainable) -> dict[str, Any]:
+    def rules(
+        self, params: Any, stats: Any, batch: Any, key: Any, step: Any, trainable: Any
+    ) -> dict[str, Any]:
         """What the terms read."""
         return {
             "train/losses": lambda _: self.model.losses(
@@ -200,25 +179,6 @@ class _Job(Job[Result]):
             ),
             "stats/next": lambda _: stats,
         }
-
-    def template(self) -> State:
-        seed, ema = self.config.seed, self.config.ema > 0
-        return self.trainer.fresh(self.params, {}, seed=seed, ema=ema)
-
-    def begin(self, say: Say, stop: StopSignal) -> State:
-        return self.template()
-
-    def lost(self) -> tuple[str, ...] | None:
-        lost = self.run.missing([RECOMMENDER], [_PAGE, _RESULTS])
-        if lost is None:
-            try:
-                self.result(complete=True)
-            except (OSError, ValueError, KeyError, TypeError):
-                return (_RESULTS,)
-        return lost
-
-    def feed(self, phase: int) -> BatchLoader:
-        return BatchLoader(self.train, options=self.config, mesh=self.mesh)
 
     def facts(self) -> dict[str, str]:
         """What the run is about, for the terminal and the page."""
@@ -237,10 +197,6 @@ class _Job(Job[Result]):
             "as its average item",
         }
 
-    def introduction(self) -> str:
-        lines = [f"{name}: {text}" for name, text in self.facts().items()]
-        return "\n".join([*lines, describe(self.trainer.stage, self.params)])
-
     # Scores.
 
     def _measure(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,13 +212,16 @@ class _Job(Job[Result]):
         }
 
     def score(
-        self, params: Any, split: str, poll: Callable[[], None] = lambda: None
+        self,
+        weights: tuple[Any, Any],
+        rows: UserRows,
+        poll: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Means over the users with a relevant item, and their standard errors."""
         parts = []
-        for _, batch, mask in self.runner.batches(self.held[split]):
+        for _, batch, mask in self.runner.batches(rows):
             poll()
-            found = self._measured(params, batch)
+            found = self._measured(weights[0], batch)
             parts.append({name: np.asarray(v)[mask] for name, v in found.items()})
         each = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         users = each["users"]
@@ -279,84 +238,37 @@ class _Job(Job[Result]):
         self, state: State, step: int, stop: StopSignal
     ) -> Mapping[str, float]:
         """The scores of the validation users."""
-        found = self.score(self._weights(state), "validation", stop.check)
+        found = self.score(self.weights(state), self.sets["validation"], stop.check)
         return {name: v for name, v in found.items() if isinstance(v, float)}
 
-    def _weights(self, state: State) -> Any:
-        """The parameters of a state; the running means if they are kept."""
-        return averaged_params(state, self.trainer.partition(int(state["step"])))
+    def trained(self, step: int) -> dict[str, Any]:
+        return {**super().trained(step), "known_items": self.known}
 
-    # What is kept.
+    def content(self) -> dict[str, Any]:
+        return {"model": vars(self.model)}
 
-    def finish(self, state: State, store: Store) -> Result:
-        now = int(state["step"])
-        saved = best_saved(self.run, store, now)
-        params, _, step = saved or (self._weights(state), {}, now)
-        found = {split: self.score(params, split) for split in self.held}
-        params, run = whole(params), self.run
-        if run.is_main_process:
-            results = {"step": step, "steps": self.trainer.stage.steps, **found}
-            table, config = self.ratings, self.config
-            content = {
-                "data": {"name": table.name, "fingerprint": table.fingerprint},
-                "trained": {
-                    "stage": "ratings",
-                    "from": config.from_,
-                    "known_items": self.known,
-                    "steps": step,
-                    "users": len(self.train),
-                    "seed": config.seed,
-                },
-            }
-            place = run.path / RECOMMENDER
-            write_recommender(place, params, table.items, self.model, content)
-            self._write_page(results)
-            write_json(run.path / _RESULTS, results)  # last: all is there
-        return self.result(complete=False)
+    def kept(self, params: Any, stats: Any) -> tuple[Any, Any]:
+        return params, stored_items(self.ratings.items)
 
-    def _write_page(self, results: Mapping[str, Any]) -> None:
-        run, test = self.run, results["test"]
-        run.keep_time()
-        run.metrics.flush()
-        rows = run.metrics.rows
+    def curves(self) -> dict[str, dict[str, str]]:
         losses = [term.name for term in self.trainer.stage.phases[0].terms]
-        step = (
-            f"{results['step']:,} of {results['steps']:,}, the best by validation users"
-        )
-        write_report(
-            run.path / _PAGE,
-            title=f"Recommender of {self.ratings.name} ({self.model.name})",
-            lead="Which items a user may like, learned from the ratings of others.",
-            facts={
-                "Run": run.where,
-                **self.facts(),
-                "Step": step,
-                **run.sessions.facts(),
-            },
-            command=next(iter(run.sessions.commands), ""),
-            headline={
-                f"test {title} (standard error)": f"{test[name]:.3f} "
-                f"({test['standard_error'][name]:.3f})"
-                for name, title in NAMES.items()
-            },
-            curves={
-                "Loss": {name: logged(rows, f"train/{name}") for name in losses},
-                "Validation": {t: logged(rows, f"eval/{n}") for n, t in NAMES.items()},
-                "Learning rate": {"learning rate": logged(rows, "train/lr")},
-            },
-            settings=run.settings,
-            tables={"Machine": runtime.fingerprint()},
-        )
+        return {
+            "Loss": {name: f"train/{name}" for name in losses},
+            "Validation": {title: f"eval/{name}" for name, title in NAMES.items()},
+        }
 
-    def result(self, *, complete: bool) -> Result:
-        content = files.read_bytes(self.run.path / _RESULTS, schemas.MOST)
-        results, where = schemas.parse(content), self.run.where.rstrip("/")
+    def lines(self, results: Mapping[str, Any]) -> list[str]:
         test = results["test"]
         figures = [f"{title} {test[name]:.3f}" for name, title in NAMES.items()]
         figures += [f"RMSE {test['rmse']:.3f}"] if "rmse" in test else []
-        text = (
-            f"test ({test['users']:,} users): {', '.join(figures)}\n"
-            f"step {results['step']:,} of {results['steps']:,}\n"
-            f"recommender  {where}/{RECOMMENDER}\nreport       {where}/{_PAGE}"
-        )
-        return Result(self.run.path, results, complete, text)
+        return [f"test ({test['users']:,} users): {', '.join(figures)}"]
+
+    def shown(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        test = results["test"]
+        return {
+            "headline": {
+                f"test {title} (standard error)": f"{test[name]:.3f} "
+                f"({test['standard_error'][name]:.3f})"
+                for name, title in NAMES.items()
+            }
+        }

@@ -3,20 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from afterimage.fields import above_0, at_least_0, field_problems, spec_problems
-from afterimage.reading import ReadingOptions
-from afterimage.training.options import (
-    Augmentation,
-    RunOptions,
-    TrainingOptions,
-    check,
-)
-
-_FEWEST_STEPS, _MOST_STEPS = 300, 20_000
+from afterimage.fields import at_least_0, field_problems, spec_problems
+from afterimage.finetune.own_options import EncoderOptions
+from afterimage.training.options import Augmentation, check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
+class SegmentConfig(EncoderOptions):
     """Train a segmenter on a pretrained encoder, with few or many masks."""
 
     images: str
@@ -28,10 +21,6 @@ class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
     """The folder of the masks, PNGs with the names of the images. Their pixels are
     numbers of classes, or colours. Left out for a table."""
 
-    from_: str
-    """The pretrained encoder: a run folder, one of its checkpoints/STEP, or a bare
-    encoder/ folder."""
-
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their numbers or, for masks of colours, of
     the colours. Default: the numbers or colours that are in the masks."""
@@ -40,25 +29,6 @@ class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
     """Pixels of unknown class, which do not count: a number or a colour such as
     #e0e0c0; none if every pixel counts."""
 
-    image_size: int | None = None
-    """Side of the square, in pixels, that images and masks are scaled and cropped to.
-    Default: the encoder's."""
-
-    validation: float = 0.1
-    """Share of the training images that chooses the step, drawn by seed, if the data
-    have no validation images."""
-
-    hold_out: float = 0.2
-    """Share of the images to test on, drawn by seed, if the data have no test images.
-    0: no test."""
-
-    mode: Literal["full", "frozen", "scratch"] = "full"
-    """full: encoder and decoder learn. frozen: only the decoder. scratch: both, from
-    random weights, as a control."""
-
-    encoder_lr: float = 0.1
-    """Mode full: the encoder's learning rate, as a multiple of lr."""
-
     dice: float = 1.0
     """Weight of the Dice loss, beside the cross-entropy with weight 1; 0: none."""
 
@@ -66,25 +36,9 @@ class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
     """How training images are changed, joined by commas: movements such as crop, flip,
     rotate and zoom, which move the mask along, and changes of colour."""
 
-    batch_size: int = 16
-    """Images per step, over all devices."""
-
-    lr: float = 3e-3
-    """Peak learning rate of the decoder, reached after the warm-up."""
-
-    def __post_init__(self) -> None:
-        check(field_problems(self))  # first: the others compare these with numbers
-        check(
-            TrainingOptions.problems(self), RunOptions.problems(self), self._problems()
-        )
-
-    def _problems(self) -> list[str]:
-        found = spec_problems("images", self.images)
-        for name in ("validation", "hold_out"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)}: must be in [0, 1)")
-        if self.image_size is not None and self.image_size < 8:
-            found.append(f"image_size={self.image_size}: must be at least 8")
+    def problems(self) -> list[str]:
+        """Every setting of this stage that cannot work, in one list."""
+        found = spec_problems("images", self.images) + super().problems()
         if len(set(self.classes)) < len(self.classes) or len(self.classes) == 1:
             found.append(f"classes={self.classes}: must be two or more different names")
         try:
@@ -94,15 +48,7 @@ class SegmentConfig(TrainingOptions, RunOptions, ReadingOptions):
                 f"ignore={self.ignore}: must be a number, a colour such as #e0e0c0, "
                 "or none"
             )
-        return found + above_0(self, "encoder_lr") + at_least_0(self, "dice")
-
-    def total_steps(self, images: int, *, default_epochs: float = 100.0) -> int:
-        """Steps of the run; by default 100 epochs, but at least 300 and at most 20,000
-        steps."""
-        total = TrainingOptions.total_steps(self, images, default_epochs=default_epochs)
-        if self.steps is None and self.epochs is None:
-            return min(max(total, _FEWEST_STEPS), _MOST_STEPS)
-        return total
+        return found + at_least_0(self, "dice")
 
 
 def parse_value(text: str) -> tuple[bool, int] | None:

@@ -13,14 +13,14 @@ from jaxtyping import Int32, UInt8
 
 from afterimage.checkpoints.names import spelling
 from afterimage.console import say_reading
-from afterimage.data import ImageSet, open_data, stratified
+from afterimage.data import ImageSet, open_data
 from afterimage.data.decode import read_header
 from afterimage.data.pixels import NotAnImage, check_extent, cover_box
-from afterimage.data.sets import Empty, Range
+from afterimage.data.sets import Empty, Range, with_held_out
 from afterimage.data.sources import spec_of
 from afterimage.data.sources.folder import Folder, OnDisk
 from afterimage.data.workers import opened, or_reason, read, windows
-from afterimage.errors import DataError, UserError
+from afterimage.errors import DataError, UserError, refuse
 from afterimage.storage.urls import is_remote
 from afterimage_segmentation.config import SegmentConfig, parse_value
 
@@ -29,7 +29,6 @@ IGNORED = 255
 MOST_CLASSES = 254
 _MASK = "mask"
 """The column of a table that names the masks."""
-_LISTED = 5  # problems in one message
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -96,9 +95,8 @@ class Pairs:
 class Data:
     """The sets of a run, and its classes."""
 
-    train: Pairs
-    validation: Pairs | None
-    test: Pairs | None
+    sets: Mapping[str, Pairs]
+    """`train`, and `validation` and `test` if there are any."""
     classes: Classes
     fingerprint: str
 
@@ -139,7 +137,11 @@ def open_pairs(
         start += len(part)
     marks = [part.images.fingerprint for part in pairs.values()]
     mark = hashlib.sha256(repr([marks, classes]).encode() + truth.tobytes())
-    return Data(*_held_out(config, pairs), classes, mark.hexdigest())
+    shares = {"test": config.hold_out, "validation": config.validation}
+    sets = with_held_out(
+        pairs, shares, config.seed, Pairs.subset, source=f"images={config.images}"
+    )
+    return Data(sets, classes, mark.hexdigest())
 
 
 _SPLITS = ("train", "validation", "test")  # the test's masks come last
@@ -161,25 +163,6 @@ def _place(config: SegmentConfig) -> tuple[str, pathlib.Path]:
     return kind, path.parent if kind == "csv" else path
 
 
-def _held_out(
-    config: SegmentConfig, pairs: Mapping[str, Pairs]
-) -> tuple[Pairs, Pairs | None, Pairs | None]:
-    """The sets, with a test and then a validation set drawn by seed if not given."""
-    parts = dict(pairs)
-    for name, share in (("test", config.hold_out), ("validation", config.validation)):
-        train = parts["train"]
-        if name in parts or not share:
-            continue
-        kept, held = stratified(None, len(train), share, config.seed)
-        if not len(held):
-            raise DataError(
-                f"{train.name}: {len(train)} images are too few to hold out {share:.0%}"
-                f" for {name}; add images, or set this share to 0"
-            )
-        parts["train"], parts[name] = train.subset(kept), train.subset(held)
-    return parts["train"], parts.get("validation"), parts.get("test")
-
-
 # Which mask belongs to an image.
 
 
@@ -194,7 +177,7 @@ def _of_folder(config: SegmentConfig, names: Sequence[str]) -> OnDisk:
         if stem not in images and not config.split_folders  # which may leave some out
     ]
     cure = "An image and its mask have the same path but for the ending: a.jpg, a.png"
-    _raise(problems, config.images, cure)
+    refuse(problems, config.images, cure)
     masks.names = [found[stem] for stem in images]
     return masks
 
@@ -232,16 +215,8 @@ def _of_column(
             problems.append(
                 f"{name} is outside the table's folder; --outside-images allows this"
             )
-    _raise(problems, config.images)
+    refuse(problems, config.images)
     return [str(name) for name in names]
-
-
-def _raise(problems: Sequence[str], where: str, cure: str = "") -> None:
-    """A DataError with the first problems, if there are any."""
-    if problems:
-        more = len(problems) - _LISTED
-        lines = [*problems[:_LISTED], *([f"and {more:,} more"] if more > 0 else [])]
-        raise DataError(f"{where}:" + "\n  ".join(["", *lines]) + f"\n{cure}".rstrip())
 
 
 # What is in the masks.
@@ -322,7 +297,7 @@ def _read_masks(
         out[row] = np.array(own, np.uint8)[places.reshape(size)]
     if len({colour for colour, _ in codes}) > 1:
         problems.append("some masks have numbers and others colours")
-    _raise(problems, "masks")
+    refuse(problems, "masks")
     return out, list(codes), first
 
 

@@ -11,19 +11,13 @@ import numpy as np
 
 from afterimage.checkpoints.files import replace_file
 from afterimage.checkpoints.names import spelling
-from afterimage.console import say_reading
-from afterimage.data.decode import decode
-from afterimage.data.sources.folder import Folder
-from afterimage.data.workers import or_reason, read, windows
-from afterimage.errors import DataError, disk_errors
+from afterimage.data.each import EachImage
+from afterimage.errors import disk_errors
 from afterimage.pictures import displayable
 from afterimage.report.parts import encoded
 from afterimage_segmentation.config import SegmentPredictConfig
 from afterimage_segmentation.data import by_stem
 from afterimage_segmentation.segmenter import Segmenter, load_segmenter, painted
-
-_EACH = 2**24
-"""Bytes of an image, about: how many are read ahead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +28,8 @@ class Masks:
     images: int
     shares: Mapping[str, float]
     """{class: its share of all pixels}."""
-    bad: tuple[str, ...]
-    """Skipped files and why."""
-
-    def summary(self) -> str:
-        """A few lines for a terminal."""
-        parts = [f"{name} {100 * share:.1f} %" for name, share in self.shares.items()]
-        lines = [f"{self.images:,} masks in {spelling(str(self.out / 'masks'))}"]
-        lines += [f"  of all pixels: {', '.join(parts[:8])}"] if self.images else []
-        lines += [f"  skipped {text}" for text in self.bad[:8]]
-        return "\n".join(lines)
+    text: str
+    """A few lines for a terminal."""
 
 
 def segment_predict(config: SegmentPredictConfig) -> Masks:
@@ -55,26 +41,12 @@ def segment_predict(config: SegmentPredictConfig) -> Masks:
     Raises UserError for settings that cannot work, DataError for a folder without
     images and, with on_bad_image="fail", for the first broken one.
     """
-    segmenter = load_segmenter(config.from_)
-    say_reading(config.images)
-    files = Folder(config.images.removeprefix("folder:"))
-    by_stem(files.names, config.images)
-    out, prep = pathlib.Path(config.out), segmenter.preprocessing
+    segmenter, out = load_segmenter(config.from_), pathlib.Path(config.out)
+    images = EachImage(config.images, segmenter.preprocessing, config.on_bad_image)
+    by_stem(images.names, config.images)
     counts: collections.Counter[int] = collections.Counter()
-    bad: list[str] = []
-
-    def one(row: int) -> np.ndarray:
-        return decode(read(files, row), None, prep.channels, prep.value_range)
-
-    rows = range(len(files.names))
     with disk_errors(f"out={config.out}"):
-        for row, image in windows(or_reason(one), rows, "images", _EACH):
-            name = files.names[row]
-            if isinstance(image, str):
-                bad.append(f"{spelling(name)}: {image}")
-                if config.on_bad_image == "fail":
-                    raise DataError(f"{bad[0]}; add --on-bad-image skip to go on")
-                continue
+        for _, name, image in images:
             classes = np.asarray(segmenter.predict(image)[0])
             counts.update(dict(enumerate(np.bincount(classes.ravel()).tolist())))
             target = posixpath.splitext(name)[0] + ".png"
@@ -82,10 +54,13 @@ def segment_predict(config: SegmentPredictConfig) -> Masks:
             if config.overlay:
                 shown = _overlay(image, classes, segmenter, config.overlay)
                 _write(out / "overlays" / target, shown)
-    total = max(1, counts.total())
+    total, count = max(1, counts.total()), len(images.names) - len(images.skipped)
     names = segmenter.class_names
-    shares = {names[n]: count / total for n, count in counts.most_common()}
-    return Masks(out, len(rows) - len(bad), shares, tuple(bad))
+    shares = {names[n]: pixels / total for n, pixels in counts.most_common()}
+    parts = [f"{name} {100 * share:.1f} %" for name, share in shares.items()]
+    lines = [f"{count:,} masks in {spelling(str(out / 'masks'))}"]
+    lines += [f"  of all pixels: {', '.join(parts[:8])}"] if count else []
+    return Masks(out, count, shares, "\n".join(lines + images.skipped_lines()))
 
 
 def _mask(classes: np.ndarray, segmenter: Segmenter) -> Any:

@@ -3,27 +3,44 @@
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int, Integer, UInt8
+from msgspec import Meta
 
-from afterimage.checkpoints.errors import CheckpointError, TransferError
+from afterimage.checkpoints import schemas
 from afterimage.checkpoints.names import printable
-from afterimage.checkpoints.trees import transfer
 from afterimage.checkpoints.weights import read_artefact
 from afterimage.data import Preprocessing
 from afterimage.data.pixels import cover_and_crop
 from afterimage.data.preprocessing import image_batches
-from afterimage.encoder import stored_model, stored_preprocessing, stream
-from afterimage.errors import UserError
+from afterimage.encoder import placed, stored_model, stored_preprocessing, stream
 from afterimage.runtime import jit
 from afterimage_segmentation.data import IGNORED
 from afterimage_segmentation.network import SegmentationNetwork
-from afterimage_segmentation.schema import SEGMENTER
 
+SEGMENTER = "segmenter"
+"""The kind in the manifest, and the folder's name in a run."""
 _BATCH = 32
+_Level = Annotated[int, Meta(ge=0, le=255)]
+
+
+class SegmenterManifest(schemas.EncoderManifest, kw_only=True):
+    """`manifest.json` of a segmenter folder."""
+
+    classes: Annotated[list[schemas.Name], Meta(min_length=2, max_length=254)]
+    values: Annotated[list[Annotated[int, Meta(ge=0, lt=2**24)]], Meta(max_length=254)]
+    colours: Annotated[list[tuple[_Level, _Level, _Level]], Meta(max_length=254)]
+    coloured: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.classes) == len(self.values) == len(self.colours):
+            raise ValueError(
+                f"{len(self.classes)} classes, {len(self.values)} values and "
+                f"{len(self.colours)} colours"
+            )
 
 
 class Segmenter:
@@ -57,18 +74,16 @@ class Segmenter:
         self.colours = tuple((r, g, b) for r, g, b in manifest["colours"])
         self.coloured = manifest["coloured"]
         self.preprocessing: Preprocessing = stored_preprocessing(manifest)
-        try:
-            self.network, *wanted = SegmentationNetwork.create(
+        self.network, self.params, self.stats = placed(
+            lambda: SegmentationNetwork.create(
                 stored_model(manifest),
                 self.preprocessing,
                 len(self.class_names),
                 fresh=False,
-            )
-            params, _ = transfer(params, wanted[0])
-            stats, _ = transfer({"encoder": {}, **stats}, wanted[1])
-        except (TransferError, UserError) as error:
-            raise CheckpointError(f"it does not match its manifest. {error}") from error
-        self.params, self.stats = jax.device_put((params, stats))
+            ),
+            params,
+            stats,
+        )
         self._logits = jit(self.network.logits)
 
     def __repr__(self) -> str:

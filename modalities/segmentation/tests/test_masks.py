@@ -46,8 +46,12 @@ def mask_of(folder, number):
 
 def test_a_mask_stays_with_its_image(folder):
     data = opened(folder)
-    assert (len(data.train), len(data.validation), len(data.test)) == (7, 1, 2)
-    for part in (data.train, data.validation, data.test):
+    assert (
+        len(data.sets["train"]),
+        len(data.sets["validation"]),
+        len(data.sets["test"]),
+    ) == (7, 1, 2)
+    for part in (data.sets["train"], data.sets["validation"], data.sets["test"]):
         for row, name in enumerate(part.ids):
             assert (part.truth[row] == mask_of(folder, int(name[:2]))).all()
             image = pixels(folder / "images" / name)
@@ -72,12 +76,12 @@ def test_colours_are_classes_by_their_order(folder):
     assert data.classes.values == (0, 250, (9 << 16) + (200 << 8))
     assert data.classes.coloured
     assert (
-        data.train.truth[0] == np.array([0, 2, 1])[mask_of_train(folder, data)]
+        data.sets["train"].truth[0] == np.array([0, 2, 1])[mask_of_train(folder, data)]
     ).all()
 
 
 def mask_of_train(folder, data):
-    file = folder / "masks" / data.train.ids[0]
+    file = folder / "masks" / data.sets["train"].ids[0]
     pixels = np.asarray(Image.open(file)).astype(int)
     return np.where(pixels[..., 1] > 0, 1, np.where(pixels[..., 2] > 0, 2, 0))
 
@@ -94,7 +98,7 @@ def test_a_palette_gives_the_colours(folder):
 def test_what_is_ignored_is_no_class(folder):
     data = opened(folder, ignore="0")
     assert data.classes.names == ("1", "2")
-    assert set(np.unique(data.train.truth)) == {0, 1, IGNORED}
+    assert set(np.unique(data.sets["train"].truth)) == {0, 1, IGNORED}
 
 
 def test_black_and_white_masks(folder):
@@ -104,7 +108,7 @@ def test_black_and_white_masks(folder):
     refused(folder, "only one class, 0", "--ignore none")
     data = opened(folder, ignore="none", classes=("ground", "cell"))
     assert data.classes.values == (0, 255)
-    assert set(np.unique(data.train.truth)) == {0, 1}
+    assert set(np.unique(data.sets["train"].truth)) == {0, 1}
 
 
 def test_a_table_names_images_masks_and_splits(folder):
@@ -114,9 +118,9 @@ def test_a_table_names_images_masks_and_splits(folder):
         lines.append(f"images/{n:02}.png,masks/{n:02}.png,{split}")
     (folder / "table.csv").write_text("\n".join(lines))
     data = opened(folder, images="table.csv", masks=None)
-    assert list(data.test.ids) == [f"images/{n:02}.png" for n in (7, 8, 9)]
-    assert (data.test.truth[1] == mask_of(folder, 8)).all()
-    assert (len(data.train), len(data.validation)) == (6, 1)
+    assert list(data.sets["test"].ids) == [f"images/{n:02}.png" for n in (7, 8, 9)]
+    assert (data.sets["test"].truth[1] == mask_of(folder, 8)).all()
+    assert (len(data.sets["train"]), len(data.sets["validation"])) == (6, 1)
 
 
 def test_folders_set_a_test_apart(folder, tmp_path):
@@ -127,11 +131,11 @@ def test_folders_set_a_test_apart(folder, tmp_path):
                 name = f"{n:02}.png"
                 (folder / part / name).rename(folder / part / split / name)
     data = opened(folder)
-    assert list(data.test.ids) == ["test/08.png", "test/09.png"]
+    assert list(data.sets["test"].ids) == ["test/08.png", "test/09.png"]
     scenes.save(folder / "masks" / "test" / "09.png", np.full((16, 16), 7, np.uint8))
     refused(folder, "test/09.png", "value 7", "0, 1, 2", "--classes")
     eight = tuple("abcdefgh")
-    assert opened(folder, classes=eight).test.truth[1].max() == 7
+    assert opened(folder, classes=eight).sets["test"].truth[1].max() == 7
 
 
 @pytest.mark.parametrize(

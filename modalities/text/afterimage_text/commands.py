@@ -1,31 +1,16 @@
 """The commands `afterimage text-…`: pretrain, finetune, predict, features."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from afterimage.commands.flags import Command, parse
-from afterimage.console import say, say_result
-from afterimage.errors import disk_errors
+from afterimage.commands.flags import Command, PackageCommand
 from afterimage.fields import output_file
 from afterimage_text.config import FinetuneConfig, PretrainConfig, UseConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What the entry point of a command has."""
-
-    COMMAND: Command[Any]
-    work: Callable[[Any], None]
-
-    def main(self, argv: Sequence[str]) -> None:
-        """The command."""
-        self.work(parse(self.COMMAND, argv))
-
-
 def _stage(
-    work: Callable[[Any], None], name: str, config: type, about: str, **own: Any
-) -> Entry:
+    work: Callable[[Any], str], name: str, config: type, about: str, **own: Any
+) -> PackageCommand:
     """A command that trains; `own` are its settings by heading."""
     common = {
         "What and where": ("table", "text_column", *own.pop("where"), "from_", "out"),
@@ -35,39 +20,39 @@ def _stage(
         "How good": ("lr", "weight_decay", "ema", "seed"),
     }
     more: Any = {"positional": "table", "about": about, "common": common}
-    return Entry(Command(name=name, kind=name, config=config, **more), work)
+    return PackageCommand(Command(name=name, kind=name, config=config, **more), work)
 
 
-def _use(work: Callable[[Any], None], name: str, about: str) -> Entry:
+def _use(work: Callable[[Any], str], name: str, about: str) -> PackageCommand:
     """A command that writes a row for each text."""
     common = {"Settings": ("table", "text_column", "from_", "out", "batch_size")}
     more: Any = {"positional": "table", "about": about, "common": common}
-    return Entry(Command(name=name, config=UseConfig, **more), work)
+    return PackageCommand(Command(name=name, config=UseConfig, **more), work)
 
 
-def _pretrain(config: PretrainConfig) -> None:
+def _pretrain(config: PretrainConfig) -> str:
     from afterimage_text.pretraining import pretrain
 
-    say_result(pretrain(config).text)
+    return pretrain(config).text
 
 
-def _finetune(config: FinetuneConfig) -> None:
+def _finetune(config: FinetuneConfig) -> str:
     from afterimage_text.finetuning import finetune
 
-    say_result(finetune(config).text)
+    return finetune(config).text
 
 
-def _predict(config: UseConfig) -> None:
+def _predict(config: UseConfig) -> str:
     from afterimage_text.models import load_text_classifier
 
     def rows(model: Any, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         for values in model.predict_proba(texts, batch_size=config.batch_size):
             yield model.outputs.columns(values, 3)
 
-    _write(config, load_text_classifier, rows)
+    return _write(config, load_text_classifier, rows)
 
 
-def _features(config: UseConfig) -> None:
+def _features(config: UseConfig) -> str:
     from afterimage_text.models import load_text_encoder
 
     def rows(model: Any, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -76,26 +61,22 @@ def _features(config: UseConfig) -> None:
             yield dict(enumerate(values)) if csv else {"vector": values}
 
     csv = config.out.lower().endswith(".csv")
-    _write(config, load_text_encoder, rows)
+    return _write(config, load_text_encoder, rows)
 
 
-def _write(config: UseConfig, load: Any, rows: Any) -> None:
+def _write(config: UseConfig, load: Any, rows: Any) -> str:
     """Loads a model, and writes what `rows` says of each text of a table."""
-    from afterimage.rows import WRITERS
+    from afterimage.rows import WRITERS, write_table
     from afterimage_text.texts import read_texts
 
-    out = output_file(config.out, WRITERS)
+    output_file(config.out, WRITERS)  # before reading
     texts = read_texts(config.table, config.text_column)
     model = load(config.from_)
-    found = ({"row": i} | r for i, r in zip(texts.ids, rows(model, texts.texts)))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with disk_errors(f"out={out}"):
-            WRITERS[out.suffix.lower()](partial, found)
-            partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    say(f"wrote {len(texts.texts):,} rows to {config.out}")
+    write_table(
+        config.out,
+        ({"row": i} | r for i, r in zip(texts.ids, rows(model, texts.texts))),
+    )
+    return f"wrote {len(texts.texts):,} rows to {config.out}"
 
 
 PRETRAIN = _stage(

@@ -1,27 +1,14 @@
-"""What both stages on texts share: the start, the state, the page."""
+"""What both stages on texts share: the start, the tokens, what is said and kept."""
 
-import dataclasses
-import pathlib
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
-import numpy as np
 
-from afterimage import runtime
 from afterimage.checkpoints import files
-from afterimage.checkpoints.weights import write_encoder
 from afterimage.console import say_doing
-from afterimage.data.sets import Columns
 from afterimage.errors import UserError
-from afterimage.report import logged, write_report
 from afterimage.runs import Run
-from afterimage.training.batches import BatchLoader, EvaluationRunner, make_mesh
-from afterimage.training.job import Job, Say, Trainer
-from afterimage.training.loop import StopSignal
-from afterimage.training.sharding import whole
-from afterimage.training.stage import Stage, describe
-from afterimage.training.step import State, averaged_params
+from afterimage.stages import OwnStage, open_run
 from afterimage_text.bert import BertConfig, fresh
 from afterimage_text.config import LENGTH, TextOptions
 from afterimage_text.files import Stored, read_file, read_start
@@ -38,9 +25,7 @@ def opened(
     config: TextOptions, kind: str, label: str | None = None
 ) -> tuple[Run, Texts]:
     """The run folder (unlocked) and the texts."""
-    runtime.enable_compile_cache()
-    run = Run(config.out, kind=kind, config=config)
-    run.check_settings()
+    run = open_run(config, kind)
     say_doing(f"Reading {config.table}")
     return run, read_texts(config.table, config.text_column, label)
 
@@ -66,146 +51,32 @@ def begun(config: TextOptions, run: Run, texts: list[str]) -> Stored:
     return Stored(sizes, {"encoder": fresh(sizes, config.seed)}, text, run.where, {})
 
 
-@dataclasses.dataclass(frozen=True)
-class TextResult:
-    """A finished run on texts."""
+class TextStage(OwnStage):
+    """A stage on texts; subclasses add the parameters, the phases and the scores."""
 
-    run: pathlib.Path
-    metrics: Mapping[str, float]
-    """The last evaluation."""
-    results: Mapping[str, Any]
-    """results.json of text-finetune; {} of text-pretrain."""
-    text: str
-    """A few lines for a terminal."""
-
-
-class TextJob(Job[TextResult]):
-    """A stage on texts; subclasses add the phases, the metrics and the artefact."""
-
-    kind: ClassVar[str]
-    """Of the artefact."""
-    files: ClassVar[tuple[str, ...]] = ("report.html",)
-    params: Any
-    """The parameters before the first step …"""
-    stats: Any
-    """… and what goes with them."""
-    train: Columns
-
-    def __init__(self, config: TextOptions, run: Run, texts: Texts, stored: Stored):
-        self.config, self.run, self.texts, self.stored = config, run, texts, stored
-        self.stats = {}
-        self.mesh = make_mesh(config.devices)
-        self.runner = EvaluationRunner(self.mesh, config.batch_size)
+    def tokenise(self, texts: Texts, stored: Stored) -> None:
+        """Sets `arrays`, the tokens of all texts."""
+        self.texts, self.stored = texts, stored
         self.tokenizer = read_tokenizer(
             stored.tokenizer, stored.config.vocabulary, stored.where
         )
-        self.length = config.length or min(LENGTH, stored.config.positions)
+        self.length = self.config.length or min(LENGTH, stored.config.positions)
         self.arrays, self.cut = encode(self.tokenizer, texts.texts, self.length)
 
-    def ready(self, stage: Stage) -> None:
-        """Checks the phases, and makes the trainer."""
-        one = np.zeros(1, np.int64)
-        stage.check(
-            self.params, self.stats, self.train.inputs(one) | self.train.targets(one)
-        )
-        self.trainer = Trainer(
-            stage, self.params, mesh=self.mesh, images=len(self.train)
-        )
+    def facts(self) -> dict[str, str]:
+        cut = f"; {self.cut:,} cut to {self.length} tokens" if self.cut else ""
+        return {
+            "Started from": self.config.from_ or "random weights",
+            "Texts": f"{self.counts()} of {self.texts.name}{cut}",
+        }
 
-    def template(self) -> State:
-        seed, ema = self.config.seed, self.config.ema > 0
-        return self.trainer.fresh(self.params, self.stats, seed=seed, ema=ema)
+    def trained(self, step: int) -> dict[str, Any]:
+        return {**super().trained(step), "cut": self.cut}
 
-    def lost(self) -> tuple[str, ...] | None:
-        return self.run.missing([self.kind], self.files)
-
-    def begin(self, say: Say, stop: StopSignal) -> State:
-        return self.template()
-
-    def feed(self, phase: int) -> BatchLoader:
-        return BatchLoader(self.train, options=self.config, mesh=self.mesh)
-
-    def weights(self, state: State) -> Any:
-        """The parameters of a state; the running means if they are kept."""
-        return averaged_params(state, self.trainer.partition(int(state["step"])))
-
-    def introduction(self) -> str:
-        cut = f", {self.cut:,} of them cut to {self.length} tokens"
-        return (
-            f"{self.texts.name}: {len(self.texts.texts):,} texts"
-            f"{cut if self.cut else ''}; {len(self.train):,} to train on\n"
-            + describe(self.trainer.stage, self.params)
-        )
-
-    def write(self, params: Any, **more: Any) -> None:
-        """Writes the artefact, last of all: its presence means a complete run."""
-        content = {
+    def content(self) -> dict[str, Any]:
+        return {
             "model": msgspec.to_builtins(self.stored.config),
             "tokenizer": self.stored.tokenizer,
             "length": self.length,
-            "data": {
-                "name": self.texts.name,
-                "fingerprint": self.texts.fingerprint,
-            },
-            "trained": {
-                "stage": self.run.kind,
-                "from": self.config.from_,
-                "steps": self.trainer.stage.steps,
-                "texts": len(self.train),
-                "cut": self.cut,
-                "seed": self.config.seed,
-            },
-            **more,
+            **super().content(),
         }
-        params = whole(params)
-        if self.run.is_main_process:
-            place = self.run.path / self.kind
-            write_encoder(place, params, {}, content, kind=self.kind)
-
-    def page(
-        self, done: int | None, *, metric: str, before: str = "", **content: Any
-    ) -> None:
-        """Writes report.html after `done` steps (None: all), with the curves of the
-        loss and of `metric`. `before` begins the names of evaluated metrics."""
-        run = self.run
-        if not run.is_main_process:
-            return
-        run.metrics.flush()
-        run.keep_time()
-        rows, first = run.metrics.rows, [*run.sessions.commands, ""][0]
-        curves = {
-            name: {
-                "training": logged(rows, f"train/{key}"),
-                "evaluated": logged(rows, f"eval/{before}{key}"),
-            }
-            for name, key in {"Loss": "loss", "Accuracy": metric}.items()
-        }
-        curves["Learning rate"] = {"learning rate": logged(rows, "train/lr")}
-        total = self.trainer.stage.steps
-        phases = self.introduction().splitlines()[1:]
-        facts = {
-            "Run": run.where,
-            "Started from": self.config.from_ or "random weights",
-            "Texts": f"{len(self.texts.texts):,}, {len(self.train):,} to train on",
-            "Cut to the length": f"{self.cut:,}, at {self.length} tokens",
-        }
-        write_report(
-            run.path / "report.html",
-            facts=facts | run.sessions.facts(),
-            command=first,
-            curves=curves,
-            logarithmic=["Loss"],
-            settings=run.settings,
-            tables={
-                "Phases": {str(n): line for n, line in enumerate(phases, 1)},
-                "Machine": runtime.fingerprint(),
-            },
-            unfinished=None if done is None else (done, total),
-            **content,
-        )
-
-    def last(self) -> dict[str, float]:
-        """The last evaluation in metrics.jsonl."""
-        found = [row for row in self.run.metrics.rows if any("eval/" in k for k in row)]
-        row = found[-1] if found else {}
-        return {k.removeprefix("eval/"): v for k, v in row.items() if "eval/" in k}

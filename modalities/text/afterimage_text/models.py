@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from afterimage.data.sets import Columns
 from afterimage.errors import DataError
+from afterimage.finetune.own_classifier import over
 from afterimage.models.encoder import Network
 from afterimage.outputs.classes import Classes
 from afterimage.training.batches import EvaluationRunner, make_mesh
@@ -42,20 +43,6 @@ def scores(
     """Logits of a linear head. The vectors are scaled to numbers of variance one."""
     scaled = vectors * jnp.sqrt(float(vectors.shape[-1]))
     return scaled @ head["kernel"] + head["bias"][None]
-
-
-def over(
-    runner: EvaluationRunner,
-    rows: Columns,
-    function: Callable[[Any], Array],
-    poll: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """A jitted function of batches, for every row; calls `poll` between batches."""
-    found = []
-    for _, batch, mask in runner.batches(rows):
-        poll()
-        found.append(np.asarray(function(batch))[mask])
-    return np.concatenate(found)
 
 
 class TextEncoder:

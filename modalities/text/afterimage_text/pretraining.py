@@ -6,7 +6,7 @@ at every step, on the device, from the step's key.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,19 +15,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 
-from afterimage.checkpoints.store import Store
-from afterimage.data.sets import stratified
+from afterimage.data.sets import Columns, stratified
 from afterimage.errors import DataError
 from afterimage.runs import Run
+from afterimage.stages import StageResult
 from afterimage.training.job import execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import EVERYTHING
-from afterimage.training.stage import Phase, Stage, Term
+from afterimage.training.stage import Phase, Term
 from afterimage.training.step import State
 from afterimage_text.bert import abstract, fresh
 from afterimage_text.config import PretrainConfig
 from afterimage_text.files import ENCODER
-from afterimage_text.job import TextJob, TextResult, begun, opened
+from afterimage_text.job import TextStage, begun, opened
 from afterimage_text.models import cast
 from afterimage_text.texts import Texts, columns
 
@@ -73,7 +73,7 @@ def mask_tokens(
 
 def pretrain(
     config: PretrainConfig, *, callbacks: Callbacks = NO_CALLBACKS
-) -> TextResult:
+) -> StageResult:
     """Pretrain as `config` says, or continue the run in its folder.
 
     Raises:
@@ -85,26 +85,27 @@ def pretrain(
     if len(texts.texts) < 2:
         raise DataError(f"{texts.name} has one text; at least 2 are needed")
     with run:
-        run.check_data(texts.name, texts.fingerprint)
         return execute(_Pretraining(config, run, texts), run, callbacks)
 
 
-class _Pretraining(TextJob):
-    kind = ENCODER
+class _Pretraining(TextStage):
+    artefact = ENCODER
+    lead = "An encoder of texts that learns to predict masked tokens."
     config: PretrainConfig
 
     def __init__(self, config: PretrainConfig, run: Run, texts: Texts):
+        super().__init__(config, run, texts.name, texts.fingerprint)
+        self.title = f"Pretraining on {texts.name}"
         size = len(texts.texts)
         train, held = stratified(None, size, config.validation, config.seed)
-        started = begun(config, run, [texts.texts[row] for row in train])
-        super().__init__(config, run, texts, started)
-        self.train = columns(texts, train, **self.arrays)
-        self.held = columns(texts, held, **self.arrays)
-        sizes = self.stored.config
-        self.params = {
-            **self.stored.params,
-            "head": fresh(sizes, config.seed + 1, head=True),
+        self.tokenise(texts, begun(config, run, [texts.texts[row] for row in train]))
+        self.sets = {
+            name: columns(texts, rows, **self.arrays)
+            for name, rows in {"train": train, "validation": held}.items()
         }
+        sizes = self.stored.config
+        head = fresh(sizes, config.seed + 1, head=True)
+        self.params = {**self.stored.params, "head": head}
         self.encoder_network, _ = abstract(sizes, remat=config.remat)
         self.head_network, _ = abstract(sizes, head=True)
         ends = ("[CLS]", "[SEP]", "[PAD]")
@@ -121,9 +122,11 @@ class _Pretraining(TextJob):
             steps=config.total_steps(len(self.train), default_epochs=10.0),
             options=config,
         )
-        self.ready(Stage(phases=(phase,), providers=self.rules))
+        self.ready(phase)
 
-    def rules(self, params, stats, batch, key, step, trainable) -> dict[str, Any]:
+    def rules(
+        self, params: Any, stats: Any, batch: Any, key: Any, step: Any, trainable: Any
+    ) -> dict[str, Any]:
         """What the term reads."""
         return {
             "params": lambda _: params,
@@ -166,12 +169,21 @@ class _Pretraining(TextJob):
         self, state: State, step: int, stop: StopSignal
     ) -> Mapping[str, float]:
         """Loss and accuracy on the texts held out, hidden the same way each time."""
-        params, totals = self.weights(state), np.zeros(3)
-        for number, batch, _ in self.runner.batches(self.held):
-            stop.check()
-            totals += np.array(self._held(params, batch, number), np.float64)
-        loss, right, count = totals
-        count = max(count, 1)
+        return self.score(self.weights(state), self.sets["validation"], stop.check)
+
+    def score(
+        self,
+        weights: tuple[Any, Any],
+        rows: Columns,
+        poll: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """{loss, masked_accuracy} of texts."""
+        totals = np.zeros(3)
+        for number, batch, _ in self.runner.batches(rows):
+            poll()
+            totals += np.array(self._held(weights[0], batch, number), np.float64)
+        loss, right, count = totals.tolist()
+        count = max(count, 1.0)
         return {"loss": loss / count, "masked_accuracy": right / count}
 
     @functools.cached_property
@@ -183,28 +195,23 @@ class _Pretraining(TextJob):
 
         return self.runner.jit(run)
 
-    def report(self, step: int | None) -> None:
-        last = self.last()
-        self.page(
-            step,
-            metric="masked_accuracy",
-            title=f"Pretraining on {self.texts.name}",
-            lead="An encoder of texts that learns to predict masked tokens.",
-            headline={name.replace("_", " "): f"{v:.3f}" for name, v in last.items()},
-        )
+    def kept(self, params: Any, stats: Any) -> tuple[Any, Any]:
+        return {"encoder": params["encoder"]}, {}
 
-    def finish(self, state: State, store: Store) -> TextResult:
-        self.run.metrics.flush()
-        self.report(None)
-        self.write({"encoder": self.weights(state)["encoder"]})
-        return self.result(complete=False)
+    def curves(self) -> dict[str, dict[str, str]]:
+        return {
+            name: {"training": f"train/{key}", "evaluated": f"eval/{key}"}
+            for name, key in {"Loss": "loss", "Accuracy": "masked_accuracy"}.items()
+        }
 
-    def result(self, *, complete: bool) -> TextResult:
-        last = self.last()
-        figures = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in last.items())
-        where = self.run.where
-        text = (
-            f"held-out texts: {figures}\nencoder     {where}/{ENCODER}\n"
-            f"report      {where}/report.html"
-        )
-        return TextResult(self.run.path, last, {}, text)
+    def lines(self, results: Mapping[str, Any]) -> list[str]:
+        each = [f"{k} {v}" for k, v in _figures(results).items()]
+        return [f"held-out texts: {', '.join(each)}"]
+
+    def shown(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        return {"headline": _figures(results)}
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, str]:
+    found = results["validation"].items()
+    return {name.replace("_", " "): f"{value:.3f}" for name, value in found}

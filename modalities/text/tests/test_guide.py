@@ -6,13 +6,13 @@ import pytest
 from afterimage_text import commands
 
 from afterimage.commands import main
-from afterimage.commands.flags import flags_for
+from afterimage.commands.flags import PackageCommand, flags_for
 from tests.helpers import ROOT
 
 ENTRIES = {
     entry.COMMAND.name: entry.COMMAND
     for entry in vars(commands).values()
-    if isinstance(entry, commands.Entry)
+    if isinstance(entry, PackageCommand)
 }
 PAGES = [ROOT / "docs/guide/text.md", ROOT / "modalities/text/README.md"]
 

@@ -17,6 +17,7 @@ from afterimage_text import (
 from afterimage_text.finetuning import groups
 
 from afterimage.checkpoints import CheckpointError
+from afterimage.checkpoints.errors import UsageError
 from afterimage.checkpoints.weights import read_folder
 from afterimage.commands import main
 from afterimage.errors import UserError
@@ -48,8 +49,8 @@ def pretrained(table, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "pretrained"
     config = PretrainConfig(table=str(table), out=str(run), steps=4, **SMALL)
     first = pretrain(config)
-    assert first.metrics.keys() == {"loss", "masked_accuracy"}
-    assert pretrain(config).metrics == first.metrics  # complete: left unchanged
+    assert first.results["validation"].keys() == {"loss", "masked_accuracy"}
+    assert pretrain(config).results == first.results  # complete: left unchanged
     return run
 
 
@@ -108,9 +109,9 @@ def test_from_a_table_to_predictions(table, pretrained, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())
     assert results["classes"] == ["hill", "sea"]
     assert results["test"]["accuracy"]["value"] > 0.9
-    assert len(results["test_rows"]) == 12
+    assert len(results["test_ids"]) == 12
     page = (out / "report.html").read_text()
-    assert "Tested on 20% of each class" in page
+    assert "tested on 20% of each class" in page
     assert (
         main(
             ["text-predict", str(table), "--from", str(out), "--out", str(predictions)]
@@ -274,7 +275,7 @@ def test_one_class_is_refused(tmp_path, capsys):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="text-pretrain or text-finetune"):
+    with pytest.raises(UsageError, match="text-pretrain or text-finetune"):
         load_text_encoder(str(tmp_path))
     with pytest.raises(UserError, match="finished run of text-finetune"):
         load_text_classifier(str(tmp_path))

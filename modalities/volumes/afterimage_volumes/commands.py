@@ -1,12 +1,9 @@
 """The commands `afterimage volume-…`: pretrain, finetune, predict."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from afterimage.commands.flags import Command, parse
-from afterimage.console import say, say_result
-from afterimage.errors import disk_errors
+from afterimage.commands.flags import Command, PackageCommand
 from afterimage.fields import output_file
 from afterimage.presets import Preset
 from afterimage_volumes.config import FinetuneConfig, PredictConfig, PretrainConfig
@@ -22,57 +19,37 @@ PRESETS = {
 _LONG = ("steps", "epochs", "batch_size", "eval_every", "lr", "weight_decay", "seed")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What the entry point of a command has."""
-
-    COMMAND: Command[Any]
-    work: Callable[[Any], None]
-
-    def main(self, argv: Sequence[str]) -> None:
-        """The command."""
-        self.work(parse(self.COMMAND, argv))
-
-
-def _pretrain(config: PretrainConfig) -> None:
+def _pretrain(config: PretrainConfig) -> str:
     from afterimage_volumes.pretraining import pretrain
 
-    say_result(pretrain(config).text)
+    return pretrain(config).text
 
 
-def _finetune(config: FinetuneConfig) -> None:
+def _finetune(config: FinetuneConfig) -> str:
     from afterimage_volumes.finetuning import finetune
 
-    say_result(finetune(config).text)
+    return finetune(config).text
 
 
-def _predict(config: PredictConfig) -> None:
-    from afterimage.rows import WRITERS
+def _predict(config: PredictConfig) -> str:
+    from afterimage.rows import WRITERS, write_table
     from afterimage_volumes.models import load_volume_classifier
     from afterimage_volumes.volumes import find
 
-    out = output_file(config.out, WRITERS)
+    output_file(config.out, WRITERS)  # before reading
     found, model = find(config.data), load_volume_classifier(config.from_)
 
     def rows() -> Iterator[dict[str, Any]]:
         for start in range(0, len(found.ids), 8):
-            ids = found.ids[start : start + 8]
-            for name, p in zip(
-                ids, model.predict_proba(found.paths[start : start + 8])
-            ):
+            some = slice(start, start + 8)
+            for name, p in zip(found.ids[some], model.predict_proba(found.paths[some])):
                 yield {"volume": name, **model.outputs.columns(p, 3)}
 
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with disk_errors(f"out={out}"):
-            WRITERS[out.suffix.lower()](partial, rows())
-            partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    say(f"wrote {len(found.ids):,} rows to {config.out}")
+    write_table(config.out, rows())
+    return f"wrote {len(found.ids):,} rows to {config.out}"
 
 
-PRETRAIN = Entry(
+PRETRAIN = PackageCommand(
     Command(
         name="volume-pretrain",
         kind="volume-pretrain",
@@ -93,7 +70,7 @@ continues an interrupted run.
     ),
     _pretrain,
 )
-FINETUNE = Entry(
+FINETUNE = PackageCommand(
     Command(
         name="volume-finetune",
         kind="volume-finetune",
@@ -113,7 +90,7 @@ command again continues an interrupted run.
     ),
     _finetune,
 )
-PREDICT = Entry(
+PREDICT = PackageCommand(
     Command(
         name="volume-predict",
         config=PredictConfig,

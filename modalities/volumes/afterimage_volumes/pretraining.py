@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from afterimage.checkpoints import schemas
-from afterimage.checkpoints.store import Store
-from afterimage.data.sets import stratified
+from afterimage.data.sets import Columns, stratified
 from afterimage.errors import DataError
 from afterimage.pictures import draw_rows
-from afterimage.runs import Run, write_json, write_png
+from afterimage.runs import Run, write_png
+from afterimage.stages import StageResult, open_run
 from afterimage.training.job import execute
 from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
 from afterimage.training.optimiser import EVERYTHING
@@ -22,7 +21,7 @@ from afterimage.training.stage import Phase, Term
 from afterimage.training.step import State
 from afterimage_volumes.config import BLOCK, PretrainConfig
 from afterimage_volumes.files import Geometry
-from afterimage_volumes.job import VolumeJob, VolumeResult, opened
+from afterimage_volumes.job import VolumeStage
 from afterimage_volumes.models import ENCODER
 from afterimage_volumes.network import (
     Decoder,
@@ -38,12 +37,12 @@ from afterimage_volumes.volumes import Found, find
 
 FLAT = 0.02
 """Blocks whose values deviate less than this share of the range do not count."""
-_SHOWN = 6
+_SHOWN, _PICTURE = 6, "rebuilt.png"
 
 
 def pretrain(
     config: PretrainConfig, *, callbacks: Callbacks = NO_CALLBACKS
-) -> VolumeResult:
+) -> StageResult:
     """Pretrain as `config` says, or continue the run in its folder.
 
     Raises:
@@ -51,13 +50,11 @@ def pretrain(
       CheckpointError: damaged checkpoints; RunLocked: a folder in use.
       Diverged, Interrupted: as in the loop; the progress so far is saved.
     """
-    run, found = opened(config, "volume-pretrain"), find(config.data)
+    run, found = open_run(config, "volume-pretrain"), find(config.data)
     if len(found.ids) < 2:
         raise DataError(f"{found.name} has one volume; at least 2 are needed")
     with run:
-        job = _Pretraining(config, run, found)
-        run.check_data(found.name, job.fingerprint)
-        return execute(job, run, callbacks)
+        return execute(_Pretraining(config, run, found), run, callbacks)
 
 
 def draw_mask(key: Array, volumes: int, side: int, share: float) -> Mask:
@@ -77,8 +74,9 @@ def counted(x: Float[Array, "b s s s"], mask: Mask) -> Float[Array, "b s s s"]:
     return jnp.where(at(counts, side), 1.0, jnp.zeros_like(x))
 
 
-class _Pretraining(VolumeJob):
-    kind = ENCODER
+class _Pretraining(VolumeStage):
+    artefact = ENCODER
+    lead = "An encoder of volumes that learns to rebuild hidden blocks."
     config: PretrainConfig
 
     def __init__(self, config: PretrainConfig, run: Run, found: Found):
@@ -86,14 +84,16 @@ class _Pretraining(VolumeJob):
         super().__init__(config, run, found, VolumeModel(config.width), geometry)
         size, seed = len(found.ids), config.seed
         train, held = stratified(None, size, config.validation, seed)
-        self.train = found.columns(train, volume=self.volumes)
-        self.held = found.columns(held, volume=self.volumes)
+        self.title = f"Pretraining on {found.name}"
+        self.sets = {
+            name: found.columns(rows, volume=self.volumes)
+            for name, rows in {"train": train, "validation": held}.items()
+        }
         self.decoder_network = network(Decoder, self.model, config.precision)
         self.params = {
             "encoder": fresh(Encoder, self.model, seed),
             "decoder": fresh(Decoder, self.model, seed + 1),
         }
-        self.stats = {}
         term = Term(
             name="hidden",
             fn=lambda view: self.loss(view["params"], view["train/volume"]),
@@ -108,7 +108,9 @@ class _Pretraining(VolumeJob):
         )
         self.ready(phase)
 
-    def rules(self, params, stats, batch, key, step, trainable) -> dict[str, Any]:
+    def rules(
+        self, params: Any, stats: Any, batch: Any, key: Any, step: Any, trainable: Any
+    ) -> dict[str, Any]:
         """What the term reads: changed volumes, and the blocks to hide."""
 
         def volume(_: Any) -> Any:
@@ -145,16 +147,19 @@ class _Pretraining(VolumeJob):
         self, state: State, step: int, stop: StopSignal
     ) -> Mapping[str, float]:
         """Loss on the volumes held out, hidden the same way each time."""
-        return self.measured(self.weights(state), stop.check)
+        return self.score(self.weights(state), self.sets["validation"], stop.check)
 
-    def measured(
-        self, params: Any, poll: Callable[[], None] = lambda: None
+    def score(
+        self,
+        weights: tuple[Any, Any],
+        rows: Columns,
+        poll: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """{loss, explained} of the volumes held out."""
+        """{loss, explained} of volumes."""
         totals = np.zeros(4)
-        for number, batch, _ in self.runner.batches(self.held):
+        for number, batch, _ in self.runner.batches(rows):
             poll()
-            totals += np.array(self._held(params, batch, number), np.float64)
+            totals += np.array(self._held(weights[0], batch, number), np.float64)
         loss, explained = _metrics(totals)
         return {"loss": float(loss), "explained": float(explained)}
 
@@ -171,32 +176,42 @@ class _Pretraining(VolumeJob):
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
         return draw_mask(key, len(x), x.shape[1], self.config.mask)
 
-    def report(self, step: int | None, **shown: Any) -> None:
-        self.page(
-            step,
-            "explained",
-            title=f"Pretraining on {self.found.name}",
-            lead="An encoder of volumes that learns to rebuild hidden blocks.",
-            **shown,
-        )
+    def scores(self, params: Any, stats: Any) -> dict[str, Any]:
+        self._picture(params)
+        return super().scores(params, stats)
 
-    def finish(self, state: State, store: Store) -> VolumeResult:
-        params, step = self.selected(state, store)
-        found = self.measured(params)
-        if self.run.is_main_process:
-            write_json(self.run.path / "results.json", {"step": step, **found})
-        place = self._picture(params)
-        self.report(
-            None,
-            headline={f"validation {k}": f"{v:.3f}" for k, v in found.items()},
-            pictures={"Middle slices": ("Volumes held out.", place)},
-        )
-        self.write(params["encoder"], {}, step)
-        return self.result(complete=False)
+    def kept(self, params: Any, stats: Any) -> tuple[Any, Any]:
+        return params["encoder"], {}
 
-    def _picture(self, params: Any) -> Any:
-        """Middle slices of volumes held out: whole, with hidden blocks, rebuilt."""
-        _, batch, mask = next(iter(self.runner.batches(self.held)))
+    def curves(self) -> dict[str, dict[str, str]]:
+        return {
+            name.capitalize(): {
+                "training": f"train/{name}",
+                "validation": f"eval/{name}",
+            }
+            for name in ("loss", "explained")
+        }
+
+    def lines(self, results: Mapping[str, Any]) -> list[str]:
+        found = results["validation"]
+        return [
+            f"volumes held out: loss {found['loss']:.4f}, "
+            f"{100 * found['explained']:.1f} % of the variance of hidden blocks "
+            "explained"
+        ]
+
+    def shown(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        found = results["validation"].items()
+        place = self.run.pictures / _PICTURE
+        return {
+            "headline": {f"validation {k}": f"{v:.3f}" for k, v in found},
+            "pictures": {"Middle slices": ("Volumes held out.", place)},
+        }
+
+    def _picture(self, params: Any) -> None:
+        """Draws middle slices of volumes held out: whole, partly hidden, rebuilt."""
+        held = self.sets["validation"]
+        _, batch, mask = next(iter(self.runner.batches(held)))
 
         def run(params: Any, volumes: Any) -> Any:
             x = volumes.astype(jnp.float32) / 255
@@ -208,18 +223,8 @@ class _Pretraining(VolumeJob):
         found = self.runner.jit(run)(params, batch["volume"])
         rows = [np.asarray(row)[mask][:_SHOWN, ..., None] for row in found]
         picture = draw_rows(dict(zip(("volume", "seen", "rebuilt"), rows)))
-        return write_png(picture, self.run.pictures / "rebuilt.png")
-
-    def result(self, *, complete: bool) -> VolumeResult:
-        place, where = self.run.path / "results.json", self.run.where
-        results = schemas.read(place, schemas.Free, "delete it and run again")
-        text = (
-            f"volumes held out: loss {results['loss']:.4f}, "
-            f"{100 * results['explained']:.1f} % of the variance of hidden blocks "
-            f"explained (step {results['step']})\n"
-            f"encoder     {where}/{ENCODER}\nreport      {where}/report.html"
-        )
-        return VolumeResult(self.run.path, results, text)
+        if self.run.is_main_process:
+            write_png(picture, self.run.pictures / _PICTURE)
 
 
 def _metrics(sums: Any) -> tuple[Any, Any]:

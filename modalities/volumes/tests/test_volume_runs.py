@@ -137,7 +137,7 @@ def test_full_fine_tuning_learns_resumes_and_keeps_the_best_step(
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     rows = [row for line in lines if "eval/loss" in (row := json.loads(line))]
     best = min(rows, key=lambda row: row["eval/loss"])
-    assert whole.results["selection"]["step"] == best["step"]
+    assert whole.results["step"] == best["step"]
     start = read_folder(pretrained / "volume-encoder", "volume-encoder")[0]
     after = read_folder(tmp_path / "whole" / "volume-classifier", "volume-classifier")[
         0
