@@ -31,6 +31,10 @@ PAGES: dict[str, tuple[str, ...]] = {
     "afterimage.report": (),
     "afterimage.plugins": (),
     "afterimage.settings": (),
+    "afterimage.stages": (),
+    "afterimage.finetune.own_network": (),
+    "afterimage.finetune.own_options": (),
+    "afterimage.finetune.own_classifier": (),
     "afterimage.training": TRAINING,
 }
 """{package: names as `module:Name`, if not all of its public names}."""

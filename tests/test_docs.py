@@ -14,9 +14,10 @@ from afterimage.pretrain.presets import PRESETS as PRETRAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-OF_MODALITIES = {
+OF_PACKAGES = {
     name
-    for file in ROOT.glob("modalities/*/pyproject.toml")
+    for folder in ("modalities", "tests")
+    for file in ROOT.glob(f"{folder}/*/pyproject.toml")
     for name in tomllib.loads(file.read_text())["project"]
     .get("entry-points", {})
     .get("afterimage.commands", {})
@@ -66,7 +67,7 @@ def test_commands_and_their_flags_exist(page):
     unknown = []
     for line in re.findall(r"(?m)(?:^|`|\$ ) *afterimage ([a-z]+[^\n`|#]*)", text):
         words = line.split()
-        if words[0] in OF_MODALITIES:  # their own tests parse these
+        if words[0] in OF_PACKAGES:  # their own tests parse these
             continue
         if words[0] not in COMMANDS:
             unknown.append(words[0])

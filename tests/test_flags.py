@@ -106,6 +106,7 @@ COMMAND = Command(
     about="Draws.",
     kind="draw",
     positional="data",
+    images=("data",),
     presets=PRESETS,
     common={"What": ("data", "main", "pens"), "How long": ("steps",)},
 )

@@ -11,6 +11,7 @@ COMMAND = Command(
     kind="anomalies",
     config=AnomaliesConfig,
     positional="data",
+    images=("data",),
     about="""\
 Find images unlike the normal ones: a score for each, a threshold, heat maps.
 

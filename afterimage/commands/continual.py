@@ -12,6 +12,7 @@ COMMAND = Command(
     config=FinetuneConfig,
     kind="finetune",
     positional="data",
+    images=("data", "target"),
     presets=PRESETS,
     groups={"methods": ("continual",)},
     fixed={"task": "continual"},

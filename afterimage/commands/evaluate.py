@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="evaluate",
     config=EvaluateConfig,
     positional="data",
+    images=("data",),
     about="""\
 Score a run on labelled images.
 

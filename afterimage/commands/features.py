@@ -12,6 +12,7 @@ COMMAND = Command(
     kind="features",
     config=FeaturesConfig,
     positional="data",
+    images=("data",),
     about="""\
 Write the feature vector of every image to a file.
 

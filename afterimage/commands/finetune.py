@@ -15,6 +15,7 @@ COMMAND = Command(
     config=FinetuneConfig,
     kind="finetune",
     positional="data",
+    images=("data", "target"),
     presets=PRESETS,
     groups={"methods": ("",)},
     about="""\

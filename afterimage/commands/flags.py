@@ -40,7 +40,6 @@ from afterimage.training.options import check
 
 Config = TypeVar("Config")
 _LARGEST_FILE = 2**20
-_SPECS = ("data", "target", "unlabelled", "labelled", "sources", "query")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,8 @@ class Command(Generic[Config]):
     """{heading: fields} of `--help`; `--help-all` shows all others below them."""
     positional: str | None = None
     """The field that needs no flag: `afterimage pretrain photos`."""
+    images: Sequence[str] = ()
+    """Fields that name images: paths among them become specs, `folder:photos`."""
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{choice: name} that the command fixes. Their settings are also available as flags
@@ -390,10 +391,14 @@ def _flag_values(
         unique = list(dict.fromkeys(one["name"] for one in chosen))
         made = [{"name": n, **inner.get(field, {}).get(n, {})} for n in unique]
         values[field] = made if choice.several else made[0]
-    for name in set(values).intersection(_SPECS):
-        value = values[name]
-        several = isinstance(value, tuple)
-        values[name] = tuple(map(_spec, value)) if several else _spec(value)
+    if given_images := set(values).intersection(command.images):
+        # Imported here: other commands need no image reader.
+        from afterimage.data.sources import spec_of
+
+        for name in given_images:
+            one = values[name]
+            several = isinstance(one, tuple)
+            values[name] = tuple(map(spec_of, one)) if several else spec_of(one)
     return values
 
 
@@ -628,13 +633,6 @@ def _no_file(place: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"does not exist{nearest_path(place)}"
     return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
-def _spec(text: str) -> str:
-    """The data spec of a path: folder:photos for photos."""
-    from afterimage.data.sources import spec_of
-
-    return text if text in ("rest", "target") else spec_of(text)  # of --unlabelled
 
 
 def _subjects(config: type) -> Iterator[tuple[type, list[str]]]:

@@ -11,6 +11,7 @@ COMMAND = Command(
     kind="label",
     config=LabelConfig,
     positional="data",
+    images=("data", "labelled"),
     about="""\
 Suggest which images to label next, or find labels that look wrong.
 

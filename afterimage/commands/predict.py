@@ -11,6 +11,7 @@ COMMAND = Command(
     kind="predict",
     config=PredictConfig,
     positional="data",
+    images=("data",),
     about="""\
 Write the class of every image to a file, with its probability and how sure it is.
 

@@ -41,6 +41,7 @@ COMMAND = Command(
     flags=Flags,
     kind="pretrain",
     positional="data",
+    images=("data",),
     actions={
         "--show-augment": "write a page of training images and their augmented views, "
         "and exit"

@@ -13,6 +13,7 @@ COMMAND = Command(
     kind="select",
     config=SelectConfig,
     positional="data",
+    images=("data",),
     about="""\
 Pick the best of several fine-tuned classifiers by images without labels. With --encoder
 it is the one whose predictions are most alike between images that are near each other

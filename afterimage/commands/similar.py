@@ -11,6 +11,7 @@ COMMAND = Command(
     kind="similar",
     config=SimilarConfig,
     positional="data",
+    images=("data", "query"),
     about="""\
 Find the images of an album that are nearest to some, or its near-duplicates.
 

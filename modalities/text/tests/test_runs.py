@@ -277,5 +277,5 @@ def test_one_class_is_refused(tmp_path, capsys):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match="text-pretrain or text-finetune"):
         load_text_encoder(str(tmp_path))
-    with pytest.raises(UserError, match="finished run of text-finetune"):
+    with pytest.raises(UsageError, match="finished run of text-finetune"):
         load_text_classifier(str(tmp_path))

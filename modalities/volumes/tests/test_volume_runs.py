@@ -109,6 +109,9 @@ def test_from_a_table_to_predictions(pretrained, table, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["volume"] for row in rows] == [f"{n:02}.nii.gz" for n in range(16)]
     assert [row["class"] for row in rows] == ["none", "cube"] * 8
+    one = table.parent / "scans" / "01.nii.gz"
+    assert main(["volume-predict", str(one), *words.split()[1:]]) == 0
+    assert predictions.read_text().splitlines()[1].startswith("01.nii.gz,cube,")
     model = load_volume_classifier(str(out))
     paths = sorted((table.parent / "scans").iterdir())
     p = model.predict_proba(paths)
