@@ -87,6 +87,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_moments_of_masked_images_are_of_all_devices():
     """Also where devices see different numbers of sites."""
     assert "same" in run_python(DEVICES, devices=2)

@@ -454,6 +454,7 @@ def test_hugging_face_data_sets(monkeypatch):
     same(sampled)
 
 
+@pytest.mark.slow
 def test_pretraining_takes_an_object_and_resumes_with_it_only(tmp_path):
     from afterimage.pretrain import PretrainConfig, pretrain
 

@@ -125,6 +125,7 @@ def test_what_is_not_a_text(tmp_path):
         open_data(f"folder:{tmp_path}", tasks=("colour",))
 
 
+@pytest.mark.slow
 def test_two_tasks_of_image_files_are_learned_and_scored(tmp_path):
     """Shade (dark or light) is the label; the task `side` has half its cells empty."""
     from PIL import Image

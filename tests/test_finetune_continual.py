@@ -274,6 +274,7 @@ def test_a_complete_sequence_makes_its_classifier_again(home, ewc_run, tmp_path)
     assert found["forgetting"] is None
 
 
+@pytest.mark.slow
 def test_a_killed_sequence_resumes_exactly(home, ewc_run, tmp_path):
     check_resume(home, ewc_run, tmp_path, methods="ewc")
 

@@ -169,6 +169,7 @@ def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     jax.tree.map(np.testing.assert_array_equal, kept, teacher.params)
 
 
+@pytest.mark.slow
 def test_the_gain_is_reported_where_an_earlier_step_is_kept(
     home, tmp_path, monkeypatch
 ):

@@ -477,6 +477,7 @@ def train_scores(run):
     return [score for score in scores if score is not None]
 
 
+@pytest.mark.slow
 def test_maml_learns_to_learn_and_resumes_exactly(home, tmp_path):
     settings = {"steps": 40, "lr": 1e-2, "save_every": 10, "keep_last": 9}
     settings["methods"] = METHODS[

@@ -310,6 +310,7 @@ def test_the_report_is_there_from_the_first_evaluation_on(home, tmp_path):
     assert "test accuracy" in result.report.read_text()
 
 
+@pytest.mark.slow
 def test_data_and_target_as_objects(home, tmp_path):
     """Arrays in place of a spec; the run knows them again, and others are refused."""
     (x, y), (x_test, y_test) = draw(0, 60), draw(1, 30)
@@ -434,6 +435,7 @@ def test_evaluate_says_how_many_of_the_images_were_trained_on(
     assert said("npz:data.npz", "train", tmp_path / "alone") == 0
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_mean_of_several_views(home, tmp_path):
     settings = {"steps": 60, "lr": 3e-3, "labels_per_class": 5}
     run = finetune(config(home, tmp_path / "run", mode="full", **settings)).run

@@ -200,6 +200,7 @@ def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
         np.testing.assert_array_equal(flatten(found["params"])[path], leaf)
 
 
+@pytest.mark.slow
 def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     """From the labels' frequencies towards what is predicted, by 1 - momentum a step;
     a cut run goes on with the mean it had."""
@@ -223,6 +224,7 @@ def test_the_running_mean_follows_the_predictions_and_resumes(home, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_frequencies_are_counted_in_the_first_quarter_and_then_kept(home, tmp_path):
     """Of six steps the first two lie before a quarter of them: the running mean of the
     second is what the later ones go by, also where the run was cut in between."""
@@ -249,6 +251,7 @@ def test_frequencies_are_counted_in_the_first_quarter_and_then_kept(home, tmp_pa
         np.testing.assert_array_equal(found["frequencies"], kept[-1]["frequencies"])
 
 
+@pytest.mark.slow
 def test_a_run_propagates_once_and_resumes_exactly(home, tmp_path, capsys):
     settings = changed(propagation=1.0, confidence=0.0)
     run = finetune(config(home, tmp_path / "whole", **settings)).run

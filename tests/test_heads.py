@@ -278,6 +278,7 @@ def test_losses_are_means_over_what_is_known():
     assert cost(regression_loss(mean, std, 0.52), z, y) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_exactly(encoder, tmp_path):
     """Two numbers, one partly unknown; Huber; L2-SP; one more stage in each phase."""
     x, _, level = draw(0, 60)

@@ -213,6 +213,7 @@ def test_encoder_loads_alone_and_is_the_average(finished):
     assert features.shape == (2, manifest["feature_info"][-1]["channels"])
 
 
+@pytest.mark.slow
 def test_averaged_weights_carry_averaged_moments(tmp_path, tiny):
     """With BatchNorm the encoder has the running mean of its moments too, is scored
     with it, and a run that was cut goes on with both, bit for bit."""

@@ -174,6 +174,7 @@ def test_a_table_is_measured_kept_and_measured_again(small, tmp_path, capsys):
     assert capsys.readouterr().out.count("kept, measured") == 4
 
 
+@pytest.mark.slow
 def test_an_encoder_that_another_program_has_is_waited_for(
     tmp_path, monkeypatch, capsys
 ):

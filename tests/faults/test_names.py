@@ -245,6 +245,7 @@ def test_features_from_and_into_folders_of_such_names(tmp_path, folder, capsys, 
     assert out.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_run_folder_with_control_characters_is_escaped_when_printed(tmp_path, capsys):
     out = tmp_path / "r\x1bc"
     few = ["--steps", "1", "--width", "0.25", "--pictures", "0", "--probe-images", "0"]

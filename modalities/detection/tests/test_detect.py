@@ -39,7 +39,7 @@ def place(tmp_path_factory, tiny_module):
 
 def settings(place, out, **more):
     given = {
-        "data": f"folder:{place}/images",  # as the command writes it
+        "data": f"{place}/images",
         "boxes": str(place / "boxes.json"),
         "from_": str(place / "encoder"),
         "out": str(out),
