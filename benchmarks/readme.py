@@ -131,7 +131,8 @@ def _with_source(lines: list[str], rows: Rows, source: str) -> str:
     metrics = {entry["metric"] for entry in rows}
     what = f"{metrics.pop()}, mean" if len(metrics) == 1 else "mean"
     what = what[0].upper() + what[1:]
-    counts = " or ".join(sorted({str(entry["n"]) for entry in rows}))
+    *fewer, most = map(str, sorted({entry["n"] for entry in rows}))
+    counts = f"{', '.join(fewer)} or {most}" if fewer else most
     seeds = "1 seed" if counts == "1" else f"{counts} seeds"
     said = f"{what} ± std of {seeds}. {source or _source(rows)}"
     return "\n".join(lines) + f"\n\n{said}"
