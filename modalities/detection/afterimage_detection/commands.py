@@ -32,7 +32,7 @@ once. The same command again continues an interrupted run.
         common={
             "What and where": (
                 *("data", "boxes", "from_", "out", "classes", "image_size"),
-                *("validation", "hold_out"),
+                *("validation", "hold_out", "test_data", "test_boxes"),
             ),
             "What learns, and from what": ("mode", "encoder_lr", "augment"),
             "How long": ("steps", "epochs", "batch_size", "eval_every", "save_every"),

@@ -20,6 +20,13 @@ class DetectConfig(EncoderOptions):
     """The boxes: a COCO file (.json), whose file names are relative to the images; or a
     folder of YOLO labels, a .txt for each image with lines `class x y w h`."""
 
+    test_data: str | None = None
+    """A folder of other images to test on, e.g. val2017 of COCO. Its boxes are those of
+    test_boxes."""
+
+    test_boxes: str | None = None
+    """The boxes of test_data: a COCO file, or a folder of YOLO labels."""
+
     classes: tuple[str, ...] = ()
     """Names of the classes of YOLO labels, in the order of their numbers. Default: the
     lines of classes.txt beside the labels."""
@@ -36,6 +43,10 @@ class DetectConfig(EncoderOptions):
     def problems(self) -> list[str]:
         """Every setting of this stage that cannot work, in one list."""
         found = spec_problems("data", self.data) + super().problems()
+        if (self.test_data is None) != (self.test_boxes is None):
+            found.append("test_data and test_boxes: give both, or neither")
+        elif self.test_data is not None:
+            found += spec_problems("test_data", self.test_data)
         if len(set(self.classes)) < len(self.classes):
             found.append(f"classes={self.classes}: must be different names")
         return found

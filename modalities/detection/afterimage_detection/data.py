@@ -104,29 +104,81 @@ def open_boxes(config: DetectConfig, decoder: Letterbox) -> Data:
     Raises DataError for files that are missing, damaged or not what they should be, and
     for boxes that do not fit their images.
     """
-    say_reading(config.data)
-    place = os.path.expanduser(config.data.removeprefix("folder:"))
-    if not os.path.isdir(place):
-        raise DataError(f"data={config.data}: there is no such folder")
-    labels = os.path.isdir(os.path.expanduser(config.boxes))
-    found = _yolo(config, place) if labels else _coco(config)
-    if not any(map(len, found.boxes)):
-        raise DataError(f"boxes={config.boxes}: no image has a box")
+    files, found = _open(config, "data", "boxes", config.classes)
     parts = layout(found.names, config.data, config.split_folders)
+    apart = config.test_data is not None
+    if apart and "test" in parts:
+        raise UserError(
+            f"test_data={config.test_data}: {config.data} has test images already, in "
+            "test/; leave this out, or name the folder train/ as data"
+        )
     rows = with_held_out(
         {name: np.array(part) for name, (part, _) in parts.items()},
-        {"test": config.hold_out, "validation": config.validation},
+        {"test": 0.0 if apart else config.hold_out, "validation": config.validation},
         config.seed,
         np.take,
         source=f"data={config.data}",
     )
-    files, sets = OnDisk(pathlib.Path(place), found.names), {}
-    digest = hashlib.sha256(repr((found.names, found.classes)).encode())
-    for name, part in rows.items():
-        sets[name] = one = _read(files, part, found, decoder, config.data)
-        for array in one.arrays.values():
+    sets = {
+        name: _read(files, part, found, decoder, config.data)
+        for name, part in rows.items()
+    }
+    if apart:
+        # A COCO file names its classes itself.
+        names = config.classes or (() if _is_coco(config.boxes) else found.classes)
+        files, other = _open(config, "test_data", "test_boxes", names)
+        other = _as_known(other, found, f"test_boxes={config.test_boxes}")
+        every = np.arange(len(other.names))
+        sets["test"] = _read(files, every, other, decoder, str(config.test_data))
+    names = [part.ids for part in sets.values()]
+    digest = hashlib.sha256(repr((names, found.classes)).encode())
+    for part in sets.values():
+        for array in part.arrays.values():
             digest.update(np.ascontiguousarray(array).data)
     return Data(sets, found.classes, found.numbers, digest.hexdigest())
+
+
+def _open(
+    config: DetectConfig, data: str, boxes: str, classes: tuple[str, ...]
+) -> tuple[OnDisk, Annotations]:
+    """The images and annotations that two settings name."""
+    given, where = getattr(config, data), f"{boxes}={getattr(config, boxes)}"
+    say_reading(given)
+    place = os.path.expanduser(given.removeprefix("folder:"))
+    if not os.path.isdir(place):
+        raise DataError(f"{data}={given}: there is no such folder")
+    notes = os.path.expanduser(getattr(config, boxes))
+    if _is_coco(notes):
+        found = _coco(notes, where, classes, outside=config.outside_images)
+    else:
+        found = _yolo(notes, place, classes)
+    if not any(map(len, found.boxes)):
+        raise DataError(f"{where}: no image has a box")
+    return OnDisk(pathlib.Path(place), found.names), found
+
+
+def _is_coco(boxes: str) -> bool:
+    return not os.path.isdir(os.path.expanduser(boxes))
+
+
+def _as_known(other: Annotations, known: Annotations, where: str) -> Annotations:
+    """The same annotations, with the classes of others; DataError for further ones."""
+    names = other.classes
+    unknown = [f"{name!r}" for name in names if name not in known.classes]
+    if unknown:
+        raise DataError(
+            f"{where}: no training image has the class {', '.join(unknown[:8])}; there "
+            f"are: {', '.join(known.classes[:20])}"
+        )
+    to = np.array([known.classes.index(name) for name in names], float)
+    moved = []
+    for rows in other.boxes:
+        kind = rows[:, 4].astype(int)
+        crowd = kind < 0  # of class k: -2 - k
+        new = to[np.where(crowd, -2 - kind, kind)]
+        new = np.where(crowd, -2 - new, new)
+        moved.append(np.concatenate([rows[:, :4], new[:, None]], 1))
+    return other._replace(boxes=moved, classes=known.classes, numbers=known.numbers)
 
 
 def _read(
@@ -202,13 +254,14 @@ class _Coco(msgspec.Struct):
     annotations: list[_Annotation]
 
 
-def _coco(config: DetectConfig) -> Annotations:
+def _coco(
+    place: str, where: str, classes: Sequence[str], *, outside: bool
+) -> Annotations:
     """The annotations of a COCO file."""
-    where = f"boxes={config.boxes}"
-    if config.classes:
+    if classes:
         raise UserError("classes: a COCO file names its categories; leave this out")
     try:
-        data = read_bytes(os.path.expanduser(config.boxes))
+        data = read_bytes(place)
         found = msgspec.json.decode(data, type=_Coco)
     except OSError as error:
         raise DataError(f"{where} {reason(error)}") from error
@@ -220,7 +273,7 @@ def _coco(config: DetectConfig) -> Annotations:
     names = [image.file_name for image in found.images]
     images = {image.id: row for row, image in enumerate(found.images)}
     kinds = {category.id: k for k, category in enumerate(found.categories)}
-    refuse([*_coco_problems(found, images, kinds, config)], where)
+    refuse([*_coco_problems(found, images, kinds, outside)], where)
     rows = [images[one.image_id] for one in found.annotations]
     boxes = np.array([one.bbox for one in found.annotations]).reshape(-1, 4)
     sides = np.array([(i.width, i.height) for i in found.images])[rows].reshape(-1, 2)
@@ -249,7 +302,7 @@ def _coco(config: DetectConfig) -> Annotations:
 
 
 def _coco_problems(
-    found: _Coco, images: Mapping, kinds: Mapping, config: DetectConfig
+    found: _Coco, images: Mapping, kinds: Mapping, allowed: bool
 ) -> list[str]:
     names = [image.file_name for image in found.images]
     listed = {
@@ -265,7 +318,7 @@ def _coco_problems(
         wrong += [] if values else [f"{what}: there is none"]
     for name in names:
         outside = os.path.isabs(name) or ".." in name.split("/")
-        if outside and not config.outside_images:
+        if outside and not allowed:
             wrong.append(f"{name} is outside of data; --outside-images allows this")
     for image in found.images:
         if min(image.height, image.width) < 1:
@@ -278,10 +331,10 @@ def _coco_problems(
     return wrong
 
 
-def _yolo(config: DetectConfig, place: str) -> Annotations:
+def _yolo(folder: str, place: str, classes: tuple[str, ...]) -> Annotations:
     """The annotations in a folder of labels."""
-    root, names = pathlib.Path(config.boxes).expanduser(), Folder(place).names
-    listed, classes = root / "classes.txt", config.classes
+    root, names = pathlib.Path(folder), Folder(place).names
+    listed = root / "classes.txt"
     if not classes and listed.is_file():
         classes = tuple(filter(None, map(str.strip, _lines(listed))))
     if not classes:
@@ -299,7 +352,7 @@ def _yolo(config: DetectConfig, place: str) -> Annotations:
         boxes.append(np.array([row for row in rows if row]).reshape(-1, 5))
     refuse(
         problems,
-        config.boxes,
+        folder,
         "An image and its labels have the same path but for the ending. A line has a "
         f"class from 0 to {len(classes) - 1}, then the centre's x and y, width and "
         "height, as shares of the image's sides",

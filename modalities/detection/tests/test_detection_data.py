@@ -208,3 +208,42 @@ def test_what_is_wrong_elsewhere(place, capsys):
     (place / "labels/lost.txt").unlink()
     with pytest.raises(DataError, match=r"03.png: .*\n.*Repair"):
         opened(place, "labels", classes=scenes.NAMES)
+
+
+def test_a_test_set_of_its_own_has_the_classes_of_the_training(place, tmp_path):
+    (tmp_path / "other").mkdir()
+    scenes.write(tmp_path / "other", 5, seed=1)
+    notes = json.loads((tmp_path / "other" / "boxes.json").read_text())
+    # The same classes, in another order and with other numbers.
+    notes["categories"] = [{"id": n, "name": scenes.NAMES[1 - n]} for n in (0, 1)]
+    for one in notes["annotations"]:
+        one["category_id"] = 11 - one["category_id"]
+    notes["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "other" / "boxes.json").write_text(json.dumps(notes))
+    both = {"test_data": str(tmp_path / "other" / "images")}
+    both["test_boxes"] = str(tmp_path / "other" / "boxes.json")
+    plain = scenes.write(tmp_path / "same", 5, seed=1)["annotations"]
+    data = opened(place, **both)
+    assert {name: len(part) for name, part in data.sets.items()} == {
+        "train": 11,
+        "validation": 1,
+        "test": 5,
+    }
+    assert (data.classes, data.numbers) == (scenes.NAMES, (10, 11))
+    found = data.sets["test"].arrays["classes"]
+    first = plain[0]["category_id"] - 10
+    assert found[0, 0] == -2 - first
+    kinds = [one["category_id"] - 10 for one in plain if one["image_id"] == 1]
+    assert found[1, : len(kinds)].tolist() == kinds
+    labels = {**both, "test_boxes": str(tmp_path / "same" / "labels")}
+    again = opened(place, "labels", **labels)
+    assert again.sets["test"].arrays["classes"][1, : len(kinds)].tolist() == kinds
+    assert again.fingerprint != data.fingerprint
+    notes["categories"][0]["name"] = "moon"
+    (tmp_path / "other" / "boxes.json").write_text(json.dumps(notes))
+    with pytest.raises(DataError, match="no training image has the class 'moon'"):
+        opened(place, **both)
+    with pytest.raises(UserError, match="give both, or neither"):
+        opened(place, test_data=both["test_data"])
+    with pytest.raises(DataError, match=r"test_data=.*there is no such folder"):
+        opened(place, **both | {"test_data": str(tmp_path / "none")})
