@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 import afterimage
 from afterimage import runtime
-from afterimage.checkpoints import schemas, store
+from afterimage.checkpoints import processes, schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.files import RunLock, finite, is_partial, replace_file
 from afterimage.checkpoints.names import printable, shown
@@ -81,8 +81,8 @@ class Run:
         Call it before opening the data, which can take a long time.
         """
         with self._disk():
-            self._main_process_first(self._refuse_unwritable)
-            self._main_process_first(self._refuse_others)
+            self.in_main(self._refuse_unwritable)
+            self.in_main(self._refuse_others)
 
     def check(self) -> None:
         """Raises RunLocked if another process has taken the run over, in a bucket."""
@@ -90,8 +90,11 @@ class Run:
             self.copy.check()
 
     def __enter__(self) -> "Run":
+        self._opened = contextlib.ExitStack()
         with self._disk():
-            self._main_process_first(self._open)
+            self.in_main(self._open)
+        if not self.is_main_process:
+            self.metrics = NoMetrics(self.path)
         return self
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
@@ -100,26 +103,28 @@ class Run:
         )
         return disk_errors(f"out={self.where}", then)
 
-    def _main_process_first(self, action: Callable[[], None]) -> None:
-        """Runs `action` on the first process, then on the others."""
-        if not self.is_main_process and not store.from_main_process(0):
-            raise UserError(
-                f"out={self.where}: refused by the first process; see its output for "
-                "the reason"
-            )
-        try:
-            action()
-        except BaseException:
-            if self.is_main_process:
-                store.from_main_process(0)
-            raise
-        if self.is_main_process:
-            store.from_main_process(1)
+    def in_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns in the first process, as JSON, on every process.
+
+        Only the first reads and writes the folder. What it raises ends all of them.
+        """
+        refusal = UserError(
+            f"out={self.where}: refused by the first process; see its output for the "
+            "reason"
+        )
+        return processes.in_main(action, refusal)
+
+    def start_metrics(self, began: int) -> None:
+        """Opens metrics.jsonl; every process then has the lines up to step `began`."""
+        self.in_main(lambda: self.metrics.start(began))
+        rows = processes.json_from_main(
+            self.metrics.rows if self.is_main_process else None
+        )
+        self.metrics.rows = rows
 
     def _refuse_unwritable(self) -> None:
         """DiskError if the folder cannot be created or written to."""
-        if self.is_main_process:
-            require_writable(f"out={self.where}", self.path)
+        require_writable(f"out={self.where}", self.path)
 
     def _open(self) -> None:
         self._refuse_unwritable()
@@ -129,14 +134,12 @@ class Run:
                 self.copy.open()
                 opening.callback(self._close_copy)
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.is_main_process:
-                opening.enter_context(RunLock(self.path))
+            opening.enter_context(RunLock(self.path))
             self._refuse_others()
             self._record_config()
             self.sessions.open()
-            wandb = self.is_main_process and self.config.get("wandb")
-            writer = MetricsWriter if self.is_main_process else NoMetrics
-            self.metrics = writer(
+            wandb = self.config.get("wandb")
+            self.metrics = MetricsWriter(
                 self.path,
                 tensorboard=bool(self.config.get("tensorboard", True)),
                 wandb=self.config if wandb else None,
@@ -194,18 +197,18 @@ class Run:
     def missing(
         self, artefacts: Sequence[str], files: Sequence[str] = ()
     ) -> tuple[str, ...] | None:
-        """The missing or damaged final artefacts and files of a run, or None.
+        """The missing or damaged final artefacts and files of a run, or None."""
 
-        Every process gets the same answer, but only the first knows the names.
-        """
-        found = [name for name in files if not (self.path / name).is_file()]
-        for name in artefacts:
-            try:
-                read_folder(self.path / name, name)
-            except CheckpointError:
-                found.append(name)
-        lost = tuple(found) if self.is_main_process else ()
-        return lost if store.from_main_process(len(lost)) else None
+        def lost() -> list[str]:
+            found = [name for name in files if not (self.path / name).is_file()]
+            for name in artefacts:
+                try:
+                    read_folder(self.path / name, name)
+                except CheckpointError:
+                    found.append(name)
+            return found
+
+        return tuple(self.in_main(lost)) or None
 
     def _stored(self, folder: pathlib.Path | None = None) -> dict[str, Any] | None:
         path = (folder or self.path) / "config.json"
@@ -223,7 +226,7 @@ class Run:
             entries = folder.iterdir() if folder.is_dir() else ()
             names = {entry.name for entry in entries} - {"lock", ".lock"}
             others = sorted(name for name in names if not is_partial(name))
-            if others and self.is_main_process:
+            if others:
                 raise UserError(
                     f"out={self.where} is not a run folder: it has no config.json and "
                     f"contains other files ({', '.join(others[:5])}). Give a new or "
@@ -267,9 +270,8 @@ class Run:
         stored = self._stored()
         if stored is None or self._changed(stored):
             # Nothing was saved under the old settings: the user corrected a mistake.
-            if self.is_main_process:
-                (self.path / "baselines.json").unlink(missing_ok=True)
-                self._write_config(data=None)
+            (self.path / "baselines.json").unlink(missing_ok=True)
+            self._write_config(data=None)
             return
         self._note_machine(stored.get("runtime", {}), self._settings(stored))
 
@@ -312,12 +314,16 @@ class Run:
 
         The same with the encoder that the run began from: its `path` and `checksum`.
         """
+        self.in_main(lambda: self._check_data(name, fingerprint, origin))
+
+    def _check_data(
+        self, name: str, fingerprint: str, origin: Mapping[str, Any] | None
+    ) -> None:
         stored = self._stored() or {}
         known, begun = stored.get("data"), stored.get("from")
         if known is None:
-            if self.is_main_process:
-                data = {"name": name, "fingerprint": fingerprint}
-                self._write_config(data, origin)
+            data = {"name": name, "fingerprint": fingerprint}
+            self._write_config(data, origin)
             return
         if origin and begun and begun["checksum"] != origin["checksum"]:
             raise UserError(
@@ -350,12 +356,6 @@ def _working_copy(folder: str | os.PathLike[str]) -> WorkingCopy | None:
     """The local folder of a run in a bucket; None if it is not in one."""
     if not is_remote(folder):
         return None
-    if jax.process_count() > 1:
-        raise UserError(
-            f"out={folder}: several processes write one run together, which needs a "
-            "folder that all of them share. Give one as --out, and copy it to the "
-            "bucket at the end"
-        )
     return WorkingCopy(os.fspath(folder))
 
 

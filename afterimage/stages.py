@@ -280,16 +280,26 @@ class OwnStage(Job[StageResult]):
 
     def lost(self) -> tuple[str, ...] | None:
         lost = self.run.missing(self.places(), [PAGE, RESULTS])
-        if lost is None:
-            try:
-                self.result(complete=True)
-            except (OSError, ValueError, KeyError, TypeError):
-                return (RESULTS,)
+        if lost is None and not self.run.in_main(self._is_readable):
+            return (RESULTS,)
         return lost
 
+    def _results(self) -> dict[str, Any]:
+        return schemas.parse(files.read_bytes(self.run.path / RESULTS, schemas.MOST))
+
+    def _is_readable(self) -> bool:
+        try:
+            self._said(self._results())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return True
+
     def result(self, *, complete: bool) -> StageResult:
-        path, where = self.run.path, self.run.where.rstrip("/")
-        results = schemas.parse(files.read_bytes(path / RESULTS, schemas.MOST))
+        results = self.run.in_main(self._results)
+        return StageResult(self.run.path, results, complete, self._said(results))
+
+    def _said(self, results: Mapping[str, Any]) -> str:
+        where = self.run.where.rstrip("/")
         places = {name: name for name in self.places()} | {"report": PAGE}
         width = max(map(len, places))
         lines = [
@@ -297,7 +307,7 @@ class OwnStage(Job[StageResult]):
             f"step {results['step']:,} of {results['steps']:,}",
             *(f"{name:{width}}  {where}/{place}" for name, place in places.items()),
         ]
-        return StageResult(path, results, complete, "\n".join(lines))
+        return "\n".join(lines)
 
     def report(self, step: int) -> None:
         if self.run.is_main_process:

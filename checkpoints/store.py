@@ -24,7 +24,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from afterimage.checkpoints import files, manifest, names, schemas, trees, weights
+from afterimage.checkpoints import (
+    files,
+    inspect,
+    manifest,
+    names,
+    schemas,
+    trees,
+    weights,
+)
 from afterimage.checkpoints.errors import (
     CheckpointError,
     SaveError,
@@ -32,6 +40,11 @@ from afterimage.checkpoints.errors import (
     explain,
 )
 from afterimage.checkpoints.manifest import STEP, Finding, require_json
+from afterimage.checkpoints.processes import (
+    array_from_main,
+    in_main,
+    is_main_process,
+)
 
 _log = logging.getLogger("checkpoints")
 _STATE = "state"
@@ -73,7 +86,8 @@ class Store:
     problem found; by default it is logged.
 
     As a context manager it waits at the end, so that no save or error is lost. With
-    several processes, every process must call every method.
+    several processes, every process must call every method; only the first reads and
+    writes the folder, so the others need not see it.
     """
 
     def __init__(
@@ -117,7 +131,16 @@ class Store:
 
     def steps(self) -> list[int]:
         """Complete steps, oldest first; their bytes are not verified here."""
-        return manifest.complete_steps(self.folder)
+        return in_main(lambda: manifest.complete_steps(self.folder), _elsewhere())
+
+    def best_step(self) -> int | None:
+        """The best complete step by the metric; None if none is ranked."""
+
+        def best() -> int | None:
+            rows = inspect.list_steps(self.folder.parent)
+            return next((row.step for row in rows if row.best), None)
+
+        return in_main(best, _elsewhere())
 
     def save(
         self,
@@ -139,7 +162,6 @@ class Store:
 
         Raises SaveError when there is no space, or when an earlier save failed.
         """
-        self.wait()
         flat = trees.paths(tree)
         trees.require_arrays(flat)
         content = {
@@ -152,13 +174,21 @@ class Store:
             "leaves": {path: trees.spec(leaf) for path, leaf in flat.items()},
         }
         artefact = weights.collect(*encoder) if encoder is not None else None
-        partial = self._begin(step, flat, artefact)
+
+        def begin() -> str:
+            self.wait()
+            return str(self._begin(step, flat, artefact))
+
+        partial = pathlib.Path(in_main(begin, _elsewhere()))
+        if not is_main_process():
+            _take_part(trees.to_host(flat))
+            return
         _writing.add(partial)
         try:
             arrays = trees.to_host(flat)
             write = functools.partial(_write_arrays, partial / _STATE, arrays)
             if jax.process_count() > 1:
-                # Orbax synchronises over devices: do it here, not beside steps.
+                # Here, not beside steps: Orbax asks the other processes something.
                 started = write()
                 write = lambda: started  # noqa: E731
         except Exception as error:
@@ -202,7 +232,24 @@ class Store:
         in tree, shape or dtype (all differences are listed).
         """
         self.wait()
-        barrier("afterimage-restore")
+        number = content = None
+        flat: dict[str, np.ndarray] = {}
+
+        def read() -> Any:
+            nonlocal flat
+            number, content, flat = self._newest(target, step)
+            return number, content
+
+        number, content = in_main(read, _elsewhere())
+        flat = _from_main(flat, content["leaves"])
+        if target is None:
+            return number, trees.unflatten(flat), content["manifest"]
+        return number, trees.rebuild(target, flat), content["manifest"]
+
+    def _newest(
+        self, target: Any, step: int | None
+    ) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
+        """(step, manifest, arrays by path) of what `restore` returns."""
         self.findings = []
         for number, path in reversed(manifest.numbered_steps(self.folder)):
             if step not in (None, number) or (content := self._verified(path)) is None:
@@ -216,10 +263,8 @@ class Store:
             except Exception as error:  # whatever Orbax raises, try the one before
                 text = f"cannot be restored: {type(error).__name__}: {error}"
             else:
-                if not text and target is None:
-                    return number, trees.unflatten(flat), content["manifest"]
                 if not text:
-                    return number, trees.rebuild(target, flat), content["manifest"]
+                    return number, content, flat
             self._note(Finding(str(path), "damaged", text))
         which = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(
@@ -229,12 +274,10 @@ class Store:
 
     def _verified(self, path: pathlib.Path) -> dict[str, Any] | None:
         """The manifest if every byte of the checkpoint is correct, else None."""
-        content, findings = None, []
-        if is_main_process():
-            content, findings = manifest.check_folder(path, (STEP,))
+        content, findings = manifest.check_folder(path, (STEP,))
         for finding in findings:
             self._note(finding)
-        if from_main_process(any(finding.fatal for finding in findings)):
+        if any(finding.fatal for finding in findings):
             return None
         return content or manifest.read(path, (STEP,))
 
@@ -245,19 +288,17 @@ class Store:
     def _begin(
         self, step: int, flat: Mapping[str, Any], artefact: weights.Artefact | None
     ) -> pathlib.Path:
-        """Check the space and name the partial folder; the same on every process."""
-        partial = self.folder / f".{step}.partial-{from_main_process(os.getpid())}"
-        if is_main_process():
-            needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in flat.values())
-            needed += 2**16 + 1024 * len(flat) + (artefact.nbytes if artefact else 0)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                files.require_space(self.folder, needed, f"Step {step}")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-            except OSError as error:
-                raise explain(error, f"Step {step}", self.folder) from error
-        barrier("afterimage-save")
+        """Check the space, and make the partial folder."""
+        partial = self.folder / f".{step}.partial-{os.getpid()}"
+        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in flat.values())
+        needed += 2**16 + 1024 * len(flat) + (artefact.nbytes if artefact else 0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.require_space(self.folder, needed, f"Step {step}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        except OSError as error:
+            raise explain(error, f"Step {step}", self.folder) from error
         return partial
 
     def _finish(
@@ -272,17 +313,16 @@ class Store:
         try:
             response = write()
             try:
-                if artefact is not None and is_main_process():
+                if artefact is not None:
                     artefact.write(partial / weights.ENCODER)
             finally:
                 if response is not None:
-                    response.result()  # returns when every process has written
-            if is_main_process():
-                # Orbax only warns if its own files are missing.
-                arrays = partial / _STATE
-                if response is not None and not any(arrays.glob("*/manifest.ocdbt")):
-                    raise CheckpointError(f"Orbax wrote no arrays to {arrays}")
-                self._complete(step, partial, content)
+                    response.result()
+            # Orbax only warns if its own files are missing.
+            arrays = partial / _STATE
+            if response is not None and not any(arrays.glob("*/manifest.ocdbt")):
+                raise CheckpointError(f"Orbax wrote no arrays to {arrays}")
+            self._complete(step, partial, content)
         except BaseException as error:
             self._abandon(partial)
             self._error = explain(error, f"Step {step}", self.folder)
@@ -322,8 +362,7 @@ class Store:
             manifest.delete_step(self.folder, number)
 
     def _abandon(self, partial: pathlib.Path) -> None:
-        if is_main_process():
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         _writing.discard(partial)
 
 
@@ -349,10 +388,9 @@ def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:
     some = {path: array for path, array in arrays.items() if array.size}
     if not some:
         return None
-    context = ocp.Context()
+    context = _alone()
     context.async_options.create_directories_asynchronously = False
-    if jax.process_count() == 1:  # other processes, not this disk, may be slow
-        context.async_options.timeout_secs = _NO_LIMIT
+    context.async_options.timeout_secs = _NO_LIMIT
     context.memory_options.deepcopy_host_arrays = False  # these are already copies
     with context:
         return ocp.save_async(str(folder), some)
@@ -371,26 +409,50 @@ def _read_arrays(
     }
     some = {path: array for path, array in flat.items() if array.size}
     if some:
-        flat |= ocp.load(str(folder), some)
+        with _alone():
+            flat |= ocp.load(str(folder), some)
     wrong = trees.differences(flat, leaves)
     if wrong:
         raise CheckpointError("; ".join(wrong))
     return flat
 
 
-def is_main_process() -> bool:
-    """Whether this is process 0, the only one to write manifests, rename and delete."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Wait until every process gets here."""
+def _alone() -> ocp.Context:
+    """For Orbax: the other processes of the job take no part."""
+    context = ocp.Context()
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        context.multiprocessing_options.active_processes = {0}
+        context.multiprocessing_options.barrier_sync_key_prefix = "first-process"
+    return context
 
 
-def from_main_process(value: int) -> int:
-    """Process 0's 32-bit integer, on every process."""
+def _take_part(arrays: Mapping[str, Any]) -> None:
+    """What the other processes must do while the first calls `_write_arrays`.
+
+    Orbax compares the paths of all processes, also of those that are not active
+    (0.12.8, `_check_directory_consistency`): a broadcast, then a gathering of answers.
+    """
+    if any(array.size for array in arrays.values()):
+        multihost_utils.broadcast_one_to_all(np.zeros(32, np.uint8))
+        multihost_utils.process_allgather(np.int32(0))
+
+
+def _from_main(
+    flat: Mapping[str, np.ndarray], leaves: Mapping[str, Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Process 0's arrays, which the manifest lists as `leaves`, on every process."""
     if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+        return dict(flat)
+    return {
+        path: array_from_main(
+            flat[path]
+            if is_main_process()
+            else np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))
+        )
+        for path, leaf in leaves.items()
+    }
+
+
+def _elsewhere() -> CheckpointError:
+    """Raised where another process refused."""
+    return UsageError("refused by the first process; see its output for the reason")

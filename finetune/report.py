@@ -56,7 +56,9 @@ class FinetuneResult:
         if results is None:
             path = run.path / _RESULTS
             cure = "delete it, and the same command scores the run again"
-            stored: Mapping[str, Any] = schemas.read(path, schemas.ResultsFile, cure)
+            stored: Mapping[str, Any] = run.in_main(
+                lambda: schemas.read(path, schemas.ResultsFile, cure)
+            )
         else:
             stored = results
         return cls(
@@ -136,11 +138,16 @@ def write_results(run: Run, results: dict[str, Any]) -> None:
 
 def missing(run: Run) -> tuple[str, ...] | None:
     """Files still missing after the last step; None if the run is complete."""
-    artefacts = ["encoder", "classifier"]
-    try:
-        stored = schemas.parse(read_bytes(run.path / _RESULTS, schemas.MOST))
-        files = [str(name) for name in stored["files"]]
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+
+    def listed() -> list[str] | None:
+        try:
+            stored = schemas.parse(read_bytes(run.path / _RESULTS, schemas.MOST))
+            return [str(name) for name in stored["files"]]
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+            return None
+
+    artefacts, files = ["encoder", "classifier"], run.in_main(listed)
+    if files is None:
         return (_RESULTS, *(run.missing(artefacts, ["report.html"]) or ()))
     return run.missing(artefacts, files)
 

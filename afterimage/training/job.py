@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from afterimage.checkpoints.inspect import list_steps
-from afterimage.checkpoints.store import Store, from_main_process
+from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten, unflatten
 from afterimage.console import say
 from afterimage.errors import Interrupted
@@ -186,8 +185,8 @@ def best_saved(run: Run, store: Store, now: int) -> tuple[Any, Any, int] | None:
 
     None if that is step `now`, or no checkpoint is ranked.
     """
-    best = next((row.step for row in list_steps(run.path) if row.best), now)
-    if best == now:
+    best = store.best_step()
+    if best in (None, now):
         return None
     _, tree, _ = store.restore(step=best)
     params = unflatten(flatten(tree["params"]) | flatten(tree.get("ema", {})))
@@ -297,10 +296,10 @@ def execute(job: Job[Result], run: Run, callbacks: Callbacks = NO_CALLBACKS) -> 
         state = trainer.resume(store, job.template)
         began = 0 if state is None else int(state["step"])
         # A run with every result is complete, even if its checkpoints were deleted.
-        gone = state is None and bool(from_main_process(int(not job.lost())))
+        gone = state is None and not job.lost()
         if gone:
             began = total
-        run.metrics.start(began)
+        run.start_metrics(began)
         for note in run.notes:
             tell(note)
         if began >= total:

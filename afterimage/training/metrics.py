@@ -118,10 +118,6 @@ class MetricsWriter:
 class NoMetrics(MetricsWriter):
     """For every process but the first: writes nothing."""
 
-    def start(self, step: int) -> None:
-        rows = read_rows(self.path, self._note, keep_bad=False)
-        self.rows = [row for row in rows if row["step"] <= step]
-
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         self.rows.append({"step": step, **values})
 

@@ -1,9 +1,8 @@
 #!/bin/sh
 # Pretrains on every host of a TPU slice, and continues after a preemption:
-#   NAME=my-tpu ZONE=us-central2-b sh tpu-pod.sh photos --preset photos-224 --out /shared/runs/photos
-# The images and the run folder must be on a file system that every host mounts, at the
-# same path (Filestore, or a bucket with gcsfuse). `afterimage` and `jax[tpu]` must be
-# installed on every host.
+#   NAME=my-tpu ZONE=us-central2-b sh tpu-pod.sh gs://data/photos --preset photos-224 --out gs://runs/photos
+# Images and run folder: in buckets, or on a file system that every host mounts, at the
+# same path. `afterimage[gcs]` and `jax[tpu]` must be installed on every host.
 set -u
 
 command="AFTERIMAGE_HOSTS=auto afterimage pretrain"

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from afterimage.checkpoints import inspect
+from afterimage.encoder import load_encoder
+from tests import buckets
 from tests.faults.test_runs import final, finish, lines, wait_for_step
 from tests.helpers import environment
 
@@ -41,7 +43,7 @@ def launch(out, extra, *more):
 
 
 def job(out, caches, *more):
-    """Two processes with one device each."""
+    """Two processes with one device each; the second sees no folder of the first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -53,7 +55,11 @@ def job(out, caches, *more):
             "JAX_PROCESS_ID": str(index),
             "XLA_FLAGS": "",
         }
-        members.append(launch(out, caches | extra, *more))
+        place = out
+        if index and "://" not in str(out):
+            place = out.with_name(f"{out.name}-elsewhere")
+        members.append(launch(place, caches | extra, *more))
+        caches = {"AFTERIMAGE_CACHE": f"{caches['AFTERIMAGE_CACHE']}-second"}
     return members
 
 
@@ -103,6 +109,7 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path, caches, alone):
     assert "linear probe" in said[0]
     assert not re.search("step|loss|encoder", said[1]), "one process speaks"
     assert_alike(tmp_path / "run", alone)
+    assert not (tmp_path / "run-elsewhere").exists()
     # What two processes saved, one continues or finds complete.
     assert "complete" in finish(launch(tmp_path / "run", caches))
 
@@ -155,3 +162,21 @@ def test_begun_on_one_device_continued_on_two(tmp_path, caches, alone):
     assert "--devices 1 -> 2" in said
     assert "on 2 cpu devices" in said
     assert_alike(out, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_into_a_bucket(tmp_path, caches, monkeypatch):
+    short = "--steps", "6", "--eval-every", "3", "--probe-images", "0"
+    with buckets.moto_server() as port, buckets.served(port, monkeypatch) as server:
+        url = f"s3://{server.bucket}/runs/a"
+        said = [finish(member) for member in job(url, caches, *short)]
+        assert f"results in {url}" in said[0]
+        assert "Traceback" not in said[1]
+        # Other machines find it complete, and one process reads its encoder.
+        fresh = {"AFTERIMAGE_CACHE": str(tmp_path / "new")}
+        again = [finish(member) for member in job(url, fresh, *short)]
+        assert "complete: 6 of 6 steps" in again[0]
+        monkeypatch.setenv("AFTERIMAGE_CACHE", str(tmp_path / "reader"))
+        assert (
+            load_encoder(url).features(np.zeros((2, 8, 8, 1), np.uint8)).shape[0] == 2
+        )

@@ -45,7 +45,7 @@ def begun(config: TextOptions, run: Run, texts: list[str]) -> Stored:
     if not place.is_file() and run.is_main_process:
         made = new_tokenizer(texts, config.most_tokens).to_str()
         files.replace_file(place, made.encode())
-    text = read_file(place).decode("utf-8", "replace")
+    text = run.in_main(lambda: read_file(place).decode("utf-8", "replace"))
     vocabulary = read_tokenizer(text, 2**20, str(place)).get_vocab_size()
     sizes = BertConfig(vocabulary=vocabulary, **config.sizes)
     return Stored(sizes, {"encoder": fresh(sizes, config.seed)}, text, run.where, {})
