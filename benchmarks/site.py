@@ -107,9 +107,26 @@ def navigation() -> list[Any]:
 
 
 def on_config(config: Any) -> Any:
-    """MkDocs's event: sets the navigation."""
+    """MkDocs's event: sets the navigation, and how tutorials are run."""
     config.nav = navigation()
+    _merge_outputs()
     return config
+
+
+def _merge_outputs() -> None:
+    """What a cell prints is one text, not one for each piece that arrives."""
+    try:
+        from nbconvert.preprocessors import (  # pyright: ignore[reportMissingImports]
+            ExecutePreprocessor,
+        )
+    except ImportError:  # the [docs] extra is not installed
+        return
+    init = ExecutePreprocessor.__init__
+
+    def merged(self: Any, **settings: Any) -> None:
+        init(self, **{"coalesce_streams": True, **settings})
+
+    ExecutePreprocessor.__init__ = merged
 
 
 def on_files(files: Any, config: Any) -> Any:
