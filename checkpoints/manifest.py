@@ -194,7 +194,8 @@ def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         raise unusable("damaged", "does not match its own checksum")
     kind = content.get("kind")
     if kind not in kinds:
-        text = f"is a {names.shown(kind)}, not a {' or '.join(kinds)}"
+        known = " or ".join(f"{_article(one)} {one}" for one in kinds)
+        text = f"is {_article(kind)} {names.shown(kind)}, not {known}"
         raise unusable("foreign", text)
     _require_files(content.get("files"), unusable)
     if wrong := schemas.mistakes(content, schemas.schema_of(kind)):
@@ -335,3 +336,7 @@ def ranked_steps(metrics: Mapping[int, float | None], best: str | None) -> list[
     sign = 1 if best == "min" else -1
     rated = [(sign * v, -step) for step, v in metrics.items() if v is not None]
     return [-step for _, step in sorted(rated)]
+
+
+def _article(kind: Any) -> str:
+    return "an" if str(kind).startswith(("a", "e", "i", "o", "u")) else "a"
