@@ -241,14 +241,15 @@ def windows(
     each: int = 1,
     *,
     threads: int | None = None,
+    unit: str = "images",
 ) -> Iterator[tuple[int, Any]]:
     """(row, function(row)) in order, computed on all cores, one window at a time.
 
-    A result takes `each` bytes; the results of one window take at most a quarter of
-    `allowance`.
+    `what` is the title of the progress, and `unit` what it counts. A result takes `each`
+    bytes; the results of one window take at most a quarter of `allowance`.
     """
     window, pool = max(1, min(_WINDOW, allowance() // 4 // each)), _pool(threads)
-    with strict(), ProgressBar(len(rows), what) as progress:
+    with strict(), ProgressBar(len(rows), what, unit) as progress:
         for start in range(0, len(rows), window):
             part = rows[start : start + window]
             yield from zip(part, pool.map(function, part), strict=True)

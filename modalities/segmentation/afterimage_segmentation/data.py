@@ -280,7 +280,7 @@ def _read_masks(
 
     every, codes = range(len(masks.names)), {}
     out, problems, first = np.zeros((len(every), *size), np.uint8), [], {}
-    for row, found in windows(or_reason(one), every, "masks"):
+    for row, found in windows(or_reason(one), every, "masks", unit="masks"):
         if isinstance(found, str):
             problems.append(f"{spelling(masks.names[row])}: {found}")
             continue

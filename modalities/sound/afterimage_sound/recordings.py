@@ -179,7 +179,8 @@ def cut(
         with _opened(path) as sound:
             return sound.frames / sound.samplerate
 
-    found = windows(or_reason(lengths), range(len(names)), "recordings")
+    every = range(len(names))
+    found = windows(or_reason(lengths), every, "recordings", unit="recordings")
     return [_clips(names[row], long, rendering, clips) for row, long in found]
 
 

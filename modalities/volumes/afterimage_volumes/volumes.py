@@ -58,7 +58,8 @@ class Found:
         volumes = np.zeros((len(paths), *[to.size] * 3), np.uint8)
         one, wrong = or_reason(lambda row: read_volume(paths[row], to)), []
         with threadpool_limits(1, "blas"):  # volumes are read in threads of their own
-            for row, found in windows(one, range(len(paths)), "volumes", _EACH):
+            every = range(len(paths))
+            for row, found in windows(one, every, "volumes", _EACH, unit="volumes"):
                 if isinstance(found, str):
                     wrong.append(f"{self.ids[row]} {found}")
                 else:
