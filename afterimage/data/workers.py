@@ -245,7 +245,7 @@ def windows(
 ) -> Iterator[tuple[int, Any]]:
     """(row, function(row)) in order, computed on all cores, one window at a time.
 
-    `what` is the title of the progress, and `unit` what it counts. A result takes `each`
+    `what` is the title of the progress, `unit` what it counts. A result takes `each`
     bytes; the results of one window take at most a quarter of `allowance`.
     """
     window, pool = max(1, min(_WINDOW, allowance() // 4 // each)), _pool(threads)
