@@ -61,15 +61,16 @@ test-all: lint
 # With the oldest version of each dependency that pyproject.toml allows: what touches a
 # dependency, which are files and formats, networks, training, checkpoints, exports and
 # storage. The rest tests our own code, which the newest versions run.
-TOUCHING = $(wildcard $(addprefix tests/,test_checkpoints_*.py test_data_*.py \
-  test_models*.py test_ops.py test_vector.py test_feed.py test_loop.py test_step.py \
-  test_sharding.py test_options.py test_settings.py test_fields.py test_plugins.py \
-  test_stages.py test_pretrain_program.py test_pretrain_objectives.py \
-  test_finetune_program.py test_finetune_config.py test_encoder.py test_classifier.py \
-  test_evaluation_*.py test_predict.py test_sklearn.py test_export.py test_portable.py \
-  test_known*.py test_plan.py test_storage*.py test_remote_data.py test_remote_results.py \
-  test_ray.py test_report.py test_pictures.py faults/test_artefacts.py \
-  faults/test_disks.py faults/test_images.py faults/test_pictures.py))
+OURS = %_prepare.py %_augmentations.py %_randaugment.py %_convnext.py
+TOUCHING = $(filter-out $(OURS),$(wildcard $(addprefix tests/,test_checkpoints_*.py \
+  test_data_*.py test_models*.py test_ops.py test_vector.py test_feed.py test_step.py \
+  test_sharding.py test_plugins.py test_stages.py test_pretrain_program.py \
+  test_pretrain_objectives.py test_finetune_program.py test_encoder.py \
+  test_classifier.py test_evaluation_probes.py test_predict.py test_sklearn.py \
+  test_export.py test_portable.py test_known*.py test_plan.py test_storage*.py \
+  test_remote_data.py test_remote_results.py test_ray.py test_report.py \
+  test_pictures.py faults/test_artefacts.py faults/test_disks.py faults/test_images.py \
+  faults/test_pictures.py)))
 # Their runs are made of the same parts as ours.
 RUNS = $(addprefix --ignore=modalities/,captions/tests/test_align.py \
   detection/tests/test_detect.py ratings/tests/test_ratings_runs.py \

@@ -205,6 +205,7 @@ def finns_maml(predict, params, images, labels, shape, lr, steps):
     return loss(params, images[shape.support :], labels[shape.support :])
 
 
+@pytest.mark.slow
 def test_maml_is_finns(home, tmp_path):
     """The gradient of a whole batch of episodes, of encoder and head: every class has
     a column of its own, and each is differentiated through the inner steps."""

@@ -89,6 +89,7 @@ def test_the_page_has_the_numbers_of_the_run(finished):
         assert section(body, "Right answers") is not None
 
 
+@pytest.mark.slow
 def test_where_it_looked_is_shown_if_the_run_was_long_enough(home, tmp_path):
     """5 steps of 60 images are too few; 70 pay for the images explained."""
     wide = {}

@@ -225,6 +225,7 @@ def test_label_shift_moves_the_bias_alone(home, tmp_path, method):
     np.testing.assert_allclose(now["bias"] - bias, shift, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_under_covariate_shift_a_step_is_kept_by_the_importance_weighted_risk(
     home, tmp_path
 ):
@@ -274,6 +275,7 @@ def evaluated(run, name):
     return {row["step"]: row[f"eval/{name}"] for row in rows if f"eval/{name}" in row}
 
 
+@pytest.mark.slow
 def test_a_step_is_kept_by_neighbours_in_the_pretrained_features(home, tmp_path):
     """The measure of the kept step is the largest of all, and what the command that
     compares runs says of this one."""

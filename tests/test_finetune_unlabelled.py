@@ -185,6 +185,7 @@ def changed(**settings):
     return SETTINGS | {"methods": PseudoLabels(**{"confidence": 0.4, **settings})}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly_and_says_what_it_saw(home, tmp_path, capsys):
     result = finetune(config(home, tmp_path / "whole", **SETTINGS))
     assert "unlabelled" in capsys.readouterr().out
@@ -301,6 +302,7 @@ def test_a_view_has_its_own_augmentation(home, tmp_path, setting, stream):
         np.testing.assert_array_equal(views["as before"][each], views["none"][each])
 
 
+@pytest.mark.slow
 def test_more_images_without_labels_a_step_cost_their_passes(home, tmp_path):
     """The share of sure ones is a count of all of them, whatever the micro-batches."""
     settings = changed(ratio=3) | {"mode": "full"}

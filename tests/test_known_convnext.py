@@ -140,6 +140,7 @@ def test_the_authors_names_and_shapes(name, narrow, tmp_path):
         np.testing.assert_array_equal(found[leaf], array, leaf)
 
 
+@pytest.mark.slow
 def test_weights_of_fcmae_have_no_norm_of_the_vector(narrow, tmp_path):
     weights = _weights("convnextv2_atto", tmp_path)
     bare = {k: v for k, v in weights.items() if not k.startswith("head.")}

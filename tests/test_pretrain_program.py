@@ -356,6 +356,7 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert result.metrics == finished.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("during", [False, True], ids=["before", "during"])
 def test_stopped_while_the_results_are_made(finished, tmp_path, monkeypatch, during):
     """All steps are taken: the signal ends the run, the same command finishes it."""
@@ -394,6 +395,7 @@ def test_the_report_is_there_from_the_first_evaluation_on(tmp_path):
     assert "Not finished" not in report.read_text()
 
 
+@pytest.mark.slow
 def test_data_may_be_an_object(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
     settings = {"steps": 2, "eval_every": 2, "data": None, "pictures": 0}

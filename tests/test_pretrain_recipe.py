@@ -202,6 +202,7 @@ def test_another_folder_is_refused_before_anything_is_read(tmp_path, monkeypatch
 FAST = ("--width", "0.1", "--pictures", "0", "--probe-images", "0")
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_with_the_run_s_settings(
     tmp_path, photos, monkeypatch, capsys
 ):
@@ -228,6 +229,7 @@ def test_the_same_command_continues_with_the_run_s_settings(
     assert config == PretrainConfig(**(stored | {"out": str(tmp_path / "again")}))
 
 
+@pytest.mark.slow
 def test_pace_times_the_real_step(tmp_path):
     """An array goes through both calls."""
     images = np.stack([strokes(16) for _ in range(40)])

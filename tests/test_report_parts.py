@@ -132,6 +132,7 @@ def test_a_duration_has_its_two_largest_units(seconds, said):
     assert duration(seconds) == said
 
 
+@pytest.mark.slow
 def test_a_page_of_large_photos_stays_small(tmp_path):
     rng = np.random.default_rng(0)
     # Smooth noise, harder to compress than photos.

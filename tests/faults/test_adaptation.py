@@ -46,6 +46,7 @@ def settings(home, out, **more):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "phases",
     [

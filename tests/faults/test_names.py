@@ -72,6 +72,7 @@ def run(capsys, *argv):
     return out
 
 
+@pytest.mark.slow
 def test_names_of_any_bytes_through_every_command(tmp_path, folder, capsys, tiny):
     pre, cls = tmp_path / "pre", tmp_path / "cls"
     data = ["--data", f"folder:{folder}", "--on-bad-image", "skip"]

@@ -98,6 +98,7 @@ def shell(words, streams):
 STREAMS = [">&- 2>&- <&-", ">&-", "2>&-", "<&-", "2>/dev/full"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "streams",
     [
@@ -131,6 +132,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, caches, whole
     assert "zo\\xeb is complete" in finish(start(command(out), caches, env=env))
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole):
     out = tmp_path / "run"
     words = command(out, "--steps", "100000", "--save-every", "5")
@@ -145,7 +147,8 @@ def test_a_second_signal_stops_at_once_with_a_sentence(tmp_path, caches, whole):
     assert Store(out).restore()[0] >= 5
 
 
-@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_closes_stops_the_run_unless_it_was_told_otherwise(
     tmp_path, caches, whole, ignored
 ):

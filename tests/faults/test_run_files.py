@@ -110,6 +110,7 @@ def settings(out):
     )
 
 
+@pytest.mark.slow
 def test_damaged_metrics_never_block_a_resume(tmp_path, tiny, capsys):
     """Lines lost, glued and overwritten: it continues, and ends bitwise the same."""
     whole, out = tmp_path / "whole", tmp_path / "run"

@@ -132,6 +132,7 @@ def test_a_signal_saves_and_has_its_own_exit_code(tmp_path, caches, whole, numbe
     assert "complete" in finish(start(out, caches))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path, caches, whole
 ):
