@@ -116,7 +116,10 @@ class MetricsWriter:
 
 
 class NoMetrics(MetricsWriter):
-    """For every process but the first: writes nothing."""
+    """For every process but the first: touches no file."""
+
+    def start(self, step: int) -> None:
+        del step
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         self.rows.append({"step": step, **values})

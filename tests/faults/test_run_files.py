@@ -53,7 +53,7 @@ def test_a_damaged_line_is_set_aside_and_said_once(tmp_path, bad, place):
     lines = [*GOOD[:place], BAD[bad], *GOOD[place:]]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     wanted = [json.loads(line) for line in GOOD]
-    assert started(tmp_path, kind=NoMetrics)[0] == wanted
+    assert started(tmp_path, kind=NoMetrics) == ([], [])
     rows, said = started(tmp_path)
     assert rows == wanted
     assert len(said) == 1
