@@ -72,14 +72,14 @@ TOUCHING = $(filter-out $(OURS),$(wildcard $(addprefix tests/,test_checkpoints_*
   test_pictures.py faults/test_artefacts.py faults/test_disks.py faults/test_images.py \
   faults/test_pictures.py)))
 # Their runs are made of the same parts as ours.
-RUNS = $(addprefix --ignore=modalities/,captions/tests/test_align.py \
+LONG = $(addprefix --ignore=modalities/,captions/tests/test_align.py \
   detection/tests/test_detect.py ratings/tests/test_ratings_runs.py \
   segmentation/tests/test_segment.py text/tests/test_runs.py \
   volumes/tests/test_volume_runs.py)
 
 test-oldest: $(OLDEST)/.ready-$(VERSION)
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(TOUCHING)
-	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" modalities $(RUNS)
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" modalities $(LONG)
 
 $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@echo "Building $(OLDEST) with Python $(VERSION) and the oldest dependencies ..."
