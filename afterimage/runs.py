@@ -106,7 +106,7 @@ class Run:
     def in_main(self, action: Callable[[], Any]) -> Any:
         """What `action` returns in the first process, as JSON, on every process.
 
-        Only the first reads and writes the folder. What it raises ends all of them.
+        Only the first reads and writes the folder. An error there ends every process.
         """
         refusal = UserError(
             f"out={self.where}: refused by the first process; see its output for the "

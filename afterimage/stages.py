@@ -176,6 +176,13 @@ class OwnStage(Job[StageResult]):
             for name in ("validation", "test")
         }
 
+    def evaluate(
+        self, state: State, step: int, stop: StopSignal
+    ) -> Mapping[str, float]:
+        """By default the numbers of `score` on the rows of `followed_set`."""
+        found = self.score(self.weights(state), self.followed_set(), stop.check)
+        return {self.prefix + k: v for k, v in found.items() if isinstance(v, float)}
+
     def curves(self) -> dict[str, dict[str, str]]:
         """{title: {line: key in metrics.jsonl}} of the page."""
         return {"Loss": {"training": "train/loss"}}

@@ -173,10 +173,12 @@ class Store:
             "manifest": require_json(manifest, "A checkpoint's manifest"),
             "leaves": {path: trees.spec(leaf) for path, leaf in flat.items()},
         }
-        artefact = weights.collect(*encoder) if encoder is not None else None
+        artefact = None
 
         def begin() -> str:
+            nonlocal artefact
             self.wait()
+            artefact = weights.collect(*encoder) if encoder is not None else None
             return str(self._begin(step, flat, artefact))
 
         partial = pathlib.Path(in_main(begin, _elsewhere()))
@@ -185,12 +187,7 @@ class Store:
             return
         _writing.add(partial)
         try:
-            arrays = trees.to_host(flat)
-            write = functools.partial(_write_arrays, partial / _STATE, arrays)
-            if jax.process_count() > 1:
-                # Here, not beside steps: Orbax asks the other processes something.
-                started = write()
-                write = lambda: started  # noqa: E731
+            write = _writer(partial / _STATE, trees.to_host(flat))
         except Exception as error:
             self._abandon(partial)
             raise explain(error, f"Step {step}", self.folder) from error
@@ -380,6 +377,15 @@ def _end_of_program() -> None:
 _register: Any = getattr(threading, "_register_atexit", None)
 if _register is not None:
     _register(_end_of_program)
+
+
+def _writer(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Callable[[], Any]:
+    """`_write_arrays`, to be called beside steps."""
+    if jax.process_count() == 1:
+        return functools.partial(_write_arrays, folder, arrays)
+    # Now: Orbax asks the other processes something, which must not mix with steps.
+    started = _write_arrays(folder, arrays)
+    return lambda: started
 
 
 def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Any:

@@ -78,9 +78,6 @@ def fit_line(config: LineConfig) -> Any:
             error = rows.arrays["x"] @ slopes - rows.arrays["y"]
             return {"error": float(np.abs(error).mean())}
 
-        def evaluate(self, state, step, stop):
-            return self.score(self.weights(state), self.followed_set())
-
         def facts(self):
             return {"Rows": self.counts()}
 

@@ -12,10 +12,9 @@ from afterimage.errors import DataError, UserError
 from afterimage.runs import Run
 from afterimage.stages import OwnStage, StageResult, open_run
 from afterimage.training.job import execute
-from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
+from afterimage.training.loop import NO_CALLBACKS, Callbacks
 from afterimage.training.optimiser import EVERYTHING, Group
 from afterimage.training.stage import Phase, Term
-from afterimage.training.step import State
 from afterimage_ratings.config import RatingsConfig
 from afterimage_ratings.networks import Model, Params, moved
 from afterimage_ratings.recommender import (
@@ -233,13 +232,6 @@ class _Ratings(OwnStage):
         if self.model.name == "autorec":
             found["rmse"] = float(np.sqrt(each["wrong"].sum() / each["count"].sum()))
         return found
-
-    def evaluate(
-        self, state: State, step: int, stop: StopSignal
-    ) -> Mapping[str, float]:
-        """The scores of the validation users."""
-        found = self.score(self.weights(state), self.sets["validation"], stop.check)
-        return {name: v for name, v in found.items() if isinstance(v, float)}
 
     def trained(self, step: int) -> dict[str, Any]:
         return {**super().trained(step), "known_items": self.known}

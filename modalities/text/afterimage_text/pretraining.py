@@ -20,10 +20,9 @@ from afterimage.errors import DataError
 from afterimage.runs import Run
 from afterimage.stages import StageResult
 from afterimage.training.job import execute
-from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
+from afterimage.training.loop import NO_CALLBACKS, Callbacks
 from afterimage.training.optimiser import EVERYTHING
 from afterimage.training.stage import Phase, Term
-from afterimage.training.step import State
 from afterimage_text.bert import abstract, fresh
 from afterimage_text.config import PretrainConfig
 from afterimage_text.files import ENCODER
@@ -165,19 +164,13 @@ class _Pretraining(TextStage):
         count = jnp.maximum(count, 1)
         return loss / count, {"masked_accuracy": right / count}
 
-    def evaluate(
-        self, state: State, step: int, stop: StopSignal
-    ) -> Mapping[str, float]:
-        """Loss and accuracy on the texts held out, hidden the same way each time."""
-        return self.score(self.weights(state), self.sets["validation"], stop.check)
-
     def score(
         self,
         weights: tuple[Any, Any],
         rows: Columns,
         poll: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """{loss, masked_accuracy} of texts."""
+        """{loss, masked_accuracy} of texts, hidden the same way each time."""
         totals = np.zeros(3)
         for number, batch, _ in self.runner.batches(rows):
             poll()

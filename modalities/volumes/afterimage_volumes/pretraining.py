@@ -15,10 +15,9 @@ from afterimage.pictures import draw_rows
 from afterimage.runs import Run, write_png
 from afterimage.stages import StageResult, open_run
 from afterimage.training.job import execute
-from afterimage.training.loop import NO_CALLBACKS, Callbacks, StopSignal
+from afterimage.training.loop import NO_CALLBACKS, Callbacks
 from afterimage.training.optimiser import EVERYTHING
 from afterimage.training.stage import Phase, Term
-from afterimage.training.step import State
 from afterimage_volumes.config import BLOCK, PretrainConfig
 from afterimage_volumes.files import Geometry
 from afterimage_volumes.job import VolumeStage
@@ -143,19 +142,13 @@ class _Pretraining(VolumeStage):
         explained = _metrics(jnp.stack(sums).sum(1))[1]
         return sums[0] / jnp.maximum(sums[3], 1), {"explained": explained}
 
-    def evaluate(
-        self, state: State, step: int, stop: StopSignal
-    ) -> Mapping[str, float]:
-        """Loss on the volumes held out, hidden the same way each time."""
-        return self.score(self.weights(state), self.sets["validation"], stop.check)
-
     def score(
         self,
         weights: tuple[Any, Any],
         rows: Columns,
         poll: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """{loss, explained} of volumes."""
+        """{loss, explained} of volumes, hidden the same way each time."""
         totals = np.zeros(4)
         for number, batch, _ in self.runner.batches(rows):
             poll()
