@@ -229,7 +229,6 @@ class Store:
         in tree, shape or dtype (all differences are listed).
         """
         self.wait()
-        number = content = None
         flat: dict[str, np.ndarray] = {}
 
         def read() -> Any:
