@@ -94,6 +94,10 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     images for training; smaller views are faster. Evaluation uses whole images of
     image_size. Default: image_size."""
 
+    whole_photos: bool = False
+    """Cut the views from all of a photo, not only from its central square; needs an
+    augmentation that begins with `crop`. Evaluation uses the central square."""
+
     normalise: Literal["data", "image"] | None = None
     """How the encoder's images are normalised. data: by the mean and deviation of each
     channel in the training images. image: then each image by its own channel means and
@@ -135,8 +139,13 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         return found + self._view_problems() + self._model_problems()
 
     def _view_problems(self) -> list[str]:
-        from afterimage.data.augmentations import cuts
+        from afterimage.data.augmentations import cuts, cuts_first
 
+        if self.whole_photos and not cuts_first(self.augment):
+            return [
+                f"whole_photos: augment={self.augment!r} does not begin with crop; use "
+                "crop,flip, or a set that begins with crop, such as photos"
+            ]
         if self.view_size is None:
             return []
         found, shown = [], f"view_size={self.view_size}"

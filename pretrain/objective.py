@@ -206,7 +206,10 @@ def make_stage(
 
         def view(number: int) -> Callable[[Context], Array]:
             drawn = jax.random.fold_in(view_key, number) if number else view_key
-            return lambda ctx: setup.augment(drawn, to_pixels(ctx["train/image"]))
+            aspect = batch.get("aspect")
+            return lambda ctx: setup.augment(
+                drawn, to_pixels(ctx["train/image"]), aspect
+            )
 
         views = {f"train/{name}": view(n) for n, name in enumerate(objective.views)}
         forward = Forward(setup, params, stats, key, step)

@@ -102,10 +102,14 @@ class Program:
         state = jax.tree.map(lambda x, at: leaf(x.shape, x.dtype, at), state, places)
         over = split(mesh, stacked=together > 1)
         batch, data = {"index": leaf(first, jnp.int32, over)}, {}
-        if resident:
-            data = {"image": leaf((resident, *shape), jnp.uint8)}
-        else:
-            batch["image"] = leaf((*first, *shape), jnp.uint8, over)
+        inputs = {"image": (shape, jnp.uint8)}
+        if config.whole_photos:
+            inputs["aspect"] = ((), jnp.float32)
+        for name, (each, dtype) in inputs.items():
+            if resident:
+                data[name] = leaf((resident, *each), dtype)
+            else:
+                batch[name] = leaf((*first, *each), dtype, over)
         run = compile_(step, platform=platform_of(mesh))
         return Lowered(state, batch, data, together, run.lower(state, batch, data))
 

@@ -201,6 +201,7 @@ def _opened(
         on_bad_image=asked.on_bad_image,
         cache=asked.cache,
         reading=ReadingOptions(**asked.settings()),
+        whole=asked.whole_photos,
         **how,
     )
     return splits, sizes

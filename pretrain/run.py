@@ -22,6 +22,7 @@ from afterimage.data import (
     object_spec,
     open_data,
 )
+from afterimage.data.whole_photos import WholePhotos
 from afterimage.encoder import encoder_manifest, vector_entry, with_statistics
 from afterimage.errors import UserError
 from afterimage.models import (
@@ -124,6 +125,7 @@ def _opened(
         on_bad_image=config.on_bad_image,
         cache=config.cache,
         reading=config,
+        whole=config.whole_photos,
         **reading_of(config, origin),
     )
     _check_data(config, splits, origin)
@@ -241,7 +243,8 @@ class _Pretraining(Job[PretrainResult]):
 
     def feed(self, phase: int) -> BatchLoader:
         del phase
-        return BatchLoader(self.train, options=self.config, mesh=self.mesh)
+        rows = WholePhotos(self.train) if self.config.whole_photos else self.train
+        return BatchLoader(rows, options=self.config, mesh=self.mesh)
 
     def derive(self, metrics: Mapping[str, Any]) -> Mapping[str, float]:
         return self.evaluation.relative_loss(metrics)

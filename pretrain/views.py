@@ -5,17 +5,18 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 
 from afterimage import runtime
 from afterimage.checkpoints.names import shortened
 from afterimage.data import ImageSet, make_augment
 from afterimage.data.augmentations import AugmentationSet, spec_pieces
+from afterimage.data.whole_photos import WholePhotos
 from afterimage.pictures import draw_rows
 from afterimage.plugins import AUGMENTATIONS
 from afterimage.pretrain.config import PretrainConfig
+from afterimage.pretrain.objective import to_pixels
 from afterimage.report import write_report
 from afterimage.runs import Run, write_png
 from afterimage.training.batches import subsample
@@ -28,10 +29,16 @@ _IMAGES, _VIEWS, _TILE = 8, 9, 96
 def draw_views(config: PretrainConfig, train: ImageSet) -> UInt8[np.ndarray, "h w 3"]:
     """A row for each of some training images: the image, then views of it."""
     some = subsample(train, _IMAGES)
-    pixels = some.gather(np.arange(len(some))).astype(np.float32) / 255
-    augment = runtime.jit(make_augment(config.augment, config.view_size))
-    repeated = jnp.repeat(jnp.asarray(pixels), _VIEWS, 0)
-    views = np.asarray(augment(jax.random.key(config.seed), repeated))
+    every = np.arange(len(some))
+    pixels = some.gather(every).astype(np.float32) / 255
+    rows = WholePhotos(some) if config.whole_photos else some
+    seen = {name: np.repeat(one, _VIEWS, 0) for name, one in rows.inputs(every).items()}
+    augment = make_augment(config.augment, config.view_size)
+
+    def viewed(key: Array, seen: Mapping[str, Array]) -> Array:
+        return augment(key, to_pixels(seen["image"]), seen.get("aspect"))
+
+    views = np.asarray(runtime.jit(viewed)(jax.random.key(config.seed), seen))
     views = views.reshape(len(some), _VIEWS, *views.shape[1:])
     rows = {
         _label(some, number): [image, *of_it]

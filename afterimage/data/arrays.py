@@ -12,7 +12,6 @@ from afterimage.data.numbers import LABEL_NAMES, value_numbers
 from afterimage.data.pixels import (
     NotAnImage,
     change_channels,
-    cover_and_crop,
     looks_channels_first,
     range_of,
     spaced,
@@ -20,6 +19,7 @@ from afterimage.data.pixels import (
     transposed_hint,
 )
 from afterimage.data.sets import UNLABELLED, Range, Request, Splits, array_set
+from afterimage.data.whole_photos import fitted, packed_shape
 from afterimage.errors import DataError
 from afterimage.reading import NumberReading, ReadingOptions
 
@@ -45,9 +45,11 @@ def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
     size = request.sized(lambda: [images.shape[1:3]]).size
     if size is None or images.shape[1:3] == size:
         return images
-    out = np.empty((len(images), *size, images.shape[3]), np.uint8)
+    shape = (*size, images.shape[3])
+    shape = packed_shape(shape) if request.whole else shape
+    out = np.empty((len(images), *shape), np.uint8)
     for row, image in zip(out, images, strict=True):
-        row[:] = cover_and_crop(image, size)
+        row[:] = fitted(image, size, whole=request.whole)
     return out
 
 

@@ -26,13 +26,13 @@ from afterimage.data.pixels import (
     Samples,
     change_channels,
     check_extent,
-    cover_and_crop,
     seen,
     spaced,
     takes_bands,
 )
 from afterimage.data.sets import Range
 from afterimage.data.tiff import decode_tiff, tiff_header
+from afterimage.data.whole_photos import fitted
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif"}
@@ -85,8 +85,10 @@ def decode(
     size: tuple[int, int] | None,
     channels: int,
     value_range: Range | None = None,
+    *,
+    whole: bool = False,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The picture at `size` (covered and cropped; None: unchanged), grey or RGB.
+    """The picture as `fitted` to a size, grey or RGB.
 
     Or its bands unchanged, if it has `channels` of them. Scaling: b-bit integers
     v -> round(255 v / (2^b - 1)); float [0, 1] -> round(255 v); images of more than 8
@@ -105,9 +107,7 @@ def decode(
     if pixels.shape[2] != channels:
         takes_bands(pixels.shape[2], pixels.shape[2], channels)
         pixels = change_channels(pixels, channels)
-    return (
-        np.ascontiguousarray(pixels) if size is None else cover_and_crop(pixels, size)
-    )
+    return fitted(pixels, size, whole=whole)
 
 
 def some_values(data: bytes) -> np.ndarray:

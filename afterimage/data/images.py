@@ -188,7 +188,11 @@ def _read_once(
     value_range = None if request.value_range == "auto" else request.value_range
     shape = (height, width, request.channels or 0)
     images, sets = (
-        Once(files, Decoder(shape, request.size, value_range), threads_for(files)),
+        Once(
+            files,
+            Decoder(shape, request.size, value_range, request.whole),
+            threads_for(files),
+        ),
         {},
     )
     given_names = {split: names for split, (_, names) in groups.items()}
@@ -236,7 +240,8 @@ def _cache_folder(
     stamps = [[name, *files.stamp(row)] for row, name in enumerate(files.names)]
     # An automatic range depends on which images are in the training split.
     measured = list(learnt) if request.value_range == "auto" else None
-    asked = (request.image_size, request.channels, request.value_range)
+    asked = [request.image_size, request.channels, request.value_range]
+    asked += ["whole"] if request.whole else []
     key = json.dumps([asked, measured, stamps]).encode()
     return cache_dir() / "images" / hashlib.sha256(key).hexdigest()
 
@@ -263,7 +268,7 @@ def _decode_all(
             files, {r: good[r] for r in learnt if r in good}, source
         )
     channels = request.channels or max(h.channels for h in good.values())
-    decoder = Decoder((height, width, channels), size, value_range)
+    decoder = Decoder((height, width, channels), size, value_range, request.whole)
 
     def pixels(row: int) -> tuple[np.ndarray, bytes]:
         with budget.hold(costs[row]):
@@ -273,7 +278,7 @@ def _decode_all(
     digests = []
     each = height * width * channels
     costs = {row: header.cost + files.size(row) + each for row, header in good.items()}
-    with entry_writer(folder, len(good), decoder.shape) as writer:
+    with entry_writer(folder, len(good), decoder.stored) as writer:
         threads = threads_for(files)
         decoded = windows(
             or_reason(pixels), list(good), "decoding", each, threads=threads

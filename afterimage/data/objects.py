@@ -33,7 +33,6 @@ from afterimage.data.pixels import (
     NotAnImage,
     change_channels,
     check_seen,
-    cover_and_crop,
     looks_channels_first,
     range_of,
     spaced,
@@ -49,6 +48,7 @@ from afterimage.data.sets import (
     Splits,
     content_fingerprint,
 )
+from afterimage.data.whole_photos import fitted
 from afterimage.data.workers import allowance, windows
 from afterimage.errors import DataError, UserError
 
@@ -238,10 +238,10 @@ class _Records:
             with self._lock:
                 image, values = self._take(row)
                 if isinstance(image, bytes):
-                    numbers = self._decode(image)
+                    pixels = self._decode(image)
                 else:
                     numbers = _numbers(image, self.request.channels)
-            pixels = self._fit(numbers)
+                    pixels = self._fit(numbers)
         except (NotAnImage, UserError) as error:
             raise DataError(f"{self.name}, record {row}: {error}") from error
         return _Record(pixels, hashlib.sha256(pixels.data).digest(), values)
@@ -273,7 +273,8 @@ class _Records:
             header = read_header_of(data)
             check_seen(header)
             channels = header.channels
-        return decode(data, self.request.size, channels, self.value_range)
+        size, whole = self.request.size, self.request.whole
+        return decode(data, size, channels, self.value_range, whole=whole)
 
     def _fit(self, numbers: np.ndarray) -> np.ndarray:
         channels, size = self.request.channels, self.request.size
@@ -289,9 +290,7 @@ class _Records:
         pixels = as_uint8(numbers[None], "its values", self.value_range)[0]
         if channels is not None:
             pixels = change_channels(pixels, channels)
-        return np.ascontiguousarray(
-            pixels if size is None else cover_and_crop(pixels, size)
-        )
+        return fitted(pixels, size, whole=self.request.whole)
 
     @functools.cached_property
     def first(self) -> _Record:

@@ -76,7 +76,7 @@ def sets_on_demand(
     decoded = None
     if request.cache and not request.once:
         place = files.index.folder / f"decoded-{_key(decoder)}"
-        decoded = decoded_in(place, len(files.names), decoder.shape)
+        decoded = decoded_in(place, len(files.names), decoder.stored)
     images = Once(files, decoder, files.threads, decoded)
     bad: Mapping[int, str] = {}
     if request.on_bad_image == "skip" and not request.once:
@@ -128,14 +128,14 @@ def _decoder(
     request: Request,
 ) -> tuple[Decoder, Request]:
     """How all images are decoded, from the request or a sample of the headers."""
-    whole = request.once and request.size is not None and request.channels is not None
+    known = request.once and request.size is not None and request.channels is not None
     value_range = request.value_range
     if request.once and value_range == "auto":
         value_range = None
-    if whole and request.size is not None and value_range != "auto":
+    if known and request.size is not None and value_range != "auto":
         height, width = request.size
         shape = (height, width, request.channels or 0)
-        return Decoder(shape, request.size, value_range), request
+        return Decoder(shape, request.size, value_range, request.whole), request
     learnt = groups["train"]
     step = max(1, -(-len(learnt) // _SAMPLE))
     good, bad = headers(files, request.channels, learnt[::step].tolist())
@@ -146,7 +146,8 @@ def _decoder(
     if value_range == "auto":
         value_range = measured_range(files, good, source)
     channels = request.channels or max(h.channels for h in good.values())
-    return Decoder((height, width, channels), request.size, value_range), request
+    shape = (height, width, channels)
+    return Decoder(shape, request.size, value_range, request.whole), request
 
 
 def _without(rows: np.ndarray, bad: Mapping[int, str]) -> np.ndarray:
@@ -204,7 +205,7 @@ def _checked(
 
 def _key(decoder: Decoder) -> str:
     """A name for everything that decides the pixels, besides the files."""
-    asked = [decoder.shape, decoder.size, decoder.value_range]
+    asked = [decoder.stored, decoder.size, decoder.value_range]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 

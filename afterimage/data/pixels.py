@@ -294,10 +294,17 @@ def cover_and_crop(
     (averaging costs five times as much). Enlarging is bicubic, clipped to the range of
     the input's type.
     """
+    top, left, height, width = cover_box(image.shape[0], image.shape[1], size)
+    return scaled(image[top : top + height, left : left + width], size)
+
+
+def scaled(
+    part: Num[np.ndarray, "h w c"], size: tuple[int, int]
+) -> Num[np.ndarray, "hh ww c"]:
+    """Scale to `size`, whatever the proportions; interpolated as `cover_and_crop`."""
     import cv2
 
-    top, left, height, width = cover_box(image.shape[0], image.shape[1], size)
-    part = image[top : top + height, left : left + width]
+    height, width, _ = part.shape
     if (height, width) == size:
         return np.ascontiguousarray(part)
     ratio = min(height / size[0], width / size[1])
@@ -310,7 +317,7 @@ def cover_and_crop(
         for group in groups
     ]
     result = done[0] if len(done) == 1 else np.concatenate(done, -1)
-    return result if image.dtype == np.uint8 else np.clip(result, 0, 1)
+    return result if part.dtype == np.uint8 else np.clip(result, 0, 1)
 
 
 _LUMA_BLOCK = 2**20  # pixels made grey together, with wider intermediate values

@@ -42,6 +42,7 @@ class Request:
     strict: bool = True
     once: bool = False
     lazily: bool = False
+    whole: bool = False
 
     @property
     def size(self) -> tuple[int, int] | None:

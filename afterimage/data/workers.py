@@ -23,6 +23,7 @@ from afterimage.data.decode import decode, read_header_of, strict
 from afterimage.data.decoded import Decoded
 from afterimage.data.pixels import MAX_BYTES, NotAnImage, takes_bands
 from afterimage.data.sets import Range
+from afterimage.data.whole_photos import packed_shape
 from afterimage.errors import DataError
 from afterimage.runtime import cores
 
@@ -276,14 +277,23 @@ def _too_large(error: MemoryError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Bytes -> an image of one shape, resized to `size` if given."""
+    """Bytes -> an image of one shape, resized to `size` if given; or a `whole` photo,
+    packed."""
 
     shape: tuple[int, int, int]
     size: tuple[int, int] | None
     value_range: Range | None
+    whole: bool = False
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """The shape of what comes out."""
+        packed = self.whole and self.size is not None
+        return packed_shape(self.shape) if packed else self.shape
 
     def __call__(self, data: bytes) -> np.ndarray:
-        return decode(data, self.size, self.shape[2], self.value_range)
+        channels = self.shape[2]
+        return decode(data, self.size, channels, self.value_range, whole=self.whole)
 
 
 class Once:
@@ -304,7 +314,7 @@ class Once:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self), *self._decoder.shape)
+        return (len(self), *self._decoder.stored)
 
     def __len__(self) -> int:
         return len(self._files.names)
@@ -367,7 +377,7 @@ class Lazy:
         self, files: Files, rows: np.ndarray, costs: np.ndarray, decoder: Decoder
     ):
         self._files, self._rows, self._costs = files, rows, costs
-        self._shape, self._decoder = decoder.shape, decoder
+        self._shape, self._decoder = decoder.stored, decoder
 
     @property
     def shape(self) -> tuple[int, ...]:

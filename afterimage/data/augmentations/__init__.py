@@ -19,8 +19,9 @@ from afterimage.data.augmentations.resampling import takes as takes
 from afterimage.errors import UserError
 from afterimage.plugins import AUGMENTATIONS
 
-Augment = Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]
-"""(key, images) -> images; only those that cut return another size."""
+Augment = Callable[..., Float[Array, "b _h _w c"]]
+"""(key, images) -> images; only those that cut return another size. What `make_augment`
+returns also takes `aspect` [b], of `WholePhotos`."""
 
 
 class AugmentationSet:
@@ -55,6 +56,9 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
     images' own size. A single augmentation draws from the key itself, the i-th of
     several from `fold_in(key, i)`.
 
+    Photos that were stretched to a square come with their `aspect`, width / height; the
+    first movements then cut views of the photos' own proportions (`cuts_first`).
+
     Raises UserError for an unknown name, and for values that cannot be.
     """
     pieces = list(spec_pieces(spec))
@@ -67,19 +71,29 @@ def make_augment(spec: str, size: int | None = None) -> Augment:
             steps.append(moved([(p.thing, p.values) for p in together], size))
         else:
             steps += together
-    if len(pieces) == 1:
-        return steps[0]
 
     def augment(
-        key: Array, images: Float[Array, "b h w c"]
+        key: Array,
+        images: Float[Array, "b h w c"],
+        aspect: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b _h _w c"]:
         for number, step in enumerate(steps):
-            images = step(jax.random.fold_in(key, number), images)
-            # Computed once: XLA would repeat the resampling for each use on CPU.
-            images = jax.lax.optimization_barrier(images)
+            own = key if len(pieces) == 1 else jax.random.fold_in(key, number)
+            given = () if number or aspect is None else (aspect,)
+            images = step(own, images, *given)
+            if len(pieces) > 1:
+                # Computed once: XLA would repeat the resampling for each use on CPU.
+                images = jax.lax.optimization_barrier(images)
         return images
 
     return augment
+
+
+def cuts_first(spec: str) -> bool:
+    """Whether a spec cuts its views before it does anything but move pixels."""
+    pieces = (piece.thing for piece in spec_pieces(spec))
+    moves = itertools.takewhile(lambda thing: isinstance(thing, Movement), pieces)
+    return any(move.cuts for move in moves)
 
 
 def cuts(spec: str) -> bool:

@@ -28,26 +28,26 @@ def crop(
     1/ASPECT to ASPECT (4/3) times that of the view. Where an object is and
     how large no longer matter. torchvision's RandomResizedCrop, antialiased.
     """
-    (height, width), view = canvas.size, canvas.view
+    one_each, view = (canvas.images,), canvas.view
+    height, width = (jnp.full(one_each, side, jnp.float32) for side in canvas.size)
     share, form, down, across = jax.random.split(key, 4)
     tries = (_TRIES, canvas.images)
-    pixels = height * width * jax.random.uniform(share, tries, None, area, 1)
+    pixels = (height * width)[None] * jax.random.uniform(share, tries, None, area, 1)
     most = math.log(aspect)
     ratio = jnp.exp(jax.random.uniform(form, tries, None, -most, most))
     ratio *= view[1] / view[0]
     w, h = jnp.round(jnp.sqrt(pixels * ratio)), jnp.round(jnp.sqrt(pixels / ratio))
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    fits = (w > 0) & (w <= width[None]) & (h > 0) & (h <= height[None])
     first = jnp.argmax(fits, 0)[None]
     some = fits.any(0)
     widest = view[1] / view[0] * aspect
     narrowest = view[1] / view[0] / aspect
     middle = (
-        min(height, max(1, round(width / narrowest))),
-        min(width, max(1, round(height * widest))),
+        jnp.minimum(height, jnp.maximum(1, jnp.round(width / narrowest))),
+        jnp.minimum(width, jnp.maximum(1, jnp.round(height * widest))),
     )
     h = jnp.where(some, jnp.take_along_axis(h, first, 0)[0], middle[0])
     w = jnp.where(some, jnp.take_along_axis(w, first, 0)[0], middle[1])
-    one_each = (canvas.images,)
     top = jnp.floor(jax.random.uniform(down, one_each) * (height - h + 1))
     left = jnp.floor(jax.random.uniform(across, one_each) * (width - w + 1))
     top = jnp.where(some, top, (height - middle[0]) // 2)

@@ -18,7 +18,10 @@ from jaxtyping import Array, Float, Integer
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
+Sides = int | Float[Array, " b"]
 _FINE = 4096
+_PHOTO = 1024
+"""Movements of a stretched photo are drawn to a pixel of one with this many squared."""
 _SHRINK = 2
 """Images more than this many times the size of their views are reduced first."""
 
@@ -28,8 +31,9 @@ class Canvas(NamedTuple):
 
     images: int
     """How many images."""
-    size: Size
-    """The images' size."""
+    size: tuple[Sides, Sides]
+    """Height and width, in pixels: of all images, or [b] of photos stretched to one
+    size."""
     view: Size
     """The size of the result, for movements that cut."""
 
@@ -85,15 +89,21 @@ def takes(**ranges: tuple[float | int, float | int]) -> Callable[[Any], Any]:
 
 def moved(
     moves: Sequence[tuple[Movement, tuple[float, ...]]], size: int | None
-) -> Callable[[Array, Float[Array, "b h w c"]], Float[Array, "b _h _w c"]]:
-    """These movements with their values, in order, as one resampling."""
+) -> Callable[..., Float[Array, "b _h _w c"]]:
+    """These movements with their values, in order, as one resampling.
+
+    (key, images, aspect=None): `aspect` is the width / height of photos before they
+    were stretched to the images' size.
+    """
     straight = all(move.straight for move, _ in moves)
     continues = any(move.continues for move, _ in moves)
 
     def augment(
-        key: Array, images: Float[Array, "b h w c"]
+        key: Array,
+        images: Float[Array, "b h w c"],
+        aspect: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b _h _w c"]:
-        whole, now = composed(key, moves, len(images), _size(images), size)
+        whole, now = composed(key, moves, len(images), _size(images), size, aspect)
         if straight:
             return straightly(images, whole, now)
         return resample(images, whole, now, continues=continues)
@@ -107,15 +117,18 @@ def composed(
     images: int,
     now: Size,
     size: int | None,
+    aspect: Float[Array, " b"] | None = None,
 ) -> tuple[Affine, Size]:
     """These movements, drawn for images of the size `now`, as one; and its result's
-    size: `size` if they cut."""
+    size: `size` if they cut. For `aspect`, see `moved`."""
     view = now if size is None else (size, size)
-    whole = _unmoved(images)
+    whole, sides = _unmoved(images), now
+    if aspect is not None:
+        sides = _PHOTO / jnp.sqrt(aspect), _PHOTO * jnp.sqrt(aspect)
     for number, (move, values) in enumerate(moves):
         own = jax.random.fold_in(key, number) if len(moves) > 1 else key
-        whole = whole.after(move.draw(own, Canvas(images, now, view), *values))
-        now = view if move.cuts else now
+        whole = whole.after(move.draw(own, Canvas(images, sides, view), *values))
+        now, sides = (view, view) if move.cuts else (now, sides)
     return whole, now
 
 

@@ -14,6 +14,7 @@ from afterimage.data.decode import SUFFIXES, suffix_of
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, SizeRule, Splits
+from afterimage.data.whole_photos import centred
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import NumberReading, ReadingOptions
@@ -83,6 +84,7 @@ def open_data(
     strict: bool = True,
     once: bool = False,
     lazily: bool = False,
+    whole: bool = False,
 ) -> Splits:
     """The splits of `data`: a spec, a path, or an object that holds images.
 
@@ -108,7 +110,8 @@ def open_data(
     pass: files are read when their images are asked for, as training images, and are
     not cached; folders are not classes; `image_size` and `channels` must be given.
     `lazily` reads and caches no more than that, but keeps classes and splits: broken
-    files are found when they are read (`read_or_reason`).
+    files are found when they are read (`read_or_reason`). `whole` keeps all of a photo
+    that is resized, for `WholePhotos`; images are its central square all the same.
 
     Raises UserError for an unknown spec or object, and DataError for data that does not
     fit.
@@ -135,7 +138,13 @@ def open_data(
         strict=strict,
         once=once,
         lazily=lazily,
+        whole=whole,
     )
+    found = _opened(data, request)
+    return centred(found) if whole else found
+
+
+def _opened(data: Any, request: Request) -> Splits:
     if not isinstance(data, str | os.PathLike):
         return _of_object(data, None, request)
     spec = spec_of(data)

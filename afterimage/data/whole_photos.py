@@ -1,0 +1,160 @@
+"""Photos kept whole: stretched to a square, each beside the proportions that it had.
+
+A view in training can then be cut from all of a photo, where other images keep only
+their central square. Whatever is not training still sees the central square. Decoders
+`pack` a photo with its proportions into one array of bytes, so that caches, workers and
+shards handle it like any other image.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from afterimage.data.pixels import cover_and_crop, scaled
+from afterimage.data.sets import Empty, Images, ImageSet, Selected, Splits
+
+
+def packed_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The shape of a packed photo of this shape: one row more."""
+    height, width, channels = shape
+    return height + 1, width, channels
+
+
+def pack(
+    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "_h _w c"]:
+    """The photo stretched to `size`, and a row that begins with its width / height."""
+    height, width, channels = image.shape
+    packed = np.zeros(packed_shape((*size, channels)), np.uint8)
+    packed[:-1] = scaled(image, size)
+    aspect = np.float32(width / height).tobytes()
+    packed[-1].reshape(-1)[: len(aspect)] = np.frombuffer(aspect, np.uint8)
+    return packed
+
+
+def fitted(
+    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int] | None, *, whole: bool
+) -> UInt8[np.ndarray, "_h _w c"]:
+    """An image as it is stored: its central square at `size`, or packed if `whole`;
+    unchanged without a size."""
+    if size is None:
+        return np.ascontiguousarray(image)
+    return pack(image, size) if whole else cover_and_crop(image, size)
+
+
+class Centred:
+    """The central squares of packed photos, as images."""
+
+    def __init__(self, packed: Images):
+        self.packed = packed
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        count, height, width, channels = self.packed.shape
+        return count, height - 1, width, channels
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, index: Any, /) -> UInt8[np.ndarray, "*b h w c"]:
+        rows = np.arange(len(self))[index]
+        pixels, aspects = self.stretched(np.atleast_1d(rows))
+        pairs = zip(pixels, aspects.tolist(), strict=True)
+        found = np.stack([_centre(image, aspect) for image, aspect in pairs])
+        return found if rows.ndim else found[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[np.arange(len(self))], dtype)
+
+    def stretched(
+        self, rows: Int[np.ndarray, " b"]
+    ) -> tuple[UInt8[np.ndarray, "b h w c"], Float32[np.ndarray, " b"]]:
+        """The whole photos, stretched, and their width / height."""
+        packed = np.asarray(self.packed[rows])
+        last = packed[:, -1].reshape(len(packed), -1)[:, :4]
+        return packed[:, :-1], np.ascontiguousarray(last).view(np.float32)[:, 0]
+
+
+def _centre(image: np.ndarray, aspect: float) -> np.ndarray:
+    """The central square of a photo of these proportions that was stretched."""
+    height, width, _ = image.shape
+    rows = max(1, round(height * min(1.0, aspect)))
+    columns = max(1, round(width * min(1.0, 1 / aspect)))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return scaled(image[top : top + rows, left : left + columns], (height, width))
+
+
+def centred(splits: Splits) -> Splits:
+    """The splits with the central squares of packed photos; other images unchanged.
+
+    Images that kept their size, or come from a source that resizes by itself, are not
+    packed.
+    """
+    names = [field.name for field in dataclasses.fields(splits)]
+    sets = {name: getattr(splits, name) for name in names}
+    return Splits(**{name: one and _centred_set(one) for name, one in sets.items()})
+
+
+def _centred_set(images: ImageSet) -> ImageSet:
+    height, width, _ = images.shape
+    if height != width + 1:
+        return images
+    own = images.images
+    if isinstance(own, Selected):
+        shown: Images = Selected(Centred(own.source), own.rows)
+    else:
+        shown = Centred(own)
+    return dataclasses.replace(images, images=shown)
+
+
+class WholePhotos:
+    """What training on whole photos reads: `image`, stretched, and `aspect`, the
+    photo's width / height. `images` are those of data opened with `whole=True`."""
+
+    def __init__(self, images: ImageSet):
+        self._images = images
+        self.name, self.ids = images.name, images.ids
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the photos are an array, not on disk."""
+        own = _unselected(self._images.images)
+        return type(own.packed if isinstance(own, Centred) else own) is np.ndarray
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a photo and its proportions."""
+        return self._images.row_bytes + 4
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def inputs(
+        self, rows: Int[np.ndarray, " b"], empty: Empty | None = None
+    ) -> dict[str, np.ndarray]:
+        """{"image": uint8 [b, H, W, C], "aspect": float32 [b]}."""
+        del empty
+        pixels, aspects = _stretched(self._images.images, np.asarray(rows, np.int64))
+        return {"image": np.ascontiguousarray(pixels), "aspect": aspects}
+
+    def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """Those of the images."""
+        return self._images.targets(rows)
+
+
+def _unselected(images: Images) -> Images:
+    return images.source if isinstance(images, Selected) else images
+
+
+def _stretched(
+    images: Images, rows: np.ndarray
+) -> tuple[np.ndarray, Float32[np.ndarray, " b"]]:
+    """Pixels and proportions; those of images that are not packed are their own."""
+    if isinstance(images, Selected):
+        return _stretched(images.source, images.rows[rows])
+    if isinstance(images, Centred):
+        return images.stretched(rows)
+    _, height, width, _ = images.shape
+    return np.asarray(images[rows]), np.full(len(rows), width / height, np.float32)
