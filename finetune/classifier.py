@@ -13,6 +13,7 @@ from jaxtyping import Array
 from afterimage import runtime
 from afterimage.checkpoints.weights import write_classifier, write_encoder
 from afterimage.classifier import NEIGHBOURS
+from afterimage.data.augmentations import Augment
 from afterimage.evaluation.nearest import Reference
 from afterimage.models.classifier import ClassifierNetwork, HeadConfig, Maps, Tree
 from afterimage.outputs import Outputs
@@ -21,7 +22,7 @@ from afterimage.training.stage import Context
 
 def providers(
     classifier: ClassifierNetwork,
-    augment: Callable[[Array, Array], Array],
+    augment: Augment,
     stream: str = "train",
     of: str | None = None,
 ) -> Callable[..., Mapping[str, Callable[[Context], Any]]]:
@@ -36,10 +37,13 @@ def providers(
     heads = classifier.heads
 
     def provide(params, stats, batch, key, step, trainable):
+        whole = batch.get(f"{source}aspect")
+
         def view(_: Context) -> Array:
             pixels = batch[f"{source}image"].astype(jnp.float32) / 255
             own = jax.random.fold_in(key, zlib.crc32(prefix.encode()))
-            return augment(own if prefix else key, pixels)
+            aspect = {} if whole is None else {"aspect": whole}
+            return augment(own if prefix else key, pixels, **aspect)
 
         def image(ctx: Context) -> Array:
             return classifier.preprocessing.normalise(ctx[f"{stream}/view"])

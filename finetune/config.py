@@ -16,6 +16,7 @@ from afterimage.training.options import (
     RunOptions,
     TrainingOptions,
     check,
+    whole_photos_problems,
 )
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class FinetuneConfig(TrainingOptions, RunOptions, DataOptions):
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing={self.label_smoothing}: must be in [0, 1)")
         found += pattern_problems("may_differ", self.may_differ)
+        found += whole_photos_problems(self)
         if self.select == "validation" and self.validation == 0:
             found.append("select='validation': needs validation greater than 0")
         if self.select != "last" and self.keep_best < 1:

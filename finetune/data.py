@@ -188,6 +188,7 @@ class Opener:
             tasks=config.columns if own else (),
             numbers=config.task.reading if own else None,
             reading=config,
+            whole=config.whole_photos,
             strict=own,
         )
         expected = (*((size, size) if size else stored.image_size), channels)

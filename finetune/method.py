@@ -28,6 +28,7 @@ from afterimage.plugins import METHODS
 
 if TYPE_CHECKING:
     from afterimage.data import ImageSet, Splits
+    from afterimage.data.sets import Rows
     from afterimage.finetune.config import FinetuneConfig
     from afterimage.finetune.data import Opener, RunData
     from afterimage.finetune.setup import RunSetup
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from afterimage.training.stage import Context, Term
     from afterimage.training.step import Combine, State
 else:  # naming a method must not start JAX
-    ImageSet = Splits = HeadConfig = FinetuneConfig = RunData = Opener = RunSetup = Any
+    ImageSet = Splits = Rows = HeadConfig = FinetuneConfig = RunData = Opener = (
+        RunSetup
+    ) = Any
     State = Combine = Context = Term = Any
 
 __all__ = ["METHODS", "Method", "Now", "Sections", "Stream"]
@@ -60,6 +63,16 @@ class Stream:
     """Augmentation. Default: that of the labelled images."""
     views: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{name: augmentation}: further streams of the same images, by name."""
+
+    def rows(self, config: Any) -> "Rows":
+        """What training with these settings reads: whole photos, if they are asked for
+        and every augmentation of the stream cuts them."""
+        from afterimage.data.augmentations import cuts_first
+        from afterimage.data.whole_photos import WholePhotos
+
+        specs = (self.augment or config.augment, *self.views.values())
+        whole = config.whole_photos and all(map(cuts_first, specs))
+        return WholePhotos(self.images) if whole else self.images
 
 
 @dataclasses.dataclass(frozen=True)

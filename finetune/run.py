@@ -16,7 +16,7 @@ from afterimage.finetune.classifier import head_entry, write_artefacts
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels, of_head, open_all, rows_of_head
 from afterimage.finetune.examples import Scored, examples
-from afterimage.finetune.method import Model
+from afterimage.finetune.method import Model, Stream
 from afterimage.finetune.report import (
     FinetuneResult,
     domain_picture,
@@ -130,10 +130,10 @@ class FinetuneJob(Job[FinetuneResult]):
     def feed(self, phase: int) -> BatchLoader:
         data = self.setup.data
         return BatchLoader(
-            data.labels.train,
+            Stream(data.labels.train).rows(self.config),
             options=self.config,
             mesh=self.setup.mesh,
-            streams={name: stream.images for name, stream in data.streams.items()},
+            streams={n: stream.rows(self.config) for n, stream in data.streams.items()},
             times={name: stream.ratio for name, stream in data.streams.items()},
         )
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from afterimage.checkpoints.trees import TransferReport, flatten
 from afterimage.data import ImageSet
 from afterimage.data.augmentations import make_augment
+from afterimage.data.whole_photos import WholePhotos
 from afterimage.encoder import encoder_manifest
 from afterimage.errors import UserError
 from afterimage.finetune.classifier import providers, standardise
@@ -279,10 +280,13 @@ def _batch_shapes(
     size = setup.config.batch_size // setup.config.accumulate
     train = setup.data.labels.train
 
-    def rows(prefix: str, images: ImageSet, count: int) -> Mapping[str, Any]:
+    def rows(prefix: str, stream: Stream, count: int) -> Mapping[str, Any]:
+        images = stream.images
         number = jax.ShapeDtypeStruct((count,), jnp.int32)
         pixels = jax.ShapeDtypeStruct((count, *train.shape), jnp.uint8)
         found = {f"{prefix}image": pixels, f"{prefix}index": number}
+        if isinstance(stream.rows(setup.config), WholePhotos):
+            found[f"{prefix}aspect"] = jax.ShapeDtypeStruct((count,), jnp.float32)
         if images.numbers is not None:
             wide = (count, len(images.numbers.names))
             found[f"{prefix}label"] = jax.ShapeDtypeStruct(wide, jnp.float32)
@@ -290,9 +294,9 @@ def _batch_shapes(
             found[f"{prefix}label"] = number
         return found | {f"{prefix}label.{task}": number for task in images.tasks}
 
-    shapes = dict(rows("", train, size))
+    shapes = dict(rows("", Stream(train), size))
     for name, stream in streams.items():
-        shapes |= rows(f"{name}/", stream.images, size * stream.ratio)
+        shapes |= rows(f"{name}/", stream, size * stream.ratio)
     return shapes
 
 

@@ -13,6 +13,7 @@ from afterimage.training.options import (
     RunOptions,
     TrainingOptions,
     check,
+    whole_photos_problems,
 )
 
 if TYPE_CHECKING:
@@ -94,10 +95,6 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
     images for training; smaller views are faster. Evaluation uses whole images of
     image_size. Default: image_size."""
 
-    whole_photos: bool = False
-    """Cut the views from all of a photo, not only from its central square; needs an
-    augmentation that begins with `crop`. Evaluation uses the central square."""
-
     normalise: Literal["data", "image"] | None = None
     """How the encoder's images are normalised. data: by the mean and deviation of each
     channel in the training images. image: then each image by its own channel means and
@@ -136,16 +133,12 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
         found = at_least_0(self, "probe_images", "pictures")
         found += at_least_1(self, "probe_k")
         found += above_0(self, "encoder_lr")
+        found += whole_photos_problems(self)
         return found + self._view_problems() + self._model_problems()
 
     def _view_problems(self) -> list[str]:
-        from afterimage.data.augmentations import cuts, cuts_first
+        from afterimage.data.augmentations import cuts
 
-        if self.whole_photos and not cuts_first(self.augment):
-            return [
-                f"whole_photos: augment={self.augment!r} does not begin with crop; use "
-                "crop,flip, or a set that begins with crop, such as photos"
-            ]
         if self.view_size is None:
             return []
         found, shown = [], f"view_size={self.view_size}"

@@ -102,7 +102,7 @@ class Program:
         state = jax.tree.map(lambda x, at: leaf(x.shape, x.dtype, at), state, places)
         over = split(mesh, stacked=together > 1)
         batch, data = {"index": leaf(first, jnp.int32, over)}, {}
-        inputs = {"image": (shape, jnp.uint8)}
+        inputs: dict[str, tuple[tuple[int, ...], Any]] = {"image": (shape, jnp.uint8)}
         if config.whole_photos:
             inputs["aspect"] = ((), jnp.float32)
         for name, (each, dtype) in inputs.items():

@@ -1,5 +1,6 @@
 """Photos kept whole: their views come from all of them, all else is their centre."""
 
+import dataclasses
 import io
 import itertools
 import zipfile
@@ -13,12 +14,15 @@ from scipy import ndimage
 
 from afterimage.checkpoints.trees import flatten
 from afterimage.commands.pretrain import main as pretrain_command
-from afterimage.data import make_augment, open_data
+from afterimage.data import ImageSet, Joined, make_augment, open_data
 from afterimage.data.augmentations import moves, resampling
 from afterimage.data.whole_photos import WholePhotos
 from afterimage.encoder import load_encoder
 from afterimage.errors import UserError
+from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.run import finetune
 from afterimage.pretrain import PretrainConfig, pretrain
+from afterimage.training.batches import BatchLoader
 from tests.test_data_augmentations import alike, reference_part
 from tests.test_data_shards import pack, parquet_file
 
@@ -256,3 +260,55 @@ def test_packed_photos_survive_any_order_of_rows():
         np.testing.assert_array_equal(found["image"], every["image"][[one, other]])
         np.testing.assert_array_equal(found["aspect"], every["aspect"][[one, other]])
     assert rows.row_bytes == 32 * 32 * 3 + 4
+
+
+def test_photos_of_several_sources_stay_whole():
+    """Joined without a copy, as `--sources` joins them."""
+    parts = [[photo(n) for n in range(4)], [photo(n) for n in range(4, 10)]]
+    sets = [open_data(one, image_size=32, whole=True).train for one in parts]
+    alone = [WholePhotos(one).inputs(np.arange(len(one))) for one in sets]
+    joined = dataclasses.replace(
+        sets[0],
+        images=Joined([one.images for one in sets]),
+        ids=[str(number) for number in range(10)],
+    )
+    rows = np.array([7, 0, 9, 3, 4])
+    found = WholePhotos(joined.subset(np.arange(10)[::-1])).inputs(9 - rows)
+    for name, values in found.items():
+        wanted = np.concatenate([one[name] for one in alone])[rows]
+        np.testing.assert_array_equal(values, wanted)
+
+
+def test_fine_tuning_on_whole_photos(tmp_path, tiny, monkeypatch):
+    """The labelled stream is whole; one whose augmentation cuts nothing is centred."""
+    root = tmp_path / "photos"
+    for number in NUMBERS:
+        place = root / "ab"[number % 2] / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(encoded(number))
+    run = pretrain(settings(tmp_path / "run", data=str(root))).encoder
+    read, shown = [], BatchLoader.__init__
+
+    def spy(self, images, **more):
+        read.append((images, more["streams"]))
+        shown(self, images, **more)
+
+    monkeypatch.setattr(BatchLoader, "__init__", spy)
+    config = FinetuneConfig(
+        data=str(root),
+        from_=str(run),
+        out=str(tmp_path / "tuned"),
+        methods=({"name": "pseudo-labels", "images": str(root)},),
+        augment="crop,flip",
+        whole_photos=True,
+        steps=1,
+        batch_size=4,
+        tensorboard=False,
+    )
+    result = finetune(config)
+    assert set(result.results["test"]) >= {"accuracy"}
+    [(labelled, streams)] = read
+    assert isinstance(labelled, WholePhotos)
+    assert [type(one) for one in streams.values()] == [ImageSet]
+    with pytest.raises(UserError, match="whole_photos"):
+        dataclasses.replace(config, augment="shift")

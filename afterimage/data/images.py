@@ -190,7 +190,7 @@ def _read_once(
     images, sets = (
         Once(
             files,
-            Decoder(shape, request.size, value_range, request.whole),
+            Decoder(shape, request.size, value_range, whole=request.whole),
             threads_for(files),
         ),
         {},
@@ -268,7 +268,7 @@ def _decode_all(
             files, {r: good[r] for r in learnt if r in good}, source
         )
     channels = request.channels or max(h.channels for h in good.values())
-    decoder = Decoder((height, width, channels), size, value_range, request.whole)
+    decoder = Decoder((height, width, channels), size, value_range, whole=request.whole)
 
     def pixels(row: int) -> tuple[np.ndarray, bytes]:
         with budget.hold(costs[row]):

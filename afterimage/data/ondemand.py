@@ -135,7 +135,7 @@ def _decoder(
     if known and request.size is not None and value_range != "auto":
         height, width = request.size
         shape = (height, width, request.channels or 0)
-        return Decoder(shape, request.size, value_range, request.whole), request
+        return Decoder(shape, request.size, value_range, whole=request.whole), request
     learnt = groups["train"]
     step = max(1, -(-len(learnt) // _SAMPLE))
     good, bad = headers(files, request.channels, learnt[::step].tolist())
@@ -147,7 +147,7 @@ def _decoder(
         value_range = measured_range(files, good, source)
     channels = request.channels or max(h.channels for h in good.values())
     shape = (height, width, channels)
-    return Decoder(shape, request.size, value_range, request.whole), request
+    return Decoder(shape, request.size, value_range, whole=request.whole), request
 
 
 def _without(rows: np.ndarray, bad: Mapping[int, str]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -127,13 +127,19 @@ class Joined:
         if rows.ndim == 0:
             return self[rows[None]][0]
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for mine, part, own in self.owners(rows):
+            out[mine] = np.asarray(part[own])
+        return out
+
+    def owners(
+        self, rows: np.ndarray
+    ) -> Iterator[tuple[Bool[np.ndarray, " b"], Images, np.ndarray]]:
+        """(which of these rows, their part, their rows in it) for each part."""
         owner = np.searchsorted(self._ends, rows, side="right")
         for number, part in enumerate(self._parts):
             mine = owner == number
             if mine.any():
-                first = self._ends[number] - len(part)
-                out[mine] = np.asarray(part[rows[mine] - first])
-        return out
+                yield mine, part, rows[mine] - (self._ends[number] - len(part))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[np.arange(len(self))], dtype)

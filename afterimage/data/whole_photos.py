@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from afterimage.data.pixels import cover_and_crop, scaled
-from afterimage.data.sets import Empty, Images, ImageSet, Selected, Splits
+from afterimage.data.sets import Empty, Images, ImageSet, Joined, Selected, Splits
 
 
 def packed_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -154,6 +154,12 @@ def _stretched(
     """Pixels and proportions; those of images that are not packed are their own."""
     if isinstance(images, Selected):
         return _stretched(images.source, images.rows[rows])
+    if isinstance(images, Joined):
+        pixels = np.empty((len(rows), *images.shape[1:]), np.uint8)
+        aspects = np.empty(len(rows), np.float32)
+        for mine, part, own in images.owners(rows):
+            pixels[mine], aspects[mine] = _stretched(part, own)
+        return pixels, aspects
     if isinstance(images, Centred):
         return images.stretched(rows)
     _, height, width, _ = images.shape

@@ -283,7 +283,7 @@ class Decoder:
     shape: tuple[int, int, int]
     size: tuple[int, int] | None
     value_range: Range | None
-    whole: bool = False
+    whole: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def stored(self) -> tuple[int, int, int]:

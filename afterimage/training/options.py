@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from afterimage.checkpoints.names import spelling, unfit_for_arrays
 from afterimage.errors import UserError
@@ -16,6 +16,18 @@ def _augment_problem(spec: str) -> str | None:
     from afterimage.data.augmentations import spec_problem
 
     return spec_problem(spec)
+
+
+def whole_photos_problems(config: Any) -> list[str]:
+    """Why `whole_photos` cannot work with the augmentation of these settings."""
+    from afterimage.data.augmentations import cuts_first
+
+    if not config.whole_photos or cuts_first(config.augment):
+        return []
+    return [
+        f"whole_photos: augment={config.augment!r} does not begin with crop; use "
+        "crop,flip, or a set that begins with crop, such as photos"
+    ]
 
 
 Augmentation = Annotated[str, SeveralOf(AUGMENTATIONS, _augment_problem)]
@@ -34,6 +46,10 @@ class DataOptions(ReadingOptions):
     image_size: int | None = None
     """Side, in pixels, of the square the images are resized to. Default: the data's own
     size."""
+
+    whole_photos: bool = False
+    """Cut training views from all of a photo, not only from its central square; needs
+    an augmentation that begins with `crop`. Evaluation uses the central square."""
 
     channels: int | None = None
     """1 converts every image to grey, 3 to colour; another number N reads images of N

@@ -22,7 +22,7 @@ from afterimage.errors import DataError, UserError, did_you_mean
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.data import known_labels
 from afterimage.finetune.losses import smoothed_cross_entropy
-from afterimage.finetune.method import Sections
+from afterimage.finetune.method import Sections, Stream
 from afterimage.finetune.modes import layer_groups, shares
 from afterimage.finetune.report import FinetuneResult, outline
 from afterimage.finetune.run import FinetuneJob
@@ -344,10 +344,10 @@ class ContinualJob(FinetuneJob):
         for method in self.config.methods:
             streams |= method.phase_streams(self.setup, phase)
         return BatchLoader(
-            self._images(phase),
+            Stream(self._images(phase)).rows(self.config),
             options=self.config,
             mesh=self.setup.mesh,
-            streams={name: stream.images for name, stream in streams.items()},
+            streams={name: one.rows(self.config) for name, one in streams.items()},
         )
 
     def between(self, state: State, phase: int) -> State:

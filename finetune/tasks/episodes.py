@@ -45,6 +45,7 @@ from afterimage.training.stage import Phase, Stage
 from afterimage.training.step import State
 
 _ALONE = ("target", "class_weights", "label_smoothing", "ema", "accumulate")
+_ALONE += ("whole_photos",)
 _TEST = 1
 """Added to the seed of the training episodes."""
 _ON_THE_WAY = 50
