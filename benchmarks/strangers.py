@@ -65,6 +65,7 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "normalise-data": ("--normalise", "data"),
     "norm-group": ("--norm", "group"),
     "whole-views": ("--augment", "crop-flip"),
+    "whole-photos": ("--whole-photos", "--augment", "photos"),
     "photos": ("--augment", "photos"),
     "writing": ("--augment", "writing"),
     "batch-64": ("--batch-size", "64"),

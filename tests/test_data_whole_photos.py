@@ -20,6 +20,7 @@ from afterimage.data.whole_photos import WholePhotos
 from afterimage.encoder import load_encoder
 from afterimage.errors import UserError
 from afterimage.finetune.config import FinetuneConfig
+from afterimage.finetune.method import Stream
 from afterimage.finetune.run import finetune
 from afterimage.pretrain import PretrainConfig, pretrain
 from afterimage.training.batches import BatchLoader
@@ -279,6 +280,27 @@ def test_photos_of_several_sources_stay_whole():
         np.testing.assert_array_equal(values, wanted)
 
 
+@pytest.mark.parametrize(
+    ("stream", "whole"),
+    [
+        ({}, True),
+        ({"augment": "shift"}, False),
+        ({"augment": "crop:0.5", "views": {"strong": "crop,color"}}, True),
+        ({"views": {"strong": "strong"}}, False),
+    ],
+)
+def test_streams_are_whole_if_all_of_their_views_are_cut(stream, whole):
+    images = open_data([photo(0)] * 3, image_size=32, whole=True).train
+    config = FinetuneConfig(
+        data="photos", from_="run", out="x", augment="crop,flip", whole_photos=True
+    )
+    rows = Stream(images, **stream).rows(config)
+    assert isinstance(rows, WholePhotos if whole else ImageSet)
+    alone = dataclasses.replace(config, whole_photos=False)
+    assert Stream(images, **stream).rows(alone) is images
+
+
+@pytest.mark.slow
 def test_fine_tuning_on_whole_photos(tmp_path, tiny, monkeypatch):
     """The labelled stream is whole; one whose augmentation cuts nothing is centred."""
     root = tmp_path / "photos"
