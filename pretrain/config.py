@@ -92,7 +92,7 @@ class PretrainConfig(TrainingOptions, RunOptions, DataOptions):
 
     view_size: int | None = None
     """Side, in pixels, of the views that an augmentation with `crop` cuts from the
-    images for training; smaller views are faster. Evaluation uses whole images of
+    images for training; smaller views are faster. Evaluation uses images of
     image_size. Default: image_size."""
 
     normalise: Literal["data", "image"] | None = None

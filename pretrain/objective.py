@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from afterimage.data import ImageSet
 from afterimage.data.augmentations import Augment, make_augment
+from afterimage.data.augmentations.resampling import central_squares
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.fields import at_least_0
 from afterimage.models import Autoencoder, ModelConfig, Network
@@ -203,18 +204,21 @@ def make_stage(
     def provide(params, stats, batch, key, step, trainable):
         del trainable
         view_key, key = jax.random.split(key)
+        aspect = batch.get("aspect")  # of whole photos, stretched
 
         def view(number: int) -> Callable[[Context], Array]:
             drawn = jax.random.fold_in(view_key, number) if number else view_key
-            aspect = batch.get("aspect")
-            return lambda ctx: setup.augment(
-                drawn, to_pixels(ctx["train/image"]), aspect
-            )
+            return lambda _: setup.augment(drawn, to_pixels(batch["image"]), aspect)
+
+        def image(_: Context) -> Array:
+            if aspect is None:
+                return batch["image"]
+            squares = central_squares(to_pixels(batch["image"]), aspect)
+            return jnp.round(255 * squares).astype(jnp.uint8)
 
         views = {f"train/{name}": view(n) for n, name in enumerate(objective.views)}
         forward = Forward(setup, params, stats, key, step)
-        shared = {"train/image": lambda _: batch["image"]}
-        return {**shared, **views, **objective.rules(forward)}
+        return {"train/image": image, **views, **objective.rules(forward)}
 
     phase = Phase(
         name="pretrain",

@@ -229,7 +229,7 @@ def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
         batch //= 2
     chosen: dict[str, Any] = {
         **_fixed(settings),
-        "augment": images.augment or (WRITING if images.writing else PHOTOS),
+        "augment": _augment(images, settings),
         "batch_size": max(1, batch // jax.device_count()) * jax.device_count(),
     }
     if "from_" in settings:
@@ -241,6 +241,12 @@ def choose(images: ImageFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
     if side > _SMALL and chosen["augment"] == PHOTOS and "augment" not in settings:
         chosen["view_size"] = max(32, 8 * round(_VIEW * side / 8))
     return chosen
+
+
+def _augment(images: ImageFacts, settings: Mapping[str, Any]) -> str:
+    if settings.get("whole_photos"):  # of the others, none cuts
+        return PHOTOS
+    return images.augment or (WRITING if images.writing else PHOTOS)
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from afterimage.errors import UserError
 from afterimage.finetune.config import FinetuneConfig
 from afterimage.finetune.method import Stream
 from afterimage.finetune.run import finetune
-from afterimage.pretrain import PretrainConfig, pretrain
+from afterimage.pretrain import PretrainConfig, pretrain, recommend
 from afterimage.training.batches import BatchLoader
 from tests.test_data_augmentations import alike, reference_part
 from tests.test_data_shards import pack, parquet_file
@@ -104,10 +104,8 @@ def test_every_source_keeps_photos_whole(tmp_path, kind, cache):
         kept = open_data(data, image_size=SIDE, cache=cache, whole=True).train
         assert kept.shape == usual.shape == (SIDE, SIDE, 3)
         assert kept.ids == usual.ids
-        centres = kept.gather(np.arange(12)).astype(int)
-        wanted = usual.gather(np.arange(12)).astype(int)
-        # Enlarged again from fewer pixels, and smooth: nearly the same.
-        assert np.abs(centres - wanted).mean() < 3
+        every = np.arange(12)
+        np.testing.assert_array_equal(kept.gather(every), usual.gather(every))
         rows = np.array([4, 0, 7])
         found = WholePhotos(kept.subset(range(2, 12))).inputs(rows)
         for image, aspect, number in zip(*found.values(), rows + 2, strict=True):
@@ -126,14 +124,16 @@ def test_arrays_of_oblong_images_are_kept_whole():
     assert kept.shape == (SIDE, SIDE, 3)
 
 
-def test_images_that_keep_their_size_are_as_they_are():
-    images = np.stack([photo(5)] * 10)
+@pytest.mark.parametrize("size", [(75, 100), (49, 48), (97, 48)])
+def test_images_that_keep_their_size_are_as_they_are(size):
+    images = np.random.default_rng(0).integers(0, 256, (10, *size, 3), np.uint8)
     kept = open_data(images, whole=True).train
     rows = WholePhotos(kept)
     found = rows.inputs(np.arange(3))
     np.testing.assert_array_equal(found["image"], images[:3])
-    np.testing.assert_allclose(found["aspect"], 100 / 75)
+    np.testing.assert_allclose(found["aspect"], size[1] / size[0])
     assert rows.in_memory
+    assert kept.shape == images.shape[1:]
 
 
 @pytest.mark.parametrize("size", [(1200, 2000), (1500, 600)])
@@ -220,14 +220,15 @@ def test_a_run_on_whole_photos(tmp_path, tiny):
         encoder = load_encoder(result.encoder)
         assert encoder.preprocessing.image_size == (32, 32)
         leaves[name] = flatten(encoder.params)
-    alike = {
-        name: all(
-            np.allclose(leaf, leaves["resident"][path], rtol=1e-4, atol=1e-6)
+    apart = {
+        name: sum(
+            float(np.abs(leaf - leaves["resident"][path]).sum())
             for path, leaf in found.items()
         )
         for name, found in leaves.items()
     }
-    assert alike == {"resident": True, "batches": True, "centres": False}
+    # A sum: AdamW moves a number whose gradient is nearly zero either way.
+    assert apart["batches"] < 0.02 * apart["centres"], apart
 
 
 def test_the_command_shows_views_of_whole_photos(tmp_path, capsys, tiny):
@@ -242,7 +243,7 @@ def test_the_command_shows_views_of_whole_photos(tmp_path, capsys, tiny):
 
 @pytest.mark.parametrize("augment", ["none", "flip,color", "color,crop", "symmetries"])
 def test_views_must_be_cut_first(augment):
-    with pytest.raises(UserError, match="does not begin with crop"):
+    with pytest.raises(UserError, match="crop must come first"):
         settings("run", augment=augment, view_size=None)
 
 
@@ -261,6 +262,28 @@ def test_packed_photos_survive_any_order_of_rows():
         np.testing.assert_array_equal(found["image"], every["image"][[one, other]])
         np.testing.assert_array_equal(found["aspect"], every["aspect"][[one, other]])
     assert rows.row_bytes == 32 * 32 * 3 + 4
+    assert rows.inputs(np.arange(0))["image"].shape == (0, 32, 32, 3)
+    assert kept.gather([]).shape == (0, 32, 32, 3)
+
+
+def test_what_is_not_augmented_is_the_central_square():
+    """On the device, for losses of the image itself."""
+    data = [photo(number) for number in NUMBERS]
+    kept = open_data(data, image_size=SIDE, whole=True).train
+    given = WholePhotos(kept).inputs(np.arange(12))
+    pixels = jnp.asarray(given["image"], jnp.float32) / 255
+    found = jax.jit(resampling.central_squares)(pixels, jnp.asarray(given["aspect"]))
+    wanted = kept.gather(np.arange(12)).astype(np.float32) / 255
+    assert np.abs(np.asarray(found) - wanted).mean() < 3 / 255
+
+
+def test_the_recipe_cuts_views_of_whole_photos_even_of_writing(tmp_path, capsys):
+    found = recommend(
+        "characters", out=str(tmp_path / "run"), steps=2, whole_photos=True
+    )
+    assert found.augment == "photos"
+    assert found.whole_photos
+    capsys.readouterr()
 
 
 def test_photos_of_several_sources_stay_whole():

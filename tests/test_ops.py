@@ -48,6 +48,19 @@ def test_convolutions_equal_their_plain_form(name, size, dtype):
     check(ours, plainly, x, kernel, tolerance=DTYPES[dtype])
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_forms_for_other_platforms_equal_those_of_the_cpu(name, size):
+    ours, _, shape = KERNELS[name]
+
+    def other(x, kernel):
+        with ops.plain_forms():
+            return ours(x, kernel)
+
+    x, kernel = normal(0, 2, *SIZES[size], 3), normal(1, *shape)
+    check(ours, other, x, kernel)
+
+
 @pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 0), (0, 1)), None])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_conv2d_with_padding_and_stride(padding, stride):

@@ -1,5 +1,6 @@
 """Images given as arrays: their names, types, ranges and shapes."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from afterimage.data.pixels import (
     transposed_hint,
 )
 from afterimage.data.sets import UNLABELLED, Range, Request, Splits, array_set
-from afterimage.data.whole_photos import fitted, packed_shape
+from afterimage.data.whole_photos import fitted, packed_shape, shown
 from afterimage.errors import DataError
 from afterimage.reading import NumberReading, ReadingOptions
 
@@ -43,7 +44,7 @@ def fit_arrays(images: np.ndarray, request: Request) -> np.ndarray:
     if request.channels is not None:
         images = change_channels(images, request.channels)
     size = request.sized(lambda: [images.shape[1:3]]).size
-    if size is None or images.shape[1:3] == size:
+    if size is None or (images.shape[1:3] == size and not request.whole):
         return images
     shape = (*size, images.shape[3])
     shape = packed_shape(shape) if request.whole else shape
@@ -121,6 +122,11 @@ def array_splits(given: Mapping[str, Any], source: str, request: Request) -> Spl
         )
         for split in keys
     }
+    if request.packs:
+        sets = {
+            split: dataclasses.replace(made, images=shown(made.images, request))
+            for split, made in sets.items()
+        }
     return Splits(**sets)
 
 

@@ -88,7 +88,8 @@ def decode(
     *,
     whole: bool = False,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The picture as `fitted` to a size, grey or RGB.
+    """The picture at `size` (covered and cropped, or packed if `whole`; None:
+    unchanged), grey or RGB.
 
     Or its bands unchanged, if it has `channels` of them. Scaling: b-bit integers
     v -> round(255 v / (2^b - 1)); float [0, 1] -> round(255 v); images of more than 8

@@ -47,6 +47,7 @@ from afterimage.data.sets import (
     Splits,
     content_fingerprint,
 )
+from afterimage.data.whole_photos import shown
 from afterimage.data.workers import (
     Decoder,
     Files,
@@ -114,6 +115,7 @@ def image_sets(
         split: [(row, name) for row, name in zip(*group) if row in place]
         for split, group in groups.items()
     }
+    entry = dataclasses.replace(entry, images=shown(entry.images, request))
     labels, classes = index_names({s: [n for _, n in k] for s, k in kept.items()})
     say_alike(classes, source)
     more = task_labels(
@@ -188,11 +190,7 @@ def _read_once(
     value_range = None if request.value_range == "auto" else request.value_range
     shape = (height, width, request.channels or 0)
     images, sets = (
-        Once(
-            files,
-            Decoder(shape, request.size, value_range, whole=request.whole),
-            threads_for(files),
-        ),
+        Once(files, Decoder(shape, request.size, value_range), threads_for(files)),
         {},
     )
     given_names = {split: names for split, (_, names) in groups.items()}

@@ -48,7 +48,7 @@ from afterimage.data.sets import (
     Splits,
     content_fingerprint,
 )
-from afterimage.data.whole_photos import fitted
+from afterimage.data.whole_photos import fitted, shown
 from afterimage.data.workers import allowance, windows
 from afterimage.errors import DataError, UserError
 
@@ -474,7 +474,7 @@ def _record_splits(data: Mapping[str, Any], name: str, request: Request) -> Spli
     for split, part in read.items():
         own = more.get(split, {})
         sets[split] = ImageSet(
-            images=part.images,
+            images=shown(part.images, request),
             labels=labels[split],
             ids=part.ids,
             class_names=classes,

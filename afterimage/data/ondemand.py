@@ -37,6 +37,7 @@ from afterimage.data.sets import (
     Splits,
     content_fingerprint,
 )
+from afterimage.data.whole_photos import shown
 from afterimage.data.workers import Decoder, Files, Once, or_reason, windows
 from afterimage.errors import DataError
 
@@ -94,7 +95,7 @@ def sets_on_demand(
             files,
             rows,
             numbers=numbers and numbers.rows(rows),
-            images=Selected(images, rows),
+            images=Selected(shown(images, request), rows),
             labels=labels[split],
             ids=names.take(rows),
             class_names=given,

@@ -51,6 +51,11 @@ class Request:
             raise TypeError("a rule for the size was not applied: see `sized`")
         return None if self.image_size is None else (self.image_size, self.image_size)
 
+    @property
+    def packs(self) -> bool:
+        """Whether photos are stored packed (`whole_photos`): whole, if resized."""
+        return self.whole and self.size is not None
+
     def sized(self, sizes: Callable[[], Sizes]) -> "Request":
         """The same request, with the side that its rule chooses if it has a rule.
 

@@ -1,34 +1,35 @@
 """Photos kept whole: stretched to a square, each beside the proportions that it had.
 
 A view in training can then be cut from all of a photo, where other images keep only
-their central square. Whatever is not training still sees the central square. Decoders
-`pack` a photo with its proportions into one array of bytes, so that caches, workers and
-shards handle it like any other image.
+their central square. Whatever is not training sees that square, as always. Decoders
+`pack` both, with the proportions, into one array of bytes, so that caches, workers and
+shards handle a photo like any other image.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from afterimage.data.pixels import cover_and_crop, scaled
-from afterimage.data.sets import Empty, Images, ImageSet, Joined, Selected, Splits
+from afterimage.data.sets import Empty, Images, ImageSet, Joined, Request, Selected
 
 
 def packed_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The shape of a packed photo of this shape: one row more."""
+    """The shape of a packed photo: two images of this shape, and one row."""
     height, width, channels = shape
-    return height + 1, width, channels
+    return 2 * height + 1, width, channels
 
 
 def pack(
     image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "_h _w c"]:
-    """The photo stretched to `size`, and a row that begins with its width / height."""
+    """The photo stretched to `size`, its central square, and a row that begins with
+    its width / height."""
     height, width, channels = image.shape
     packed = np.zeros(packed_shape((*size, channels)), np.uint8)
-    packed[:-1] = scaled(image, size)
+    packed[: size[0]] = scaled(image, size)
+    packed[size[0] : -1] = cover_and_crop(image, size)
     aspect = np.float32(width / height).tobytes()
     packed[-1].reshape(-1)[: len(aspect)] = np.frombuffer(aspect, np.uint8)
     return packed
@@ -44,6 +45,11 @@ def fitted(
     return pack(image, size) if whole else cover_and_crop(image, size)
 
 
+def shown(images: Images, request: Request) -> Images:
+    """Stored images as a set shows them: of packed photos, the central squares."""
+    return Centred(images) if request.packs else images
+
+
 class Centred:
     """The central squares of packed photos, as images."""
 
@@ -53,16 +59,15 @@ class Centred:
     @property
     def shape(self) -> tuple[int, ...]:
         count, height, width, channels = self.packed.shape
-        return count, height - 1, width, channels
+        return count, (height - 1) // 2, width, channels
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitem__(self, index: Any, /) -> UInt8[np.ndarray, "*b h w c"]:
         rows = np.arange(len(self))[index]
-        pixels, aspects = self.stretched(np.atleast_1d(rows))
-        pairs = zip(pixels, aspects.tolist(), strict=True)
-        found = np.stack([_centre(image, aspect) for image, aspect in pairs])
+        side = self.shape[1]
+        (found,) = self._parts(np.atleast_1d(rows), slice(side, 2 * side))
         return found if rows.ndim else found[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -72,41 +77,18 @@ class Centred:
         self, rows: Int[np.ndarray, " b"]
     ) -> tuple[UInt8[np.ndarray, "b h w c"], Float32[np.ndarray, " b"]]:
         """The whole photos, stretched, and their width / height."""
-        packed = np.asarray(self.packed[rows])
-        last = packed[:, -1].reshape(len(packed), -1)[:, :4]
-        return packed[:, :-1], np.ascontiguousarray(last).view(np.float32)[:, 0]
+        _, side, width, channels = self.shape
+        last = slice(2 * side, 2 * side + 1)
+        pixels, row = self._parts(rows, slice(side), last)
+        bytes_ = np.ascontiguousarray(row.reshape(len(rows), width * channels)[:, :4])
+        return pixels, bytes_.view(np.float32)[:, 0]
 
-
-def _centre(image: np.ndarray, aspect: float) -> np.ndarray:
-    """The central square of a photo of these proportions that was stretched."""
-    height, width, _ = image.shape
-    rows = max(1, round(height * min(1.0, aspect)))
-    columns = max(1, round(width * min(1.0, 1 / aspect)))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return scaled(image[top : top + rows, left : left + columns], (height, width))
-
-
-def centred(splits: Splits) -> Splits:
-    """The splits with the central squares of packed photos; other images unchanged.
-
-    Images that kept their size, or come from a source that resizes by itself, are not
-    packed.
-    """
-    names = [field.name for field in dataclasses.fields(splits)]
-    sets = {name: getattr(splits, name) for name in names}
-    return Splits(**{name: one and _centred_set(one) for name, one in sets.items()})
-
-
-def _centred_set(images: ImageSet) -> ImageSet:
-    height, width, _ = images.shape
-    if height != width + 1:
-        return images
-    own = images.images
-    if isinstance(own, Selected):
-        shown: Images = Selected(Centred(own.source), own.rows)
-    else:
-        shown = Centred(own)
-    return dataclasses.replace(images, images=shown)
+    def _parts(self, rows: np.ndarray, *parts: slice) -> list[np.ndarray]:
+        """These lines of some packed photos; of files, no others are read."""
+        if isinstance(self.packed, np.ndarray):
+            return [self.packed[rows, part] for part in parts]
+        read = np.asarray(self.packed[rows])
+        return [np.ascontiguousarray(read[:, part]) for part in parts]
 
 
 class WholePhotos:
@@ -137,7 +119,7 @@ class WholePhotos:
         """{"image": uint8 [b, H, W, C], "aspect": float32 [b]}."""
         del empty
         pixels, aspects = _stretched(self._images.images, np.asarray(rows, np.int64))
-        return {"image": np.ascontiguousarray(pixels), "aspect": aspects}
+        return {"image": pixels, "aspect": aspects}
 
     def targets(self, rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
         """Those of the images."""

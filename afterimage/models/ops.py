@@ -147,24 +147,44 @@ _matmul = _bilinear(
 def patchify(
     x: Float[Array, "b h w i"], kernel: Float[Array, "r r i o"]
 ) -> Float[Array, "b H W o"]:
-    """Convolution with kernel r x r and stride r, padded to whole patches: one matmul.
+    """Convolution with kernel r x r and stride r, padded to whole patches.
 
-    y[h, w] = sum_ab x[r h + a, r w + b] K[a, b]. Avoids the strided convolution, whose
-    input gradient is a dilated one.
+    y[h, w] = sum_ab x[r h + a, r w + b] K[a, b]. One matmul on CPU, which avoids the
+    gradient of a strided convolution, a dilated one. Elsewhere a strided convolution,
+    which does not write the rearranged map.
     """
+    return by_platform(_patchify_matmul, _patchify_lax, x, kernel)
+
+
+def _patchify_matmul(x: Array, kernel: Array) -> Array:
     r, _, i, o = kernel.shape
     x = pad_to_multiple(x, r)
     return matmul(space_to_depth(x, r), kernel.reshape(r * r * i, o))
 
 
+def _patchify_lax(x: Array, kernel: Array) -> Array:
+    r = kernel.shape[0]
+    return _lax_conv(x, kernel, ((0, -x.shape[1] % r), (0, -x.shape[2] % r)), r)
+
+
 def conv_transpose_patch(
     x: Float[Array, "b h w i"], kernel: Float[Array, "r r i o"]
 ) -> Float[Array, "b H W o"]:
-    """Transposed convolution with kernel r x r and stride r: one matmul, then pixels.
+    """Transposed convolution with kernel r x r and stride r.
 
     y[r h + a, r w + b] = x[h, w] K[r-1-a, r-1-b]: `lax.conv_transpose(x, K, (r, r),
-    'SAME')`. Avoids its dilated convolution and that convolution's gradients.
+    'SAME')`. On CPU one matmul, then pixels, which avoids its dilated convolution and
+    that convolution's gradients.
     """
+    return by_platform(_transpose_matmul, _transpose_lax, x, kernel)
+
+
+def _transpose_lax(x: Array, kernel: Array) -> Array:
+    strides = (kernel.shape[0], kernel.shape[0])
+    return lax.conv_transpose(x, kernel, strides, "SAME", dimension_numbers=_NHWC)
+
+
+def _transpose_matmul(x: Array, kernel: Array) -> Array:
     r, _, i, o = kernel.shape
     flipped = jnp.flip(kernel, (0, 1)).transpose(2, 0, 1, 3)
     return depth_to_space(matmul(x, flipped.reshape(i, r * r * o)), r)
@@ -173,12 +193,20 @@ def conv_transpose_patch(
 def conv_transpose_4x4(
     x: Float[Array, "b h w i"], kernel: Float[Array, "4 4 i o"]
 ) -> Float[Array, "b H W o"]:
-    """Transposed convolution with kernel 4 x 4 and stride 2 by its four phases.
+    """Transposed convolution with kernel 4 x 4 and stride 2.
 
-    Output pixel (2h + a, 2w + b) sees only the taps K[a::2, b::2]: four 2 x 2
+    Output pixel (2h + a, 2w + b) sees only the taps K[a::2, b::2]: on CPU four 2 x 2
     convolutions, interleaved. Equal to `lax.conv_transpose(x, K, (2, 2), 'SAME')`,
-    which multiplies mostly zeros (measured 2.5x).
+    which multiplies mostly zeros there (measured 2.5x).
     """
+    return by_platform(_transpose_phases, _transpose_lax_4x4, x, kernel)
+
+
+def _transpose_lax_4x4(x: Array, kernel: Array) -> Array:
+    return lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_NHWC)
+
+
+def _transpose_phases(x: Array, kernel: Array) -> Array:
     b, h, w, _ = x.shape
     side = ((1, 0), (0, 1))
     phases = [

@@ -25,8 +25,9 @@ def whole_photos_problems(config: Any) -> list[str]:
     if not config.whole_photos or cuts_first(config.augment):
         return []
     return [
-        f"whole_photos: augment={config.augment!r} does not begin with crop; use "
-        "crop,flip, or a set that begins with crop, such as photos"
+        f"whole_photos: crop must come first in augment={config.augment!r}, or after "
+        "only flip, flip-vertical, rotate, zoom, slant and translate; use crop,flip, "
+        "or the set photos or any-way-up"
     ]
 
 
@@ -48,8 +49,9 @@ class DataOptions(ReadingOptions):
     size."""
 
     whole_photos: bool = False
-    """Cut training views from all of a photo, not only from its central square; needs
-    an augmentation that begins with `crop`. Evaluation uses the central square."""
+    """Cut training views from all of a photo, not only from its central square. `crop`
+    must come first in augment, or after only flip, flip-vertical, rotate, zoom, slant
+    and translate. Evaluation uses the central square."""
 
     channels: int | None = None
     """1 converts every image to grey, 3 to colour; another number N reads images of N

@@ -21,7 +21,8 @@ Size = tuple[int, int]
 Sides = int | Float[Array, " b"]
 _FINE = 4096
 _PHOTO = 1024
-"""Movements of a stretched photo are drawn to a pixel of one with this many squared."""
+"""Movements of a stretched photo are drawn as if it had this number squared of pixels,
+in its own proportions."""
 _SHRINK = 2
 """Images more than this many times the size of their views are reduced first."""
 
@@ -130,6 +131,16 @@ def composed(
         whole = whole.after(move.draw(own, Canvas(images, sides, view), *values))
         now, sides = (view, view) if move.cuts else (now, sides)
     return whole, now
+
+
+def central_squares(
+    images: Float[Array, "b h w c"], aspect: Float[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """The central squares of stretched photos, at the same size."""
+    shares = jnp.stack([jnp.minimum(1, 1 / aspect), jnp.minimum(1, aspect)], -1)
+    linear = shares[..., None] * jnp.eye(2)[None]
+    square = Affine(linear, jnp.zeros_like(shares))
+    return straightly(images, square, _size(images))
 
 
 def nearest(

@@ -14,7 +14,6 @@ from afterimage.data.decode import SUFFIXES, suffix_of
 from afterimage.data.layout import OPTIONS
 from afterimage.data.pixels import parse_range
 from afterimage.data.sets import Request, SizeRule, Splits
-from afterimage.data.whole_photos import centred
 from afterimage.errors import UserError, did_you_mean, nearest_path
 from afterimage.plugins import SOURCES
 from afterimage.reading import NumberReading, ReadingOptions
@@ -140,11 +139,6 @@ def open_data(
         lazily=lazily,
         whole=whole,
     )
-    found = _opened(data, request)
-    return centred(found) if whole else found
-
-
-def _opened(data: Any, request: Request) -> Splits:
     if not isinstance(data, str | os.PathLike):
         return _of_object(data, None, request)
     spec = spec_of(data)
