@@ -64,7 +64,7 @@ defaults below hold instead.""",
         "What and where": ("data", "out", "image_size", "channels", "on_bad_image"),
         "Which encoder, and what it learns": (
             *("from_", "model", "width", "bottleneck", "decoder", "objective"),
-            *("augment", "view_size", "whole_photos"),
+            *("augment", "view_size"),
         ),
         "How long": (
             *("minutes", "steps", "epochs", "batch_size", "eval_every", "save_every"),
