@@ -275,6 +275,9 @@ def test_what_is_not_augmented_is_the_central_square():
     found = jax.jit(resampling.central_squares)(pixels, jnp.asarray(given["aspect"]))
     wanted = kept.gather(np.arange(12)).astype(np.float32) / 255
     assert np.abs(np.asarray(found) - wanted).mean() < 3 / 255
+    wide = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (2, 8, 12, 3)), "float32")
+    same = resampling.central_squares(wide, jnp.full(2, 12 / 8, "float32"))
+    np.testing.assert_allclose(same, wide, atol=1e-5)
 
 
 def test_the_recipe_cuts_views_of_whole_photos_even_of_writing(tmp_path, capsys):

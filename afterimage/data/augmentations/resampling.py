@@ -136,8 +136,11 @@ def composed(
 def central_squares(
     images: Float[Array, "b h w c"], aspect: Float[Array, " b"]
 ) -> Float[Array, "b h w c"]:
-    """The central squares of stretched photos, at the same size."""
-    shares = jnp.stack([jnp.minimum(1, 1 / aspect), jnp.minimum(1, aspect)], -1)
+    """The central parts of stretched photos that have the proportions of `images`, at
+    the same size: squares. Images that were not stretched come back whole."""
+    height, width = _size(images)
+    wider = aspect * (height / width)
+    shares = jnp.stack([jnp.minimum(1, 1 / wider), jnp.minimum(1, wider)], -1)
     linear = shares[..., None] * jnp.eye(2)[None]
     square = Affine(linear, jnp.zeros_like(shares))
     return straightly(images, square, _size(images))
