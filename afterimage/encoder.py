@@ -146,8 +146,8 @@ class Encoder:
         `images` is uint8 or float in [0, 1], with a size and channels the network
         takes. It is normalised here, but neither resized nor checked. The vector is
         what `vector` says: pooled feature maps, perhaps joined with a dictionary of
-        patches, and standardised or whitened by statistics of the training images. If
-        it is None, the vector is the network's own.
+        patches and HOG, and standardised or whitened by statistics of the training
+        images. If it is None, the vector is the network's own.
         """
         if self.vector is None:
             return self._run(params, images, "features")
@@ -284,12 +284,14 @@ class Encoder:
         images: Any = None,
         *,
         patches: bool = False,
+        hog: bool = False,
     ) -> "Encoder":
         """The same encoder with another feature vector.
 
         `pool` is one of POOLS. `transform` is none, standardise or whiten, by the
         statistics of `images`, which are what `features` takes. `patches` joins a
-        dictionary of the patches of these images.
+        dictionary of the patches of these images, and `hog` their histograms of
+        oriented gradients.
 
         Raises UserError for another name, an encoder with a bottleneck, or a transform
         or patches without images.
@@ -299,15 +301,17 @@ class Encoder:
         if images is None and (patches or transform != "none"):
             given = "patches=True" if patches else f"transform={transform!r}"
             raise UserError(f"{given} needs images to measure")
-        vector, moments = VectorRecipe(pool), None
+        vector, moments = VectorRecipe(pool, hog=hog), None
         if patches:
             batches, total = image_batches(images, 256)
             shown = self._stream(self._reduced, batches, 256, True)
             dictionary = PatchDictionary.fit(joined(shown, total))
-            vector = VectorRecipe(pool, dictionary=dictionary)
+            vector = VectorRecipe(pool, dictionary=dictionary, hog=hog)
         if transform != "none":
             moments = moments_of(self._with(vector, 0).features(images))
-            vector = VectorRecipe.fit(pool, transform, moments, vector.dictionary)
+            vector = VectorRecipe.fit(
+                pool, transform, moments, vector.dictionary, hog=hog
+            )
         return self._with(vector, moments.count if moments else 0)
 
     def _reduced(self, params: Any, images: Any) -> Array:
@@ -397,6 +401,8 @@ def vector_entry(vector: VectorRecipe, images: int, **chosen: Any) -> dict[str, 
     entry = {"pool": vector.pool, "transform": vector.transform, "images": images}
     if vector.dictionary is not None:
         entry["filters"] = vector.dictionary.shift.size
+    if vector.hog:
+        entry["hog"] = True
     return entry | chosen
 
 
@@ -416,7 +422,10 @@ def _recipe(
     with _manifest_of("the artefact"):
         arrays = {name: np.asarray(array) for name, array in fitted.items()}
         recipe = VectorRecipe.of(
-            entry.get("pool", "last"), entry.get("transform", "none"), arrays
+            entry.get("pool", "last"),
+            entry.get("transform", "none"),
+            arrays,
+            hog=entry.get("hog", False),
         )
         patches = recipe.dictionary
         if patches is not None and patches.filters.shape[2] != config.channels:
@@ -424,9 +433,8 @@ def _recipe(
                 f"the dictionary of patches has {patches.filters.shape[2]} channels, "
                 f"and the encoder {config.channels}"
             )
-        size = VectorRecipe(recipe.pool, dictionary=patches).size(
-            info, config.image_size
-        )
+        plain = VectorRecipe(recipe.pool, dictionary=patches, hog=recipe.hog)
+        size = plain.size(info, config.image_size)
         if recipe.fitted and len(recipe.fitted["mean"]) != size:
             raise UserError(
                 f"{len(recipe.fitted['mean'])} statistics of the feature vector, and "

@@ -130,6 +130,8 @@ class VectorFields(Struct):
     images: Count = 0
     filters: Count = 0
     """Filters of the dictionary of patches that is joined to the maps."""
+    hog: bool = False
+    """Whether HOG is joined too."""
     rule: Name = ""
     scores: Annotated[list[Free], Meta(max_length=64)] = []
 

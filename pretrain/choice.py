@@ -2,8 +2,8 @@
 
 Candidates are three poolings (mean, 2x2 grid, 2x2 grids of all maps), each plain,
 standardised and whitened; and the objective's own pooling joined with a dictionary of
-patches, standardised, which is the default. The statistics are of training images. The
-score is the mean of three accuracies on held-out images: kNN, and a linear probe
+patches, without HOG and with it, standardised. The last is the default. The statistics
+are of training images. The score is the mean of three accuracies on held-out images: kNN, and a linear probe
 (ridge) with ten labels a class and with all. The default is kept unless the best is
 ahead of it by more than one standard error of their difference, paired over images
 (Breiman et al. 1984, the one-standard-error rule).
@@ -20,7 +20,7 @@ from afterimage.encoder import vector_entry
 from afterimage.evaluation import fit_ridge, knn_predict
 from afterimage.evaluation.probes import few_labels_right
 from afterimage.models.dictionary import PatchDictionary
-from afterimage.models.vector import TRANSFORMS, VectorRecipe, moments_of
+from afterimage.models.vector import TRANSFORMS, Parts, VectorRecipe, moments_of
 from afterimage.training.batches import spaced
 
 RULE = (
@@ -37,30 +37,32 @@ Labels = Integer[np.ndarray, " _n"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Patches:
-    """A dictionary of patches, and its vectors of training and held-out images."""
+class Joined:
+    """What is joined to the pooled maps: of training images, and of held-out ones."""
 
     dictionary: PatchDictionary
-    train: Float[np.ndarray, "_n _d"]
-    held: Float[np.ndarray, "_m _d"] | None = None
+    train: Parts
+    held: Parts | None = None
 
-    def joined(self, pool: str, pooled: Float[np.ndarray, "_n _p"]) -> VectorRecipe:
-        """The default vector: pooled maps of the training images with the patches."""
-        both = np.concatenate([pooled, self.train], axis=1)
-        return VectorRecipe.fit(
-            pool, "standardise", moments_of(both), dictionary=self.dictionary
-        )
+    def to(
+        self, pool: str, pooled: Float[np.ndarray, "_n _p"], *, hog: bool = True
+    ) -> VectorRecipe:
+        """The pooled maps of the training images with the patches and HOG, the default
+        vector; or with the patches alone."""
+        plain = VectorRecipe(pool, dictionary=self.dictionary, hog=hog)
+        moments = moments_of(plain.joined(pooled, self.train))
+        return VectorRecipe.fit(pool, "standardise", moments, self.dictionary, hog=hog)
 
 
 def declared(
-    own: tuple[str, str], pooled: Pooled, patches: Patches | None
+    own: tuple[str, str], pooled: Pooled, joined: Joined | None
 ) -> tuple[VectorRecipe, dict[str, Any]]:
     """(the default vector, its manifest entry), fitted to training images."""
     pool, transform = own
-    if patches is None:
+    if joined is None:
         vector = VectorRecipe.fit(pool, transform, moments_of(pooled[pool]))
     else:
-        vector = patches.joined(pool, pooled[pool])
+        vector = joined.to(pool, pooled[pool])
     return vector, vector_entry(vector, len(pooled[pool]), rule=DECLARED)
 
 
@@ -71,12 +73,12 @@ def choose(
     labels: tuple[Labels, Labels],
     *,
     k: int,
-    patches: Patches | None = None,
+    joined: Joined | None = None,
 ) -> tuple[VectorRecipe, dict[str, Any]]:
     """(the chosen vector, its manifest entry with the scores of all candidates).
 
     `train` and `held` map each candidate pooling to the pooled maps of images with
-    these labels, and `patches` has those of the same images; `own` is the objective's
+    these labels, and `joined` has the parts of the same images; `own` is the objective's
     (pool, transform). At most 2,000 images of each are scored; statistics are of all.
     """
     here, there = (spaced(len(part), _MOST) for part in labels)
@@ -106,14 +108,14 @@ def choose(
             vector = VectorRecipe.fit(pool, transform, moments)
             score(vector, pooled, held[pool], found)
     default = next(n for n, v in recipes.items() if (v.pool, v.transform) == own)
-    if patches is not None:
-        assert patches.held is not None
+    if joined is not None:
+        assert joined.held is not None
         pool = own[0]
-        x = np.concatenate([train[pool], patches.train], axis=1)
-        z = np.concatenate([held[pool], patches.held], axis=1)
-        vector = patches.joined(pool, train[pool])
-        default = str(vector)
-        score(vector, x, z, {})
+        for hog in (False, True):
+            vector = joined.to(pool, train[pool], hog=hog)
+            default = str(vector)
+            x = vector.joined(train[pool], joined.train)
+            score(vector, x, vector.joined(held[pool], joined.held), {})
     best = max(right, key=lambda name: float(right[name].mean()))
     gain = right[best] - right[default]
     if gain.mean() <= gain.std() / np.sqrt(len(gain)):

@@ -24,10 +24,17 @@ from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
 from afterimage.evaluation.probes import labels_a_class
 from afterimage.models import FeatureInfo, Network, pool_features
 from afterimage.models.dictionary import PatchDictionary, reduced
+from afterimage.models.hog import joined_hog
 from afterimage.models.hog import hog_vectors
-from afterimage.models.vector import VectorRecipe, candidates, moments_of, usual_pool
+from afterimage.models.vector import (
+    Parts,
+    VectorRecipe,
+    candidates,
+    moments_of,
+    usual_pool,
+)
 from afterimage.pictures import draw_rows
-from afterimage.pretrain.choice import Patches, choose, declared
+from afterimage.pretrain.choice import Joined, choose, declared
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.gallery import FOLDER, neighbours, write_rows
 from afterimage.pretrain.losses import ReconstructionLoss
@@ -138,7 +145,7 @@ class Evaluation:
         self.before = UNTRAINED if config.from_ is None else CONTINUED
         self.ranked: tuple[ImageSet, Pooled] | None = None
         """Without probes, some images and their pooled maps."""
-        self.patches: Patches | None = None
+        self.joined: Joined | None = None
         """Those of the probes' images, or of the images in `ranked`."""
         self.baselines: Report = {}
         self.report: Report = {}
@@ -258,7 +265,7 @@ class Evaluation:
 
         The vector is chosen by the labelled images of the last call (`choose`); without
         them it is the default: the objective's own, joined with a dictionary of
-        patches. A bottleneck stays the vector: None. The report then has the probes of
+        patches and HOG. A bottleneck stays the vector: None. The report then has the probes of
         this vector, also of the encoder before the run, whose parameters and statistics
         are `initial`.
         """
@@ -267,25 +274,23 @@ class Evaluation:
             if self.probes is not None and self.last is not None:
                 say_doing("Choosing the feature vector")
                 labels, k = self.probes.labels, self.config.probe_k
-                patches = self._patches(self.probes.train, self.probes.held)
-                self.patches = patches
-                vector, entry = choose(
-                    self.own, *self.last, labels, k=k, patches=patches
-                )
+                joined = self._joined(self.probes.train, self.probes.held)
+                self.joined = joined
+                vector, entry = choose(self.own, *self.last, labels, k=k, joined=joined)
                 same = (vector.pool, vector.transform) == self.own
-                if not same or vector.dictionary is not None:
-                    self._measure_again(self.probes, vector, patches, initial)
+                if not same or vector.joins:
+                    self._measure_again(self.probes, vector, joined, initial)
             else:
                 most = min(_RANK_IMAGES, self.budget.images)
                 some = subsample(self.train, most)
                 pooled = self.features(params, stats, some, lambda: None)
-                self.ranked, self.patches = (some, pooled), self._patches(some)
-                vector, entry = declared(self.own, pooled, self.patches)
+                self.ranked, self.joined = (some, pooled), self._joined(some)
+                vector, entry = declared(self.own, pooled, self.joined)
             entries["vector"] = entry
         return vector, entries | {"probes": self._passed()}
 
-    def _patches(self, train: ImageSet, held: ImageSet | None = None) -> Patches | None:
-        """A dictionary of patches of training images, and what it gives for both."""
+    def _joined(self, train: ImageSet, held: ImageSet | None = None) -> Joined | None:
+        """A dictionary of patches of training images; its vectors and HOG of both."""
         if not self.objective.joins_patches:
             return None
         normalise = self.setup.preprocessing.normalise
@@ -300,10 +305,13 @@ class Evaluation:
         fitted = subsample(train, _DICTIONARY_IMAGES)
         dictionary = PatchDictionary.fit(over(fitted, reduced))
 
-        def vectors(images: ImageSet) -> np.ndarray:
-            return over(images, dictionary)
+        def parts(images: ImageSet) -> Parts:
+            return {
+                "patches": over(images, dictionary),
+                "hog": over(images, joined_hog),
+            }
 
-        return Patches(dictionary, vectors(train), vectors(held) if held else None)
+        return Joined(dictionary, parts(train), parts(held) if held else None)
 
     def neighbours(self, vector: VectorRecipe | None) -> Gallery | None:
         """Images and their nearest images, by `vector` (None: the bottleneck).
@@ -311,9 +319,7 @@ class Evaluation:
         From the features of the last call or of `conclude`, so that it costs a search
         among few images.
         """
-        parts = (
-            (self.patches.train, self.patches.held) if self.patches else (None, None)
-        )
+        parts = (self.joined.train, self.joined.held) if self.joined else (None, None)
         if self.probes is not None and self.last is not None:
             vectors, asked = (
                 _finished(vector, pooled, part)
@@ -330,19 +336,19 @@ class Evaluation:
         self,
         probes: "Probes",
         vector: VectorRecipe,
-        patches: Patches | None,
+        joined: Joined | None,
         initial: tuple[Tree, Tree],
     ) -> None:
         """The report, with this vector of the encoder and of that before the run; the
-        latter without patches, which need no network."""
+        latter without patches and HOG, which need no network."""
         assert self.last is not None
         first = self.first or self._pooled(*initial, lambda: None)
         pair = self._vectors(*first, like=vector)
         self.report = self.report | probes.score(self.before, *pair)
-        if vector.dictionary is None or patches is None:
+        if not vector.joins or joined is None:
             pair = self._vectors(*self.last, like=vector)
         else:
-            parts = (patches.train, patches.held)
+            parts = (joined.train, joined.held)
             pair = [
                 _finished(vector, pooled, part)
                 for pooled, part in zip(self.last, parts, strict=True)
@@ -458,16 +464,13 @@ class Evaluation:
 
 
 def _finished(
-    vector: VectorRecipe | None, pooled: Pooled, part: np.ndarray | None
+    vector: VectorRecipe | None, pooled: Pooled, parts: Parts | None
 ) -> np.ndarray:
-    """The finished feature vectors (None: the bottleneck) of pooled maps; `part` has
-    what the dictionary of patches gives for the same images."""
+    """The finished feature vectors (None: the bottleneck) of pooled maps; `parts` are
+    joined to those of the same images."""
     if vector is None:
         return pooled[_BOTTLENECK]
-    maps = pooled[vector.pool]
-    if vector.dictionary is not None and part is not None:
-        maps = np.concatenate([maps, part], axis=1)
-    return vector.transformed(maps)
+    return vector.transformed(vector.joined(pooled[vector.pool], parts or {}))
 
 
 class Probes:

@@ -99,7 +99,8 @@ class Objective(abc.ABC):
     """(pool, transform) of the feature vector, unless labels tell a better one
     (`afterimage.models.vector.VectorRecipe`)."""
     joins_patches: ClassVar[bool] = True
-    """Whether the default feature vector is joined with a dictionary of patches."""
+    """Whether the default feature vector is joined with a dictionary of patches and
+    HOG."""
     default_decoder: ClassVar[str] = ""
     """The decoder if none is set; "" is the model's own."""
     default_norm: ClassVar[str] = ""

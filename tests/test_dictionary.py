@@ -12,8 +12,9 @@ from afterimage.checkpoints.errors import CheckpointError
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
 from afterimage.models.dictionary import FILTERS, PatchDictionary
+from afterimage.models.hog import joined_hog, joined_hog_size
 from afterimage.models.vector import VectorRecipe
-from afterimage.pretrain.choice import DECLARED, Patches, choose, declared
+from afterimage.pretrain.choice import DECLARED, Joined, choose, declared
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 
@@ -128,6 +129,41 @@ def test_a_joined_vector_is_stored_with_the_encoder(plain, tmp_path):
     np.testing.assert_allclose(grid.features(x), maps, atol=1e-5)
 
 
+def test_hog_is_joined_and_stored_with_the_encoder(plain, tmp_path):
+    x = pictures(40)
+    encoder = plain.with_vector("grid", "standardise", x, patches=True, hog=True)
+    encoder.save(tmp_path / "encoder")
+    again = afterimage.load_encoder(tmp_path)
+    assert "256 patch filters and HOG, standardised" in repr(again)
+    found = again.features(x)
+    np.testing.assert_allclose(found, encoder.features(x), atol=1e-3)
+    without = plain.with_vector("grid", "standardise", x, patches=True).features(x)
+    rest = without.shape[1]
+    assert found.shape == (40, rest + joined_hog_size(x.shape[1:3]))
+    assert found.shape[1] == again.vector_size() == again.num_features
+    np.testing.assert_allclose(found[:, :rest], without, atol=1e-3)
+    hog = np.asarray(joined_hog(again.preprocessing.normalise(jnp.asarray(x))))
+    spread = hog.std(0)
+    here = spread > 1e-2 * spread.max()
+    scaled = (hog - hog.mean(0))[:, here] / spread[here]
+    np.testing.assert_allclose(found[:, rest:][:, here], scaled, atol=0.05)
+    # HOG alone, without statistics, needs no images.
+    alone = plain.with_vector("last", hog=True)
+    np.testing.assert_allclose(alone.features(x)[:, -hog.shape[1] :], hog, atol=0.02)
+
+
+def test_a_vector_with_hog_has_a_gradient_everywhere(plain):
+    """Also for images without any edge, where the root of a square has none."""
+    encoder = plain.with_vector("last", hog=True)
+    flat = jnp.full((1, 16, 16, 3), 0.5)
+    edge = flat.at[:, :, 8:].set(0.9)
+    for image in (flat, edge):
+        slope = jax.grad(lambda x: encoder.apply(encoder.params, x).sum())(image)
+        assert np.isfinite(slope).all()
+    one = jax.vmap(lambda x: encoder.apply(encoder.params, x[None])[0])(edge)
+    np.testing.assert_allclose(one, encoder.features(edge), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
@@ -157,36 +193,59 @@ def halves(n, seed):
     return maps.astype(np.float32), patches.astype(np.float32), labels
 
 
+def with_hog(patches):
+    """The parts: HOG is here some of the patches once more."""
+    return {"patches": patches, "hog": patches[:, :8]}
+
+
 def test_the_joined_vector_is_the_default_and_chosen_if_it_is_best():
     dictionary = PatchDictionary.fit(stripes(4, 0)[0])
     (x, a, known), (z, b, truth) = halves(200, 0), halves(120, 1)
-    own, patches = ("last", "none"), Patches(dictionary, a, b)
+    own, joined = ("last", "none"), Joined(dictionary, with_hog(a), with_hog(b))
     vector, entry = choose(
-        own, {"last": x}, {"last": z}, (known, truth), k=5, patches=patches
+        own, {"last": x}, {"last": z}, (known, truth), k=5, joined=joined
     )
     assert vector.dictionary is dictionary
-    assert entry["filters"] == FILTERS
-    tried = [(row["transform"], "filters" in row) for row in entry["scores"]]
-    assert tried[-1] == ("standardise", True)
-    assert sum(joined for _, joined in tried) == 1
+    assert vector.hog
+    assert (entry["filters"], entry["hog"]) == (FILTERS, True)
+    tried = [
+        (row["transform"], "filters" in row, "hog" in row) for row in entry["scores"]
+    ]
+    assert tried[-2:] == [("standardise", True, False), ("standardise", True, True)]
+    assert sum(filters for _, filters, _ in tried) == 2
     json.dumps(entry)
+    # HOG that tells nothing, and drowns the rest: the patches without it.
+    rng = np.random.default_rng(4)
+    drowned = Joined(
+        dictionary,
+        *(
+            {"patches": p, "hog": rng.normal(size=(len(p), 9000)).astype(np.float32)}
+            for p in (a, b)
+        ),
+    )
+    vector, _ = choose(
+        own, {"last": x}, {"last": z}, (known, truth), k=5, joined=drowned
+    )
+    assert vector.joins == ("patches",)
     # Patches that tell nothing, and drown the maps: the plain maps are better.
     noise = np.random.default_rng(2).normal(size=(2, 200, 4 * FILTERS))
-    drowned = Patches(dictionary, *noise.astype(np.float32)[:, :200])
+    drowned = Joined(dictionary, *map(with_hog, noise.astype(np.float32)))
     labels = known // 2, (np.arange(200) % 4) // 2
     more, _, _ = halves(200, 3)
-    vector, _ = choose(own, {"last": x}, {"last": more}, labels, k=5, patches=drowned)
-    assert vector.dictionary is None
+    vector, _ = choose(own, {"last": x}, {"last": more}, labels, k=5, joined=drowned)
+    assert vector.joins == ()
 
 
 def test_without_labels_the_joined_vector_is_taken():
     dictionary = PatchDictionary.fit(stripes(4, 0)[0])
     maps, patches, _ = halves(80, 0)
     vector, entry = declared(
-        ("last", "none"), {"last": maps}, Patches(dictionary, patches)
+        ("last", "none"), {"last": maps}, Joined(dictionary, with_hog(patches))
     )
     assert entry["rule"] == DECLARED
-    both = vector.transformed(np.concatenate([maps, patches], axis=1))
-    np.testing.assert_allclose(both.std(0), 1, atol=1e-3)
+    assert vector.joins == ("patches", "hog")
+    all_parts = vector.transformed(vector.joined(maps, with_hog(patches)))
+    assert all_parts.shape == (80, 4 + 4 * FILTERS + 8)
+    np.testing.assert_allclose(all_parts.std(0), 1, atol=1e-3)
     alone, _ = declared(("last", "none"), {"last": maps}, None)
     assert str(alone) == str(VectorRecipe("last"))

@@ -1,8 +1,11 @@
 """The HOG descriptor: pixel by pixel, and what it ignores."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from afterimage.models.hog import hog_vectors
+from afterimage.models.hog import hog_vectors, joined_hog, joined_hog_size
 from tests.test_pretrain_hog import by_hand
 
 
@@ -34,6 +37,31 @@ def test_the_strongest_channel_votes():
     weak = (grey // 4 + 90).astype(np.uint8)
     both = np.concatenate([weak, grey, weak], axis=-1)
     np.testing.assert_allclose(hog_vectors(both), hog_vectors(grey), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size", [(2, 3), (16, 16), (28, 28), (33, 40), (64, 64), (64, 100), (100, 71)]
+)
+def test_the_joined_part_has_the_length_that_it_says(size):
+    x = jnp.asarray(images((2, *size, 3)), jnp.float32) / 255
+    assert joined_hog(x).shape == (2, joined_hog_size(size))
+    # Contrast and brightness hardly matter, so neither does the normalisation.
+    np.testing.assert_allclose(joined_hog(3 * x - 1), joined_hog(x), atol=0.02)
+
+
+@pytest.mark.parametrize("side", [16, 96])
+def test_the_joined_part_is_the_descriptor(side):
+    """Of grey images; large ones are reduced to 48 px."""
+    x = images((2, side, side, 1))
+    small = np.asarray(x, np.float32)
+    if side > 48:
+        small = np.asarray(jax.image.resize(small, (2, 48, 48, 1), "linear"))
+    want = hog_vectors(small.round().astype(np.uint8))
+    found = joined_hog(jnp.asarray(x, jnp.float32) / 255)
+    np.testing.assert_allclose(found, want, atol=0.03)
+    # All channels vote, so three equal ones are as good as one.
+    three = joined_hog(jnp.repeat(jnp.asarray(x, jnp.float32) / 255, 3, axis=3))
+    np.testing.assert_allclose(three, found, atol=0.03)
 
 
 def test_any_size_and_number_of_images():

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from afterimage.models.hog import joined_hog_size
 from tests.helpers import ROOT, environment
 
 PLUGIN = ROOT / "tests" / "plugin"
@@ -159,8 +160,9 @@ def test_its_encoder_loads_in_a_fresh_process(trained, site):
     assert "shapes-for-afterimage 0.3" in json.dumps(manifest)
     done = python(LOAD, site, arguments=[run])
     assert done.returncode == 0, done.stderr
-    # A 2x2 grid of its map and of 256 patch filters.
-    assert json.loads(done.stdout) == [3, 4 * 32 + 4 * 256]
+    # A 2x2 grid of its map and of 256 patch filters, and HOG.
+    hog = joined_hog_size((16, 16))
+    assert json.loads(done.stdout) == [3, 4 * 32 + 4 * 256 + hog]
 
 
 @pytest.mark.slow

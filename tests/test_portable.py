@@ -82,13 +82,17 @@ np.save(sys.argv[3], found[1])
         ("safetensors", "", "torch"),
     ],
 )
-def test_a_vector_joined_with_patches(tiny, tmp_path, form, suffix, needs):
-    """Of images that are reduced for the patches; `export_model` compares."""
+@pytest.mark.parametrize("size", [(40, 40), (56, 50)])
+def test_a_vector_joined_with_patches_and_hog(
+    tiny, tmp_path, form, suffix, needs, size
+):
+    """Of images that are reduced for both; `export_model` compares."""
     pytest.importorskip(needs)
-    images = pictures(40, (40, 40))
-    encoder_artefact.write(tmp_path / "plain", image_size=(40, 40))
-    encoder = load_encoder(tmp_path / "plain")
-    encoder = encoder.with_vector("grid", "standardise", images, patches=True)
+    images = pictures(40, size)
+    encoder_artefact.write(tmp_path / "plain", image_size=size)
+    encoder = load_encoder(tmp_path / "plain").with_vector(
+        "grid", "standardise", images, patches=True, hog=True
+    )
     encoder.save(tmp_path / "encoder")
     text = export_model(tmp_path / "encoder", form, tmp_path / f"out{suffix}")
     assert "read again" in text or "run in PyTorch" in text

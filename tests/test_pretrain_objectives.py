@@ -46,7 +46,7 @@ EXTRA = {
 }
 OWN = {
     "dictionary": {"model": "conv-patches", "width": 0.03},
-    "latent": {"image_size": 16, "patch": 8},
+    "latent": {"image_size": 16},
     "simclr": {"augment": "shift"},
     "vicreg": {"augment": "shift"},
     "byol": {"augment": "shift"},

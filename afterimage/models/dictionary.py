@@ -117,23 +117,8 @@ class PatchDictionary:
 
 
 def reduced(images: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
-    """Images whose shorter side is at most 32 px; smaller ones as they are.
-
-    Linear with antialiasing, like `jax.image.resize`, by products: ONNX has no resize
-    of batches of any size.
-    """
-    h, w = images.shape[1:3]
-    if min(h, w) <= _LARGEST:
-        return images
-    down, across = (_shrink(n, round(n * _LARGEST / min(h, w))) for n in (h, w))
-    return jnp.einsum("bhwc,mh,nw->bmnc", images, down, across)
-
-
-def _shrink(n: int, m: int) -> Float[np.ndarray, "m n"]:
-    """Weights of n pixels in each of m: a triangle as wide as two of the m."""
-    centre = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(n)[None] - centre) * m / n)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    """Images as a dictionary takes them: with a shorter side of at most 32 px."""
+    return ops.reduced(images, _LARGEST)
 
 
 def _random_patches(

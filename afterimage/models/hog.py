@@ -4,7 +4,7 @@ Dalal & Triggs, "Histograms of Oriented Gradients for Human Detection" (2005), s
 6: nine unsigned orientations, with each pixel's vote split between the two nearest.
 """
 
-import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ ORIENTATIONS = 9
 # where a cell's mean is below it, it dominates the norm.
 FLOOR = 0.01
 _LARGEST, _CELLS, _CHUNK = 64, 5, 256
+_JOINED = 48  # the shorter side of images whose HOG is joined to a feature vector
 _CLIP = 0.2
 
 
@@ -38,18 +39,33 @@ def gradients(
     borders repeated. Directions are 0 to 180 degrees, in units of 20, and 0 for a
     gradient of size 0.
     """
-    x = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    across = x[:, 1:-1, 2:] - x[:, 1:-1, :-2]
-    down = x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
+    across, down = (_difference(pixels, axis) for axis in (2, 1))
     wide, high = jnp.abs(across), jnp.abs(down)
-    ratio = jnp.minimum(wide, high) / jnp.maximum(jnp.maximum(wide, high), 1e-30)
+    longer = jnp.maximum(wide, high)
+    ratio = jnp.minimum(wide, high) / jnp.where(longer > 0, longer, 1)
     square, series = jnp.square(ratio), jnp.zeros_like(ratio)
     for coefficient in reversed(_ARCTAN):
         series = (series + coefficient) * square
     turn = ratio * (1 + series) * (ORIENTATIONS / jnp.pi)
     turn = jnp.where(high > wide, ORIENTATIONS / 2 - turn, turn)
     turn = jnp.where(across * down < 0, ORIENTATIONS - turn, turn)
-    return turn, jnp.sqrt(jnp.square(across) + jnp.square(down))
+    squared = jnp.square(across) + jnp.square(down)
+    # The slope of a root at 0 is infinite: 1 is in its place.
+    some, one = squared > 0, jnp.ones_like(squared)
+    size = jnp.sqrt(jnp.where(some, squared, one))
+    return turn, jnp.where(some, size, jnp.zeros_like(size))
+
+
+def _difference(x: Array, axis: int) -> Array:
+    """Next minus previous along an axis; a border is its own neighbour."""
+    # ONNX has no `jnp.pad` of edges.
+    n = x.shape[axis]
+
+    def part(start: int, stop: int) -> Array:
+        return lax.slice_in_dim(x, start, stop, axis=axis)
+
+    following = jnp.concatenate([part(1, n), part(n - 1, n)], axis)
+    return following - jnp.concatenate([part(0, 1), part(0, n - 1)], axis)
 
 
 def in_cells(
@@ -89,38 +105,65 @@ def hog_vectors(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"
     if max(images.shape[1:3]) > _LARGEST:
         small = (_LARGEST, _LARGEST)
         images = np.stack([cover_and_crop(image, small) for image in images])
-    cell = int(np.clip(round(max(images.shape[1:3]) / _CELLS), 2, 8))
-    describe, found = _descriptor(cell), []
+    found = []
     for start in range(0, len(images), _CHUNK):
         part = images[start : start + _CHUNK]
         # Padded to one shape, which is compiled once.
         missing = _CHUNK - len(part) if len(images) > _CHUNK else 0
         part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        found.append(np.asarray(describe(part))[: _CHUNK - missing])
+        found.append(np.asarray(_described(part))[: _CHUNK - missing])
     return np.concatenate(found)
 
 
-@functools.cache
-def _descriptor(cell: int):
-    def describe(images: UInt8[Array, "b h w c"]) -> Float[Array, "b d"]:
-        turn, size = gradients(images.astype(jnp.float32) / 255)
-        strongest = size == size.max(-1, keepdims=True)
-        cells = in_cells(turn, jnp.where(strongest, size, 0), cell).sum(3)
-        # An image of one cell a side has one block, of that cell alone.
-        down, across = (min(2, n) for n in cells.shape[1:3])
-        rows, columns = cells.shape[1] - down + 1, cells.shape[2] - across + 1
-        blocks = jnp.concatenate(
-            [
-                cells[:, i : i + rows, j : j + columns]
-                for i in range(down)
-                for j in range(across)
-            ],
-            -1,
-        )
-        blocks = jnp.minimum(_unit(blocks, cell), _CLIP)
-        return _unit(blocks, 0).reshape(len(images), -1)
+def joined_hog(images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+    """The HOG descriptor of normalised images, as a part of a feature vector; traceable.
 
-    return jit(describe)
+    Images whose shorter side is above 48 px are reduced to it first, and all channels
+    vote: rounding would decide which of two equal ones is the strongest. Brightness and
+    contrast are divided out, so it hardly matters how images are normalised.
+    """
+    turn, size = gradients(ops.reduced(images.astype(jnp.float32), _JOINED))
+    return _descriptor(turn, size)
+
+
+def joined_hog_size(image_size: tuple[int, int]) -> int:
+    """Length of `joined_hog` of images of this size."""
+    size = ops.reduced_size(image_size, _JOINED)
+    cell = _cell(size)
+    down, across = (-(-n // cell) for n in size)
+    block = min(2, down) * min(2, across) * ORIENTATIONS
+    return max(1, down - 1) * max(1, across - 1) * block
+
+
+def _cell(size: tuple[int, ...]) -> int:
+    return int(np.clip(round(max(size) / _CELLS), 2, 8))
+
+
+def _descriptor(
+    turn: Float[Array, "b h w c"], size: Float[Array, "b h w c"]
+) -> Float[Array, "b d"]:
+    cell = _cell(turn.shape[1:3])
+    cells = in_cells(turn, size, cell).sum(3)
+    # An image of one cell a side has one block, of that cell alone.
+    down, across = (min(2, n) for n in cells.shape[1:3])
+    rows, columns = cells.shape[1] - down + 1, cells.shape[2] - across + 1
+    blocks = jnp.concatenate(
+        [
+            cells[:, i : i + rows, j : j + columns]
+            for i in range(down)
+            for j in range(across)
+        ],
+        -1,
+    )
+    blocks = _unit(jnp.minimum(_unit(blocks, cell), _CLIP), 0)
+    return blocks.reshape(turn.shape[0], math.prod(blocks.shape[1:]))
+
+
+@jit
+def _described(images: UInt8[Array, "b h w c"]) -> Float[Array, "b d"]:
+    turn, size = gradients(images.astype(jnp.float32) / 255)
+    strongest = size == size.max(-1, keepdims=True)
+    return _descriptor(turn, jnp.where(strongest, size, 0))
 
 
 def _unit(blocks: Array, cell: int) -> Array:

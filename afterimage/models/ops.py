@@ -92,6 +92,32 @@ def pad_to_multiple(x: Shaped[Array, "b h w c"], r: int) -> Shaped[Array, "b H W
     return jnp.pad(x, ((0, 0), (0, -h % r), (0, -w % r), (0, 0)))
 
 
+def reduced(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b _h _w c"]:
+    """Images whose shorter side is at most `side`; smaller ones as they are.
+
+    Linear with antialiasing, like `jax.image.resize`, by products: ONNX has no resize
+    of batches of any size.
+    """
+    size = images.shape[1:3]
+    if min(size) <= side:
+        return images
+    down, across = map(_shrink, size, reduced_size(size, side))
+    return jnp.einsum("bhwc,mh,nw->bmnc", images, down, across)
+
+
+def reduced_size(size: tuple[int, ...], side: int) -> tuple[int, ...]:
+    """The height and width that `reduced` gives."""
+    shorter = min(size)
+    return size if shorter <= side else tuple(round(n * side / shorter) for n in size)
+
+
+def _shrink(n: int, m: int) -> Float[np.ndarray, "m n"]:
+    """Weights of n pixels in each of m: a triangle as wide as two of the m."""
+    centre = (np.arange(m)[:, None] + 0.5) * n / m - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(n)[None] - centre) * m / n)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
 def pad_around(
     x: Shaped[Array, "b h w c"], size: tuple[int, int]
 ) -> Shaped[Array, "b H W c"]:

@@ -1,5 +1,5 @@
 """The feature vector: feature maps pooled, then standardised or whitened if that helps;
-often joined with a dictionary of image patches.
+often joined with a dictionary of image patches and with HOG.
 
 The statistics and the dictionary are of training images and are stored with the
 encoder, as `stats["vector"]`.
@@ -17,6 +17,7 @@ from afterimage.errors import UserError
 from afterimage.models.dictionary import PatchDictionary
 from afterimage.models.encoder import FeatureInfo
 from afterimage.models.heads import POOLS, pool_features
+from afterimage.models.hog import joined_hog, joined_hog_size
 
 if TYPE_CHECKING:
     from afterimage.evaluation.spectrum import Moments
@@ -41,14 +42,17 @@ _POOLED = {
 _FITTED = {"none": (), "standardise": ("mean", "scale"), "whiten": ("mean", "axes")}
 _DICTIONARY = tuple(field.name for field in dataclasses.fields(PatchDictionary))
 
+Parts = Mapping[str, Any]
+"""{name: vectors [b, d]}, by the names of `VectorRecipe.joins`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VectorRecipe:
     """How feature maps become a feature vector: a pool, then a linear transform.
 
-    With x the pooled maps of an image, followed by its vector by the dictionary if
-    there is one, and m, s and C their mean, deviation and covariance over training
-    images:
+    With x the pooled maps of an image, followed by its vector by the dictionary and
+    its HOG if they are joined, and m, s and C their mean, deviation and covariance over
+    training images:
 
         none         x
         standardise  (x - m) / s; a constant number is only centred
@@ -66,6 +70,8 @@ class VectorRecipe:
     """`mean` [d], and `scale` [d] or `axes` [d, k]: float32."""
     dictionary: PatchDictionary | None = None
     """Patches that are joined to the pooled maps."""
+    hog: bool = False
+    """Whether histograms of oriented gradients are joined (`joined_hog`)."""
 
     def __post_init__(self) -> None:
         for name, known in (("pool", POOLS), ("transform", TRANSFORMS)):
@@ -90,16 +96,20 @@ class VectorRecipe:
 
     @classmethod
     def of(
-        cls, pool: str, transform: str, arrays: Mapping[str, np.ndarray]
+        cls,
+        pool: str,
+        transform: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        hog: bool = False,
     ) -> "VectorRecipe":
         """The recipe with stored `arrays` (see `arrays`)."""
         patches = {name: arrays[name] for name in _DICTIONARY if name in arrays}
         if patches and len(patches) < len(_DICTIONARY):
             raise UserError(f"a dictionary of patches needs {', '.join(_DICTIONARY)}")
         fitted = {name: a for name, a in arrays.items() if name not in patches}
-        return cls(
-            pool, transform, fitted, PatchDictionary(**patches) if patches else None
-        )
+        dictionary = PatchDictionary(**patches) if patches else None
+        return cls(pool, transform, fitted, dictionary, hog)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -115,14 +125,16 @@ class VectorRecipe:
         transform: str,
         moments: "Moments | None",
         dictionary: PatchDictionary | None = None,
+        *,
+        hog: bool = False,
     ) -> "VectorRecipe":
         """The recipe with the statistics of pooled maps of training images.
 
-        With a dictionary, the moments are of pooled maps joined with its vectors.
-        `moments` is not read if the transform is none.
+        With a dictionary or HOG, the moments are of pooled maps joined with their
+        vectors. `moments` is not read if the transform is none.
         """
         if transform == "none":
-            return cls(pool, dictionary=dictionary)
+            return cls(pool, dictionary=dictionary, hog=hog)
         assert moments is not None
         mean = moments.mean.astype(np.float32)
         if transform == "standardise":
@@ -130,13 +142,19 @@ class VectorRecipe:
 
             scale = usable_scale(moments.mean, moments.deviation).astype(np.float32)
             fitted = {"mean": mean, "scale": scale}
-            return cls(pool, transform, fitted, dictionary)
+            return cls(pool, transform, fitted, dictionary, hog)
         energy, axes = principal_axes(moments, min(WHITENED, moments.count // 8))
         energy = np.maximum(energy, 1e-12)
         # Below this, a variance is rounding error beside the largest.
         keep = energy >= 1e-7 * energy[0]
         axes = (axes / np.sqrt(energy)[None])[:, keep].astype(np.float32)
-        return cls(pool, transform, {"mean": mean, "axes": axes}, dictionary)
+        return cls(pool, transform, {"mean": mean, "axes": axes}, dictionary, hog)
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The names of what follows the pooled maps: patches, hog."""
+        there = {"patches": self.dictionary is not None, "hog": self.hog}
+        return tuple(name for name, is_there in there.items() if is_there)
 
     def __call__(
         self,
@@ -144,10 +162,18 @@ class VectorRecipe:
         images: Float[Array, "b h w c"],
     ) -> Float[Array, "b d"]:
         """The vectors of normalised images with these maps, finest first; traceable."""
-        pooled = pool_features(maps, self.pool)
+        found = [pool_features(maps, self.pool)]
         if self.dictionary is not None:
-            pooled = jnp.concatenate([pooled, self.dictionary(images)], -1)
-        return self.transformed(pooled)
+            found.append(self.dictionary(images))
+        if self.hog:
+            found.append(joined_hog(images))
+        return self.transformed(jnp.concatenate(found, -1))
+
+    def joined(
+        self, pooled: Float[np.ndarray, "b _p"], parts: Parts
+    ) -> Float[np.ndarray, "b _d"]:
+        """Pooled maps, followed by those of the parts that this vector joins."""
+        return np.concatenate([pooled, *(parts[name] for name in self.joins)], axis=1)
 
     def transformed(self, pooled: Any) -> Any:
         """The vectors of pooled maps [b, d], of JAX or NumPy."""
@@ -170,6 +196,7 @@ class VectorRecipe:
         if "axes" in self.fitted:
             return int(self.fitted["axes"].shape[1])
         joined = 0 if self.dictionary is None else self.dictionary.size
+        joined += joined_hog_size(image_size) if self.hog else 0
         return pooled_size(info, image_size, self.pool) + joined
 
     def __str__(self) -> str:
@@ -177,10 +204,12 @@ class VectorRecipe:
         done = {"standardise": ", standardised"}
         if "axes" in self.fitted:
             done["whiten"] = f", whitened to {self.fitted['axes'].shape[1]} numbers"
-        joined = ""
+        joined = []
         if self.dictionary is not None:
-            joined = f" with {self.dictionary.shift.size} patch filters"
-        return _POOLED[self.pool] + joined + done.get(self.transform, "")
+            joined.append(f"{self.dictionary.shift.size} patch filters")
+        joined += ["HOG"] if self.hog else []
+        with_ = f" with {' and '.join(joined)}" if joined else ""
+        return _POOLED[self.pool] + with_ + done.get(self.transform, "")
 
 
 def principal_axes(

@@ -117,7 +117,7 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
     elif vector is None:
         pool = {"pool": "vector"}
     else:
-        pool = {"pool": vector.pool, "transform": vector.transform}
+        pool = {"pool": vector.pool, "transform": vector.transform, "hog": vector.hog}
     config = {
         "model_type": "afterimage",
         "architecture": model.name,

@@ -71,6 +71,8 @@ class Model(Tree):
         x, known = self.pool(maps, self.config["vector"]["pool"]), self.get("vector")
         if hasattr(known, "filters"):
             x = torch.cat([x, self.patches(images, known)], 1)
+        if self.config["vector"].get("hog"):
+            x = torch.cat([x, self.hog(images)], 1)
         if hasattr(known, "mean"):
             x = x - known.mean
             x = x / known.scale if hasattr(known, "scale") else x @ known.axes
@@ -78,11 +80,7 @@ class Model(Tree):
 
     def patches(self, x, known):
         """How strongly each filter responds in each quarter, over small patches."""
-        h, w = x.shape[2:]
-        if min(h, w) > 32:
-            side = [round(n * 32 / min(h, w)) for n in (h, w)]
-            x = F.interpolate(x, side, mode="bilinear", antialias=True)
-        k = known.filters.shape[0]
+        x, k = self.reduced(x, 32), known.filters.shape[0]
         x = x - x.mean(
             (1, 2, 3), keepdim=True
         )  # less cancellation; filters have mean 0
@@ -93,6 +91,43 @@ class Model(Tree):
         y = F.conv2d(x, known.filters.permute(3, 2, 0, 1)) * scale
         y = (y + known.shift[:, None, None]).relu()
         return self.pool([y], "grid")
+
+    def reduced(self, x, shorter):
+        """Images with a shorter side of at most this."""
+        h, w = x.shape[2:]
+        if min(h, w) <= shorter:
+            return x
+        side = [round(n * shorter / min(h, w)) for n in (h, w)]
+        return F.interpolate(x, side, mode="bilinear", antialias=True)
+
+    def hog(self, x):
+        """Histograms of oriented gradients, in overlapping blocks of cells."""
+        x = self.reduced(x, 48)
+        cell = min(max(round(max(x.shape[2:]) / 5), 2), 8)
+        x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        across = x[:, :, 1:-1, 2:] - x[:, :, 1:-1, :-2]
+        down = x[:, :, 2:, 1:-1] - x[:, :, :-2, 1:-1]
+        turn = torch.atan2(down, across) * (9 / math.pi) % 9
+        size = (across.square() + down.square()).sqrt()
+        cells = []
+        for n in range(9):
+            apart = (turn - n - 0.5).abs()
+            vote = size * (1 - torch.minimum(apart, 9 - apart)).clamp(min=0)
+            cells.append(vote.sum(1))
+        y = torch.stack(cells, 1)
+        h, w = y.shape[2:]
+        y = F.avg_pool2d(F.pad(y, (0, -w % cell, 0, -h % cell)), cell) * cell**2
+        a, b = (min(2, n) for n in y.shape[2:])
+        y = y.permute(0, 2, 3, 1)
+        rows, columns = y.shape[1] - a + 1, y.shape[2] - b + 1
+        parts = [
+            y[:, i : i + rows, j : j + columns] for i in range(a) for j in range(b)
+        ]
+        y = torch.cat(parts, -1)
+        y = y / (y.square().sum(-1, keepdim=True) + (0.01 * cell) ** 2 + 1e-12).sqrt()
+        y = y.clamp(max=0.2)
+        y = y / (y.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        return y.flatten(1)
 
     def pool(self, maps, kind):
         """Means of the last map or all, over the whole or a grid; or the network's own

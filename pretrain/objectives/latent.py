@@ -116,6 +116,14 @@ class Latent(Masked):
             )
         return found
 
+    def target_patch(self, model: ModelConfig) -> int:
+        """By default as for masked, in whole sites of the last map."""
+        usual = super().target_patch(model)
+        if self.patch is not None:
+            return usual
+        stride = abstract_encoder(model).feature_info[-1].stride
+        return -(-usual // stride) * stride
+
     def build(self, model: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return LatentAutoencoder(model, rngs=rngs)
 
