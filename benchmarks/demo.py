@@ -32,7 +32,7 @@ FEATURES = {
     "raw pixels": "784 grey values",
     "random weights": "the encoder before training",
     "HOG": "gradients, no training",
-    "pretrained": "the vector after pretraining, with its dictionary of patches and HOG",
+    "pretrained": "the vector after pretraining, joined with patches and HOG",
 }
 NETWORKS = {"scratch": "from random weights", "fine-tuned": "from the encoder"}
 _SECONDS = {

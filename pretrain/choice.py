@@ -3,10 +3,10 @@
 Candidates are three poolings (mean, 2x2 grid, 2x2 grids of all maps), each plain,
 standardised and whitened; and the objective's own pooling joined with a dictionary of
 patches, without HOG and with it, standardised. The last is the default. The statistics
-are of training images. The score is the mean of three accuracies on held-out images: kNN, and a linear probe
-(ridge) with ten labels a class and with all. The default is kept unless the best is
-ahead of it by more than one standard error of their difference, paired over images
-(Breiman et al. 1984, the one-standard-error rule).
+are of training images. The score is the mean of three accuracies on held-out images:
+kNN, and a linear probe (ridge) with ten labels a class and with all. The default is
+kept unless the best is ahead of it by more than one standard error of their difference,
+paired over images (Breiman et al. 1984, the one-standard-error rule).
 """
 
 import dataclasses
@@ -78,8 +78,8 @@ def choose(
     """(the chosen vector, its manifest entry with the scores of all candidates).
 
     `train` and `held` map each candidate pooling to the pooled maps of images with
-    these labels, and `joined` has the parts of the same images; `own` is the objective's
-    (pool, transform). At most 2,000 images of each are scored; statistics are of all.
+    these labels, and `joined` has the parts of the same images; `own` is the
+    objective's (pool, transform). At most 2,000 images of each are scored; statistics are of all.
     """
     here, there = (spaced(len(part), _MOST) for part in labels)
     known, truth = labels[0][here], labels[1][there]

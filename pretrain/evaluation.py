@@ -24,8 +24,7 @@ from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
 from afterimage.evaluation.probes import labels_a_class
 from afterimage.models import FeatureInfo, Network, pool_features
 from afterimage.models.dictionary import PatchDictionary, reduced
-from afterimage.models.hog import joined_hog
-from afterimage.models.hog import hog_vectors
+from afterimage.models.hog import hog_vectors, joined_hog
 from afterimage.models.vector import (
     Parts,
     VectorRecipe,
@@ -265,9 +264,9 @@ class Evaluation:
 
         The vector is chosen by the labelled images of the last call (`choose`); without
         them it is the default: the objective's own, joined with a dictionary of
-        patches and HOG. A bottleneck stays the vector: None. The report then has the probes of
-        this vector, also of the encoder before the run, whose parameters and statistics
-        are `initial`.
+        patches and HOG. A bottleneck stays the vector: None. The report then has the
+        probes of this vector, also of the encoder before the run, whose parameters and
+        statistics are `initial`.
         """
         vector, entries = None, {}
         if not self.bottleneck:

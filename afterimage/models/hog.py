@@ -116,7 +116,7 @@ def hog_vectors(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"
 
 
 def joined_hog(images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-    """The HOG descriptor of normalised images, as a part of a feature vector; traceable.
+    """HOG of normalised images, as a part of a feature vector; traceable.
 
     Images whose shorter side is above 48 px are reduced to it first, and all channels
     vote: rounding would decide which of two equal ones is the strongest. Brightness and
