@@ -88,6 +88,8 @@ MEASURES = {
     "kNN, 10 a class": ("kNN", "10"),
 }
 BASELINES = ("raw pixels", "HOG", "random weights")
+ALONE = "network alone"
+"""The pooled maps of the vector, without the patches and the HOG that it joins."""
 _FINETUNED = "fine-tuned, 10 a class"
 _LABELS, _DRAWS = 10, 3
 NOTES = (
@@ -240,11 +242,18 @@ def representations(cell: Cell, names: tuple[str, ...]) -> list[Any]:
     encoder = cell.encoder()
     made = {
         "features": lambda: encoder.features,
+        ALONE: lambda: alone(encoder).features,
         "raw pixels": lambda: pixel_vectors,
         "HOG": lambda: hog_vectors,
         "random weights": lambda: encoder.untrained(cell.seed).features,
     }
     return [vectors_of(name, made[name]()) for name in names]
+
+
+def alone(encoder: Any) -> Any:
+    """The encoder with its pooled maps as they are; a bottleneck stays the vector."""
+    vector = encoder.vector
+    return encoder if vector is None else encoder.with_vector(vector.pool)
 
 
 def probe_scores(cell: Cell, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -309,7 +318,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     if "cost" not in stored:
         keep(cost=cell.pretrain())
     baselines = BASELINES if cell.row == "default" else ()
-    names = ("features", *baselines)
+    names = ("features", ALONE, *baselines)
     missing = tuple(name for name in names if name not in stored["scores"])
     if missing:
         keep(scores=stored["scores"] | quietly(probe_scores, cell, missing))
@@ -363,13 +372,14 @@ def _rows(
     many = len(ROWS[config.table]) > 1
     rows = []
     for name, values in found[0]["scores"].items():
-        shown = row_name if many and name == "features" else name
+        shown = {"features": row_name, ALONE: f"{row_name}, alone"}.get(name, name)
+        shown = shown if many else name
         for measure_name in values:
             each = [one["scores"][name][measure_name] for one in found]
             cost = [one["cost"]["CPU minutes"] for one in found]
             rows.append(
                 row(
-                    f"{config.table}: {set_name}",
+                    f"{config.table}: {set_name}, {config.minutes:g} minutes",
                     shown,
                     f"{measure_name}, %",
                     each,

@@ -79,7 +79,8 @@ def choose(
 
     `train` and `held` map each candidate pooling to the pooled maps of images with
     these labels, and `joined` has the parts of the same images; `own` is the
-    objective's (pool, transform). At most 2,000 images of each are scored; statistics are of all.
+    objective's (pool, transform). At most 2,000 images of each are scored; statistics
+    are of all.
     """
     here, there = (spaced(len(part), _MOST) for part in labels)
     known, truth = labels[0][here], labels[1][there]

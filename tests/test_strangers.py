@@ -127,12 +127,14 @@ def test_what_is_stored_is_not_measured_again(tmp_path, monkeypatch):
     first = Cell(config, data, "mnist", "default", 0)
     found = strangers.measure(first)
     assert found["cost"] == cost
-    assert asked == [("default", 0, ("features", *strangers.BASELINES))]
+    scored = ("features", strangers.ALONE, *strangers.BASELINES)
+    assert asked == [("default", 0, scored)]
     assert strangers.measure(first) == found
     assert len(asked) == 1
     other = strangers.measure(Cell(config, data, "mnist", "default", 1))
     rows = strangers._rows(config, "mnist", "default", [found, other])
-    assert [row["row"] for row in rows] == ["default", *strangers.BASELINES]
+    shown = ["default", "default, alone", *strangers.BASELINES]
+    assert [row["row"] for row in rows] == shown
     assert (rows[0]["mean"], rows[0]["cpu_minutes"], rows[0]["n"]) == (50.5, 2.0, 2)
 
 
