@@ -77,15 +77,18 @@ LONG = $(addprefix --ignore=modalities/,captions/tests/test_align.py \
   segmentation/tests/test_segment.py text/tests/test_runs.py \
   volumes/tests/test_volume_runs.py)
 
+# The newest versions check the types at run time.
+UNTYPED = -o addopts="-ra --strict-markers --strict-config"
+
 test-oldest: $(OLDEST)/.ready-$(VERSION)
-	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(TOUCHING)
-	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" modalities $(LONG)
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(UNTYPED) $(TOUCHING)
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not speed" $(UNTYPED) modalities $(LONG)
 
 $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@echo "Building $(OLDEST) with Python $(VERSION) and the oldest dependencies ..."
 	@$(PYTHON) -m venv --clear $(OLDEST)
 	@$(OLDEST)/bin/python $(PIP) uv
-	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[test]'
+	@$(OLDEST)/bin/uv pip install --quiet --compile-bytecode --python $(OLDEST) --resolution lowest-direct -e '.[test]'
 	@touch $@
 
 # What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.

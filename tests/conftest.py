@@ -7,6 +7,8 @@ import tempfile
 # worker and child processes of this session; nothing else is shared.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Child processes import our modules as compiled by the first of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "AFTERIMAGE_TEST_XLA" not in os.environ:
     _folder = tempfile.TemporaryDirectory(prefix="afterimage-xla-")
     os.environ["AFTERIMAGE_TEST_XLA"] = _folder.name

@@ -332,6 +332,7 @@ def test_writing_is_never_mirrored_and_keeps_its_paper():
     assert corners.max() < 0.3
 
 
+@pytest.mark.slow
 def test_a_page_of_views_before_the_run_and_a_picture_in_its_report(
     tmp_path, capsys, monkeypatch, tiny
 ):

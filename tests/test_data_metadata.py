@@ -249,6 +249,7 @@ def test_strings_in_arrays_are_names_as_anywhere(tmp_path, capsys):
     assert names == ("caf\\xe9", "tea")
 
 
+@pytest.mark.slow
 def test_a_classifier_of_one_unicode_form_is_scored_on_the_other(tmp_path, tiny):
     from PIL import Image
 

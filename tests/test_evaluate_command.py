@@ -56,6 +56,7 @@ def test_an_encoder_beside_pixels_its_untrained_twin_and_another(
     assert (picture != 255).any(axis=2).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_scores_and_an_artefact_stays_as_it_is(data, tmp_path, capsys):
     encoder_artefact.write(tmp_path / "encoder")
     arguments = ["--data", data, *QUICK]
@@ -70,6 +71,7 @@ def test_a_run_keeps_its_scores_and_an_artefact_stays_as_it_is(data, tmp_path, c
     assert "shades" in found[0].name
 
 
+@pytest.mark.slow
 def test_a_test_set_is_cut_where_there_is_none(run, tmp_path):
     labels = np.arange(40) % 2
     images = (pictures(40) // 2 + 100 * labels[:, None, None, None]).astype(np.uint8)
@@ -113,6 +115,7 @@ def test_settings_that_cannot_work_are_all_named(run, data):
         EvaluateConfig(from_=run, data=data, validation=2.0, most=0, per_class=(0,))
 
 
+@pytest.mark.slow
 def test_an_encoder_is_scored_by_several_views_and_says_so(run, data):
     def scored(**settings):
         config = EvaluateConfig(

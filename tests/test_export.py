@@ -182,7 +182,9 @@ export_features(encoder, {"train": images}, sys.argv[2], batch_size=4)
 """
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "npy"])
+@pytest.mark.parametrize(
+    "suffix", ["parquet", pytest.param("npy", marks=pytest.mark.slow)]
+)
 def test_killed_and_repeated_there_is_one_row_an_image(run, encoder, tmp_path, suffix):
     out = tmp_path / f"f.{suffix}"
     command = [sys.executable, "-c", _SLOW_EXPORT, str(run), str(out)]

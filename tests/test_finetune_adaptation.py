@@ -185,6 +185,7 @@ def test_alignment_takes_the_shift_out(method):
     assert left < distance / 5
 
 
+@pytest.mark.slow
 def test_half_of_a_batch_is_too_little_where_a_class_has_moved_onto_another():
     """Of two classes the nearer pairs are of one: why it is not the default."""
     _, before, *_ = scored(learned("source-only", shifted)[0], shifted)

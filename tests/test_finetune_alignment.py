@@ -87,6 +87,7 @@ def test_assignment_costs_what_the_best_permutation_costs(seed):
     assert float(cost[np.arange(5), partner].sum()) == pytest.approx(min(costs))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_partial_assignment_costs_what_the_best_partial_one_costs(seed, apart):
@@ -104,6 +105,7 @@ def test_partial_assignment_costs_what_the_best_partial_one_costs(seed, apart):
     assert float(cost[rows, partner[rows]].sum()) == pytest.approx(min(costs))
 
 
+@pytest.mark.slow
 def test_joint_transport_of_a_part_leaves_alone_what_has_no_partner_of_its_class():
     # Three noughts and a one against a nought and three ones: two pairs are of a class.
     features = jnp.array([[0.0], [0.1], [0.2], [5.0]])

@@ -181,6 +181,7 @@ def test_the_gain_is_reported_where_an_earlier_step_is_kept(
     assert found["distillation"]["smaller"] == 1.0
 
 
+@pytest.mark.slow
 def test_it_resumes_exactly(home, whole, tmp_path):
     run = cut_back(whole.run, tmp_path / "cut", 2)
     finetune(distilled(home, run, **EVERYTHING))

@@ -107,7 +107,12 @@ def rows(run):
     [
         ("probe", {}, ""),
         pytest.param(Partial(stages=1), {}, "stages/0/", marks=pytest.mark.slow),
-        ("full", {"layer_decay": 0.7, "ema": 0.9}, "^$"),
+        pytest.param(
+            "full",
+            {"layer_decay": 0.7, "ema": 0.9},
+            "^$",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             Partial(unfreeze=("norm",)),
             {"layer_decay": 0.5},
@@ -276,6 +281,7 @@ def test_resume_is_exact_at_the_boundary_and_inside_a_phase(
         assert stored[0][name] == stored[1][name]
 
 
+@pytest.mark.slow
 def test_averaged_weights_carry_averaged_moments(home, tmp_path):
     """Of an encoder with BatchNorm, in the artefact of the step that is kept."""
     model = dataclasses.replace(MODEL, norm="batch")
@@ -293,6 +299,7 @@ def test_averaged_weights_carry_averaged_moments(home, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, flatten(kept["encoder"]), loaded)
 
 
+@pytest.mark.slow
 def test_the_report_is_there_from_the_first_evaluation_on(home, tmp_path):
     """It says how far the run is, and has the curves so far."""
     out, pages = tmp_path / "run", {}
@@ -343,6 +350,7 @@ def test_a_complete_run_is_left_alone(home, tmp_path, capsys):
         finetune(config(home, tmp_path / "run", mode="full", steps=2))
 
 
+@pytest.mark.slow
 def test_what_a_complete_run_lost_is_made_again(home, tmp_path):
     run = tmp_path / "run"
 
@@ -413,6 +421,7 @@ def test_wrong_data_is_named(home, tmp_path):
             finetune(config(home, tmp_path / name, data=f"npz:{tmp_path / 'bad.npz'}"))
 
 
+@pytest.mark.slow
 def test_evaluate_says_how_many_of_the_images_were_trained_on(
     home, tmp_path, monkeypatch
 ):

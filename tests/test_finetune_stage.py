@@ -231,6 +231,7 @@ class Numbers(BatchLoader):
             yield 1, np.zeros((1, 8), int), batch(number)
 
 
+@pytest.mark.slow
 def test_resume_across_the_boundary_is_exact(tmp_path):
     """The trainer stopped after any step, in the head's phase, at the boundary and
     behind it: the same command ends bit-identical to a run that was not stopped."""

@@ -370,6 +370,7 @@ def test_batch_norm_beside_unlabelled_images_needs_a_choice(
         config(home, tmp_path / "run", **wrong)
 
 
+@pytest.mark.slow
 def test_one_batch_of_all_images_moves_the_statistics(home, tmp_path, batch_normalised):
     settings = batch_normalised | {
         "domain_statistics": "joint",

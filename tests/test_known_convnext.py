@@ -163,6 +163,7 @@ def test_weights_of_fcmae_have_no_norm_of_the_vector(narrow, tmp_path):
         import_encoder(path, "convnextv2_atto", tmp_path / "half")
 
 
+@pytest.mark.slow
 def test_v2_is_not_taken_for_v1(narrow, tmp_path):
     _weights("convnextv2_atto", tmp_path)
     with pytest.raises(UserError, match="it is a convnextv2_atto"):

@@ -137,6 +137,7 @@ def colour(row):
     return row["file"].rsplit("/", 1)[-1].split("-")[0]
 
 
+@pytest.mark.slow
 def test_a_table_filled_in_is_data_for_finetune(run, photos, tmp_path, capsys):
     kinds = ("csv", "jsonl", "parquet", "png", "html")
     outs = [tmp_path / f"first.{kind}" for kind in kinds]

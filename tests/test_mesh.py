@@ -72,8 +72,8 @@ print("same")
 @pytest.mark.parametrize(
     ("accumulate", "where"),
     [
-        (1, "resident"),
         (2, "host"),
+        pytest.param(1, "resident", marks=pytest.mark.slow),
         pytest.param(1, "host", marks=pytest.mark.slow),
         pytest.param(2, "resident", marks=pytest.mark.slow),
     ],

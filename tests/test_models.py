@@ -66,10 +66,11 @@ _LARGE = (
     ),
     *(f"efficientnet_lite{number}" for number in range(3)),
 )
+_MEDIUM = ("resnet50", "mobilenet_v2", "convnext-atto", "convnextv2_atto")
 _ATTO = pytest.param("convnext-atto", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", _models(*_LARGE))
+@pytest.mark.parametrize("name", _models(*_LARGE, *_MEDIUM))
 def test_maps_agree_with_feature_info_at_every_size(name):
     for size, channels in zip(SIZES, (1, 3, 4, 1, 3), strict=True):
         config = ModelConfig(name, image_size=size, channels=channels)

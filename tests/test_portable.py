@@ -98,6 +98,7 @@ def test_a_vector_joined_with_patches_and_hog(
     assert "read again" in text or "run in PyTorch" in text
 
 
+@pytest.mark.slow
 def test_stablehlo_of_a_classifier_with_two_tasks(tmp_path):
     heads = {"classes": ("a", "b"), "shape": ("round", "square", "flat")}
     folder = classifier_artefact.write(tmp_path / "classifier", heads=heads)
@@ -111,6 +112,7 @@ def test_stablehlo_of_a_classifier_with_two_tasks(tmp_path):
         np.testing.assert_allclose(found[name], want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -162,7 +162,13 @@ def gradients(objective, bottleneck=None):
 WAYS = ("view", "image", "masked")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        way if way == "image" else pytest.param(way, marks=pytest.mark.slow)
+        for way in WAYS
+    ],
+)
 def test_a_stopped_decoder_leaves_the_encoders_gradient_as_it_is(way):
     """With a bottleneck, whose own kernel must be stopped too."""
     (metrics, stats), alone, (params, _) = gradients(SimCLR(reconstruct="none"), 4)
@@ -322,6 +328,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_candidates_and_moments_are_of_the_whole_batch_on_eight_devices():
     assert "same" in run_python(DEVICES, devices=8)
 

@@ -131,13 +131,8 @@ def test_what_every_objective_measures(objective):
     assert [row.shape for row in pictures] == [images.shape] * len(chosen.rows)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        name if name == "vq" else pytest.param(name, marks=pytest.mark.slow)
-        for name in OBJECTIVES.names()
-    ],
-)
+@pytest.mark.slow  # of plain, the program's own tests are quick
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_it_trains_and_an_interrupted_run_ends_the_same(
     tmp_path, monkeypatch, objective
 ):

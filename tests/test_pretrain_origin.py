@@ -116,6 +116,7 @@ def test_the_run_says_where_it_came_from(source, finished):
     assert np.isfinite(afterimage.load_encoder(finished.run).features(IMAGES[:3])).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(source, finished, tmp_path):
     copy = tmp_path / "cut"
     shutil.copytree(finished.run, copy)
@@ -139,6 +140,7 @@ def test_another_encoder_in_the_same_place_is_refused(source, finished, tmp_path
         pretrain(config(source, copy), data=data)
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_at_its_own_rate(source):
     chosen = config(source, "unused", schedule="constant")
     images, mesh = array_set(IMAGES, None, None, "images"), make_mesh(1)

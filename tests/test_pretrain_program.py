@@ -279,10 +279,11 @@ def test_a_complete_run_without_its_checkpoints_is_left_as_it_is(
     "lost",
     [
         "encoder",
-        "metrics",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("encoder/weights.safetensors", "report.html", "pictures")
+            for name in (
+                *("metrics", "encoder/weights.safetensors", "report.html", "pictures"),
+            )
         ),
     ],
 )
@@ -381,6 +382,7 @@ def test_stopped_while_the_results_are_made(finished, tmp_path, monkeypatch, dur
     assert_equal_runs(out, finished.run)
 
 
+@pytest.mark.slow
 def test_the_report_is_there_from_the_first_evaluation_on(tmp_path):
     pages = []
     report = tmp_path / "run" / "report.html"
@@ -456,6 +458,7 @@ def test_every_kind_of_setting_trains(tmp_path, changes):
     assert 0 < result.metrics["relative_loss"] < 3
 
 
+@pytest.mark.slow
 def test_a_rate_far_too_high_ends_as_diverged(tmp_path):
     settings = {"steps": 8, "eval_every": 1, "ema": 0.0, "max_bad_steps": 100}
     with pytest.raises(Diverged, match="lower --lr"):

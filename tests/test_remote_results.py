@@ -119,6 +119,7 @@ def test_anomalies_with_maps_and_a_sheet(encoder, photos):
     assert stored("s.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_an_exported_folder_and_an_evaluation(encoder, classifier, photos, tmp_path):
     words = ["export", str(encoder), "--to", "safetensors", "--out"]
     assert main([*words, str(tmp_path / "hf")]) == 0

@@ -127,7 +127,8 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(machine, local_run, capsys):
     assert row[header.index("run")] == URL
 
 
-@pytest.mark.parametrize("step", [6, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [6, 8])
 def test_another_machine_continues_bit_for_bit(machine, local_run, step, capsys):
     with pytest.raises(Interrupted):
         pretrain(config(), callbacks=stop_after(step))

@@ -68,6 +68,7 @@ def test_means_of_a_grid_over_views(path):
     assert [len(names), names[1]] == [want.shape[1], "grid-3:1"]
 
 
+@pytest.mark.slow
 def test_pipeline_clone_and_parallel_grid_search(path):
     x, y = _bright_and_dark()
     pipeline = make_pipeline(

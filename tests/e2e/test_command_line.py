@@ -172,6 +172,7 @@ def test_the_classifier_is_evaluated_on_a_new_folder(afterimage, finetuned):
         assert kind in output
 
 
+@pytest.mark.slow
 def test_the_encoder_is_evaluated_beside_pixels_and_the_untrained(
     afterimage, pretrained
 ):

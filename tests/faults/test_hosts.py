@@ -102,6 +102,7 @@ def assert_alike(out, alone):
         assert leaf.shape == state_alone[path].shape, path
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_two_devices(tmp_path, caches, alone):
     members = job(tmp_path / "run", caches)
     said = [finish(member) for member in members]

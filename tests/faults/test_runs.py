@@ -159,6 +159,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert_same_run(out, whole)
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_named(tmp_path, caches, whole):
     out = tmp_path / "run"
     first = start(out, caches)
