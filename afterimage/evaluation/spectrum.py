@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Num
 
 from afterimage.errors import UserError
@@ -96,6 +95,8 @@ def thin_svd(
     try:
         u, s, vt = np.linalg.svd(x, full_matrices=False)
     except np.linalg.LinAlgError:
+        import scipy.linalg
+
         u, s, vt = cast(Any, scipy.linalg.svd)(
             x, full_matrices=False, lapack_driver="gesvd"
         )

@@ -19,7 +19,6 @@ from flax import nnx
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
-from scipy.special import ndtr, ndtri
 
 from afterimage.models import ops
 
@@ -143,6 +142,8 @@ def trunc_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
     del fan_in
     if (generator := _generator(rngs)) is None:
         return jnp.zeros(shape, jnp.float32)
+    from scipy.special import ndtr, ndtri
+
     low, high = ndtr(-2.0), ndtr(2.0)
     drawn = ndtri(low + (high - low) * generator.random(shape))
     return jnp.asarray(0.02 * drawn, jnp.float32)

@@ -4,9 +4,8 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 
 from afterimage.checkpoints.files import replace_file
@@ -14,6 +13,9 @@ from afterimage.checkpoints.names import printable
 from afterimage.report.chart import Points, colour, dashed, line_chart, number
 from afterimage.report.parts import Figure, Part, Setting, image_uri, read_picture
 from afterimage.settings import spelled
+
+if TYPE_CHECKING:
+    import jinja2
 
 Grid = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """A header, and rows that start with their label."""
@@ -145,7 +147,9 @@ def _by_default(settings: Mapping[str, Setting]) -> Mapping[str, Any]:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template() -> "jinja2.Template":
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("afterimage.report", ""),
         autoescape=True,
