@@ -1,6 +1,6 @@
 """The table `label-free` of `benchmarks.strangers`: which criterion ranks encoders?
 
-For every checkpoint of every run that the other tables made, each criterion of
+For four checkpoints of every run that the other tables made, each criterion of
 `afterimage.evaluation.criteria` on training images, and accuracy on test images. Then
 Spearman's rank correlation of the two, and what keeping a run's best step by the
 criterion gains over its last step.
@@ -15,11 +15,13 @@ import numpy as np
 
 from afterimage.evaluation.criteria import CRITERIA
 from afterimage.runs import write_json
+from afterimage.training.batches import spaced
 from benchmarks.programs import quietly
 from benchmarks.results import row
 from benchmarks.strangers import Strangers, available
 
 _IMAGES = 1_000  # for criteria, and to train and to score probes
+_STEPS = 4  # checkpoints of a run, evenly spaced: the first, the last and two between
 _FEWEST_STEPS = 3
 """Checkpoints of a run from which a best one is chosen."""
 _ACCURACY = ("kNN", "ridge")
@@ -44,10 +46,11 @@ def _pretrained(file: pathlib.Path) -> bool:
 
 
 def _measured(run: pathlib.Path, data: str) -> dict[str, dict[str, float]]:
-    """{step: criteria and accuracies} of a run's checkpoints; stored beside the run."""
+    """{step: criteria and accuracies} of checkpoints of a run; stored beside it."""
     file = run.with_name(f"{run.name}-criteria.json")
     stored = json.loads(file.read_text()) if file.exists() else {}
-    for folder in sorted(run.glob("checkpoints/*/encoder")):
+    there = sorted(run.glob("checkpoints/*/encoder"))
+    for folder in [there[n] for n in spaced(len(there), _STEPS)]:
         step = folder.parent.name
         if step not in stored:
             stored[step] = measure(folder, data)

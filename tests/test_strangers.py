@@ -163,3 +163,20 @@ def test_only_pretraining_runs_are_ranked(tmp_path):
         (tmp_path / f"{kind}.json").write_text(json.dumps({"kind": kind}))
     assert label_free._pretrained(pathlib.Path(tmp_path / "pretrain.json"))
     assert not label_free._pretrained(pathlib.Path(tmp_path / "finetune.json"))
+
+
+def test_four_checkpoints_of_a_run_are_measured_once(tmp_path, monkeypatch):
+    run, seen = tmp_path / "default-0", []
+    for step in range(10, 101, 10):
+        (run / "checkpoints" / f"{step:03d}" / "encoder").mkdir(parents=True)
+
+    def measured(folder, data):
+        seen.append((folder.parent.name, data))
+        return {"kNN": 1.0}
+
+    monkeypatch.setattr(label_free, "measure", measured)
+    found = label_free._measured(run, "digits")
+    assert list(found) == ["010", "040", "070", "100"]
+    assert [step for step, _ in seen] == list(found)
+    assert label_free._measured(run, "digits") == found
+    assert len(seen) == 4
