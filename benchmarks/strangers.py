@@ -96,12 +96,14 @@ _MOST = 10_000  # labelled images that probes are trained on
 NOTES = (
     "Pretraining sees no label. Accuracy on test images, %, mean ± deviation over "
     "seeds of the run and the labels; with ten labels a class, each seed is the mean "
-    "of three draws; all labels are those of at most 10,000 images. Nothing is chosen on test images: C and k on training labels, the "
-    "recipe on the development sets. Development "
-    "sets: CIFAR-10 (part 0, JPEG-compressed), MNIST (training split), Google's emoji, "
-    "Tux Paint's stamps. cifar10-other are other photos of CIFAR-10 than those. Spoken "
-    "are spectrograms of letters and syllables; their class is the language, and so "
-    "the speaker. Test drawings of Omniglot are by other people than the training ones."
+    "of three draws; all labels are those of at most 10,000 images. Nothing is chosen "
+    "on test images: C and k on training labels, the recipe on the development sets. "
+    "Development sets: CIFAR-10 (part 0, JPEG-compressed), MNIST (training split), "
+    "Google's emoji, Tux Paint's stamps. cifar10-other are other photos of CIFAR-10 "
+    "than those. Spoken are spectrograms of letters and syllables; their class is the "
+    "language, and so the speaker. Test drawings of Omniglot are by other people than "
+    "the training ones. Alone are the pooled maps of the network, without the patches "
+    "and the HOG that the default vector joins."
 )
 
 
