@@ -189,7 +189,6 @@ def aligned(
         seed=seed,
         steps=given.steps,
         lr=3e-3,
-        encoder_lr=1.0,
         eval_every=50,
         log_every=50,
         tensorboard=False,

@@ -35,8 +35,9 @@ class EncoderOptions(TrainingOptions, RunOptions, ReadingOptions):
     """What learns beside the new part. full: the encoder. frozen: nothing. scratch: the
     encoder, from random weights, as a control."""
 
-    encoder_lr: float = 0.1
-    """Mode full: the encoder's learning rate, as a multiple of lr."""
+    encoder_lr: float = 1.0
+    """Mode full: the encoder's learning rate, as a multiple of lr. Less keeps more of
+    what it knows: try 0.1 for weights of a long training on many images."""
 
     batch_size: int = 16
     """Images per step, over all devices."""
