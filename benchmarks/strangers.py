@@ -92,11 +92,10 @@ ALONE = "network alone"
 """The pooled maps of the vector, without the patches and the HOG that it joins."""
 _FINETUNED = "fine-tuned, 10 a class"
 _LABELS, _DRAWS = 10, 3
-_MOST = 10_000  # labelled images that probes are trained on
 NOTES = (
     "Pretraining sees no label. Accuracy on test images, %, mean ± deviation over "
     "seeds of the run and the labels; with ten labels a class, each seed is the mean "
-    "of three draws; all labels are those of at most 10,000 images. Nothing is chosen "
+    "of three draws. Sets have at most 10,000 labelled images. Nothing is chosen "
     "on test images: C and k on training labels, the recipe on the development sets. "
     "Development sets: CIFAR-10 (part 0, JPEG-compressed), MNIST (training split), "
     "Google's emoji, Tux Paint's stamps. cifar10-other are other photos of CIFAR-10 "
@@ -263,7 +262,6 @@ def probe_scores(cell: Cell, names: tuple[str, ...]) -> dict[str, dict[str, floa
     """{representation: {measure: %}} on the test images."""
     from afterimage.data import open_data
     from afterimage.evaluation import Protocol, representation_report
-    from afterimage.training.batches import subsample
 
     splits = open_data(cell.data.labelled, image_size=cell.size)
     assert splits.test is not None
@@ -273,9 +271,8 @@ def probe_scores(cell: Cell, names: tuple[str, ...]) -> dict[str, dict[str, floa
         seed=_DRAWS * cell.seed,
         probes=("linear probe", "kNN"),
     )
-    train = subsample(splits.train, _MOST)
     report = representation_report(
-        representations(cell, names), train, splits.test, protocol
+        representations(cell, names), splits.train, splits.test, protocol
     )
     return {
         name: {
