@@ -58,7 +58,7 @@ def gradients(
 
 def _difference(x: Array, axis: int) -> Array:
     """Next minus previous along an axis; a border is its own neighbour."""
-    # ONNX has no `jnp.pad` of edges.
+    # Not `jnp.pad`: the converter to ONNX has no edges.
     n = x.shape[axis]
 
     def part(start: int, stop: int) -> Array:
