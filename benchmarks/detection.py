@@ -23,7 +23,7 @@ from PIL import Image
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
 from benchmarks.programs import quietly
-from benchmarks.results import markdown, row, write_results
+from benchmarks.results import markdown, row, with_others, write_results
 from benchmarks.segmentation import NAMES, Scenes
 
 CLASSES = NAMES[1:]
@@ -181,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(rows[-1]["row"], metric, values, flush=True)
     print(markdown(rows, TITLE, notes(given)))
     if given.record:
-        write_results("detection", rows, title=TITLE, notes=notes(given))
+        every = with_others("detection", rows)
+        write_results("detection", every, title=TITLE, notes=notes(given))
         write_png(picture(given), PICTURE)
 
 

@@ -125,6 +125,19 @@ def read_results(name: str, *, folder: pathlib.Path = FOLDER) -> list[dict[str, 
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def with_others(
+    name: str, rows: Sequence[Mapping[str, Any]], *, folder: pathlib.Path = FOLDER
+) -> list[Mapping[str, Any]]:
+    """The stored rows that were not measured now, then those that were."""
+
+    def key(one: Mapping[str, Any]) -> tuple[str, ...]:
+        return one["table"], one["row"], one["metric"]
+
+    new = set(map(key, rows))
+    kept = [one for one in read_results(name, folder=folder) if key(one) not in new]
+    return [*kept, *rows]
+
+
 def write_results(
     name: str,
     rows: Sequence[Mapping[str, Any]],

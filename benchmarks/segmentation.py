@@ -24,7 +24,7 @@ from PIL import Image
 from afterimage.pictures import draw_rows
 from afterimage.runs import write_png
 from benchmarks.programs import quietly
-from benchmarks.results import markdown, row, write_results
+from benchmarks.results import markdown, row, with_others, write_results
 
 NAMES = ("background", "digit", "shape")
 SIZES = (20, 100, 1000)
@@ -233,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(rows[-1]["row"], values, flush=True)
     print(markdown(rows, TITLE, notes(given)))
     if given.record:
-        write_results("segmentation", rows, title=TITLE, notes=notes(given))
+        every = with_others("segmentation", rows)
+        write_results("segmentation", every, title=TITLE, notes=notes(given))
         write_png(picture(given), PICTURE)
 
 

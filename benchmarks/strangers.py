@@ -44,7 +44,7 @@ from benchmarks.image_sets import (
     prepared,
 )
 from benchmarks.programs import quietly
-from benchmarks.results import figure, read_results, row, write_results
+from benchmarks.results import figure, row, with_others, write_results
 
 NAME = "strangers"
 DEFAULT: Mapping[str, tuple[str, ...]] = {"default": ()}
@@ -397,14 +397,9 @@ def _rows(
 def _write(config: Strangers, rows: list[dict[str, Any]]) -> None:
     """Replaces the rows that were measured now, and keeps the others."""
     place = {} if config.results is None else {"folder": pathlib.Path(config.results)}
-    new = {(one["table"], one["row"], one["metric"]) for one in rows}
-    kept = [
-        one
-        for one in read_results(NAME, **place)
-        if (one["table"], one["row"], one["metric"]) not in new
-    ]
     title = "The default command on image sets that it was not made for"
-    write_results(NAME, [*kept, *rows], title=title, notes=NOTES, **place)
+    every = with_others(NAME, rows, **place)
+    write_results(NAME, every, title=title, notes=NOTES, **place)
 
 
 def run(config: Strangers) -> list[dict[str, Any]]:

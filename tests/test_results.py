@@ -9,7 +9,7 @@ from afterimage.finetune.presets import PRESETS as FINETUNE
 from afterimage.pretrain.presets import PRESETS as PRETRAIN
 from benchmarks import programs, published, readme
 from benchmarks.recipes import ACCURACY, ERROR
-from benchmarks.results import FOLDER, read_results, row, write_results
+from benchmarks.results import FOLDER, read_results, row, with_others, write_results
 from benchmarks.transfer import Transfer
 
 
@@ -40,6 +40,18 @@ def test_json_and_table_are_written_side_by_side(tmp_path):
 def test_a_result_that_is_no_number_is_refused(tmp_path):
     with pytest.raises(ValueError):
         write_results("name", [row("t", "r", "m", float("nan"))], folder=tmp_path)
+
+
+def test_rows_that_were_not_measured_now_are_kept(tmp_path):
+    old = [row("t", name, "m", [1.0]) for name in ("a", "b")]
+    write_results("own", old, folder=tmp_path)
+    new = [row("t", "b", "m", [2.0]), row("t", "c", "m", [3.0])]
+    every = with_others("own", new, folder=tmp_path)
+    assert [(one["row"], one["mean"]) for one in every] == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 3),
+    ]
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda f: f.name)
