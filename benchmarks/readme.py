@@ -25,7 +25,7 @@ WHAT_LEARNS = {
     "raw pixels": "a linear classifier on the pixels",
     "random weights": "on the untrained encoder's features",
     "HOG": "on histograms of gradients",
-    "pretrained": "on the pretrained encoder's features, joined with patches",
+    "pretrained": "on the pretrained encoder's features, joined with patches and HOG",
     "scratch": "the whole network, from random weights",
     "fine-tuned": "the whole network, from the pretrained encoder",
 }
