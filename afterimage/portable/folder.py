@@ -117,7 +117,8 @@ def _config(source: Encoder | Classifier) -> dict[str, Any]:
     elif vector is None:
         pool = {"pool": "vector"}
     else:
-        pool = {"pool": vector.pool, "transform": vector.transform, "hog": vector.hog}
+        pool = {"pool": vector.pool, "transform": vector.transform}
+        pool |= {"hog": True} if vector.hog else {}
     config = {
         "model_type": "afterimage",
         "architecture": model.name,
