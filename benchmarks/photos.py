@@ -30,7 +30,7 @@ def measure(folder: pathlib.Path, steps: int, seeds: int) -> list[dict[str, Any]
         found, spent = [], []
         for seed in range(seeds):
             with tempfile.TemporaryDirectory() as scratch:
-                known = import_known(pathlib.Path(scratch) / "lite0")
+                known = import_known(pathlib.Path(scratch) / "lite0", "batch")
                 config = make(
                     from_=str(known),
                     out=f"{scratch}/run",

@@ -374,8 +374,8 @@ def _rows(
     many = len(ROWS[config.table]) > 1
     rows = []
     for name, values in found[0]["scores"].items():
-        shown = {"features": row_name, ALONE: f"{row_name}, alone"}.get(name, name)
-        shown = shown if many else name
+        ours = {"features": row_name, ALONE: f"{row_name}, alone"} if many else {}
+        shown = str(ours.get(name, name))
         for measure_name in values:
             each = [one["scores"][name][measure_name] for one in found]
             cost = [one["cost"]["CPU minutes"] for one in found]
