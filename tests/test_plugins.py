@@ -161,7 +161,7 @@ def test_its_encoder_loads_in_a_fresh_process(trained, site):
     done = python(LOAD, site, arguments=[run])
     assert done.returncode == 0, done.stderr
     # A 2x2 grid of its map and of 256 patch filters, and HOG.
-    hog = joined_hog_size((16, 16))
+    hog = joined_hog_size((8, 8))
     assert json.loads(done.stdout) == [3, 4 * 32 + 4 * 256 + hog]
 
 
