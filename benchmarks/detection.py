@@ -149,7 +149,8 @@ def notes(given: argparse.Namespace) -> str:
         f"{UNLABELLED:,} scenes without boxes. Detectors: `afterimage detect` with its "
         f"defaults, {given.steps} steps of {BATCH} images, evaluated every {EVERY}; a "
         "tenth of the labelled scenes chooses the step. Each seed has its own labelled "
-        "scenes, order and head, and in mode scratch its own encoder."
+        "scenes, order and head, and in mode scratch its own encoder. "
+        "Pretrained rows until 2026-11-30 are of --encoder-lr 0.1, then the default."
     )
 
 

@@ -203,7 +203,8 @@ def notes(given: argparse.Namespace) -> str:
         f"Segmenters: `afterimage segment` with its defaults, {given.steps} steps of "
         "16 images, evaluated every 50; a tenth of the labelled scenes chooses the "
         "step. Each seed has its "
-        "own labelled scenes, order and decoder, and in mode scratch its own encoder."
+        "own labelled scenes, order and decoder, and in mode scratch its own encoder. "
+        "Pretrained rows until 2026-11-30 are of --encoder-lr 0.1, then the default."
     )
 
 
