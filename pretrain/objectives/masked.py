@@ -52,7 +52,8 @@ class Masked(Autoencoding):
 
     patch: int | None = None
     """Side of a patch in pixels. Default: a power of two near a seventh of the image,
-    i.e. 4 for 28 and 32 pixels, 32 for 224."""
+    i.e. 4 for 28 and 32 pixels, 32 for 224. Objective latent rounds it up to a multiple
+    of the stride of the last map, often 8, and takes no other."""
 
     def problems(self, config: Any, model: ModelConfig) -> list[str]:
         found = super().problems(config, model)
@@ -74,7 +75,7 @@ class Masked(Autoencoding):
         if patch >= max(height, width):
             found.append(
                 f"patch={patch}: images of {height}x{width} pixels would be one "
-                "patch; use less than the longer side"
+                "patch; use less than the longer side, or a larger image_size"
             )
         if self.target == "hog":
             from afterimage.pretrain.hog import cell_size
