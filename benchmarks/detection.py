@@ -149,8 +149,7 @@ def notes(given: argparse.Namespace) -> str:
         f"{UNLABELLED:,} scenes without boxes. Detectors: `afterimage detect` with its "
         f"defaults, {given.steps} steps of {BATCH} images, evaluated every {EVERY}; a "
         "tenth of the labelled scenes chooses the step. Each seed has its own labelled "
-        "scenes, order and head, and in mode scratch its own encoder. "
-        "Pretrained rows until 2026-11-30 are of --encoder-lr 0.1, then the default."
+        "scenes, order and head, and in mode scratch its own encoder."
     )
 
 
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", default=MODES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--pretrain-steps", type=int, default=200)
+    parser.add_argument("--pretrain-steps", type=int, default=1000)
     parser.add_argument("--out", type=pathlib.Path, default="runs/detection")
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args(argv)

@@ -203,8 +203,7 @@ def notes(given: argparse.Namespace) -> str:
         f"Segmenters: `afterimage segment` with its defaults, {given.steps} steps of "
         "16 images, evaluated every 50; a tenth of the labelled scenes chooses the "
         "step. Each seed has its "
-        "own labelled scenes, order and decoder, and in mode scratch its own encoder. "
-        "Pretrained rows until 2026-11-30 are of --encoder-lr 0.1, then the default."
+        "own labelled scenes, order and decoder, and in mode scratch its own encoder."
     )
 
 
@@ -217,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", default=MODES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--pretrain-steps", type=int, default=100)
+    parser.add_argument("--pretrain-steps", type=int, default=1000)
     parser.add_argument("--out", type=pathlib.Path, default="runs/segmentation")
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args(argv)
