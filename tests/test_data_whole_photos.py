@@ -208,6 +208,7 @@ def settings(out, **more):
     return PretrainConfig(out=str(out), **{**usual, **more})
 
 
+@pytest.mark.slow
 def test_a_run_on_whole_photos(tmp_path, tiny):
     """The same from the device as from a folder, to rounding; another from centres."""
     folder, leaves = as_folder(tmp_path), {}

@@ -129,6 +129,7 @@ def test_a_joined_vector_is_stored_with_the_encoder(plain, tmp_path):
     np.testing.assert_allclose(grid.features(x), maps, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hog_is_joined_and_stored_with_the_encoder(plain, tmp_path):
     x = pictures(40)
     encoder = plain.with_vector("grid", "standardise", x, patches=True, hog=True)
@@ -152,6 +153,7 @@ def test_hog_is_joined_and_stored_with_the_encoder(plain, tmp_path):
     np.testing.assert_allclose(alone.features(x)[:, -hog.shape[1] :], hog, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_vector_with_hog_has_a_gradient_everywhere(plain):
     """Also for images without any edge, where the root of a square has none."""
     encoder = plain.with_vector("last", hog=True)

@@ -257,6 +257,7 @@ def check_resume(home, whole, tmp_path, **settings):
         assert stored["continual"] == whole.results["continual"]
 
 
+@pytest.mark.slow
 def test_a_complete_sequence_makes_its_classifier_again(home, ewc_run, tmp_path):
     """And where metrics.jsonl is gone too, what only it told counts as not measured."""
     run = tmp_path / "run"

@@ -149,6 +149,7 @@ def whole(home):
     return finetune(distilled(home, home / "whole", **EVERYTHING))
 
 
+@pytest.mark.slow
 def test_the_gain_is_reported_and_the_teacher_never_moves(home, whole):
     found = whole.results["distillation"]
     teacher = load_classifier(str(home / "teacher"))

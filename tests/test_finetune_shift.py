@@ -35,7 +35,12 @@ def gaussians(count=800, shift=0.8, d=2, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("method", "tolerance"), [("classifier", 0.15), ("kmm", 0.6), ("ulsif", 0.4)]
+    ("method", "tolerance"),
+    [
+        ("classifier", 0.15),
+        ("kmm", 0.6),
+        pytest.param("ulsif", 0.4, marks=pytest.mark.slow),
+    ],
 )
 def test_density_ratio_of_two_gaussians(method, tolerance):
     source, target, true = gaussians()
@@ -49,7 +54,12 @@ def test_density_ratio_of_two_gaussians(method, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("method", "share"), [("classifier", 0.9), ("kmm", 0.3), ("ulsif", 0.8)]
+    ("method", "share"),
+    [
+        ("classifier", 0.9),
+        ("kmm", 0.3),
+        pytest.param("ulsif", 0.8, marks=pytest.mark.slow),
+    ],
 )
 def test_equal_domains_weigh_alike(method, share):
     """KMM matches this very sample, and so keeps its noise."""

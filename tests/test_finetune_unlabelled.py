@@ -327,6 +327,7 @@ def test_rest_leaves_the_validation_images_out(home):
     assert len(used) + len(labels.validation) == 60
 
 
+@pytest.mark.slow
 def test_the_targets_images_take_part_without_their_labels(home):
     others = write_npz(home / "others.npz", train=36)
     own = {"images": "target", "confidence": 0.2, "distribution_alignment": True}

@@ -153,6 +153,7 @@ def measured(encoder, tmp_path_factory):
     return run, folder
 
 
+@pytest.mark.slow
 def test_brightness_is_learned_in_its_unit(measured):
     run, _ = measured
     results = json.loads((run / "results.json").read_text())

@@ -292,7 +292,7 @@ def test_batch_norm_follows_its_running_moments():
     np.testing.assert_allclose(norm.var[...], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["rms", "batch"])
+@pytest.mark.parametrize("norm", [pytest.param("rms", marks=pytest.mark.slow), "batch"])
 def test_remat_changes_neither_result_nor_gradient(norm):
     images = _images(_small("conv"))
 

@@ -115,6 +115,7 @@ def test_closed_and_full_streams_are_no_reason_to_stop(
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_lost_output_is_said_and_the_work_is_done(tmp_path, caches, whole):
     out = tmp_path / "run"
