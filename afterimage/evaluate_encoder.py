@@ -1,8 +1,9 @@
-"""Evaluates an encoder on labelled images: tables, figures, a picture."""
+"""Evaluates an encoder, with labels or without: tables, figures, a picture."""
 
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import numpy as np
 
 from afterimage.checkpoints.names import printable
 from afterimage.console import say_once
-from afterimage.data import WAYS_TO_LABEL, ImageSet, Splits, hold_out
+from afterimage.data import (
+    WAYS_TO_LABEL,
+    ImageSet,
+    Splits,
+    hold_out,
+)
+from afterimage.data.views import suited_augment, two_views
 from afterimage.encoder import Encoder, load_encoder
 from afterimage.errors import DataError, UserError, require_writable
 from afterimage.evaluation import (
@@ -19,16 +26,22 @@ from afterimage.evaluation import (
     embed,
     encoder_representation,
     hog_representation,
+    label_free_report,
     pixel_representation,
     representation_report,
     representation_text,
 )
 from afterimage.evaluation.configs import EvaluateConfig, write
+from afterimage.evaluation.criteria import CRITERIA, DEFAULT_CRITERION
 from afterimage.evaluation.embedding import import_umap
+from afterimage.evaluation.text import table
 from afterimage.export import open_for, report_skipped, select
 from afterimage.storage.urls import is_remote
 from afterimage.training.batches import subsample
 
+THIS, UNTRAINED = "this encoder", "untrained encoder"
+_COMPARED, _FEWEST = 1000, 20
+"""Most and fewest images that encoders are compared on without labels."""
 _FITTED = 2000
 """Images that the untrained network's vector takes its statistics of."""
 _CAPTION = 80
@@ -42,6 +55,9 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     `config.against` joins them, if given. Figures, tables and a picture of the features
     are written to the place that the text names.
 
+    If no image has a label, the `label_free_report` of the encoder, of the untrained
+    network and of `config.against`, on at most 1,000 training images.
+
     Raises DataError for data with fewer than two labelled classes to learn from, or
     without labelled images to score; UserError for a place that cannot be written.
     """
@@ -53,32 +69,20 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     encoder = load_encoder(config.from_)
     splits = open_for(encoder.preprocessing, config)
     report_skipped(select(splits, "all", config.data))
-    train, test = _probe_sets(splits, config)
+    parts = (splits.train, splits.validation, splits.test)
+    unlabelled = not any(part and len(_rows_with_labels(part)) for part in parts)
+    train, test = (splits.train,) * 2 if unlabelled else _probe_sets(splits, config)
     untrained = _untrained(encoder, train, config)
-    named = {"this encoder": encoder, "untrained encoder": untrained}
+    named = {THIS: encoder, UNTRAINED: untrained}
     if config.against is not None:
         other = load_encoder(config.against)
         named[f"against {config.against}"] = other
         if said := other.preprocessing.other_range(encoder.preprocessing):
             say_once(f"against={config.against} {said}")
-    how: Any = {n: getattr(config, n) for n in ("batch_size", "views", "grid_3")}
-    representations = [encoder_representation(n, e, **how) for n, e in named.items()]
-    protocol = Protocol(
-        per_class=config.per_class,
-        seeds=config.label_seeds,
-        most=config.most,
-        seed=config.seed,
-        batch_size=config.batch_size,
-    )
-    figures = representation_report(
-        [*representations, hog_representation(), pixel_representation()],
-        train,
-        test,
-        protocol,
-    )
-    figures["settings"]["views"] = config.views
-    figures["notes"] += _notes(config, figures["layers"]["this encoder"])
-    text = representation_text(figures)
+    if unlabelled:
+        figures, text = _without_labels(named, train, config)
+    else:
+        figures, text = _with_labels(named, train, test, config)
     if place is None:
         said = (
             "No file was written, as this is not in a run folder; to keep the "
@@ -95,6 +99,74 @@ def evaluate_encoder(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     for file, content in files.items():
         write(file, content)
     return figures, f"{text}\n\nWritten: {', '.join(files)}"
+
+
+def _with_labels(
+    named: Mapping[str, Encoder],
+    train: ImageSet,
+    test: ImageSet,
+    config: EvaluateConfig,
+) -> tuple[dict[str, Any], str]:
+    """(`representation_report`, its tables) of these encoders, HOG and pixels."""
+    how: Any = {n: getattr(config, n) for n in ("batch_size", "views", "grid_3")}
+    representations = [encoder_representation(n, e, **how) for n, e in named.items()]
+    protocol = Protocol(
+        per_class=config.per_class,
+        seeds=config.label_seeds,
+        most=config.most,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    figures = representation_report(
+        [*representations, hog_representation(), pixel_representation()],
+        train,
+        test,
+        protocol,
+    )
+    figures["settings"]["views"] = config.views
+    figures["notes"] += _notes(config, figures["layers"][THIS])
+    return figures, representation_text(figures)
+
+
+def _without_labels(
+    named: Mapping[str, Encoder], images: ImageSet, config: EvaluateConfig
+) -> tuple[dict[str, Any], str]:
+    """({encoder: `label_free_report`} with what was measured, a table)."""
+    some = subsample(images, min(config.most, _COMPARED))
+    if len(some) < _FEWEST:
+        raise DataError(
+            f"{images.name} has {len(some)} images and no labels; without labels, "
+            f"encoders are compared on at least {_FEWEST} images."
+        )
+    pixels = some.gather(np.arange(len(some)))
+    spec = suited_augment(pixels)
+    views = two_views(pixels, spec, config.seed)
+    found = {}
+    for name, encoder in named.items():
+        vectors = (
+            encoder.features(part, batch_size=config.batch_size)
+            for part in (pixels, *views)
+        )
+        found[name] = label_free_report(*vectors)
+    figures = {
+        "settings": {"images": len(some), "augment": spec, "seed": config.seed},
+        "criterion": DEFAULT_CRITERION,
+        "criteria": found,
+    }
+    rows = [
+        [
+            f"{criterion} *" if criterion == DEFAULT_CRITERION else criterion,
+            *(f"{values[criterion]:.4g}" for values in found.values()),
+        ]
+        for criterion in CRITERIA
+    ]
+    said = (
+        f"No image has a label, so features are judged by {len(some):,} images and two "
+        f"views of each (augment={spec}). More is better in every row. * is the "
+        "criterion to choose by: of all, it ranked encoders most as labels did. Label "
+        f"some images to know more: {WAYS_TO_LABEL}."
+    )
+    return figures, f"{table(['criterion', *found], rows)}\n\n{said}"
 
 
 def _untrained(encoder: Encoder, train: ImageSet, config: EvaluateConfig) -> Encoder:
@@ -134,15 +206,17 @@ def _probe_sets(splits: Splits, config: EvaluateConfig) -> tuple[ImageSet, Image
 
 
 def _labelled(images: ImageSet) -> ImageSet:
-    rows = np.zeros(0, np.int64)
-    if images.labels is not None:
-        rows = np.flatnonzero(images.labels >= 0)
+    rows = _rows_with_labels(images)
     if not len(rows):
         raise DataError(
             f"{images.name} has no labels, and an encoder is scored by how well its "
             f"features separate the classes. Add them: {WAYS_TO_LABEL}."
         )
     return images if len(rows) == len(images) else images.subset(rows)
+
+
+def _rows_with_labels(images: ImageSet) -> np.ndarray:
+    return np.flatnonzero([] if images.labels is None else images.labels >= 0)
 
 
 def _place(config: EvaluateConfig) -> str | None:

@@ -60,12 +60,10 @@ def _measured(run: pathlib.Path, data: str) -> dict[str, dict[str, float]]:
 
 def measure(folder: pathlib.Path, data: str) -> dict[str, float]:
     """Every criterion and accuracy of an encoder, on images of this data."""
-    import jax
-
-    from afterimage.data import make_augment, open_data
+    from afterimage.data import open_data
+    from afterimage.data.views import suited_augment, two_views
     from afterimage.encoder import load_encoder
     from afterimage.evaluation import fit_ridge, knn_accuracy, label_free_report
-    from afterimage.pretrain.recipe import is_writing
     from afterimage.training.batches import subsample
 
     encoder = load_encoder(folder)
@@ -74,10 +72,7 @@ def measure(folder: pathlib.Path, data: str) -> dict[str, float]:
     train, test = (subsample(part, _IMAGES) for part in (splits.train, splits.test))
     pixels, held = (part.gather(np.arange(len(part))) for part in (train, test))
     # The same views for every encoder of a set.
-    augment = jax.jit(make_augment("writing" if is_writing(pixels) else "photos"))
-    views = [
-        np.asarray(augment(jax.random.key(i), pixels / np.float32(255))) for i in (0, 1)
-    ]
+    views = two_views(pixels, suited_augment(pixels))
     x, first, second, z = (encoder.features(i) for i in (pixels, *views, held))
     known, truth = (np.asarray(part.labels) for part in (train, test))
     return label_free_report(x, first, second) | {

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
 
 from afterimage import runtime
 from afterimage.checkpoints import schemas
@@ -16,6 +15,7 @@ from afterimage.console import say, say_reading
 from afterimage.data import ImageSet, Splits, object_spec, open_data
 from afterimage.data.sets import Sizes
 from afterimage.data.sources import source_of
+from afterimage.data.views import is_writing
 from afterimage.errors import UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.origin import Origin, reading_of
@@ -90,33 +90,6 @@ class ImageFacts:
             writing=is_writing(some.gather(np.arange(len(some)))),
             augment=augment,
         )
-
-
-def is_writing(images: UInt8[np.ndarray, "n h w c"]) -> bool:
-    """Whether images are grey strokes on a plain ground: digits, letters, drawings.
-
-    At 32 pixels: at least 40 % of an image has the ground's tone, and less than 8 % of
-    the rest is left after eroding it by a 7x7 square, so that it is thin. (MNIST: 80 %
-    and 0; photos of CIFAR-10: 24 % and 16 %.) Means over the images.
-    """
-    import cv2
-
-    values = images.astype(np.float32)
-    grey = values.mean(-1)
-    if np.abs(values - grey[..., None]).mean() > 1 or images.shape[-1] not in (1, 3):
-        return False
-    grounds, left = [], []
-    for image in grey:
-        small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-        tones = np.bincount((small // 16).astype(int).ravel(), minlength=16)
-        ground = 16 * tones.argmax() + 8
-        ink = (np.abs(small - ground) > 48).astype(np.uint8)
-        if not ink.any():
-            continue  # an empty page
-        thick = cv2.erode(ink, np.ones((7, 7), np.uint8))
-        grounds.append(tones.max() / small.size)
-        left.append(thick.sum() / ink.sum())
-    return bool(left and np.mean(grounds) >= 0.4 and np.mean(left) < 0.08)
 
 
 def recommend(

@@ -6,8 +6,11 @@ from PIL import Image
 
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.commands import evaluate
+from afterimage.data.views import two_views
+from afterimage.encoder import load_encoder
 from afterimage.errors import DataError, UserError
 from afterimage.evaluate_encoder import _short, evaluate_encoder
+from afterimage.evaluation import label_free_report
 from afterimage.evaluation.configs import EvaluateConfig
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
@@ -89,12 +92,39 @@ def test_a_test_set_is_cut_where_there_is_none(run, tmp_path):
     assert "10 of 32 training images" in text
 
 
-@pytest.mark.parametrize("labels", [None, np.zeros(20, int)], ids=["none", "one class"])
-def test_data_that_cannot_score_an_encoder_is_named(run, tmp_path, labels):
-    arrays = {"images": pictures(20)} | ({} if labels is None else {"labels": labels})
-    np.savez(tmp_path / "d.npz", **arrays)
-    config = EvaluateConfig(from_=run, data=f"npz:{tmp_path / 'd.npz'}")
-    with pytest.raises(DataError, match=r"no labels|two classes"):
+def unlabelled(folder, count=30):
+    np.savez(folder / "d.npz", images=pictures(count))
+    return f"npz:{folder / 'd.npz'}"
+
+
+def test_without_labels_encoders_are_judged_by_two_views(run, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    data = unlabelled(tmp_path)
+    evaluate.main(["--from", run, "--data", data, "--against", run, "--out", str(out)])
+    figures = json.loads(out.read_text())
+    found, other = figures["criteria"], f"against {run}"
+    assert list(found) == ["this encoder", "untrained encoder", other]
+    assert found["this encoder"] == found[other] != found["untrained encoder"]
+    pixels = pictures(30)
+    spec = figures["settings"]["augment"]
+    assert figures["settings"] == {"images": 30, "augment": spec, "seed": 0}
+    vectors = [
+        load_encoder(run).features(x) for x in (pixels, *two_views(pixels, spec))
+    ]
+    assert found["this encoder"] == pytest.approx(label_free_report(*vectors))
+    said = capsys.readouterr().out
+    assert f"{figures['criterion']} *" in said
+    assert "Label some images" in said
+    assert out.with_suffix(".png").is_file()
+
+
+def test_data_that_cannot_score_an_encoder_is_named(run, tmp_path):
+    with pytest.raises(DataError, match=r"19 images and no labels.*at least 20"):
+        evaluate_encoder(EvaluateConfig(from_=run, data=unlabelled(tmp_path, 19)))
+    labels = np.zeros(20, int)
+    np.savez(tmp_path / "one.npz", images=pictures(20), labels=labels)
+    config = EvaluateConfig(from_=run, data=f"npz:{tmp_path / 'one.npz'}")
+    with pytest.raises(DataError, match="two classes"):
         evaluate_encoder(config)
 
 

@@ -14,9 +14,10 @@ from afterimage.commands import main
 from afterimage.commands.flags import parse
 from afterimage.commands.pretrain import COMMAND
 from afterimage.data import array_set
+from afterimage.data.views import is_writing
 from afterimage.errors import UserError
 from afterimage.pretrain import PretrainConfig, pretrain, recipe, recommend
-from afterimage.pretrain.recipe import ImageFacts, choose, is_writing, stored_side
+from afterimage.pretrain.recipe import ImageFacts, choose, stored_side
 
 RNG = np.random.default_rng(0)
 MINUTE = 60.0

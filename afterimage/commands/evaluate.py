@@ -23,7 +23,8 @@ calibration error on the test images.
 An encoder (`afterimage pretrain`): linear probe, kNN and ridge at several label
 budgets, beside the same network untrained and raw pixels; which layer is best, how
 many dimensions are used, how alike the layers are; a picture of the features. Probes
-learn from the data's training images and are scored on its test images.
+learn from the data's training images and are scored on its test images. Without any
+label, criteria that need none: which of two encoders is better (--against)?
 
   afterimage evaluate test --from runs/cls
   afterimage evaluate labelled --from runs/photos --against runs/other""",

@@ -109,7 +109,7 @@ class FeaturesConfig(ImagesOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ImagesOptions):
-    """Score a run on labelled images."""
+    """Score a run on images: by their labels, or an encoder without labels."""
 
     UPLOADED: ClassVar = ("out",)
 

@@ -96,6 +96,11 @@ CRITERIA: Mapping[str, Callable[[Array, Array, Array], float]] = {
 by the argument of its source."""
 
 
+DEFAULT_CRITERION = "neighbour agreement"
+"""The one to choose by: of all, it ranked encoders most as labels did
+(docs/design/recipe.md)."""
+
+
 def label_free_report(
     plain: Num[Array, "n d"], first: Num[Array, "n d"], second: Num[Array, "n d"]
 ) -> dict[str, float]:
