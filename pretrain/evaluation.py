@@ -19,8 +19,14 @@ from jaxtyping import Array
 from afterimage.checkpoints import schemas
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.console import say_doing
-from afterimage.data import ImageSet
-from afterimage.evaluation import effective_rank, pixel_vectors, probe_report
+from afterimage.data import ImageSet, array_set
+from afterimage.data.views import suited_augment, two_views
+from afterimage.evaluation import (
+    effective_rank,
+    neighbour_agreement,
+    pixel_vectors,
+    probe_report,
+)
 from afterimage.evaluation.probes import labels_a_class
 from afterimage.models import FeatureInfo, Network, pool_features
 from afterimage.models.dictionary import PatchDictionary, reduced
@@ -45,6 +51,10 @@ from afterimage.training.batches import EvaluationRunner, spaced, subsample
 # Most images for the mean image and the rank; for the loss without a validation set.
 _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 _DICTIONARY_IMAGES = 2_000  # for a dictionary of patches
+# Most and fewest held-out images whose views are compared.
+_VIEWED_IMAGES, _FEWEST_VIEWED = 250, 20
+AGREEMENT = "neighbour_agreement"
+"""The metric that marks the best checkpoint: it needs no label."""
 
 Check = Callable[[], None]
 RAW, HOG, UNTRAINED, TRAINED = "raw pixels", "HOG", "untrained encoder", "this encoder"
@@ -146,6 +156,9 @@ class Evaluation:
         """Without probes, some images and their pooled maps."""
         self.joined: Joined | None = None
         """Those of the probes' images, or of the images in `ranked`."""
+        self.viewed = subsample(self.held, _VIEWED_IMAGES)
+        """Images of which two views are compared."""
+        self.views: tuple[ImageSet, ...] = ()
         self.baselines: Report = {}
         self.report: Report = {}
         """The last `probe_report`, with the baselines' rows."""
@@ -208,10 +221,11 @@ class Evaluation:
 
         `loss` and `relative_loss` of the held-out images, corrupted or masked as in
         training with the same draws every time, and the objective's own metrics;
-        `effective_rank` of their features; with labels also `knn`, `ridge_10` and
-        `ridge`, each with its baselines `_raw_pixels`, `_hog` and `_untrained` (or
-        `_before`, if the run continues another). If the loss is not finite, or features
-        are not due, the losses are returned alone.
+        `effective_rank` of their features, and `neighbour_agreement` of two views of
+        them; with labels also `knn`, `ridge_10` and `ridge`, each with its baselines
+        `_raw_pixels`, `_hog` and `_untrained` (or `_before`, if the run continues
+        another). If the loss is not finite, or features are not due, the losses are
+        returned alone.
         Features are the objective's own vector.
         """
         self.last = None
@@ -222,6 +236,7 @@ class Evaluation:
             self._picture(params, stats, step, columns)
         if not self._due(step):
             return results
+        results |= self._agreement(params, stats, check)
         if self.probes is None:
             some = self._for_rank
             pooled = self.features(params, stats, some, check)
@@ -234,6 +249,19 @@ class Evaluation:
         self.rank = results["effective_rank"] = ours[TRAINED]["effective_rank"]
         return results | probe_metrics(self.report)
 
+    def _agreement(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
+        """How far two views of an image agree on its neighbours; the views are the same
+        in every run on these images, whatever its augmentation."""
+        if len(self.viewed) < _FEWEST_VIEWED:
+            return {}
+        if not self.views:
+            pixels = self.viewed.gather(np.arange(len(self.viewed)))
+            views = two_views(pixels, suited_augment(pixels))
+            self.views = tuple(array_set(v, None, None, "views") for v in views)
+        pooled = (self.features(params, stats, view, check) for view in self.views)
+        first, second = (self._vectors(view)[0] for view in pooled)
+        return {AGREEMENT: neighbour_agreement(first, second)}
+
     @property
     def _for_rank(self) -> ImageSet:
         return subsample(self.held, min(_RANK_IMAGES, self.budget.images))
@@ -241,9 +269,10 @@ class Evaluation:
     def _due(self, step: int) -> bool:
         """Whether features are computed at this step: it depends on nothing else."""
         number = -(-step // self.every)
+        images = 2 * len(self.viewed)
         if self.probes is None:
-            return self.budget.due(number, len(self._for_rank), before=0)
-        images = len(self.probes.train) + len(self.probes.held)
+            return self.budget.due(number, images + len(self._for_rank), before=0)
+        images += len(self.probes.train) + len(self.probes.held)
         return self.budget.due(number, images, before=1)
 
     def _vectors(

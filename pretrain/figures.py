@@ -4,7 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterimage.pretrain.evaluation import CONTINUED, HOG, RAW, TRAINED, UNTRAINED
+from afterimage.pretrain.evaluation import (
+    AGREEMENT,
+    CONTINUED,
+    HOG,
+    RAW,
+    TRAINED,
+    UNTRAINED,
+)
 from afterimage.report import Figure, logged
 
 _MEANINGS = {
@@ -44,6 +51,10 @@ def figures(
         found["validation loss"] = _loss(metrics["loss"], logged(rows, "eval/loss"))
     if "effective_rank" in metrics:
         found["effective rank of the features"] = _rank(metrics["effective_rank"])
+    if AGREEMENT in metrics:
+        found["neighbours that two views share"] = _agreement(
+            metrics[AGREEMENT], logged(rows, f"eval/{AGREEMENT}")
+        )
     return found
 
 
@@ -107,6 +118,16 @@ def _loss(value: float, curve: Sequence[tuple[int, float]]) -> Figure:
     elif len(curve) > 2 and value <= best[1]:
         mark, hint = "good", "the lowest of the run"
     return Figure(f"{value:.4g}", meaning, mark, hint)
+
+
+def _agreement(value: float, before: list[tuple[int, float]]) -> Figure:
+    meaning = (
+        "Two augmented views of an image: the share of their nearest images that they "
+        "have in common. It needs no label, and marks the best checkpoint."
+    )
+    step, best = max(before, key=lambda point: point[1], default=(0, value))
+    hint = f"it was {100 * best:.1f} % at step {step}" if best > value else ""
+    return Figure(f"{100 * value:.1f} %", meaning, "", hint)
 
 
 def _rank(value: float) -> Figure:

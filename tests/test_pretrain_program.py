@@ -472,7 +472,8 @@ def test_odd_shapes_and_channels_without_labels_or_validation(tmp_path):
     changes = {"data": f"npz:{tmp_path}/plain.npz", "validation": 0.0, "steps": 2}
     changes["channels"] = 2
     result = run_program(config(tmp_path / "run", **changes))
-    assert set(result.metrics) == {"loss", "relative_loss", "effective_rank"}
+    always = {"loss", "relative_loss", "effective_rank", "neighbour_agreement"}
+    assert set(result.metrics) == always
     assert "kNN" not in result.report.read_text()
     assert not (tmp_path / "run" / "baselines.json").exists()
 
