@@ -211,11 +211,8 @@ class JointEmbedding(Objective):
     from the embeddings alone."""
 
     @abc.abstractmethod
-    def embed(
-        self, forward: Forward, views: Float[Array, "b 2 h w c"], progress: Array | None
-    ) -> Embedded:
-        """One pass of normalised views. `progress` is the share of the run that is
-        done; None in an evaluation.
+    def embed(self, forward: Forward, views: Float[Array, "b 2 h w c"]) -> Embedded:
+        """One pass of normalised views.
 
         Images that do not count (`forward.counted`) must not influence others.
         """
@@ -323,7 +320,7 @@ class JointEmbedding(Objective):
     def rules(self, forward: Forward) -> Rules:
         def embedded(ctx: Context) -> Embedded:
             views = [ctx[f"train/{name}"] for name in self.views]
-            return self.embed(forward, _stacked(forward, views), ctx["progress"])
+            return self.embed(forward, _stacked(forward, views))
 
         def decoded(ctx: Context) -> Pass:
             found: Embedded = ctx["train/embedded"]
@@ -371,7 +368,7 @@ class JointEmbedding(Objective):
         reconstruction of the image itself."""
         *keys, key = jax.random.split(forward.key, 3)
         views = [forward.setup.augment(view, pixels) for view in keys]
-        found = self.embed(forward, _stacked(forward, views), None)
+        found = self.embed(forward, _stacked(forward, views))
         measures = {"loss": found.losses, "embedding": found.losses}
         measures |= alignment_and_uniformity(found.z, forward.counted)
         if self.part is None:

@@ -128,6 +128,15 @@ class Objective(abc.ABC):
         del params
         return stats
 
+    def follow(self, params: Tree, stats: Tree, step: Array, progress: Array) -> Tree:
+        """The statistics after a step, with what follows the parameters (a teacher).
+
+        Called once a step, after the rule `stats/next` of each of its micro-batches.
+        `progress` is the share of the run that is done.
+        """
+        del params, step, progress
+        return stats
+
     def prepare(self, setup: ModelSetup, images: ImageSet) -> ModelSetup:
         """The setup with what must be measured on the training images first."""
         del images
@@ -141,7 +150,7 @@ class Objective(abc.ABC):
     def rules(self, forward: Forward) -> Rules:
         """Further values for the terms, each computed once per step: {name: rule}.
 
-        The rule `stats/next` gives the statistics after the step.
+        The rule `stats/next` gives the statistics after the (micro-)batch.
         """
         return {"stats/next": lambda _: forward.stats}
 
@@ -228,7 +237,7 @@ def make_stage(
         steps=steps,
         options=config,
     )
-    return Stage(phases=(phase,), providers=provide)
+    return Stage(phases=(phase,), providers=provide, follow=objective.follow)
 
 
 @jax.tree_util.register_dataclass

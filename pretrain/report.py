@@ -13,7 +13,14 @@ from afterimage.checkpoints.manifest import read as read_manifest
 from afterimage.evaluation.text import probe_lines, probe_names
 from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.evaluation import HOG, PROBES, RAW, TRAINED, Report
+from afterimage.pretrain.evaluation import (
+    HOG,
+    PROBES,
+    RAW,
+    TRAINED,
+    UNTRAINED,
+    Report,
+)
 from afterimage.pretrain.figures import figures, standard_error
 from afterimage.pretrain.gallery import FOLDER, reconstructions
 from afterimage.pretrain.origin import Origin
@@ -51,7 +58,7 @@ class PretrainResult:
     """The `probes` of the encoder's manifest: what its feature vector is good for,
     beside raw pixels, HOG and the untrained encoder. Empty until the run is over."""
     advice: tuple[str, ...]
-    """What to try if the features lose to raw pixels or to HOG."""
+    """What to try if the features lose to raw pixels, HOG or the untrained encoder."""
     complete: bool
     """True if the run was already complete, so that nothing was trained."""
 
@@ -110,13 +117,19 @@ class PretrainResult:
 
 
 def advice(probes: Mapping[str, Any], config: PretrainConfig) -> list[str]:
-    """Two sentences if the features lose to raw pixels or to HOG: where, what to try.
+    """Two sentences if the features lose to raw pixels, to HOG or to the untrained
+    encoder: where, what to try.
 
     They lose where they are behind by more than one standard error.
     """
     accuracy = probes.get("accuracy") or {}
     names = probe_names(probes.get("per_class", 10))
-    for rival, said in ((RAW, "raw pixels"), (HOG, "HOG, which needs no training")):
+    rivals = {
+        RAW: RAW,
+        HOG: "HOG, which needs no training",
+        UNTRAINED: f"the {UNTRAINED}",
+    }
+    for rival, said in rivals.items():
         lost = [
             f"{name} {100 * ours:.1f} against {100 * theirs:.1f} %"
             for key, name in names.items()

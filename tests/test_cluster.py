@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,10 @@ import sys
 import time
 
 import pytest
+import yaml
 
+from afterimage.commands.flags import parse
+from afterimage.commands.pretrain import COMMAND
 from tests.faults.test_runs import assert_same_run
 from tests.helpers import ROOT, environment
 
@@ -213,5 +217,68 @@ def test_open_mpi_starts_one_job(tmp_path, installed):
 def test_every_job_file_parses():
     scripts = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("*.sbatch")])
     assert len(scripts) == 3
+    assert len(list(DEPLOY.iterdir())) == 4
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_the_job_of_kubernetes_is_one_that_can_run(tmp_path):
+    job = yaml.safe_load((DEPLOY / "jobset.yaml").read_text())
+    (hosts,) = job["spec"]["replicatedJobs"]
+    pods = hosts["template"]["spec"]
+    (container,) = pods["template"]["spec"]["containers"]
+    words = [*container["command"], *container["args"]]
+    line = shlex.join(words)
+    subprocess.run(["sh", "-n"], input=line, text=True, check=True)
+    assert words[:2] == ["afterimage", "pretrain"]
+    values = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert (
+        int(values["JAX_NUM_PROCESSES"]) == pods["completions"] == pods["parallelism"]
+    )
+    # The pod of index 0, as the set's headless service calls it.
+    name, port = job["metadata"]["name"], container["ports"][0]["containerPort"]
+    first = f"{name}-{hosts['name']}-0-0.{name}:{port}"
+    assert values["JAX_COORDINATOR_ADDRESS"] == first
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {one["name"] for one in pods["template"]["spec"]["volumes"]} == set(mounts)
+    (tmp_path / "photos").mkdir()
+    here = [word.replace(mounts["shared"], str(tmp_path)) for word in words[2:]]
+    config = parse(COMMAND, here)
+    assert config.data == f"folder:{tmp_path}/photos"
+    assert config.out.startswith(str(tmp_path))
+    (rule,) = pods["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert 75 not in rule["onExitCodes"]["values"]
+
+
+GCLOUD = """#!/bin/sh
+for word in "$@"; do
+  case "$word" in --command=*) sh -c "${word#--command=}" ;; esac
+done
+"""
+
+
+def test_words_reach_the_hosts_of_a_tpu_as_they_are(tmp_path):
+    programs = {"gcloud": GCLOUD, "afterimage": "#!/bin/sh\nprintf '%s\\n' \"$@\"\n"}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    words = [
+        "Anna's photos",
+        "''",
+        "$HOME",
+        'a "b"',
+        "\\",
+        "`id`",
+        "",
+        "--steps",
+        "1; 2",
+    ]
+    done = subprocess.run(
+        ["sh", DEPLOY / "tpu-pod.sh", *words],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "a", "ZONE": "b"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["pretrain", *words]

@@ -229,6 +229,117 @@ def test_ways_to_put_an_image_down(spec, ways, square):
     np.testing.assert_array_equal(np.sort(views[0].ravel()), ordered)
 
 
+def drawn(move, amount):
+    """The maps of a movement, for 3,000 images of 20x30 pixels."""
+    canvas = resampling.Canvas(3000, (20, 30), (20, 30))
+    found = jax.jit(lambda key: move.draw(key, canvas, amount))(jax.random.key(0))
+    return np.asarray(found.linear), np.asarray(found.offset)
+
+
+def angle(amount):
+    linear, _ = drawn(moves.rotate, amount)
+    return np.rad2deg(np.arctan2(linear[:, 0, 1] * 30 / 20, linear[:, 0, 0]))
+
+
+def changed(spec, image):
+    """3,000 images that are all [w][c], one row high."""
+    image = jnp.asarray(image, jnp.float32)[None]
+    return augmented(spec, jnp.broadcast_to(image, (3000, *image.shape)))[:, 0]
+
+
+def sigma(low, high):
+    """From how much of a point stays, and how much its neighbour gets."""
+    points = jnp.zeros((3000, 9, 9, 1)).at[:, 4, 4].set(1.0)
+    found = augmented(f"blur:1:{low}:{high}", points).astype(float)
+    return np.sqrt(-0.5 / np.log(found[:, 4, 5, 0] / found[:, 4, 4, 0]))
+
+
+def hues():
+    found = changed("hue:0.2", [[0.7, 0.4, 0.3]])[:, 0]
+    start = colorsys.rgb_to_hsv(0.7, 0.4, 0.3)[0]
+    turned = np.array([colorsys.rgb_to_hsv(*pixel)[0] for pixel in found.tolist()])
+    return (turned - start + 0.5) % 1 - 0.5
+
+
+PAIR = [[0.4, 0.5, 0.6], [0.6, 0.5, 0.4]]
+"""Two pixels that no factor in 1 ± 0.3 clips."""
+
+
+@pytest.mark.parametrize(
+    ("measured", "low", "high"),
+    [
+        pytest.param(lambda: angle(40.0), -40, 40, id="rotate"),
+        pytest.param(
+            lambda: np.log(drawn(moves.zoom, 0.3)[0][:, 0, 0]), -0.3, 0.3, id="zoom"
+        ),
+        pytest.param(
+            lambda: drawn(moves.slant, 0.5)[0][:, 0, 1] * 30 / 20,
+            *(-0.5, 0.5),
+            id="slant",
+        ),
+        # Places run from -1 to 1, a side is 2 long.
+        pytest.param(
+            lambda: drawn(moves.translate, 0.2)[1][:, 0] / 2, -0.2, 0.2, id="across"
+        ),
+        pytest.param(
+            lambda: drawn(moves.translate, 0.2)[1][:, 1] / 2, -0.2, 0.2, id="down"
+        ),
+        pytest.param(lambda: sigma(0.3, 1.5), 0.3, 1.5, id="blur"),
+        pytest.param(
+            lambda: changed("brightness:0.3", PAIR)[:, 0, 0] / 0.4,
+            *(0.7, 1.3),
+            id="brightness",
+        ),
+        pytest.param(
+            lambda: (
+                np.ptp(changed("contrast:0.3", [[0.4] * 3, [0.6] * 3]), 1)[:, 0] / 0.2
+            ),
+            *(0.7, 1.3),
+            id="contrast",
+        ),
+        pytest.param(
+            lambda: np.ptp(changed("saturation:0.3", PAIR)[:, 0], 1) / 0.2,
+            *(0.7, 1.3),
+            id="saturation",
+        ),
+        pytest.param(hues, -0.2, 0.2, id="hue"),
+    ],
+)
+def test_amounts_are_uniform_as_in_torchvision(measured, low, high):
+    """In RandomRotation, RandomAffine (zoom: its logarithm), GaussianBlur and
+    ColorJitter, which draw an angle, a factor, … uniformly between two ends."""
+    values = measured()
+    slack = 1e-3 * (high - low)
+    assert low - slack <= values.min()
+    assert values.max() <= high + slack
+    found: Any = stats.kstest(values, "uniform", (low, high - low))
+    assert found.pvalue > 1e-3
+
+
+def reference_box(rng, height, width, largest):
+    """As torchvision's RandomErasing draws it: ten tries, then nothing."""
+    for _ in range(10):
+        pixels = height * width * rng.uniform(0.02, largest)
+        ratio = np.exp(rng.uniform(np.log(0.3), np.log(3.3)))
+        h, w = round(np.sqrt(pixels * ratio)), round(np.sqrt(pixels / ratio))
+        if h < height and w < width:
+            top = rng.integers(height - h + 1)
+            return top, rng.integers(width - w + 1), h, w
+    return 0, 0, 0, 0
+
+
+def test_erase_draws_boxes_as_torchvision():
+    largest, n, rng = 0.6, 1000, np.random.default_rng(1)
+    images = jnp.broadcast_to(IMAGES[:1, :14, :22, :1], (n, 14, 22, 1))
+    gone = (augmented(f"erase:1:{largest}", images) != np.asarray(images)).any(-1)
+    rows, columns = gone.any(2), gone.any(1)
+    ours = rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)
+    wanted = np.array([reference_box(rng, 14, 22, largest) for _ in range(n)]).T
+    for a, b in zip(ours, wanted, strict=True):
+        assert alike(a, b)
+    assert alike(ours[2] * ours[3], wanted[2] * wanted[3])
+
+
 def test_hue_turns_as_in_hsv():
     turned = np.asarray(jax.jit(colours._turned)(IMAGES, jnp.full((6, 1, 1), 0.3)))
     for place in ((0, 0, 0), (1, 5, 7), (2, 20, 3), (5, 23, 23)):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,18 @@ from afterimage.commands import main
 from afterimage.data import open_data
 from afterimage.errors import UserError
 from afterimage.models import ops
-from afterimage.planning.compiled import Collective, collectives, needed, size_of
+from afterimage.planning.compiled import (
+    Collective,
+    DoesNotFit,
+    collectives,
+    needed,
+    size_of,
+)
 from afterimage.planning.devices import KINDS, find
 from afterimage.planning.search import Trial, largest
+from afterimage.pretrain import plan as plans
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.plan import make_plan
+from afterimage.pretrain.plan import Builder, make_plan
 from afterimage.pretrain.plan_config import PlanConfig
 from afterimage.pretrain.plan_text import plan_text
 from afterimage.pretrain.program import Program
@@ -141,6 +149,81 @@ def test_a_search_uses_what_is_known():
     )
     assert found.batch == 1600
     assert calls == [1600]
+
+
+@dataclasses.dataclass
+class FakeBuilder(Builder):
+    """Builds nothing, and notes what it was asked for."""
+
+    tried: list = dataclasses.field(default_factory=list)
+
+    def lowered(self, config):
+        self.tried.append(config)
+        return None, types.SimpleNamespace(program=config)
+
+
+def needed_by(config):
+    """Bytes: 2 GiB and 32 MiB an image; less with remat or micro-batches."""
+    each = 2**25 * (0.5 if config.remat else 1) / config.accumulate
+    return 2**31 + int(each * config.batch_size)
+
+
+def searched(monkeypatch, search, kind=KINDS["l4"], most=None, **changes):
+    """(the largest batches, the settings that were compiled), of an L4's 24 GB."""
+
+    def compile_(config):
+        needs = needed_by(config)
+        if most is not None and needs > most:
+            raise DoesNotFit(None)
+        return needs
+
+    def forecast(config, lowered, needs):
+        return types.SimpleNamespace(needs=needs)
+
+    monkeypatch.setattr(plans, "compile_lowered", compile_)
+    monkeypatch.setattr(plans, "forecast", forecast)
+    settings = PlanConfig(**TINY, **changes, devices="cpu:1", search=search)
+    devices = find("cpu:1")
+    config = plans.config_of(settings, devices)
+    train = plans.builder(settings, devices, config).train
+    build = FakeBuilder(dataclasses.replace(devices, kind=kind), train, 0)
+    memory = {"all": needed_by(config)}
+    found = plans.Forecast(memory, 1.0, 1.0, {}, 0.0, "")
+    return plans._searched(settings, config, build, found), build.tried
+
+
+def test_every_variant_is_searched_with_its_own_settings(monkeypatch):
+    found, tried = searched(monkeypatch, "all", batch_size=32)
+    assert list(found) == list(plans.VARIANTS)
+    limit = KINDS["l4"].memory
+    for name, change in plans.VARIANTS.items():
+        own = [c for c in tried if all(getattr(c, k) == v for k, v in change.items())]
+        assert len(own) <= 5
+        assert all(c.batch_size % change["accumulate"] == 0 for c in own)
+        # What is given is known already.
+        assert (32 in [c.batch_size for c in own]) == (name != "plain")
+        (best,) = [c for c in own if c.batch_size == found[name].batch]
+        assert found[name].needs == needed_by(best)
+        assert 0.95 * limit < found[name].needs <= limit
+    batches = [one.batch for one in found.values()]
+    each = np.array(batches) / batches[0]
+    np.testing.assert_allclose(each, [1, 2, 2, 4], rtol=0.06)
+
+
+def test_a_search_of_what_is_given_and_of_what_the_compiler_refuses(monkeypatch):
+    most = 2**34
+    found, tried = searched(
+        monkeypatch, "given", most=most, batch_size=32, remat=True, accumulate=2
+    )
+    assert list(found) == ["as given"]
+    assert {(c.remat, c.accumulate) for c in tried} == {(True, 2)}
+    assert found["as given"].needs <= most
+    assert found["as given"].above is not None
+
+
+@pytest.mark.parametrize(("search", "kind"), [("none", KINDS["l4"]), ("all", None)])
+def test_nothing_is_searched_unasked_or_without_a_size(monkeypatch, search, kind):
+    assert searched(monkeypatch, search, kind) == ({}, [])
 
 
 @pytest.fixture(scope="module")

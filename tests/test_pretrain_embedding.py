@@ -11,16 +11,18 @@ import pytest
 from flax import nnx
 
 from afterimage import runtime
+from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
 from afterimage.data import Preprocessing, make_augment
 from afterimage.errors import UserError
 from afterimage.models import ModelConfig, Network
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.embedding import alignment_and_uniformity, passed_back
-from afterimage.pretrain.objective import Forward, ModelSetup, make_stage
+from afterimage.pretrain.objective import ModelSetup, make_stage
 from afterimage.pretrain.objectives.byol import BYOL, byol_losses
 from afterimage.pretrain.objectives.simclr import SimCLR, nt_xent
 from afterimage.pretrain.objectives.vicreg import VICReg
+from afterimage.pretrain.run import pretrain
 from tests.helpers import run_python
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -129,6 +131,7 @@ def test_passed_back_changes_the_gradient_alone(share):
 
 
 MODEL = {"image_size": (8, 8), "channels": 1, "width": 0.125, "norm": "batch"}
+RULE = Preprocessing((8, 8), (0.4,), (0.2,), 1, normalisation="image")
 IMAGES = jnp.asarray(RNG.integers(0, 256, (6, 8, 8, 1), np.uint8))
 
 
@@ -145,8 +148,7 @@ def gradients(objective, bottleneck=None):
     model = ModelConfig(**MODEL, decoder=decoder, bottleneck=bottleneck)
     network, params, stats = Network.create(objective.build(model, nnx.Rngs(0)))
     stats = jax.tree.map(jnp.asarray, objective.start(params, stats))
-    rule = Preprocessing((8, 8), (0.4,), (0.2,), 1, normalisation="image")
-    setup = ModelSetup(model, network, rule, make_augment("shift"))
+    setup = ModelSetup(model, network, RULE, make_augment("shift"))
     loss = make_stage(objective, setup, settings(objective), 10).loss(0, params)
 
     @runtime.jit
@@ -210,18 +212,56 @@ def test_the_teacher_follows_and_keeps_moments_of_its_own():
         # At the first step its moments are those of the network.
         np.testing.assert_allclose(leaf, flatten(stats)[path], atol=1e-5)
         assert np.any(leaf != flatten(before)[path])
-    network, _, _ = Network.create(byol.build(model, nnx.Rngs(0)))
-    rule = Preprocessing((8, 8), (0.4,), (0.2,), 1)
-    setup = ModelSetup(model, network, rule)
     moved = jax.tree.map(lambda x: x + 1, params)
-    forward = Forward(setup, moved, before, jax.random.key(0), jnp.asarray(5))
-    views = jnp.asarray(RNG.normal(size=(4, 2, 8, 8, 1)), jnp.float32)
-    run = runtime.jit(lambda progress: byol.embed(forward, views, progress).kept)
-    for progress, share in ((0.0, 0.25), (0.5, 0.125), (1.0, 0.0)):
-        kept = run(jnp.asarray(progress))
-        for path, leaf in flatten(kept["teacher"]["params"]).items():
+    setup = ModelSetup(model, Network.create(byol.build(model, nnx.Rngs(0)))[0], RULE)
+    follow = make_stage(byol, setup, settings(byol), 10).following(0)
+    for step, share in ((0, 0.25), (5, 0.125), (10, 0.0)):
+        after = follow(moved, stats, jnp.asarray(step))
+        for path, leaf in flatten(after["teacher"]["params"]).items():
             wanted = flatten(params)[path] + share
             np.testing.assert_allclose(leaf, wanted, atol=1e-5)
+        same = {**after, "teacher": {**after["teacher"], "params": teacher["params"]}}
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, same, stats)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["byol", "latent"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_moves_its_teacher_once_a_step(tmp_path, objective, accumulate):
+    changes = {"teacher_decay": 0.75}
+    if objective == "latent":
+        changes |= {"teacher_decay_end": 0.75, "patch": 8}
+    config = PretrainConfig(
+        out=str(tmp_path),
+        objective={"name": objective, **changes},
+        augment="shift",
+        width=0.125,
+        steps=2,
+        batch_size=8,
+        accumulate=accumulate,
+        lr=0.1,
+        save_every=1,
+        keep_last=2,
+        probe_images=0,
+        pictures=0,
+        tensorboard=False,
+    )
+    pretrain(config, data=RNG.integers(0, 256, (32, 16, 16, 1), np.uint8))
+    first, last = (Store(tmp_path).restore(step=n)[1] for n in (1, 2))
+
+    def taught(state):
+        teacher = state["stats"]["teacher"]
+        if objective == "latent":
+            return flatten({"encoder": teacher})
+        return flatten(teacher["params"])
+
+    share = 0.25 if objective == "latent" else 0.125  # half of the run is done
+    student = flatten(first["params"])
+    gap = {path: student[path] - leaf for path, leaf in taught(first).items()}
+    assert max(np.abs(x).max() for x in gap.values()) > 1e-3
+    for path, leaf in taught(last).items():
+        wanted = taught(first)[path] + share * gap[path]
+        np.testing.assert_allclose(leaf, wanted, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -305,19 +345,26 @@ import jax, numpy as np
 from afterimage.pretrain import PretrainConfig, pretrain
 from afterimage.checkpoints.store import Store
 from afterimage.checkpoints.trees import flatten
+from afterimage.training.batches import make_mesh
+from afterimage.training.sharding import part
 
 images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+split = sys.argv[3] == "split"
 found = []
 for devices in (1, 8):
     out = tempfile.mkdtemp()
     result = pretrain(PretrainConfig(
-        out=out, objective=sys.argv[1], augment="shift", width=0.125, steps=2,
+        out=out, objective=sys.argv[1], augment="shift", width=0.5 if split else 0.125,
+        shard_parameters=split and devices == 8, steps=2,
         batch_size=32, devices=devices, pictures=0, tensorboard=False, validation=0.3,
         clip=0.0, accumulate=int(sys.argv[2]),
     ), data=images)
     _, state, _ = Store(result.run).restore()
     found.append((result.metrics, flatten(state["stats"])))
 (one, stats), (eight, others) = found
+if split and sys.argv[1] == "byol":
+    places = [part(x.shape, make_mesh()) for k, x in stats.items() if "teacher" in k]
+    assert any(not place.is_fully_replicated for place in places)
 assert len(one) > 4
 for name in one:
     np.testing.assert_allclose(one[name], eight[name], rtol=2e-3, err_msg=name)
@@ -335,8 +382,17 @@ def test_candidates_and_moments_are_of_the_whole_batch_on_eight_devices():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("objective", "accumulate"),
-    [("simclr", 1), ("simclr", 2), ("vicreg", 1), ("byol", 1)],
+    ("objective", "accumulate", "state"),
+    [
+        ("simclr", 1, "copies"),
+        ("simclr", 2, "copies"),
+        ("vicreg", 1, "copies"),
+        ("byol", 1, "copies"),
+        ("simclr", 1, "split"),
+        ("byol", 2, "split"),
+    ],
 )
-def test_runs_on_eight_devices_are_those_on_one(objective, accumulate):
-    assert "same" in run_python(RUNS, objective, str(accumulate), devices=8)
+def test_runs_on_eight_devices_are_those_on_one(objective, accumulate, state):
+    """Also with parameters, moments and the teacher split over them."""
+    arguments = objective, str(accumulate), state
+    assert "same" in run_python(RUNS, *arguments, devices=8, timeout=900)

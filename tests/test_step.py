@@ -55,7 +55,7 @@ def _batch(seed, weight=1.0):
     return {"image": image, "weight": np.full(8, weight, np.float32)}
 
 
-def _setup(groups=EVERYTHING, stats=None, loss=_loss, **settings):
+def _setup(groups=EVERYTHING, stats=None, loss=_loss, follow=None, **settings):
     options = TrainingOptions(**{"batch_size": 8, **settings})
     params = _params()
     part = split_groups(params, groups)
@@ -66,7 +66,12 @@ def _setup(groups=EVERYTHING, stats=None, loss=_loss, **settings):
     )
     schedule = make_schedule(options, total=10, warmup=2)
     step = make_step(
-        loss, optimiser=optimiser, schedule=schedule, partition=part, options=options
+        loss,
+        optimiser=optimiser,
+        schedule=schedule,
+        partition=part,
+        options=options,
+        follow=follow,
     )
     return state, step, part
 
@@ -170,6 +175,29 @@ def test_accumulation_gives_the_whole_batch_gradient():
         whole["params"],
         parts["params"],
     )
+
+
+def test_what_follows_does_so_once_a_step_not_once_a_micro_batch():
+    """From the parameters that the losses saw; a bad step leaves it where it was."""
+    bias = np.full(1, 4.0, "f4")
+
+    def follow(params, stats, step):
+        share = 0.5 / (1 + step)
+        teacher, now = stats["teacher"], params["decoder"]["bias"]
+        return {**stats, "teacher": teacher + share * (now - teacher)}
+
+    for accumulate in (1, 2):
+        state, step, _ = _setup(
+            accumulate=accumulate, stats={"teacher": bias}, follow=follow, lr=0.1
+        )
+        run, expected = compile_step(step), bias
+        for i in range(3):
+            now = np.asarray(state["params"]["decoder"]["bias"])
+            expected = expected + 0.5 / (1 + i) * (now - expected)
+            state, _ = run(state, _batch(i), {})
+            np.testing.assert_allclose(state["stats"]["teacher"], expected, rtol=1e-6)
+        state, _ = run(state, _batch(0, weight=np.nan), {})
+        np.testing.assert_allclose(state["stats"]["teacher"], expected, rtol=1e-6)
 
 
 def test_a_stretch_equals_single_steps():

@@ -28,7 +28,8 @@ from afterimage.models.vector import (
 )
 from afterimage.pretrain.choice import choose
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.report import advice
+from afterimage.pretrain.report import PretrainResult, advice, write_run_report
+from afterimage.runs import Run
 from tests import encoder_artefact
 from tests.encoder_artefact import pictures
 
@@ -251,6 +252,52 @@ def test_a_run_that_loses_says_so_and_what_to_try(tmp_path):
     # 1 point of 400 images may be chance.
     assert advice(probes(0.49, 0.5, 0.4), config) == []
     assert advice({"effective_rank": 3.0}, config) == []
+    found = probes(0.7, 0.5, 0.6)
+    found["accuracy"]["untrained encoder"] = found["accuracy"]["this encoder"]
+    assert advice(found, config) == []
+    found["accuracy"]["untrained encoder"] = dict.fromkeys(
+        found["accuracy"]["HOG"], 0.8
+    )
+    lost, _ = advice(found, config)
+    assert "lose to the untrained encoder: " in lost
+    assert "70.0 against 80.0 %" in lost
+
+
+def test_the_summary_and_the_report_say_that_features_lose(tmp_path):
+    config = PretrainConfig(data="digits", out=str(tmp_path / "run"))
+    lost, said = probes(0.3, 0.5, 0.6), []
+    for found in (lost, probes(0.7, 0.5, 0.6)):
+        measured = {
+            name: {key: {"value": v} for key, v in row.items()}
+            for name, row in found["accuracy"].items()
+        }
+        with Run(config.out, kind="pretrain", config=config) as run:
+            run.start_metrics(0)
+            result = PretrainResult.of(run, config, complete=False, steps=3)
+            more = {"probes": found, "advice": tuple(advice(found, config))}
+            result = dataclasses.replace(result, **more)
+            write_run_report(
+                result,
+                run=run,
+                config=config,
+                report=measured,
+                parts={},
+                probes=found,
+                held_out=400,
+                data="digits",
+                vector="grid",
+                model={"training images": "1,437 of 8x8x1"},
+                origin=None,
+                reached=None,
+            )
+        said.append((result.summary(), result.report.read_text()))
+    loses, tries = "The features lose to raw pixels", "Try: --"
+    for text in said[0]:
+        assert loses in text
+        assert tries in text
+    for text in said[1]:
+        assert loses not in text
+        assert tries not in text
 
 
 def test_probes_are_told_in_lines():

@@ -91,6 +91,7 @@ class Trainer:
             options=options,
             gradient=phase.gradient,
             combine=self.stage.combine,
+            follow=self.stage.following(index),
         )
         if self.sharded:
             step = sharded_step(step, self.mesh)

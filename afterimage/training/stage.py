@@ -167,6 +167,11 @@ Providers = Callable[..., Mapping[str, Callable[[Context], Any]]]
 adds `progress`, the share of the phase that is done, in [0, 1)."""
 
 
+Follow = Callable[[Any, Any, Array, Array], Any]
+"""follow(params, stats, step, progress) -> the statistics after a step, changed once
+for all its micro-batches; `params` are those that the losses saw."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """A number of steps with fixed terms and optimiser groups.
@@ -198,6 +203,8 @@ class Stage:
     providers: Providers
     combine: Combine | None = None
     """Combines the tasks' gradients into one; None differentiates the sum of losses."""
+    follow: Follow | None = None
+    """Changes the statistics once a step, e.g. those that are a teacher."""
 
     @property
     def steps(self) -> int:
@@ -245,6 +252,16 @@ class Stage:
             return total, (metrics, context["stats/next"])
 
         return loss
+
+    def following(self, index: int) -> Callable[[Any, Any, Array], Any] | None:
+        """follow(params, stats, step) -> stats in a phase, if anything follows."""
+        follow = self.follow
+        if follow is None:
+            return None
+        phase, start = self.phases[index], self.start(index)
+        return lambda params, stats, step: follow(
+            params, stats, step, (step - start) / phase.steps
+        )
 
     def check(self, params: Any, stats: Any, batch: Any) -> None:
         """Raises one UserError listing everything that cannot work in any phase.

@@ -104,6 +104,8 @@ Estimator = Callable[[Callable[..., Any]], Callable[..., Any]]
 and g takes the same arguments and returns (f's result, the gradient by `trainable`)"""
 Step = Callable[[State, Batch, Batch], tuple[State, dict[str, Array]]]
 """step(state, batch, resident data) -> (state, metrics)"""
+Follow = Callable[[Any, Any, Array], Any]
+"""follow(params, stats, step) -> stats, once a step: what follows the parameters"""
 Combine = Callable[[dict[str, Array], Array], tuple[dict[str, Array], dict[str, Array]]]
 """combine({path: [losses, ...]}, key) -> ({path: gradient}, metrics)"""
 
@@ -127,7 +129,8 @@ def _gradients(
     accumulate: int,
     combine: Combine | None,
 ) -> tuple[Array, dict[str, Array], Any, dict[str, Array]]:
-    """(loss, metrics, stats, gradients), each the mean over the micro-batches."""
+    """(loss, metrics, stats, gradients), means over the micro-batches; but each of them
+    continues from the statistics of the one before."""
     trainable, frozen = partition.split(state["params"])
     key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
 
@@ -187,6 +190,7 @@ def make_step(
     options: TrainingOptions,
     gradient: Estimator = plain_gradient,
     combine: Combine | None = None,
+    follow: Follow | None = None,
 ) -> Step:
     """The unjitted step; `gradient` says how the loss is differentiated. A non-finite
     loss or gradient leaves everything but the counts unchanged: parameters, moments,
@@ -194,6 +198,9 @@ def make_step(
 
     With `combine` there are several losses, [n], whose gradients it merges; by default
     the loss is a scalar.
+
+    Each micro-batch changes the statistics in turn; `follow` then does so once, from
+    the parameters that the losses saw.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `lr`, `skipped`,
     `bad_steps`, and what the loss reports.
@@ -204,6 +211,8 @@ def make_step(
         value, metrics, stats, grads = _gradients(
             loss, gradient, partition, state, batch, options.accumulate, combine
         )
+        if follow is not None:
+            stats = follow(state["params"], stats, state["step"])
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         trainable, frozen = partition.split(state["params"])

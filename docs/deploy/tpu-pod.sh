@@ -7,7 +7,8 @@ set -u
 
 command="AFTERIMAGE_HOSTS=auto afterimage pretrain"
 for word in "$@"; do
-  command="$command '$word'"
+  # In single quotes for the remote shell; each ' inside becomes '\''.
+  command="$command '$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
 done
 
 until gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all \

@@ -78,14 +78,9 @@ class BYOL(JointEmbedding):
         copied = {"params": _taught(params), "stats": _taught(stats)}
         return {**stats, "teacher": jax.tree.map(np.array, copied)}
 
-    def embed(
-        self, forward: Forward, views: Float[Array, "b 2 h w c"], progress: Array | None
-    ) -> Embedded:
-        """In training the teacher is updated after it is used.
-
-        Like the network it normalises by moments of the batch in training, and has
-        running moments of its own.
-        """
+    def embed(self, forward: Forward, views: Float[Array, "b 2 h w c"]) -> Embedded:
+        """Like the network, the teacher normalises by moments of the batch in training,
+        and has running moments of its own."""
         rest = dict(forward.stats)
         teacher = rest.pop("teacher")
         student = dataclasses.replace(forward, stats=rest)
@@ -93,15 +88,17 @@ class BYOL(JointEmbedding):
         student = dataclasses.replace(forward, stats=after)
         q, after = student(z, method="predict")
         t, teacher = self._teach(forward, teacher, rest, views)
-        if progress is not None:
-            share = (1 - self.teacher_decay) * (jnp.cos(jnp.pi * progress) + 1) / 2
-            mean = jax.tree.map(
-                lambda t, s: t + share * (jax.lax.stop_gradient(s) - t),
-                teacher["params"],
-                _taught(forward.params),
-            )
-            teacher = {**teacher, "params": mean}
         return Embedded(z, byol_losses(q, t), after, output, {"teacher": teacher})
+
+    def follow(self, params: Tree, stats: Tree, step: Array, progress: Array) -> Tree:
+        """The teacher moves towards the network, once a step."""
+        del step
+        share = (1 - self.teacher_decay) * (jnp.cos(jnp.pi * progress) + 1) / 2
+        teacher = stats["teacher"]
+        mean = jax.tree.map(
+            lambda t, s: t + share * (s - t), teacher["params"], _taught(params)
+        )
+        return {**stats, "teacher": {**teacher, "params": mean}}
 
     def _teach(
         self, forward: Forward, teacher: Tree, stats: Tree, views: Array

@@ -137,8 +137,13 @@ class Latent(Masked):
         steps = max(self.teacher_warmup, 1)
         return low + (high - low) * jnp.minimum(1.0, step / steps)
 
+    def follow(self, params: Tree, stats: Tree, step: Array, progress: Array) -> Tree:
+        """The teacher moves towards the encoder, once a step."""
+        del progress
+        teacher = moved(stats["teacher"], params["encoder"], self.decay(step))
+        return {**stats, "teacher": teacher}
+
     def forward(self, forward: Forward, inputs: Float[Array, "b h w c"]) -> Pass:
-        """In training the teacher is updated after it is used."""
         mask = self.draw(forward, inputs)
         rest = dict(forward.stats)
         teacher = rest.pop("teacher")
@@ -146,9 +151,6 @@ class Latent(Masked):
         student = dataclasses.replace(forward, stats=rest)
         (output, guess), rest = student(inputs, mask, method="predicted")
         error = latent_error(guess, target, mask)
-        if forward.step is not None:
-            encoder = forward.params["encoder"]
-            teacher = follow(teacher, encoder, self.decay(forward.step))
         return Pass(
             output,
             {**rest, "teacher": teacher},
@@ -167,10 +169,10 @@ def teach(setup: ModelSetup, teacher: Tree, stats: Tree, inputs: Array) -> Array
     return jax.lax.stop_gradient(normalised(maps[-1]))
 
 
-def follow(teacher: Tree, student: Tree, decay: Array) -> Tree:
+def moved(teacher: Tree, student: Tree, decay: Array) -> Tree:
     """decay * teacher + (1 - decay) * student, leaf by leaf."""
     return jax.tree.map(
-        lambda t, s: decay * t + (1 - decay) * jax.lax.stop_gradient(s),
+        lambda t, s: decay * t + (1 - decay) * s,
         dict(teacher),
         dict(student),
     )

@@ -59,10 +59,7 @@ class SimCLR(JointEmbedding):
             found.append(f"temperature={self.temperature}: must be above 0")
         return found
 
-    def embed(
-        self, forward: Forward, views: Float[Array, "b 2 h w c"], progress: Array | None
-    ) -> Embedded:
-        del progress
+    def embed(self, forward: Forward, views: Float[Array, "b 2 h w c"]) -> Embedded:
         (z, output), stats = self.passed(forward, views)
         losses = nt_xent(z, self.temperature, forward.counted)
         return Embedded(z, losses, stats, output)

@@ -65,10 +65,7 @@ class VICReg(JointEmbedding):
         own = at_least_0(self, "invariance", "variance", "covariance")
         return super().problems(config, model) + own
 
-    def embed(
-        self, forward: Forward, views: Float[Array, "b 2 h w c"], progress: Array | None
-    ) -> Embedded:
-        del progress
+    def embed(self, forward: Forward, views: Float[Array, "b 2 h w c"]) -> Embedded:
         (z, output), stats = self.passed(forward, views)
         return Embedded(z, self.losses(z, forward.counted), stats, output)
 
