@@ -148,8 +148,11 @@ def notes(given: argparse.Namespace) -> str:
         f"pretrain` with its defaults, width {WIDTH}, {given.pretrain_steps} steps, on "
         f"{UNLABELLED:,} scenes without boxes. Detectors: `afterimage detect` with its "
         f"defaults, {given.steps} steps of {BATCH} images, evaluated every {EVERY}; a "
-        "tenth of the labelled scenes chooses the step. Each seed has its own labelled "
-        "scenes, order and head, and in mode scratch its own encoder."
+        "tenth of the labelled scenes chooses the step. Each seed draws its labelled "
+        f"scenes from the same {max(SIZES):,}, so with {max(SIZES):,} all seeds have "
+        "the same ones; its order, head and the tenth are its own, and in mode scratch "
+        "its encoder. All pretrained rows and seeds start from the one encoder, so "
+        "their deviation leaves out that of pretraining."
     )
 
 

@@ -202,8 +202,11 @@ def notes(given: argparse.Namespace) -> str:
         f"{given.pretrain_steps} steps, on {UNLABELLED:,} scenes without masks. "
         f"Segmenters: `afterimage segment` with its defaults, {given.steps} steps of "
         "16 images, evaluated every 50; a tenth of the labelled scenes chooses the "
-        "step. Each seed has its "
-        "own labelled scenes, order and decoder, and in mode scratch its own encoder."
+        f"step. Each seed draws its labelled scenes from the same {max(SIZES):,}, so "
+        f"with {max(SIZES):,} all seeds have the same ones; its order, decoder and "
+        "the tenth are its own, and in mode scratch its encoder. All pretrained rows "
+        "and seeds start from the one encoder, so their deviation leaves out that of "
+        "pretraining."
     )
 
 

@@ -332,8 +332,11 @@ the unlabelled crops; its classifiers: `volume-finetune`, {given.steps} steps of
 fifth of the labels chooses the step. Slices: `afterimage pretrain --width 0.5` with its
 defaults on every fourth slice of the same crops, {given.slice_steps} steps; mean and
 maximum of its features over the 32 slices. Logistic regression: the penalty chosen by
-five-fold cross-validation on the labels. Each seed has its own labelled crops and, from
-scratch, its own weights."""
+five-fold cross-validation on the labels. Each seed draws its labelled crops from the
+same {PARTS["labelled"][1]}: with {max(SIZES)} labels, all seeds have the same ones, and
+logistic regression gives the same for each (± 0.0). The fifth and the order of
+`volume-finetune` are a seed's own, and from scratch its weights. All seeds start from
+the one encoder of each kind."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -153,12 +153,13 @@ PRESETS: Mapping[str, Preset] = {
         cost="30 epochs; for 50,000 images 5,859 steps of 256 = 1.5 million images",
     ),
     "photos": Preset(
-        about="photos, tens of labels per class or more: the usual regularisation",
+        about="photos: the usual regularisation; far behind the default in a short run",
         command=(
             "afterimage finetune --preset photos --from runs/photos "
             "--data folder:labelled --out runs/cls"
         ),
-        # As is usual for ImageNet; not tuned here.
+        # As is usual for ImageNet; not tuned here. docs/guide/photos.md has what was
+        # measured.
         settings={
             "mode": "full",
             "methods": (

@@ -58,7 +58,8 @@ def _features(config: UseConfig) -> str:
     def rows(model: Any, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
         for vector in model.features(texts, batch_size=config.batch_size):
             values = vector.tolist()
-            yield dict(enumerate(values)) if csv else {"vector": values}
+            named = {str(n): value for n, value in enumerate(values)}
+            yield named if csv else {"vector": values}
 
     csv = config.out.lower().endswith(".csv")
     return _write(config, load_text_encoder, rows)

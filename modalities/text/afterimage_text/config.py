@@ -18,7 +18,8 @@ class TextOptions(TrainingOptions, RunOptions):
     """Which texts, and which network."""
 
     table: str
-    """The texts: a CSV file or JSON lines (.jsonl), with a column for the text."""
+    """The texts: a CSV file, with or without csv: before it, or JSON lines (.jsonl).
+    One column holds the text."""
 
     text_column: str = "text"
     """The column that holds the text."""
@@ -170,7 +171,8 @@ class UseConfig:
     """Texts to classes or vectors, into a file."""
 
     table: str
-    """The texts: a CSV file or JSON lines (.jsonl), with a column for the text."""
+    """The texts: a CSV file, with or without csv: before it, or JSON lines (.jsonl).
+    One column holds the text."""
 
     from_: str
     """A finished run; for vectors also minilm, or a folder of Hugging Face's files."""

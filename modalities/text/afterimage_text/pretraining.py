@@ -138,6 +138,7 @@ class _Pretraining(TextStage):
         tokens = batch["tokens"]
         free = batch["attention"] & ~jnp.isin(tokens, self.fixed)
         mask = self.tokenizer.token_to_id("[MASK]")
+        assert mask is not None  # `read_tokenizer` looks
         return mask_tokens(
             key, tokens, free, mask=mask, vocabulary=self.tokenizer.get_vocab_size()
         )

@@ -43,9 +43,12 @@ class Texts:
 def read_texts(place: str, column: str, label: str | None = None) -> Texts:
     """The texts of a CSV or JSON-lines file, and their labels and column `split`.
 
+    `place` is a path, which may have `csv:` before it.
+
     Raises DataError for a missing column, and listing the lines that are empty or not
     UTF-8.
     """
+    place = place.removeprefix("csv:")
     path = pathlib.Path(place)
     try:
         content = files.read_bytes(path, MOST_BYTES)

@@ -46,6 +46,15 @@ def test_tables_in_several_forms(table, content, name):
     assert found.labels == ["a", "b"]
 
 
+def test_the_prefix_csv_is_no_part_of_the_path(table):
+    place = table("text,label\none,a\ntwo,b\n")
+    plain, named = (read_texts(p, "text", "label") for p in (place, f"csv:{place}"))
+    assert (named.name, named.texts) == (plain.name, ["one", "two"])
+    assert named.fingerprint == plain.fingerprint
+    with pytest.raises(DataError, match=r"^nowhere\.csv"):
+        read_texts("csv:nowhere.csv", "text")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
