@@ -74,6 +74,15 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "lr-4e-3": ("--lr", "4e-3"),
     "ema": ("--ema", "0.99"),
     "width-1.5": ("--width", "1.5"),
+    # The decoder beside the embeddings: none, what it sees, what reaches the encoder.
+    **{
+        f"reconstruct-{what}": ("--simclr.reconstruct", what)
+        for what in ("none", "image", "masked")
+    },
+    **{
+        f"gradient-{share}": ("--simclr.reconstruction-gradient", share)
+        for share in ("0.1", "1")
+    },
 }
 ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "strangers": DEFAULT,
