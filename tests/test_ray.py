@@ -15,9 +15,12 @@ from PIL import Image
 
 from afterimage.errors import UserError
 from afterimage.evaluation.configs import FeaturesConfig
+from afterimage.pretrain.config import PretrainConfig
+from afterimage.ray import pretrain
 from tests import encoder_artefact
 from tests.faults.test_runs import assert_same_run
 from tests.helpers import environment
+from tests.test_data_shards import KINDS
 
 WITHOUT_RAY = FeaturesConfig(data="digits", from_="runs/digits", out="f.parquet")
 
@@ -28,6 +31,16 @@ def test_actors_need_ray_and_a_file_that_can_have_fewer_rows():
     skip = {"ray": "local", "on_bad_image": "skip"}
     with pytest.raises(UserError, match=r"f.npy: .* \.parquet or \.csv"):
         FeaturesConfig(data="digits", from_="runs/digits", out="f.npy", **skip)
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/runs/a", "gs://bucket/runs/a"])
+def test_a_run_folder_in_a_bucket_is_refused_before_anything_starts(
+    tmp_path, monkeypatch, out
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"out='{out}': .* every machine mounts"):
+        pretrain(PretrainConfig(data="digits", out=out), workers=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +190,19 @@ def test_parquet_is_the_same_and_a_broken_image_is_left_out(
     told = said(start(home, *what, "--on-bad-image", "skip"))
     assert "49 feature vectors" in told
     assert f"skipped test/{broken.parent.name}/{broken.name}" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_are_read_as_without_ray(tmp_path, home, encoder, kind):
+    data = KINDS[kind](tmp_path / kind, range(37))
+    alone, spread = tmp_path / "alone.parquet", tmp_path / "spread.parquet"
+    what = (data, "--from", encoder, "--batch-size", 8)
+    said(start(home, *what, "--out", alone))
+    on_ray = ("--ray", "auto", "--actors", 1)
+    assert "37 feature vectors" in said(start(home, *what, "--out", spread, *on_ray))
+    assert spread.read_bytes() == alone.read_bytes()
 
 
 TRAIN = """

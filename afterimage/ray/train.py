@@ -11,6 +11,7 @@ from afterimage.errors import AfterimageError, UserError
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.report import PretrainResult
 from afterimage.ray.cluster import connect, on_cpu
+from afterimage.storage.urls import is_remote
 
 _NEEDS: dict[str, dict[str, Any]] = {
     "cpu": {"resources_per_worker": {"CPU": 1}},
@@ -31,18 +32,19 @@ def pretrain(
     """`afterimage.pretrain` on `workers` processes of a Ray cluster, as one job.
 
     Every worker has one core or one GPU; further keywords are those of Ray's
-    `ScalingConfig`, e.g. `topology="4x4"` and `accelerator_type` for TPUs. The images
-    and the run folder must be on a file system that every machine mounts. If a worker
-    dies, all are started again, at most `failures` times, and continue from the newest
-    checkpoint; on the same hardware the result is bit-identical to an undisturbed run.
-    Nothing is sent to Ray's usage statistics.
+    `ScalingConfig`, e.g. `topology="4x4"` and `accelerator_type` for TPUs. The run
+    folder must be on a file system that every machine mounts; the images there or in a
+    bucket. If a worker dies, all are started again, at most `failures` times, and
+    continue from the newest checkpoint; on the same hardware the result is
+    bit-identical to an undisturbed run. Nothing is sent to Ray's usage statistics.
 
     Args:
       address: the cluster, as in `ray.init`: None starts one here, unless RAY_ADDRESS
         names one or this process has joined one; "local" always starts one.
 
     Raises:
-      UserError: Ray is missing or not reached; also what `afterimage.pretrain` raises.
+      UserError: `out` is a bucket; Ray is missing or not reached; also what
+        `afterimage.pretrain` raises.
       AfterimageError: workers died more often than `failures`.
     """
     if device not in _NEEDS:
@@ -50,6 +52,13 @@ def pretrain(
     if workers < 1 or failures < 0:
         raise UserError(
             f"workers={workers}, failures={failures}: must be at least 1 and 0"
+        )
+    if is_remote(config.out):
+        raise UserError(
+            f"out={config.out!r}: with Ray Train the run folder must be a path on a "
+            "file system that every machine mounts, not a bucket. Give such a path and "
+            "copy the finished run to the bucket, or train without Ray (afterimage "
+            "pretrain --out)"
         )
     connect(address, show=True)
     from ray.train.v2.jax import JaxConfig, JaxTrainer
