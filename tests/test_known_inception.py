@@ -162,6 +162,13 @@ def test_a_smaller_map_lies_in_the_middle_of_its_grid():
         assert np.flatnonzero(~shown).tolist() == [row], side
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_the_mean_of_a_single_site(counts):
+    x = np.array([3, -6], np.float32).reshape(1, 1, 1, 2)
+    found = ops.mean_pool_3x3(jnp.asarray(x), counts_padding=counts)
+    np.testing.assert_allclose(found, x / 9 if counts else x, rtol=1e-6)
+
+
 def test_pooling_at_the_border():
     x = np.random.default_rng(0).normal(size=(2, 5, 8, 3)).astype(np.float32)
     around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.nan)

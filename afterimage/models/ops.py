@@ -538,8 +538,10 @@ def mean_pool_3x3(
         pads[axis] = (1, 1)
         padded = jnp.pad(x, pads)
         taps = [lax.slice_in_dim(padded, t, t + n, axis=axis) for t in range(3)]
-        places = np.arange(n)
-        count = 3 - (0 if counts_padding else 1) * ((places == 0) + (places == n - 1))
+        count = np.full(n, 3)
+        if not counts_padding:  # a single site has two borders
+            count[0] -= 1
+            count[-1] -= 1
         shape = [n if a == axis else 1 for a in range(4)]
         x = (taps[0] + taps[1] + taps[2]) / count.reshape(shape).astype(x.dtype)
     return x
