@@ -80,7 +80,8 @@ class Published:
 
 
 def _lite(number: int, image_size: int) -> Published:
-    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    m, s = 127 / 255, 128 / 255
+    mean, std = (m, m, m), (s, s, s)
     return Published(_LITE.format(number), "Apache-2.0", image_size, mean, std)
 
 
