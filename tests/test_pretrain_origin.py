@@ -18,8 +18,10 @@ from afterimage.commands.pretrain import COMMAND
 from afterimage.data import Preprocessing, array_set, channel_statistics
 from afterimage.encoder import Encoder
 from afterimage.errors import UserError
+from afterimage.known import export_encoder, import_encoder
 from afterimage.models import ModelConfig, Network, abstract_encoder
 from afterimage.planning.devices import here
+from afterimage.plugins import ENCODERS
 from afterimage.pretrain import PretrainConfig, pretrain, recommend
 from afterimage.pretrain.config import CONTINUED_LR
 from afterimage.pretrain.origin import Origin
@@ -114,6 +116,54 @@ def test_the_run_says_where_it_came_from(source, finished):
     assert "encoder before this run" in made["probes"]["accuracy"]
     assert "untrained encoder" not in made["probes"]["accuracy"]
     assert np.isfinite(afterimage.load_encoder(finished.run).features(IMAGES[:3])).all()
+
+
+def imported(name, folder, monkeypatch):
+    """Random weights of a narrow network, through a file with published names."""
+    monkeypatch.setattr(ENCODERS.get(name), "widths", (8, 16))
+    norm = "layer" if name.startswith("convnext") else "frozen"
+    options = {"norm": norm, "width": 1.0, "stem_stride": 4}
+    encoder_artefact.write(folder / "e", name, image_size=(32, 32), **options)
+    export_encoder(folder / "e", folder / "x.safetensors")
+    half = {"mean": (0.5,) * 3, "std": (0.25, 0.2, 0.3)}
+    import_encoder(
+        folder / "x.safetensors", name, folder / "known", image_size=32, **half
+    )
+    return str(folder / "known")
+
+
+@pytest.mark.slow
+def test_masked_pretraining_continues_known_convnext(tiny, monkeypatch, tmp_path):
+    known = imported("convnextv2_atto", tmp_path, monkeypatch)
+    settings = {"steps": 2, "objective": "masked", "augment": "flip"}
+    run = pretrain(config(known, tmp_path / "run", **settings), data=IMAGES).run
+    before, after = (flatten(read_encoder(path)[0]) for path in (known, run))
+    assert before.keys() == after.keys()
+    most = 2 * 1.1 * CONTINUED_LR * LR  # two updates by AdamW
+    for path, leaf in after.items():
+        change = np.abs(leaf - before[path]).max()
+        assert change <= most, path
+        if not path.startswith("vector_norm"):  # only of the pooled features
+            assert change > 0, path
+
+
+def test_known_resnet_continues_on_grey_images(tiny, monkeypatch, tmp_path):
+    known = imported("resnet18", tmp_path, monkeypatch)
+    settings = {"steps": 2, "channels": 1, "lr": 1e-5, "objective": "plain"}
+    grey = pictures(40, (32, 32), channels=1)
+    run = pretrain(config(known, tmp_path / "run", **settings), data=grey).run
+    before, after = (flatten(read_encoder(path)[0]) for path in (known, run))
+    assert after["stem/conv/kernel"].shape == (7, 7, 1, 8)
+    del before["stem/conv/kernel"]
+    for path, leaf in before.items():
+        assert not np.array_equal(after[path], leaf), path
+    one, three = (afterimage.load_encoder(path) for path in (run, known))
+    np.testing.assert_allclose(
+        one.features(grey, pool="last"),
+        three.features(grey.repeat(3, axis=-1), pool="last"),
+        rtol=1e-2,
+        atol=1e-3,
+    )
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """torchvision's ResNet (v1.5), VGG and MobileNetV2, and EfficientNet-Lite, with their
 names; random weights and moments."""
 
+import math
+
 import numpy as np
 
 from afterimage.plugins import ENCODERS
@@ -46,6 +48,19 @@ def build(name, seed, shapes=SHAPES):
         model = _mobile(name)
     else:
         model = (_resnet if name.startswith("resnet") else _vgg)(name, *shapes[name])
+    return _randomised(model)
+
+
+def of_torchvision(name, torchvision):
+    """The same of torchvision itself, without a VGG's large classifier."""
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None)
+    if name.startswith("vgg"):
+        del model.classifier
+    return _randomised(model)
+
+
+def _randomised(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
@@ -60,9 +75,12 @@ def feature_maps(model, images):
     each stride of the others and at their end."""
     x, maps = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2), []
     with torch.no_grad():
-        if hasattr(model, "units"):
-            for unit in model.units:
-                if unit.stride == 2 and unit is not model.units[0]:
+        units = getattr(model, "units", None)
+        if type(model).__name__ == "MobileNetV2":
+            units = model.features
+        if units is not None:
+            for unit in units:
+                if unit is not units[0] and getattr(unit, "stride", 1) == 2:
                     maps.append(x)
                 x = unit(x)
             maps.append(x)
@@ -138,17 +156,30 @@ def _vgg(name, widths, depths):
 
 # Of every block: factor, kernel size, channels, stride.
 _V2 = [(1, 3, 16, 1), (6, 3, 24, 2), (6, 3, 24, 1), (6, 3, 32, 2), (6, 3, 32, 1)]
-_LITE = [(1, 3, 16, 1), (6, 3, 24, 2), (6, 3, 24, 1), (6, 5, 40, 2), (6, 5, 40, 1)]
+
+
+def _lite(width, depth):
+    """EfficientNet-Lite's blocks by its rules: channels to the nearest multiple of 8,
+    depths up; the first and last groups keep one block."""
+    groups = [(1, 3, 16, 1, 1), (6, 3, 24, 2, 2), (6, 5, 40, 2, 2), (6, 3, 80, 2, 3)]
+    groups += [(6, 5, 112, 1, 3), (6, 5, 192, 2, 4), (6, 3, 320, 1, 1)]
+    blocks = []
+    for factor, k, o, stride, number in groups:
+        o = int(o * width + 4) // 8 * 8
+        number = number if number == 1 else math.ceil(number * depth)
+        blocks += [(factor, k, o, stride), *[(factor, k, o, 1)] * (number - 1)]
+    return blocks
+
+
 MOBILE = {
     "mobilenet_v2": [
         *(*_V2, (6, 3, 32, 1), (6, 3, 64, 2), *[(6, 3, 64, 1)] * 3),
         *([(6, 3, 96, 1)] * 3),
         *((6, 3, 160, 2), *[(6, 3, 160, 1)] * 2, (6, 3, 320, 1)),
     ],
-    "efficientnet_lite0": [
-        *(*_LITE, (6, 3, 80, 2), *[(6, 3, 80, 1)] * 2, *[(6, 5, 112, 1)] * 3),
-        *((6, 5, 192, 2), *[(6, 5, 192, 1)] * 3, (6, 3, 320, 1)),
-    ],
+    "efficientnet_lite0": _lite(1.0, 1.0),
+    "efficientnet_lite1": _lite(1.0, 1.1),
+    "efficientnet_lite2": _lite(1.1, 1.2),
 }
 
 
