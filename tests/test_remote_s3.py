@@ -24,8 +24,9 @@ _RUN = (
     "from tests.test_remote_runs import config; import time\n"
     "from afterimage.pretrain.run import pretrain\n"
     "from afterimage.training.loop import Callbacks\n"
-    "slow = Callbacks(on_log=lambda step, metrics: time.sleep(1))\n"
-    "pretrain(config(sys.argv[1]), callbacks=slow)\n"
+    # It never ends by itself, however slow the machine that must see its checkpoint.
+    "stay = Callbacks(on_log=lambda step, _: time.sleep(900 if step == 6 else 1))\n"
+    "pretrain(config(sys.argv[1]), callbacks=stay)\n"
 )
 
 
