@@ -23,7 +23,7 @@ from afterimage.data import ImageSet, array_set
 from afterimage.data.views import suited_augment, two_views
 from afterimage.evaluation import (
     effective_rank,
-    neighbour_agreement,
+    own_view_retrieval,
     pixel_vectors,
     probe_report,
 )
@@ -53,7 +53,7 @@ _MEAN_IMAGES, _RANK_IMAGES, _FALLBACK_IMAGES = 20_000, 2_000, 1_000
 _DICTIONARY_IMAGES = 2_000  # for a dictionary of patches
 # Most and fewest held-out images whose views are compared.
 _VIEWED_IMAGES, _FEWEST_VIEWED = 250, 20
-AGREEMENT = "neighbour_agreement"
+OWN_VIEW = "own_view"
 """The metric that marks the best checkpoint: it needs no label."""
 
 Check = Callable[[], None]
@@ -221,8 +221,8 @@ class Evaluation:
 
         `loss` and `relative_loss` of the held-out images, corrupted or masked as in
         training with the same draws every time, and the objective's own metrics;
-        `effective_rank` of their features, and `neighbour_agreement` of two views of
-        them; with labels also `knn`, `ridge_10` and `ridge`, each with its baselines
+        `effective_rank` of their features, and `own_view` of two views of them; with
+        labels also `knn`, `ridge_10` and `ridge`, each with its baselines
         `_raw_pixels`, `_hog` and `_untrained` (or `_before`, if the run continues
         another). If the loss is not finite, or features are not due, the losses are
         returned alone.
@@ -236,7 +236,7 @@ class Evaluation:
             self._picture(params, stats, step, columns)
         if not self._due(step):
             return results
-        results |= self._agreement(params, stats, check)
+        results |= self._own_view(params, stats, check)
         if self.probes is None:
             some = self._for_rank
             pooled = self.features(params, stats, some, check)
@@ -249,9 +249,9 @@ class Evaluation:
         self.rank = results["effective_rank"] = ours[TRAINED]["effective_rank"]
         return results | probe_metrics(self.report)
 
-    def _agreement(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
-        """How far two views of an image agree on its neighbours; the views are the same
-        in every run on these images, whatever its augmentation."""
+    def _own_view(self, params: Tree, stats: Tree, check: Check) -> dict[str, float]:
+        """How often one view of an image is nearest to its other view; the views are
+        the same in every run on these images, whatever its augmentation."""
         if len(self.viewed) < _FEWEST_VIEWED:
             return {}
         if not self.views:
@@ -260,7 +260,7 @@ class Evaluation:
             self.views = tuple(array_set(v, None, None, "views") for v in views)
         pooled = (self.features(params, stats, view, check) for view in self.views)
         first, second = (self._vectors(view)[0] for view in pooled)
-        return {AGREEMENT: neighbour_agreement(first, second)}
+        return {OWN_VIEW: own_view_retrieval(first, second)}
 
     @property
     def _for_rank(self) -> ImageSet:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterimage.pretrain.evaluation import (
-    AGREEMENT,
     CONTINUED,
     HOG,
+    OWN_VIEW,
     RAW,
     TRAINED,
     UNTRAINED,
@@ -51,9 +51,9 @@ def figures(
         found["validation loss"] = _loss(metrics["loss"], logged(rows, "eval/loss"))
     if "effective_rank" in metrics:
         found["effective rank of the features"] = _rank(metrics["effective_rank"])
-    if AGREEMENT in metrics:
-        found["neighbours that two views share"] = _agreement(
-            metrics[AGREEMENT], logged(rows, f"eval/{AGREEMENT}")
+    if OWN_VIEW in metrics:
+        found["images found by another view"] = _own_view(
+            metrics[OWN_VIEW], logged(rows, f"eval/{OWN_VIEW}")
         )
     return found
 
@@ -120,10 +120,11 @@ def _loss(value: float, curve: Sequence[tuple[int, float]]) -> Figure:
     return Figure(f"{value:.4g}", meaning, mark, hint)
 
 
-def _agreement(value: float, before: list[tuple[int, float]]) -> Figure:
+def _own_view(value: float, before: list[tuple[int, float]]) -> Figure:
     meaning = (
-        "Two augmented views of an image: the share of their nearest images that they "
-        "have in common. It needs no label, and marks the best checkpoint."
+        "Of two augmented views of some images: the share of images whose nearest "
+        "image in the other view is the same one. It needs no label, and marks the "
+        "best checkpoint."
     )
     step, best = max(before, key=lambda point: point[1], default=(0, value))
     hint = f"it was {100 * best:.1f} % at step {step}" if best > value else ""

@@ -33,7 +33,7 @@ from afterimage.models import (
 )
 from afterimage.models.vector import VectorRecipe
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.evaluation import AGREEMENT, Evaluation, picture_name
+from afterimage.pretrain.evaluation import OWN_VIEW, Evaluation, picture_name
 from afterimage.pretrain.gallery import filters
 from afterimage.pretrain.origin import Origin, reading_of
 from afterimage.pretrain.program import Program, image_problems
@@ -177,7 +177,7 @@ def pace(
 class _Pretraining(Job[PretrainResult]):
     """The parts of one run, in order of dependency."""
 
-    best, direction = AGREEMENT, "max"
+    best, direction = OWN_VIEW, "max"
     vector: VectorRecipe | None = None
     """The feature vector; None if it is a bottleneck."""
 

@@ -139,7 +139,7 @@ def test_it_trains_and_an_interrupted_run_ends_the_same(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     result = pretrain(config(whole, objective))
     assert np.isfinite(list(result.metrics.values())).all()
-    standard = {"loss", "relative_loss", "effective_rank", "neighbour_agreement"}
+    standard = {"loss", "relative_loss", "effective_rank", "own_view"}
     assert set(result.metrics) == standard | EXTRA[objective]
     assert result.metrics["relative_loss"] > 0
     trained = [row for row in rows(whole) if "train/loss" in row]

@@ -472,7 +472,7 @@ def test_odd_shapes_and_channels_without_labels_or_validation(tmp_path):
     changes = {"data": f"npz:{tmp_path}/plain.npz", "validation": 0.0, "steps": 2}
     changes["channels"] = 2
     result = run_program(config(tmp_path / "run", **changes))
-    always = {"loss", "relative_loss", "effective_rank", "neighbour_agreement"}
+    always = {"loss", "relative_loss", "effective_rank", "own_view"}
     assert set(result.metrics) == always
     assert "kNN" not in result.report.read_text()
     assert not (tmp_path / "run" / "baselines.json").exists()

@@ -96,7 +96,7 @@ CRITERIA: Mapping[str, Callable[[Array, Array, Array], float]] = {
 by the argument of its source."""
 
 
-DEFAULT_CRITERION = "neighbour agreement"
+DEFAULT_CRITERION = "own view"
 """The one to choose by: of all, it ranked encoders most as labels did
 (docs/design/recipe.md)."""
 
