@@ -1,6 +1,6 @@
 """The table `label-free` of `benchmarks.strangers`: which criterion ranks encoders?
 
-For four checkpoints of every run that the other tables made, each criterion of
+A short run of every objective. For four checkpoints of each, every criterion of
 `afterimage.evaluation.criteria` on training images, and accuracy on test images. Then
 Spearman's rank correlation of the two, and what keeping a run's best step by the
 criterion gains over its last step.
@@ -18,31 +18,51 @@ from afterimage.runs import write_json
 from afterimage.training.batches import spaced
 from benchmarks.programs import quietly
 from benchmarks.results import row
-from benchmarks.strangers import Strangers, available
+from benchmarks.strangers import OBJECTIVES, Cell, Strangers, available
 
 _IMAGES = 1_000  # for criteria, and to train and to score probes
 _STEPS = 4  # checkpoints of a run, evenly spaced: the first, the last and two between
 _FEWEST_STEPS = 3
 """Checkpoints of a run from which a best one is chosen."""
+_SHORT = (
+    *("--steps", "120", "--eval-every", "40", "--batch-size", "48"),
+    *("--image-size", "32", "--augment", "photos", "--normalise", "image"),
+    *("--lr", "2e-3", "--weight-decay", "0.05", "--clip", "5"),
+)
 _ACCURACY = ("kNN", "ridge")
 
 
+class Short(Cell):
+    """A short run of an objective; its steps are counted, not timed."""
+
+    @property
+    def run(self) -> pathlib.Path:
+        """The run folder."""
+        folder = pathlib.Path(self.config.out) / "runs" / "short"
+        return folder / self.set_name / f"{self.row}-{self.seed}"
+
+    @property
+    def command(self) -> list[str]:
+        """The command as typed."""
+        flags = OBJECTIVES[self.row] or ("--objective", "simclr")
+        place = ("--out", str(self.run), "--seed", str(self.seed))
+        return ["afterimage", "pretrain", self.data.unlabelled, *place, *flags, *_SHORT]
+
+
 def run_criteria(config: Strangers) -> list[dict[str, Any]]:
-    """Measures what is missing; rows of correlations and gains."""
+    """Runs and measures what is missing; rows of correlations and gains."""
     by_set: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for set_name, data in available(config):
-        runs = sorted(pathlib.Path(config.out).glob(f"runs/*/{set_name}/*/config.json"))
-        pretrained = [file.parent for file in runs if _pretrained(file)]
-        by_set[set_name] = {
-            str(run): quietly(_measured, run, data.labelled) for run in pretrained
-        }
-        count = sum(map(len, by_set[set_name].values()))
-        print(f"{set_name}: {count} encoders of {len(pretrained)} runs", flush=True)
+        by_set[set_name] = {}
+        for name in OBJECTIVES:
+            cell = Short(config, data, set_name, name, config.first_seed)
+            if not (cell.run / "encoder").exists():
+                cell.run.parent.mkdir(parents=True, exist_ok=True)
+                cell.pretrain()
+            found = quietly(_measured, cell.run, data.labelled)
+            by_set[set_name][name] = found
+            print(f"{set_name}: {name}, {len(found)} encoders", flush=True)
     return list(_rows(by_set))
-
-
-def _pretrained(file: pathlib.Path) -> bool:
-    return json.loads(file.read_text())["kind"] == "pretrain"
 
 
 def _measured(run: pathlib.Path, data: str) -> dict[str, dict[str, float]]:

@@ -76,11 +76,14 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "width-1.5": ("--width", "1.5"),
     # The decoder beside the embeddings: none, what it sees, what reaches the encoder.
     **{
-        f"reconstruct-{what}": ("--simclr.reconstruct", what)
+        f"reconstruct-{what}": ("--objective", "simclr", "--simclr.reconstruct", what)
         for what in ("none", "image", "masked")
     },
     **{
-        f"gradient-{share}": ("--simclr.reconstruction-gradient", share)
+        f"gradient-{share}": (
+            *("--objective", "simclr"),
+            *("--simclr.reconstruction-gradient", share),
+        )
         for share in ("0.1", "1")
     },
 }

@@ -1,8 +1,5 @@
 """benchmarks.strangers: its image sets, commands and rows, without training."""
 
-import json
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -158,11 +155,16 @@ def test_correlations_and_gains_of_criteria():
     assert not any(row == rest[0] for row, _ in found)
 
 
-def test_only_pretraining_runs_are_ranked(tmp_path):
-    for kind in ("pretrain", "finetune"):
-        (tmp_path / f"{kind}.json").write_text(json.dumps({"kind": kind}))
-    assert label_free._pretrained(pathlib.Path(tmp_path / "pretrain.json"))
-    assert not label_free._pretrained(pathlib.Path(tmp_path / "finetune.json"))
+@pytest.mark.parametrize("name", strangers.OBJECTIVES)
+def test_short_runs_differ_in_their_objective_alone(name):
+    config = strangers.Strangers(table="label-free", out="runs/some")
+    data = image_sets.Prepared("digits", "digits")
+    cell = label_free.Short(config, data, "own", name, 0)
+    found = parse(COMMAND, cell.command[2:])
+    assert found.out == f"runs/some/runs/short/own/{name}-0"
+    assert (found.steps, found.batch_size, found.augment) == (120, 48, "photos")
+    expected = {"default": "simclr", "masked-hog": "masked"}.get(name, name)
+    assert found.objective.name == expected
 
 
 def test_four_checkpoints_of_a_run_are_measured_once(tmp_path, monkeypatch):
