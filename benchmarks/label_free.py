@@ -1,6 +1,6 @@
 """The table `label-free` of `benchmarks.strangers`: which criterion ranks encoders?
 
-A short run of every objective. For four checkpoints of each, every criterion of
+A short run of every objective. For at most four checkpoints of each, every criterion of
 `afterimage.evaluation.criteria` on training images, and accuracy on test images. Then
 Spearman's rank correlation of the two, and what keeping a run's best step by the
 criterion gains over its last step.
