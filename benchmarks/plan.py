@@ -70,6 +70,7 @@ def planned(case: str, search: str) -> list[dict[str, Any]]:
         figures |= {"MB an image": found.bytes / 1e6}
         moved = sum(size for _, size in found.collectives.values())
         figures |= {"MB of collectives a step": moved / 1e6}
+        figures |= {"operations through the host": found.detours}
         figures |= {"bound, images/s": min(bounds.values())}
         figures |= {"seconds to compile here": found.seconds}
     for variant, one in plan.largest.items():

@@ -22,11 +22,13 @@ from afterimage.planning.compiled import (
 )
 from afterimage.planning.devices import Devices, find, here
 from afterimage.planning.search import Largest, Trial, largest
+from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.origin import Origin, reading_of
 from afterimage.pretrain.plan_config import PlanConfig
-from afterimage.pretrain.presets import preset_config
+from afterimage.pretrain.presets import PRESETS, preset_config
 from afterimage.pretrain.program import Lowered, Program, image_problems
+from afterimage.pretrain.recipe import PHOTOS
 from afterimage.training.optimiser import count_parameters
 from afterimage.training.options import check
 from afterimage.training.progress import clock
@@ -56,6 +58,8 @@ class Forecast:
     """An image."""
     collectives: Mapping[str, tuple[int, int]]
     """{name: (number, bytes on each device)} of a step."""
+    detours: int
+    """Operations of a step that go through the host."""
     seconds: float
     """To compile it here."""
     text: str = dataclasses.field(repr=False)
@@ -185,6 +189,10 @@ def builder(settings: PlanConfig, devices: Devices, config: PretrainConfig) -> B
 def config_of(settings: PlanConfig, devices: Devices) -> PretrainConfig:
     """The run's settings, with a batch that the devices can share."""
     given = {"data": _NOWHERE, "out": _NOWHERE, **settings.changes()}
+    asked, preset = settings.objective, PRESETS.get(settings.preset or "")
+    plain = preset is None or "augment" not in preset.settings
+    if plain and asked is not None and len(OBJECTIVES.get(asked).views) > 1:
+        given.setdefault("augment", PHOTOS)
     if settings.preset is None:
         config = PretrainConfig(**given)
     else:
@@ -237,6 +245,7 @@ def forecast(config: PretrainConfig, lowered: Lowered, compiled: Compiled) -> Fo
         collectives={
             name: (one.count, one.bytes) for name, one in compiled.collectives.items()
         },
+        detours=len(compiled.detours),
         seconds=compiled.seconds,
         text=compiled.text,
     )

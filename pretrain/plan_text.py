@@ -80,6 +80,7 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"A step: {count} {name} of {quantity(size, 'B')} on each device"
     if not found.collectives:
         yield "A step: no collectives"
+    yield f"A step: {found.detours or 'no'} calls of the host"
     yield f"Compiled in {clock(found.seconds)} here"
 
 

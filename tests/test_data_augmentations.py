@@ -2,6 +2,8 @@
 
 import colorsys
 import functools
+import math
+import re
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from afterimage.commands.pretrain import main as pretrain_command
 from afterimage.data import make_augment
 from afterimage.data.augmentations import (
     colours,
+    cuts,
     geometry,
     moves,
     resampling,
@@ -161,6 +164,47 @@ def test_movements_become_one_linear_interpolation(continues, mode):
         for c in range(3)
     ]
     np.testing.assert_allclose(found[0], np.moveaxis(wanted, 0, -1), atol=1e-3)
+
+
+@pytest.mark.parametrize("spread", [resampling._triangle, resampling._closest])
+@pytest.mark.parametrize("beyond", [resampling._mirrored, resampling._continued])
+@pytest.mark.parametrize(("at_once", "size"), [(2**18, (24, 24)), (3000, (16, 20))])
+def test_a_tpus_products_are_the_gathers_of_others(
+    monkeypatch, spread, beyond, at_once, size
+):
+    monkeypatch.setattr(resampling, "_AT_ONCE", at_once)
+    linear, offset = RNG.normal(size=(6, 2, 2)), RNG.normal(size=(6, 2))
+    move = resampling.Affine(
+        jnp.asarray(np.eye(2) + 0.3 * linear, jnp.float32),
+        jnp.asarray(0.3 * offset, jnp.float32),
+    )
+    how = resampling.Sampling(size, beyond, spread)
+    gathers, products = (jax.jit(f)(IMAGES, move) for f in resampling._forms(how))
+    assert gathers.shape == (6, *size, 3)
+    # Places are rounded to 1/4096 of a pixel, after sums in another order.
+    np.testing.assert_allclose(products, gathers, atol=1e-3)
+    assert gathers.std() > 0.1
+
+
+@pytest.mark.parametrize("spec", ["photos", "writing", "randaugment", "elastic"])
+def test_a_tpu_gathers_no_pixels(spec):
+    """Each would be a line of 128 numbers: a hundred times the bytes of the images."""
+    images = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
+    size = 16 if cuts(spec) else None
+    traced = jax.jit(make_augment(spec, size)).trace(jax.random.key(0), images)
+    sizes = {
+        platform: [
+            math.prod(int(n) for n in shape.split("x")[:-1])
+            for shape in re.findall(
+                r"stablehlo\.gather.* -> tensor<([0-9x]+[a-z])",
+                traced.lower(lowering_platforms=(platform,)).as_text(),
+            )
+        ]
+        for platform in ("tpu", "cpu")
+    }
+    assert max(sizes["tpu"], default=0) < 4 * 16 * 16
+    if spec != "elastic":
+        assert max(sizes["cpu"]) >= 4 * 16 * 16
 
 
 def test_reduced_images_are_not_aliased():

@@ -99,3 +99,12 @@ def test_any_number_of_channels(channels):
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     same = np.asarray(found == images).all((1, 2, 3)).mean()
     assert same < 0.5
+
+
+def test_a_tpus_comparisons_are_the_tables_of_others():
+    rows = jnp.asarray(RNG.integers(0, 200, (5, 300)), jnp.int32)
+    table = jnp.asarray(RNG.integers(0, 256, (5, 256)), jnp.int32)
+    counts, tones = randaugment._scattered(rows), randaugment._looked_up(table, rows)
+    assert counts.sum() == rows.size
+    np.testing.assert_array_equal(randaugment._compared(rows), counts)
+    np.testing.assert_array_equal(randaugment._chosen(table, rows), tones)

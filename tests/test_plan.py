@@ -19,16 +19,19 @@ from afterimage.planning.compiled import (
     Collective,
     DoesNotFit,
     collectives,
+    compile_lowered,
     needed,
     size_of,
 )
 from afterimage.planning.devices import KINDS, find
 from afterimage.planning.search import Trial, largest
+from afterimage.plugins import OBJECTIVES
 from afterimage.pretrain import plan as plans
 from afterimage.pretrain.config import PretrainConfig
 from afterimage.pretrain.plan import Builder, make_plan
 from afterimage.pretrain.plan_config import PlanConfig
 from afterimage.pretrain.plan_text import plan_text
+from afterimage.pretrain.presets import PRESETS
 from afterimage.pretrain.program import Program
 from afterimage.training.batches import BatchLoader, make_mesh
 from afterimage.training.step import compile_step
@@ -190,7 +193,7 @@ def searched(monkeypatch, search, kind=KINDS["l4"], most=None, **changes):
     train = plans.builder(settings, devices, config).train
     build = FakeBuilder(dataclasses.replace(devices, kind=kind), train, 0)
     memory = {"all": needed_by(config)}
-    found = plans.Forecast(memory, 1.0, 1.0, {}, 0.0, "")
+    found = plans.Forecast(memory, 1.0, 1.0, {}, 0, 0.0, "")
     return plans._searched(settings, config, build, found), build.tried
 
 
@@ -334,6 +337,42 @@ def test_the_programs_of_accelerators_have_no_form_of_the_cpu(platform):
     # The gradient of a sum needs no result of the last; no map is rearranged.
     assert there.count("stablehlo.convolution") == 11
     assert "stablehlo.dot_general" not in there
+
+
+PRESETS_AND_OBJECTIVES = [
+    *(pytest.param({"preset": name}, id=name) for name in PRESETS),
+    *(
+        pytest.param({"objective": name}, id=f"objective {name}")
+        for name in OBJECTIVES.names()
+        if name != "dictionary"  # has its own encoder, of preset patches
+    ),
+]
+
+
+@pytest.mark.parametrize("asked", PRESETS_AND_OBJECTIVES)
+def test_steps_on_accelerators_never_call_the_host(tiny, asked):
+    settings = PlanConfig(
+        **asked, image_size=32, channels=3, devices="cpu:1", batch_size=8, width=0.25
+    )
+    devices = find(settings.devices)
+    config = plans.config_of(settings, devices)
+    program, lowered = plans.builder(settings, devices, config).lowered(config)
+    step = compile_step(program.trainer.phases[0].step)
+    traced = step.trace(lowered.state, lowered.batch, lowered.data)
+    for platform in ("tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "callback" not in text
+        assert "lapack" not in text
+
+
+def test_calls_of_the_host_are_counted():
+    def step(x):
+        jax.debug.callback(lambda _: None, x)
+        return 2 * x
+
+    compiled = compile_lowered(jax.jit(step).lower(jnp.ones(3)))
+    assert len(compiled.detours) == 1
+    assert not compile_lowered(jax.jit(lambda x: 2 * x).lower(jnp.ones(3))).detours
 
 
 def test_settings_that_cannot_be_are_named(capsys):

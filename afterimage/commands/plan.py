@@ -20,7 +20,15 @@ minutes; no data are read. TPUs need the extra [plan-tpu], GPUs [plan-cuda].
     common={
         "What and where": ("preset", "devices", "batch_size", "image_size", "channels"),
         "The run": (
-            *("from_", "model", "objective", "decoder", "width"),
+            *(
+                "from_",
+                "model",
+                "objective",
+                "augment",
+                "view_size",
+                "decoder",
+                "width",
+            ),
             *("precision", "accumulate", "remat", "shard_parameters", "images"),
         ),
         "What to find": ("search", "measure"),

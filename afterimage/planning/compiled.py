@@ -20,6 +20,10 @@ _CALL = re.compile(
     rf"^\s*(?:ROOT )?%?\S+ = (?P<shape>.*?) (?P<name>{'|'.join(_COLLECTIVES)})"
     r"(?P<start>-start)?\("
 )
+_TO_HOST = re.compile(
+    r" (?:infeed|outfeed)\(|custom_call_target=\"[^\"]*callback|is_host_transfer=true",
+    re.IGNORECASE,
+)
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
 
 
@@ -53,6 +57,12 @@ class Compiled:
     collectives: Mapping[str, Collective]
     seconds: float
     """Time to compile it here."""
+
+    @property
+    def detours(self) -> list[str]:
+        """The operations that go through the host: callbacks, feeds and transfers."""
+        lines = self.text.splitlines()
+        return [line.strip() for line in lines if _TO_HOST.search(line)]
 
     @property
     def memory(self) -> int:

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from afterimage.data.augmentations.colours import blend, mean_grey, to_grey
@@ -130,13 +131,35 @@ def _equalized(images: Images) -> Images:
     count, height, width, channels = images.shape
     levels = jnp.round(images * 255).astype(jnp.int32)
     rows = levels.transpose(0, 3, 1, 2).reshape(count * channels, height * width)
-    place = jnp.arange(len(rows))[:, None]
-    counts = jnp.zeros((len(rows), 256), jnp.int32).at[place, rows].add(1)
+    counts = lax.platform_dependent(rows, tpu=_compared, default=_scattered)
     last = jnp.take_along_axis(counts, rows.max(1, keepdims=True), 1)
     step = (height * width - last) // 255
     before = jnp.cumsum(counts, 1) - counts
     table = jnp.clip((before + step // 2) // jnp.maximum(step, 1), 0, 255)
     table = jnp.where(step > 0, table, jnp.arange(256)[None])
-    found = jnp.take_along_axis(table, rows, 1)
+    found = lax.platform_dependent(table, rows, tpu=_chosen, default=_looked_up)
     found = found.reshape(count, channels, height, width).transpose(0, 2, 3, 1)
     return found.astype(images.dtype) / 255
+
+
+def _scattered(rows: Int[Array, "r n"]) -> Int[Array, "r 256"]:
+    """How often each of 256 levels occurs in each row."""
+    place = jnp.arange(len(rows))[:, None]
+    return jnp.zeros((len(rows), 256), jnp.int32).at[place, rows].add(1)
+
+
+def _compared(rows: Int[Array, "r n"]) -> Int[Array, "r 256"]:
+    """The same by comparisons: a TPU scatters numbers one by one."""
+    levels = jnp.arange(256)[None, :, None]
+    return (rows[:, None] == levels).sum(2, dtype=jnp.int32)
+
+
+def _looked_up(table: Int[Array, "r 256"], rows: Int[Array, "r n"]) -> Array:
+    """The entry of each row's own table for each of its levels."""
+    return jnp.take_along_axis(table, rows, 1)
+
+
+def _chosen(table: Int[Array, "r 256"], rows: Int[Array, "r n"]) -> Array:
+    """The same by comparisons."""
+    levels = jnp.arange(256)[None, None]
+    return jnp.where(rows[..., None] == levels, table[:, None], 0).sum(2)

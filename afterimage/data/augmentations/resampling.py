@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Integer
 
 Size = tuple[int, int]
@@ -25,6 +26,8 @@ _PHOTO = 1024
 in its own proportions."""
 _SHRINK = 2
 """Images more than this many times the size of their views are reduced first."""
+_AT_ONCE = 2**18
+"""Numbers that the products of an image may have at a time: 1 MiB."""
 
 
 class Canvas(NamedTuple):
@@ -151,19 +154,10 @@ def nearest(
 ) -> Integer[Array, "b _h _w"]:
     """A mark of each pixel, such as its class, under a movement: that of the nearest
     pixel, where `resample` shows the image."""
-    count, *sides = marks.shape
-    x, y = _places(size[1])[None, None], _places(size[0])[None, :, None]
-    beyond, flat = _continued if continues else _mirrored, 0
-    for axis in (1, 0):
-        a, b = (move.linear[:, axis, i][:, None, None] for i in (0, 1))
-        place = a * x + b * y + move.offset[:, axis][:, None, None]
-        # Half a pixel further is the next one, as for numbers that are rounded.
-        index = jnp.floor(_pixels(place, sides[1 - axis]) + 0.5).astype(jnp.int32)
-        flat = flat * sides[1 - axis] + beyond(index, sides[1 - axis])
-    found = jnp.take_along_axis(
-        marks.reshape(count, -1), flat.reshape(count, -1), 1, mode="clip"
-    )
-    return found.reshape(count, *size)
+    values = marks[..., None].astype(jnp.float32)
+    beyond = _continued if continues else _mirrored
+    found = _sampled(values, move, Sampling(size, beyond, _closest))
+    return jnp.round(found[..., 0]).astype(marks.dtype)
 
 
 def straightly(
@@ -197,7 +191,8 @@ def resample(
     less = min(height, _SHRINK * size[0]), min(width, _SHRINK * size[1])
     if less != (height, width):
         images = straightly(images, _unmoved(len(images)), less)
-    found = _neighbours(images, move, size, _continued if continues else _mirrored)
+    beyond = _continued if continues else _mirrored
+    found = _sampled(images, move, Sampling(size, beyond, _triangle))
     return jnp.clip(found, 0, 1).astype(images.dtype)
 
 
@@ -220,39 +215,120 @@ def line_weights(
     return weights / weights.sum(-1, keepdims=True)
 
 
-def _neighbours(
-    images: Float[Array, "b h w c"],
-    move: Affine,
-    size: Size,
-    beyond: Callable[[Array, int], Array],
+Taps = list[tuple[Array, Array]]
+"""Lines of the image and their weights, for each pixel of the result."""
+
+
+class Sampling(NamedTuple):
+    """How the pixels of a result are made."""
+
+    size: Size
+    """Of the result."""
+    beyond: Callable[[Array, int], Array]
+    """The pixel that is shown for one that may be beyond the border."""
+    spread: Callable[[Array, Array, int], Taps]
+    """(place, pixels from one of the result to the next, the most of them) -> lines."""
+
+
+def _sampled(
+    images: Float[Array, "b h w c"], move: Affine, how: Sampling
 ) -> Float[Array, "b _h _w c"]:
-    """Each pixel as a weighted sum of those around its place, by gathers."""
-    count, *sides, channels = images.shape
-    across, down = _places(size[1])[None, None], _places(size[0])[None, :, None]
-    indices, weights = [], []
+    """Each pixel as a weighted sum of those around its place."""
+    gathers, products = _forms(how)
+    return lax.platform_dependent(images, move, tpu=products, default=gathers)
+
+
+@functools.cache
+def _forms(how: Sampling) -> tuple[Any, Any]:
+    """The two forms, the same functions each time: JAX caches by their identity."""
+    forms = (_by_gathers, _by_products)
+    gathers, products = (functools.partial(form, how=how) for form in forms)
+    return gathers, products
+
+
+def _triangle(place: Array, step: Array, most: int) -> Taps:
+    """Linear interpolation, antialiased."""
+    radius = jnp.clip(step, 1, most)
+    first = jnp.floor(place)
+    taps = [first + tap for tap in range(1 - most, most + 1)]
+    own = [jnp.maximum(0, 1 - jnp.abs(tap - place) / radius) for tap in taps]
+    total = functools.reduce(jnp.add, own)
+    return [(tap, one / total) for tap, one in zip(taps, own, strict=True)]
+
+
+def _closest(place: Array, step: Array, most: int) -> Taps:
+    """The nearest line; half a pixel further is the next one, as for numbers that are
+    rounded."""
+    del step, most
+    return [(jnp.floor(place + 0.5), jnp.ones_like(place))]
+
+
+def _taps(
+    move: Affine, down: Float[Array, " i"], sides: Size, how: Sampling
+) -> tuple[Taps, Taps]:
+    """The rows, and the columns, for pixels of the result in the rows at `down`."""
+    across, size, found = _places(how.size[1])[None, None], how.size, []
     for axis, side in ((1, sides[0]), (0, sides[1])):
         a, b = (move.linear[:, axis, i][:, None, None] for i in (0, 1))
-        place = _pixels(
-            a * across + b * down + move.offset[:, axis][:, None, None], side
-        )
-        # How far the place moves from a pixel of the result to the next.
-        radius = side * jnp.hypot(a / size[1], b / size[0])
+        offset = move.offset[:, axis][:, None, None]
+        place = _pixels(a * across + b * down[None, :, None] + offset, side)
+        step = side * jnp.hypot(a / size[1], b / size[0])
         most = math.ceil(max(1, side / size[1 - axis]))
-        radius = jnp.clip(radius, 1, most)
-        first = jnp.floor(place)
-        taps = [first + tap for tap in range(1 - most, most + 1)]
-        own = [jnp.maximum(0, 1 - jnp.abs(tap - place) / radius) for tap in taps]
-        total = functools.reduce(jnp.add, own)
-        weights.append([one / total for one in own])
-        indices.append([beyond(tap.astype(jnp.int32), side) for tap in taps])
-    flat = images.reshape(count, sides[0] * sides[1], channels)
+        taps = how.spread(place, step, most)
+        found.append([(how.beyond(x.astype(jnp.int32), side), w) for x, w in taps])
+    return found[0], found[1]
+
+
+def _by_gathers(
+    images: Float[Array, "b h w c"], move: Affine, how: Sampling
+) -> Float[Array, "b _h _w c"]:
+    count, height, width, channels = images.shape
+    rows, columns = _taps(move, _places(how.size[0]), (height, width), how)
+    flat = images.reshape(count, height * width, channels)
     take = jax.vmap(lambda pixels, index: jnp.take(pixels, index, 0, mode="clip"))
-    found = jnp.zeros((count, *size, channels), images.dtype)
-    for row, row_weight in zip(indices[0], weights[0], strict=True):
-        for column, weight in zip(indices[1], weights[1], strict=True):
-            pixel = take(flat, row * sides[1] + column)
+    found = jnp.zeros((count, *how.size, channels), images.dtype)
+    for row, row_weight in rows:
+        for column, weight in columns:
+            pixel = take(flat, row * width + column)
             found += (row_weight * weight)[..., None] * pixel
     return found
+
+
+def _by_products(
+    images: Float[Array, "b h w c"], move: Affine, how: Sampling
+) -> Float[Array, "b _h _w c"]:
+    """The same by products of matrices. A TPU gathers pixels one by one, and stores
+    each of them as a line of 128 numbers."""
+    count, height, width, channels = images.shape
+    flat = images.reshape(count, height, width * channels)
+    # Marks are whole numbers, which stay exact.
+    precision = lax.Precision.HIGHEST if how.spread is _closest else None
+    product = functools.partial(jnp.einsum, precision=precision)
+    unite = jnp.tile(jnp.eye(channels, dtype=images.dtype), (width, 1))
+
+    def some(down: Float[Array, " i"]) -> Float[Array, "b i j c"]:
+        rows, columns = _taps(move, down, (height, width), how)
+        above = _matrix(rows, jnp.arange(height)).astype(images.dtype)
+        beside = _matrix(columns, jnp.arange(width * channels) // channels)
+        lines = product("bijr,brx->bijx", above, flat) * beside.astype(images.dtype)
+        return product("bijx,xc->bijc", lines, unite)
+
+    down = _places(how.size[0])
+    most = max(1, _AT_ONCE // (how.size[1] * width * channels))
+    together = next(n for n in range(min(most, len(down)), 0, -1) if not len(down) % n)
+    if together == len(down):
+        return some(down)
+    found = lax.map(some, down.reshape(-1, together))
+    return jnp.moveaxis(found, 0, 1).reshape(count, *how.size, channels)
+
+
+def _matrix(taps: Taps, lines: Integer[Array, " x"]) -> Float[Array, "b i j x"]:
+    """The weight of each line for each pixel of the result."""
+    parts = (
+        jnp.where(tap[..., None] == lines[None, None, None], weight[..., None], 0)
+        for tap, weight in taps
+    )
+    return functools.reduce(jnp.add, parts)
 
 
 def _mirrored(index: Array, side: int) -> Array:
