@@ -253,11 +253,57 @@ def _stamps(places: Places) -> Labelled:
     )
 
 
+def _terrain(places: Places) -> Labelled:
+    """Tiles of the maps of a game, Battle for Wesnoth; the class is the terrain."""
+    images = "usr/share/games/wesnoth/1.16/data/core/images"
+    folder = places.debian("wesnoth-1.16-data", images) / "terrain"
+    paths = sorted(folder.rglob("*.png"))
+    found = Labelled(paths, [path.relative_to(folder).parts[0] for path in paths])
+    return _cut(_large(found, 100), 150)
+
+
+_FONTS = {
+    "fonts-freefont-otf": "opentype/freefont",
+    "fonts-lato": "truetype/lato",
+    "fonts-open-sans": "truetype/open-sans",
+    "fonts-roboto-unhinted": "truetype/roboto/unhinted/RobotoTTF",
+    "fonts-urw-base35": "opentype/urw-base35",
+}
+_SYMBOLS = ("D050000L", "StandardSymbols")
+
+
+def _fonts(places: Places) -> Labelled:
+    """Capital letters, grey, 32 pixels; test letters are of other font families."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    paths = [
+        path
+        for package, folder in _FONTS.items()
+        for path in places.debian(package, f"usr/share/fonts/{folder}").iterdir()
+        if path.suffix in (".otf", ".ttf") and not path.name.startswith(_SYMBOLS)
+    ]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    images, classes, families = [], [], []
+    for path in sorted(paths):
+        font = ImageFont.truetype(str(path), 26)
+        for letter in letters:
+            shown = Image.new("L", (32, 32))
+            ImageDraw.Draw(shown).text((16, 16), letter, 255, font, anchor="mm")
+            images.append(np.asarray(shown))
+            classes.append(letter)
+            families.append(path.name[:5])
+    names = np.unique(families)
+    chosen = np.random.default_rng(_SPLIT_SEED).permutation(names)[: len(names) // 4]
+    return Labelled(images, classes, np.isin(families, chosen))
+
+
 DEVELOPMENT: dict[str, Callable[[Places], Labelled]] = {
     "cifar10": _cifar(0),
     "mnist": _mnist,
     "emoji": _emoji,
     "stamps": _stamps,
+    "terrain": _terrain,
+    "fonts": _fonts,
 }
 STRANGERS: dict[str, Callable[[Places], Labelled]] = {
     "fashion": _fashion,

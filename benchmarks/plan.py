@@ -4,6 +4,7 @@
     python -m benchmarks.plan --cases photos-64@h100:1 photos-224@tpu-v5e:16
     python -m benchmarks.plan --search given        # and the largest batch of each
     python -m benchmarks.plan --plain --cases photos-64@h100:1
+    JAX_OPTIMIZATION_LEVEL=O1 python -m benchmarks.plan --plain    # compiles faster
 
 Compiles the training step as `afterimage plan` does; nothing is run. Each case is
 written when it is done, and a later call leaves out what is done. Needs the extras
@@ -12,6 +13,7 @@ written when it is done, and a later call leaves out what is done. Needs the ext
 
 import argparse
 import contextlib
+import os
 from typing import Any
 
 from benchmarks.results import read_results, row, write_results
@@ -106,6 +108,8 @@ def compared(case: str) -> list[dict[str, Any]]:
     }
     print(case, ratios, flush=True)
     name = f"{case.replace('@', ' on ')}, batch {config.batch_size}, ours / plain"
+    if level := os.environ.get("JAX_OPTIMIZATION_LEVEL"):
+        name += f", {level}"
     return [
         row("ours / plain", name, metric, value, case=case)
         for metric, value in ratios.items()

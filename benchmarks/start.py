@@ -1,7 +1,8 @@
-"""How long a run takes to its first step, and how long it waits for images.
+"""How long commands take to start, and runs wait for images.
 
-`python -m benchmarks.start`: `afterimage pretrain` in fresh processes, first with an
-empty cache of compiled programs and decoded images, then with a warm one; and the share
+`python -m benchmarks.start`: importing the package and `--help`, beside an empty
+Python; `afterimage pretrain` to its first step, first with an empty cache of compiled
+programs and decoded images, then with a warm one; all in fresh processes. And the share
 of a longer run's time spent waiting for input, from its own metrics.jsonl.
 Writes benchmarks/results/start.json and start.md.
 """
@@ -64,6 +65,13 @@ def _first_step(out: pathlib.Path, data: str, cache: pathlib.Path) -> float:
     return seconds
 
 
+def _seconds(*arguments: str) -> float:
+    """Seconds that a Python process with these arguments takes."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
 def _stall(out: pathlib.Path, data: str, cache: pathlib.Path, *more: str) -> float:
     """Share of the training time of 60 steps spent waiting for the next batch."""
     command = [sys.executable, "-m", "afterimage", "pretrain", "--data", data]
@@ -72,6 +80,22 @@ def _stall(out: pathlib.Path, data: str, cache: pathlib.Path, *more: str) -> flo
     subprocess.run([*command], env=env, check=True, capture_output=True)
     rows = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
     return 100 * [r for r in rows if "time/input_stall" in r][-1]["time/input_stall"]
+
+
+def _commands(repeats: int = 7) -> list[dict]:
+    """The rows of what does nothing but start, in turns."""
+    each = {
+        "python -c pass": ("-c", "pass"),
+        "import afterimage": ("-c", "import afterimage"),
+        "afterimage --help": ("-m", "afterimage", "--help"),
+        "afterimage pretrain --help": ("-m", "afterimage", "pretrain", "--help"),
+    }
+    found: dict[str, list[float]] = {name: [] for name in each}
+    for _ in range(repeats + 1):
+        for name, arguments in each.items():
+            found[name].append(_seconds(*arguments))
+    # Without the first round, which reads the files from the disk.
+    return [row("start", name, "seconds", times[1:]) for name, times in found.items()]
 
 
 def main() -> None:
@@ -89,6 +113,7 @@ def main() -> None:
             stalls.append(_stall(home / f"resident{i}", data, cache))
             off = ("--resident", "False")
             streamed.append(_stall(home / f"host{i}", data, cache, *off))
+        rows += _commands()
         metric = "seconds to the first step"
         rows.append(row("start", "conv 32px, empty caches", metric, cold))
         rows.append(row("start", "conv 32px, warm caches", metric, warm))

@@ -2,8 +2,11 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
+import os
 import subprocess
+import sys
 import types
 
 import jax
@@ -340,7 +343,11 @@ def test_the_programs_of_accelerators_have_no_form_of_the_cpu(platform):
 
 
 PRESETS_AND_OBJECTIVES = [
-    *(pytest.param({"preset": name}, id=name) for name in PRESETS),
+    *(
+        pytest.param({"preset": name}, id=name, marks=() if few else pytest.mark.slow)
+        for name in PRESETS
+        for few in [name in ("cifar-contrastive", "patches", "photos-224")]
+    ),
     *(
         pytest.param({"objective": name}, id=f"objective {name}")
         for name in OBJECTIVES.names()
@@ -395,6 +402,18 @@ def test_a_plan_for_devices_that_are_not_there(devices, package):
     assert count >= 1
     assert 4 * parameters <= size < 4 * parameters + 200
     assert np.isfinite(images)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_parts_for_a_rented_device_run_at_toy_size(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--toy"]
+    command += ["--out", str(tmp_path / "results")]
+    env = {**os.environ, "AFTERIMAGE_CACHE": str(tmp_path / "cache")}
+    subprocess.run(command, env=env, check=True, timeout=800)
+    rows = json.loads((tmp_path / "results/accelerator.json").read_text())
+    assert {row["table"] for row in rows} >= {"plans", "features", "waiting", "recipe"}
+    assert all(np.isfinite(row["mean"]) for row in rows)
 
 
 def test_the_parts_for_a_rented_device_end_in_time(monkeypatch, capsys):
