@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import re
+import subprocess
+import sys
 import tomllib
 
 import cv2
@@ -269,3 +272,13 @@ def test_flags_without_an_objective_use_the_recipe(monkeypatch, capsys):
     assert "chosen" in said.err
     with pytest.raises(UserError, match="--minutes and --preset"):
         parse(COMMAND, [*digits, "--preset", "digits", "--minutes", "2"])
+
+
+@pytest.mark.slow
+def test_the_first_line_never_promises_more_than_the_asked_time(tmp_path):
+    command = [sys.executable, "-m", "afterimage", "pretrain", "digits", "--minutes"]
+    command += ["1", "--out", str(tmp_path / "run"), "--no-tensorboard"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    left = re.findall(r"(\d+):(\d\d) left", done.stdout + done.stderr)
+    minutes, seconds = map(int, left[0])
+    assert 60 * minutes + seconds <= 60
