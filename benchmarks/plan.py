@@ -42,14 +42,12 @@ NOTES = (
 def settings(case: str, **more: Any) -> Any:
     """The PlanConfig of PRESET@DEVICES."""
     from afterimage.pretrain.plan_config import PlanConfig
+    from afterimage.pretrain.presets import PRESETS
 
     preset, _, devices = case.partition("@")
-    return PlanConfig(
-        preset=preset,
-        devices=devices,
-        measure=False,
-        **more,
-    )
+    if "image_size" not in PRESETS[preset].settings:
+        more = {"image_size": 32, **more}
+    return PlanConfig(preset=preset, devices=devices, measure=False, **more)
 
 
 def planned(case: str, search: str) -> list[dict[str, Any]]:

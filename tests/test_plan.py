@@ -404,6 +404,19 @@ def test_a_plan_for_devices_that_are_not_there(devices, package):
     assert np.isfinite(images)
 
 
+BOTH = """
+from afterimage.planning.devices import find
+print(*(find(kind).mesh.devices.flat[0].platform for kind in ("tpu-v5e:4", "h100:1")))
+"""
+
+
+@pytest.mark.slow
+def test_tpus_and_gpus_are_planned_for_in_one_process():
+    for package in ("libtpu", "jax_cuda13_plugin"):
+        pytest.importorskip(package)
+    assert run_python(BOTH).split() == ["tpu", "cuda"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_parts_for_a_rented_device_run_at_toy_size(tmp_path):

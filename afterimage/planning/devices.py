@@ -206,10 +206,22 @@ def _leave_out_absent() -> None:
     """Without an accelerator, keep JAX from starting the plugins that compile for one.
 
     They would fail for want of a device or a driver. Has no effect once JAX has
-    started, or if the user chose the platforms.
+    started, or if the user chose the platforms. Their compilers need neither, and look
+    at the environment only once: for TPUs and GPUs in one process, it is set for both.
     """
     import jax
 
+    if not _any(_CHIPS):
+        # Without a chip, libtpu need not ask the cloud what machine this is, nor be
+        # the only one of its kind, and its warnings are about the missing chip.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    if not _any(_CARDS):
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     if not _any(_CHIPS + _CARDS) and not jax.config.jax_platforms:
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_platforms", "cpu")
@@ -254,15 +266,6 @@ def _topology(name: str, **settings: Any) -> list[Any]:
 
 def _tpu(word: str, kind: Kind, count: int) -> list[Any]:
     _require("libtpu", "plan-tpu", f"{word}:{count}")
-    if not _any(_CHIPS):
-        # Without a chip, libtpu need not ask the cloud what machine this is, nor be
-        # the only one of its kind, and its warnings are about the missing chip.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-        os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     topology = f"{word.removeprefix('tpu-')}:{kind.slices[count]}"
     # By default a slice has hosts of several chips, which do not divide one chip.
     return _topology(f"{word}:{count}", platform="tpu", topology_name=topology)
@@ -270,8 +273,6 @@ def _tpu(word: str, kind: Kind, count: int) -> list[Any]:
 
 def _cuda(word: str, kind: Kind, count: int) -> list[Any]:
     _require("jax_cuda13_plugin", "plan-cuda", f"{word}:{count}")
-    if not _any(_CARDS):
-        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     hosts = max(1, count // _PER_HOST)
     return _topology(
         f"{word}:{count}",
