@@ -414,7 +414,7 @@ print(*(find(kind).mesh.devices.flat[0].platform for kind in ("tpu-v5e:4", "h100
 def test_tpus_and_gpus_are_planned_for_in_one_process():
     for package in ("libtpu", "jax_cuda13_plugin"):
         pytest.importorskip(package)
-    assert run_python(BOTH).split() == ["tpu", "cuda"]
+    assert run_python(BOTH).split() == ["tpu", "gpu"]
 
 
 @pytest.mark.slow
