@@ -27,6 +27,9 @@ CASES = (
     *("photos-224@h100:8", "photos-224@tpu-v5e:16"),
     *("photos-224@l4:1", "photos-224@tpu-v6e:256"),
 )
+_LEVEL = os.environ.get("JAX_OPTIMIZATION_LEVEL")
+LEVEL = f", {_LEVEL}" if _LEVEL else ""
+"""The level of the compiler, in the names of rows if it is not the default."""
 TITLE = "Plans: presets on accelerators that are not there"
 NOTES = (
     "The training step of each preset, compiled for these devices on the CPU machine "
@@ -58,7 +61,7 @@ def planned(case: str, search: str) -> list[dict[str, Any]]:
     plan = make_plan(settings(case, search=search))
     print(plan_text(plan), flush=True)
     found, bounds = plan.forecast, plan.bounds()
-    name = f"{case.replace('@', ' on ')}, batch {plan.config.batch_size}"
+    name = f"{case.replace('@', ' on ')}, batch {plan.config.batch_size}{LEVEL}"
     figures: dict[str, float] = {}
     if found is not None:
         figures = {"memory of a device, MiB": found.needs / 2**20}
@@ -70,13 +73,14 @@ def planned(case: str, search: str) -> list[dict[str, Any]]:
         figures |= {"MB an image": found.bytes / 1e6}
         moved = sum(size for _, size in found.collectives.values())
         figures |= {"MB of collectives a step": moved / 1e6}
-        figures |= {"operations through the host": found.detours}
+        figures |= {"host calls": found.host_calls}
         figures |= {"bound, images/s": min(bounds.values())}
         figures |= {"seconds to compile here": found.seconds}
     for variant, one in plan.largest.items():
         figures[f"largest batch, {variant}"] = one.batch
     return [
-        row("plan", name, metric, value, case=case) for metric, value in figures.items()
+        row("plan", name, metric, value, case=case + LEVEL)
+        for metric, value in figures.items()
     ]
 
 
@@ -105,11 +109,11 @@ def compared(case: str) -> list[dict[str, Any]]:
         "temporary memory": ours.temporary / plain.temporary,
     }
     print(case, ratios, flush=True)
-    name = f"{case.replace('@', ' on ')}, batch {config.batch_size}, ours / plain"
-    if level := os.environ.get("JAX_OPTIMIZATION_LEVEL"):
-        name += f", {level}"
+    name = (
+        f"{case.replace('@', ' on ')}, batch {config.batch_size}, ours / plain{LEVEL}"
+    )
     return [
-        row("ours / plain", name, metric, value, case=case)
+        row("ours / plain", name, metric, value, case=case + LEVEL)
         for metric, value in ratios.items()
     ]
 
@@ -125,7 +129,7 @@ def main() -> None:
     table = "ours / plain" if given.plain else "plan"
     for case in given.cases:
         rows = read_results("plan")
-        mine = [r for r in rows if r["table"] == table and r["case"] == case]
+        mine = [r for r in rows if r["table"] == table and r["case"] == case + LEVEL]
         if mine and not given.again:
             print(f"{case} is done")
             continue

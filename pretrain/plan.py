@@ -58,8 +58,8 @@ class Forecast:
     """An image."""
     collectives: Mapping[str, tuple[int, int]]
     """{name: (number, bytes on each device)} of a step."""
-    detours: int
-    """Operations of a step that go through the host."""
+    host_calls: int
+    """Of a step."""
     seconds: float
     """To compile it here."""
     text: str = dataclasses.field(repr=False)
@@ -189,9 +189,10 @@ def builder(settings: PlanConfig, devices: Devices, config: PretrainConfig) -> B
 def config_of(settings: PlanConfig, devices: Devices) -> PretrainConfig:
     """The run's settings, with a batch that the devices can share."""
     given = {"data": _NOWHERE, "out": _NOWHERE, **settings.changes()}
-    asked, preset = settings.objective, PRESETS.get(settings.preset or "")
-    plain = preset is None or "augment" not in preset.settings
-    if plain and asked is not None and len(OBJECTIVES.get(asked).views) > 1:
+    preset = PRESETS.get(settings.preset or "")
+    augmented = preset is not None and "augment" in preset.settings
+    views = OBJECTIVES.get(settings.objective).views if settings.objective else ()
+    if len(views) > 1 and not augmented:
         given.setdefault("augment", PHOTOS)
     if settings.preset is None:
         config = PretrainConfig(**given)
@@ -245,7 +246,7 @@ def forecast(config: PretrainConfig, lowered: Lowered, compiled: Compiled) -> Fo
         collectives={
             name: (one.count, one.bytes) for name, one in compiled.collectives.items()
         },
-        detours=len(compiled.detours),
+        host_calls=compiled.host_calls,
         seconds=compiled.seconds,
         text=compiled.text,
     )

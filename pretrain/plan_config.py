@@ -14,8 +14,8 @@ class PlanConfig:
     """What pretraining would need on devices that need not be there."""
 
     preset: str | None = None
-    """The pretraining preset to plan; the flags below win over it. Default:
-    `conv` with objective `plain`."""
+    """The pretraining preset to plan; the flags below win over it. Without
+    it: encoder `conv`, objective `plain`."""
 
     devices: str | None = None
     """KIND:NUMBER, such as h100:8, l4:1, tpu-v5e:16, tpu-v6e:256 or cpu:1. Default: the
@@ -45,7 +45,8 @@ class PlanConfig:
     """The objective, with its default settings."""
 
     augment: str | None = None
-    """The augmentation; `photos` if the objective compares views and none is given."""
+    """The augmentation. Default: the preset's, or `photos` if the objective compares
+    views."""
 
     view_size: int | None = None
     """Side of the views that `crop` cuts out of the images, in pixels."""
@@ -86,16 +87,10 @@ class PlanConfig:
 
     def changes(self) -> dict[str, object]:
         """The settings of PretrainConfig that replace those of the preset."""
-        names = ("batch_size", "image_size", "channels", "from_", "model", "objective")
-        names += (
-            "augment",
-            "view_size",
-            "decoder",
-            "width",
-            "precision",
-            "accumulate",
-            "remat",
+        names = (
+            *("batch_size", "image_size", "channels", "from_", "model", "width"),
+            *("objective", "augment", "view_size", "decoder", "precision"),
+            *("accumulate", "remat", "shard_parameters"),
         )
-        names += ("shard_parameters",)
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}

@@ -80,7 +80,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"A step: {count} {name} of {quantity(size, 'B')} on each device"
     if not found.collectives:
         yield "A step: no collectives"
-    yield f"A step: {found.detours or 'no'} calls of the host"
+    calls = found.host_calls
+    yield f"A step: calls the host {calls} times" if calls else "A step: no host calls"
     yield f"Compiled in {clock(found.seconds)} here"
 
 

@@ -107,4 +107,15 @@ def test_a_tpus_comparisons_are_the_tables_of_others():
     counts, tones = randaugment._scattered(rows), randaugment._looked_up(table, rows)
     assert counts.sum() == rows.size
     np.testing.assert_array_equal(randaugment._compared(rows), counts)
-    np.testing.assert_array_equal(randaugment._chosen(table, rows), tones)
+    np.testing.assert_array_equal(
+        randaugment._looked_up_by_comparing(table, rows), tones
+    )
+
+
+def test_a_tpu_scatters_no_levels():
+    traced = jax.jit(randaugment._equalized).trace(IMAGES)
+    programs = (
+        traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("tpu", "cpu")
+    )
+    assert ["stablehlo.scatter" in program for program in programs] == [False, True]

@@ -366,10 +366,10 @@ def test_steps_on_accelerators_never_call_the_host(tiny, asked):
     program, lowered = plans.builder(settings, devices, config).lowered(config)
     step = compile_step(program.trainer.phases[0].step)
     traced = step.trace(lowered.state, lowered.batch, lowered.data)
+    assert "callback" not in str(traced.jaxpr)
     for platform in ("tpu", "cuda"):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert "callback" not in text
-        assert "lapack" not in text
+        # A callback, or a form that only the CPU has, would be refused here.
+        traced.lower(lowering_platforms=(platform,))
 
 
 def test_calls_of_the_host_are_counted():
@@ -377,9 +377,40 @@ def test_calls_of_the_host_are_counted():
         jax.debug.callback(lambda _: None, x)
         return 2 * x
 
+    assert "callback" in str(jax.make_jaxpr(step)(jnp.ones(3)))
     compiled = compile_lowered(jax.jit(step).lower(jnp.ones(3)))
-    assert len(compiled.detours) == 1
-    assert not compile_lowered(jax.jit(lambda x: 2 * x).lower(jnp.ones(3))).detours
+    assert compiled.host_calls == 1
+    none = compile_lowered(jax.jit(lambda x: 2 * x).lower(jnp.ones(3)))
+    assert none.host_calls == 0
+    there = """
+  %s = (f32[4]{0}, u32[], token[]) send(%x, %t), channel_id=3, is_host_transfer=true
+  %d = token[] send-done(%s), channel_id=3, is_host_transfer=true
+  %o = token[] outfeed(%y, %t), outfeed_shape=f32[4]{0}
+  %n = (f32[4]{0}, u32[], token[]) send(%x, %t), channel_id=4
+  %c = f32[4]{0} custom-call(%x), custom_call_target="xla_ffi_python_gpu_callback"
+"""
+    assert dataclasses.replace(none, text=there).host_calls == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "augment"),
+    [
+        pytest.param({"objective": "simclr"}, "photos", id="views"),
+        pytest.param({"objective": "plain"}, "none", id="one view"),
+        pytest.param(
+            {"objective": "simclr", "augment": "crop,flip"}, "crop,flip", id="given"
+        ),
+        pytest.param(
+            {"objective": "simclr", "preset": "photos-64"}, "crop-flip", id="preset"
+        ),
+    ],
+)
+def test_views_that_are_compared_are_augmented(asked, augment):
+    settings = PlanConfig(**asked, image_size=32, devices="cpu:1", batch_size=8)
+    config = plans.config_of(settings, find("cpu:1"))
+    assert config.augment == augment
+    cut = dataclasses.replace(settings, augment="crop", view_size=24)
+    assert plans.config_of(cut, find("cpu:1")).view_size == 24
 
 
 def test_settings_that_cannot_be_are_named(capsys):

@@ -21,7 +21,8 @@ _CALL = re.compile(
     r"(?P<start>-start)?\("
 )
 _TO_HOST = re.compile(
-    r" (?:infeed|outfeed)\(|custom_call_target=\"[^\"]*callback|is_host_transfer=true",
+    r" (?:infeed|outfeed)\(| (?:send|recv)\(.*is_host_transfer=true"
+    r"|custom_call_target=\"[^\"]*callback",
     re.IGNORECASE,
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
@@ -51,7 +52,8 @@ class Compiled:
     code: int
     """Bytes of the program itself, where the device holds it."""
     flops: float
-    """Of one step: the loop over the steps of a dispatch counts once."""
+    """Of one step: the loop over the steps of a dispatch counts once, and so does any
+    other loop, such as a TPU's over parts of a large image that is turned."""
     bytes: float
     """Read and written by the operations of one step, as if none stayed on the chip."""
     collectives: Mapping[str, Collective]
@@ -59,10 +61,9 @@ class Compiled:
     """Time to compile it here."""
 
     @property
-    def detours(self) -> list[str]:
-        """The operations that go through the host: callbacks, feeds and transfers."""
-        lines = self.text.splitlines()
-        return [line.strip() for line in lines if _TO_HOST.search(line)]
+    def host_calls(self) -> int:
+        """How many operations call the host: callbacks, feeds and transfers."""
+        return sum(1 for line in self.text.splitlines() if _TO_HOST.search(line))
 
     @property
     def memory(self) -> int:

@@ -6,7 +6,7 @@ are, so that a spec for photos also suits grey ones.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from afterimage.data.augmentations.resampling import takes
 from afterimage.plugins import AUGMENTATIONS
@@ -72,9 +72,7 @@ def color(
     chosen, order, factors, turn = jax.random.split(key, 4)
     kinds = 4 if images.shape[-1] == 3 else 2
     one_each = (len(images), 1, 1, 1)
-    draws = jax.random.uniform(order, (kinds, *one_each))
-    # Where each kind comes, without a sort, which takes a TPU's compiler seconds.
-    places = (draws[None] < draws[:, None]).sum(1)
+    places = _places(jax.random.uniform(order, (kinds, *one_each)))
     kind_of = jnp.arange(kinds).reshape(kinds, 1, 1, 1, 1)
     low = max(0.0, 1 - 0.8 * strength)
     factors = jax.random.uniform(
@@ -95,6 +93,15 @@ def color(
         # Computed once: XLA would repeat each change for every use of it on CPU.
         found = jax.lax.optimization_barrier(blended)
     return jnp.where(_chosen(chosen, images, probability), found, images)
+
+
+def _places(draws: Float[Array, "k b 1 1 1"]) -> Int[Array, "k b 1 1 1"]:
+    """The place of each number among those of its image; of equal ones, the first comes
+    first. Without a sort, which takes a TPU's compiler seconds."""
+    number = jnp.arange(len(draws)).reshape(-1, 1, 1, 1, 1)
+    one, other = draws[:, None], draws[None]
+    equal = (other == one) & (number[None] < number[:, None])
+    return ((other < one) | equal).sum(1)
 
 
 @AUGMENTATIONS.add("white-balance")

@@ -137,7 +137,9 @@ def _equalized(images: Images) -> Images:
     before = jnp.cumsum(counts, 1) - counts
     table = jnp.clip((before + step // 2) // jnp.maximum(step, 1), 0, 255)
     table = jnp.where(step > 0, table, jnp.arange(256)[None])
-    found = lax.platform_dependent(table, rows, tpu=_chosen, default=_looked_up)
+    found = lax.platform_dependent(
+        table, rows, tpu=_looked_up_by_comparing, default=_looked_up
+    )
     found = found.reshape(count, channels, height, width).transpose(0, 2, 3, 1)
     return found.astype(images.dtype) / 255
 
@@ -159,7 +161,11 @@ def _looked_up(table: Int[Array, "r 256"], rows: Int[Array, "r n"]) -> Array:
     return jnp.take_along_axis(table, rows, 1)
 
 
-def _chosen(table: Int[Array, "r 256"], rows: Int[Array, "r n"]) -> Array:
+def _looked_up_by_comparing(
+    table: Int[Array, "r 256"], rows: Int[Array, "r n"]
+) -> Array:
     """The same by comparisons."""
     levels = jnp.arange(256)[None, None]
-    return jnp.where(rows[..., None] == levels, table[:, None], 0).sum(2)
+    return jnp.where(rows[..., None] == levels, table[:, None], 0).sum(
+        2, dtype=jnp.int32
+    )

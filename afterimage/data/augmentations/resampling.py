@@ -26,8 +26,8 @@ _PHOTO = 1024
 in its own proportions."""
 _SHRINK = 2
 """Images more than this many times the size of their views are reduced first."""
-_AT_ONCE = 2**18
-"""Numbers that the products of an image may have at a time: 1 MiB."""
+_AT_ONCE = 2**21
+"""Numbers that the products of an image may have at a time: 8 MiB."""
 
 
 class Canvas(NamedTuple):
@@ -153,7 +153,7 @@ def nearest(
     marks: Integer[Array, "b h w"], move: Affine, size: Size, *, continues: bool = False
 ) -> Integer[Array, "b _h _w"]:
     """A mark of each pixel, such as its class, under a movement: that of the nearest
-    pixel, where `resample` shows the image."""
+    pixel, where `resample` shows the image. Marks are exact up to 2**24."""
     values = marks[..., None].astype(jnp.float32)
     beyond = _continued if continues else _mirrored
     found = _sampled(values, move, Sampling(size, beyond, _closest))
@@ -227,7 +227,8 @@ class Sampling(NamedTuple):
     beyond: Callable[[Array, int], Array]
     """The pixel that is shown for one that may be beyond the border."""
     spread: Callable[[Array, Array, int], Taps]
-    """(place, pixels from one of the result to the next, the most of them) -> lines."""
+    """(place in pixels, pixels from one of the result to the next, at most how many) ->
+    lines and weights."""
 
 
 def _sampled(
@@ -235,7 +236,8 @@ def _sampled(
 ) -> Float[Array, "b _h _w c"]:
     """Each pixel as a weighted sum of those around its place."""
     gathers, products = _forms(how)
-    return lax.platform_dependent(images, move, tpu=products, default=gathers)
+    found = lax.platform_dependent(images, move, tpu=products, default=gathers)
+    return found.astype(images.dtype)
 
 
 @functools.cache
@@ -286,7 +288,7 @@ def _by_gathers(
     rows, columns = _taps(move, _places(how.size[0]), (height, width), how)
     flat = images.reshape(count, height * width, channels)
     take = jax.vmap(lambda pixels, index: jnp.take(pixels, index, 0, mode="clip"))
-    found = jnp.zeros((count, *how.size, channels), images.dtype)
+    found = jnp.zeros((count, *how.size, channels), jnp.float32)
     for row, row_weight in rows:
         for column, weight in columns:
             pixel = take(flat, row * width + column)
@@ -298,28 +300,37 @@ def _by_products(
     images: Float[Array, "b h w c"], move: Affine, how: Sampling
 ) -> Float[Array, "b _h _w c"]:
     """The same by products of matrices. A TPU gathers pixels one by one, and stores
-    each of them as a line of 128 numbers."""
+    each of them as a line of 128 numbers.
+
+    Products of images have a TPU's own precision, bfloat16: about 1/255.
+    """
     count, height, width, channels = images.shape
     flat = images.reshape(count, height, width * channels)
     # Marks are whole numbers, which stay exact.
     precision = lax.Precision.HIGHEST if how.spread is _closest else None
-    product = functools.partial(jnp.einsum, precision=precision)
-    unite = jnp.tile(jnp.eye(channels, dtype=images.dtype), (width, 1))
+    product = functools.partial(
+        jnp.einsum, precision=precision, preferred_element_type=jnp.float32
+    )
+    unite = jnp.tile(jnp.eye(channels), (width, 1))
 
     def some(down: Float[Array, " i"]) -> Float[Array, "b i j c"]:
         rows, columns = _taps(move, down, (height, width), how)
         above = _matrix(rows, jnp.arange(height)).astype(images.dtype)
         beside = _matrix(columns, jnp.arange(width * channels) // channels)
-        lines = product("bijr,brx->bijx", above, flat) * beside.astype(images.dtype)
+        lines = product("bijr,brx->bijx", above, flat) * beside
         return product("bijx,xc->bijc", lines, unite)
 
     down = _places(how.size[0])
-    most = max(1, _AT_ONCE // (how.size[1] * width * channels))
-    together = next(n for n in range(min(most, len(down)), 0, -1) if not len(down) % n)
-    if together == len(down):
+    row = how.size[1] * (height + 2 * width * channels)
+    together = max(1, _AT_ONCE // row)
+    if together >= len(down):
         return some(down)
-    found = lax.map(some, down.reshape(-1, together))
-    return jnp.moveaxis(found, 0, 1).reshape(count, *how.size, channels)
+    blocks = -(-len(down) // together)
+    together = -(-len(down) // blocks)
+    padded = jnp.pad(down, (0, blocks * together - len(down)), mode="edge")
+    found = lax.map(some, padded.reshape(blocks, together))
+    found = jnp.moveaxis(found, 0, 1).reshape(count, -1, how.size[1], channels)
+    return found[:, : len(down)]
 
 
 def _matrix(taps: Taps, lines: Integer[Array, " x"]) -> Float[Array, "b i j x"]:
