@@ -31,13 +31,14 @@ def pytest_configure(config):
     """Most of the quick tests' time is compiling: without most optimisations.
 
     Not where tests that take long, or are measured, are among them: a run is compared
-    with a fixture's bit for bit, so all of a session compile alike. Child processes
-    compile as users' do.
+    with a fixture's bit for bit, so all of a session compile alike.
     """
     chosen = config.option.markexpr
     if not all(f"not {mark}" in chosen for mark in ("slow", "speed")):
         return
     jax.config.update("jax_disable_most_optimizations", True)
+    # Of processes that tests start; they are compared with each other alone.
+    os.environ["AFTERIMAGE_TEST_XLA_CHILDREN"] = "--xla_backend_optimization_level=0"
     if not hasattr(config, "workerinput"):
         _offer_workers_the_plain_emitters()
     elif _FLAGS in os.environ and "XLA_FLAGS" not in os.environ:

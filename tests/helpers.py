@@ -24,7 +24,8 @@ def cut_back(run: pathlib.Path, copy: pathlib.Path, step: int) -> pathlib.Path:
 
 def environment(devices: int = 1, **extra: str) -> dict[str, str]:
     """The environment of a child process with so many CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    quick = os.environ.get("AFTERIMAGE_TEST_XLA_CHILDREN", "")
+    flags = f"--xla_force_host_platform_device_count={devices} {quick}"
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -55,18 +55,6 @@ def config(out, **changes):
     return PretrainConfig(**settings | changes)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_compile_cache(tmp_path_factory):
-    """Runs with equal settings compile once; other tests have caches of their own."""
-    folder = tmp_path_factory.mktemp("xla")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One whole run and its result, shared by the tests that only look at it."""

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import fsspec
-import jax
 import numpy as np
 import pytest
 
@@ -41,17 +40,6 @@ def config(out=URL, **changes):
         "probe_images": 64,
     }
     return PretrainConfig(**settings | changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_compile_cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("xla")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
