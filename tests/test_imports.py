@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from tests.helpers import run_python
+
 ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     "checkpoints": {"checkpoints"},
@@ -100,3 +102,24 @@ def test_no_room_is_imported_by_its_folders_name():
                 found = [m for m in modules if m.split(".")[0] in rooms]
                 wrong += [f"{file.relative_to(ROOT)} imports {m}" for m in found]
     assert not wrong, wrong
+
+
+EVERYTHING = """
+import importlib, pkgutil
+import afterimage
+from jax._src.xla_bridge import backends_are_initialized
+for module in pkgutil.walk_packages(afterimage.__path__, "afterimage."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            assert "afterimage" not in str(error.name), error
+    assert not backends_are_initialized(), module.name
+print("none")
+"""
+
+
+def test_no_import_starts_the_devices():
+    """Afterwards a job could not join its hosts, nor `plan` use compilers of devices
+    that are not there."""
+    assert run_python(EVERYTHING).split()[-1] == "none"

@@ -4,7 +4,9 @@ Dalal & Triggs, "Histograms of Oriented Gradients for Human Detection" (2005), s
 6: nine unsigned orientations, with each pixel's vote split between the two nearest.
 """
 
+import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +113,7 @@ def hog_vectors(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"
         # Padded to one shape, which is compiled once.
         missing = _CHUNK - len(part) if len(images) > _CHUNK else 0
         part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        found.append(np.asarray(_described(part))[: _CHUNK - missing])
+        found.append(np.asarray(_compiled()(part))[: _CHUNK - missing])
     return np.concatenate(found)
 
 
@@ -159,7 +161,12 @@ def _descriptor(
     return blocks.reshape(turn.shape[0], math.prod(blocks.shape[1:]))
 
 
-@jit
+@functools.cache
+def _compiled() -> Any:
+    """When it is first called: importing a module does not start JAX's devices."""
+    return jit(_described)
+
+
 def _described(images: UInt8[Array, "b h w c"]) -> Float[Array, "b d"]:
     turn, size = gradients(images.astype(jnp.float32) / 255)
     strongest = size == size.max(-1, keepdims=True)
