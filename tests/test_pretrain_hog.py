@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ import pytest
 from afterimage.data import open_data
 from afterimage.data.preprocessing import Preprocessing
 from afterimage.errors import UserError
+from afterimage.pretrain import hog
 from afterimage.pretrain.config import PretrainConfig
-from afterimage.pretrain.hog import (
-    cell_size,
-    histograms,
-    hog_picture,
-    hog_target,
-    mean_histogram,
-)
+from afterimage.pretrain.hog import cell_size, mean_histogram
 from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.run import pretrain
+
+# Compiled once, not operation by operation.
+histograms, hog_target, hog_picture = (
+    jax.jit(function, static_argnums=1)
+    for function in (hog.histograms, hog.hog_target, hog.hog_picture)
+)
 
 
 def pixels(shape=(2, 12, 12, 3), seed=0):
