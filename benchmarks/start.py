@@ -111,7 +111,7 @@ def main() -> None:
             cold.append(_first_step(home / f"cold{i}", data, cache))
             warm.append(_first_step(home / f"warm{i}", data, cache))
             stalls.append(_stall(home / f"resident{i}", data, cache))
-            off = ("--resident", "False")
+            off = ("--no-resident",)
             streamed.append(_stall(home / f"host{i}", data, cache, *off))
         rows += _commands()
         metric = "seconds to the first step"

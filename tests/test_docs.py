@@ -83,6 +83,12 @@ def test_commands_and_their_flags_exist(page):
     assert not unknown
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_switches_take_no_value(page):
+    """They are --name or --no-name; a value would be taken for the data."""
+    assert not re.findall(r"--[a-z-]+[ =](?:True|False)\b", page.read_text())
+
+
 @pytest.mark.parametrize("presets", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
 def test_every_preset_is_in_the_guide(presets):
     text = (ROOT / "docs/guide/presets.md").read_text()
