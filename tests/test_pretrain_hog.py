@@ -18,7 +18,7 @@ from afterimage.pretrain.run import pretrain
 
 # Compiled once, not operation by operation.
 histograms, hog_target, hog_picture = (
-    jax.jit(function, static_argnums=1)
+    jax.jit(function, static_argnums=(1, 2))
     for function in (hog.histograms, hog.hog_target, hog.hog_picture)
 )
 
