@@ -17,9 +17,10 @@ from afterimage.pretrain.losses import ReconstructionLoss
 from afterimage.pretrain.run import pretrain
 
 # Compiled once, not operation by operation.
-histograms, hog_target, hog_picture = (
+histograms = jax.jit(hog.histograms, static_argnums=1)
+hog_target, hog_picture = (
     jax.jit(function, static_argnums=(1, 2))
-    for function in (hog.histograms, hog.hog_target, hog.hog_picture)
+    for function in (hog.hog_target, hog.hog_picture)
 )
 
 
